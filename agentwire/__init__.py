@@ -1,0 +1,24 @@
+"""agentwire: LLM agents that hand each other soft tokens instead of text.
+
+``import agentwire`` imports no torch, no transformers and no pyzmq; they load on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from agentwire.errors import AgentwireError, RequestError
+
+if TYPE_CHECKING:
+    from agentwire.runtime import Reply, Runtime, open
+
+__version__ = "0.1.0"
+__all__ = ["AgentwireError", "Reply", "RequestError", "Runtime", "__version__", "open"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in {"open", "Runtime", "Reply"}:
+        from agentwire import runtime
+
+        return getattr(runtime, name)
+    raise AttributeError(f"module 'agentwire' has no attribute {name!r}")

@@ -1,0 +1,73 @@
+"""What a child process needs to know to be an agent: plain values, sent as JSON on its stdin."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class OutgoingBridge(BaseModel):
+    """A wire on which this agent is the sender, and the bridge folder it uses (None: no bridge)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    wire: str
+    receiver: str
+    folder: str | None
+
+
+class FakeModel(BaseModel):
+    """Settings of the fake backend: deterministic, no torch, with faults on demand (for tests)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    width: int = 16
+    layers: int = 4
+    encode_ms: float = 0.0
+    decode_ms: float = 0.0
+    load_ms: float = 0.0
+    crash_on: str = ""  # the process dies at once when a text holds this
+    raise_on: str = ""  # the backend raises when a text holds this
+    nan_on: str = ""  # the payload of such a text holds a NaN
+    hang_on: str = ""  # compute never returns when a text holds this
+
+
+class AgentSpec(BaseModel):
+    """One agent process."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    backend: Literal["transformers", "fake"]
+    model: str = Field(description="registry name, hub name, or local folder")
+    weights: Literal["pretrained", "random"] = "pretrained"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "cpu"
+    threads: int | None = Field(default=None, description="CPU threads of this process")
+    max_batch: int = 16
+    max_wait_ms: float = 2.0
+    bridges: tuple[OutgoingBridge, ...] = ()
+    incoming: tuple[str, ...] = ()  # wires on which this agent is the receiver
+    fallback: dict[str, Literal["text", "error"]] = Field(default_factory=dict)
+    fake: FakeModel = Field(default_factory=FakeModel)
+
+
+class BusAddress(BaseModel):
+    """Where the bus is, and what this incarnation must say to be let in."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    endpoint: str  # ipc://… or tcp://…
+    run: str  # 32 hex digits
+    epoch: int
+    token: str  # hex secret of this run
+
+
+class Birth(BaseModel):
+    """The whole message from the supervisor to its child: one JSON line on stdin."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    agent: AgentSpec
+    bus: BusAddress

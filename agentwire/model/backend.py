@@ -1,0 +1,99 @@
+"""What an agent asks of a model. Two engines implement it: ``transformers`` and ``fake``.
+
+A backend is used by one thread. Arrays at this border are numpy, so that neither the agent loop
+nor the tests need torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from agentwire.wire.messages import BridgeIdentity, ModelIdentity, TaskSpec
+
+Progress = Callable[[str, float], None]
+"""Called while something slow goes on: (stage, fraction in 0..1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What a sender made of a batch of texts.
+
+    Attributes:
+        payload: float16 [n, M, d], C-contiguous.
+        stages: milliseconds: ``tokenize``, ``encode`` (the sender's layers), ``bridge``.
+    """
+
+    payload: npt.NDArray[np.float16]
+    stages: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What a receiver answered for a batch.
+
+    Attributes:
+        scores: float32 [n, L]: log-probabilities restricted to the task's L labels.
+        stages: milliseconds: ``decode`` (the receiver's forward), ``tokenize`` where it read text.
+    """
+
+    scores: npt.NDArray[np.float32]
+    stages: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """Generated texts of a batch; ``stages`` in milliseconds: ``tokenize``, ``generate``."""
+
+    texts: list[str]
+    stages: dict[str, float]
+
+
+class Backend(Protocol):
+    """One language model on one device."""
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Which model this is; sent in Hello."""
+        ...
+
+    def add_bridge(self, folder: Path) -> BridgeIdentity:
+        """Loads and verifies a bridge that reads this model's states.
+
+        Raises:
+            BridgeError: missing, corrupt, or made for another model or layer count.
+        """
+        ...
+
+    def prepare(self, task: TaskSpec) -> None:
+        """Compiles the task's prompts and label tokens.
+
+        Raises:
+            ScenarioError: two labels share their first token, or a prompt is not usable.
+        """
+        ...
+
+    def encode(self, texts: Sequence[str], bridge: str) -> Encoded:
+        """Soft tokens for n texts, through the bridge with this fingerprint."""
+        ...
+
+    def score_soft(self, payload: npt.NDArray[np.float16], task: TaskSpec) -> Scored:
+        """Label scores for n payloads, float16 [n, M, d]. The input was checked before."""
+        ...
+
+    def score_text(self, texts: Sequence[str], task: TaskSpec) -> Scored:
+        """Label scores where the model reads the n texts itself."""
+        ...
+
+    def relay(self, texts: Sequence[str], task: TaskSpec) -> Generated:
+        """The text-channel message for each of n texts (``task.relay``)."""
+        ...
+
+    def generate(self, texts: Sequence[str], task: TaskSpec) -> Generated:
+        """Free-text answers to ``task.text_prompt`` for n texts."""
+        ...

@@ -1,0 +1,147 @@
+"""The scenario file: what it may say, checked by pydantic (unknown keys are refused).
+
+``load.py`` reads the YAML, follows ``use:`` to agent files and turns every validation error into
+one line with the nearest key. Nothing in here touches disk, network, torch or the environment.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+"""Names of agents and scenarios: lower case, digits, ``_`` and ``-``."""
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelChoice(Strict):
+    """One model on one device.
+
+    Attributes:
+        model: registry name (``agentwire models list``), hub name, or a local folder.
+        path: local folder with the weights, tried first.
+        weights: ``random`` builds the model's exact shape without weights (speed only).
+        layer: hidden states are read after this many layers, when this agent sends.
+        device: ``auto`` takes a free GPU, else the CPU.
+    """
+
+    model: str
+    path: str | None = None
+    weights: Literal["pretrained", "random"] = "pretrained"
+    layer: Annotated[int, Field(ge=1)] | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda:\d+)$")] = "auto"
+    threads: Annotated[int, Field(ge=1)] | None = None
+    backend: Literal["transformers", "fake"] = "transformers"
+
+
+class Agent(ModelChoice):
+    """An agent, and the model that may stand in where its own cannot run."""
+
+    stand_in: ModelChoice | None = None
+
+
+class WireSpec(Strict):
+    """A directed edge between two agents.
+
+    Attributes:
+        bridge: folder name of the bridge, or ``auto``: ``<sender>--<receiver>--<dataset>`` of the
+            models and data that really run.
+        soft_tokens: M.
+        fallback: where soft tokens cannot be had: relay as ``text``, or end in an ``error``.
+    """
+
+    sender: Name = Field(alias="from")
+    receiver: Name = Field(alias="to")
+    bridge: str = "auto"
+    soft_tokens: Annotated[int, Field(ge=1, le=512)] = 8
+    fallback: Literal["text", "error"] = "text"
+
+    @property
+    def name(self) -> str:
+        """Wire id on the bus."""
+        return f"{self.sender}->{self.receiver}"
+
+
+class DataChoice(Strict):
+    """Rows of one dataset.
+
+    Attributes:
+        dataset: name (``agentwire data list``); also picks the task's prompts and labels.
+        path: a JSONL file or a folder in the same format, tried first.
+        split: which split is scored.
+    """
+
+    dataset: str
+    path: str | None = None
+    split: str = "test"
+
+
+class TaskChoice(DataChoice):
+    """What is asked, on which rows, and which data may stand in."""
+
+    stand_in: DataChoice | None = None
+
+
+class TrainSpec(Strict):
+    """How ``agentwire train`` trains the scenario's bridge. Defaults are the shipped recipe."""
+
+    steps: Annotated[int, Field(ge=1)] = 1500
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    hidden: Annotated[int, Field(ge=8)] = 256
+    blocks: Annotated[int, Field(ge=1)] = 2
+    heads: Annotated[int, Field(ge=1)] = 8
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    held_out: Annotated[int, Field(ge=16)] = 1000
+    max_rows: Annotated[int, Field(ge=0)] = 0
+    evaluate_every: Annotated[int, Field(ge=1)] = 250
+    max_text_tokens: Annotated[int, Field(ge=8)] = 96
+    seed: int = 0
+
+
+Method = Literal["bridge", "text_relay", "text_relay_verbatim", "receiver_direct", "sender_direct"]
+
+
+class Scenario(Strict):
+    """One experiment: agents, wires, and (optionally) a task to run through them."""
+
+    name: Name
+    description: str = ""
+    agents: dict[Name, Agent]
+    wires: list[WireSpec] = Field(min_length=1)
+    task: TaskChoice | None = None
+    methods: list[Method] = Field(
+        default=["bridge", "text_relay", "receiver_direct", "sender_direct"], min_length=1
+    )
+    batch_size: Annotated[int, Field(ge=1, le=256)] = 16
+    in_flight: Annotated[int, Field(ge=1, le=16)] = 2
+    limit: Annotated[int, Field(ge=0)] | None = None
+    seed: int = 0
+    deadline_s: Annotated[float, Field(gt=0)] = 300.0
+    train: TrainSpec = Field(default_factory=TrainSpec)
+
+    @model_validator(mode="after")
+    def _wires_join_known_agents(self) -> Scenario:
+        seen: set[str] = set()
+        for wire in self.wires:
+            for end in (wire.sender, wire.receiver):
+                if end not in self.agents:
+                    known = ", ".join(sorted(self.agents))
+                    raise ValueError(
+                        f"wire {wire.name} names the agent {end!r}, which is not defined "
+                        f"(agents: {known})"
+                    )
+            if wire.sender == wire.receiver:
+                raise ValueError(f"wire {wire.name} leads from an agent to itself")
+            if wire.name in seen:
+                raise ValueError(f"wire {wire.name} is defined twice")
+            seen.add(wire.name)
+        return self

@@ -1,0 +1,496 @@
+"""Message types of the agentwire protocol: frozen values, no IO, no encoding.
+
+One message is one multipart ZeroMQ message (see ``codec`` for the frames). A message carries a
+*batch* of rows; every row keeps its 16-byte request id from client to result, and dedup, cancel
+and retry go by it. Time is never absolute on the wire: deadlines are milliseconds left, stage
+times are durations.
+
+Legs of one request on a wire ``sender -> receiver``::
+
+    client --Encode--> sender --Soft | Text--> receiver --Result | Nack--> client
+
+A wire whose name starts with ``@`` is a *direct* wire (client -> one agent): the client sends
+``Text`` itself, and the agent answers from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import IntEnum, StrEnum
+from typing import Literal, TypeAlias
+
+from agentwire.errors import NackCode
+
+PROTOCOL_VERSION = 1
+DIRECT_PREFIX = "@"
+
+
+class MessageType(IntEnum):
+    """Numbers of the message types on the wire (field ``t`` of the header)."""
+
+    HELLO = 1
+    WELCOME = 2
+    DEFINE = 3
+    OFFER = 4
+    ACCEPT = 5
+    ENCODE = 6
+    SOFT = 7
+    TEXT = 8
+    RESULT = 9
+    NACK = 10
+    CREDIT = 11
+    PING = 12
+    PONG = 13
+    CANCEL = 14
+    PROGRESS = 15
+    GOODBYE = 16
+
+
+class Channel(StrEnum):
+    """How a message crossed from sender to receiver."""
+
+    SOFT = "soft"
+    TEXT = "text"
+
+
+class Role(StrEnum):
+    AGENT = "agent"
+    CLIENT = "client"
+    BROKER = "broker"
+
+
+def direct_wire(agent: str) -> str:
+    """Name of the direct wire from the client to ``agent``."""
+    return DIRECT_PREFIX + agent
+
+
+# -- values that messages carry -------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One request in a batch.
+
+    Attributes:
+        request_id: 16 bytes, unique for each request, kept over retries and incarnations.
+        ms_left: milliseconds until the deadline, measured when the message was sent; None: none.
+        trace_id: 16 bytes for logs; all zero if none.
+        size: bytes of this row's part of a text body (UTF-8); 0 where the body is not text.
+    """
+
+    request_id: bytes
+    ms_left: int | None = None
+    trace_id: bytes = bytes(16)
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """Which model a peer runs.
+
+    Attributes:
+        name: registry or hub name.
+        fingerprint: hex sha256 over the source files as published (docs/protocol.md).
+        width: size of the embedding space, d.
+        layers: number of transformer layers.
+        embedding_rms: RMS of the model's own scaled input embeddings.
+        dtype: dtype of the weights in memory, e.g. ``float32``.
+        device: where it runs, e.g. ``cuda:0``.
+    """
+
+    name: str
+    fingerprint: str
+    width: int
+    layers: int
+    embedding_rms: float
+    dtype: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeIdentity:
+    """What both ends must agree on before the first payload.
+
+    Attributes:
+        name: folder name of the bridge.
+        fingerprint: hex sha256 of weights.safetensors.
+        sender: fingerprint of the sender's model.
+        receiver: fingerprint of the receiver's model.
+        layer: hidden states are read after this many layers of the sender.
+        soft_tokens: M.
+        width: d of the receiver.
+        prompts: hashes of the prompts it was trained for (``TaskSpec.prompt_hash``), or
+            ``("any",)`` for a universal bridge.
+        rms_range: lowest and highest RMS of one soft token that the receiver accepts.
+    """
+
+    name: str
+    fingerprint: str
+    sender: str
+    receiver: str
+    layer: int
+    soft_tokens: int
+    width: int
+    prompts: tuple[str, ...]
+    rms_range: tuple[float, float]
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of one row's payload: M * d fp16 values."""
+        return self.soft_tokens * self.width * 2
+
+
+@dataclass(frozen=True, slots=True)
+class RelaySpec:
+    """How a sender turns its text into the message of the text channel.
+
+    Attributes:
+        template: what the sender is asked, with ``{text}``; empty: the text crosses verbatim.
+        max_new_tokens: longest message, in the sender's tokens.
+    """
+
+    template: str = ""
+    max_new_tokens: int = 48
+
+    @property
+    def verbatim(self) -> bool:
+        return not self.template
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """What a receiver is asked, by a hash that every message names.
+
+    Sent once in a ``Define``; messages then carry ``task_id`` alone.
+
+    Attributes:
+        name: for people; part of the identity.
+        prompt: what follows the soft tokens in the receiver's input.
+        text_prompt: what a receiver reads when the message is text; holds ``{text}`` once.
+        labels: label words; the answer is scored over them at the first answer position.
+            Empty: the receiver generates text.
+        relay: how the sender makes a text message.
+        max_new_tokens: longest generated answer; 0 for classification.
+    """
+
+    name: str
+    prompt: str
+    text_prompt: str
+    labels: tuple[str, ...] = ()
+    relay: RelaySpec = field(default_factory=RelaySpec)
+    max_new_tokens: int = 0
+
+    def _digest(self, value: object) -> str:
+        text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def prompt_hash(self) -> str:
+        """Hex sha256 of what a bridge is trained for: the prompt and the label words."""
+        return self._digest({"prompt": self.prompt, "labels": list(self.labels)})
+
+    @property
+    def task_id(self) -> str:
+        """Hex sha256 of the whole definition."""
+        return self._digest(
+            {
+                "name": self.name,
+                "prompt": self.prompt,
+                "text_prompt": self.text_prompt,
+                "labels": list(self.labels),
+                "relay": [self.relay.template, self.relay.max_new_tokens],
+                "max_new_tokens": self.max_new_tokens,
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """A batch of soft tokens.
+
+    Attributes:
+        data: little-endian fp16 values, C order, shape [n, M, d], as bytes.
+        n: rows.
+        soft_tokens: M.
+        width: d.
+        dtype: always ``float16`` in protocol version 1.
+    """
+
+    data: bytes | memoryview
+    n: int
+    soft_tokens: int
+    width: int
+    dtype: Literal["float16"] = "float16"
+
+
+Stages: TypeAlias = Mapping[str, float]
+"""Milliseconds spent in each stage so far: tokenize, encode, bridge, generate, queue, decode."""
+
+
+# -- session messages -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First message of every incarnation of a peer.
+
+    Attributes:
+        name: agent or client name; the broker knows which names to expect.
+        role: agent or client.
+        token: hex secret of this run (given to the child at spawn); "" where CURVE identifies.
+        model: what the agent runs; None for clients.
+        versions: protocol versions spoken, newest first.
+    """
+
+    name: str
+    role: Role
+    token: str = ""
+    model: ModelIdentity | None = None
+    versions: tuple[int, ...] = (PROTOCOL_VERSION,)
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The broker's answer to ``Hello``.
+
+    Attributes:
+        version: the protocol version of this session.
+        ping_ms: send a Ping after this long without traffic.
+        liveness_ms: the peer is lost after this long without traffic.
+    """
+
+    version: int
+    ping_ms: int
+    liveness_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Define:
+    """A task definition for agents; kept by the broker and replayed to new incarnations."""
+
+    task: TaskSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Sender -> receiver of ``wire``: this is the bridge that payloads will come from."""
+
+    wire: str
+    bridge: BridgeIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """Receiver -> sender of ``wire``: payloads of this bridge are welcome."""
+
+    wire: str
+    bridge: str
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """Consumer -> producer: so much more may be sent to me on this wire.
+
+    Attributes:
+        wire: the wire.
+        messages: additional messages.
+        bytes: additional body bytes.
+    """
+
+    wire: str
+    messages: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Are you there? Any traffic counts as an answer.
+
+    Attributes:
+        busy_ms: how long the sender's compute loop has worked without finishing a batch;
+            0 when idle. The progress deadline (a hung model behind a healthy socket) reads it.
+    """
+
+    busy_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    busy_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """An agent tells what it is doing before it is ready: ``stage`` and a fraction 0..1."""
+
+    stage: str
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """The peer leaves on purpose: nothing more will come from it."""
+
+    reason: str = ""
+
+
+# -- work messages --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Encode:
+    """Client -> sender: hand these texts to the receiver of ``wire``.
+
+    Attributes:
+        wire: the wire.
+        task: ``TaskSpec.task_id``.
+        channel: what the client wants; the sender may fall back to text (``fallback``).
+        fallback: ``text`` or ``error``: what to do where soft tokens cannot be had.
+        rows: n rows; ``size`` is the byte length of each text.
+        texts: n texts.
+        reason: why the client itself chose the text channel ("" if it was asked for).
+        solo: compute these rows in a batch of their own (a retry after a crash).
+        origin: name of the client; the broker fills it in.
+    """
+
+    wire: str
+    task: str
+    channel: Channel
+    fallback: Literal["text", "error"]
+    rows: tuple[Row, ...]
+    texts: tuple[str, ...]
+    reason: str = ""
+    solo: bool = False
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Soft:
+    """Sender -> receiver: soft tokens for each row."""
+
+    wire: str
+    task: str
+    bridge: str
+    rows: tuple[Row, ...]
+    payload: Payload
+    stages: Stages = field(default_factory=dict)
+    solo: bool = False
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Sender -> receiver (text channel), or client -> agent on a direct wire.
+
+    Attributes:
+        reason: why text and not soft tokens; "" where text was asked for.
+    """
+
+    wire: str
+    task: str
+    rows: tuple[Row, ...]
+    texts: tuple[str, ...]
+    reason: str = ""
+    stages: Stages = field(default_factory=dict)
+    solo: bool = False
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Receiver -> client: the answers.
+
+    Attributes:
+        channel: how the message reached the receiver.
+        scores: n * L log-probabilities over the task's labels (natural log, they sum to 1
+            in probability for each row), little-endian fp32, C order; empty for generation.
+        labels: L; 0 for generation.
+        texts: n generated answers; empty for classification.
+        payload_bytes: bytes of one row's payload on the bus (soft), or the mean UTF-8 bytes
+            of one row's text.
+        stages: milliseconds in each stage, all agents together.
+    """
+
+    wire: str
+    task: str
+    rows: tuple[Row, ...]
+    channel: Channel
+    scores: bytes | memoryview = b""
+    labels: int = 0
+    texts: tuple[str, ...] = ()
+    payload_bytes: int = 0
+    reason: str = ""
+    stages: Stages = field(default_factory=dict)
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Nack:
+    """A refusal. With rows: those requests were refused; without: a message or an offer was.
+
+    Attributes:
+        wire: the wire; "" where none is concerned.
+        retry_after_ms: for ``overloaded``: when to try again.
+    """
+
+    code: NackCode
+    reason: str
+    wire: str = ""
+    rows: tuple[Row, ...] = ()
+    retry_after_ms: int = 0
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Client -> all agents on ``wire``: drop these requests where they have not been computed."""
+
+    wire: str
+    request_ids: tuple[bytes, ...]
+    origin: str = ""
+
+
+Message: TypeAlias = (
+    Hello
+    | Welcome
+    | Define
+    | Offer
+    | Accept
+    | Encode
+    | Soft
+    | Text
+    | Result
+    | Nack
+    | Credit
+    | Ping
+    | Pong
+    | Cancel
+    | Progress
+    | Goodbye
+)
+WorkMessage: TypeAlias = Encode | Soft | Text | Result
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What every message carries besides itself.
+
+    Attributes:
+        run: 16-byte id of the run.
+        seq: sequence number of this peer's messages in this incarnation, from 0, no gaps.
+        epoch: incarnation of the peer that sent it; a new process takes a higher one.
+    """
+
+    run: bytes
+    seq: int
+    epoch: int
+
+
+def with_origin(message: Message, origin: str) -> Message:
+    """The same message, marked as belonging to the client named ``origin``."""
+    if isinstance(message, Encode | Soft | Text | Result | Nack | Cancel):
+        return replace(message, origin=origin)
+    return message
