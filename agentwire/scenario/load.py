@@ -1,0 +1,385 @@
+"""Reading scenario files: YAML with line numbers, ``use:`` agent files, one-line errors.
+
+``load_scenario`` returns a validated ``Scenario``. Whatever is wrong with the files ends in a
+``ScenarioError`` of one line that names the file, the line, the key and what to do next.
+
+An agent may say ``use: some/agent.yaml`` (relative to the scenario): the keys of that file are
+taken, and the keys beside ``use:`` override them; mappings such as ``stand_in`` are merged key
+by key, and ``stand_in: null`` removes it. Paths in either file are relative to that file.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from agentwire.errors import ScenarioError
+from agentwire.scenario.schema import Agent, Scenario
+
+MAX_FILE_BYTES = 1 << 20
+MAX_NODES = 20_000
+"""A scenario is small. The caps stop an alias bomb (nested YAML anchors) from eating memory."""
+
+Location = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a key or value was written."""
+
+    file: Path
+    line: int
+
+    def __str__(self) -> str:
+        return f"{_shown(self.file)}:{self.line}"
+
+
+class Document:
+    """A YAML file as plain values, and the origin of every key path in it."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.origins: dict[Location, Origin] = {(): Origin(file, 1)}
+        self._nodes = 0
+        self.value = self._read()
+
+    def _read(self) -> Any:
+        text = _read_text(self.file)
+        try:
+            loader = yaml.SafeLoader(text)
+            node = loader.get_single_node()
+            return None if node is None else self._value(loader, node, ())
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
+            mark = getattr(error, "problem_mark", None)
+            where = f"{_shown(self.file)}:{mark.line + 1}" if mark else _shown(self.file)
+            problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+            shown = f" in {_line(text, mark.line)!r}" if mark else ""
+            raise ScenarioError(
+                f"{where}: not valid YAML: {problem}{shown}.",
+                hint="Check the indentation, colons and brackets of that line and the one above.",
+            ) from None
+
+    def _value(self, loader: yaml.SafeLoader, node: yaml.Node, path: Location) -> Any:
+        self._nodes += 1
+        if self._nodes > MAX_NODES or len(path) > 32:
+            raise ScenarioError(
+                f"{_shown(self.file)}: too many or too deeply nested values.",
+                hint="Write the values out; a scenario needs no nested YAML anchors.",
+            )
+        self.origins.setdefault(path, Origin(self.file, node.start_mark.line + 1))
+        if isinstance(node, yaml.MappingNode):
+            loader.flatten_mapping(node)
+            return self._mapping(loader, node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self._value(loader, item, (*path, i)) for i, item in enumerate(node.value)]
+        return loader.construct_object(node)
+
+    def _mapping(
+        self, loader: yaml.SafeLoader, node: yaml.MappingNode, path: Location
+    ) -> dict[str, Any]:
+        mapping: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key: Hashable = loader.construct_object(key_node)
+            name = str(key)
+            origin = Origin(self.file, key_node.start_mark.line + 1)
+            if name in mapping:
+                raise ScenarioError(
+                    f"{origin}: the key {name!r} is given twice.", hint="Keep one of them."
+                )
+            self.origins[(*path, name)] = origin
+            mapping[name] = self._value(loader, value_node, (*path, name))
+        return mapping
+
+
+def load_scenario(path: str | Path) -> Scenario:
+    """Reads and checks one scenario file.
+
+    Args:
+        path: the YAML file.
+
+    Raises:
+        ScenarioError: no such file, bad YAML, an unknown key (the nearest known one is named), a
+            wire to an unknown agent, or a value that the schema refuses.
+    """
+    file = Path(path).expanduser()
+    document = Document(file)
+    data = _expect_mapping(document.value, document.origins[()], "a scenario")
+    origins = dict(document.origins)
+    _use_agent_files(data, file.parent, origins)
+    _absolute_paths(data, origins)
+    _check_wires(data, origins)
+    try:
+        return Scenario.model_validate(data)
+    except ValidationError as error:
+        raise _one_line(error, Scenario, origins) from None
+
+
+def load_agent(path: str | Path) -> Agent:
+    """Reads and checks one agent file (the target of ``use:``).
+
+    Raises:
+        ScenarioError: as ``load_scenario``.
+    """
+    document = Document(Path(path).expanduser())
+    data = _expect_mapping(document.value, document.origins[()], "an agent file")
+    try:
+        return Agent.model_validate(data)
+    except ValidationError as error:
+        raise _one_line(error, Agent, document.origins) from None
+
+
+# -- reading --------------------------------------------------------------------------------
+
+
+def _read_text(file: Path) -> str:
+    try:
+        if file.is_dir():
+            raise ScenarioError(
+                f"{_shown(file)} is a folder, not a scenario file.",
+                hint=_files_nearby(file, file.name),
+            )
+        raw = file.read_bytes()
+    except FileNotFoundError:
+        raise ScenarioError(
+            f"{_shown(file)}: no such file.", hint=_files_nearby(file.parent, file.name)
+        ) from None
+    except OSError as error:
+        raise ScenarioError(
+            f"{_shown(file)} cannot be read: {error.strerror}.", hint="Check its permissions."
+        ) from None
+    if len(raw) > MAX_FILE_BYTES:
+        raise ScenarioError(
+            f"{_shown(file)} is larger than {MAX_FILE_BYTES >> 10} KiB.",
+            hint="Is it really a scenario file?",
+        )
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise ScenarioError(
+            f"{_shown(file)}:{line}: not UTF-8 text.", hint="Save the file as UTF-8."
+        ) from None
+
+
+def _files_nearby(folder: Path, name: str) -> str:
+    """A hint that names the scenario file that was probably meant."""
+    for place in (folder, Path("scenarios")):
+        if place.is_dir():
+            found = {p.name: p for p in sorted(place.glob("*.yaml"))}
+            close = difflib.get_close_matches(name, found, n=1, cutoff=0.5)
+            if close:
+                return f"Did you mean {_shown(found[close[0]])}?"
+            if found:
+                return f"Files in {_shown(place)}: {', '.join(found)}."
+    return "Give the path of a scenario file, such as scenarios/llama_to_mistral_sst2.yaml."
+
+
+def _line(text: str, number: int) -> str:
+    lines = text.splitlines()
+    return lines[number].strip()[:80] if number < len(lines) else "end of file"
+
+
+def _expect_mapping(value: Any, origin: Origin, what: str) -> dict[str, Any]:
+    if value is None:
+        raise ScenarioError(
+            f"{_shown(origin.file)} is empty.", hint=f"Write {what} into it (see scenarios/)."
+        )
+    if not isinstance(value, dict):
+        raise ScenarioError(
+            f"{origin}: {what} must be a mapping of keys, not {_kind(value)}.",
+            hint="Start lines with 'key: value' (see scenarios/ and agents/).",
+        )
+    return value
+
+
+def _kind(value: object) -> str:
+    names: dict[type, str] = {list: "a list", str: "a text", dict: "a mapping", NoneType: "empty"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+# -- use: and paths -------------------------------------------------------------------------
+
+
+def _use_agent_files(data: dict[str, Any], folder: Path, origins: dict[Location, Origin]) -> None:
+    agents = data.get("agents")
+    if not isinstance(agents, dict):
+        return  # the schema says what is wrong with it
+    for name, agent in agents.items():
+        if not isinstance(agent, dict) or "use" not in agent:
+            continue
+        origin = origins[("agents", name, "use")]
+        target = agent.pop("use")
+        if not isinstance(target, str):
+            raise ScenarioError(
+                f"{origin}: agents.{name}.use must be the path of an agent file, "
+                f"not {_kind(target)}.",
+                hint="For example: use: ../agents/llama.yaml",
+            )
+        try:
+            used = Document((folder / target).expanduser())
+        except ScenarioError as error:
+            raise ScenarioError(f"{origin}: {error.message}", hint=error.hint) from None
+        base = _expect_mapping(used.value, used.origins[()], "an agent file")
+        for path, place in used.origins.items():
+            origins.setdefault(("agents", name, *path), place)
+        agents[name] = _merged(base, agent)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        both = isinstance(old, dict) and isinstance(value, dict)
+        result[key] = _merged(old, value) if both else value  # type: ignore[arg-type]
+    return result
+
+
+def _absolute_paths(data: dict[str, Any], origins: dict[Location, Origin]) -> None:
+    """Makes ``path:`` and ``model: ./folder`` absolute, relative to the file that says them."""
+
+    def walk(value: Any, path: Location) -> None:
+        if isinstance(value, list):
+            for i, item in enumerate(value):
+                walk(item, (*path, i))
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                here = (*path, key)
+                local = key == "path" or (key == "model" and _is_local(item))
+                if local and isinstance(item, str):
+                    base = origins.get(here, origins[()]).file.parent
+                    value[key] = str((base / Path(item).expanduser()).resolve())
+                else:
+                    walk(item, here)
+
+    walk(data, ())
+
+
+def _is_local(model: Any) -> bool:
+    return isinstance(model, str) and model.startswith(("./", "../", "/", "~"))
+
+
+def _check_wires(data: dict[str, Any], origins: dict[Location, Origin]) -> None:
+    """The schema checks this too; here the line and the nearest agent can be named."""
+    agents, wires = data.get("agents"), data.get("wires")
+    if not isinstance(agents, dict) or not isinstance(wires, list):
+        return
+    for i, wire in enumerate(wires):
+        if not isinstance(wire, dict):
+            continue
+        for end in ("from", "to"):
+            name = wire.get(end)
+            if isinstance(name, str) and name not in agents:
+                origin = _nearest(origins, ("wires", i, end))
+                raise ScenarioError(
+                    f"{origin}: wires[{i}].{end} names the agent {name!r}, which is not defined.",
+                    hint=suggestion(name, agents, "Agents of this scenario"),
+                )
+
+
+# -- errors ---------------------------------------------------------------------------------
+
+
+def suggestion(word: str, known: Iterable[str], title: str) -> str:
+    """A hint: the nearest known word, else all of them (``title: a, b``)."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if close:
+        return f"Did you mean {close[0]!r}?"
+    return f"{title}: {', '.join(names)}." if names else f"{title}: none."
+
+
+def _one_line(
+    error: ValidationError, model: type[BaseModel], origins: dict[Location, Origin]
+) -> ScenarioError:
+    """The first validation error as one line; how many more there are is said."""
+    errors = error.errors(include_url=False)
+    # A mistyped key also makes the right one "missing": the mistyped one is the cause.
+    first = min(errors, key=lambda e: e["type"] != "extra_forbidden")
+    # "[key]" is pydantic's marker for a bad key of a mapping, not a part of the path.
+    location: Location = tuple(part for part in first["loc"] if part != "[key]")
+    origin = _nearest(origins, location)
+    key = _dotted(location)
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(model, location[:-1])
+        if len(location) == 3 and location[0] == "agents":
+            known.add("use")
+        return ScenarioError(
+            f"{origin}: unknown key {key!r}{more}.",
+            hint=suggestion(str(location[-1]), known, "Known keys here"),
+        )
+    if first["type"] == "missing":
+        return ScenarioError(
+            f"{origin}: the key {key!r} is missing{more}.", hint="Add it (see scenarios/)."
+        )
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(first["input"], dict | list) else f", not {first['input']!r}"
+    prefix = f"{key}: " if key else ""
+    hint = "Correct that value."
+    if first["type"] == "literal_error":
+        hint = suggestion(str(first["input"]), _choices(message), "Choices")
+    elif first["type"] == "string_pattern_mismatch" and key.endswith("device"):
+        hint = "Devices are auto, cpu, cuda:0, cuda:1, …"
+    elif first["type"] == "string_pattern_mismatch":
+        hint = "Names are lower case letters, digits, _ and -, 63 at most."
+    return ScenarioError(f"{origin}: {prefix}{message}{given}{more}.", hint=hint)
+
+
+def _choices(message: str) -> list[str]:
+    """The words that pydantic lists in ``Input should be 'a', 'b' or 'c'``."""
+    return message.split("'")[1::2]
+
+
+def _nearest(origins: dict[Location, Origin], location: Location) -> Origin:
+    while location not in origins:
+        location = location[:-1]
+    return origins[location]
+
+
+def _dotted(location: Location) -> str:
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def _known_keys(model: type[BaseModel], location: Location) -> set[str]:
+    """The keys that the schema knows at ``location``."""
+    kind: Any = model
+    for part in location:
+        kind = _inner(kind)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            fields = {f.alias or name: f for name, f in kind.model_fields.items()}
+            if part not in fields:
+                return set()
+            kind = fields[str(part)].annotation
+        else:
+            arguments = get_args(kind)
+            kind = arguments[-1] if arguments else None
+    kind = _inner(kind)
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return {f.alias or name for name, f in kind.model_fields.items()}
+    return set()
+
+
+def _inner(kind: Any) -> Any:
+    """Takes ``Annotated`` and ``| None`` off a type."""
+    while get_origin(kind) in (Annotated, Union, UnionType):
+        kind = next(a for a in get_args(kind) if a is not NoneType)
+    return kind
+
+
+def _shown(path: Path) -> str:
+    """The path as a user would type it: relative to the working folder where that is shorter."""
+    try:
+        relative = str(path.resolve().relative_to(Path.cwd()))
+    except (ValueError, OSError):
+        return str(path)
+    return relative
