@@ -1,0 +1,521 @@
+"""Message <-> frames. The only place that knows msgpack, and the home of every limit.
+
+A message is three frames (after whatever routing frames the transport adds)::
+
+    header  msgpack map, at most 4 KiB: COMMON keys of ``fields`` and the type's own
+    rows    msgpack list, one entry a row: [request id, ms left or nil, trace id, size]
+    body    by type: fp16 payload, UTF-8 text, fp32 scores, or a msgpack map
+
+The rules:
+
+* ``decode`` raises RemoteProtocolError for bytes that are not a message, and nothing else.
+* ``encode`` raises LocalProtocolError for a value that ``decode`` would refuse.
+* Every length is checked before anything is built from the bytes that it measures.
+* Payloads and scores are never copied: both ends hand on the buffer that they were given.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+
+from agentwire.errors import LocalProtocolError, NackCode, RemoteProtocolError
+from agentwire.wire import fields
+from agentwire.wire.fields import LAYOUTS, TYPE_OF, Layout, Misfit, malformed, too_large
+from agentwire.wire.messages import (
+    PROTOCOL_VERSION,
+    BridgeIdentity,
+    Envelope,
+    Message,
+    MessageType,
+    ModelIdentity,
+    Payload,
+    Row,
+    TaskSpec,
+)
+
+DTYPE_BYTES = {"float16": 2}
+"""Payload dtypes that may cross, with bytes per value. Little-endian always."""
+SCORE_BYTES = 4  # fp32
+
+Frame = bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How large each part of a message may be. Counts, or bytes where the name says so."""
+
+    header_bytes: int = 4 * 1024
+    rows_bytes: int = 16 * 1024  # 256 rows of at most 48 bytes
+    rows: int = 256
+    text_row_bytes: int = 256 * 1024
+    text_bytes: int = 16 * 1024 * 1024
+    payload_bytes: int = 64 * 1024 * 1024
+    hello_bytes: int = 4 * 1024
+    define_bytes: int = 64 * 1024
+    offer_bytes: int = 64 * 1024
+    soft_tokens: int = 512
+    width: int = 65_536
+    layers: int = 1024
+    labels: int = 4096
+    label_bytes: int = 256
+    prompts: int = 256
+    prompt_bytes: int = 32 * 1024
+    new_tokens: int = 65_536
+    name_bytes: int = 64
+    wire_bytes: int = 160
+    model_name_bytes: int = 512
+    token_bytes: int = 128
+    reason_bytes: int = 512
+    stages: int = 16
+    stage_bytes: int = 32
+    versions: int = 16
+
+    @property
+    def frame_bytes(self) -> int:
+        """Largest frame of any message: what a transport may cap frames at."""
+        scores = self.rows * self.labels * SCORE_BYTES
+        return max(self.payload_bytes, self.text_bytes, scores)
+
+
+DEFAULT_LIMITS = Limits()
+
+
+class Undecodable(RemoteProtocolError):
+    """Frames that are not a message, with as much of it as could be trusted.
+
+    Attributes:
+        envelope: where the header was sound.
+        wire, origin: as in the header; "" where there is none.
+        rows: whose requests the message carried, where the checksum vouches for them.
+    """
+
+    def __init__(self, code: NackCode, message: str) -> None:
+        super().__init__(code, message)
+        self.envelope: Envelope | None = None
+        self.wire = ""
+        self.origin = ""
+        self.rows: tuple[Row, ...] = ()
+
+
+# -- encode ---------------------------------------------------------------------------------
+
+
+def encode(
+    message: Message, envelope: Envelope, limits: Limits = DEFAULT_LIMITS
+) -> list[bytes | memoryview]:
+    """The three frames of a message.
+
+    ``Row.size`` is filled in here. ``reason`` is free text for people: it is cut to its limit
+    instead of refused. The body of a payload or of scores is the buffer itself, not a copy.
+
+    Raises:
+        LocalProtocolError: the message does not fit the protocol: a bug on this side.
+    """
+    try:
+        return _encode(message, envelope, limits)
+    except Misfit as error:
+        raise LocalProtocolError(
+            f"A {type(message).__name__} message does not fit the wire: {error}.",
+            hint="docs/protocol.md lists each field and its limit.",
+        ) from None
+
+
+def _encode(message: Message, envelope: Envelope, limits: Limits) -> list[bytes | memoryview]:
+    number = TYPE_OF.get(type(message))
+    if number is None:
+        raise malformed("not a message type")
+    layout = LAYOUTS[number]
+    values = _header_values(message, layout, limits)
+    ids = _row_ids(message, layout)
+    body, sizes = _pack_body(message, layout, len(ids), limits)
+    rows = _pack_rows(message, layout, sizes, limits)
+    common = {
+        "v": PROTOCOL_VERSION,
+        "t": int(number),
+        "r": envelope.run,
+        "s": envelope.seq,
+        "e": envelope.epoch,
+        "n": len(ids),
+        "c": _checksum(rows, body),
+    }
+    header = _pack(
+        fields.checked(common, fields.COMMON, limits)
+        | fields.checked(values, layout.header, limits)
+    )
+    if len(header) > limits.header_bytes:
+        raise too_large(f"header: has {len(header)} bytes; the limit is {limits.header_bytes}")
+    if len(rows) > limits.rows_bytes:
+        raise too_large(f"rows: take {len(rows)} bytes; the limit is {limits.rows_bytes}")
+    return [header, rows, body]
+
+
+def _header_values(message: Message, layout: Layout, limits: Limits) -> dict[str, Any]:
+    if layout.body == "payload":
+        payload: Payload = message.payload  # type: ignore[union-attr]
+        dimensions = {name: getattr(payload, name) for name in ("soft_tokens", "width", "dtype")}
+        names = layout.header.keys() - dimensions.keys()
+    else:
+        dimensions, names = {}, set(layout.header)
+    values = {
+        name: getattr(message, name) if name in names else dimensions[name]
+        for name in layout.header
+    }
+    if isinstance(values.get("reason"), str):
+        values["reason"] = clip(values["reason"], limits.reason_bytes)
+    return values
+
+
+def clip(text: str, size: int) -> str:
+    """At most ``size`` bytes of UTF-8 of a text for people; surrogates become ``?``."""
+    data = text.encode(errors="replace")
+    if len(data) <= size:
+        return data.decode()
+    return data[: max(0, size - len("…".encode()))].decode(errors="ignore") + "…"
+
+
+def _row_ids(message: Message, layout: Layout) -> Sequence[object]:
+    """One item a row: what ``n`` of the header counts."""
+    if layout.rows == "none":
+        return ()
+    if layout.rows == "ids":
+        return message.request_ids  # type: ignore[union-attr]
+    return message.rows  # type: ignore[union-attr]
+
+
+def _pack_rows(message: Message, layout: Layout, sizes: Sequence[int], limits: Limits) -> bytes:
+    rows = _row_ids(message, layout)
+    if layout.rows == "ids":
+        entries: list[Any] = list(rows)
+    else:
+        entries = []
+        for index, row in enumerate(rows):
+            if not isinstance(row, Row):
+                raise malformed(f"rows: must hold Row, not {type(row).__name__}")
+            size = sizes[index] if sizes else 0
+            entries.append([row.request_id, row.ms_left, row.trace_id, size])
+    _check_rows(entries, layout, limits)
+    return _pack(entries)
+
+
+def _pack_body(
+    message: Message, layout: Layout, n: int, limits: Limits
+) -> tuple[Frame, Sequence[int]]:
+    """The third frame, and the bytes of each row's part where it is text."""
+    value: Any = message
+    match layout.body:
+        case "none":
+            return b"", ()
+        case "model" | "task" | "bridge":
+            return _pack_record(getattr(value, layout.body), layout, limits), ()
+        case "payload":
+            if value.payload.n != n:
+                raise malformed(f"payload: is of {value.payload.n} rows, the message of {n}")
+            data = _octets(value.payload.data)
+            _check_payload(
+                data, n, value.payload.soft_tokens, value.payload.width, value.payload.dtype, limits
+            )
+            return data, ()
+        case "answers" if value.labels != 0:
+            if value.texts:
+                raise malformed("texts: must be empty where there are scores")
+            data = _octets(value.scores)
+            _check_scores(data, n, value.labels)
+            return data, ()
+        case _:
+            if layout.body == "answers" and len(value.scores):
+                raise malformed("scores: must be empty where labels is 0")
+            return _pack_texts(value.texts, n, limits)
+
+
+def _pack_texts(texts: Sequence[object], n: int, limits: Limits) -> tuple[bytes, list[int]]:
+    if len(texts) != n:
+        raise malformed(f"texts: has {len(texts)} items for {n} rows")
+    parts = []
+    for part in texts:
+        try:
+            fields.text("text_row_bytes")(part, limits)
+        except Misfit as error:
+            raise Misfit(error.code, f"texts: {error}") from None
+        parts.append(str(part).encode())
+    body = b"".join(parts)
+    if len(body) > limits.text_bytes:
+        raise too_large(f"texts: have {len(body)} bytes; the limit is {limits.text_bytes}")
+    return body, [len(part) for part in parts]
+
+
+_RECORDS = {
+    "model": (ModelIdentity, fields.MODEL, "hello_bytes"),
+    "task": (TaskSpec, fields.TASK, "define_bytes"),
+    "bridge": (BridgeIdentity, fields.BRIDGE, "offer_bytes"),
+}
+
+
+def _pack_record(value: object, layout: Layout, limits: Limits) -> bytes:
+    kind, table, limit = _RECORDS[layout.body]
+    if value is None and kind is ModelIdentity:
+        return b""
+    if not isinstance(value, kind):
+        raise malformed(f"{layout.body}: must be {kind.__name__}, not {type(value).__name__}")
+    try:
+        values = fields.checked(fields.plain(value, table), table, limits)
+    except Misfit as error:
+        raise Misfit(error.code, f"{layout.body}: {error}") from None
+    if kind is TaskSpec:
+        values["relay"] = fields.plain(values["relay"], fields.RELAY)
+    body = _pack(values)
+    if len(body) > getattr(limits, limit):
+        raise too_large(f"{layout.body}: has {len(body)} bytes; the limit is {limit}")
+    return body
+
+
+# -- decode ---------------------------------------------------------------------------------
+
+
+def decode(
+    frames: Sequence[bytes | memoryview], limits: Limits = DEFAULT_LIMITS
+) -> tuple[Envelope, Message]:
+    """The message in three frames. Payloads and scores are read-only views of the body frame.
+
+    Raises:
+        RemoteProtocolError: (always ``Undecodable``) the frames are not a message; nothing else
+            is raised, whatever the bytes.
+    """
+    known = Undecodable(NackCode.MALFORMED, "")
+    try:
+        return _decode(frames, limits, known)
+    except Misfit as error:
+        refused = Undecodable(error.code, str(error))
+        refused.envelope, refused.wire = known.envelope, known.wire
+        refused.origin, refused.rows = known.origin, known.rows
+        raise refused from None
+
+
+def _decode(
+    frames: Sequence[Frame], limits: Limits, known: Undecodable
+) -> tuple[Envelope, Message]:
+    if len(frames) != 3:
+        raise malformed(f"has {len(frames)} frames, not 3")
+    header_frame, rows_frame, body = (_octets(frame) for frame in frames)
+    header = _unpack(header_frame, limits.header_bytes, "header")
+    layout, common, values = _read_header(header, limits)
+    envelope = Envelope(run=common["r"], seq=common["s"], epoch=common["e"])
+    known.envelope = envelope
+    known.wire, known.origin = values.get("wire", ""), values.get("origin", "")
+
+    if len(rows_frame) > limits.rows_bytes:
+        raise too_large(f"rows: frame has {len(rows_frame)} bytes; limit {limits.rows_bytes}")
+    if len(body) > _body_limit(layout, limits):
+        raise too_large(f"body: has {len(body)} bytes; limit {_body_limit(layout, limits)}")
+    if _checksum(rows_frame, body) != common["c"]:
+        # A payload of the wrong length is called that, though its checksum is wrong as well.
+        if layout.body == "payload":
+            _check_payload(
+                body,
+                common["n"],
+                values["soft_tokens"],
+                values["width"],
+                values["dtype"],
+                limits,
+            )
+        raise Misfit(NackCode.CHECKSUM, "rows and body do not match the checksum")
+
+    entries = _unpack(rows_frame, limits.rows_bytes, "rows")
+    _check_rows(entries, layout, limits)
+    if len(entries) != common["n"]:
+        raise malformed(f"rows: has {len(entries)} entries, the header says {common['n']}")
+    if layout.rows == "ids":
+        values["request_ids"] = tuple(entries)
+    elif layout.rows != "none":
+        known.rows = values["rows"] = tuple(Row(*entry) for entry in entries)
+    if layout.body not in ("texts", "answers") and any(row.size for row in known.rows):
+        raise malformed("rows: a size where the body is not text")
+    _read_body(body, layout, values, common["n"], limits)
+    return envelope, layout.kind(**values)
+
+
+def _read_header(header: Any, limits: Limits) -> tuple[Layout, dict[str, Any], dict[str, Any]]:
+    if not isinstance(header, dict):
+        raise malformed(f"header: must be a map, not {type(header).__name__}")
+    # The version comes first: a newer protocol may have other keys.
+    version = header.get("v")
+    if type(version) is not int:
+        raise malformed("header: has no version")
+    if version != PROTOCOL_VERSION:
+        raise Misfit(
+            NackCode.VERSION, f"protocol version {version} is not spoken here: {PROTOCOL_VERSION}"
+        )
+    number = header.get("t")
+    if type(number) is not int or number not in MessageType.__members__.values():
+        raise malformed("header: unknown message type")
+    layout = LAYOUTS[MessageType(number)]
+    try:
+        values = fields.checked(header, {**fields.COMMON, **layout.header}, limits)
+    except Misfit as error:
+        raise Misfit(error.code, f"header: {error}") from None
+    common = {name: values.pop(name) for name in fields.COMMON}
+    return layout, common, values
+
+
+def _read_body(
+    body: memoryview, layout: Layout, values: dict[str, Any], n: int, limits: Limits
+) -> None:
+    """Puts what the third frame holds into ``values``."""
+    match layout.body:
+        case "none":
+            pass  # its limit is 0 bytes
+        case "model" | "task" | "bridge":
+            values[layout.body] = _read_record(body, layout, limits)
+        case "payload":
+            m, d, dtype = (values.pop(name) for name in ("soft_tokens", "width", "dtype"))
+            _check_payload(body, n, m, d, dtype, limits)
+            values["payload"] = Payload(body, n=n, soft_tokens=m, width=d, dtype=dtype)
+        case "answers" if values["labels"]:
+            _check_scores(body, n, values["labels"])
+            if any(row.size for row in values["rows"]):
+                raise malformed("rows: a size where the body is not text")
+            values["scores"] = body
+        case _:
+            values["texts"] = _read_texts(body, values["rows"], limits)
+
+
+def _read_texts(body: memoryview, rows: Sequence[Row], limits: Limits) -> tuple[str, ...]:
+    if sum(row.size for row in rows) != len(body):
+        raise malformed("body: the sizes of the rows do not add up to the text")
+    texts, start = [], 0
+    for row in rows:
+        try:
+            texts.append(str(body[start : start + row.size], "utf-8"))
+        except UnicodeDecodeError:
+            raise malformed("body: a text is not UTF-8") from None
+        start += row.size
+    return tuple(texts)
+
+
+def _read_record(body: memoryview, layout: Layout, limits: Limits) -> Any:
+    kind, table, limit = _RECORDS[layout.body]
+    if not body and kind is ModelIdentity:
+        return None
+    value = _unpack(body, getattr(limits, limit), layout.body)
+    try:
+        return fields.record(kind, table)(value, limits)
+    except Misfit as error:
+        raise Misfit(error.code, f"{layout.body}: {error}") from None
+
+
+# -- both directions ------------------------------------------------------------------------
+
+
+def _check_rows(entries: Any, layout: Layout, limits: Limits) -> None:
+    if not isinstance(entries, list):
+        raise malformed("rows: must be a list")
+    if layout.rows == "none" and entries:
+        raise malformed("rows: must be empty in this message")
+    if layout.rows in ("some", "ids") and not entries:
+        raise malformed("rows: must not be empty in this message")
+    if len(entries) > limits.rows:
+        raise too_large(f"rows: has {len(entries)} entries; the limit is {limits.rows}")
+    checks = fields.ROW.values()
+    for entry in entries:
+        row = [entry, None, bytes(fields.ID_BYTES), 0] if layout.rows == "ids" else entry
+        if not isinstance(row, list) or len(row) != len(checks):
+            raise malformed(f"rows: an entry must be a list of {len(checks)}")
+        for value, (name, check) in zip(row, fields.ROW.items(), strict=True):
+            try:
+                check(value, limits)
+            except Misfit as error:
+                raise Misfit(error.code, f"rows: {name}: {error}") from None
+    # Outcomes go by request id, so one message cannot ask for the same one twice.
+    ids = entries if layout.rows == "ids" else [entry[0] for entry in entries]
+    if len(set(ids)) != len(ids):
+        raise malformed("rows: the same request id twice")
+
+
+def _check_payload(
+    data: memoryview, n: int, soft_tokens: int, width: int, dtype: str, limits: Limits
+) -> None:
+    size = DTYPE_BYTES.get(dtype)
+    if size is None:
+        raise Misfit(NackCode.BAD_PAYLOAD, f"payload: dtype must be one of {list(DTYPE_BYTES)}")
+    if len(data) > limits.payload_bytes:
+        raise too_large(f"payload: {len(data)} bytes; the limit is {limits.payload_bytes}")
+    if len(data) != n * soft_tokens * width * size:
+        raise Misfit(
+            NackCode.BAD_PAYLOAD,
+            f"payload: {len(data)} bytes are not {n} x {soft_tokens} x {width} {dtype}",
+        )
+
+
+def _check_scores(data: memoryview, n: int, labels: int) -> None:
+    if len(data) != n * labels * SCORE_BYTES:
+        raise malformed(f"scores: {len(data)} bytes are not {n} x {labels} float32")
+
+
+def _body_limit(layout: Layout, limits: Limits) -> int:
+    match layout.body:
+        case "none":
+            return 0
+        case "payload":
+            return limits.payload_bytes
+        case "texts":
+            return limits.text_bytes
+        case "answers":
+            return max(limits.text_bytes, limits.rows * limits.labels * SCORE_BYTES)
+    size: int = getattr(limits, _RECORDS[layout.body][2])
+    return size
+
+
+def _octets(buffer: Frame) -> memoryview:
+    """A read-only view of the buffer's bytes, without a copy."""
+    view = memoryview(buffer)
+    if not view.c_contiguous:
+        raise malformed("buffer: must be contiguous")
+    return view.cast("B").toreadonly() if view.nbytes else memoryview(b"")
+
+
+def _checksum(rows: Frame, body: Frame) -> int:
+    return zlib.crc32(body, zlib.crc32(rows))
+
+
+def _pack(value: object) -> bytes:
+    packed: bytes = msgpack.packb(value, use_bin_type=True)
+    return packed
+
+
+def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """A map that refuses a key given twice: two readers could take it for different messages."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise malformed("a key is given twice")
+    return result
+
+
+def _no_extension(code: int, data: bytes) -> object:
+    raise malformed("holds a msgpack extension type")
+
+
+def _unpack(frame: memoryview, limit: int, what: str) -> Any:
+    if len(frame) > limit:
+        raise too_large(f"{what}: has {len(frame)} bytes; the limit is {limit}")
+    try:
+        return msgpack.unpackb(
+            frame,
+            raw=False,
+            strict_map_key=True,
+            object_pairs_hook=_unique,
+            ext_hook=_no_extension,
+            max_str_len=limit,
+            max_bin_len=limit,
+            max_array_len=limit,
+            max_map_len=limit,
+            max_ext_len=0,
+        )
+    except Misfit:
+        raise
+    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
+        # msgpack's own words may quote the peer's bytes; the kind of error says enough.
+        raise malformed(f"{what}: not msgpack ({type(error).__name__})") from None
