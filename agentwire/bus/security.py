@@ -1,0 +1,117 @@
+"""Who may reach the bus: a private folder, a secret token, and no open TCP by accident."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import secrets
+import stat
+import tempfile
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from agentwire.errors import InputError
+
+TOKEN_BYTES = 32
+IPC_PATH_BYTES = 107  # sun_path of Linux without its final NUL; macOS has 103
+LOOPBACK_NAMES = ("localhost",)
+
+
+def new_token() -> str:
+    """A fresh secret for one run: 64 hex digits. Never logged, never written to a result."""
+    return secrets.token_hex(TOKEN_BYTES)
+
+
+def make_run_folder(parent: Path | None = None) -> Path:
+    """A new folder that only this user can enter (0700), for the ipc socket of one run.
+
+    It lies under the system's temporary folder, because an ipc path may have no more than about
+    107 bytes and a run folder of the user's own may be deep. Each run has its own, since a second
+    bind would silently take over the path of the first. The caller removes it.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="aw-", dir=parent))  # mkdtemp makes it 0700
+    except OSError as error:
+        raise InputError(
+            f"Cannot make a private folder for the bus: {error.strerror or error}.",
+            hint="Set TMPDIR to a folder that can be written.",
+        ) from None
+    return folder
+
+
+def check_folder(folder: Path) -> None:
+    """Refuses a folder for sockets that others could enter or that is not ours.
+
+    Raises:
+        InputError: not a folder of this user, or open to group or others.
+    """
+    try:
+        info = folder.lstat()
+    except OSError as error:
+        raise InputError(
+            f"The folder for the bus {folder} cannot be read: {error.strerror or error}.",
+            hint="Make one with agentwire.bus.security.make_run_folder().",
+        ) from None
+    ours = stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid()
+    if not ours or stat.S_IMODE(info.st_mode) & 0o077:
+        raise InputError(
+            f"The folder for the bus {folder} is not private to this user.",
+            hint=f"Run: chmod 700 {folder}",
+        )
+
+
+def ipc_endpoint(folder: Path, name: str = "bus") -> str:
+    """``ipc://`` address of a socket in ``folder``.
+
+    Raises:
+        InputError: the path is longer than the system allows for a socket, or holds ``@``
+            where ZeroMQ would read an abstract socket, which has no file permissions.
+    """
+    path = str(folder.absolute() / name)
+    if len(os.fsencode(path)) > IPC_PATH_BYTES:
+        raise InputError(
+            f"The socket path {path} is longer than {IPC_PATH_BYTES} bytes.",
+            hint="Use a shorter folder: make_run_folder() makes one under TMPDIR.",
+        )
+    return f"ipc://{path}"
+
+
+def check_endpoint(endpoint: str, *, curve: bool, force: bool = False) -> None:
+    """Refuses endpoints that anybody on the network could talk to.
+
+    ``ipc://`` and ``inproc://`` are always let through (the folder guards ipc). ``tcp://`` is let
+    through on a loopback address, with CURVE keys, or if forced by hand.
+
+    Raises:
+        InputError: another transport, no port, or open tcp beyond this machine.
+    """
+    scheme, _, rest = endpoint.partition("://")
+    if scheme in ("ipc", "inproc") and rest and not rest.startswith("@"):
+        return
+    if scheme != "tcp" or not rest:
+        raise InputError(
+            f"The bus address {endpoint!r} is not usable.",
+            hint="Use ipc:///path/to/socket or tcp://host:port.",
+        )
+    if not (curve or force or _is_loopback(endpoint)):
+        raise InputError(
+            f"The bus address {endpoint!r} would be open to the network without encryption.",
+            hint="Give CURVE keys, bind 127.0.0.1, or force plain tcp if the network is trusted.",
+        )
+
+
+def _is_loopback(endpoint: str) -> bool:
+    """Whether this tcp address can only be reached from this machine. ``*`` is every interface."""
+    try:
+        host = urlsplit(endpoint).hostname or ""
+    except ValueError:
+        return False
+    if host in LOOPBACK_NAMES:
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # an interface name, a wildcard, or a name that may resolve to anything
