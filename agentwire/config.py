@@ -1,0 +1,98 @@
+"""Where agentwire keeps and looks for things: the only place that reads the environment.
+
+Variables (all optional):
+
+* ``AGENTWIRE_HOME``: cache folder for downloaded models, data and bridges.
+* ``AGENTWIRE_DATA``: folder with datasets in the JSONL format (``<folder>/<name>/dataset.json``).
+* ``AGENTWIRE_BRIDGES``: folders with bridges, separated like ``PATH``.
+* ``AGENTWIRE_OFFLINE``, ``HF_HUB_OFFLINE``: ``1`` forbids the hub.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from agentwire.errors import CacheError
+
+_TRUE = {"1", "true", "yes", "on"}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Folders and switches of this process.
+
+    Attributes:
+        home: cache folder; it need not exist yet.
+        data: the user's own dataset folder, or None.
+        bridges: extra folders in which bridges are looked for, in order.
+        offline: the model and dataset hub must not be asked (its local cache may be read).
+    """
+
+    home: Path
+    data: Path | None = None
+    bridges: tuple[Path, ...] = ()
+    offline: bool = False
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Config:
+        """The configuration that the environment asks for.
+
+        Args:
+            environ: read instead of ``os.environ`` (tests).
+        """
+        env = os.environ if environ is None else environ
+        home = env.get("AGENTWIRE_HOME") or platformdirs.user_cache_dir("agentwire")
+        data = env.get("AGENTWIRE_DATA")
+        bridges = env.get("AGENTWIRE_BRIDGES", "")
+        return cls(
+            home=Path(home).expanduser().absolute(),
+            data=Path(data).expanduser().absolute() if data else None,
+            bridges=tuple(
+                Path(part).expanduser().absolute() for part in bridges.split(os.pathsep) if part
+            ),
+            offline=any(
+                env.get(name, "").strip().lower() in _TRUE
+                for name in ("AGENTWIRE_OFFLINE", "HF_HUB_OFFLINE")
+            ),
+        )
+
+    @property
+    def models(self) -> Path:
+        """Cache of the registry's models, one folder a model."""
+        return self.home / "models"
+
+    @property
+    def datasets(self) -> Path:
+        """Cache of downloaded datasets, one folder a dataset."""
+        return self.home / "datasets"
+
+    @property
+    def bridge_cache(self) -> Path:
+        """Bridges in the user cache, one folder a bridge."""
+        return self.home / "bridges"
+
+
+def ensure_writable(folder: Path) -> Path:
+    """Makes ``folder`` (and its parents) and proves that a file can be written there.
+
+    Raises:
+        CacheError: it cannot be made or written, with what to set instead.
+    """
+    hint = "Set AGENTWIRE_HOME to a folder that you can write, or free some space."
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"agentwire")
+            probe.flush()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CacheError(
+            f"The cache folder {folder} cannot be written: {reason}.", hint=hint
+        ) from (error)
+    return folder

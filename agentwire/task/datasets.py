@@ -1,0 +1,332 @@
+"""Rows by name: from a folder, the hub, or the package registry, in this order.
+
+1. ``path``: a JSONL file, or a folder with ``<split>.jsonl`` (and ``dataset.json``);
+2. ``AGENTWIRE_DATA/<name>/<split>.jsonl``;
+3. the hub, with the extra ``agentwire[hub]`` and unless offline;
+4. the package registry (``movie_snippets`` only).
+
+Every ``Dataset`` says where it came from. Substituting another dataset is not done here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from agentwire.config import Config
+from agentwire.download import Progress, sha256_of
+from agentwire.errors import DataError
+from agentwire.task import movie_snippets
+from agentwire.task.definitions import TaskDefinition, load_definition
+from agentwire.task.rows import Example, checked, normalise, read_jsonl, rows_sha256
+
+__all__ = ["Dataset", "Example", "held_out_split", "load_rows", "shares_sentences", "where"]
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """The rows of one split, and where they came from.
+
+    Attributes:
+        name: dataset name.
+        split: split name.
+        rows: the rows, in the source's order.
+        labels: class names; ``rows[i].label`` counts into them.
+        provenance: ``source`` (``folder``, ``hub``, ``registry``), ``location``, ``sha256`` of the
+            source file, ``rows_sha256``, ``licence``, and more where the source states it.
+    """
+
+    name: str
+    split: str
+    rows: tuple[Example, ...]
+    labels: tuple[str, ...]
+    provenance: Mapping[str, str]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def load_rows(
+    dataset: str,
+    split: str,
+    *,
+    config: Config,
+    path: str | Path | None = None,
+    allow_download: bool = True,
+    progress: Progress | None = None,
+) -> Dataset:
+    """The rows of one split of a dataset.
+
+    Args:
+        dataset: name (``definitions``).
+        split: ``train``, ``validation``, ``test``, or what the folder has.
+        config: where to look.
+        path: a JSONL file or a folder, tried first and alone.
+        allow_download: whether the hub and the registry may be asked for what is not cached.
+        progress: told about downloads.
+
+    Raises:
+        DataError: unknown dataset, not to be had, no such split, or a bad row.
+        DownloadError: the registry's archive cannot be had, or has a wrong checksum.
+        CacheError: the cache folder cannot be written.
+    """
+    task = load_definition(dataset)
+    if path is not None:
+        return _from_path(task, split, Path(path).expanduser())
+    folder = config.data / task.name if config.data else None
+    if folder is not None and (folder / f"{split}.jsonl").is_file():
+        return _from_folder(task, split, folder)
+    if allow_download and _on_hub(task, split) and not _hub_reason(config):
+        return _from_hub(task, split)
+    if task.name == "movie_snippets":
+        cached = movie_snippets.cached_file(config.datasets / task.name).is_file()
+        if split in movie_snippets.SPLITS and (allow_download or cached):
+            return _from_registry(task, split, config, progress)
+    raise _missing(task, split, config)
+
+
+def where(dataset: str, split: str, *, config: Config, path: str | Path | None = None) -> str:
+    """Where ``load_rows`` would take the rows from, without reading them or asking the network.
+
+    Returns:
+        ``path``, ``folder``, ``hub``, ``cache``, ``registry`` (a download), or ``""``: nowhere.
+
+    Raises:
+        DataError: unknown dataset.
+    """
+    task = load_definition(dataset)
+    if path is not None:
+        return "path" if Path(path).expanduser().exists() else ""
+    if config.data and (config.data / task.name / f"{split}.jsonl").is_file():
+        return "folder"
+    if _on_hub(task, split) and not _hub_reason(config):
+        return "hub"
+    if task.name == "movie_snippets" and split in movie_snippets.SPLITS:
+        cached = movie_snippets.cached_file(config.datasets / task.name)
+        return "cache" if cached.is_file() else "registry"
+    return ""
+
+
+def shares_sentences(first: str, second: str) -> bool:
+    """Whether two *different* datasets are made of the same sentences.
+
+    A bridge trained on one of them must never be scored on the other: the rows were seen.
+    """
+    if first == second:
+        return False
+    family = load_definition(first).family
+    return family is not None and family == load_definition(second).family
+
+
+def held_out_split(dataset: Dataset, n: int, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """Training rows and held-out rows of a training split, the same for the same seed.
+
+    Rows are ordered by sha256 of the seed and their words, and the first ``n`` are held out; rows
+    with the same words stay together, so the held-out part may be a few rows larger. Both parts
+    keep the source's order.
+
+    Raises:
+        DataError: ``n`` is not between 1 and half of the rows.
+    """
+    if not 1 <= n <= len(dataset.rows) // 2:
+        raise DataError(
+            f"Cannot hold out {n} of the {len(dataset.rows)} rows of {dataset.name} "
+            f"{dataset.split}.",
+            hint="Set `held_out` to at most half of the training rows.",
+        )
+    keys = [
+        hashlib.sha256(f"{seed}:{normalise(row.text)}".encode()).digest() for row in dataset.rows
+    ]
+    last = sorted(keys)[n - 1]
+
+    def part(name: str, held: bool) -> Dataset:
+        rows = tuple(
+            row for row, key in zip(dataset.rows, keys, strict=True) if (key <= last) is held
+        )
+        marks = {"part": f"{name} (n={n}, seed={seed})", "rows_sha256": rows_sha256(rows)}
+        return replace(dataset, rows=rows, provenance={**dataset.provenance, **marks})
+
+    return part("train", False), part("held_out", True)
+
+
+# -- folders --------------------------------------------------------------------------------
+
+
+def _from_path(task: TaskDefinition, split: str, path: Path) -> Dataset:
+    if path.is_dir():
+        return _from_folder(task, split, path)
+    if not path.is_file():
+        raise DataError(
+            f"{path} does not exist.", hint="Set `path` to a JSONL file or a folder with them."
+        )
+    return _from_file(task, split, path, {})
+
+
+def _from_folder(task: TaskDefinition, split: str, folder: Path) -> Dataset:
+    file = folder / f"{split}.jsonl"
+    if not file.is_file():
+        splits = ", ".join(sorted(item.stem for item in folder.glob("*.jsonl"))) or "none"
+        raise DataError(
+            f"{folder} has no split {split!r}.", hint=f"Splits in that folder: {splits}."
+        )
+    card = _card(folder / "dataset.json")
+    labels = card.get("labels")
+    if labels is not None and tuple(labels) != task.labels:
+        raise DataError(
+            f"{folder / 'dataset.json'}: its labels are not those of {task.name}, in their order.",
+            hint="Name the right dataset in the scenario, or reorder the labels.",
+        )
+    return _from_file(task, split, file, card)
+
+
+def _from_file(task: TaskDefinition, split: str, file: Path, card: Mapping[str, Any]) -> Dataset:
+    rows = read_jsonl(file, len(task.labels))
+    digest = sha256_of(file)
+    claimed = card.get("splits", {}).get(split, {}).get("sha256")
+    if claimed is not None and claimed != digest:
+        raise DataError(
+            f"{file} is not the file that dataset.json describes "
+            f"(sha256 {digest[:12]}…, not {str(claimed)[:12]}…).",
+            hint="Fetch it again, or write its new sha256 into dataset.json.",
+        )
+    return _dataset(
+        task,
+        split,
+        rows,
+        source="folder",
+        location=str(file),
+        sha256=digest,
+        licence=str(card.get("licence", task.licence)),
+        origin=str(card.get("source", "")),
+    )
+
+
+def _card(file: Path) -> Mapping[str, Any]:
+    """``dataset.json`` of a folder, or nothing where there is none."""
+    if not file.is_file():
+        return {}
+    try:
+        card = json.loads(file.read_text(encoding="utf-8"))
+        splits = card.get("splits", {})
+        sound = isinstance(card.get("labels", []), list) and all(
+            isinstance(split, dict) for split in splits.values()
+        )
+    except (OSError, ValueError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise DataError(
+            f"{file} is not a dataset description.",
+            hint='It must be a JSON object with "labels" (a list) and "splits" (an object).',
+        )
+    return dict(card)
+
+
+# -- hub and registry -----------------------------------------------------------------------
+
+
+def _on_hub(task: TaskDefinition, split: str) -> bool:
+    return task.hub is not None and split in task.hub.splits
+
+
+def _hub_reason(config: Config) -> str:
+    """Why the hub cannot be asked; empty if it can."""
+    if config.offline:
+        return "the hub is switched off (offline)"
+    if importlib.util.find_spec("datasets") is None:
+        return "the hub needs `pip install agentwire[hub]`"
+    return ""
+
+
+def _from_hub(task: TaskDefinition, split: str) -> Dataset:
+    from datasets import load_dataset
+
+    hub = task.hub
+    if hub is None:
+        raise DataError(f"{task.name} is not on the hub.", hint="Set AGENTWIRE_DATA.")
+    name = f"hub:{hub.dataset}"
+    try:
+        table = load_dataset(hub.dataset, hub.config, split=hub.splits[split])
+        names = list(getattr(table.features[hub.label], "names", None) or [])
+        columns = [list(table[column]) for column in hub.text]
+        classes = list(table[hub.label])
+    except Exception as error:  # the library raises whatever its network layers raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"{task.name} cannot be loaded from the hub ({hub.dataset}): {reason}",
+            hint="Check the network, log in if it is gated, or set AGENTWIRE_DATA to a folder.",
+        ) from error
+    order = _class_order(task, names, name)
+    rows = tuple(
+        checked(
+            f"{name}:{split}:{number}",
+            " ".join(texts),
+            order.get(label, label) if isinstance(label, int) else label,
+            len(task.labels),
+        )
+        for number, (*texts, label) in enumerate(zip(*columns, classes, strict=True), start=1)
+    )
+    if not rows:
+        raise DataError(f"{name}: {split} holds no rows.", hint="Set AGENTWIRE_DATA instead.")
+    return _dataset(
+        task, split, rows, source="hub", location=hub.dataset, sha256="", licence=task.licence
+    )
+
+
+def _class_order(task: TaskDefinition, names: Sequence[str], where: str) -> dict[int, int]:
+    """Their class index -> ours, by class name; empty where the hub gives no names."""
+    if not names:
+        return {}
+    ours = list((task.hub and task.hub.labels) or task.labels)
+    if sorted(ours) != sorted(names):
+        raise DataError(
+            f"{where}: its classes are not those of {task.name}.",
+            hint="Set AGENTWIRE_DATA to a folder with the expected rows.",
+        )
+    return {index: ours.index(name) for index, name in enumerate(names)}
+
+
+def _from_registry(
+    task: TaskDefinition, split: str, config: Config, progress: Progress | None
+) -> Dataset:
+    file = movie_snippets.fetch(config.datasets / task.name, progress)
+    return _dataset(
+        task,
+        split,
+        movie_snippets.parse(file, split),
+        source="registry",
+        location=movie_snippets.ARCHIVE.requirement,
+        sha256=movie_snippets.FILE_SHA256,
+        licence=task.licence,
+        origin=f"{movie_snippets.FILE}, |mean rating| >= {movie_snippets.NEUTRAL}, split by hash",
+    )
+
+
+def _dataset(
+    task: TaskDefinition, split: str, rows: tuple[Example, ...], **provenance: str
+) -> Dataset:
+    known = {key: value for key, value in provenance.items() if value}
+    known["rows_sha256"] = rows_sha256(rows)
+    return Dataset(task.name, split, rows, task.labels, known)
+
+
+def _missing(task: TaskDefinition, split: str, config: Config) -> DataError:
+    tried = [f"not in {config.data / task.name}" if config.data else "AGENTWIRE_DATA is not set"]
+    if _on_hub(task, split):
+        tried.append(_hub_reason(config) or "downloads are not allowed")
+    elif task.hub is not None:
+        tried.append(f"the hub has only {', '.join(task.hub.splits)}")
+    if task.name == "movie_snippets":
+        known = split in movie_snippets.SPLITS
+        tried.append(
+            "not downloaded yet" if known else f"it has {', '.join(movie_snippets.SPLITS)}"
+        )
+    return DataError(
+        f"The split {split!r} of {task.name} cannot be found: {'; '.join(tried)}.",
+        hint="Set AGENTWIRE_DATA to a folder with it, or `path` in the scenario "
+        "(see `agentwire data list`).",
+    )
