@@ -1,0 +1,63 @@
+# make demo     two language models, one bus, one bridge: the shipped scenario, end to end
+# make test     every test that this machine can run (models are downloaded once to the user cache)
+# make lint types bench clean
+#
+# Everything runs in .venv, made on first use. PYTHON=python3.12 picks the interpreter;
+# TORCH_INDEX=<url> another index for torch (empty: none).
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+DEMO   ?= scenarios/llama_to_mistral_sst2.yaml
+ARGS   ?=
+
+# On Linux the package index has torch with CUDA (some GB). A machine without a GPU takes the
+# CPU build instead, unless pip finds one already.
+TORCH_CPU := https://download.pytorch.org/whl/cpu
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint types bench clean distclean
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "agentwire needs Python 3.11 or newer; try: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@test -x $(BIN)/python || { echo "agentwire: making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "agentwire: installing pinned dependencies into $(VENV) (once, a few minutes)"
+	@PIP=$(BIN)/pip; [ -t 1 ] && QUIET= || QUIET=-q; \
+	INDEX="$(TORCH_INDEX)"; \
+	if [ "$(origin TORCH_INDEX)" = undefined ] && [ "$$(uname -sm)" = "Linux x86_64" ] \
+	  && ! command -v nvidia-smi >/dev/null 2>&1 \
+	  && ! $$PIP install --dry-run --no-deps -q -c constraints.txt torch --report - 2>/dev/null \
+	       | grep -q '"version": *"[^"]*+cpu"'; then INDEX=$(TORCH_CPU); fi; \
+	$$PIP install $$QUIET --no-compile --disable-pip-version-check -c constraints.txt \
+	  $${INDEX:+--extra-index-url $$INDEX} -e '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	@$(BIN)/agentwire run $(DEMO) $(ARGS)
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	@$(BIN)/mypy
+
+bench: $(STAMP)
+	@$(BIN)/python bench/overhead.py $(ARGS)
+
+clean:
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	@rm -rf $(VENV)
