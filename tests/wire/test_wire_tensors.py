@@ -1,0 +1,135 @@
+"""Payloads and scores: exact bytes, no copies, and the receiver's check of each row."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentwire.errors import LocalProtocolError, NackCode, RemoteProtocolError
+from agentwire.wire.messages import Payload
+from agentwire.wire.tensors import check_rows, from_payload, from_scores, to_payload, to_scores
+
+RANGE = (0.5, 2.0)
+
+
+def soft_tokens(n: int = 3, m: int = 2, d: int = 8) -> np.ndarray:
+    return np.random.default_rng(0).choice([-1.0, 1.0], (n, m, d)).astype(np.float16)
+
+
+def test_a_payload_is_a_view_of_the_array_and_back() -> None:
+    array = soft_tokens()
+    payload = to_payload(array)
+    assert (payload.n, payload.soft_tokens, payload.width) == array.shape
+    assert len(payload.data) == array.nbytes == 3 * 2 * 8 * 2
+    back = from_payload(payload)
+    assert np.shares_memory(array, back)
+    assert not back.flags.writeable
+    np.testing.assert_array_equal(array, back)
+
+
+def test_a_payload_is_little_endian_whatever_the_array_is() -> None:
+    array = np.array([[[1.0, -2.0]]], dtype=np.float16)
+    assert bytes(to_payload(array).data) == bytes.fromhex("003c00c0")
+    swapped = array.astype(">f2")
+    assert bytes(to_payload(swapped.astype(np.float16)).data) == bytes.fromhex("003c00c0")
+
+
+def test_a_payload_of_a_slice_is_made_contiguous() -> None:
+    array = soft_tokens(4, 2, 8)[::2, :, ::2]
+    np.testing.assert_array_equal(from_payload(to_payload(array)), array)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((1, 2, 3), np.float32),
+        np.zeros((2, 3), np.float16),
+        np.zeros((0, 2, 3), np.float16),
+    ],
+)
+def test_no_array_is_cast_or_reshaped_silently(array: np.ndarray) -> None:
+    with pytest.raises(LocalProtocolError, match=r"float16 \[n, M, d\]"):
+        to_payload(array)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        Payload(bytes(11), 1, 2, 3),
+        Payload(bytes(13), 1, 2, 3),
+        Payload(b"", 0, 2, 3),
+        Payload(bytes(24), 1, 2, 3, "float32"),  # type: ignore[arg-type]
+        Payload(bytes(12), -1, -2, 3),
+    ],
+)
+def test_a_payload_has_exactly_its_bytes_and_an_allowed_dtype(payload: Payload) -> None:
+    with pytest.raises(RemoteProtocolError) as caught:
+        from_payload(payload)
+    assert caught.value.code is NackCode.BAD_PAYLOAD
+
+
+def test_good_rows_have_no_reason() -> None:
+    assert check_rows(soft_tokens(), RANGE) == {}
+    assert check_rows(soft_tokens(), (1.0, 1.0)) == {}  # the ends belong to the range
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_spoils_its_row_alone(value: float) -> None:
+    array = soft_tokens()
+    array[1, 1, 3] = value
+    assert check_rows(array, RANGE) == {1: "soft token 1 is not finite"}
+
+
+def test_each_soft_token_must_be_in_the_range_not_their_mean() -> None:
+    array = soft_tokens()
+    array[0, 0] = 0
+    array[2, 1] *= 3
+    reasons = check_rows(array, RANGE)
+    assert set(reasons) == {0, 2}
+    assert "soft token 0 has RMS 0" in reasons[0]
+    assert "soft token 1 has RMS 3" in reasons[2]
+
+
+def test_the_largest_finite_values_are_out_of_range_not_infinite() -> None:
+    array = np.full((1, 1, 65_536), np.finfo(np.float16).max, np.float16)
+    assert "RMS 6.55e+04" in check_rows(array, RANGE)[0]
+
+
+@given(st.binary(min_size=2 * 2 * 3 * 2, max_size=2 * 2 * 3 * 2))
+def test_any_bytes_are_checked_without_a_warning(data: bytes) -> None:
+    array = from_payload(Payload(data, 2, 2, 3))
+    bad = check_rows(array, RANGE)
+    for row in range(2):
+        with np.errstate(invalid="ignore"):
+            rms = np.sqrt(np.mean(array[row].astype(np.float64) ** 2, axis=-1))
+        clear = np.isfinite(rms) & (rms > 0.501) & (rms < 1.999)
+        if clear.all():
+            assert row not in bad
+        if not np.isfinite(rms).all() or (rms < 0.499).any() or (rms > 2.001).any():
+            assert row in bad
+
+
+def test_scores_round_trip_as_views() -> None:
+    array = np.log(np.array([[0.25, 0.75], [1.0, 1e-30]], np.float32))
+    data = to_scores(array)
+    assert len(data) == 16
+    back = from_scores(data, 2, 2)
+    assert np.shares_memory(array, back) and not back.flags.writeable
+    np.testing.assert_array_equal(array, back)
+
+
+def test_a_label_may_be_impossible_but_not_unknown() -> None:
+    assert from_scores(np.array([-np.inf, 0], "<f4").tobytes(), 1, 2)[0, 0] == -np.inf
+    for value in (np.nan, np.inf):
+        with pytest.raises(RemoteProtocolError, match="NaN"):
+            from_scores(np.array([value, 0], "<f4").tobytes(), 1, 2)
+
+
+@pytest.mark.parametrize(("n", "labels"), [(1, 2), (2, 0), (0, 0), (-1, -3)])
+def test_scores_have_exactly_their_bytes(n: int, labels: int) -> None:
+    with pytest.raises(RemoteProtocolError):
+        from_scores(bytes(12), n, labels)
+    with pytest.raises(LocalProtocolError):
+        to_scores(np.zeros(3, np.float32))
