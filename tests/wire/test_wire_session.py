@@ -1,0 +1,364 @@
+"""Sessions in pairs: what one sends goes straight into the other, and time is a number."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from wire_strategies import any_message
+
+from agentwire.errors import LocalProtocolError, NackCode
+from agentwire.wire import messages as m
+from agentwire.wire.codec import decode, encode
+from agentwire.wire.events import (
+    Announced,
+    Busy,
+    Closed,
+    Duplicate,
+    Event,
+    Gap,
+    Greeted,
+    Lost,
+    Opened,
+    Outgoing,
+    Received,
+    Refused,
+)
+from agentwire.wire.fields import TYPE_OF
+from agentwire.wire.session import MAX_GAP, Session
+from agentwire.wire.states import MAY_SEND, TRANSITIONS, Direction, Side, State, Timing, step
+
+RUN = bytes(range(16))
+MODEL = m.ModelIdentity("tiny", "a" * 64, 16, 4, 0.5, "float32", "cpu")
+TIMING = Timing(ping_ms=1000, liveness_ms=5000, handshake_ms=8000)
+AGENT = m.Hello("llama", m.Role.AGENT, token="5ec7e7")
+CLIENT = m.Hello("client", m.Role.CLIENT)
+CREDIT = m.Credit("a->b", 4, 1 << 20)
+
+
+class Pair:
+    """A peer and the broker's end of its session, joined without a transport."""
+
+    def __init__(self, hello: m.Hello = AGENT, *, open_: bool = True) -> None:
+        self.peer = Session(Side.PEER, run=RUN, epoch=3, now=0.0, hello=hello)
+        self.broker = Session(Side.BROKER, run=RUN, epoch=1, now=0.0, timing=TIMING)
+        if open_:
+            self.broker.receive(self.peer.open(0.0), 0.0)
+            self.peer.receive(self.broker.welcome(0.0), 0.0)
+            assert self.peer.state is self.broker.state is State.OPEN
+
+
+def frames_of(events: list[Event]) -> list[list[bytes | memoryview]]:
+    return [event.frames for event in events if isinstance(event, Outgoing)]
+
+
+def messages_of(events: list[Event]) -> list[m.Message]:
+    return [decode(frames)[1] for frames in frames_of(events)]
+
+
+def raw(message: m.Message, seq: int, epoch: int = 3, run: bytes = RUN) -> list[bytes | memoryview]:
+    return encode(message, m.Envelope(run, seq, epoch))
+
+
+# -- handshake ------------------------------------------------------------------------------
+
+
+def test_hello_and_welcome_open_both_ends() -> None:
+    pair = Pair(open_=False)
+    assert pair.broker.receive(pair.peer.open(0.0), 0.1) == [Greeted(AGENT, epoch=3)]
+    assert (pair.peer.state, pair.broker.state) == (State.GREETING, State.GREETING)
+    events = pair.peer.receive(pair.broker.welcome(0.2), 0.3)
+    assert events == [Opened(m.Welcome(1, 1000, 5000))]
+    assert (pair.peer.state, pair.broker.state) == (State.OPEN, State.OPEN)
+    # The broker's times hold at both ends.
+    assert (pair.peer.timing.ping_ms, pair.peer.timing.liveness_ms) == (1000, 5000)
+
+
+def test_a_rejected_peer_learns_why_and_both_ends_are_closed() -> None:
+    pair = Pair(open_=False)
+    pair.broker.receive(pair.peer.open(0.0), 0.0)
+    frames = pair.broker.reject(NackCode.UNAUTHORIZED, "wrong token", 0.0)
+    assert pair.peer.receive(frames, 0.0) == [Closed("wrong token", NackCode.UNAUTHORIZED)]
+    assert (pair.peer.state, pair.broker.state) == (State.CLOSED, State.CLOSED)
+
+
+def test_a_peer_that_speaks_only_newer_versions_is_refused() -> None:
+    pair = Pair(dataclasses.replace(AGENT, versions=(3, 2)), open_=False)
+    events = pair.broker.receive(pair.peer.open(0.0), 0.0)
+    assert isinstance(events[0], Refused) and events[0].code is NackCode.VERSION
+    assert pair.broker.state is State.CLOSED
+    closed = pair.peer.receive(frames_of(events)[0], 0.0)
+    assert isinstance(closed[0], Closed) and closed[0].code is NackCode.VERSION
+
+
+def test_a_peer_that_speaks_newer_versions_too_gets_the_common_one() -> None:
+    pair = Pair(dataclasses.replace(AGENT, versions=(2, 1)))
+    assert pair.peer.state is State.OPEN
+
+
+def test_a_welcome_with_a_version_that_was_not_offered_is_refused() -> None:
+    pair = Pair(open_=False)
+    pair.peer.open(0.0)
+    events = pair.peer.receive(raw(m.Welcome(9, 1000, 5000), 0, epoch=1), 0.0)
+    assert isinstance(events[0], Refused) and events[0].code is NackCode.VERSION
+    assert pair.peer.state is State.GREETING
+
+
+def test_nothing_but_hello_opens_a_session() -> None:
+    pair = Pair(open_=False)
+    events = pair.broker.receive(raw(m.Ping(), 0), 0.0)
+    assert isinstance(events[0], Refused) and events[0].code is NackCode.UNAUTHORIZED
+    assert [type(message) for message in messages_of(events)] == [m.Nack]
+    assert pair.broker.state is State.CLOSED
+    assert pair.broker.receive(raw(AGENT, 1), 0.0) == []
+
+
+def test_the_second_hello_says_ready() -> None:
+    pair = Pair()
+    ready = dataclasses.replace(AGENT, model=MODEL)
+    assert pair.broker.receive(pair.peer.send(ready, 1.0), 1.0) == [Announced(ready)]
+
+
+@pytest.mark.parametrize(
+    "hello",
+    [
+        AGENT,
+        dataclasses.replace(AGENT, name="mistral", model=MODEL),
+        dataclasses.replace(AGENT, role=m.Role.CLIENT, model=MODEL),
+    ],
+)
+def test_a_second_hello_is_the_same_peer_with_a_model(hello: m.Hello) -> None:
+    pair = Pair()
+    with pytest.raises(LocalProtocolError):
+        pair.peer.send(hello, 1.0)
+    events = pair.broker.receive(raw(hello, 1), 1.0)
+    assert isinstance(events[0], Refused) and events[0].code is NackCode.UNAUTHORIZED
+    assert pair.broker.hello == AGENT
+
+
+def test_a_client_says_hello_once() -> None:
+    pair = Pair(CLIENT)
+    with pytest.raises(LocalProtocolError, match="HELLO"):
+        pair.peer.send(dataclasses.replace(CLIENT, model=MODEL), 1.0)
+
+
+def test_a_handshake_that_does_not_end_is_lost() -> None:
+    pair = Pair(open_=False)
+    pair.peer.open(0.0)
+    assert pair.peer.tick(29.0) == (30.0, [])
+    assert pair.peer.tick(30.0) == (None, [Lost("no Welcome within 30000 ms")])
+    assert pair.broker.tick(8.0) == (None, [Lost("no Hello within 8000 ms")])
+
+
+# -- who may send what ----------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(any_message, st.sampled_from([AGENT, CLIENT]))
+def test_what_one_end_may_send_the_other_accepts_and_the_rest_neither(
+    message: m.Message, hello: m.Hello
+) -> None:
+    kind = TYPE_OF[type(message)]
+    for side in Side:
+        pair = Pair(hello)
+        here, there = (
+            (pair.peer, pair.broker) if side is Side.PEER else (pair.broker, pair.peer)
+        )
+        if kind is m.MessageType.HELLO and side is Side.PEER:
+            continue
+        if kind in MAY_SEND[side, hello.role]:
+            events = there.receive(here.send(message, 1.0), 1.0)
+            assert not [event for event in events if isinstance(event, Refused)]
+            if not isinstance(message, m.Ping | m.Pong | m.Goodbye):
+                assert [event.message for event in events] == [message]  # type: ignore[union-attr]
+        else:
+            with pytest.raises(LocalProtocolError, match=kind.name):
+                here.send(message, 1.0)
+            epoch = 3 if side is Side.PEER else 1
+            refused = there.receive(raw(message, 1, epoch), 1.0)[0]
+            assert isinstance(refused, Refused) and refused.code is NackCode.UNAUTHORIZED
+            # What was not allowed uses up its number at the receiver, and no more.
+            assert there.receive(raw(m.Ping(), 2, epoch), 1.0)[0] == Busy(0)
+
+
+def test_no_closed_state_leads_anywhere_and_every_state_can_be_reached() -> None:
+    for side, table in TRANSITIONS.items():
+        assert all(state is not State.CLOSED for state, _, _ in table)
+        assert {State.START} | set(table.values()) == set(State)
+        for kind in m.MessageType:
+            for direction in Direction:
+                assert step(side, m.Role.AGENT, State.CLOSED, direction, kind) is None
+
+
+def test_a_message_that_cannot_be_sent_uses_no_number() -> None:
+    pair = Pair()
+    with pytest.raises(LocalProtocolError):
+        pair.peer.send(m.Credit("a->b", -1, 0), 1.0)
+    with pytest.raises(LocalProtocolError):
+        pair.peer.send(m.Cancel("a->b", (RUN,)), 1.0)
+    events = pair.broker.receive(pair.peer.send(CREDIT, 1.0), 1.0)
+    assert events == [Received(CREDIT, m.Envelope(RUN, 1, 3))]
+
+
+# -- order, incarnation, run ----------------------------------------------------------------
+
+
+def test_a_number_that_came_already_is_dropped_unanswered() -> None:
+    pair = Pair()
+    frames = pair.peer.send(CREDIT, 1.0)
+    assert isinstance(pair.broker.receive(frames, 1.0)[0], Received)
+    assert pair.broker.receive(frames, 1.0) == [Duplicate(1)]
+    assert pair.broker.receive(raw(AGENT, 0), 1.0) == [Duplicate(0)]
+
+
+def test_lost_messages_are_told_before_the_next_one() -> None:
+    pair = Pair()
+    lost = [pair.peer.send(CREDIT, 1.0) for _ in range(2)]
+    events = pair.broker.receive(pair.peer.send(CREDIT, 1.0), 1.0)
+    assert events == [Gap(1, 3), Received(CREDIT, m.Envelope(RUN, 3, 3))]
+    # One that was only late comes after its turn, so it counts as a duplicate.
+    assert pair.broker.receive(lost[0], 1.0) == [Duplicate(1)]
+
+
+def test_a_number_from_nowhere_does_not_move_the_session() -> None:
+    pair = Pair()
+    events = pair.broker.receive(raw(CREDIT, MAX_GAP + 2), 1.0)
+    assert isinstance(events[0], Refused) and events[0].code is NackCode.MALFORMED
+    assert isinstance(pair.broker.receive(raw(CREDIT, 1), 1.0)[0], Received)
+
+
+@pytest.mark.parametrize("epoch", [0, 2, 4])
+def test_another_incarnation_is_refused(epoch: int) -> None:
+    pair = Pair()
+    events = pair.broker.receive(raw(CREDIT, 1, epoch), 1.0)
+    assert isinstance(events[0], Refused) and events[0].code is NackCode.STALE_EPOCH
+    assert isinstance(pair.broker.receive(raw(CREDIT, 1), 1.0)[0], Received)
+
+
+def test_another_run_is_refused() -> None:
+    pair = Pair()
+    events = pair.broker.receive(raw(CREDIT, 1, run=bytes(16)), 1.0)
+    assert isinstance(events[0], Refused) and events[0].code is NackCode.UNAUTHORIZED
+
+
+# -- refusals -------------------------------------------------------------------------------
+
+
+def test_a_damaged_message_is_refused_answered_and_no_gap() -> None:
+    pair = Pair()
+    row = m.Row(b"r" * 16)
+    text = m.Text("a->b", "0" * 64, (row,), ("hi",), origin="client")
+    header, rows, body = pair.peer.send(text, 1.0)
+    events = pair.broker.receive([header, rows, b"ho"], 1.0)
+    assert events[0] == Refused(
+        NackCode.CHECKSUM, "rows and body do not match the checksum", "a->b", (), "client"
+    )
+    [nack] = messages_of(events)
+    assert isinstance(nack, m.Nack) and (nack.code, nack.wire) == (NackCode.CHECKSUM, "a->b")
+    assert pair.peer.receive(frames_of(events)[0], 1.0) == [
+        Received(nack, m.Envelope(RUN, 1, 1))
+    ]
+    assert isinstance(pair.broker.receive(pair.peer.send(CREDIT, 1.0), 1.0)[0], Received)
+
+
+def test_a_refused_message_names_the_requests_that_it_carried() -> None:
+    pair = Pair(CLIENT)
+    row = m.Row(b"r" * 16)
+    soft = m.Soft("a->b", "0" * 64, "1" * 64, (row,), m.Payload(bytes(4), 1, 1, 2))
+    refused = pair.broker.receive(raw(soft, 1), 1.0)[0]
+    assert isinstance(refused, Refused)
+    assert (refused.wire, refused.rows) == ("a->b", (row,))
+
+
+def test_a_nack_is_never_answered_by_a_nack() -> None:
+    pair = Pair()
+    events = pair.broker.receive(raw(m.Nack(NackCode.CLOSING, "bye"), 1, epoch=9), 1.0)
+    assert [type(event) for event in events] == [Refused]
+
+
+@settings(deadline=None)
+@given(st.lists(st.binary(max_size=80), max_size=4), st.sampled_from(["start", "open", "closed"]))
+def test_receive_never_raises(frames: list[bytes], state: str) -> None:
+    pair = Pair(open_=state != "start")
+    if state == "closed":
+        pair.broker.send(m.Goodbye(), 0.0)
+    for end in (pair.broker, pair.peer):
+        for event in end.receive(frames, 1.0):
+            assert isinstance(event, Refused | Outgoing)
+
+
+# -- liveness -------------------------------------------------------------------------------
+
+
+def test_a_quiet_session_pings_and_any_traffic_counts() -> None:
+    pair = Pair()
+    assert pair.peer.tick(0.5) == (1.0, [])
+    pair.peer.receive(pair.broker.send(CREDIT, 0.8), 0.8)
+    assert pair.peer.tick(1.0) == (1.8, [])
+    deadline, events = pair.peer.tick(1.8)
+    assert messages_of(events) == [m.Ping(0)]
+    assert deadline == 2.8
+    answer = pair.broker.receive(frames_of(events)[0], 1.9, busy_ms=70)
+    assert answer[0] == Busy(0)
+    assert messages_of(answer) == [m.Pong(70)]
+    assert pair.peer.receive(frames_of(answer)[0], 2.0) == [Busy(70)]
+    assert pair.peer.tick(2.0) == (3.0, [])
+
+
+def test_a_silent_peer_is_lost_once() -> None:
+    pair = Pair()
+    pinged = [pair.broker.tick(float(second))[1] for second in range(1, 5)]
+    assert [messages_of(events) for events in pinged] == [[m.Ping(0)]] * 4
+    assert pair.broker.tick(5.0) == (None, [Lost("silent for 5000 ms")])
+    assert pair.broker.tick(9.0) == (None, [])
+    assert pair.broker.receive(pair.peer.send(CREDIT, 9.0), 9.0) == []
+
+
+def test_the_next_deadline_is_the_nearer_of_ping_and_loss() -> None:
+    pair = Pair()
+    pair.broker.tick(4.5)
+    assert pair.broker.tick(4.6) == (5.0, [])
+
+
+def test_a_busy_side_reports_even_while_messages_come_in() -> None:
+    pair = Pair()
+    for tenth in range(1, 10):
+        pair.peer.receive(pair.broker.send(CREDIT, tenth / 10), tenth / 10)
+        assert pair.peer.tick(tenth / 10, busy_ms=100)[1] == []
+    pair.peer.receive(pair.broker.send(CREDIT, 1.0), 1.0)
+    assert messages_of(pair.peer.tick(1.0, busy_ms=950)[1]) == [m.Ping(950)]
+    assert pair.peer.tick(1.1, busy_ms=1050) == (2.0, [])
+
+
+def test_refused_messages_are_no_sign_of_life() -> None:
+    pair = Pair()
+    for second in range(1, 5):
+        pair.broker.receive([b"", b"", b""], float(second))
+        pair.broker.receive(raw(CREDIT, 1, epoch=2), float(second))
+    assert isinstance(pair.broker.tick(5.0)[1][0], Lost)
+
+
+# -- the end --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", Side)
+def test_goodbye_closes_both_ends(side: Side) -> None:
+    pair = Pair()
+    here, there = (pair.peer, pair.broker) if side is Side.PEER else (pair.broker, pair.peer)
+    assert there.receive(here.send(m.Goodbye("done"), 1.0), 1.0) == [Closed("done")]
+    for end in (here, there):
+        assert end.state is State.CLOSED
+        assert end.tick(99.0) == (None, [])
+        with pytest.raises(LocalProtocolError, match="closed"):
+            end.send(m.Ping(), 2.0)
+
+
+def test_a_peer_needs_its_hello_and_the_broker_has_none() -> None:
+    with pytest.raises(LocalProtocolError):
+        Session(Side.PEER, run=RUN, epoch=0, now=0.0)
+    with pytest.raises(LocalProtocolError):
+        Session(Side.BROKER, run=RUN, epoch=0, now=0.0, hello=AGENT)
+    with pytest.raises(LocalProtocolError):
+        Session(Side.BROKER, run=RUN, epoch=0, now=0.0).open(0.0)
