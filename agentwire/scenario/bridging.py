@@ -1,0 +1,203 @@
+"""Bridges of a scenario's wires: their names, where they are looked for, and whether they fit.
+
+Nothing here imports torch: a bridge that does not fit must be refused before any model loads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from agentwire.bridge.card import CARD_FILE, WEIGHTS_FILE, BridgeCard
+from agentwire.errors import BridgeError, DataError
+from agentwire.model.fake import BRIDGE_PREFIX
+from agentwire.scenario.schema import DataChoice, ModelChoice, WireSpec
+from agentwire.task.datasets import shares_sentences
+
+RETRAIN = "Train one for this wire with `agentwire train`, or name another bridge."
+RESTORE = "Restore the folder, or train it again with `agentwire train`."
+MAX_HEADER_BYTES = 8 << 20
+"""Largest safetensors header that is read; a bridge has a few dozen tensors."""
+
+
+def slug(model: str) -> str:
+    """A model's name in a bridge's name: its last path part, lower case."""
+    last = re.split(r"[/\\]", model.rstrip("/\\"))[-1].lower()
+    return re.sub(r"[^a-z0-9._-]+", "-", last).strip("-.") or "model"
+
+
+def bridge_name(wire: WireSpec, choices: Mapping[str, ModelChoice], data: DataChoice | None) -> str:
+    """The bridge's folder name: as written, or for ``auto`` by what really runs.
+
+    Raises:
+        BridgeError: the written name is not the name of a folder.
+    """
+    if wire.bridge != "auto":
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", wire.bridge):
+            raise BridgeError(
+                f"wire {wire.name}: {wire.bridge!r} is not the name of a bridge folder.",
+                hint="Give the folder's name only; `agentwire bridges list` shows those here.",
+            )
+        return wire.bridge
+    parts = [slug(choices[wire.sender].model), slug(choices[wire.receiver].model)]
+    if data is not None:
+        parts.append(slug(data.dataset))
+    return "--".join(parts)
+
+
+def fake_bridge(wire: WireSpec, choices: Mapping[str, ModelChoice]) -> str | None:
+    """The bridge of a wire between fake models, which needs no folder; None for real ones."""
+    if choices[wire.sender].backend != "fake":
+        return None
+    if wire.bridge.startswith(BRIDGE_PREFIX):
+        return wire.bridge
+    return f"{BRIDGE_PREFIX}{choices[wire.receiver].model}" if wire.bridge == "auto" else None
+
+
+def search_folders(source: Path | None, others: Sequence[Path]) -> list[Path]:
+    """Where bridges are looked for: beside the scenario first, then ``others`` in order."""
+    if source is None:
+        return list(others)
+    beside = source.resolve().parent
+    return [beside, beside / "bridges", *others]
+
+
+def find_bridge(name: str, folders: Sequence[Path]) -> Path | None:
+    """The first ``<folder>/<name>`` that holds a card."""
+    for place in folders:
+        folder = place / name
+        if (folder / CARD_FILE).is_file():
+            return folder.resolve()
+    return None
+
+
+def list_bridges(folders: Sequence[Path]) -> list[Path]:
+    """Every bridge folder, the one that is found first for each name."""
+    found: dict[str, Path] = {}
+    for place in folders:
+        if place.is_dir():
+            for card in sorted(place.glob(f"*/{CARD_FILE}")):
+                found.setdefault(card.parent.name, card.parent.resolve())
+    return list(found.values())
+
+
+def missing_bridge(wire: WireSpec, name: str, source: Path | None) -> BridgeError:
+    """The error for a bridge that is nowhere, naming the command that makes it."""
+    command = f"agentwire train {source}" if source else "agentwire train <scenario>"
+    return BridgeError(
+        f"wire {wire.name}: there is no bridge {name!r} here.",
+        hint=f"Train it with `{command}`, or add --train to train it first.",
+    )
+
+
+def check_card(
+    card: BridgeCard,
+    wire: WireSpec,
+    choices: Mapping[str, ModelChoice],
+    fingerprints: Mapping[str, str | None],
+) -> None:
+    """Refuses a bridge that was made for something else than this wire.
+
+    Args:
+        choices: the model of each agent.
+        fingerprints: theirs, where they are known without reading the weights.
+
+    Raises:
+        BridgeError: made for other models, another layer, or another M.
+    """
+    for role, end, made_for in (
+        ("sender", wire.sender, card.sender),
+        ("receiver", wire.receiver, card.receiver),
+    ):
+        runs, known = choices[end].model, fingerprints.get(end)
+        if made_for.fingerprint != known if known else made_for.model != runs:
+            shown = f" ({known[:12]})" if known else ""
+            raise BridgeError(
+                f"wire {wire.name}: the bridge {card.name} was made for the {role} "
+                f"{made_for.model} ({made_for.fingerprint[:12]}), but {end} runs {runs}{shown}.",
+                hint=RETRAIN,
+            )
+    layer = choices[wire.sender].layer
+    if layer is not None and card.layer != layer:
+        raise BridgeError(
+            f"wire {wire.name}: the bridge {card.name} reads layer {card.layer}, "
+            f"but agents.{wire.sender} says layer {layer}.",
+            hint=RETRAIN,
+        )
+    if card.soft_tokens != wire.soft_tokens:
+        raise BridgeError(
+            f"wire {wire.name}: the bridge {card.name} makes {card.soft_tokens} soft tokens, "
+            f"but the wire says {wire.soft_tokens}.",
+            hint=RETRAIN,
+        )
+
+
+def check_data(card: BridgeCard, wire: WireSpec, data: DataChoice | None) -> None:
+    """Refuses to score a bridge on rows that it was trained on under another name.
+
+    Raises:
+        BridgeError: its training data and ``data`` share sentences.
+    """
+    trained_on = card.training.dataset
+    try:
+        leak = data is not None and shares_sentences(trained_on, data.dataset)
+    except DataError:  # trained on a dataset that is not known here
+        return
+    if leak and data is not None:
+        raise BridgeError(
+            f"wire {wire.name}: the bridge {card.name} was trained on {trained_on}, which shares "
+            f"sentences with {data.dataset}: its accuracy there would mean nothing.",
+            hint=f"Use a bridge trained on {data.dataset}, or score on {trained_on}.",
+        )
+
+
+def check_weights(folder: Path, card: BridgeCard) -> None:
+    """Refuses a weights file that is not the card's, or whose header lies about its size.
+
+    The agent checks every tensor's shape once more when it loads them.
+
+    Raises:
+        BridgeError: missing, corrupt, or not the file that the card names.
+    """
+    path = folder / WEIGHTS_FILE
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+                raise BridgeError(f"{path} is not a safetensors file.", hint=RESTORE)
+            header = json.loads(file.read(length))
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise BridgeError(f"{folder} holds no {WEIGHTS_FILE}.", hint=RESTORE) from None
+    except OSError as error:
+        raise BridgeError(f"{path} cannot be read: {error.strerror}.", hint=RESTORE) from None
+    except (ValueError, RecursionError):
+        raise BridgeError(f"{path} is not a safetensors file.", hint=RESTORE) from None
+    if not isinstance(header, dict) or not _fills(header, size - 8 - length):
+        raise BridgeError(f"{path} is corrupt: its header does not match its size.", hint=RESTORE)
+    if digest != card.weights_sha256:
+        raise BridgeError(
+            f"{path} is not the file that its card names (sha256 {digest[:12]}…, the card says "
+            f"{card.weights_sha256[:12]}…).",
+            hint=RESTORE,
+        )
+
+
+def _fills(header: Mapping[str, object], size: int) -> bool:
+    """Whether the header's tensors cover the body exactly."""
+    end = 0
+    for name, tensor in header.items():
+        if name == "__metadata__":
+            continue
+        offsets = tensor.get("data_offsets") if isinstance(tensor, dict) else None
+        if not (isinstance(offsets, list) and len(offsets) == 2):
+            return False
+        if not all(isinstance(o, int) and 0 <= o <= size for o in offsets):
+            return False
+        end = max(end, offsets[1])
+    return end == size

@@ -1,0 +1,217 @@
+"""What this machine has: devices, models, data and bridges. The facts that ``resolve`` decides by.
+
+Asking is cheap: nothing is downloaded or loaded, and torch is imported only where a GPU can be
+there at all. Tests hand ``resolve`` an inventory of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from agentwire.config import Config
+from agentwire.errors import DataError, DeviceError, InputError, ModelError
+from agentwire.model import fake
+from agentwire.scenario.schema import DataChoice, ModelChoice
+from agentwire.task import datasets
+
+PROJECT_BRIDGES = "bridges"
+_PACKAGE = Path(__file__).resolve().parent.parent
+# In an installed package the bridges are its data; in a checkout they lie beside it.
+PACKAGE_BRIDGES = (_PACKAGE / PROJECT_BRIDGES, _PACKAGE.parent / PROJECT_BRIDGES)
+_GPU_NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where the weights of a model are.
+
+    Attributes:
+        folder: the local folder; None: not here (yet), or none is needed.
+        fetchable: they can be downloaded from the package registry.
+    """
+
+    folder: Path | None
+    fetchable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why something cannot run here."""
+
+    reason: str
+    hint: str
+    kind: Literal["device", "model"]
+
+    def error(self, where: str) -> InputError:
+        """The error for a scenario in which nothing may stand in."""
+        kind = DeviceError if self.kind == "device" else ModelError
+        return kind(f"{where}: {self.reason}.", hint=self.hint)
+
+
+class Inventory:
+    """This machine.
+
+    Args:
+        config: folders and switches.
+        ask_hub: whether a dataset that only the hub has may be asked for, which takes the
+            network; else its being named there counts.
+    """
+
+    def __init__(self, config: Config, *, ask_hub: bool = False) -> None:
+        self.config = config
+        self._ask_hub = ask_hub
+
+    @classmethod
+    def here(cls, *, ask_hub: bool = False) -> Inventory:
+        """This machine, as the environment describes it."""
+        return cls(Config.from_env(), ask_hub=ask_hub)
+
+    # -- devices
+
+    @cached_property
+    def _gpus(self) -> int:
+        linux = platform.system() == "Linux"
+        if linux and not any(os.path.exists(node) for node in _GPU_NODES):
+            return 0  # no driver: torch need not be imported to learn that
+        try:
+            import torch
+        except ImportError:
+            return 0
+        return int(torch.cuda.device_count()) if torch.cuda.is_available() else 0
+
+    def gpus(self) -> int:
+        """CUDA GPUs that torch can use."""
+        return self._gpus
+
+    def cpus(self) -> int:
+        """Physical cores that this process may use."""
+        try:
+            allowed = len(os.sched_getaffinity(0))
+        except AttributeError:  # not on every system
+            allowed = os.cpu_count() or 1
+        return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+    # -- models
+
+    def problem(self, choice: ModelChoice) -> Problem | None:
+        """Why this model cannot run on its device here; None: it can.
+
+        Raises:
+            ModelError: no such model exists under that name.
+        """
+        missing = self._missing_weights(choice)
+        return self._missing_device(choice.device) or missing
+
+    def _missing_device(self, device: str) -> Problem | None:
+        if not device.startswith("cuda:"):
+            return None
+        gpus, index = self.gpus(), int(device.removeprefix("cuda:"))
+        if index < gpus:
+            return None
+        seen = (
+            f"GPUs here: {', '.join(f'cuda:{i}' for i in range(gpus))}" if gpus else "no GPU here"
+        )
+        return Problem(
+            f"{device} is not there (GPUs here: {there})",
+            "Give --device cpu or --device cuda:0, or set `device: auto` in the scenario.",
+            "device",
+        )
+
+    def _missing_weights(self, choice: ModelChoice) -> Problem | None:
+        if choice.backend == "fake":
+            return None
+        if self.site(choice).folder is None and not self.site(choice).fetchable:
+            return Problem(
+                f"the weights of {choice.model} are not here",
+                self.how_to_get("model", choice.model),
+                "model",
+            )
+        return None
+
+    def site(self, choice: ModelChoice) -> Site:
+        """Where the weights are."""
+        if choice.backend == "fake":
+            return Site(None)
+        from agentwire.model import registry, sources
+
+        folder = sources.locate(choice.model, config=self.config, path=choice.path)
+        return Site(folder, fetchable=choice.model in registry.MODELS)
+
+    def fetch(self, model: str, progress: Callable[[str, float], None] | None) -> Path:
+        """Downloads and converts a registry model; its folder."""
+        from agentwire.model import sources
+
+        return sources.fetch(model, config=self.config, progress=progress)
+
+    def fingerprint(self, choice: ModelChoice) -> str | None:
+        """The model's fingerprint where it is known without reading the weights."""
+        if choice.backend == "fake":
+            return fake.fingerprint(choice.model)
+        return None
+
+    # -- data
+
+    def data_problem(self, choice: DataChoice) -> str | None:
+        """Why these rows cannot be had here; None: they can.
+
+        Raises:
+            DataError: no such dataset, or a ``path`` that does not exist.
+        """
+        place = datasets.where(choice.dataset, choice.split, config=self.config, path=choice.path)
+        if not place and choice.path is None:
+            return self._why_no_data(choice)
+        if (place == "hub" and self._ask_hub) or not place:
+            try:
+                datasets.load_rows(
+                    choice.dataset, choice.split, config=self.config, path=choice.path
+                )
+            except DataError as error:
+                if choice.path is not None:
+                    raise
+                return error.message.rstrip(".")
+        return None
+
+    def _why_no_data(self, choice: DataChoice) -> str:
+        try:
+            datasets.load_rows(
+                choice.dataset, choice.split, config=self.config, allow_download=False
+            )
+        except DataError as error:
+            return error.message.rstrip(".")
+        return "it is not here"
+
+    # -- bridges
+
+    def bridge_folders(self, source: Path | None = None) -> list[Path]:
+        """Where bridges are looked for, after the scenario's own folder, in order."""
+        project = Path.cwd() / PROJECT_BRIDGES
+        beside = [source.resolve().parent.parent / PROJECT_BRIDGES] if source else []
+        return [
+            *beside,
+            project,
+            *self.config.bridges,
+            self.config.bridge_cache,
+            *PACKAGE_BRIDGES,
+        ]
+
+    # -- words
+
+    def how_to_get(self, kind: str, name: str) -> str:
+        """The next step for something that is not here."""
+        if kind == "dataset":
+            return (
+                f"Set AGENTWIRE_DATA to a folder that holds {name}/, or `path:` in the scenario "
+                "(`agentwire data list` shows what is here)."
+            )
+        return (
+            f"`agentwire models pull {name}` downloads them, or set `path:` to their folder "
+            "(`agentwire doctor` shows what is here)."
+        )

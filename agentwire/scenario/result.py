@@ -1,0 +1,148 @@
+"""result.json: what a run measured, with everything needed to judge it.
+
+The keys are stable: programs read them. ``docs/result.md`` explains each one, and
+``docs/result.schema.json`` is generated from the classes below (a test keeps them equal).
+Accuracies are fractions (0 to 1), times milliseconds unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SubstitutionRecord(Part):
+    """Something that ran in the place of what the scenario names."""
+
+    kind: Literal["model", "dataset"]
+    subject: str = Field(description="the agent's name; 'task' for the dataset")
+    wanted: str
+    used: str
+    reason: str
+
+
+class DatasetRecord(Part):
+    """The rows that were scored."""
+
+    name: str
+    split: str
+    rows: int = Field(description="rows that were chosen for this run")
+    rows_in_split: int
+    row_sha256: str = Field(description="over the chosen rows, in order")
+    provenance: dict[str, Any] = Field(description="source, licence, checksum")
+    substitute_for: str | None = Field(description="the dataset that the scenario names")
+
+
+class AgentRecord(Part):
+    """One agent process."""
+
+    pid: int
+    model: str
+    device: str
+    fingerprint: str = Field(description="sha256 over the model's published files")
+    dtype: str = ""
+    restarts: int = 0
+
+
+class BridgeRecord(Part):
+    """The bridge of one wire."""
+
+    wire: str
+    name: str
+    fingerprint: str = Field(description="sha256 of weights.safetensors")
+    layer: int
+    soft_tokens: int
+    width: int
+
+
+class Latency(Part):
+    """Round trip of a row, seen by the client: it waits for the batch that it is in."""
+
+    p50: float
+    p95: float
+
+
+class Channels(Part):
+    """Rows by how their message reached the receiver."""
+
+    soft: int
+    text: int
+
+
+class MethodRecord(Part):
+    """What one method reached."""
+
+    label: str = Field(description="for people; names what ran")
+    accuracy: float | None = Field(description="None where weights are random")
+    correct: int
+    n: int = Field(description="rows with an outcome; a row that failed counts as wrong")
+    wilson95: tuple[float, float] | None
+    latency_ms: Latency | None
+    stages_ms: dict[str, float] = Field(description="mean of a row; they add up to its latency")
+    rows_per_s: float | None = Field(description="of this session; None if nothing was measured")
+    payload_bytes: float | None = Field(description="mean bytes of one row's message on the bus")
+    channels: Channels
+    reasons: dict[str, int] = Field(description="why rows went as text though soft was asked for")
+    errors: dict[str, int] = Field(description="rows without an answer, by cause")
+
+
+class Hardware(Part):
+    """Where the run was."""
+
+    platform: str
+    cpu: str
+    cores: int
+    memory_gb: float
+    gpus: list[str]
+
+
+class Settings(Part):
+    """What the figures depend on."""
+
+    batch_size: int
+    in_flight: int
+    limit: int = Field(description="0: all rows")
+    seed: int
+    threads: dict[str, int | None]
+
+
+class RunResult(Part):
+    """The whole of result.json."""
+
+    schema_version: int = SCHEMA_VERSION
+    scenario: str
+    run_id: str
+    interrupted: bool
+    started: str
+    seconds: float
+    command: str
+    substitutions: list[SubstitutionRecord]
+    dataset: DatasetRecord
+    agents: dict[str, AgentRecord]
+    bridges: list[BridgeRecord]
+    methods: dict[str, MethodRecord]
+    settings: Settings
+    versions: dict[str, str]
+    hardware: Hardware
+
+    def write(self, path: Path) -> None:
+        """Writes the file in one step, so that a reader never sees half of it."""
+        partial = path.with_suffix(".part")
+        partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+
+
+def result_schema() -> str:
+    """The JSON schema of result.json, as docs/result.schema.json holds it."""
+    schema = RunResult.model_json_schema(mode="serialization")
+    return json.dumps(schema, indent=2, sort_keys=True) + "\n"
