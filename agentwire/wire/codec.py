@@ -25,6 +25,17 @@ import msgpack
 
 from agentwire.errors import LocalProtocolError, NackCode, RemoteProtocolError
 from agentwire.wire import fields
+from agentwire.wire.bodies import (
+    SCORE_BYTES,
+    Frame,
+    check_entries,
+    check_payload,
+    check_scores,
+    clip,
+    octets,
+    pack_texts,
+    read_texts,
+)
 from agentwire.wire.fields import LAYOUTS, TYPE_OF, Layout, Misfit, malformed, too_large
 from agentwire.wire.messages import (
     PROTOCOL_VERSION,
@@ -37,12 +48,6 @@ from agentwire.wire.messages import (
     Row,
     TaskSpec,
 )
-
-DTYPE_BYTES = {"float16": 2}
-"""Payload dtypes that may cross, with bytes per value. Little-endian always."""
-SCORE_BYTES = 4  # fp32
-
-Frame = bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,14 +175,6 @@ def _header_values(message: Message, layout: Layout, limits: Limits) -> dict[str
     return values
 
 
-def clip(text: str, size: int) -> str:
-    """At most ``size`` bytes of UTF-8 of a text for people; surrogates become ``?``."""
-    data = text.encode(errors="replace")
-    if len(data) <= size:
-        return data.decode()
-    return data[: max(0, size - len("…".encode()))].decode(errors="ignore") + "…"
-
-
 def _row_ids(message: Message, layout: Layout) -> Sequence[object]:
     """One item a row: what ``n`` of the header counts."""
     if layout.rows == "none":
@@ -198,7 +195,7 @@ def _pack_rows(message: Message, layout: Layout, sizes: Sequence[int], limits: L
                 raise malformed(f"rows: must hold Row, not {type(row).__name__}")
             size = sizes[index] if sizes else 0
             entries.append([row.request_id, row.ms_left, row.trace_id, size])
-    _check_rows(entries, layout, limits)
+    check_entries(entries, layout, limits)
     return _pack(entries)
 
 
@@ -215,37 +212,21 @@ def _pack_body(
         case "payload":
             if value.payload.n != n:
                 raise malformed(f"payload: is of {value.payload.n} rows, the message of {n}")
-            data = _octets(value.payload.data)
-            _check_payload(
+            data = octets(value.payload.data)
+            check_payload(
                 data, n, value.payload.soft_tokens, value.payload.width, value.payload.dtype, limits
             )
             return data, ()
         case "answers" if value.labels != 0:
             if value.texts:
                 raise malformed("texts: must be empty where there are scores")
-            data = _octets(value.scores)
-            _check_scores(data, n, value.labels)
+            data = octets(value.scores)
+            check_scores(data, n, value.labels)
             return data, ()
         case _:
             if layout.body == "answers" and len(value.scores):
                 raise malformed("scores: must be empty where labels is 0")
-            return _pack_texts(value.texts, n, limits)
-
-
-def _pack_texts(texts: Sequence[object], n: int, limits: Limits) -> tuple[bytes, list[int]]:
-    if len(texts) != n:
-        raise malformed(f"texts: has {len(texts)} items for {n} rows")
-    parts = []
-    for part in texts:
-        try:
-            fields.text("text_row_bytes")(part, limits)
-        except Misfit as error:
-            raise Misfit(error.code, f"texts: {error}") from None
-        parts.append(str(part).encode())
-    body = b"".join(parts)
-    if len(body) > limits.text_bytes:
-        raise too_large(f"texts: have {len(body)} bytes; the limit is {limits.text_bytes}")
-    return body, [len(part) for part in parts]
+            return pack_texts(value.texts, n, limits)
 
 
 _RECORDS = {
@@ -300,7 +281,7 @@ def _decode(
 ) -> tuple[Envelope, Message]:
     if len(frames) != 3:
         raise malformed(f"has {len(frames)} frames, not 3")
-    header_frame, rows_frame, body = (_octets(frame) for frame in frames)
+    header_frame, rows_frame, body = (octets(frame) for frame in frames)
     header = _unpack(header_frame, limits.header_bytes, "header")
     layout, common, values = _read_header(header, limits)
     envelope = Envelope(run=common["r"], seq=common["s"], epoch=common["e"])
@@ -314,7 +295,7 @@ def _decode(
     if _checksum(rows_frame, body) != common["c"]:
         # A payload of the wrong length is called that, though its checksum is wrong as well.
         if layout.body == "payload":
-            _check_payload(
+            check_payload(
                 body,
                 common["n"],
                 values["soft_tokens"],
@@ -325,7 +306,7 @@ def _decode(
         raise Misfit(NackCode.CHECKSUM, "rows and body do not match the checksum")
 
     entries = _unpack(rows_frame, limits.rows_bytes, "rows")
-    _check_rows(entries, layout, limits)
+    check_entries(entries, layout, limits)
     if len(entries) != common["n"]:
         raise malformed(f"rows: has {len(entries)} entries, the header says {common['n']}")
     if layout.rows == "ids":
@@ -372,28 +353,15 @@ def _read_body(
             values[layout.body] = _read_record(body, layout, limits)
         case "payload":
             m, d, dtype = (values.pop(name) for name in ("soft_tokens", "width", "dtype"))
-            _check_payload(body, n, m, d, dtype, limits)
+            check_payload(body, n, m, d, dtype, limits)
             values["payload"] = Payload(body, n=n, soft_tokens=m, width=d, dtype=dtype)
         case "answers" if values["labels"]:
-            _check_scores(body, n, values["labels"])
+            check_scores(body, n, values["labels"])
             if any(row.size for row in values["rows"]):
                 raise malformed("rows: a size where the body is not text")
             values["scores"] = body
         case _:
-            values["texts"] = _read_texts(body, values["rows"], limits)
-
-
-def _read_texts(body: memoryview, rows: Sequence[Row], limits: Limits) -> tuple[str, ...]:
-    if sum(row.size for row in rows) != len(body):
-        raise malformed("body: the sizes of the rows do not add up to the text")
-    texts, start = [], 0
-    for row in rows:
-        try:
-            texts.append(str(body[start : start + row.size], "utf-8"))
-        except UnicodeDecodeError:
-            raise malformed("body: a text is not UTF-8") from None
-        start += row.size
-    return tuple(texts)
+            values["texts"] = read_texts(body, values["rows"], limits)
 
 
 def _read_record(body: memoryview, layout: Layout, limits: Limits) -> Any:
@@ -410,51 +378,6 @@ def _read_record(body: memoryview, layout: Layout, limits: Limits) -> Any:
 # -- both directions ------------------------------------------------------------------------
 
 
-def _check_rows(entries: Any, layout: Layout, limits: Limits) -> None:
-    if not isinstance(entries, list):
-        raise malformed("rows: must be a list")
-    if layout.rows == "none" and entries:
-        raise malformed("rows: must be empty in this message")
-    if layout.rows in ("some", "ids") and not entries:
-        raise malformed("rows: must not be empty in this message")
-    if len(entries) > limits.rows:
-        raise too_large(f"rows: has {len(entries)} entries; the limit is {limits.rows}")
-    checks = fields.ROW.values()
-    for entry in entries:
-        row = [entry, None, bytes(fields.ID_BYTES), 0] if layout.rows == "ids" else entry
-        if not isinstance(row, list) or len(row) != len(checks):
-            raise malformed(f"rows: an entry must be a list of {len(checks)}")
-        for value, (name, check) in zip(row, fields.ROW.items(), strict=True):
-            try:
-                check(value, limits)
-            except Misfit as error:
-                raise Misfit(error.code, f"rows: {name}: {error}") from None
-    # Outcomes go by request id, so one message cannot ask for the same one twice.
-    ids = entries if layout.rows == "ids" else [entry[0] for entry in entries]
-    if len(set(ids)) != len(ids):
-        raise malformed("rows: the same request id twice")
-
-
-def _check_payload(
-    data: memoryview, n: int, soft_tokens: int, width: int, dtype: str, limits: Limits
-) -> None:
-    size = DTYPE_BYTES.get(dtype)
-    if size is None:
-        raise Misfit(NackCode.BAD_PAYLOAD, f"payload: dtype must be one of {list(DTYPE_BYTES)}")
-    if len(data) > limits.payload_bytes:
-        raise too_large(f"payload: {len(data)} bytes; the limit is {limits.payload_bytes}")
-    if len(data) != n * soft_tokens * width * size:
-        raise Misfit(
-            NackCode.BAD_PAYLOAD,
-            f"payload: {len(data)} bytes are not {n} x {soft_tokens} x {width} {dtype}",
-        )
-
-
-def _check_scores(data: memoryview, n: int, labels: int) -> None:
-    if len(data) != n * labels * SCORE_BYTES:
-        raise malformed(f"scores: {len(data)} bytes are not {n} x {labels} float32")
-
-
 def _body_limit(layout: Layout, limits: Limits) -> int:
     match layout.body:
         case "none":
@@ -467,14 +390,6 @@ def _body_limit(layout: Layout, limits: Limits) -> int:
             return max(limits.text_bytes, limits.rows * limits.labels * SCORE_BYTES)
     size: int = getattr(limits, _RECORDS[layout.body][2])
     return size
-
-
-def _octets(buffer: Frame) -> memoryview:
-    """A read-only view of the buffer's bytes, without a copy."""
-    view = memoryview(buffer)
-    if not view.c_contiguous:
-        raise malformed("buffer: must be contiguous")
-    return view.cast("B").toreadonly() if view.nbytes else memoryview(b"")
 
 
 def _checksum(rows: Frame, body: Frame) -> int:

@@ -68,7 +68,7 @@ def number(low: float, high: float = math.inf) -> Check:
     """A finite number in [low, high]. Integers pass: some languages write 1.0 as 1."""
 
     def check(value: object, limits: Limits) -> float:
-        if type(value) is not float and type(value) is not int:
+        if isinstance(value, bool) or not isinstance(value, int | float):
             raise malformed(f"must be a number, not {type(value).__name__}")
         result = float(value)
         if not math.isfinite(result) or not low <= result <= high:

@@ -163,9 +163,7 @@ def test_what_one_end_may_send_the_other_accepts_and_the_rest_neither(
     kind = TYPE_OF[type(message)]
     for side in Side:
         pair = Pair(hello)
-        here, there = (
-            (pair.peer, pair.broker) if side is Side.PEER else (pair.broker, pair.peer)
-        )
+        here, there = (pair.peer, pair.broker) if side is Side.PEER else (pair.broker, pair.peer)
         if kind is m.MessageType.HELLO and side is Side.PEER:
             continue
         if kind in MAY_SEND[side, hello.role]:
@@ -250,16 +248,14 @@ def test_a_damaged_message_is_refused_answered_and_no_gap() -> None:
     pair = Pair()
     row = m.Row(b"r" * 16)
     text = m.Text("a->b", "0" * 64, (row,), ("hi",), origin="client")
-    header, rows, body = pair.peer.send(text, 1.0)
+    header, rows, _ = pair.peer.send(text, 1.0)
     events = pair.broker.receive([header, rows, b"ho"], 1.0)
     assert events[0] == Refused(
         NackCode.CHECKSUM, "rows and body do not match the checksum", "a->b", (), "client"
     )
     [nack] = messages_of(events)
     assert isinstance(nack, m.Nack) and (nack.code, nack.wire) == (NackCode.CHECKSUM, "a->b")
-    assert pair.peer.receive(frames_of(events)[0], 1.0) == [
-        Received(nack, m.Envelope(RUN, 1, 1))
-    ]
+    assert pair.peer.receive(frames_of(events)[0], 1.0) == [Received(nack, m.Envelope(RUN, 1, 1))]
     assert isinstance(pair.broker.receive(pair.peer.send(CREDIT, 1.0), 1.0)[0], Received)
 
 

@@ -1,0 +1,73 @@
+"""The wire is frozen: the encoder, the golden files and docs/protocol.md say the same bytes.
+
+A failure here means that peers of two builds no longer understand each other. Do not overwrite the
+files: raise PROTOCOL_VERSION.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from golden_messages import GOLDEN, MESSAGES, frames_of, packed
+
+from agentwire.errors import NackCode
+from agentwire.wire import fields
+from agentwire.wire.codec import DEFAULT_LIMITS, decode
+from agentwire.wire.messages import MessageType
+
+PROTOCOL = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"
+
+
+def shown_in_docs() -> dict[str, list[bytes]]:
+    blocks = re.findall(r"```hex\n(\w+)\n(.*?)\n```", PROTOCOL.read_text(), re.DOTALL)
+    result = {}
+    for name, block in blocks:
+        joined = re.sub(r"\n {7}", "", block)
+        parts = [line.split()[1] for line in joined.splitlines()]
+        result[name] = [bytes.fromhex("" if part == "(empty)" else part) for part in parts]
+    return result
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_the_encoder_writes_what_it_always_wrote(name: str) -> None:
+    assert packed(name) == (GOLDEN / f"{name}.bin").read_bytes()
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_what_was_written_is_still_read(name: str) -> None:
+    message, envelope = MESSAGES[name]
+    frames = frames_of((GOLDEN / f"{name}.bin").read_bytes())
+    got_envelope, got = decode(frames)
+    assert got_envelope == envelope
+    assert packed(name) == b"".join(len(f).to_bytes(4, "little") + f for f in frames)
+    assert type(got) is type(message)
+
+
+def test_the_docs_show_the_golden_bytes() -> None:
+    golden = {name: frames_of((GOLDEN / f"{name}.bin").read_bytes()) for name in MESSAGES}
+    assert shown_in_docs() == golden
+
+
+def test_every_type_is_frozen_and_no_file_is_left_over() -> None:
+    assert {type(message) for message, _ in MESSAGES.values()} == set(fields.TYPE_OF)
+    assert {path.stem for path in GOLDEN.glob("*.bin")} == set(MESSAGES)
+
+
+def test_the_docs_name_every_type_field_code_and_limit() -> None:
+    text = PROTOCOL.read_text()
+    for kind in MessageType:
+        assert f"| {kind.value} | {kind.name.capitalize()} |" in text
+        assert f"### {kind.name.capitalize()}" in text
+    for layout in fields.LAYOUTS.values():
+        section = text.split(f"### {layout.kind.__name__}\n")[1].split("\n### ")[0]
+        for name in layout.header:
+            assert f"`{name}`" in section, (layout.kind.__name__, name)
+    for table in (fields.MODEL, fields.BRIDGE, fields.TASK, fields.RELAY):
+        for name in table:
+            assert f"`{name}`" in text
+    for code in NackCode:
+        assert f"| `{code}` |" in text
+    for name in DEFAULT_LIMITS.__dataclass_fields__:
+        assert f"| `{name}` | {getattr(DEFAULT_LIMITS, name):,} |" in text
