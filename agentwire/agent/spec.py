@@ -41,6 +41,7 @@ class AgentSpec(BaseModel):
     name: str
     backend: Literal["transformers", "fake"]
     model: str = Field(description="registry name, hub name, or local folder")
+    folder: str | None = Field(default=None, description="local folder with the weights, resolved")
     weights: Literal["pretrained", "random"] = "pretrained"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "cpu"

@@ -1,0 +1,273 @@
+"""One batch through the backend: rows in, replies or refusals out. No IO, no queue.
+
+A bad row never sinks its batch: where the model raises on a batch, each row is tried alone, and
+where a payload is not sound, that row alone is relayed as text or refused.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from agentwire.agent.agreements import Agreements
+from agentwire.agent.batching import Item, Kind, Lane
+from agentwire.agent.fallback import Refuse, UseSoft, UseText, decide, knows_prompt
+from agentwire.errors import AgentwireError, NackCode
+from agentwire.model.backend import Backend, Encoded, Generated, Scored
+from agentwire.wire.messages import Channel, Row, Stages, TaskSpec
+from agentwire.wire.tensors import check_rows
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkKey:
+    """What makes two rows the same work: the request, and what is asked of this agent."""
+
+    request_id: bytes
+    origin: str
+    kind: Kind
+    wire: str
+    task: str
+    channel: str
+
+
+@dataclass(frozen=True, slots=True)
+class CachedReply:
+    """One row of a message to send, kept in case its request comes again.
+
+    Attributes:
+        payload: float16 [M, d] as bytes (Soft).
+        shape: (M, d) of the payload.
+        bridge: fingerprint of the bridge (Soft).
+        text: of a Text, or a generated answer.
+        scores: float32 [L] as bytes (Result).
+        reason: why text was used.
+        payload_bytes: of a Result.
+    """
+
+    payload: bytes | None = None
+    shape: tuple[int, int] = (0, 0)
+    bridge: str = ""
+    text: str | None = None
+    scores: bytes | None = None
+    reason: str = ""
+    payload_bytes: int = 0
+
+    @property
+    def size(self) -> int:
+        text = len(self.text.encode()) if self.text else 0
+        return len(self.payload or b"") + text + len(self.scores or b"")
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """One message that came in; its credit is given back when its last row is done.
+
+    Attributes:
+        remaining: rows that are not done.
+        stages: milliseconds spent before it came here.
+        payload_bytes: bytes of one row of it on the bus.
+    """
+
+    wire: str
+    size: int
+    remaining: int
+    arrival: float
+    stages: Stages
+    payload_bytes: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class Work:
+    """What the worker keeps with a row: ``text``, or ``payload`` as float16 [M, d]."""
+
+    row: Row
+    ticket: Ticket
+    key: WorkKey
+    text: str = ""
+    payload: npt.NDArray[np.float16] | None = None
+    cancelled: bool = False
+
+
+class Form(Enum):
+    """Which message carries a reply."""
+
+    SOFT = auto()
+    TEXT = auto()
+    RESULT = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Rows with their replies, in the same order; ``stages`` in milliseconds."""
+
+    form: Form
+    items: Sequence[Item[Work]]
+    replies: Sequence[CachedReply]
+    stages: Stages
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Rows that are refused, and why."""
+
+    items: Sequence[Item[Work]]
+    code: NackCode
+    reason: str
+
+
+Outcome: TypeAlias = Done | Failed
+Items: TypeAlias = Sequence[Item[Work]]
+
+
+class Compute:
+    """Runs batches of one lane.
+
+    Args:
+        backend: the model.
+        agreements: which bridge to use on which wire.
+    """
+
+    def __init__(self, backend: Backend, agreements: Agreements) -> None:
+        self._backend = backend
+        self._agreements = agreements
+
+    def run(self, items: Items, task: TaskSpec) -> list[Outcome]:
+        """The outcomes of one batch; each row is in exactly one of them."""
+        lane = items[0].lane
+        if lane.kind is Kind.SOFT:
+            return self._score_soft(items, task)
+        if lane.kind is Kind.TEXT:
+            return self._read(items, task)
+        if lane.channel == Channel.TEXT:
+            return self._relay(items, task, lane.reason)
+        return self._encode(items, task, lane)
+
+    # -- as the sender ----------------------------------------------------------------------
+
+    def _encode(self, items: Items, task: TaskSpec, lane: Lane) -> list[Outcome]:
+        bridge = self._agreements.bridge(lane.wire)
+        decision = decide(
+            self._agreements.state(lane.wire),
+            prompt_known=bridge is not None and knows_prompt(bridge, task),
+            generates=not task.labels,
+            policy="error" if lane.fallback == "error" else "text",
+        )
+        if bridge is None or not isinstance(decision, UseSoft):
+            return self._instead(decision, items, task, f"wire {lane.wire}")
+        fingerprint = bridge.fingerprint
+
+        def encode(batch: Items) -> Encoded:
+            return self._backend.encode([item.content.text for item in batch], fingerprint)
+
+        outcomes: list[Outcome] = []
+        for batch, encoded in self._attempt(items, encode, outcomes):
+            bad = check_rows(encoded.payload, bridge.rms_range)
+            good = [i for i in range(len(batch)) if i not in bad]
+            if good:
+                shape = (bridge.soft_tokens, bridge.width)
+                replies = [
+                    CachedReply(encoded.payload[i].tobytes(), shape, fingerprint) for i in good
+                ]
+                outcomes.append(Done(Form.SOFT, [batch[i] for i in good], replies, encoded.stages))
+            if bad:
+                otherwise = decide(
+                    self._agreements.state(lane.wire),
+                    prompt_known=True,
+                    generates=False,
+                    policy="error" if lane.fallback == "error" else "text",
+                    payload_ok=False,
+                )
+                reason = next(iter(bad.values()))
+                outcomes += self._instead(otherwise, [batch[i] for i in bad], task, reason)
+        return outcomes
+
+    def _instead(
+        self, decision: object, items: Items, task: TaskSpec, reason: str
+    ) -> list[Outcome]:
+        if isinstance(decision, UseText):
+            return self._relay(items, task, decision.reason)
+        code = decision.code if isinstance(decision, Refuse) else NackCode.NO_BRIDGE
+        return [Failed(items, code, f"no soft tokens: {reason}")]
+
+    def _relay(self, items: Items, task: TaskSpec, reason: str) -> list[Outcome]:
+        def relay(batch: Items) -> Generated:
+            return self._backend.relay([item.content.text for item in batch], task)
+
+        outcomes: list[Outcome] = []
+        for batch, relayed in self._attempt(items, relay, outcomes):
+            replies = [CachedReply(text=text, reason=reason) for text in relayed.texts]
+            outcomes.append(Done(Form.TEXT, batch, replies, relayed.stages))
+        return outcomes
+
+    # -- as the receiver --------------------------------------------------------------------
+
+    def _score_soft(self, items: Items, task: TaskSpec) -> list[Outcome]:
+        def score(batch: Items) -> Scored:
+            payload = [i.content.payload for i in batch if i.content.payload is not None]
+            return self._backend.score_soft(np.stack(payload), task)
+
+        return self._scored(items, score)
+
+    def _read(self, items: Items, task: TaskSpec) -> list[Outcome]:
+        if task.labels:
+
+            def score(batch: Items) -> Scored:
+                return self._backend.score_text([item.content.text for item in batch], task)
+
+            return self._scored(items, score)
+
+        def generate(batch: Items) -> Generated:
+            return self._backend.generate([item.content.text for item in batch], task)
+
+        outcomes: list[Outcome] = []
+        for batch, generated in self._attempt(items, generate, outcomes):
+            replies = [
+                _answer(item, text=text) for item, text in zip(batch, generated.texts, strict=True)
+            ]
+            outcomes.append(Done(Form.RESULT, batch, replies, generated.stages))
+        return outcomes
+
+    def _scored(self, items: Items, score: Callable[[Items], Scored]) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        for batch, scored in self._attempt(items, score, outcomes):
+            scores = np.ascontiguousarray(scored.scores, dtype="<f4")
+            replies = [
+                _answer(item, scores=row.tobytes()) for item, row in zip(batch, scores, strict=True)
+            ]
+            outcomes.append(Done(Form.RESULT, batch, replies, scored.stages))
+        return outcomes
+
+    def _attempt(
+        self, items: Items, call: Callable[[Items], T], outcomes: list[Outcome]
+    ) -> list[tuple[Items, T]]:
+        """``call`` on the batch; if it raises, on each row alone. Refusals go to ``outcomes``."""
+        try:
+            return [(items, call(items))]
+        except Exception as error:  # whatever the model raises is the answer to these rows
+            if len(items) == 1:
+                log.warning("the model raised", exc_info=error)
+                outcomes.append(Failed(items, NackCode.MODEL_ERROR, _describe(error)))
+                return []
+        return [pair for item in items for pair in self._attempt([item], call, outcomes)]
+
+
+def _answer(
+    item: Item[Work], *, text: str | None = None, scores: bytes | None = None
+) -> CachedReply:
+    size = item.content.ticket.payload_bytes
+    return CachedReply(text=text, scores=scores, reason=item.lane.reason, payload_bytes=size)
+
+
+def _describe(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    first = text[0] if text else ""
+    return first if isinstance(error, AgentwireError) else f"{type(error).__name__}: {first}"

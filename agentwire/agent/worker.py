@@ -1,0 +1,277 @@
+"""The agent's compute loop without process, socket or clock: messages in, messages out.
+
+The rules:
+
+* Every row that comes in leaves exactly once: as a row of Soft, Text, Result or Nack; or not at
+  all, if its client cancelled it.
+* Credit for a message is granted again when its last row is done.
+* A row that comes again is not computed twice: its reply comes from the cache, or from the work
+  that is already under way.
+* Nothing is computed for a wire whose last message still waits for credit, nor while the receiver
+  has not answered the bridge's offer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from agentwire.agent.agreements import Agreements
+from agentwire.agent.batching import Batcher, Item, Kind, Lane
+from agentwire.agent.compute import CachedReply, Compute, Done, Failed, Ticket, Work, WorkKey
+from agentwire.agent.emission import form_of, messages, row_of
+from agentwire.agent.fallback import Hold, decide, knows_prompt
+from agentwire.agent.intake import Intake
+from agentwire.agent.outbox import Outbox
+from agentwire.agent.spec import AgentSpec
+from agentwire.bus.lanes import body_bytes
+from agentwire.errors import NackCode
+from agentwire.model.backend import Backend
+from agentwire.wire.credit import CreditWindow
+from agentwire.wire.dedup import Dedup, Seen
+from agentwire.wire.messages import (
+    Accept,
+    BridgeIdentity,
+    Cancel,
+    Channel,
+    Credit,
+    Define,
+    Encode,
+    Message,
+    Nack,
+    Offer,
+    Soft,
+    Text,
+    direct_wire,
+)
+
+log = logging.getLogger(__name__)
+
+REPLY_BYTES: Final = 32 * 1024 * 1024
+OVERLOADED_MS: Final = 200
+WINDOW_BYTES: Final = 8 * 1024 * 1024
+WINDOW_BATCHES: Final = 4
+
+
+class Worker:
+    """One agent's work.
+
+    Args:
+        spec: the agent.
+        backend: its model, loaded.
+        bridges: wire -> bridge, for each wire on which this agent sends.
+        send: hands a message to the bus.
+        clock: monotonic seconds.
+        poll: hands what arrived meanwhile to ``handle``; called between computing a batch and
+            sending its replies, so that a cancellation is seen in time.
+        on_busy: told when a batch starts (monotonic seconds) and when it is done (None).
+    """
+
+    def __init__(
+        self,
+        spec: AgentSpec,
+        backend: Backend,
+        bridges: Mapping[str, BridgeIdentity | None],
+        send: Callable[[Message], None],
+        clock: Callable[[], float],
+        *,
+        poll: Callable[[], None] = lambda: None,
+        on_busy: Callable[[float | None], None] = lambda since: None,
+    ) -> None:
+        self._spec = spec
+        self._agreements = Agreements(backend.identity, bridges, spec.incoming)
+        self._compute = Compute(backend, self._agreements)
+        self._clock = clock
+        self._poll = poll
+        self._on_busy = on_busy
+        self._intake = Intake(spec, backend, self._agreements)
+        # Wide enough for single rows to fill a batch while the next one waits.
+        wires = [*(b.wire for b in spec.bridges), *spec.incoming, direct_wire(spec.name)]
+        size = max(WINDOW_BATCHES, 2 * spec.max_batch)
+        self._windows = {wire: CreditWindow(size, WINDOW_BYTES) for wire in wires}
+        self._batcher: Batcher[Work] = Batcher(spec.max_batch, spec.max_wait_ms / 1000)
+        self._outbox = Outbox(send)
+        self._pending: dict[WorkKey, Item[Work]] = {}  # waiting or being computed
+        self._dedup: Dedup[WorkKey, CachedReply] = Dedup(reply_bytes=REPLY_BYTES)
+        self.closing = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits to be computed or sent."""
+        return not self._pending and not len(self._outbox)
+
+    def start(self) -> None:
+        """The first messages of an agent that is ready: its offers, and credit for its wires."""
+        for offer in self._agreements.offers():
+            self._outbox.send(offer)
+        for wire, window in self._windows.items():
+            grant = window.open()
+            self._outbox.send(Credit(wire, grant.messages, grant.bytes))
+
+    def next_event(self) -> float:
+        """When ``run_once`` has something to do again, if nothing arrives; may be ``math.inf``."""
+        return self._batcher.next_event(self._held)
+
+    # -- what arrives -----------------------------------------------------------------------
+
+    def handle(self, message: Message, arrival: float) -> None:
+        """Takes one message in; computes nothing.
+
+        Raises:
+            RemoteProtocolError: the bus sent more than it was granted.
+        """
+        match message:
+            case Encode() | Soft() | Text():
+                self._take_in(message, arrival)
+            case Credit():
+                self._outbox.grant(message)
+            case Define(task):
+                self._intake.define(task)
+            case Offer():
+                self._outbox.send(self._agreements.consider(message))
+            case Accept():
+                self._agreements.answered(message)
+            case Nack(wire=wire, rows=()) if wire:
+                self._agreements.answered(message)
+            case Cancel(request_ids=ids, origin=origin):
+                self._cancel(frozenset(ids), origin)
+            case _:
+                log.warning("a message that does not concern an agent: %s", message)
+
+    def _take_in(self, message: Encode | Soft | Text, arrival: float) -> None:
+        window = self._windows.get(message.wire)
+        if window is not None:
+            window.arrived(body_bytes(message))
+        ticket, items, refusals = self._intake.read(message, arrival, closing=self.closing)
+        for nack in refusals:
+            self._outbox.send(nack)
+            self._release(ticket, len(nack.rows))
+        for item in items:
+            self._add(item)
+
+    def _add(self, item: Item[Work]) -> None:
+        key = item.content.key
+        known = self._pending.get(key)
+        lookup = self._dedup.begin(key)
+        if lookup.reply is not None:
+            # Without stages: what was spent the first time shows as wire time.
+            reply = lookup.reply
+            for message in messages(form_of(item, reply), [(item, reply)], {}, self._clock()):
+                self._outbox.send(message)
+        elif lookup.seen is Seen.FULL:
+            late = f"{self._spec.name} holds as many rows as it can"
+            self._outbox.send(
+                Nack(
+                    NackCode.OVERLOADED,
+                    late,
+                    item.lane.wire,
+                    (item.content.row,),
+                    OVERLOADED_MS,
+                    item.lane.origin,
+                )
+            )
+        elif known is None or self._batcher.remove(known):
+            # New, or a newer copy of a row that waits, which takes its place.
+            self._pending[key] = item
+            self._batcher.add(item)
+            if known is not None:
+                self._release(known.content.ticket, 1)
+            return
+        else:  # a copy of a row that is being computed
+            known.content.cancelled = False
+            known.solo = known.solo or item.solo
+            known.deadline = item.deadline
+        self._release(item.content.ticket, 1)
+
+    def _cancel(self, ids: frozenset[bytes], origin: str) -> None:
+        for item in self._batcher.cancel(ids, origin):
+            self._finish(item)
+            self._dedup.forget(item.content.key)
+        for key, item in self._pending.items():
+            if key.request_id in ids and key.origin == origin:
+                item.content.cancelled = True
+
+    # -- compute ----------------------------------------------------------------------------
+
+    def run_once(self) -> bool:
+        """Computes one batch that is due, if there is one, and sends its replies."""
+        now = self._clock()
+        for item in self._batcher.expired(now):
+            late = f"{self._spec.name} did not come to it in time"
+            self._fail(Failed([item], NackCode.DEADLINE, late))
+        batch = self._batcher.take(now, self._held)
+        if not batch:
+            return False
+        task = self._intake.task(batch[0].lane.task)
+        if task is None:
+            self._fail(Failed(batch, NackCode.UNKNOWN_TASK, "the task is no longer kept"))
+            return True
+        self._on_busy(now)
+        try:
+            outcomes = self._compute.run(batch, task)
+        finally:
+            self._on_busy(None)
+        self._poll()
+        # Counted from the youngest row: what its companions waited longer shows as wire time.
+        queue_ms = (now - max(item.content.ticket.arrival for item in batch)) * 1000
+        for outcome in outcomes:
+            if isinstance(outcome, Failed):
+                self._fail(outcome)
+            else:
+                self._done(outcome, queue_ms)
+        return True
+
+    def _held(self, lane: Lane) -> bool:
+        if lane.kind is not Kind.ENCODE:
+            return False
+        if self._outbox.is_blocked(lane.wire):
+            return True
+        task = self._intake.task(lane.task)
+        if lane.channel != Channel.SOFT or task is None:
+            return False
+        bridge = self._agreements.bridge(lane.wire)
+        decision = decide(
+            self._agreements.state(lane.wire),
+            prompt_known=bridge is not None and knows_prompt(bridge, task),
+            generates=not task.labels,
+            policy="text",
+        )
+        return isinstance(decision, Hold)
+
+    # -- what leaves ------------------------------------------------------------------------
+
+    def _done(self, done: Done, queue_ms: float) -> None:
+        pairs = list(zip(done.items, done.replies, strict=True))
+        for item, reply in pairs:
+            self._dedup.finish(item.content.key, reply, reply.size)
+        stages = {"queue": queue_ms, **done.stages}
+        wanted = [pair for pair in pairs if not pair[0].content.cancelled]
+        if wanted:
+            for message in messages(done.form, wanted, stages, self._clock()):
+                self._outbox.send(message)
+        for item in done.items:
+            self._finish(item)
+
+    def _fail(self, failed: Failed) -> None:
+        now = self._clock()
+        lane = failed.items[0].lane
+        rows = [row_of(item, now) for item in failed.items if not item.content.cancelled]
+        if rows:
+            nack = Nack(failed.code, failed.reason, lane.wire, tuple(rows), origin=lane.origin)
+            self._outbox.send(nack)
+        for item in failed.items:
+            self._finish(item)
+            self._dedup.forget(item.content.key)
+
+    def _finish(self, item: Item[Work]) -> None:
+        self._pending.pop(item.content.key, None)
+        self._release(item.content.ticket, 1)
+
+    def _release(self, ticket: Ticket, rows: int) -> None:
+        ticket.remaining -= rows
+        window = self._windows.get(ticket.wire)
+        if ticket.remaining == 0 and window is not None:
+            grant = window.consumed(ticket.size)
+            if grant is not None:
+                self._outbox.send(Credit(ticket.wire, grant.messages, grant.bytes))

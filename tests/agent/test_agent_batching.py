@@ -1,0 +1,154 @@
+import math
+from dataclasses import replace
+
+import pytest
+
+from agentwire.agent.batching import Batcher, Item, Kind, Lane
+
+LANE = Lane(Kind.ENCODE, "a->b", "task", "client", "soft", "text")
+
+
+def item(
+    number: int,
+    *,
+    lane: Lane = LANE,
+    at: float = 0.0,
+    deadline: float = math.inf,
+    solo: bool = False,
+) -> Item[None]:
+    return Item(number.to_bytes(16, "big"), lane, at, None, deadline, solo)
+
+
+def numbers(batch: list[Item[None]]) -> list[int]:
+    return [int.from_bytes(i.request_id, "big") for i in batch]
+
+
+def test_closes_when_full() -> None:
+    batcher: Batcher[None] = Batcher(2, 10.0)
+    for n in range(3):
+        batcher.add(item(n))
+    assert numbers(batcher.take(0.0)) == [0, 1]
+    assert batcher.take(0.0) == []
+    assert len(batcher) == 1
+
+
+def test_closes_when_the_first_row_has_waited_long_enough() -> None:
+    batcher: Batcher[None] = Batcher(16, 0.5)
+    batcher.add(item(0, at=1.0))
+    batcher.add(item(1, at=1.4))
+    assert batcher.next_event() == 1.5
+    assert batcher.take(1.49) == []
+    assert numbers(batcher.take(1.5)) == [0, 1]
+    assert batcher.next_event() == math.inf
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(LANE, wire="a->c"),
+        replace(LANE, task="other"),
+        replace(LANE, channel="text"),
+        replace(LANE, origin="another client"),
+        replace(LANE, kind=Kind.TEXT),
+        replace(LANE, fallback="error"),
+        replace(LANE, reason="bad_payload"),
+        replace(LANE, bridge="fingerprint"),
+    ],
+)
+def test_only_alike_rows_share_a_batch(other: Lane) -> None:
+    batcher: Batcher[None] = Batcher(16, 0.0)
+    batcher.add(item(0))
+    batcher.add(item(1, lane=other))
+    batcher.add(item(2))
+    batches = [numbers(batcher.take(1.0)), numbers(batcher.take(1.0))]
+    assert sorted(batches) == [[0, 2], [1]]
+
+
+def test_wires_take_turns() -> None:
+    batcher: Batcher[None] = Batcher(1, 0.0)
+    quiet = replace(LANE, wire="a->c")
+    for n in range(4):
+        batcher.add(item(n))
+    batcher.add(item(10, lane=quiet))
+    batcher.add(item(11, lane=quiet))
+    served = [numbers(batcher.take(1.0))[0] for _ in range(6)]
+    assert served == [0, 10, 1, 11, 2, 3]
+
+
+def test_two_lanes_of_one_wire_cannot_starve_another_wire() -> None:
+    batcher: Batcher[None] = Batcher(1, 0.0)
+    lanes = [LANE, replace(LANE, task="second"), replace(LANE, wire="a->c")]
+    for n in range(9):
+        batcher.add(item(n, lane=lanes[n % 3]))
+    served = [numbers(batcher.take(1.0))[0] % 3 for _ in range(6)]
+    assert served.count(2) == 3
+
+
+def test_solo_rows_are_alone_and_due_at_once() -> None:
+    batcher: Batcher[None] = Batcher(16, 10.0)
+    batcher.add(item(0))
+    batcher.add(item(1, solo=True))
+    batcher.add(item(2, solo=True))
+    assert numbers(batcher.take(0.0)) == [1]
+    assert numbers(batcher.take(0.0)) == [2]
+    assert batcher.take(0.0) == []
+    assert numbers(batcher.take(10.0)) == [0]
+
+
+def test_expired_rows_are_handed_back_once() -> None:
+    batcher: Batcher[None] = Batcher(16, 100.0)
+    batcher.add(item(0, deadline=5.0))
+    batcher.add(item(1, deadline=3.0))
+    batcher.add(item(2))
+    assert batcher.next_event() == 3.0
+    assert batcher.expired(2.9) == []
+    assert numbers(batcher.expired(3.0)) == [1]
+    assert batcher.next_event() == 5.0
+    assert numbers(batcher.expired(9.0)) == [0]
+    assert batcher.expired(1e9) == []
+    assert numbers(batcher.take(100.0)) == [2]
+
+
+def test_cancel_takes_only_rows_of_that_client() -> None:
+    batcher: Batcher[None] = Batcher(16, 0.0)
+    batcher.add(item(0))
+    batcher.add(item(0, lane=replace(LANE, origin="another client")))
+    batcher.add(item(1))
+    assert numbers(batcher.cancel([item(0).request_id], "client")) == [0]
+    assert len(batcher) == 2
+
+
+def test_held_lanes_wait_without_blocking_others() -> None:
+    batcher: Batcher[None] = Batcher(16, 0.0)
+    other = replace(LANE, wire="a->c")
+    batcher.add(item(0))
+    batcher.add(item(1, lane=other))
+
+    def held(lane: Lane) -> bool:
+        return lane == LANE
+
+    assert numbers(batcher.take(1.0, held)) == [1]
+    assert batcher.take(1.0, held) == []
+    assert batcher.next_event(held) == math.inf
+    assert numbers(batcher.take(1.0)) == [0]
+
+
+def test_a_held_row_still_expires() -> None:
+    batcher: Batcher[None] = Batcher(16, 0.0)
+    batcher.add(item(0, deadline=2.0))
+    assert batcher.next_event(lambda lane: True) == 2.0
+    assert numbers(batcher.expired(2.0)) == [0]
+
+
+def test_remove() -> None:
+    batcher: Batcher[None] = Batcher(16, 0.0)
+    first = item(0)
+    batcher.add(first)
+    assert batcher.remove(first)
+    assert not batcher.remove(first)
+    assert len(batcher) == 0
+
+
+def test_a_batch_has_at_least_one_row() -> None:
+    with pytest.raises(ValueError, match="max_size"):
+        Batcher[None](0, 0.0)
