@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,7 @@ import psutil
 
 from agentwire.config import Config
 from agentwire.errors import DataError, DeviceError, InputError, ModelError
-from agentwire.model import fake
+from agentwire.model import fake, registry, sources
 from agentwire.scenario.schema import DataChoice, ModelChoice
 from agentwire.task import datasets
 
@@ -35,11 +35,17 @@ class Site:
 
     Attributes:
         folder: the local folder; None: not here (yet), or none is needed.
-        fetchable: they can be downloaded from the package registry.
+        kind: where such a model comes from.
+        needed: whether the model needs weights at all.
+        fetchable: ``fetch`` may get them.
+        detail: one phrase for people.
     """
 
     folder: Path | None
+    kind: Literal["local", "registry", "hub"] = "local"
+    needed: bool = True
     fetchable: bool = False
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +59,7 @@ class Problem:
     def error(self, where: str) -> InputError:
         """The error for a scenario in which nothing may stand in."""
         kind = DeviceError if self.kind == "device" else ModelError
-        return kind(f"{where}: {self.reason}.", hint=self.hint)
+        return kind(f"{where} cannot run here: {self.reason}.", hint=self.hint)
 
 
 class Inventory:
@@ -107,8 +113,11 @@ class Inventory:
         Raises:
             ModelError: no such model exists under that name.
         """
-        missing = self._missing_weights(choice)
-        return self._missing_device(choice.device) or missing
+        weights = self._missing_weights(choice)
+        device = self._missing_device(choice.device)
+        if device and weights:
+            return replace(device, reason=f"{device.reason}, and {weights.reason}")
+        return device or weights
 
     def _missing_device(self, device: str) -> Problem | None:
         if not device.startswith("cuda:"):
@@ -116,9 +125,7 @@ class Inventory:
         gpus, index = self.gpus(), int(device.removeprefix("cuda:"))
         if index < gpus:
             return None
-        seen = (
-            f"GPUs here: {', '.join(f'cuda:{i}' for i in range(gpus))}" if gpus else "no GPU here"
-        )
+        there = ", ".join(f"cuda:{i}" for i in range(gpus)) or "none"
         return Problem(
             f"{device} is not there (GPUs here: {there})",
             "Give --device cpu or --device cuda:0, or set `device: auto` in the scenario.",
@@ -126,35 +133,42 @@ class Inventory:
         )
 
     def _missing_weights(self, choice: ModelChoice) -> Problem | None:
-        if choice.backend == "fake":
-            return None
-        if self.site(choice).folder is None and not self.site(choice).fetchable:
+        site = self.site(choice)
+        if site.needed and site.folder is None and site.kind != "registry":
             return Problem(
-                f"the weights of {choice.model} are not here",
+                f"its weights are not here ({site.detail})",
                 self.how_to_get("model", choice.model),
                 "model",
             )
         return None
 
     def site(self, choice: ModelChoice) -> Site:
-        """Where the weights are."""
-        if choice.backend == "fake":
-            return Site(None)
-        from agentwire.model import registry, sources
+        """Where the weights are.
 
-        folder = sources.locate(choice.model, config=self.config, path=choice.path)
-        return Site(folder, fetchable=choice.model in registry.MODELS)
+        Raises:
+            ModelError: no such model exists under that name.
+        """
+        if choice.backend == "fake":
+            return Site(None, needed=False, detail="a fake model")
+        found = sources.locate(choice.model, config=self.config, path=choice.path)
+        if choice.weights == "random" and choice.model in registry.HUB_MODELS:
+            return Site(None, needed=False, detail="random weights")
+        return Site(found.folder, kind=found.kind, fetchable=found.fetchable, detail=found.detail)
 
     def fetch(self, model: str, progress: Callable[[str, float], None] | None) -> Path:
-        """Downloads and converts a registry model; its folder."""
-        from agentwire.model import sources
+        """Downloads a model (and converts it, once); its folder.
 
+        Raises:
+            ModelError, DownloadError, CacheError: it cannot be had.
+        """
         return sources.fetch(model, config=self.config, progress=progress)
 
     def fingerprint(self, choice: ModelChoice) -> str | None:
         """The model's fingerprint where it is known without reading the weights."""
         if choice.backend == "fake":
             return fake.fingerprint(choice.model)
+        if choice.path is None and choice.model in registry.MODELS:
+            return registry.MODELS[choice.model].sha256
         return None
 
     # -- data

@@ -7,7 +7,7 @@ same for the dataset. Every substitution is recorded with its reason; ``strict``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from agentwire.scenario.bridging import (
     missing_bridge,
     search_folders,
 )
-from agentwire.scenario.inventory import Inventory, Site
+from agentwire.scenario.inventory import Inventory, Problem, Site
 from agentwire.scenario.schema import DataChoice, ModelChoice, Scenario, WireSpec
 
 SubstitutionKind = Literal["model", "dataset"]
@@ -161,24 +161,22 @@ def resolve(
     reasons = {name: problem.reason for name, problem in problems.items() if problem}
     for name, problem in problems.items():
         if problem and name not in stand_ins:
-            raise problem.error(f"agents.{name}")
+            if problem.kind == "model" and inventory.site(named[name]).fetchable:
+                del reasons[name]  # nothing else may run: ``fetch`` gets it from the hub
+                continue
+            raise problem.error(f"agents.{name} ({named[name].model})")
     reasons = _keep_pairs_together(scenario, named, stand_ins, reasons, data, source, inventory)
     choices = {n: stand_ins[n] if n in reasons else named[n] for n in named}
     for name in reasons:
-        if problem := inventory.problem(choices[name]):
-            raise problem.error(f"agents.{name}.stand_in")
+        problem = inventory.problem(choices[name])
+        if problem and not (problem.kind == "model" and inventory.site(choices[name]).fetchable):
+            raise problem.error(f"agents.{name}.stand_in ({choices[name].model})")
     records = [
         Substitution("model", name, named[name].model, choices[name].model, reason)
         for name, reason in reasons.items()
     ] + data_records
     if strict and records:
-        first = records[0]
-        more = f" (and {len(records) - 1} more)" if len(records) > 1 else ""
-        raise ScenarioError(
-            f"--strict: the {first.kind} {first.wanted} cannot be used here: {first.reason}{more}.",
-            hint=inventory.how_to_get(first.kind, first.wanted)
-            + f" Or leave --strict out, and {first.used} stands in.",
-        )
+        raise _strictly(records, problems, inventory)
     devices = _place(choices, inventory)
     wires = _join(scenario, choices, data, source, inventory, required=need_bridges)
     sites = {name: inventory.site(choice) for name, choice in choices.items()}
@@ -191,6 +189,22 @@ def resolve(
         wires=wires,
         data=data,
         substitutions=tuple(records),
+    )
+
+
+def _strictly(
+    records: Sequence[Substitution],
+    problems: Mapping[str, Problem | None],
+    inventory: Inventory,
+) -> ScenarioError:
+    """The error of ``strict`` for what would have to stand in."""
+    first = records[0]
+    more = f" (and {len(records) - 1} more)" if len(records) > 1 else ""
+    problem = problems.get(first.subject)
+    step = problem.hint if problem else inventory.how_to_get(first.kind, first.wanted)
+    return ScenarioError(
+        f"--strict: the {first.kind} {first.wanted} cannot be used here: {first.reason}{more}.",
+        hint=f"{step} Without --strict, {first.used} stands in.",
     )
 
 
@@ -384,7 +398,7 @@ def fetch(
     agents: dict[str, AgentSpec] = dict(resolved.agents)
     sites: dict[str, Site] = dict(resolved.sites)
     for name, site in resolved.sites.items():
-        if site.folder is None and site.fetchable:
+        if site.needed and site.folder is None:
             model = resolved.choices[name].model
             report = None
             if progress is not None:
