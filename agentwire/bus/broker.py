@@ -1,12 +1,63 @@
-"""The broker: one thread, one ROUTER socket, a session for each peer, around ``routing``."""
+"""The broker: one thread, one ROUTER socket, a session for each peer, around ``routing``.
+
+The thread never ends because of what a peer sent: sessions and routing answer that. Any exception
+that does reach it is a bug; it is kept, told by ``BrokerFailed`` and raised by ``stop``.
+"""
 
 from __future__ import annotations
 
+import queue
+import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from agentwire.bus.events import BrokerEvent
-from agentwire.bus.transport import Transport
+from agentwire.bus.connections import RETRY_FULL, Connection, Connections
+from agentwire.bus.events import BrokerEvent, BrokerFailed
+from agentwire.bus.flow import RoutingLimits
+from agentwire.bus.routing import Router
+from agentwire.bus.security import check_folder, ipc_endpoint
+from agentwire.bus.stimuli import (
+    Admit,
+    Arrived,
+    Departed,
+    Dismiss,
+    Emit,
+    Expect,
+    Forget,
+    Garbled,
+    Instruction,
+    PeerId,
+    Reject,
+    Reported,
+    Said,
+    Send,
+    Stimulus,
+    Tick,
+)
+from agentwire.bus.transport import Frame, Frames, Listener, Transport
+from agentwire.errors import LocalProtocolError
+from agentwire.wire.events import (
+    Announced,
+    Busy,
+    Closed,
+    Duplicate,
+    Event,
+    Gap,
+    Greeted,
+    Lost,
+    Outgoing,
+    Received,
+    Refused,
+)
+from agentwire.wire.session import Session
+from agentwire.wire.states import Side, Timing
+
+BROKER_EPOCH = 1  # a broker lives as long as its run
+COMMANDS = 1024  # expect and forget that wait for the thread
+RECEIVE_BUDGET = 256  # messages taken in before time limits are looked at again
+MAX_TICK_DELAY = 2.0  # s that a flood may keep the broker from looking at time limits
+SWEEP_EVERY = 0.5  # s
 
 
 class Broker:
@@ -18,6 +69,10 @@ class Broker:
         wires: wire name -> (sender, receiver). Direct wires (``@agent``) exist by themselves.
         token: hex secret that every Hello must carry.
         on_event: called in the broker's thread with each event; it must not block.
+        limits: how much is queued.
+        timing: heartbeats; peers learn them from the Welcome.
+        listen: where to listen instead of the folder's socket; plain tcp beyond this machine is
+            refused.
         transport: for tests; ZeroMQ by default.
 
     Attributes:
@@ -32,18 +87,52 @@ class Broker:
         wires: Mapping[str, tuple[str, str]],
         token: str,
         on_event: Callable[[BrokerEvent], None],
+        limits: RoutingLimits | None = None,
+        timing: Timing | None = None,
+        listen: str | None = None,
         transport: Transport | None = None,
     ) -> None:
         self.endpoint = ""
-        raise NotImplementedError
+        self._run_id = run
+        self._folder = folder
+        self._listen = listen
+        self._on_event = on_event
+        self._timing = timing or Timing()
+        self._transport = transport
+        self._router = Router(wires=wires, token=token, limits=limits)
+        self._lock = threading.Lock()  # around the router: metrics() reads it from other threads
+        self._commands: queue.Queue[Stimulus] = queue.Queue(COMMANDS)
+        self._connections = Connections()
+        self._listener: Listener | None = None
+        self._thread: threading.Thread | None = None
+        self._stop_at: float | None = None
+        self._error: BaseException | None = None
+        self._ticked = self._swept = 0.0
+
+    # -- for the owner ----------------------------------------------------------------------
 
     def start(self) -> None:
         """Binds the socket and starts the thread.
 
         Raises:
             InputError: the socket cannot be bound there.
+            LocalProtocolError: it was started before.
         """
-        raise NotImplementedError
+        if self._thread is not None:
+            raise LocalProtocolError("The broker was started before.", hint="Make a new one.")
+        if self._listen is None:
+            check_folder(self._folder)
+        self._listener = self._open(self._listen or ipc_endpoint(self._folder))
+        self.endpoint = self._listener.endpoint
+        self._thread = threading.Thread(target=self._run, name="agentwire-broker", daemon=True)
+        self._thread.start()
+
+    def _open(self, endpoint: str) -> Listener:
+        if self._transport is None:
+            from agentwire.bus.zmq import ZmqTransport  # tests without sockets need no pyzmq
+
+            self._transport = ZmqTransport()
+        return self._transport.listen(endpoint)
 
     def stop(self, timeout: float = 2.0) -> None:
         """Says Goodbye to every peer, closes within ``timeout`` seconds, ends the thread.
@@ -51,9 +140,17 @@ class Broker:
         Safe to call twice.
 
         Raises:
-            BaseException: the error that ended the thread before, if a bug did.
+            BaseException: the error that ended the thread before, if a bug did; once.
         """
-        raise NotImplementedError
+        self._stop_at = time.monotonic() + timeout
+        thread = self._thread
+        if thread is not None and self._listener is not None:
+            self._listener.wake()
+            if thread is not threading.current_thread():
+                thread.join(timeout + 1.0)
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
     def expect(self, name: str, epoch: int) -> None:
         """From now on only this incarnation is let in as ``name``. Thread-safe.
@@ -61,18 +158,191 @@ class Broker:
         An agent (an end of a wire) that nobody expects is never let in. A client is, with any
         name that is not an agent's, unless an incarnation of that name is expected.
         """
-        raise NotImplementedError
+        self._command(Expect(name, epoch))
 
     def forget(self, name: str, epoch: int) -> None:
         """The process of this incarnation is dead: drops its session now. Thread-safe.
 
         Emits PeerLost if the incarnation was connected.
         """
-        raise NotImplementedError
+        self._command(Forget(name, epoch))
+
+    def _command(self, command: Stimulus) -> None:
+        self._commands.put(command)
+        if self._listener is not None:
+            self._listener.wake()
 
     def metrics(self) -> Mapping[str, int]:
-        """Counters since the start, and gauges (``queued_messages``, ``queued_bytes``, ``peers``).
+        """Counters since the start, and gauges. Thread-safe; a snapshot.
 
-        ``forwarded``, ``refused.<code>``, ``dropped.<why>``. Thread-safe; a snapshot.
+        Counters: ``forwarded``, ``results``, ``nacked.<code>`` (rows refused by agents),
+        ``refused.<code>`` (by the broker), ``dropped.<why>``. Gauges: ``peers``, ``tasks``,
+        ``queued_messages``, ``queued_bytes``.
         """
-        raise NotImplementedError
+        with self._lock:
+            return {**self._router.counters, **self._router.gauges()}
+
+    # -- the thread -------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        listener = self._listener
+        if listener is None:
+            return
+        self._ticked = self._swept = time.monotonic()
+        try:
+            while self._stop_at is None:
+                listener.wait(self._pause())
+                self._take_commands()
+                drained = self._receive(listener)
+                self._connections.retry(listener)
+                self._depart_broken()
+                now = time.monotonic()
+                # Everything that has arrived is read before anybody is called silent.
+                if drained or now - self._ticked > MAX_TICK_DELAY:
+                    self._tick(now)
+            self._connections.say_goodbye(listener, "the run has ended", self._stop_at)
+        except BaseException as error:
+            self._error = error
+            self._on_event(BrokerFailed(error))
+        finally:
+            left = (self._stop_at or 0.0) - time.monotonic()
+            listener.close(max(0.0, left))
+
+    def _pause(self) -> float:
+        """Seconds until something is due."""
+        if self._connections.waiting():
+            return RETRY_FULL
+        due = min(self._connections.next_tick(), self._swept + SWEEP_EVERY)
+        return max(0.0, due - time.monotonic())
+
+    def _take_commands(self) -> None:
+        while True:
+            try:
+                command = self._commands.get_nowait()
+            except queue.Empty:
+                return
+            self._route(command)
+
+    def _receive(self, listener: Listener) -> bool:
+        """Takes in what has arrived; False if there may be more."""
+        for _ in range(RECEIVE_BUDGET):
+            arrived = listener.receive()
+            if arrived is None:
+                return True
+            self._take(*arrived)
+        return False
+
+    def _take(self, peer: PeerId, frames: Frames) -> None:
+        now = time.monotonic()
+        connection = self._connections.get(peer)
+        if connection is not None:
+            self._heed(peer, connection, connection.session.receive(frames, now))
+            return
+        # A session is kept from an accepted Hello on: strangers cost no memory.
+        session = Session(
+            Side.BROKER, run=self._run_id, epoch=BROKER_EPOCH, now=now, timing=self._timing
+        )
+        connection = Connection(session, now)
+        events = session.receive(frames, now)
+        if any(isinstance(event, Greeted) for event in events):
+            self._connections.add(peer, connection)
+        else:
+            self._count("dropped.stranger")
+        self._heed(peer, connection, events)
+
+    def _tick(self, now: float) -> None:
+        self._ticked = now
+        for peer, connection in self._connections.all():
+            if now >= connection.tick_at and self._connections.get(peer) is connection:
+                due, events = connection.session.tick(now)
+                connection.tick_at = float("inf") if due is None else due
+                self._heed(peer, connection, events)
+        if now >= self._swept + SWEEP_EVERY:
+            self._swept = now
+            self._route(Tick())
+
+    def _heed(self, peer: PeerId, connection: Connection, events: list[Event]) -> None:
+        """Acts on what a session said."""
+        # First what it has numbered already: routing may make it number more.
+        for event in events:
+            if isinstance(event, Outgoing):
+                self._write(peer, connection, event.frames)
+        for event in events:
+            match event:
+                case Received(message):
+                    self._route(Said(peer, message))
+                case Busy(busy_ms):
+                    self._route(Reported(peer, busy_ms))
+                case Greeted(hello, epoch):
+                    self._route(Arrived(peer, epoch, hello))
+                case Announced(hello):
+                    self._route(Said(peer, hello))
+                case Refused(code, reason, wire, rows, origin):
+                    self._route(Garbled(peer, code, reason, wire, rows, origin))
+                case Closed(reason):
+                    self._route(Departed(peer, reason, goodbye=True))
+                case Lost(reason):
+                    self._route(Departed(peer, reason))
+                case Gap(expected, received):
+                    # Work, grants or answers are missing, and nobody can say which.
+                    self._route(Departed(peer, f"{received - expected} messages were lost"))
+                case Duplicate():
+                    self._count("dropped.duplicate")
+                case _:
+                    pass
+            if self._connections.get(peer) is None:
+                return  # the rest was said by somebody who is gone
+
+    # -- routing ----------------------------------------------------------------------------
+
+    def _route(self, stimulus: Stimulus) -> None:
+        self._carry_out(stimulus)
+        self._depart_broken()
+
+    def _depart_broken(self) -> None:
+        while (broken := self._connections.pop_broken()) is not None:
+            peer, reason = broken
+            self._carry_out(Departed(peer, reason))
+
+    def _carry_out(self, stimulus: Stimulus) -> None:
+        now = time.monotonic()
+        with self._lock:
+            instructions = self._router.handle(stimulus, now)
+        for instruction in instructions:
+            self._do(instruction, now)
+
+    def _do(self, instruction: Instruction, now: float) -> None:
+        match instruction:
+            case Emit(event):
+                self._on_event(event)
+                return
+            case Dismiss(peer):
+                self._connections.drop(peer)
+                return
+        connection = self._connections.get(instruction.peer)
+        if connection is None:
+            return  # it broke while this stimulus was carried out
+        match instruction:
+            case Send(peer, message):
+                try:
+                    frames = connection.session.send(message, now)
+                except LocalProtocolError:
+                    # It came in within its limits and does not leave within them: its time limit
+                    # ends the request, and the counter tells.
+                    self._count("dropped.unsendable")
+                    return
+                self._write(peer, connection, frames)
+            case Admit(peer):
+                self._write(peer, connection, connection.session.welcome(now))
+                connection.tick_at = now
+            case Reject(peer, code, reason):
+                self._write(peer, connection, connection.session.reject(code, reason, now))
+                self._connections.drop(peer)
+
+    def _write(self, peer: PeerId, connection: Connection, frames: list[Frame]) -> None:
+        if self._listener is not None:
+            self._connections.write(self._listener, peer, connection, frames)
+
+    def _count(self, what: str) -> None:
+        with self._lock:
+            self._router.counters[what] += 1

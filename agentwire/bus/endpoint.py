@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
-from agentwire.bus.transport import Transport
-from agentwire.wire.messages import Hello, Message
+from agentwire.bus.transport import Frame, Link, Sent, Transport
+from agentwire.errors import BusClosed, LocalProtocolError, NackCode
+from agentwire.wire.events import Closed, Event, Gap, Lost, Outgoing, Received, Refused
+from agentwire.wire.messages import Goodbye, Hello, Message, Nack, Role
+from agentwire.wire.session import Session
+from agentwire.wire.states import Side, State, Timing
+
+QUEUE_MESSAGES = 256  # that wait for the IO thread; the next sender is held up
+UNSENT_MESSAGES = 1024  # that the broker does not read; then it is given up
+RECEIVE_BUDGET = 64  # messages taken in before the thread writes again
 
 
 class Address(Protocol):
@@ -30,8 +42,11 @@ class Endpoint:
         hello: how this peer introduces itself (its ``token`` is filled in from ``address``).
         on_message: called with each message and the ``time.monotonic()`` of its arrival, for
             every type but Welcome, Ping and Pong. Runs in the IO thread: it must not block.
+            It also gets a Nack for rows that could not cross: sent by this client and not fit
+            for the wire, or answered by frames that do not decode.
         on_lost: called once, with the reason, when the broker is lost, said Goodbye, or refused
             this peer; not after ``close``. Runs in the IO thread: it must not block.
+        timing: limits until the broker's Welcome brings its own.
         transport: for tests; ZeroMQ by default.
 
     Attributes:
@@ -46,26 +61,81 @@ class Endpoint:
         *,
         on_message: Callable[[Message, float], None],
         on_lost: Callable[[str], None],
+        timing: Timing | None = None,
         transport: Transport | None = None,
     ) -> None:
         self.busy_since: float | None = None
-        raise NotImplementedError
+        self._address = address
+        self._role = hello.role
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._transport = transport
+        self._session = Session(
+            Side.PEER,
+            run=bytes.fromhex(address.run),
+            epoch=address.epoch,
+            now=time.monotonic(),
+            hello=replace(hello, token=address.token),
+            timing=timing,
+        )
+        self._queue: deque[Message] = deque()
+        self._room = threading.Condition()  # guards the queue and _ended
+        self._ended: str | None = None  # why nothing can be sent any more
+        self._close_at: float | None = None
+        self._goodbye = ""
+        self._unsent: deque[list[Frame]] = deque()  # IO thread only
+        self._broken = False  # IO thread only
+        self._link: Link | None = None
+        self._thread: threading.Thread | None = None
+
+    # -- for any thread ---------------------------------------------------------------------
 
     def start(self) -> None:
-        """Connects and says Hello, in a thread of its own; returns at once."""
-        raise NotImplementedError
+        """Connects and says Hello, in a thread of its own; returns at once.
+
+        Raises:
+            InputError: the address is not one of a bus.
+            LocalProtocolError: it was started before.
+        """
+        if self._thread is not None:
+            raise LocalProtocolError("The endpoint was started before.", hint="Make a new one.")
+        if self._transport is None:
+            from agentwire.bus.zmq import ZmqTransport  # tests without sockets need no pyzmq
+
+            self._transport = ZmqTransport()
+        self._link = self._transport.connect(self._address.endpoint)
+        self._thread = threading.Thread(target=self._run, name="agentwire-endpoint", daemon=True)
+        self._thread.start()
 
     def send(self, message: Message) -> None:
         """Queues a message; thread-safe. Order is kept for each calling thread.
 
-        Messages queued before the broker's Welcome leave after it. The queue is bounded: where
-        it is full (the broker does not read), this blocks until there is room. In the IO thread
-        (inside ``on_message``) it never blocks.
+        Messages queued before the broker's Welcome leave after it. The queue is bounded (256
+        messages): where it is full (the broker does not read), this blocks until there is room
+        or the broker is lost. In the IO thread (inside ``on_message``) it never blocks.
 
         Raises:
             BusClosed: the endpoint is closed, or the broker is lost.
+            LocalProtocolError: in the IO thread, twice the bound is queued: ``on_message``
+                answers more than it is sent.
         """
-        raise NotImplementedError
+        in_io_thread = threading.current_thread() is self._thread
+        with self._room:
+            if in_io_thread:
+                if len(self._queue) >= 2 * QUEUE_MESSAGES:
+                    raise LocalProtocolError(
+                        f"{2 * QUEUE_MESSAGES} messages wait to be sent.",
+                        hint="Send fewer from on_message.",
+                    )
+            else:
+                self._room.wait_for(
+                    lambda: self._ended is not None or len(self._queue) < QUEUE_MESSAGES
+                )
+            if self._ended is not None:
+                raise BusClosed(f"The bus is closed: {self._ended}.")
+            self._queue.append(message)
+        if self._link is not None and not in_io_thread:
+            self._link.wake()
 
     def announce(self, hello: Hello) -> None:
         """Says Hello again, now with the model: this agent is ready.
@@ -73,11 +143,142 @@ class Endpoint:
         Raises:
             BusClosed: as for ``send``.
         """
-        raise NotImplementedError
+        self.send(replace(hello, token=self._address.token))
 
     def close(self, reason: str = "", timeout: float = 2.0) -> None:
         """Sends what is queued and Goodbye, within ``timeout`` seconds, and ends the thread.
 
         Safe to call twice. Does not call ``on_lost``.
         """
-        raise NotImplementedError
+        with self._room:
+            if self._ended is None:
+                self._ended = "it was closed here"
+                self._goodbye = reason
+            if self._close_at is None:
+                self._close_at = time.monotonic() + timeout
+            self._room.notify_all()
+        thread = self._thread
+        if thread is not None and self._link is not None:
+            self._link.wake()
+            if thread is not threading.current_thread():
+                thread.join(timeout + 1.0)
+
+    # -- the IO thread ----------------------------------------------------------------------
+
+    def _run(self) -> None:
+        link = self._link
+        if link is None:
+            return
+        try:
+            self._unsent.append(self._session.open(time.monotonic()))
+            due: float | None = None
+            while not (self._broken or self._finished()):
+                now = time.monotonic()
+                until = min(t for t in (due, self._close_at, now + 1.0) if t is not None)
+                link.wait(max(0.0, until - now), writable=bool(self._unsent))
+                if self._receive(link):
+                    due = self._tick()
+                self._take_queued()
+                self._write(link)
+            self._write(link)
+        except BaseException as error:
+            self._lose(f"a bug in the bus: {error!r}")
+            raise
+        finally:
+            # Goodbye was written; what is still in the socket has the rest of close()'s time.
+            left = (self._close_at or 0.0) - time.monotonic()
+            link.close(max(0.0, left))
+            self._lose("the session has ended")
+
+    def _finished(self) -> bool:
+        """Whether ``close`` was called and everything is said, or its time is up."""
+        if self._close_at is None:
+            return False
+        if time.monotonic() >= self._close_at:
+            return True
+        if self._queue or self._unsent:
+            return False
+        self._unsent.append(self._session.send(Goodbye(self._goodbye), time.monotonic()))
+        return True
+
+    def _busy_ms(self, now: float) -> int:
+        since = self.busy_since
+        return 0 if since is None else max(1, int((now - since) * 1000))
+
+    def _receive(self, link: Link) -> bool:
+        """Takes in what has arrived; False if there may be more."""
+        for _ in range(RECEIVE_BUDGET):
+            frames = link.receive()
+            if frames is None:
+                return True
+            now = time.monotonic()
+            self._heed(self._session.receive(frames, now, self._busy_ms(now)), now)
+        return False
+
+    def _tick(self) -> float | None:
+        now = time.monotonic()
+        due, events = self._session.tick(now, self._busy_ms(now))
+        self._heed(events, now)
+        return due
+
+    def _heed(self, events: list[Event], now: float) -> None:
+        for event in events:
+            match event:
+                case Outgoing(frames):
+                    self._unsent.append(frames)
+                case Received(Nack(NackCode.STALE_EPOCH, reason, rows=())):
+                    self._lose(f"another incarnation took this one's place: {reason}")
+                case Received(message):
+                    self._on_message(message, now)
+                case Refused(code, reason, wire, rows) if rows and self._role is Role.CLIENT:
+                    self._on_message(Nack(code, reason, wire, rows), now)
+                case Gap(expected, received):
+                    self._lose(f"{received - expected} messages of the broker were lost")
+                case Closed(reason, code):
+                    why = f"refused ({code}): {reason}" if code else f"it said Goodbye: {reason}"
+                    self._lose(why)
+                case Lost(reason):
+                    self._lose(reason)
+
+    def _take_queued(self) -> None:
+        """Numbers what other threads have queued, as far as the broker reads."""
+        while self._session.state is State.OPEN and len(self._unsent) < QUEUE_MESSAGES:
+            with self._room:
+                if not self._queue:
+                    return
+                message = self._queue.popleft()
+                self._room.notify()
+            now = time.monotonic()
+            try:
+                self._unsent.append(self._session.send(message, now))
+            except LocalProtocolError as error:
+                self._misfit(message, error, now)
+
+    def _misfit(self, message: Message, error: LocalProtocolError, now: float) -> None:
+        """A message that this side may not send: its rows must still end, so the client is told."""
+        rows = getattr(message, "rows", ())
+        if not rows:
+            raise error
+        nack = Nack(NackCode.MALFORMED, str(error), getattr(message, "wire", ""), rows)
+        if self._role is Role.CLIENT:
+            self._on_message(nack, now)
+        else:
+            origin = getattr(message, "origin", "")
+            self._unsent.append(self._session.send(replace(nack, origin=origin), now))
+
+    def _write(self, link: Link) -> None:
+        while self._unsent and link.send(self._unsent[0]) is Sent.TAKEN:
+            self._unsent.popleft()
+        if len(self._unsent) > UNSENT_MESSAGES:
+            self._lose(f"it did not read {UNSENT_MESSAGES} messages")
+
+    def _lose(self, reason: str) -> None:
+        """The broker is gone: nothing can be sent any more."""
+        self._broken = True
+        with self._room:
+            if self._ended is not None:
+                return
+            self._ended = f"the broker is lost, {reason}"
+            self._queue.clear()
+            self._room.notify_all()
+        self._on_lost(reason)

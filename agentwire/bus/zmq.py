@@ -1,0 +1,256 @@
+"""The ZeroMQ transport: ROUTER for the broker, DEALER for everybody else. Only pyzmq import.
+
+Decisions:
+
+* Every socket has a context of its own, with one IO thread: nothing is process-global, and
+  closing one bus cannot hang on the sockets of another.
+* The ROUTER chooses the peers' identities (a DEALER sets none), so no peer can take the identity
+  of another: chosen identities cannot begin with the zero byte that the ROUTER's own begin with.
+* Frames are copied in both directions. Zero-copy sends were slower up to 1 MiB a frame (the
+  release callback needs the GIL and a wake-up), and after a copying send the caller may reuse its
+  buffer at once, without a MessageTracker. So ``copy_threshold`` (64 KiB, exactly one payload of
+  the 7B shape) does not apply.
+* A message leaves whole or not at all: with NOBLOCK, ZeroMQ refuses at the first frame only.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import threading
+from pathlib import Path
+
+import zmq
+
+from agentwire.bus.security import IPC_PATH_BYTES, check_endpoint
+from agentwire.bus.transport import Frame, Frames, Sent
+from agentwire.errors import InputError
+from agentwire.wire.codec import DEFAULT_LIMITS
+
+HIGH_WATER = 64  # messages for each peer; a backstop behind credit
+HANDSHAKE_MS = 5_000
+MESSAGE_FRAMES = 3  # header, rows, body
+KEPT_FRAMES = MESSAGE_FRAMES + 1  # enough for the codec to see that there are too many
+
+
+class Wakeup:
+    """A file descriptor that other threads make readable. ``set`` is cheap when already set."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # a number of a closed descriptor may belong to another file
+        self._is_set = False
+        self._closed = False
+        if hasattr(os, "eventfd"):
+            self._reader = self._writer = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        else:  # macOS
+            self._reader, self._writer = os.pipe()
+            os.set_blocking(self._writer, False)
+
+    def fileno(self) -> int:
+        return self._reader
+
+    def set(self) -> None:
+        with self._lock:
+            if not (self._is_set or self._closed):
+                self._is_set = True
+                os.write(self._writer, (1).to_bytes(8, "little"))
+
+    def clear(self) -> None:
+        with self._lock:
+            if self._is_set:
+                self._is_set = False
+                os.read(self._reader, 8)
+
+    def close(self) -> None:
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                os.close(self._reader)
+                if self._writer != self._reader:
+                    os.close(self._writer)
+
+
+class _Socket:
+    """What both kinds of socket share. All but ``wake`` belongs to one thread."""
+
+    def __init__(self, kind: int, frame_bytes: int) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        self._wakeup = Wakeup()
+        self._socket = self._context.socket(kind)
+        self._socket.set(zmq.SNDHWM, HIGH_WATER)
+        self._socket.set(zmq.RCVHWM, HIGH_WATER)
+        self._socket.set(zmq.MAXMSGSIZE, frame_bytes)  # for each frame; ZeroMQ cuts the peer off
+        self._socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        self._socket.set(zmq.LINGER, 0)  # until close() says otherwise
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._wakeup.fileno(), zmq.POLLIN)
+
+    def wait(self, seconds: float, *, writable: bool = False) -> None:
+        flags = zmq.POLLIN | zmq.POLLOUT if writable else zmq.POLLIN
+        self._poller.modify(self._socket, flags)
+        for ready, _ in self._poller.poll(max(0, round(seconds * 1000))):
+            if ready == self._wakeup.fileno():
+                self._wakeup.clear()
+
+    def wake(self) -> None:
+        self._wakeup.set()
+
+    def close(self, linger: float) -> None:
+        if not self._socket.closed:
+            self._wakeup.close()
+            self._socket.close(linger=max(0, round(linger * 1000)))
+            self._context.term()  # returns within the linger: this context has no other socket
+
+    def _receive_all(self, kept: int) -> list[Frame] | None:
+        """The frames of the next message, at most ``kept`` of them; the rest is thrown away."""
+        try:
+            frames: list[Frame] = [self._socket.recv(zmq.NOBLOCK)]
+        except zmq.Again:
+            return None
+        while self._socket.get(zmq.RCVMORE):
+            frame = self._socket.recv()  # the parts of one message arrive together
+            if len(frames) < kept:
+                frames.append(frame)
+        return frames
+
+
+class ZmqListener(_Socket):
+    """A bound ROUTER. With ``ROUTER_MANDATORY``: nothing is dropped in silence."""
+
+    def __init__(self, endpoint: str, frame_bytes: int) -> None:
+        super().__init__(zmq.ROUTER, frame_bytes)
+        self._socket.set(zmq.ROUTER_MANDATORY, 1)
+        try:
+            self._socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            self.close(0)
+            raise InputError(
+                f"The bus cannot listen on {endpoint}: {error.strerror}.",
+                hint="Choose another address, or end the program that uses this one.",
+            ) from None
+        self._endpoint = self._socket.get_string(zmq.LAST_ENDPOINT)
+
+    @property
+    def endpoint(self) -> str:
+        return self._endpoint
+
+    def receive(self) -> tuple[bytes, list[Frame]] | None:
+        frames = self._receive_all(KEPT_FRAMES + 1)
+        if frames is None:
+            return None
+        return bytes(frames[0]), frames[1:]
+
+    def send(self, peer: bytes, frames: Frames) -> Sent:
+        try:
+            self._socket.send_multipart([peer, *frames], zmq.NOBLOCK)
+        except zmq.Again:
+            return Sent.FULL
+        except zmq.ZMQError as error:
+            if error.errno == zmq.EHOSTUNREACH:
+                return Sent.GONE
+            raise
+        return Sent.TAKEN
+
+
+class ZmqLink(_Socket):
+    """A connected DEALER."""
+
+    def __init__(self, endpoint: str, frame_bytes: int) -> None:
+        super().__init__(zmq.DEALER, frame_bytes)
+        # Only a connection that stands takes messages, so what waits is in our own bounded queue.
+        self._socket.set(zmq.IMMEDIATE, 1)
+        try:
+            self._socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            self.close(0)
+            raise InputError(
+                f"{endpoint!r} is not an address of a bus: {error.strerror}.",
+                hint="Use ipc:///path/to/socket or tcp://host:port.",
+            ) from None
+
+    def receive(self) -> list[Frame] | None:
+        return self._receive_all(KEPT_FRAMES)
+
+    def send(self, frames: Frames) -> Sent:
+        try:
+            self._socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:
+            return Sent.FULL
+        return Sent.TAKEN
+
+
+class ZmqTransport:
+    """``ipc://`` and ``tcp://`` sockets.
+
+    Args:
+        frame_bytes: largest frame taken from a peer; ZeroMQ cuts off one that sends more.
+        force_plain_tcp: listen on tcp beyond this machine although it is not encrypted.
+    """
+
+    def __init__(
+        self, *, frame_bytes: int = DEFAULT_LIMITS.frame_bytes, force_plain_tcp: bool = False
+    ) -> None:
+        self._frame_bytes = frame_bytes
+        self._force_plain_tcp = force_plain_tcp
+
+    def listen(self, endpoint: str) -> ZmqListener:
+        check_endpoint(endpoint, curve=False, force=self._force_plain_tcp)
+        path = ipc_path(endpoint)
+        if path is not None:
+            clear_stale_path(path)
+        return ZmqListener(endpoint, self._frame_bytes)
+
+    def connect(self, endpoint: str) -> ZmqLink:
+        return ZmqLink(endpoint, self._frame_bytes)
+
+
+def ipc_path(endpoint: str) -> Path | None:
+    """The file of an ``ipc://`` endpoint; None for other transports.
+
+    Raises:
+        InputError: longer than the system allows for a socket.
+    """
+    scheme, _, rest = endpoint.partition("://")
+    if scheme != "ipc":
+        return None
+    if len(os.fsencode(rest)) > IPC_PATH_BYTES:
+        raise InputError(
+            f"The socket path {rest} is longer than {IPC_PATH_BYTES} bytes.",
+            hint="Use a shorter folder: security.make_run_folder() makes one under TMPDIR.",
+        )
+    return Path(rest)
+
+
+def clear_stale_path(path: Path) -> None:
+    """Removes the socket that a dead broker left; refuses to take over one that lives.
+
+    ZeroMQ itself would take the path of a living one without a word.
+
+    Raises:
+        InputError: somebody listens there, or it is not a socket.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISSOCK(mode) and not _somebody_listens(path):
+        path.unlink(missing_ok=True)
+        return
+    raise InputError(
+        f"The bus cannot listen on {path}: it is in use.",
+        hint="Give each run its own folder (security.make_run_folder).",
+    )
+
+
+def _somebody_listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            return True  # full backlog or no permission: somebody is there
+    return True
