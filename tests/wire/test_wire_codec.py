@@ -487,3 +487,19 @@ def test_a_truncated_or_extended_message_is_refused(
     got = attempt(list(frames))
     assert (got == (ENVELOPE, message)) == (frames == [bytes(f) for f in encode(message, ENVELOPE)])
     assert got in (None, (ENVELOPE, message))
+
+
+def test_a_client_that_knows_only_the_docs_is_understood() -> None:
+    """Built by hand, in another order and with other integer sizes than the encoder's."""
+    body = "Öde.".encode()
+    rows = msgpack.packb([[b"i" * 16, None, bytes(16), len(body)]])
+    header = {
+        "wire": "a->b", "task": "0" * 64, "origin": "", "channel": "soft", "fallback": "error",
+        "reason": "", "solo": False, "c": zlib.crc32(rows + body), "n": 1, "e": 1, "s": 4,
+        "r": RUN, "t": 6, "v": 1,
+    }  # fmt: skip
+    packed = msgpack.packb(header).replace(b"\xa1s\x04", b"\xa1s\xcf" + (4).to_bytes(8))
+    assert decode([packed, rows, body]) == (
+        m.Envelope(RUN, 4, 1),
+        m.Encode("a->b", "0" * 64, m.Channel.SOFT, "error", (m.Row(b"i" * 16, size=5),), ("Öde.",)),
+    )
