@@ -367,7 +367,7 @@ LAYOUTS: Mapping[m.MessageType, Layout] = {
     m.MessageType.CANCEL: Layout(m.Cancel, {"wire": WIRE, "origin": ORIGIN}, rows="ids"),
     m.MessageType.PROGRESS: Layout(
         m.Progress,
-        {"stage": text("name_bytes", empty=False), "fraction": number(0.0, 1.0)},
+        {"stage": text("reason_bytes", empty=False), "fraction": number(0.0, 1.0)},
     ),
     m.MessageType.GOODBYE: Layout(m.Goodbye, {"reason": REASON}),
 }
