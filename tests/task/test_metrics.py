@@ -1,0 +1,106 @@
+"""Statistics against published or independently known values."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from agentwire.task.metrics import mcnemar, paired_bootstrap, percentile, wilson_interval
+
+
+@pytest.mark.parametrize(
+    ("correct", "n", "low", "high"),
+    [
+        # R. G. Newcombe, Statistics in Medicine 17 (1998), table I, method 3 (score).
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_equals_newcombes_table(correct: int, n: int, low: float, high: float) -> None:
+    assert wilson_interval(correct, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_at_the_ends() -> None:
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+    assert wilson_interval(10, 10)[1] == 1.0
+    assert wilson_interval(0, 10)[0] == 0.0
+    low, high = wilson_interval(3, 10)
+    assert wilson_interval(7, 10) == pytest.approx((1 - high, 1 - low))
+
+
+@pytest.mark.parametrize(("correct", "n"), [(-1, 5), (6, 5)])
+def test_wilson_refuses_impossible_counts(correct: int, n: int) -> None:
+    with pytest.raises(ValueError, match="not between"):
+        wilson_interval(correct, n)
+
+
+def pairs(b: int, c: int, both: int = 3) -> tuple[list[bool], list[bool]]:
+    first = [True] * b + [False] * c + [True] * both
+    second = [False] * b + [True] * c + [True] * both
+    return first, second
+
+
+@pytest.mark.parametrize(
+    ("b", "c", "p"),
+    [
+        (0, 0, 1.0),
+        (1, 0, 1.0),
+        (5, 5, 1.0),
+        (10, 0, 2 / 1024),
+        (1, 9, 22 / 1024),  # 2 * (1 + 10) / 2^10
+        (2, 8, 112 / 1024),  # 2 * (1 + 10 + 45) / 2^10
+    ],
+)
+def test_mcnemar_is_the_exact_binomial_tail(b: int, c: int, p: float) -> None:
+    result = mcnemar(*pairs(b, c))
+    assert (result.only_first, result.only_second) == (b, c)
+    assert result.p_value == pytest.approx(p, rel=1e-12)
+
+
+def test_mcnemar_is_symmetric_and_copes_with_whole_test_sets() -> None:
+    forth, back = mcnemar(*pairs(2100, 1900)), mcnemar(*pairs(1900, 2100))
+    assert forth.p_value == back.p_value
+    # Normal approximation with continuity correction: z = (200 - 1) / sqrt(4000).
+    normal = math.erfc(199 / math.sqrt(4000) / math.sqrt(2))
+    assert forth.p_value == pytest.approx(normal, rel=0.01)
+
+
+def test_paired_statistics_need_the_same_rows() -> None:
+    with pytest.raises(ValueError, match="not the same rows"):
+        mcnemar([True], [True, False])
+    with pytest.raises(ValueError, match="not the same rows"):
+        paired_bootstrap([1.0], [1.0, 0.0])
+    with pytest.raises(ValueError, match="not the same rows"):
+        paired_bootstrap([], [])
+
+
+def test_bootstrap_agrees_with_the_normal_interval() -> None:
+    generator = np.random.default_rng(7)
+    first, second = generator.normal(0.3, 1, 500), generator.normal(0.0, 1, 500)
+    found = paired_bootstrap(first, second, resamples=4000, seed=1)
+    error = (first - second).std() / math.sqrt(500)
+    assert found.difference == pytest.approx((first - second).mean())
+    assert found.low == pytest.approx(found.difference - 1.96 * error, abs=0.1 * error * 1.96)
+    assert found.high == pytest.approx(found.difference + 1.96 * error, abs=0.1 * error * 1.96)
+
+
+def test_bootstrap_is_repeatable_and_pairs_rows() -> None:
+    first = [1.0, 0.0] * 50
+    assert paired_bootstrap(first, first, resamples=50).low == 0.0  # equal rows: no spread at all
+    again = [paired_bootstrap(first, [0.0] * 100, resamples=50, seed=3) for _ in range(2)]
+    assert again[0] == again[1]
+
+
+def test_percentiles_are_linear_between_order_statistics() -> None:
+    values = [4.0, 1.0, 3.0, 2.0]
+    assert percentile(values, 50) == 2.5
+    assert percentile(values, 95) == pytest.approx(3.85)
+    assert percentile(values, 0) == 1.0
+    assert percentile(values, 100) == 4.0
+    assert math.isnan(percentile([], 50))
+    with pytest.raises(ValueError, match="not between"):
+        percentile(values, 101)
