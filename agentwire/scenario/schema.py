@@ -99,7 +99,11 @@ class TrainSpec(Strict):
     hidden: Annotated[int, Field(ge=8)] = 256
     blocks: Annotated[int, Field(ge=1)] = 2
     heads: Annotated[int, Field(ge=1)] = 8
+    feed_forward: Annotated[int, Field(ge=1)] = 4
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    token_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.995
     held_out: Annotated[int, Field(ge=16)] = 1000
     max_rows: Annotated[int, Field(ge=0)] = 0
     evaluate_every: Annotated[int, Field(ge=1)] = 250

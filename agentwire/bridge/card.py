@@ -1,0 +1,143 @@
+"""The bridge card: what a trained bridge is, for whom, and how it came about (card.yaml)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from agentwire.errors import BridgeError
+from agentwire.wire.messages import BridgeIdentity
+
+CARD_FILE = "card.yaml"
+WEIGHTS_FILE = "weights.safetensors"
+ANY_PROMPT = "any"
+MAX_CARD_BYTES = 256 * 1024
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Size = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class CardPart(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CardModel(CardPart):
+    """A model that the bridge was trained with."""
+
+    model: str
+    fingerprint: Sha256
+    width: Size
+    layers: Size
+
+
+class CardTraining(CardPart):
+    """How the bridge was trained, and what it reached on held-out *training* rows.
+
+    Attributes:
+        dataset: name of the data set.
+        rows: training rows, held-out rows not among them.
+        held_out: rows that chose the step.
+        held_out_accuracy: fraction right on them at ``step``.
+        recipe: every setting of the run (``scenario.schema.TrainSpec``).
+        provenance: source and checksum of the data.
+    """
+
+    dataset: str
+    split: str
+    rows: int
+    held_out: int
+    held_out_accuracy: float
+    step: int
+    seconds: float
+    device: str
+    recipe: dict[str, Any]
+    provenance: dict[str, Any]
+    versions: dict[str, str]
+    date: str
+
+
+class BridgeCard(CardPart):
+    """card.yaml. ``weights_sha256`` is the bridge's fingerprint on the wire."""
+
+    name: str
+    description: str = ""
+    sender: CardModel
+    receiver: CardModel
+    layer: Size
+    soft_tokens: Annotated[int, Field(ge=1, le=512)]
+    hidden: Size
+    blocks: Size
+    heads: Size
+    feed_forward: Size
+    parameters: int
+    rms_range: tuple[float, float]
+    prompts: tuple[str, ...] = Field(min_length=1)
+    training: CardTraining
+    weights_sha256: Sha256
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> BridgeCard:
+        if self.layer > self.sender.layers:
+            raise ValueError(f"layer {self.layer} of a sender with {self.sender.layers} layers")
+        if self.hidden % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide the inner width {self.hidden}")
+        if not 0 < self.rms_range[0] < self.rms_range[1]:
+            raise ValueError("rms_range must be two rising positive numbers")
+        return self
+
+    @property
+    def width(self) -> int:
+        """d of the receiver."""
+        return self.receiver.width
+
+    def identity(self) -> BridgeIdentity:
+        """What is agreed on the wire before the first payload."""
+        return BridgeIdentity(
+            name=self.name,
+            fingerprint=self.weights_sha256,
+            sender=self.sender.fingerprint,
+            receiver=self.receiver.fingerprint,
+            layer=self.layer,
+            soft_tokens=self.soft_tokens,
+            width=self.width,
+            prompts=self.prompts,
+            rms_range=self.rms_range,
+        )
+
+
+def read_card(folder: Path) -> BridgeCard:
+    """Reads and checks ``folder``/card.yaml.
+
+    Raises:
+        BridgeError: no such file, not YAML, or not a card.
+    """
+    path = folder / CARD_FILE
+    retrain = "Train it again with `agentwire train`, or restore the folder."
+    try:
+        if path.stat().st_size > MAX_CARD_BYTES:
+            raise BridgeError(f"{path} is larger than a bridge card can be.", hint=retrain)
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BridgeError(f"{folder} holds no {CARD_FILE}.", hint=retrain) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        first = str(error).splitlines()[0]
+        raise BridgeError(f"{path} cannot be read: {first}.", hint=retrain) from error
+    try:
+        return BridgeCard.model_validate(raw)
+    except ValidationError as error:
+        first_error = error.errors()[0]
+        where = ".".join(str(part) for part in first_error["loc"]) or "the file"
+        raise BridgeError(
+            f"{path} is not a bridge card: {where}: {first_error['msg']}.", hint=retrain
+        ) from error
+
+
+def write_card(folder: Path, card: BridgeCard) -> None:
+    """Writes card.yaml, keys in the order of the class."""
+    text = yaml.safe_dump(
+        card.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100
+    )
+    (folder / CARD_FILE).write_text(text, encoding="utf-8")

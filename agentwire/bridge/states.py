@@ -1,0 +1,98 @@
+"""The frozen sender's states, computed once: training then never runs the sender again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agentwire.model.transformers import TransformersBackend, trunk
+
+
+@dataclass(frozen=True, slots=True)
+class StateCache:
+    """Hidden states of many texts, without padding.
+
+    Attributes:
+        flat: fp16 [total tokens, width], all texts one after the other.
+        offsets: [n] index of each text's first token in ``flat``.
+        lengths: [n] tokens of each text.
+        labels: [n] class ids.
+    """
+
+    flat: Tensor
+    offsets: Tensor
+    lengths: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return int(self.lengths.shape[0])
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return int(self.lengths.max())
+
+    def gather(self, rows: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """States [n, width, d] of ``rows`` and their mask [n, width]; no data leaves the device."""
+        steps = torch.arange(width, device=self.flat.device)
+        mask = steps[None, :] < self.lengths[rows][:, None]
+        index = (self.offsets[rows][:, None] + steps[None, :]).clamp_(max=self.flat.shape[0] - 1)
+        return self.flat[index], mask
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Per-feature mean and standard deviation [d] over all tokens, in fp32.
+
+        The deviation has a floor of 1e-3 of its median, so that a dead feature is not blown up.
+        """
+        total = torch.zeros(self.flat.shape[1], dtype=torch.float64, device=self.flat.device)
+        square = torch.zeros_like(total)
+        for part in self.flat.split(65536):
+            wide = part.double()
+            total += wide.sum(0)
+            square += wide.pow(2).sum(0)
+        mean = total / self.flat.shape[0]
+        std = (square / self.flat.shape[0] - mean.pow(2)).clamp_(min=0).sqrt()
+        std = std.clamp(min=1e-3 * float(std.median()))
+        return mean.float(), std.float()
+
+
+@torch.inference_mode()
+def cache_states(
+    sender: TransformersBackend,
+    texts: Sequence[str],
+    labels: Sequence[int],
+    *,
+    layer: int,
+    max_tokens: int,
+    batch_size: int = 64,
+    progress: Callable[[float], None] | None = None,
+) -> StateCache:
+    """Runs the sender's first ``layer`` layers over all texts, longest first.
+
+    Args:
+        max_tokens: longer texts are cut.
+        progress: called with the fraction done.
+    """
+    short = trunk(sender.model, layer)
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+    parts: list[Tensor | None] = [None] * len(texts)
+    for begin in range(0, len(order), batch_size):
+        chosen = order[begin : begin + batch_size]
+        ids, mask = sender.tokens([texts[i] for i in chosen])
+        ids, mask = ids[:, : max_tokens + 1], mask[:, :max_tokens]
+        states = sender.states(short, ids).half()
+        for i, row, keep in zip(chosen, states, mask, strict=True):
+            parts[i] = row[keep].clone()
+        if progress is not None:
+            progress(min(1.0, (begin + batch_size) / len(order)))
+    ready = [part for part in parts if part is not None]
+    lengths = torch.tensor([part.shape[0] for part in ready], device=sender.device)
+    return StateCache(
+        flat=torch.cat(ready),
+        offsets=lengths.cumsum(0) - lengths,
+        lengths=lengths,
+        labels=torch.tensor(list(labels), device=sender.device),
+    )

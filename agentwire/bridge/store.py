@@ -1,0 +1,132 @@
+"""Bridges on disk: ``<folder>/card.yaml`` and ``<folder>/weights.safetensors``, nothing else.
+
+safetensors only: the format holds no code. The header is checked against the card's shape before
+any weight is used, so a hostile file can neither run code nor ask for memory that the card does
+not name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from agentwire.bridge.card import WEIGHTS_FILE, BridgeCard, read_card, write_card
+from agentwire.bridge.resampler import Resampler, ResamplerShape
+from agentwire.errors import BridgeError
+
+MAX_WEIGHTS_BYTES = 4 * 1024**3
+RESTORE = "Restore the folder, or train it again with `agentwire train`."
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedBridge:
+    """A verified bridge: its card and its module (fp32, eval mode, on the CPU)."""
+
+    card: BridgeCard
+    module: Resampler
+
+
+def shape_of(card: BridgeCard) -> ResamplerShape:
+    """The module's shape, from the card."""
+    return ResamplerShape(
+        sender_width=card.sender.width,
+        width=card.width,
+        soft_tokens=card.soft_tokens,
+        hidden=card.hidden,
+        blocks=card.blocks,
+        heads=card.heads,
+        feed_forward=card.feed_forward,
+    )
+
+
+def weights_sha256(folder: Path) -> str:
+    """Hex sha256 of the weights file: the bridge's fingerprint."""
+    try:
+        with (folder / WEIGHTS_FILE).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise BridgeError(f"{folder} holds no {WEIGHTS_FILE}.", hint=RESTORE) from None
+    except OSError as error:
+        raise BridgeError(
+            f"{folder / WEIGHTS_FILE} cannot be read: {error.strerror}.", hint=RESTORE
+        ) from error
+
+
+def verify(folder: Path) -> BridgeCard:
+    """Checks card, checksum and tensor shapes without building the module.
+
+    Raises:
+        BridgeError: anything is missing, corrupt, or does not fit the card.
+    """
+    card = read_card(folder)
+    path = folder / WEIGHTS_FILE
+    if weights_sha256(folder) != card.weights_sha256:
+        raise BridgeError(
+            f"{path} does not match the checksum in its card: it is corrupt or was replaced.",
+            hint=RESTORE,
+        )
+    if path.stat().st_size > MAX_WEIGHTS_BYTES:
+        raise BridgeError(f"{path} is larger than any bridge can be.", hint=RESTORE)
+    with torch.device("meta"):
+        expected = {k: tuple(v.shape) for k, v in Resampler(shape_of(card)).state_dict().items()}
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise BridgeError(
+            f"{path} is not a valid safetensors file: {error}.", hint=RESTORE
+        ) from error
+    if found != expected:
+        wrong = sorted(k for k in found.keys() | expected.keys() if found.get(k) != expected.get(k))
+        raise BridgeError(
+            f"{path} does not have the tensors that its card describes (first: {wrong[0]}).",
+            hint=RESTORE,
+        )
+    return card
+
+
+def load(folder: Path) -> LoadedBridge:
+    """Verifies a bridge and builds its module.
+
+    Raises:
+        BridgeError: see ``verify``; also where a weight is not finite.
+    """
+    card = verify(folder)
+    module = Resampler(shape_of(card))
+    with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+        state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+    for key, value in state.items():
+        if not torch.isfinite(value).all():
+            raise BridgeError(f"{folder}: the tensor {key} is not finite.", hint=RESTORE)
+    module.load_state_dict(state)
+    module.requires_grad_(False)
+    return LoadedBridge(card, module.eval())
+
+
+def save(folder: Path, card: BridgeCard, module: Resampler) -> BridgeCard:
+    """Writes weights in fp16 and the card with their checksum; an older bridge is replaced last.
+
+    The standardisation statistics stay fp32: a feature's standard deviation can exceed what fp16
+    holds.
+
+    Returns:
+        the card as written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    statistics = {name for name, _ in module.named_buffers()}
+    state = {
+        key: (value.float() if key in statistics else value.half()).cpu().contiguous()
+        for key, value in module.state_dict().items()
+    }
+    partial = folder / (WEIGHTS_FILE + ".part")
+    save_file(state, partial, metadata={"format": "pt"})
+    os.replace(partial, folder / WEIGHTS_FILE)
+    card = card.model_copy(update={"weights_sha256": weights_sha256(folder)})
+    write_card(folder, card)
+    return card

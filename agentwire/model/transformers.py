@@ -1,0 +1,412 @@
+"""The transformers backend: one causal language model on one device.
+
+What it does not compute is the point. A sender runs only the layers that its bridge reads, without
+LM head; a receiver's input ``[BOS][M soft tokens][prompt]`` has one fixed length, so it needs no
+padding and no mask, and the LM head is applied to the last position and the label words alone.
+Padding stands on the right, where a causal model cannot see it, so results do not depend on the
+batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from agentwire.agent.spec import AgentSpec
+from agentwire.bridge import store
+from agentwire.bridge.resampler import Resampler
+from agentwire.errors import BridgeError, DeviceError, ModelError
+from agentwire.model.backend import Encoded, Generated, Progress, Scored
+from agentwire.model.prompting import (
+    CompiledTask,
+    Tokenizer,
+    around_text,
+    compile_task,
+    plain_ids,
+    start_ids,
+    text_ids,
+)
+from agentwire.model.sources import fingerprint
+from agentwire.wire.messages import BridgeIdentity, ModelIdentity, TaskSpec
+
+
+def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Any:
+    """A causal language model from a local folder, in eval mode, without gradients.
+
+    Raises:
+        ModelError: transformers cannot load what is in the folder.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, attn_implementation="sdpa"
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(
+            f"the model in {folder} cannot be loaded: {str(error).splitlines()[0]}",
+            hint="Remove the folder and run `agentwire models pull` again.",
+        ) from error
+    return model.to(device).eval().requires_grad_(False)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a local folder."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"the tokenizer in {folder} cannot be loaded: {str(error).splitlines()[0]}",
+            hint="Remove the folder and run `agentwire models pull` again.",
+        ) from error
+
+
+def torch_device(name: str) -> torch.device:
+    """The torch device of this name.
+
+    Raises:
+        DeviceError: this machine does not have it.
+    """
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(
+            f"the device {name} is not there ({torch.cuda.device_count()} GPUs were found).",
+            hint="Set `device: cpu` or `device: auto` in the agent's file; see `agentwire doctor`.",
+        )
+    return device
+
+
+def trunk(model: Any, layers: int) -> Any:
+    """The first ``layers`` layers of ``model`` as a model of their own that shares its weights.
+
+    Its ``last_hidden_state`` equals ``hidden_states[layers]`` of the whole model: the final norm
+    is left out.
+
+    Raises:
+        ModelError: the model is not built as ``model.layers`` plus ``model.norm``.
+    """
+    base = model.get_decoder() if hasattr(model, "get_decoder") else model.model
+    if not isinstance(getattr(base, "layers", None), nn.ModuleList) or not hasattr(base, "norm"):
+        raise ModelError(
+            f"{type(model).__name__} is not a decoder of stacked layers with a final norm.",
+            hint="Use a Llama-, Mistral-, Qwen- or Gemma-like model as the sender.",
+        )
+    short = copy.copy(base)
+    # nn.Module keeps its children in one dict: it needs a copy of its own before it is changed.
+    short._modules = dict(base._modules)
+    short.layers = base.layers[:layers]
+    short.norm = nn.Identity()
+    return short
+
+
+def embedding_rms(model: Any) -> float:
+    """RMS of the model's own input embeddings as its layers see them.
+
+    Gemma's embedding module multiplies by sqrt(d) in its forward, so the module is asked, on a
+    fixed sample of the vocabulary.
+    """
+    table = model.get_input_embeddings()
+    count = table.weight.shape[0]
+    ids = torch.arange(0, count, max(1, count // 4096), device=table.weight.device)
+    with torch.inference_mode():
+        return float(table(ids).float().pow(2).mean().sqrt())
+
+
+def pad_right(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Ragged ids -> ids [n, T] and lengths [n]."""
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = torch.full((len(rows), int(lengths.max())), pad)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+    return ids, lengths
+
+
+@dataclass(frozen=True, slots=True)
+class LabelHead:
+    """The LM head cut down to the task's L label tokens: weight [L, d], bias [L] or None."""
+
+    weight: Tensor
+    bias: Tensor | None
+    softcap: float | None
+
+    def __call__(self, last: Tensor) -> Tensor:
+        """Logits [n, L] in fp32 from the last position's states [n, d]."""
+        logits = last @ self.weight.T
+        if self.bias is not None:
+            logits = logits + self.bias
+        if self.softcap:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits.float()
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedTask:
+    """The static parts of a task on the model's device.
+
+    Attributes:
+        ids: the task in the model's tokens.
+        start: embeddings [0 or 1, d] of BOS.
+        prompt: embeddings [P, d] of what follows the soft tokens.
+        prompt_head, text_head: the label tokens after the prompt, and after the text prompt.
+    """
+
+    ids: CompiledTask
+    start: Tensor
+    prompt: Tensor
+    prompt_head: LabelHead
+    text_head: LabelHead
+
+
+class TransformersBackend:
+    """A causal language model behind the ``Backend`` protocol.
+
+    Args:
+        model: a transformers model with an LM head, in eval mode.
+        tokenizer: its tokenizer.
+        identity: what it says of itself in Hello.
+        device: where it is.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Tokenizer, identity: ModelIdentity, device: torch.device
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.device = device
+        self._identity = identity
+        self._bridges: dict[str, tuple[Any, Resampler, int]] = {}
+        self._tasks: dict[str, PreparedTask] = {}
+        self._start = start_ids(tokenizer)
+        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+
+    @classmethod
+    def load(cls, spec: AgentSpec, progress: Progress) -> TransformersBackend:
+        """Loads what ``spec`` names; the weights must be on this machine already.
+
+        Raises:
+            ModelError, DeviceError: see ``load_model`` and ``torch_device``.
+        """
+        if spec.folder is None:
+            raise ModelError(
+                f"the weights of {spec.model} are not on this machine.",
+                hint=f"Run `agentwire models pull {spec.model}`.",
+            )
+        logging.getLogger("transformers").setLevel(logging.ERROR)
+        folder = Path(spec.folder)
+        device = torch_device(spec.device)
+        if device.type == "cpu" and spec.threads is not None:
+            torch.set_num_threads(spec.threads)
+        progress("tokenizer", 0.1)
+        tokenizer = load_tokenizer(folder)
+        progress("weights", 0.3)
+        model = load_model(folder, dtype=getattr(torch, spec.dtype), device=device)
+        progress("fingerprint", 0.9)
+        identity = ModelIdentity(
+            name=spec.model,
+            fingerprint=fingerprint(folder),
+            width=model.get_input_embeddings().weight.shape[1],
+            layers=model.config.get_text_config().num_hidden_layers,
+            embedding_rms=embedding_rms(model),
+            dtype=spec.dtype,
+            device=str(device),
+        )
+        progress("ready", 1.0)
+        return cls(model, tokenizer, identity, device)
+
+    @property
+    def identity(self) -> ModelIdentity:
+        return self._identity
+
+    # -- sender -----------------------------------------------------------------------------
+
+    def add_bridge(self, folder: Path) -> BridgeIdentity:
+        """Loads a bridge that reads this model; it runs on this model's device, in fp32.
+
+        Raises:
+            BridgeError: corrupt, or made for another sender.
+        """
+        loaded = store.load(folder)
+        card = loaded.card
+        if card.sender.fingerprint != self._identity.fingerprint:
+            raise BridgeError(
+                f"the bridge {card.name} reads {card.sender.model}, not the weights of "
+                f"{self._identity.name} that are here.",
+                hint="Train one with `agentwire train`, or name another under `bridge:`.",
+            )
+        module = loaded.module.to(self.device)
+        self._bridges[card.weights_sha256] = (trunk(self.model, card.layer), module, card.layer)
+        return card.identity()
+
+    def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Sender input: ids [n, 1+T] with BOS in front, and a mask [n, T] of the text's tokens."""
+        rows = text_ids(self.tokenizer, texts)
+        ids, lengths = pad_right([self._opening() + row for row in rows], self._pad)
+        mask = torch.arange(ids.shape[1] - 1)[None, :] < (lengths - 1)[:, None]
+        return ids.to(self.device), mask.to(self.device)
+
+    def _opening(self) -> list[int]:
+        # A causal model parks huge activations on its first token. It gets one that is no word,
+        # and the bridge never sees it.
+        return self._start or [self._pad]
+
+    def states(self, short: Any, ids: Tensor) -> Tensor:
+        """Hidden states [n, T, width] of the text's tokens, from a ``trunk``."""
+        output: Tensor = short(input_ids=ids, use_cache=False).last_hidden_state
+        return output[:, 1:]
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str], bridge: str) -> Encoded:
+        short, module, _ = self._bridges[bridge]
+        clock = _Stopwatch(self.device)
+        ids, mask = self.tokens(texts)
+        clock.lap("tokenize")
+        states = self.states(short, ids)
+        clock.lap("encode")
+        soft = module(states, mask).half().cpu().numpy()
+        clock.lap("bridge")
+        return Encoded(np.ascontiguousarray(soft), clock.stages)
+
+    # -- receiver ---------------------------------------------------------------------------
+
+    def prepare(self, task: TaskSpec) -> None:
+        self.prepared(task)
+
+    def prepared(self, task: TaskSpec) -> PreparedTask:
+        """The task's static parts, computed once.
+
+        Raises:
+            ScenarioError: see ``compile_task``.
+        """
+        if task.task_id not in self._tasks:
+            ids = compile_task(self.tokenizer, task)
+            with torch.no_grad():
+                self._tasks[task.task_id] = PreparedTask(
+                    ids=ids,
+                    start=self._embed(self._start),
+                    prompt=self._embed(ids.prompt),
+                    prompt_head=self._head(ids.prompt_labels),
+                    text_head=self._head(ids.text_labels),
+                )
+        return self._tasks[task.task_id]
+
+    def _embed(self, ids: Sequence[int]) -> Tensor:
+        """Input embeddings [len(ids), d] as the model's layers see them."""
+        table = self.model.get_input_embeddings()
+        embedded: Tensor = table(torch.tensor(list(ids), dtype=torch.long, device=self.device))
+        return embedded.to(self.model.dtype)
+
+    def _head(self, labels: Sequence[int]) -> LabelHead:
+        """The LM head's rows for these tokens alone."""
+        head = self.model.get_output_embeddings()
+        index = torch.tensor(list(labels), dtype=torch.long, device=self.device)
+        bias = getattr(head, "bias", None)
+        return LabelHead(
+            weight=head.weight[index],
+            bias=None if bias is None else bias[index],
+            softcap=getattr(self.model.config, "final_logit_softcapping", None),
+        )
+
+    def soft_inputs(self, soft: Tensor, task: TaskSpec) -> Tensor:
+        """``[BOS][M soft tokens][prompt]`` as embeddings [n, 1+M+P, d] in the model's dtype."""
+        n = soft.shape[0]
+        prepared = self.prepared(task)
+        start, prompt = prepared.start.expand(n, -1, -1), prepared.prompt.expand(n, -1, -1)
+        return torch.cat([start, soft.to(self.model.dtype), prompt], dim=1)
+
+    def logits_from_soft(self, soft: Tensor, task: TaskSpec) -> Tensor:
+        """Label logits [n, L] for soft tokens [n, M, d]; gradients flow to the soft tokens."""
+        decoder = self.model.get_decoder()
+        inputs = self.soft_inputs(soft, task)
+        hidden = decoder(inputs_embeds=inputs, use_cache=False).last_hidden_state
+        return self.prepared(task).prompt_head(hidden[:, -1])
+
+    @torch.inference_mode()
+    def score_soft(self, payload: npt.NDArray[np.float16], task: TaskSpec) -> Scored:
+        clock = _Stopwatch(self.device)
+        soft = torch.from_numpy(np.array(payload)).to(self.device)
+        logits = self.logits_from_soft(soft, task)
+        scores = torch.log_softmax(logits, dim=-1).cpu().numpy()
+        clock.lap("decode")
+        return Scored(scores, clock.stages)
+
+    @torch.inference_mode()
+    def score_text(self, texts: Sequence[str], task: TaskSpec) -> Scored:
+        clock = _Stopwatch(self.device)
+        prepared = self.prepared(task)
+        before, after = prepared.ids.before, prepared.ids.after
+        texts_ids = text_ids(self.tokenizer, texts, prepared.ids.glue)
+        rows = [[*before, *row, *after] for row in texts_ids]
+        ids, lengths = pad_right(rows, self._pad)
+        clock.lap("tokenize")
+        decoder = self.model.get_decoder()
+        hidden = decoder(input_ids=ids.to(self.device), use_cache=False).last_hidden_state
+        last = hidden[torch.arange(len(rows)), (lengths - 1).to(self.device)]
+        scores = torch.log_softmax(prepared.text_head(last), dim=-1).cpu().numpy()
+        clock.lap("decode")
+        return Scored(scores, clock.stages)
+
+    # -- text -------------------------------------------------------------------------------
+
+    def relay(self, texts: Sequence[str], task: TaskSpec) -> Generated:
+        if task.relay.verbatim:
+            return Generated(list(texts), {})
+        return self._generate(texts, task.relay.template, task.relay.max_new_tokens)
+
+    def generate(self, texts: Sequence[str], task: TaskSpec) -> Generated:
+        return self._generate(texts, task.text_prompt, task.max_new_tokens)
+
+    @torch.inference_mode()
+    def _generate(self, texts: Sequence[str], template: str, max_new_tokens: int) -> Generated:
+        """Greedy continuation; left padding, masked, so that all rows end where they go on."""
+        clock = _Stopwatch(self.device)
+        before, glue, tail = around_text(self.tokenizer, template)
+        after = plain_ids(self.tokenizer, tail)
+        rows = [[*before, *row, *after] for row in text_ids(self.tokenizer, texts, glue)]
+        longest = max(len(row) for row in rows)
+        ids = torch.tensor([[self._pad] * (longest - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+        clock.lap("tokenize")
+        output = self.model.generate(
+            input_ids=ids.to(self.device),
+            attention_mask=mask.to(self.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=self._pad,
+        )
+        written = [
+            self.tokenizer.decode(row, skip_special_tokens=True).strip()
+            for row in output[:, longest:].cpu()
+        ]
+        clock.lap("generate")
+        return Generated(written, clock.stages)
+
+
+class _Stopwatch:
+    """Milliseconds of each lap. On a GPU a lap ends when the device has finished it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stages: dict[str, float] = {}
+        self._device = device
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        self.stages[name] = self.stages.get(name, 0.0) + (now - self._last) * 1e3
+        self._last = now
