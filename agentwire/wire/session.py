@@ -35,7 +35,7 @@ from agentwire.wire.events import (
     Received,
     Refused,
 )
-from agentwire.wire.fields import TYPE_OF
+from agentwire.wire.fields import MAX_U32, TYPE_OF
 from agentwire.wire.messages import (
     PROTOCOL_VERSION,
     Envelope,
@@ -85,6 +85,11 @@ class _Refuse(Exception):
 def choose_version(offered: Sequence[int]) -> int | None:
     """The newest version that both speak; None if there is none."""
     return PROTOCOL_VERSION if PROTOCOL_VERSION in offered else None
+
+
+def _in_field(busy_ms: int) -> int:
+    """``tick`` and ``receive`` do not raise, also where a clock says something odd."""
+    return min(max(0, int(busy_ms)), MAX_U32)
 
 
 class Session:
@@ -199,7 +204,7 @@ class Session:
             self.state = State.CLOSED
             return None, [Lost(f"silent for {self.timing.liveness_ms} ms")]
         if now >= self._ping_at(busy_ms):
-            events.append(Outgoing(self.send(Ping(busy_ms), now)))
+            events.append(Outgoing(self.send(Ping(_in_field(busy_ms)), now)))
         return min(lost_at, self._ping_at(busy_ms)), events
 
     def _ping_at(self, busy_ms: int) -> float:
@@ -284,7 +289,7 @@ class Session:
             case Hello():
                 return [Announced(self._second_hello(message))]
             case Ping():
-                return [Busy(message.busy_ms), Outgoing(self.send(Pong(busy_ms), now))]
+                return [Busy(message.busy_ms), Outgoing(self.send(Pong(_in_field(busy_ms)), now))]
             case Pong():
                 return [Busy(message.busy_ms)]
         return [Received(message, envelope)]
@@ -301,10 +306,11 @@ class Session:
                 self.hello, self.state = message, after
                 return [Greeted(message, envelope.epoch)]
             case Welcome():
-                if message.version not in (self.hello.versions if self.hello else ()):
-                    raise _Refuse(NackCode.VERSION, f"version {message.version} was not offered")
-                if message.liveness_ms <= message.ping_ms:
-                    raise _Refuse(NackCode.MALFORMED, "liveness_ms must be above ping_ms")
+                problem = self._welcome_problem(message)
+                if problem is not None:
+                    # Nothing can follow, so neither end should wait for the handshake's limit.
+                    goodbye = Outgoing(self.send(Goodbye(str(problem)), now))
+                    return [goodbye, Closed(str(problem), problem.code)]
                 self.timing = Timing(message.ping_ms, message.liveness_ms, self.timing.handshake_ms)
                 self.state, self._reported = after, now
                 return [Opened(message)]
@@ -315,6 +321,13 @@ class Session:
                 self.state = after
                 return [Closed(message.reason)]
         raise _Refuse(NackCode.UNAUTHORIZED, "the session is not open")
+
+    def _welcome_problem(self, welcome: Welcome) -> _Refuse | None:
+        if welcome.version not in (self.hello.versions if self.hello else ()):
+            return _Refuse(NackCode.VERSION, f"version {welcome.version} was not offered")
+        if welcome.liveness_ms <= welcome.ping_ms:
+            return _Refuse(NackCode.MALFORMED, "liveness_ms must be above ping_ms")
+        return None
 
     def _second_hello(self, hello: Hello) -> Hello:
         problem = self._hello_problem(hello)

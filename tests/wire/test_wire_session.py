@@ -98,12 +98,23 @@ def test_a_peer_that_speaks_newer_versions_too_gets_the_common_one() -> None:
     assert pair.peer.state is State.OPEN
 
 
-def test_a_welcome_with_a_version_that_was_not_offered_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("welcome", "code"),
+    [
+        (m.Welcome(9, 1000, 5000), NackCode.VERSION),
+        (m.Welcome(1, 5000, 5000), NackCode.MALFORMED),
+    ],
+)
+def test_a_welcome_that_cannot_be_is_answered_by_goodbye(
+    welcome: m.Welcome, code: NackCode
+) -> None:
     pair = Pair(open_=False)
-    pair.peer.open(0.0)
-    events = pair.peer.receive(raw(m.Welcome(9, 1000, 5000), 0, epoch=1), 0.0)
-    assert isinstance(events[0], Refused) and events[0].code is NackCode.VERSION
-    assert pair.peer.state is State.GREETING
+    pair.broker.receive(pair.peer.open(0.0), 0.0)
+    pair.broker.welcome(0.0)
+    events = pair.peer.receive(raw(welcome, 0, epoch=1), 0.0)
+    assert isinstance(events[1], Closed) and events[1].code is code
+    assert pair.peer.state is State.CLOSED
+    assert pair.broker.receive(frames_of(events)[0], 0.0) == [Closed(events[1].reason)]
 
 
 def test_nothing_but_hello_opens_a_session() -> None:
@@ -283,6 +294,31 @@ def test_receive_never_raises(frames: list[bytes], state: str) -> None:
     for end in (pair.broker, pair.peer):
         for event in end.receive(frames, 1.0):
             assert isinstance(event, Refused | Outgoing)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.sampled_from(["start", "greeting", "open"]),
+    st.sampled_from([AGENT, CLIENT]),
+    st.lists(
+        st.tuples(
+            any_message, st.integers(0, 5), st.integers(0, 3), st.sampled_from([RUN, b"x" * 16])
+        ),
+        max_size=6,
+    ),
+)
+def test_no_sound_message_at_the_wrong_time_raises(
+    state: str, hello: m.Hello, steps: list[tuple[m.Message, int, int, bytes]]
+) -> None:
+    pair = Pair(hello, open_=state == "open")
+    if state == "greeting":
+        pair.broker.receive(pair.peer.open(0.0), 0.0)
+    for now, (message, seq, epoch, run) in enumerate(steps):
+        for end in (pair.peer, pair.broker):
+            before = end.state
+            events = end.receive(raw(message, seq, epoch, run), float(now), busy_ms=-1)
+            assert before is not State.CLOSED or events == []
+            end.tick(float(now), busy_ms=2**40)
 
 
 # -- liveness -------------------------------------------------------------------------------
