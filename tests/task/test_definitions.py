@@ -34,7 +34,8 @@ def test_prompts_leave_the_space_to_the_label(name: str) -> None:
     task = load_definition(name)
     assert task.prompt.startswith("\n")
     assert not task.prompt[-1].isspace()
-    assert task.text_prompt.endswith(task.prompt)  # both channels ask in the same words
+    assert len(task.prompt) < 20  # the receiver reads it for every row: a few tokens
+    assert not task.text_prompt[-1].isspace()
 
 
 def test_both_sentiment_sets_ask_the_same() -> None:
