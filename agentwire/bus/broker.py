@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from agentwire.bus.connections import RETRY_FULL, Connection, Connections
@@ -69,6 +69,7 @@ class Broker:
         wires: wire name -> (sender, receiver). Direct wires (``@agent``) exist by themselves.
         token: hex secret that every Hello must carry.
         on_event: called in the broker's thread with each event; it must not block.
+        agents: agents on no wire, which only their direct wires reach.
         limits: how much is queued.
         timing: heartbeats; peers learn them from the Welcome.
         listen: where to listen instead of the folder's socket; plain tcp beyond this machine is
@@ -87,6 +88,7 @@ class Broker:
         wires: Mapping[str, tuple[str, str]],
         token: str,
         on_event: Callable[[BrokerEvent], None],
+        agents: Iterable[str] = (),
         limits: RoutingLimits | None = None,
         timing: Timing | None = None,
         listen: str | None = None,
@@ -99,7 +101,7 @@ class Broker:
         self._on_event = on_event
         self._timing = timing or Timing()
         self._transport = transport
-        self._router = Router(wires=wires, token=token, limits=limits)
+        self._router = Router(wires=wires, token=token, agents=agents, limits=limits)
         self._lock = threading.Lock()  # around the router: metrics() reads it from other threads
         self._commands: queue.Queue[Stimulus] = queue.Queue(COMMANDS)
         self._connections = Connections()

@@ -51,12 +51,13 @@ class WireTable:
 
     Args:
         wires: wire name -> (sender, receiver).
+        agents: agents on no wire, which only their direct wires reach.
 
     Raises:
         LocalProtocolError: a wire from an agent to itself, or one named like a direct wire.
     """
 
-    def __init__(self, wires: Mapping[str, tuple[str, str]]) -> None:
+    def __init__(self, wires: Mapping[str, tuple[str, str]], agents: Iterable[str] = ()) -> None:
         for wire, (sender, receiver) in wires.items():
             if wire.startswith(DIRECT_PREFIX) or sender == receiver:
                 raise LocalProtocolError(
@@ -64,8 +65,8 @@ class WireTable:
                     hint=f"Join two agents, by a name that does not begin with {DIRECT_PREFIX}.",
                 )
         self._ends = dict(wires)
-        self.agents = frozenset(agent for ends in wires.values() for agent in ends)
-        self._direct = {direct_wire(agent): agent for agent in self.agents}
+        self.agents = frozenset(agents) | {agent for ends in wires.values() for agent in ends}
+        self._direct = {direct_wire(agent): agent for agent in sorted(self.agents)}
 
     def __contains__(self, wire: str) -> bool:
         return wire in self._ends or wire in self._direct

@@ -20,7 +20,7 @@ The rules:
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from agentwire.bus.directory import Directory, Peer
@@ -31,10 +31,9 @@ from agentwire.bus.events import (
     PeerLost,
     PeerProgress,
     PeerReady,
-    WireAgreed,
-    WireRefused,
 )
 from agentwire.bus.flow import Flow, RoutingLimits, WireTable
+from agentwire.bus.offers import Offers
 from agentwire.bus.stimuli import (
     Admit,
     Arrived,
@@ -79,6 +78,7 @@ class Router:
     Args:
         wires: wire name -> (sender, receiver).
         token: what every Hello must carry.
+        agents: agents on no wire, which only their direct wires reach.
         limits: how much is held.
 
     Attributes:
@@ -90,15 +90,16 @@ class Router:
         *,
         wires: Mapping[str, tuple[str, str]],
         token: str,
+        agents: Iterable[str] = (),
         limits: RoutingLimits | None = None,
     ) -> None:
         self._limits = limits or RoutingLimits()
-        self._wires = WireTable(wires)
+        self._wires = WireTable(wires, agents)
         self.counters: Counter[str] = Counter()
         self._peers = Directory(self._wires.agents, token, self._limits.clients)
         self._flow = Flow(self._wires, self._peers, self._limits, self.counters)
         self._tasks: OrderedDict[str, TaskSpec] = OrderedDict()
-        self._offers: dict[str, Offer] = {}  # by wire; each from the sender's live incarnation
+        self._offers = Offers(self._wires, self._peers, self.counters)
 
     def gauges(self) -> dict[str, int]:
         """What is held now."""
@@ -170,15 +171,12 @@ class Router:
         peer.model = hello.model
         out: list[Instruction] = [Emit(PeerReady(peer.name, peer.epoch, hello.model))]
         out += [Send(peer.id, Define(task)) for task in self._tasks.values()]
-        for wire, offer in self._offers.items():
-            if self._wires.receiver(wire) == peer.name:
-                out.append(Send(peer.id, offer))
+        out += self._offers.for_receiver(peer)
         return out + self._flow.connect(peer)
 
     def _lose(self, peer: Peer, reason: str, goodbye: bool = False) -> list[Instruction]:
         self._peers.remove(peer)
-        for wire in [w for w in self._offers if self._wires.sender(w) == peer.name]:
-            del self._offers[wire]  # the next incarnation offers anew
+        self._offers.lost(peer)
         kind = PeerGone if goodbye else PeerLost
         event = Emit(kind(peer.name, peer.epoch, reason))
         return [Dismiss(peer.id), *self._flow.disconnect(peer), event]
@@ -209,9 +207,9 @@ class Router:
             case Nack(), Role.AGENT:
                 out = self._nack(peer, message)
             case Offer(), Role.AGENT:
-                out = self._offer(peer, message)
+                out = self._offers.offer(peer, message)
             case Accept(), Role.AGENT:
-                out = self._answer(peer, message)
+                out = self._offers.answer(peer, message)
             case Progress(), Role.AGENT:
                 event = PeerProgress(peer.name, peer.epoch, message.stage, message.fraction)
                 out = [Emit(event)]
@@ -261,7 +259,7 @@ class Router:
             self.counters["dropped.agent_nack"] += 1  # not about a wire of its own; never answered
             return []
         if not nack.rows:
-            return self._answer(peer, nack) or []
+            return self._offers.answer(peer, nack) or []
         return self._nack_client(nack)
 
     def _nack_client(self, nack: Nack) -> list[Instruction]:
@@ -310,32 +308,6 @@ class Router:
             if agent is not None:
                 out.append(Send(agent.id, replace(cancel, origin=peer.name)))
         return out
-
-    def _offer(self, peer: Peer, offer: Offer) -> list[Instruction] | None:
-        if not peer.ready or self._wires.sender(offer.wire) != peer.name:
-            return None
-        self._offers[offer.wire] = offer
-        receiver = self._peers.ready_agent(self._wires.receiver(offer.wire) or "")
-        return [Send(receiver.id, offer)] if receiver is not None else []
-
-    def _answer(self, peer: Peer, answer: Accept | Nack) -> list[Instruction] | None:
-        """The receiver's answer to an offer goes to the wire's sender."""
-        offer = self._offers.get(answer.wire)
-        if not peer.ready or self._wires.receiver(answer.wire) != peer.name:
-            return None
-        if offer is None or (
-            isinstance(answer, Accept) and answer.bridge != offer.bridge.fingerprint
-        ):
-            self.counters["dropped.stale_answer"] += 1  # to an offer that was replaced since
-            return []
-        event = (
-            WireAgreed(answer.wire, offer.bridge)
-            if isinstance(answer, Accept)
-            else WireRefused(answer.wire, answer.code, answer.reason)
-        )
-        sender = self._peers.ready_agent(self._wires.sender(answer.wire) or "")
-        out: list[Instruction] = [] if sender is None else [Send(sender.id, answer)]
-        return [*out, Emit(event)]
 
     # -- refusals ---------------------------------------------------------------------------
 
