@@ -195,12 +195,13 @@ class Broker:
             while self._stop_at is None:
                 listener.wait(self._pause())
                 self._take_commands()
-                drained = self._receive(listener)
                 self._connections.retry(listener)
-                self._depart_broken()
+                drained = self._receive(listener)
                 now = time.monotonic()
-                # Everything that has arrived is read before anybody is called silent.
+                # Everything that has arrived is read before anybody is called lost: a peer that
+                # closed may have said its last results and Goodbye.
                 if drained or now - self._ticked > MAX_TICK_DELAY:
+                    self._depart_broken()
                     self._tick(now)
             self._connections.say_goodbye(listener, "the run has ended", self._stop_at)
         except BaseException as error:
@@ -212,6 +213,8 @@ class Broker:
 
     def _pause(self) -> float:
         """Seconds until something is due."""
+        if self._connections.any_broken():
+            return 0.0
         if self._connections.waiting():
             return RETRY_FULL
         due = min(self._connections.next_tick(), self._swept + SWEEP_EVERY)
@@ -297,16 +300,11 @@ class Broker:
 
     # -- routing ----------------------------------------------------------------------------
 
-    def _route(self, stimulus: Stimulus) -> None:
-        self._carry_out(stimulus)
-        self._depart_broken()
-
     def _depart_broken(self) -> None:
-        while (broken := self._connections.pop_broken()) is not None:
-            peer, reason = broken
-            self._carry_out(Departed(peer, reason))
+        for peer, reason in self._connections.take_broken():
+            self._route(Departed(peer, reason))
 
-    def _carry_out(self, stimulus: Stimulus) -> None:
+    def _route(self, stimulus: Stimulus) -> None:
         now = time.monotonic()
         with self._lock:
             instructions = self._router.handle(stimulus, now)

@@ -28,8 +28,8 @@ class Connection:
 class Connections:
     """All connections by the transport's identity. Belongs to the broker's thread.
 
-    A connection that breaks while it is written to stays until ``pop_broken`` hands it over, so
-    that the broker can finish what it is doing first.
+    A connection that breaks while it is written to stays, so that what it sent before can still
+    be read; nothing more is written to it. ``take_broken`` hands it over.
     """
 
     def __init__(self) -> None:
@@ -49,9 +49,13 @@ class Connections:
         self._open.pop(peer, None)
         self._broken.pop(peer, None)
 
-    def pop_broken(self) -> tuple[PeerId, str] | None:
-        """A connection that broke, and why; each once."""
-        return self._broken.popitem() if self._broken else None
+    def any_broken(self) -> bool:
+        return bool(self._broken)
+
+    def take_broken(self) -> list[tuple[PeerId, str]]:
+        """Connections that broke, and why; each once."""
+        broken, self._broken = list(self._broken.items()), {}
+        return broken
 
     def waiting(self) -> bool:
         """Whether anything waits to be written."""
@@ -65,6 +69,8 @@ class Connections:
         self, listener: Listener, peer: PeerId, connection: Connection, frames: list[Frame]
     ) -> None:
         """Writes now, or later where the peer does not read fast enough."""
+        if peer in self._broken:
+            return
         if not connection.outbox:
             sent = listener.send(peer, frames)
             if sent is Sent.TAKEN:
@@ -85,7 +91,6 @@ class Connections:
                 if sent is Sent.FULL:
                     break
                 if sent is Sent.GONE:
-                    connection.outbox.clear()
                     self._break(peer, "the connection was closed")
                     break
                 connection.outbox.popleft()
@@ -104,4 +109,5 @@ class Connections:
 
     def _break(self, peer: PeerId, reason: str) -> None:
         if peer in self._open:
-            self._broken.setdefault(peer, reason)
+            self._broken[peer] = reason
+            self._open[peer].outbox.clear()

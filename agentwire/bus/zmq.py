@@ -121,6 +121,7 @@ class ZmqListener(_Socket):
 
     def __init__(self, endpoint: str, frame_bytes: int) -> None:
         super().__init__(zmq.ROUTER, frame_bytes)
+        self._endpoint = ""
         self._socket.set(zmq.ROUTER_MANDATORY, 1)
         try:
             self._socket.bind(endpoint)
@@ -135,6 +136,13 @@ class ZmqListener(_Socket):
     @property
     def endpoint(self) -> str:
         return self._endpoint
+
+    def close(self, linger: float) -> None:
+        listened = not self._socket.closed
+        super().close(linger)
+        path = ipc_path(self._endpoint) if listened and self._endpoint else None
+        if path is not None:
+            path.unlink(missing_ok=True)  # ZeroMQ leaves it
 
     def receive(self) -> tuple[bytes, list[Frame]] | None:
         frames = self._receive_all(KEPT_FRAMES + 1)

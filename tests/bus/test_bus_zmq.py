@@ -1,0 +1,250 @@
+"""The real transport: ipc and tcp sockets, and the bus over them."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from bus_messages import TASK, WIRE, encode, hello, result, rows
+from bus_rig import PATIENCE, Peer, Rig
+
+from agentwire.agent.spec import BusAddress
+from agentwire.bus import events as e
+from agentwire.bus.security import ipc_endpoint, make_run_folder
+from agentwire.bus.transport import Sent
+from agentwire.bus.zmq import HIGH_WATER, KEPT_FRAMES, Wakeup, ZmqLink, ZmqListener, ZmqTransport
+from agentwire.errors import InputError
+from agentwire.wire import messages as m
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = make_run_folder()
+    yield folder
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+
+
+@pytest.fixture
+def listener(folder: Path) -> Iterator[ZmqListener]:
+    listener = ZmqTransport().listen(ipc_endpoint(folder))
+    yield listener
+    listener.close(0)
+
+
+@pytest.fixture
+def link(listener: ZmqListener) -> Iterator[ZmqLink]:
+    link = ZmqTransport().connect(listener.endpoint)
+    yield link
+    link.close(0)
+
+
+def until(take: Callable[[], object], wait: Callable[[float], None]) -> object:
+    """Calls ``take`` until it returns something."""
+    deadline = time.monotonic() + PATIENCE
+    while (taken := take()) is None:
+        assert time.monotonic() < deadline
+        wait(0.1)
+    return taken
+
+
+def arrived(listener: ZmqListener) -> tuple[bytes, list[bytes]]:
+    return until(listener.receive, listener.wait)  # type: ignore[return-value]
+
+
+def say(link: ZmqLink, *frames: bytes) -> None:
+    until(
+        lambda: True if link.send(frames) is Sent.TAKEN else None,
+        lambda seconds: link.wait(seconds, writable=True),
+    )
+
+
+def test_messages_cross_whole_in_both_directions(listener: ZmqListener, link: ZmqLink) -> None:
+    frames = [b"header", b"", b"x" * 65536]
+    say(link, *frames)
+    peer, got = arrived(listener)
+    assert got == frames
+    assert peer[0] == 0  # an identity that no peer can choose for itself
+    assert listener.send(peer, [memoryview(frame) for frame in frames]) is Sent.TAKEN
+    assert until(link.receive, link.wait) == frames
+
+
+def test_a_buffer_may_change_as_soon_as_it_was_sent(listener: ZmqListener, link: ZmqLink) -> None:
+    for size in (100, 64 * 1024, 2 * 1024 * 1024):
+        buffer = bytearray(b"a" * size)
+        say(link, b"", b"", memoryview(buffer))  # type: ignore[arg-type]
+        buffer[:] = b"b" * size
+        assert arrived(listener)[1][2] == b"a" * size
+
+
+def test_an_unknown_peer_is_gone_not_dropped_in_silence(listener: ZmqListener) -> None:
+    assert listener.send(b"\0nobody", [b"a", b"b", b"c"]) is Sent.GONE
+
+
+def test_a_closed_peer_is_gone(listener: ZmqListener) -> None:
+    link = ZmqTransport().connect(listener.endpoint)
+    say(link, b"hi")
+    peer, _ = arrived(listener)
+    link.close(0)
+
+    def gone() -> bool | None:
+        return listener.send(peer, [b"a"]) is Sent.GONE or None
+
+    assert until(gone, listener.wait)
+
+
+def test_a_peer_that_does_not_read_is_full_and_nothing_is_lost(
+    listener: ZmqListener, link: ZmqLink
+) -> None:
+    say(link, b"hi")
+    peer, _ = arrived(listener)
+    body = b"x" * 100_000  # so that the kernel's own buffers fill up too
+    taken = 0
+    while listener.send(peer, [str(taken).encode(), b"", body]) is Sent.TAKEN:
+        taken += 1
+        assert taken < 100 * HIGH_WATER
+    got = [until(link.receive, link.wait)[0] for _ in range(taken)]  # type: ignore[index]
+    assert got == [str(i).encode() for i in range(taken)]
+
+
+def test_endless_messages_are_cut(listener: ZmqListener, link: ZmqLink) -> None:
+    say(link, *[b"x"] * 1000)
+    say(link, b"next")
+    assert len(arrived(listener)[1]) == KEPT_FRAMES
+    assert arrived(listener)[1] == [b"next"]
+
+
+def test_a_frame_over_the_limit_cuts_its_peer_off(folder: Path) -> None:
+    transport = ZmqTransport(frame_bytes=1000)
+    listener = transport.listen(ipc_endpoint(folder))
+    link, good = transport.connect(listener.endpoint), transport.connect(listener.endpoint)
+    try:
+        say(link, b"x" * 1001)
+        say(good, b"x" * 1000)
+        assert arrived(listener)[1] == [b"x" * 1000]
+        listener.wait(0.05)
+        assert listener.receive() is None
+    finally:
+        for each in (link, good, listener):
+            each.close(0)
+
+
+def test_wait_ends_by_wake_from_another_thread_and_wakes_add_up_to_one() -> None:
+    wakeup = Wakeup()
+    for _ in range(100_000):
+        wakeup.set()
+    wakeup.clear()
+    wakeup.clear()
+    wakeup.close()
+    wakeup.close()
+    wakeup.set()
+
+
+def test_wake_before_wait_is_not_lost(listener: ZmqListener) -> None:
+    listener.wake()
+    start = time.monotonic()
+    listener.wait(PATIENCE)
+    assert time.monotonic() - start < PATIENCE
+
+
+def test_a_living_socket_is_not_stolen(listener: ZmqListener) -> None:
+    with pytest.raises(InputError, match="in use"):
+        ZmqTransport().listen(listener.endpoint)
+
+
+def test_the_socket_of_a_dead_broker_is_replaced(folder: Path) -> None:
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(folder / "bus"))
+    stale.close()  # leaves the file
+    ZmqTransport().listen(ipc_endpoint(folder)).close(0)
+
+
+def test_a_file_in_the_way_is_kept(folder: Path) -> None:
+    (folder / "bus").write_text("mine")
+    with pytest.raises(InputError, match="in use"):
+        ZmqTransport().listen(ipc_endpoint(folder))
+    assert (folder / "bus").read_text() == "mine"
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://*:0", "tcp://0.0.0.0:0", "udp://127.0.0.1:1"])
+def test_open_addresses_are_not_listened_on(endpoint: str) -> None:
+    with pytest.raises(InputError):
+        ZmqTransport().listen(endpoint)
+
+
+def test_a_port_in_use_is_an_input_error() -> None:
+    listener = ZmqTransport().listen("tcp://127.0.0.1:*")
+    try:
+        with pytest.raises(InputError, match="cannot listen"):
+            ZmqTransport().listen(listener.endpoint)
+    finally:
+        listener.close(0)
+
+
+def test_an_impossible_address_is_an_input_error() -> None:
+    with pytest.raises(InputError, match="not an address"):
+        ZmqTransport().connect("nonsense")
+
+
+# -- the bus over it ------------------------------------------------------------------------
+
+
+def wait_for_credit(client: Peer, sent: int) -> None:
+    """Flow control as a client does it: returns when one message more may be sent."""
+    deadline = time.monotonic() + PATIENCE
+    while sum(c.messages for c in client.inbox.of(m.Credit) if c.wire == WIRE) <= sent:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_many_requests_cross_the_bus(folder: Path) -> None:
+    n = 200
+    with Rig(folder) as rig:
+        llama, mistral, client = rig.agent("llama"), rig.agent("mistral"), rig.client()
+        wide = m.Payload(bytes(65536), n=1, soft_tokens=8, width=4096)
+        for i in range(n):
+            wait_for_credit(client, sent=i)
+            client.send(encode(i))
+            work = llama.inbox.wait_for(m.Encode, lambda w, i=i: w.rows == rows(i, size=1))
+            llama.send(m.Soft(WIRE, TASK.task_id, "b" * 64, rows(i), wide, origin=work.origin))
+            mistral.inbox.wait_for(m.Soft, lambda w, i=i: w.rows == rows(i))
+            mistral.send(result(i, origin=work.origin))
+        client.inbox.wait_for(m.Result, lambda r: r.rows == rows(n - 1))
+        assert [r.rows for r in client.inbox.of(m.Result)] == [rows(i) for i in range(n)]
+        assert rig.broker.metrics()["forwarded"] == 2 * n
+
+
+def test_a_killed_link_is_noticed_and_its_successor_let_in(folder: Path) -> None:
+    with Rig(folder) as rig:
+        client = rig.client()
+        first = rig.agent("llama", 1)
+        link = first.endpoint._link
+        assert link is not None
+        first.endpoint._broken = True  # as if the process had died: no Goodbye
+        link.wake()
+        client.send(encode(1))
+        rig.events.wait_for(e.PeerLost)
+        client.send(encode(2))
+        second = rig.agent("llama", 2)
+        second.inbox.wait_for(m.Encode, lambda work: work.rows == rows(2, size=1))
+
+
+def test_the_socket_is_gone_after_stop(folder: Path) -> None:
+    with Rig(folder) as rig:
+        assert (folder / "bus").exists()
+        rig.client()
+    assert not (folder / "bus").exists()
+
+
+def test_an_endpoint_without_a_broker_closes_in_time(folder: Path) -> None:
+    address = BusAddress(endpoint=ipc_endpoint(folder), run="00" * 16, epoch=1, token="")
+    peer = Peer(address, hello("client"), None)
+    peer.send(m.Define(TASK))
+    peer.endpoint.close("", 0.1)
+    assert peer.inbox.items == []
