@@ -48,8 +48,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     # What runtime needs of a scenario.
     "scenario": {"errors", "config", "agent.spec", "bridge.card", "wire.messages", "scenario"}
     | {"model", "task"},
+    "ledger": {"errors", "wire"},
     "runtime": {"errors", "config", "wire", "bus", "agent", "telemetry", "task", "runtime"}
-    | {"scenario.schema", "scenario.load", "scenario.resolve", "scenario.inventory"},
+    | {
+        "ledger",
+        "scenario.schema",
+        "scenario.load",
+        "scenario.resolve",
+        "scenario.inventory",
+        "scenario.fetch",
+    },
     "scenario.runner": {"*"},
     "scenario.report": {"*"},
     "scenario.methods": {"*"},

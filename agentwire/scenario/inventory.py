@@ -136,7 +136,7 @@ class Inventory:
         site = self.site(choice)
         if site.needed and site.folder is None and site.kind != "registry":
             return Problem(
-                f"its weights are not here ({site.detail})",
+                f"its weights are not here: {site.detail}",
                 self.how_to_get("model", choice.model),
                 "model",
             )
@@ -226,6 +226,6 @@ class Inventory:
                 "(`agentwire data list` shows what is here)."
             )
         return (
-            f"`agentwire models pull {name}` downloads them, or set `path:` to their folder "
+            f"Get the weights with `agentwire models pull {name}`, or set `path:` to their folder "
             "(`agentwire doctor` shows what is here)."
         )

@@ -7,14 +7,14 @@ same for the dataset. Every substitution is recorded with its reason; ``strict``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from agentwire.agent.spec import AgentSpec, OutgoingBridge
 from agentwire.bridge.card import BridgeCard, read_card
-from agentwire.errors import BridgeError, DataError, ScenarioError
+from agentwire.errors import BridgeError
 from agentwire.scenario.bridging import (
     bridge_name,
     check_card,
@@ -25,29 +25,9 @@ from agentwire.scenario.bridging import (
     missing_bridge,
     search_folders,
 )
-from agentwire.scenario.inventory import Inventory, Problem, Site
+from agentwire.scenario.choose import Substitution, choose_data, choose_models, strictly
+from agentwire.scenario.inventory import Inventory, Site
 from agentwire.scenario.schema import DataChoice, ModelChoice, Scenario, WireSpec
-
-SubstitutionKind = Literal["model", "dataset"]
-
-
-@dataclass(frozen=True, slots=True)
-class Substitution:
-    """Something that runs in the place of what the scenario names.
-
-    Attributes:
-        kind: ``model`` or ``dataset``.
-        subject: the agent's name; ``task`` for a dataset.
-        wanted: what the scenario names.
-        used: what runs.
-        reason: why, in one line.
-    """
-
-    kind: SubstitutionKind
-    subject: str
-    wanted: str
-    used: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,35 +128,11 @@ def resolve(
     """
     inventory = inventory or Inventory.here()
     need_bridges = scenario.task is not None if require_bridges is None else require_bridges
-    named: dict[str, ModelChoice] = {}
-    for name, agent in scenario.agents.items():
-        named[name] = _on(device, agent)
-    stand_ins: dict[str, ModelChoice] = {
-        name: _on(device, agent.stand_in)
-        for name, agent in scenario.agents.items()
-        if agent.stand_in is not None
-    }
-    problems = {name: inventory.problem(choice) for name, choice in named.items()}
-    data, data_records = _choose_data(scenario, inventory)
-    reasons = {name: problem.reason for name, problem in problems.items() if problem}
-    for name, problem in problems.items():
-        if problem and name not in stand_ins:
-            if problem.kind == "model" and inventory.site(named[name]).fetchable:
-                del reasons[name]  # nothing else may run: ``fetch`` gets it from the hub
-                continue
-            raise problem.error(f"agents.{name} ({named[name].model})")
-    reasons = _keep_pairs_together(scenario, named, stand_ins, reasons, data, source, inventory)
-    choices = {n: stand_ins[n] if n in reasons else named[n] for n in named}
-    for name in reasons:
-        problem = inventory.problem(choices[name])
-        if problem and not (problem.kind == "model" and inventory.site(choices[name]).fetchable):
-            raise problem.error(f"agents.{name}.stand_in ({choices[name].model})")
-    records = [
-        Substitution("model", name, named[name].model, choices[name].model, reason)
-        for name, reason in reasons.items()
-    ] + data_records
+    data, data_records = choose_data(scenario, inventory)
+    choices, model_records = choose_models(scenario, data, source, inventory, device)
+    records = (*model_records, *data_records)
     if strict and records:
-        raise _strictly(records, problems, inventory)
+        raise strictly(records[0], len(records) - 1, inventory)
     devices = _place(choices, inventory)
     wires = _join(scenario, choices, data, source, inventory, required=need_bridges)
     sites = {name: inventory.site(choice) for name, choice in choices.items()}
@@ -188,62 +144,11 @@ def resolve(
         sites=sites,
         wires=wires,
         data=data,
-        substitutions=tuple(records),
+        substitutions=records,
     )
 
 
-def _strictly(
-    records: Sequence[Substitution],
-    problems: Mapping[str, Problem | None],
-    inventory: Inventory,
-) -> ScenarioError:
-    """The error of ``strict`` for what would have to stand in."""
-    first = records[0]
-    more = f" (and {len(records) - 1} more)" if len(records) > 1 else ""
-    problem = problems.get(first.subject)
-    step = problem.hint if problem else inventory.how_to_get(first.kind, first.wanted)
-    return ScenarioError(
-        f"--strict: the {first.kind} {first.wanted} cannot be used here: {first.reason}{more}.",
-        hint=f"{step} Without --strict, {first.used} stands in.",
-    )
-
-
-# -- models and devices ---------------------------------------------------------------------
-
-
-def _on(device: str | None, choice: ModelChoice) -> ModelChoice:
-    return choice if device is None else choice.model_copy(update={"device": device})
-
-
-def _keep_pairs_together(
-    scenario: Scenario,
-    named: Mapping[str, ModelChoice],
-    stand_ins: Mapping[str, ModelChoice],
-    reasons: dict[str, str],
-    data: DataChoice | None,
-    source: Path | None,
-    inventory: Inventory,
-) -> dict[str, str]:
-    """Lets the partner of a substituted agent stand in too, where only that pair has a bridge.
-
-    A machine may hold one of the two named models: no bridge joins it to the other's stand-in.
-    """
-    if not reasons:
-        return reasons
-    choices = {n: stand_ins[n] if n in reasons else named[n] for n in named}
-    extended = dict(reasons)
-    for wire in scenario.wires:
-        ends = (wire.sender, wire.receiver)
-        changed = [n for n in ends if n in reasons]
-        if len(changed) != 1:
-            continue
-        (other,) = (n for n in ends if n not in reasons)
-        name = bridge_name(wire, choices, data)
-        found = find_bridge(name, search_folders(source, inventory.bridge_folders(source)))
-        if found is None and other in stand_ins:
-            used = choices[changed[0]].model
-            extended[other] = f"{used} stands in for {changed[0]}, and no bridge joins the two"
-    return extended
+# -- devices and processes ---------------------------------------------------------------------
 
 
 def _place(choices: Mapping[str, ModelChoice], inventory: Inventory) -> dict[str, str]:
@@ -304,35 +209,6 @@ def _specs(
     return specs
 
 
-# -- data -----------------------------------------------------------------------------------
-
-
-def _choose_data(
-    scenario: Scenario, inventory: Inventory
-) -> tuple[DataChoice | None, list[Substitution]]:
-    task = scenario.task
-    if task is None:
-        return None, []
-    own = DataChoice(dataset=task.dataset, path=task.path, split=task.split)
-    problem = inventory.data_problem(own)
-    if problem is None:
-        return own, []
-    if task.stand_in is None:
-        raise DataError(
-            f"task: the dataset {task.dataset} is not here: {problem}.",
-            hint=inventory.how_to_get("dataset", task.dataset),
-        )
-    other = inventory.data_problem(task.stand_in)
-    if other is not None:
-        raise DataError(
-            f"task: neither {task.dataset} ({problem}) nor its stand-in "
-            f"{task.stand_in.dataset} ({other}) can be had here.",
-            hint=inventory.how_to_get("dataset", task.stand_in.dataset),
-        )
-    record = Substitution("dataset", "task", task.dataset, task.stand_in.dataset, problem)
-    return task.stand_in, [record]
-
-
 # -- bridges --------------------------------------------------------------------------------
 
 
@@ -375,39 +251,3 @@ def _join(
             continue
         wires[wire.name] = ResolvedWire(wire, name, folder, card)
     return wires
-
-
-# -- getting what is missing ----------------------------------------------------------------
-
-FetchProgress = Callable[[str, str, float], None]
-"""(what, stage, fraction 0..1), called while models are fetched and converted."""
-
-
-def fetch(
-    resolved: Resolved,
-    *,
-    inventory: Inventory | None = None,
-    progress: FetchProgress | None = None,
-) -> Resolved:
-    """Downloads and converts the models that the agents need and that are not here yet.
-
-    Raises:
-        DownloadError, CacheError, ModelError: a model cannot be had.
-    """
-    inventory = inventory or Inventory.here()
-    agents: dict[str, AgentSpec] = dict(resolved.agents)
-    sites: dict[str, Site] = dict(resolved.sites)
-    for name, site in resolved.sites.items():
-        if site.needed and site.folder is None:
-            model = resolved.choices[name].model
-            report = None
-            if progress is not None:
-                report = _named(progress, model)
-            folder = inventory.fetch(model, report)
-            sites[name] = replace(site, folder=folder)
-            agents[name] = agents[name].model_copy(update={"folder": str(folder)})
-    return replace(resolved, agents=agents, sites=sites)
-
-
-def _named(progress: FetchProgress, what: str) -> Callable[[str, float], None]:
-    return lambda stage, fraction: progress(what, stage, fraction)

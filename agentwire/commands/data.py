@@ -1,0 +1,105 @@
+"""``agentwire data``: which datasets are known, which are here, and getting them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(help="Datasets: list, pull.", no_args_is_help=True)
+SPLITS = ("train", "validation", "test")
+
+
+def known_datasets() -> list[dict[str, Any]]:
+    """Every dataset known by name, and where each split would come from."""
+    from agentwire.config import Config
+    from agentwire.task.datasets import where
+    from agentwire.task.definitions import definitions
+
+    config = Config.from_env()
+    return [
+        {
+            "name": name,
+            "description": task.description,
+            "classes": len(task.labels),
+            "licence": task.licence,
+            "splits": {
+                split: place for split in SPLITS if (place := where(name, split, config=config))
+            },
+        }
+        for name, task in definitions().items()
+    ]
+
+
+@app.command("list")
+def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """The datasets known by name, and where each split would come from here."""
+    from rich import box
+    from rich.table import Table
+
+    from agentwire.commands.terminal import out, print_json
+
+    rows = known_datasets()
+    if as_json:
+        print_json(rows)
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for title in ("dataset", "classes", "here", "licence"):
+        right = title == "classes"
+        table.add_column(title, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        places = ", ".join(f"{split} ({place})" for split, place in row["splits"].items())
+        table.add_row(
+            f"{row['name']}\n[dim]{row['description']}[/dim]",
+            str(row["classes"]),
+            places or "no: set AGENTWIRE_DATA to a folder with it",
+            row["licence"],
+        )
+    out().print(table)
+
+
+@app.command()
+def pull(
+    names: Annotated[list[str], typer.Argument(help="Dataset names.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Get every split of datasets that can be had here, and check every row."""
+    from agentwire.commands.terminal import print_json, steps
+    from agentwire.config import Config
+    from agentwire.errors import DataError
+    from agentwire.task.datasets import load_rows, where
+    from agentwire.task.definitions import load_definition
+
+    config = Config.from_env()
+    for name in names:
+        load_definition(name)
+    done: list[dict[str, Any]] = []
+    with steps() as shown:
+        for name in names:
+
+            def report(stage: str, fraction: float, name: str = name) -> None:
+                shown.update(name, stage, fraction)
+
+            splits = [split for split in SPLITS if where(name, split, config=config)]
+            if not splits:
+                raise DataError(
+                    f"the dataset {name} cannot be had here.",
+                    hint=f"Set AGENTWIRE_DATA to a folder that holds {name}/, "
+                    "or `pip install agentwire[hub]`.",
+                )
+            for split in splits:
+                rows = load_rows(name, split, config=config, progress=report)
+                done.append(
+                    {
+                        "name": name,
+                        "split": split,
+                        "rows": len(rows),
+                        "provenance": dict(rows.provenance),
+                    }
+                )
+    if as_json:
+        print_json(done)
+        return
+    for item in done:
+        source = item["provenance"].get("source", "")
+        typer.echo(f"{item['name']} {item['split']}: {item['rows']:,} rows ({source})")

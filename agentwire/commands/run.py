@@ -1,0 +1,162 @@
+"""``agentwire run``: a scenario end to end, with a live view, a report and a folder of results."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from agentwire.scenario.plan import RunPlan
+    from agentwire.scenario.resolve import Resolved
+    from agentwire.scenario.result import RunResult
+
+
+def run(
+    scenario: Annotated[Path, typer.Argument(help="Scenario file.")],
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit", min=0, help="Rows to score; 0: all. On a CPU: 200.", show_default=False
+        ),
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option("--methods", help="Only these, separated by commas.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print result.json.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Let nothing stand in.")] = False,
+    train: Annotated[bool, typer.Option("--train", help="Train a missing bridge first.")] = False,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Go on with this interrupted run.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the runs.")] = Path("runs"),
+    device: Annotated[
+        str | None, typer.Option("--device", help="All agents on this device: cpu, cuda:0, …")
+    ] = None,
+) -> None:
+    """Run a scenario: every method over the same rows, through real processes and the bus."""
+    plan = _plan(
+        scenario,
+        limit=limit,
+        methods=methods,
+        strict=strict,
+        train=train,
+        resume=resume,
+        out=out,
+        device=device,
+        quiet=as_json,
+    )
+    result = _execute(plan, scenario, as_json=as_json)
+    if as_json:
+        typer.echo(result.model_dump_json(indent=2))
+    if result.interrupted:
+        _say_resume(plan, scenario)
+        raise typer.Exit(130)
+
+
+def _plan(
+    source: Path,
+    *,
+    limit: int | None,
+    methods: str | None,
+    strict: bool,
+    train: bool,
+    resume: Path | None,
+    out: Path,
+    device: str | None,
+    quiet: bool,
+) -> RunPlan:
+    """Everything that can be found out before a process starts."""
+    from agentwire.commands.devices import check_device
+    from agentwire.commands.terminal import err, steps
+    from agentwire.scenario.fetch import fetch
+    from agentwire.scenario.inventory import Inventory
+    from agentwire.scenario.load import load_scenario
+    from agentwire.scenario.plan import methods_of, pick_methods, plan_run
+    from agentwire.scenario.report import banner
+    from agentwire.scenario.resolve import resolve
+
+    loaded = load_scenario(source)
+    names = _names(methods)
+    if names is None:
+        names = methods_of(resume) if resume else list(loaded.methods)
+    needs_bridge = any(method.needs_bridge for method in pick_methods(names))
+    inventory = Inventory.here(ask_hub=True)
+
+    def resolved(*, bridges: bool) -> Resolved:
+        return resolve(
+            loaded,
+            source=source,
+            inventory=inventory,
+            strict=strict,
+            device=check_device(device),
+            require_bridges=bridges,
+        )
+
+    if train and needs_bridge and resolved(bridges=False).wire.folder is None:
+        from agentwire.commands.train import train_bridge
+
+        train_bridge(source, loaded, Path("bridges"), strict=strict, device=device)
+    decided = resolved(bridges=needs_bridge)
+    notice = banner(decided.substitutions)
+    if notice is not None:
+        err().print(notice)
+    with steps() as shown:
+        ready = fetch(decided, inventory=inventory, progress=shown.update)
+        return plan_run(
+            ready,
+            config=inventory.config,
+            methods=names,
+            limit=limit,
+            out=out,
+            resume=resume,
+            command=_command(source, limit, methods, strict, device),
+            progress=lambda stage, fraction: shown.update("rows", stage, fraction),
+        )
+
+
+def _names(methods: str | None) -> list[str] | None:
+    if methods is None:
+        return None
+    return [name.strip() for name in methods.split(",") if name.strip()]
+
+
+def _command(
+    source: Path, limit: int | None, methods: str | None, strict: bool, device: str | None
+) -> str:
+    """The command that repeats this run."""
+    words = ["agentwire", "run", str(source)]
+    for flag, value in (("--limit", limit), ("--methods", methods), ("--device", device)):
+        if value is not None:
+            words += [flag, str(value)]
+    return shlex.join([*words, *(["--strict"] if strict else [])])
+
+
+def _execute(plan: RunPlan, source: Path, *, as_json: bool) -> RunResult:
+    import anyio
+
+    from agentwire.commands.live import LiveView
+    from agentwire.commands.terminal import err, out
+    from agentwire.scenario.report import print_report
+    from agentwire.scenario.runner import run_plan
+
+    try:
+        with LiveView(err()) as view:
+            result = anyio.run(run_plan, plan, view)
+    except Exception:
+        _say_resume(plan, source)
+        raise
+    if not as_json:
+        print_report(result, plan.folder, out())
+    return result
+
+
+def _say_resume(plan: RunPlan, source: Path) -> None:
+    """What was kept, and how to go on; nothing where no row was answered."""
+    predictions = plan.folder / "predictions.jsonl"
+    if predictions.exists() and predictions.stat().st_size:
+        typer.echo(f"kept: {plan.folder}/ (every row that was answered)", err=True)
+        command = plan.command.removeprefix(f"agentwire run {source}")
+        typer.echo(f"next: agentwire run {source}{command} --resume {plan.folder}", err=True)

@@ -1,0 +1,82 @@
+"""Consoles and progress of the commands: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+
+PLAIN_WIDTH = 110
+"""Columns where there is no terminal to ask (logs, pipes)."""
+
+
+def out() -> Console:
+    """For results."""
+    return _console(stderr=False)
+
+
+def err() -> Console:
+    """For everything else: progress, notices."""
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False, soft_wrap=False)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    return console
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout, for programs."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+class Steps:
+    """Progress of slow steps by name: bars on a terminal, one line a step in a log."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._tasks: dict[tuple[str, str], TaskID] = {}
+        self._started: set[tuple[str, str]] = set()
+        self._bars = Progress(
+            TextColumn("{task.description:<44}"),
+            BarColumn(bar_width=32),
+            TaskProgressColumn(),
+            console=console,
+            transient=False,
+        )
+
+    def update(self, what: str, stage: str, fraction: float) -> None:
+        """``stage`` of ``what`` is at ``fraction`` (0..1)."""
+        key = (what, stage)
+        if not self._console.is_terminal:
+            if key not in self._started:
+                self._started.add(key)
+                self._console.print(f"{stage} {what} ...")
+            return
+        if key not in self._tasks:
+            self._tasks[key] = self._bars.add_task(f"{stage} {what}", total=1.0)
+        self._bars.update(self._tasks[key], completed=min(max(fraction, 0.0), 1.0))
+
+    def start(self) -> None:
+        if self._console.is_terminal:
+            self._bars.start()
+
+    def stop(self) -> None:
+        self._bars.stop()
+
+
+@contextmanager
+def steps() -> Iterator[Steps]:
+    """Shows progress on stderr while the block runs."""
+    shown = Steps(err())
+    shown.start()
+    try:
+        yield shown
+    finally:
+        shown.stop()

@@ -1,0 +1,70 @@
+"""``agentwire train``: trains the bridge of a scenario's wire."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    scenario: Annotated[Path, typer.Argument(help="Scenario file.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder in which the bridge's folder is made.")
+    ] = Path("bridges"),
+    strict: Annotated[bool, typer.Option("--strict", help="Let nothing stand in.")] = False,
+    device: Annotated[
+        str | None, typer.Option("--device", help="Train on this device: cpu, cuda:0, …")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Train the bridge of a scenario; writes <out>/<name>/card.yaml and weights.safetensors."""
+    from agentwire.commands.terminal import out as stdout
+    from agentwire.commands.terminal import print_json
+    from agentwire.scenario.load import load_scenario
+
+    folder = train_bridge(scenario, load_scenario(scenario), out, strict=strict, device=device)
+    if as_json:
+        print_json({"bridge": folder.name, "folder": str(folder)})
+    else:
+        stdout().print(f"trained [bold]{folder.name}[/bold], written to {folder}/")
+
+
+def train_bridge(
+    source: Path, scenario: object, out: Path, *, strict: bool, device: str | None
+) -> Path:
+    """Resolves, fetches and trains, with progress on stderr; the bridge's folder."""
+    from agentwire.commands.devices import check_device
+    from agentwire.commands.terminal import err, steps
+    from agentwire.config import ensure_writable
+    from agentwire.scenario.fetch import fetch
+    from agentwire.scenario.inventory import Inventory
+    from agentwire.scenario.report import banner
+    from agentwire.scenario.resolve import resolve
+    from agentwire.scenario.schema import Scenario
+
+    if not isinstance(scenario, Scenario):
+        raise TypeError("scenario must be a Scenario")
+    inventory = Inventory.here(ask_hub=True)
+    resolved = resolve(
+        scenario,
+        source=source,
+        inventory=inventory,
+        strict=strict,
+        device=check_device(device),
+        require_bridges=False,
+    )
+    notice = banner(resolved.substitutions)
+    if notice is not None:
+        err().print(notice)
+    ensure_writable(out)
+    with steps() as shown:
+        ready = fetch(resolved, inventory=inventory, progress=shown.update)
+
+        def report(stage: str, fraction: float) -> None:
+            shown.update("the bridge", stage, fraction)
+
+        from agentwire.bridge.train import train_scenario
+
+        return train_scenario(ready, out=out, progress=report)

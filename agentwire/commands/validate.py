@@ -1,0 +1,42 @@
+"""``agentwire validate``: is a scenario file right, and what would it run here?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from agentwire.errors import InputError
+
+
+def validate(
+    scenarios: Annotated[list[Path], typer.Argument(help="Scenario files.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check scenario files; nothing is downloaded or run."""
+    from agentwire.commands.terminal import print_json
+    from agentwire.scenario.load import load_scenario
+
+    found: list[dict[str, Any]] = []
+    for path in scenarios:
+        try:
+            scenario = load_scenario(path)
+        except InputError as error:
+            found.append(
+                {"file": str(path), "valid": False, "error": error.message, "hint": error.hint}
+            )
+        else:
+            found.append({"file": str(path), "valid": True, "name": scenario.name})
+    if as_json:
+        print_json(found)
+    for item in found:
+        if item["valid"]:
+            if not as_json:
+                typer.echo(f"{item['file']}: valid ({item['name']})")
+            continue
+        typer.secho(f"error: {item['error']}", err=True, fg="red")
+        if item["hint"]:
+            typer.echo(f"next:  {item['hint']}", err=True)
+    if not all(item["valid"] for item in found):
+        raise typer.Exit(2)

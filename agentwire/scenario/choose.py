@@ -1,0 +1,159 @@
+"""Which model each agent runs and which rows are scored: what is named, or its stand-in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from agentwire.errors import DataError, ScenarioError
+from agentwire.scenario.bridging import bridge_name, find_bridge, search_folders
+from agentwire.scenario.inventory import Inventory, Problem
+from agentwire.scenario.schema import DataChoice, ModelChoice, Scenario
+
+SubstitutionKind = Literal["model", "dataset"]
+
+
+@dataclass(frozen=True, slots=True)
+class Substitution:
+    """Something that runs in the place of what the scenario names.
+
+    Attributes:
+        kind: ``model`` or ``dataset``.
+        subject: the agent's name; ``task`` for a dataset.
+        wanted: what the scenario names.
+        used: what runs.
+        reason: why, in one line.
+    """
+
+    kind: SubstitutionKind
+    subject: str
+    wanted: str
+    used: str
+    reason: str
+
+
+def strictly(first: Substitution, others: int, inventory: Inventory) -> ScenarioError:
+    """The error of ``--strict`` for what would have to stand in."""
+    more = f" (and {others} more)" if others else ""
+    return ScenarioError(
+        f"--strict: the {first.kind} {first.wanted} cannot be used here: {first.reason}{more}.",
+        hint=f"{inventory.how_to_get(first.kind, first.wanted)} "
+        f"Without --strict, {first.used} stands in.",
+    )
+
+
+# -- models ---------------------------------------------------------------------------------
+
+
+def choose_models(
+    scenario: Scenario,
+    data: DataChoice | None,
+    source: Path | None,
+    inventory: Inventory,
+    device: str | None,
+) -> tuple[dict[str, ModelChoice], list[Substitution]]:
+    """The model of each agent, and what was substituted.
+
+    Args:
+        device: put every agent on this one.
+
+    Raises:
+        ModelError, DeviceError: a model cannot run here, and nothing may stand in.
+    """
+    named: dict[str, ModelChoice] = {n: _on(device, a) for n, a in scenario.agents.items()}
+    stand_ins = {
+        name: _on(device, agent.stand_in)
+        for name, agent in scenario.agents.items()
+        if agent.stand_in is not None
+    }
+    reasons: dict[str, str] = {}
+    for name, choice in named.items():
+        problem = inventory.problem(choice)
+        if problem is None:
+            continue
+        if name in stand_ins:
+            reasons[name] = problem.reason
+        elif not _can_be_fetched(problem, choice, inventory):
+            raise problem.error(f"agents.{name} ({choice.model})")
+    reasons = _keep_pairs_together(scenario, named, stand_ins, reasons, data, source, inventory)
+    choices = {n: stand_ins[n] if n in reasons else named[n] for n in named}
+    for name in reasons:
+        problem = inventory.problem(choices[name])
+        if problem and not _can_be_fetched(problem, choices[name], inventory):
+            raise problem.error(f"agents.{name}.stand_in ({choices[name].model})")
+    records = [
+        Substitution("model", name, named[name].model, choices[name].model, reason)
+        for name, reason in reasons.items()
+    ]
+    return choices, records
+
+
+def _can_be_fetched(problem: Problem, choice: ModelChoice, inventory: Inventory) -> bool:
+    """Whether only a download is missing, where nothing else may run."""
+    return problem.kind == "model" and inventory.site(choice).fetchable
+
+
+def _on(device: str | None, choice: ModelChoice) -> ModelChoice:
+    return choice if device is None else choice.model_copy(update={"device": device})
+
+
+def _keep_pairs_together(
+    scenario: Scenario,
+    named: Mapping[str, ModelChoice],
+    stand_ins: Mapping[str, ModelChoice],
+    reasons: dict[str, str],
+    data: DataChoice | None,
+    source: Path | None,
+    inventory: Inventory,
+) -> dict[str, str]:
+    """Lets the partner of a substituted agent stand in too, where only that pair has a bridge.
+
+    A machine may hold one of the two named models: no bridge joins it to the other's stand-in.
+    """
+    if not reasons:
+        return reasons
+    choices = {n: stand_ins[n] if n in reasons else named[n] for n in named}
+    extended = dict(reasons)
+    for wire in scenario.wires:
+        ends = (wire.sender, wire.receiver)
+        changed = [n for n in ends if n in reasons]
+        if len(changed) != 1:
+            continue
+        (other,) = (n for n in ends if n not in reasons)
+        name = bridge_name(wire, choices, data)
+        found = find_bridge(name, search_folders(source, inventory.bridge_folders(source)))
+        if found is None and other in stand_ins:
+            used = choices[changed[0]].model
+            extended[other] = f"{used} stands in for {changed[0]}, and no bridge joins the two"
+    return extended
+
+
+# -- data -----------------------------------------------------------------------------------
+
+
+def choose_data(
+    scenario: Scenario, inventory: Inventory
+) -> tuple[DataChoice | None, list[Substitution]]:
+    task = scenario.task
+    if task is None:
+        return None, []
+    own = DataChoice(dataset=task.dataset, path=task.path, split=task.split)
+    problem = inventory.data_problem(own)
+    if problem is None:
+        return own, []
+    if task.stand_in is None:
+        raise DataError(
+            f"task: the dataset {task.dataset} is not here: {problem}.",
+            hint=inventory.how_to_get("dataset", task.dataset),
+        )
+    other = inventory.data_problem(task.stand_in)
+    if other is not None:
+        raise DataError(
+            f"task: neither {task.dataset} ({problem}) nor its stand-in "
+            f"{task.stand_in.dataset} ({other}) can be had here.",
+            hint=inventory.how_to_get("dataset", task.stand_in.dataset),
+        )
+    record = Substitution("dataset", "task", task.dataset, task.stand_in.dataset, problem)
+    return task.stand_in, [record]
