@@ -41,7 +41,7 @@ class Intake:
         self._unusable: dict[str, str] = {}  # task id -> why the model cannot answer it
 
     def define(self, task: TaskSpec) -> None:
-        """Keeps a task; the oldest goes where there are too many."""
+        """Keeps a task; the one not used for longest goes where there are too many."""
         try:
             self._backend.prepare(task)
             self._unusable.pop(task.task_id, None)
@@ -111,6 +111,7 @@ class Intake:
         task = self._tasks.get(task_id)
         if task is None:
             raise RemoteProtocolError(NackCode.UNKNOWN_TASK, f"task {task_id[:12]} is not defined")
+        self._tasks.move_to_end(task_id)
         if isinstance(message, Encode):
             channel, fallback, reason = message.channel.value, message.fallback, message.reason
             return Lane(Kind.ENCODE, wire, task_id, origin, channel, fallback, reason)

@@ -1,0 +1,93 @@
+"""An agent's process: ``python -m agentwire.agent.process``, started by the supervisor.
+
+Its first line of stdin is its ``Birth``. After that stdin says one thing only: its end means that
+the parent is gone, and then so is this process. Nothing heavy is imported before the number of
+threads is set, because numerical libraries read it when they load.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+from typing import Final
+
+from pydantic import ValidationError
+
+from agentwire.agent.failure import ExitCode
+from agentwire.agent.spec import Birth
+
+MAX_BIRTH_BYTES: Final = 1024 * 1024
+PR_SET_PDEATHSIG: Final = 1
+THREAD_VARIABLES: Final = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+
+
+def main() -> int:
+    """Reads the birth, guards against orphanhood, and lives until told to leave."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the runner to decide
+    _die_with_parent()
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level="INFO")
+    birth = _read_birth()
+    if birth is None:
+        return ExitCode.ERROR
+    threading.Thread(target=_watch_stdin, name="parent-guard", daemon=True).start()
+    _set_threads(birth.agent.threads)
+    from agentwire.agent.service import serve
+
+    try:
+        return serve(birth)
+    except Exception:
+        logging.getLogger(__name__).exception("the agent ends by a bug")
+        return ExitCode.ERROR
+
+
+def _read_birth() -> Birth | None:
+    line = sys.stdin.buffer.readline(MAX_BIRTH_BYTES)
+    try:
+        return Birth.model_validate_json(line)
+    except ValidationError as error:
+        places = ", ".join(".".join(map(str, e["loc"])) for e in error.errors(include_input=False))
+        print(
+            f"agentwire: not a birth on stdin ({places or 'empty'}). This module is started by "
+            "agentwire itself; type `agentwire run <scenario>`.",
+            file=sys.stderr,
+        )
+        return None
+
+
+def _watch_stdin() -> None:
+    # The file descriptor itself: the buffered reader's lock would block the interpreter's exit.
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    os._exit(ExitCode.ORPHANED)
+
+
+def _die_with_parent() -> None:
+    """On Linux the kernel kills this process with its parent, even while Python is stuck."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        for name in THREAD_VARIABLES:
+            os.putenv(name, str(threads))
+    os.putenv("TOKENIZERS_PARALLELISM", "false")
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stderr.flush()
+    # Not sys.exit: a library's thread or exit handler must not keep a finished agent alive.
+    os._exit(code)

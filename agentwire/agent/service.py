@@ -1,0 +1,199 @@
+"""What an agent process does between birth and exit: connect, load, work, leave.
+
+Two threads: the endpoint's IO thread puts what arrives into an inbox, the main thread computes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from types import FrameType
+from typing import Final
+
+from agentwire.agent.failure import ExitCode, describe
+from agentwire.agent.spec import AgentSpec, Birth
+from agentwire.agent.worker import Worker
+from agentwire.bus.endpoint import Endpoint
+from agentwire.errors import BusClosed, InputError
+from agentwire.model.backend import Backend, Progress
+from agentwire.wire.messages import BridgeIdentity, Hello, Message, Role
+from agentwire.wire.messages import Progress as ProgressMessage
+
+log = logging.getLogger(__name__)
+
+INBOX: Final = 8192
+"""More than credit lets in by far: an inbox that is full means that the bus broke its promise."""
+DRAIN_S: Final = 5.0
+PROGRESS_EVERY_S: Final = 0.1
+LONGEST_WAIT_S: Final = 60.0
+
+
+class Leave:
+    """Told to leave (SIGTERM)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The bus is lost."""
+
+    reason: str
+
+
+class Inbox:
+    """What arrives, for the main thread. ``put`` is safe in a signal handler (SimpleQueue is)."""
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[tuple[Message | Leave | Lost, float]] = SimpleQueue()
+
+    def put(self, message: Message | Leave | Lost, arrival: float) -> None:
+        if self._queue.qsize() < INBOX:
+            self._queue.put((message, arrival))
+        elif self._queue.qsize() == INBOX:
+            self._queue.put((Lost("the bus sends more than was granted"), arrival))
+
+    def get(self, wait: float) -> tuple[Message | Leave | Lost, float] | None:
+        """The next arrival, or None after ``wait`` seconds."""
+        try:
+            if wait <= 0:
+                return self._queue.get_nowait()
+            return self._queue.get(timeout=min(wait, LONGEST_WAIT_S))
+        except Empty:
+            return None
+
+
+def serve(birth: Birth) -> ExitCode:
+    """Runs the agent until it is told to leave or the bus is lost."""
+    inbox = Inbox()
+    hello = Hello(birth.agent.name, Role.AGENT)
+    endpoint = Endpoint(
+        birth.bus,
+        hello,
+        on_message=inbox.put,
+        on_lost=lambda reason: inbox.put(Lost(reason), time.monotonic()),
+    )
+    endpoint.start()
+    try:
+        return _Service(birth.agent, endpoint, inbox).run()
+    except InputError as error:
+        log.error("%s", error)
+        endpoint.close(describe(error), timeout=2.0)
+        return ExitCode.INPUT
+    except BusClosed as error:
+        log.error("the bus is lost: %s", error)
+        return ExitCode.BUS_LOST
+    finally:
+        endpoint.close("the agent ends", timeout=1.0)
+
+
+class _Service:
+    def __init__(self, spec: AgentSpec, endpoint: Endpoint, inbox: Inbox) -> None:
+        self._spec = spec
+        self._endpoint = endpoint
+        self._inbox = inbox
+        self._leave_at = math.inf
+        self._lost: Lost | None = None
+
+    def run(self) -> ExitCode:
+        """Loads the model, says that it is ready, and works.
+
+        Raises:
+            InputError: the model or a bridge cannot be loaded.
+            BusClosed: the bus is lost.
+        """
+        backend = load_backend(self._spec, self._report())
+        bridges = add_bridges(self._spec, backend)
+        # Only now: until here there is nothing to finish, and SIGTERM may end the process at once.
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        self._endpoint.announce(Hello(self._spec.name, Role.AGENT, model=backend.identity))
+        self._worker = Worker(
+            self._spec,
+            backend,
+            bridges,
+            self._endpoint.send,
+            time.monotonic,
+            poll=self._poll,
+            on_busy=self._busy,
+        )
+        self._worker.start()
+        log.info("ready: %s", backend.identity)
+        return self._work()
+
+    def _on_sigterm(self, signum: int, frame: FrameType | None) -> None:
+        self._inbox.put(Leave(), time.monotonic())
+
+    def _work(self) -> ExitCode:
+        worker = self._worker
+        while True:
+            now = time.monotonic()
+            if self._lost is not None:
+                log.error("the bus is lost: %s", self._lost.reason)
+                return ExitCode.BUS_LOST
+            if now >= self._leave_at or (worker.closing and worker.idle):
+                return ExitCode.DONE
+            self._take(self._inbox.get(min(worker.next_event(), self._leave_at) - now))
+            self._poll()
+            worker.run_once()
+
+    def _poll(self) -> None:
+        while self._take(self._inbox.get(0.0)):
+            pass
+
+    def _take(self, arrived: tuple[Message | Leave | Lost, float] | None) -> bool:
+        if arrived is None:
+            return False
+        message, arrival = arrived
+        if isinstance(message, Lost):
+            self._lost = message
+        elif isinstance(message, Leave):
+            self._worker.closing = True
+            self._leave_at = min(self._leave_at, arrival + DRAIN_S)
+        else:
+            self._worker.handle(message, arrival)
+        return True
+
+    def _busy(self, since: float | None) -> None:
+        self._endpoint.busy_since = since
+
+    def _report(self) -> Progress:
+        last = ("", -math.inf)
+
+        def report(stage: str, fraction: float) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if stage != last[0] or fraction >= 1.0 or now - last[1] >= PROGRESS_EVERY_S:
+                last = (stage, now)
+                self._endpoint.send(ProgressMessage(stage, min(1.0, max(0.0, fraction))))
+
+        return report
+
+
+def load_backend(spec: AgentSpec, progress: Progress) -> Backend:
+    """The agent's model, loaded. Engines are imported here: only what this process needs.
+
+    Raises:
+        InputError: it cannot be had.
+    """
+    if spec.backend == "fake":
+        from agentwire.model.fake import FakeBackend
+
+        return FakeBackend.load(spec, progress)
+    from agentwire.model.transformers import TransformersBackend
+
+    return TransformersBackend.load(spec, progress)
+
+
+def add_bridges(spec: AgentSpec, backend: Backend) -> dict[str, BridgeIdentity | None]:
+    """Wire -> loaded bridge (None where there is none).
+
+    Raises:
+        BridgeError: one is corrupt, or made for something else.
+    """
+    return {
+        out.wire: backend.add_bridge(Path(out.folder)) if out.folder is not None else None
+        for out in spec.bridges
+    }

@@ -1,0 +1,446 @@
+"""The client of a bus, in an asyncio loop: requests in, exactly one outcome each out.
+
+What to send when is the ledger's matter; this joins it to the endpoint, to credit, to timers and
+to the futures that callers wait for. Everything but the endpoint's callbacks runs in the loop's
+thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol, TypeAlias
+
+from agentwire.agent.fallback import AfterNack, after_nack
+from agentwire.errors import (
+    BusClosed,
+    InputError,
+    LocalProtocolError,
+    NackCode,
+    RemoteProtocolError,
+    RequestError,
+    ScenarioError,
+)
+from agentwire.ledger import Dispatch, Ledger, Request, down_error
+from agentwire.reply import Reply, answers_of, reply_of
+from agentwire.wire.codec import encode
+from agentwire.wire.credit import CreditGate
+from agentwire.wire.messages import (
+    DIRECT_PREFIX,
+    Cancel,
+    Channel,
+    Credit,
+    Define,
+    Encode,
+    Envelope,
+    Message,
+    Nack,
+    Result,
+    Row,
+    TaskSpec,
+    Text,
+)
+
+log = logging.getLogger(__name__)
+
+Outcome: TypeAlias = Reply | RequestError
+MAX_REPLIES: Final = 4096
+MAX_TASKS: Final = 512
+"""Tasks taken as known to the broker: fewer than it keeps."""
+MESSAGE_ROWS: Final = 256
+MESSAGE_BYTES: Final = 8 * 1024 * 1024
+MAX_MS: Final = 2**31 - 1
+RETRY_S: Final = 0.2
+MAX_CANCELS: Final = 256  # request ids in one Cancel
+
+
+class Link(Protocol):
+    """What the client needs of ``bus.endpoint.Endpoint``."""
+
+    def start(self) -> None: ...
+    def send(self, message: Message) -> None: ...
+    def close(self, reason: str = "", timeout: float = 2.0) -> None: ...
+
+
+class EventLog(Protocol):
+    """Where events are written (``telemetry.journal.Journal``)."""
+
+    def write(self, event: str, **fields: Any) -> None: ...
+
+
+@dataclass(eq=False, slots=True)
+class _Pending:
+    """A request that somebody waits for."""
+
+    task: TaskSpec
+    future: asyncio.Future[Outcome]
+    waiters: int = 0
+
+
+class Client:
+    """Sends requests over a bus and waits for their outcomes.
+
+    Args:
+        connect: makes the endpoint from (on_message, on_lost).
+        wires: wire -> agents on it, direct wires included.
+        journal: told which requests were admitted and finished.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[Callable[[Message, float], None], Callable[[str], None]], Link],
+        wires: Mapping[str, Sequence[str]],
+        journal: EventLog | None = None,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._link = connect(self._from_io(self._receive), self._from_io(self._lose))
+        self._ledger = Ledger(wires)
+        self._gate = CreditGate()
+        self._journal = journal
+        self._pending: dict[bytes, _Pending] = {}
+        self._replies: OrderedDict[bytes, Reply] = OrderedDict()
+        self._defined: OrderedDict[str, None] = OrderedDict()
+        self._wake: asyncio.TimerHandle | None = None
+        self._closed = ""
+
+    def _from_io(self, call: Callable[..., None]) -> Callable[..., None]:
+        """``call``, from the endpoint's IO thread into the loop."""
+
+        def forward(*args: Any) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(call, *args)
+
+        return forward
+
+    def start(self) -> None:
+        """Connects; returns at once."""
+        self._link.start()
+
+    async def close(self, reason: str) -> None:
+        """Ends every outstanding request with CLOSING, and leaves the bus."""
+        self._end_all(reason)
+        await asyncio.to_thread(self._link.close, reason, 2.0)
+
+    # -- agents -----------------------------------------------------------------------------
+
+    def agent_ready(self, agent: str) -> None:
+        """An incarnation of this agent can work."""
+        self._ledger.ready(agent)
+        self._pump()
+
+    def agent_died(self, agent: str, reason: str) -> None:
+        """Its incarnation is gone: what was in flight through it goes again, or is dead."""
+        death = self._ledger.died(agent)
+        # The living end of the wire may still have copies in its queue.
+        self._send_cancels(death.recalled)
+        for request in death.dead_letters:
+            self._finish(
+                [request],
+                RequestError(
+                    NackCode.DEAD_LETTER,
+                    f"Request {request.request_id.hex()} was in flight at two deaths of {agent} "
+                    f"and is not sent again (last: {reason}).",
+                    hint=f"See what is special about its text; {agent}'s log may say more.",
+                ),
+            )
+        self._pump()
+
+    def agent_down(self, agent: str, reason: str) -> None:
+        """The agent is gone for good: so is every request through it, now and later."""
+        self._finish(self._ledger.down(agent, reason), down_error(agent, reason))
+        self._pump()
+
+    # -- requests ---------------------------------------------------------------------------
+
+    async def ask(
+        self,
+        wire: str,
+        task: TaskSpec,
+        texts: Sequence[str],
+        *,
+        channel: Channel,
+        fallback: Literal["text", "error"],
+        deadline_s: float,
+        request_ids: Sequence[bytes] | None = None,
+    ) -> list[Outcome]:
+        """One outcome a text, in order. They travel together, as far as messages allow.
+
+        A request id that is outstanding gets the outcome of that request (and its deadline); one
+        that was answered lately gets the same reply again. If the caller is cancelled, so are its
+        requests, unless somebody else waits for them.
+
+        Raises:
+            RequestError: nothing was admitted: an agent is down, or too much is outstanding.
+            BusClosed: the bus is closed.
+            InputError: a request id is in use for another text.
+        """
+        if self._closed:
+            raise BusClosed(f"The bus is closed: {self._closed}.")
+        ids = list(request_ids or (os.urandom(16) for _ in texts))
+        now = self._loop.time()
+        known = {i: self._replies[i] for i in ids if i in self._replies}
+        new: dict[bytes, Request] = {}
+        for request_id, text in zip(ids, texts, strict=True):
+            old = self._ledger.get(request_id) or new.get(request_id)
+            if old is not None and (old.text, old.wire, old.task) != (text, wire, task.task_id):
+                raise InputError(
+                    f"The request id {request_id.hex()} is outstanding for another question.",
+                    hint="Give each request an id of its own.",
+                )
+            if old is None and request_id not in known:
+                new[request_id] = Request(
+                    request_id, wire, task.task_id, text, channel, fallback, now, now + deadline_s
+                )
+        timer = self._admit(list(new.values()), task, deadline_s)
+        waits = {i: self._pending[i] for i in ids if i not in known}
+        await self._wait(waits)
+        if timer is not None and all(r.request_id not in self._ledger for r in new.values()):
+            timer.cancel()
+        return [known[i] if i in known else waits[i].future.result() for i in ids]
+
+    def _admit(
+        self, requests: list[Request], task: TaskSpec, deadline_s: float
+    ) -> asyncio.TimerHandle | None:
+        if not requests:
+            return None
+        self._define(task)
+        self._ledger.admit(list(_parcels(requests)))
+        for request in requests:
+            self._pending[request.request_id] = _Pending(task, self._loop.create_future())
+        wire = requests[0].wire
+        self._write("admitted", requests, wire=wire, task=task.name, channel=requests[0].channel)
+        self._pump()
+        if deadline_s == math.inf:
+            return None
+        return self._loop.call_later(deadline_s, self._expire, requests)
+
+    async def _wait(self, waits: Mapping[bytes, _Pending]) -> None:
+        for pending in waits.values():
+            pending.waiters += 1
+        try:
+            futures = [p.future for p in waits.values() if not p.future.done()]
+            if futures:
+                await asyncio.wait(futures)
+        finally:
+            unwanted = []
+            for request_id, pending in waits.items():
+                pending.waiters -= 1
+                if not pending.waiters and not pending.future.done():
+                    request = self._ledger.settle(request_id)
+                    if request is not None:
+                        unwanted.append(request)
+            if unwanted:
+                self._send_cancels(unwanted)
+                self._finish(unwanted, RequestError(NackCode.CANCELLED, "It was cancelled."))
+                self._pump()
+
+    def _define(self, task: TaskSpec) -> None:
+        task_id = task.task_id
+        if task_id in self._defined:
+            self._defined.move_to_end(task_id)
+            return
+        try:
+            encode(Define(task), Envelope(bytes(16), 0, 0))
+        except LocalProtocolError as error:
+            raise ScenarioError(error.message, hint="Use a shorter prompt or labels.") from None
+        self._send(Define(task))
+        self._defined[task_id] = None
+        if len(self._defined) > MAX_TASKS:
+            self._defined.popitem(last=False)
+
+    def _expire(self, requests: Sequence[Request]) -> None:
+        """The deadline has come: what is still outstanding ends."""
+        late = [r for r in requests if self._ledger.settle(r.request_id) is not None]
+        if not late:
+            return
+        self._send_cancels(late)
+        for request in late:
+            if request.attempts or not self._ledger.is_ready(request.wire):
+                error = RequestError(
+                    NackCode.DEADLINE,
+                    f"Request {request.request_id.hex()} was not answered in time.",
+                    hint="Allow more time (deadline), or send less at once.",
+                )
+            else:
+                error = RequestError(
+                    NackCode.OVERLOADED,
+                    f"Request {request.request_id.hex()}: no room on {request.wire} in time.",
+                    hint="Send less at once, or allow more time (deadline).",
+                )
+            self._finish([request], error)
+        self._pump()
+
+    # -- sending ----------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        """Sends what may be sent now, and comes back when a pause ends."""
+        now = self._loop.time()
+        while not self._closed:
+            dispatch = self._ledger.next(now, self._gate.allows)
+            if dispatch is None:
+                break
+            self._gate.take(dispatch.wire, sum(r.size for r in dispatch.requests))
+            self._send(_message(dispatch, now))
+        if self._wake is not None:
+            self._wake.cancel()
+            self._wake = None
+        pause = self._ledger.next_event(now)
+        if pause != math.inf:
+            self._wake = self._loop.call_at(pause, self._pump)
+
+    def _send(self, message: Message) -> None:
+        try:
+            self._link.send(message)
+        except BusClosed as error:
+            self._lose(error.message)
+
+    def _send_cancels(self, requests: Iterable[Request]) -> None:
+        wires: dict[str, list[bytes]] = {}
+        for request in requests:
+            if request.attempts:
+                wires.setdefault(request.wire, []).append(request.request_id)
+        for wire, ids in wires.items():
+            for start in range(0, len(ids), MAX_CANCELS):
+                self._send(Cancel(wire, tuple(ids[start : start + MAX_CANCELS])))
+
+    # -- receiving --------------------------------------------------------------------------
+
+    def _receive(self, message: Message, arrival: float) -> None:
+        match message:
+            case Result():
+                self._result(message, arrival)
+            case Nack(rows=rows) if rows:
+                self._nack(message)
+            case Nack():
+                log.warning("refused: %s %s %s", message.code, message.wire, message.reason)
+            case Credit(wire, messages, size):
+                with contextlib.suppress(RemoteProtocolError):
+                    self._gate.add(wire, messages, size)
+            case _:
+                log.warning("a message that does not concern a client: %s", message)
+        self._pump()
+
+    def _result(self, result: Result, arrival: float) -> None:
+        wanted = [
+            (i, row.request_id)
+            for i, row in enumerate(result.rows)
+            if row.request_id in self._ledger
+            and self._pending[row.request_id].task.task_id == result.task
+        ]
+        if not wanted:
+            return  # a duplicate
+        task = self._pending[wanted[0][1]].task
+        try:
+            answers = answers_of(result, task)
+        except RemoteProtocolError as error:
+            self._nack(Nack(error.code, error.message, result.wire, result.rows))
+            return
+        done = []
+        for i, request_id in wanted:
+            request = self._ledger.settle(request_id)
+            if request is None:
+                continue  # twice in one message
+            pending = self._pending.pop(request_id)
+            reply = reply_of(request, result, answers[i], arrival)
+            self._replies[request_id] = reply
+            pending.future.set_result(reply)
+            done.append(request)
+        while len(self._replies) > MAX_REPLIES:
+            self._replies.popitem(last=False)
+        self._write("finished", done, outcome="answered", channel=result.channel)
+
+    def _nack(self, nack: Nack) -> None:
+        failed: list[Request] = []
+        for row in nack.rows:
+            request = self._ledger.get(row.request_id)
+            if request is None or not request.in_flight:
+                continue  # it has ended, or goes again anyway
+            then = after_nack(nack.code, channel=request.channel, policy=request.fallback)
+            if request.wire.startswith(DIRECT_PREFIX) and then is AfterNack.AS_TEXT:
+                then = AfterNack.FAIL
+            now = self._loop.time()
+            if then is AfterNack.LATER:
+                pause = nack.retry_after_ms / 1000 or RETRY_S
+                self._ledger.retry([request], now=now, after=pause)
+            elif then is AfterNack.AS_TEXT:
+                self._ledger.retry([request], now=now, as_text=nack.code.value)
+            else:
+                self._ledger.settle(row.request_id)
+                failed.append(request)
+        if failed:
+            self._finish(failed, RequestError(nack.code, f"{nack.wire}: {nack.reason}"))
+
+    # -- endings ----------------------------------------------------------------------------
+
+    def _finish(self, requests: Sequence[Request], error: RequestError) -> None:
+        """The outcome of requests that the ledger has settled."""
+        for request in requests:
+            pending = self._pending.pop(request.request_id)
+            if not pending.future.done():
+                pending.future.set_result(error)
+        self._write("finished", requests, outcome=error.code.value, reason=error.message)
+
+    def _lose(self, reason: str) -> None:
+        self._end_all(f"the bus is lost ({reason})")
+
+    def _end_all(self, reason: str) -> None:
+        if self._closed:
+            return
+        self._closed = reason
+        outstanding = self._ledger.outstanding()
+        self._send_cancels(outstanding)
+        for request in outstanding:
+            self._ledger.settle(request.request_id)
+        self._finish(outstanding, RequestError(NackCode.CLOSING, f"Unanswered: {reason}."))
+        if self._wake is not None:
+            self._wake.cancel()
+
+    def _write(self, event: str, requests: Sequence[Request], **fields: Any) -> None:
+        if self._journal is not None and requests:
+            ids = [request.request_id.hex() for request in requests]
+            self._journal.write(event, request_ids=ids, **fields)
+
+
+def _message(dispatch: Dispatch, now: float) -> Encode | Text:
+    head = dispatch.head
+    rows = tuple(
+        Row(
+            r.request_id,
+            None if r.deadline == math.inf else min(MAX_MS, max(0, int((r.deadline - now) * 1000))),
+            size=r.size,
+        )
+        for r in dispatch.requests
+    )
+    texts = tuple(r.text for r in dispatch.requests)
+    if dispatch.wire.startswith(DIRECT_PREFIX):
+        return Text(dispatch.wire, head.task, rows, texts, solo=dispatch.solo)
+    return Encode(
+        dispatch.wire,
+        head.task,
+        head.channel,
+        head.fallback,
+        rows,
+        texts,
+        head.reason,
+        dispatch.solo,
+    )
+
+
+def _parcels(requests: Sequence[Request]) -> Iterator[list[Request]]:
+    """Groups that fit a message each."""
+    parcel: list[Request] = []
+    size = 0
+    for request in requests:
+        if parcel and (len(parcel) == MESSAGE_ROWS or size + request.size > MESSAGE_BYTES):
+            yield parcel
+            parcel, size = [], 0
+        parcel.append(request)
+        size += request.size
+    if parcel:
+        yield parcel

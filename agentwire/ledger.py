@@ -1,0 +1,284 @@
+"""The client's ledger of outstanding requests: what to send when, without IO, clock or futures.
+
+The rules:
+
+* A request ends once: the first ``settle`` hands it out, every later one gets None.
+* It is sent only while every agent of its wire is ready, and as far as credit goes.
+* When an agent dies, each request that was in flight through it is a *suspect*. Suspects are sent
+  again one at a time, alone (``solo``), with nothing else in flight through their agents; nobody
+  else is sent through those agents until the suspects have ended. So whoever is in flight when the
+  agent dies again is the culprit: a second death ends a request as a dead letter.
+* A refused request goes again, later or on the other channel, ahead of those that wait.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from agentwire.errors import NackCode, RequestError
+from agentwire.wire.messages import Channel
+
+DEATHS: Final = 2
+"""A request that was in flight at so many deaths of one agent is not sent again."""
+MAX_OUTSTANDING: Final = 16_384
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """One row, from admission to its outcome. Times are monotonic seconds.
+
+    Attributes:
+        task: ``TaskSpec.task_id``.
+        channel, reason: of the next attempt.
+        in_flight: it was sent and not answered, by an incarnation that still lives.
+        attempts: how often it was sent.
+        deaths: agent -> how many of its deaths it was in flight at.
+        not_before: it is not sent earlier.
+    """
+
+    request_id: bytes
+    wire: str
+    task: str
+    text: str
+    channel: Channel
+    fallback: Literal["text", "error"]
+    admitted: float
+    deadline: float = math.inf
+    reason: str = ""
+    in_flight: bool = False
+    attempts: int = 0
+    deaths: dict[str, int] = field(default_factory=dict)
+    not_before: float = -math.inf
+
+    @property
+    def size(self) -> int:
+        """Bytes of the text."""
+        return len(self.text.encode())
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """Requests to send now, as one message."""
+
+    wire: str
+    requests: tuple[Request, ...]
+    solo: bool
+
+    @property
+    def head(self) -> Request:
+        """Any of them: wire, task, channel, fallback and reason are the same for all."""
+        return self.requests[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """What an agent's death does.
+
+    Attributes:
+        dead_letters: requests that have ended.
+        recalled: requests that were in flight through it and go again: their copies that still
+            travel are to be cancelled.
+    """
+
+    dead_letters: tuple[Request, ...]
+    recalled: tuple[Request, ...]
+
+
+class Ledger:
+    """Outstanding requests and the agents that they go through.
+
+    Args:
+        wires: wire -> agents on it, direct wires included.
+        max_outstanding: requests that may be outstanding at once.
+    """
+
+    def __init__(
+        self, wires: Mapping[str, Sequence[str]], max_outstanding: int = MAX_OUTSTANDING
+    ) -> None:
+        self._wires = {wire: tuple(agents) for wire, agents in wires.items()}
+        self._max_outstanding = max_outstanding
+        self._requests: dict[bytes, Request] = {}
+        self._waiting: dict[str, deque[tuple[Request, ...]]] = {w: deque() for w in wires}
+        self._suspects: dict[bytes, Request] = {}  # in the order of their first death
+        agents = {agent for ends in wires.values() for agent in ends}
+        self._in_flight: dict[str, dict[bytes, Request]] = {agent: {} for agent in agents}
+        self._ready: set[str] = set()
+        self._down: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def __contains__(self, request_id: bytes) -> bool:
+        return request_id in self._requests
+
+    def get(self, request_id: bytes) -> Request | None:
+        return self._requests.get(request_id)
+
+    def outstanding(self) -> tuple[Request, ...]:
+        return tuple(self._requests.values())
+
+    # -- requests ---------------------------------------------------------------------------
+
+    def admit(self, parcels: Sequence[Sequence[Request]]) -> None:
+        """Takes in requests that are alike in all but id and text; each parcel is one message.
+
+        Raises:
+            RequestError: an agent of the wire is down, or too much is outstanding.
+        """
+        wire = parcels[0][0].wire
+        for agent in self._wires[wire]:
+            if agent in self._down:
+                raise down_error(agent, self._down[agent])
+        if len(self._requests) + sum(map(len, parcels)) > self._max_outstanding:
+            raise RequestError(
+                NackCode.OVERLOADED,
+                f"{len(self._requests)} requests are outstanding, no more are taken.",
+                hint="Wait for answers before you send more.",
+            )
+        for parcel in parcels:
+            self._requests.update((request.request_id, request) for request in parcel)
+            self._waiting[wire].append(tuple(parcel))
+
+    def settle(self, request_id: bytes) -> Request | None:
+        """Ends a request; None if it has ended already or never was."""
+        request = self._requests.pop(request_id, None)
+        if request is not None:
+            self._land(request)
+            self._suspects.pop(request_id, None)
+        return request
+
+    def retry(
+        self, requests: Iterable[Request], *, now: float, after: float = 0.0, as_text: str = ""
+    ) -> None:
+        """Sends refused requests again.
+
+        Args:
+            after: seconds to wait first.
+            as_text: the reason to go on the text channel; "": as before.
+        """
+        again: list[Request] = []
+        for request in requests:
+            if self._requests.get(request.request_id) is not request:
+                continue
+            self._land(request)
+            request.not_before = now + after
+            if as_text:
+                request.channel, request.reason = Channel.TEXT, as_text
+            if request.request_id not in self._suspects:
+                again.append(request)
+        for parcel in _alike(again):
+            self._waiting[parcel[0].wire].appendleft(parcel)
+
+    # -- agents -----------------------------------------------------------------------------
+
+    def is_ready(self, wire: str) -> bool:
+        """Whether every agent of the wire is ready."""
+        return all(agent in self._ready for agent in self._wires[wire])
+
+    def ready(self, agent: str) -> None:
+        """An incarnation of the agent can work."""
+        self._ready.add(agent)
+
+    def died(self, agent: str) -> Death:
+        """The agent's incarnation is gone; another may come."""
+        self._ready.discard(agent)
+        dead: list[Request] = []
+        recalled: list[Request] = []
+        for request in list(self._in_flight.get(agent, {}).values()):
+            deaths = request.deaths.get(agent, 0) + 1
+            request.deaths[agent] = deaths
+            if deaths >= DEATHS:
+                self.settle(request.request_id)
+                dead.append(request)
+            else:
+                self._land(request)
+                self._suspects[request.request_id] = request
+                recalled.append(request)
+        return Death(tuple(dead), tuple(recalled))
+
+    def down(self, agent: str, reason: str) -> tuple[Request, ...]:
+        """The agent is gone for good. Every request through it has ended; they are handed out."""
+        self._ready.discard(agent)
+        self._down[agent] = reason
+        ended = [r for r in self._requests.values() if agent in self._wires[r.wire]]
+        for request in ended:
+            self.settle(request.request_id)
+        return tuple(ended)
+
+    # -- sending ----------------------------------------------------------------------------
+
+    def next(self, now: float, may_send: Callable[[str], bool]) -> Dispatch | None:
+        """What to send next; it counts as in flight from here on. None: nothing, for now.
+
+        Args:
+            now: monotonic seconds.
+            may_send: whether there is credit for one more message on a wire.
+        """
+        for request in self._suspects.values():
+            if self._may_probe(request, now) and may_send(request.wire):
+                return self._launch((request,), solo=True)
+        suspected = {a for r in self._suspects.values() for a in self._wires[r.wire]}
+        for wire, waiting in self._waiting.items():
+            if not self.is_ready(wire) or not suspected.isdisjoint(self._wires[wire]):
+                continue
+            while waiting:
+                parcel = tuple(r for r in waiting[0] if r.request_id in self._requests)
+                if parcel and (_not_before(parcel) > now or not may_send(wire)):
+                    break
+                waiting.popleft()
+                if parcel:
+                    return self._launch(parcel, solo=False)
+        return None
+
+    def next_event(self, now: float) -> float:
+        """When a pause ends, after which ``next`` may have something; ``math.inf``: none runs."""
+        pauses = [r.not_before for r in self._suspects.values() if not r.in_flight]
+        pauses += [_not_before(waiting[0]) for waiting in self._waiting.values() if waiting]
+        return min((pause for pause in pauses if pause > now), default=math.inf)
+
+    def _may_probe(self, request: Request, now: float) -> bool:
+        return (
+            not request.in_flight
+            and request.not_before <= now
+            and self.is_ready(request.wire)
+            and not any(self._in_flight[agent] for agent in self._wires[request.wire])
+        )
+
+    def _launch(self, requests: tuple[Request, ...], *, solo: bool) -> Dispatch:
+        wire = requests[0].wire
+        for request in requests:
+            request.in_flight = True
+            request.attempts += 1
+            for agent in self._wires[wire]:
+                self._in_flight[agent][request.request_id] = request
+        return Dispatch(wire, requests, solo)
+
+    def _land(self, request: Request) -> None:
+        request.in_flight = False
+        for agent in self._wires[request.wire]:
+            self._in_flight[agent].pop(request.request_id, None)
+
+
+def down_error(agent: str, reason: str) -> RequestError:
+    """The outcome of a request to an agent that is gone for good."""
+    return RequestError(
+        NackCode.AGENT_DOWN,
+        f"The agent {agent} is down: {reason}.",
+        hint="Its log in the run's folder (logs/) says why.",
+    )
+
+
+def _alike(requests: Collection[Request]) -> list[tuple[Request, ...]]:
+    """Groups that can share a message."""
+    groups: dict[tuple[str, ...], list[Request]] = {}
+    for r in requests:
+        groups.setdefault((r.wire, r.task, r.channel, r.fallback, r.reason), []).append(r)
+    return [tuple(group) for group in groups.values()]
+
+
+def _not_before(parcel: tuple[Request, ...]) -> float:
+    return max(request.not_before for request in parcel)

@@ -1,0 +1,111 @@
+"""What a runtime runs: agents, wires and defaults, whether from a scenario or built by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from agentwire.agent.spec import AgentSpec
+from agentwire.errors import ScenarioError
+from agentwire.scenario.load import suggestion
+from agentwire.scenario.resolve import Resolved
+from agentwire.scenario.schema import WireSpec
+from agentwire.task.definitions import load_definition
+from agentwire.wire.messages import TaskSpec, direct_wire
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """Everything a runtime starts from.
+
+    Attributes:
+        agents: what each process is born with, by name.
+        wires: by wire name.
+        task: what is asked where a call does not say; None: each call must.
+        batch_size: rows of one message of ``send_many``.
+        in_flight: messages of ``send_many`` that may be outstanding.
+        deadline_s: of a request where a call does not say, in seconds.
+        bridges: wire name -> name of its bridge (None: it has none).
+    """
+
+    agents: Mapping[str, AgentSpec]
+    wires: Mapping[str, WireSpec]
+    task: TaskSpec | None = None
+    batch_size: int = 16
+    in_flight: int = 2
+    deadline_s: float = 300.0
+    bridges: Mapping[str, str | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, resolved: Resolved) -> Wiring:
+        """The wiring of a resolved scenario."""
+        scenario, data = resolved.scenario, resolved.data
+        return cls(
+            agents=resolved.agents,
+            wires={name: wire.spec for name, wire in resolved.wires.items()},
+            task=load_definition(data.dataset).spec() if data is not None else None,
+            batch_size=scenario.batch_size,
+            in_flight=scenario.in_flight,
+            deadline_s=scenario.deadline_s,
+            bridges={n: w.bridge if w.folder else None for n, w in resolved.wires.items()},
+        )
+
+    @classmethod
+    def of_specs(
+        cls,
+        agents: Mapping[str, AgentSpec],
+        wires: Sequence[WireSpec],
+        *,
+        task: TaskSpec | None = None,
+        batch_size: int = 16,
+        in_flight: int = 2,
+        deadline_s: float = 300.0,
+    ) -> Wiring:
+        """A wiring built by hand; the wires' ends are filled into the specs.
+
+        An agent's own ``bridges`` entry says which bridge folder a wire uses; a wire without one
+        has no bridge.
+        """
+        by_name = {wire.name: wire for wire in wires}
+        filled: dict[str, AgentSpec] = {}
+        for name, spec in agents.items():
+            incoming = tuple(w.name for w in wires if w.receiver == name)
+            fallback = {w.name: w.fallback for w in wires if w.sender == name}
+            filled[name] = spec.model_copy(update={"incoming": incoming, "fallback": fallback})
+        bridges = {b.wire: b.folder for spec in filled.values() for b in spec.bridges}
+        return cls(filled, by_name, task, batch_size, in_flight, deadline_s, bridges)
+
+    @property
+    def ends(self) -> dict[str, tuple[str, str]]:
+        """Wire name -> (sender, receiver)."""
+        return {name: (wire.sender, wire.receiver) for name, wire in self.wires.items()}
+
+    @property
+    def routes(self) -> dict[str, tuple[str, ...]]:
+        """Wire name -> agents on it, direct wires included."""
+        return {**self.ends, **{direct_wire(name): (name,) for name in self.agents}}
+
+    def wire(self, sender: str, receiver: str) -> WireSpec:
+        """The wire between two agents.
+
+        Raises:
+            ScenarioError: there is none.
+        """
+        for agent in (sender, receiver):
+            self.check_agent(agent)
+        name = f"{sender}->{receiver}"
+        if name not in self.wires:
+            raise ScenarioError(
+                f"There is no wire {name}.", hint=suggestion(name, self.wires, "Wires")
+            )
+        return self.wires[name]
+
+    def check_agent(self, agent: str) -> None:
+        """
+        Raises:
+            ScenarioError: no such agent.
+        """
+        if agent not in self.agents:
+            raise ScenarioError(
+                f"There is no agent {agent!r}.", hint=suggestion(agent, self.agents, "Agents")
+            )
