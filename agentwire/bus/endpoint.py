@@ -9,10 +9,21 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
+from agentwire.bus.lanes import body_bytes
 from agentwire.bus.transport import Frame, Link, Sent, Transport
 from agentwire.errors import BusClosed, LocalProtocolError, NackCode
 from agentwire.wire.events import Closed, Event, Gap, Lost, Outgoing, Received, Refused
-from agentwire.wire.messages import Goodbye, Hello, Message, Nack, Role
+from agentwire.wire.messages import (
+    Credit,
+    Encode,
+    Goodbye,
+    Hello,
+    Message,
+    Nack,
+    Role,
+    Soft,
+    Text,
+)
 from agentwire.wire.session import Session
 from agentwire.wire.states import Side, State, Timing
 
@@ -42,8 +53,8 @@ class Endpoint:
         hello: how this peer introduces itself (its ``token`` is filled in from ``address``).
         on_message: called with each message and the ``time.monotonic()`` of its arrival, for
             every type but Welcome, Ping and Pong. Runs in the IO thread: it must not block.
-            It also gets a Nack for rows that could not cross: sent by this client and not fit
-            for the wire, or answered by frames that do not decode.
+            A client also gets a Nack for rows that could not cross: not fit for the wire, or
+            answered by frames that do not decode. What did not fit gives its credit back.
         on_lost: called once, with the reason, when the broker is lost, said Goodbye, or refused
             this peer; not after ``close``. Runs in the IO thread: it must not block.
         timing: limits until the broker's Welcome brings its own.
@@ -265,6 +276,8 @@ class Endpoint:
         else:
             origin = getattr(message, "origin", "")
             self._unsent.append(self._session.send(replace(nack, origin=origin), now))
+        if isinstance(message, Encode | Soft | Text):  # the credit that it cost was not used
+            self._on_message(Credit(message.wire, 1, body_bytes(message)), now)
 
     def _write(self, link: Link) -> None:
         while self._unsent and link.send(self._unsent[0]) is Sent.TAKEN:

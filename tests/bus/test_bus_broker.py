@@ -20,7 +20,8 @@ from agentwire.wire.codec import decode
 from agentwire.wire.codec import encode as to_frames
 from agentwire.wire.states import Timing
 
-QUICK = Timing(ping_ms=20, liveness_ms=150)
+SHORT = Timing(ping_ms=50, liveness_ms=500)  # silence is soon noticed
+CHATTY = Timing(ping_ms=20, liveness_ms=20_000)
 
 
 @pytest.fixture
@@ -128,7 +129,7 @@ def test_a_dead_connection_is_noticed_when_it_is_written_to(rig: Rig, bus: Memor
 
 
 def test_a_silent_peer_is_lost_on_both_sides(folder: Path, bus: MemoryTransport) -> None:
-    with Rig(folder, bus, timing=QUICK) as rig:
+    with Rig(folder, bus, timing=SHORT) as rig:
         llama = rig.agent("llama")
         bus.plan(Fault.DROP, Toward.BROKER, count=10_000)
         bus.plan(Fault.DROP, Toward.PEER, count=10_000)
@@ -139,7 +140,7 @@ def test_a_silent_peer_is_lost_on_both_sides(folder: Path, bus: MemoryTransport)
 def test_pings_keep_a_quiet_peer_alive_and_tell_how_busy_it_is(
     folder: Path, bus: MemoryTransport
 ) -> None:
-    with Rig(folder, bus, timing=QUICK) as rig:
+    with Rig(folder, bus, timing=CHATTY) as rig:
         llama = rig.agent("llama")
         llama.endpoint.busy_since = 0.0  # since the machine started
         busy = rig.events.wait_for(e.PeerBusy)
@@ -241,6 +242,7 @@ def test_a_row_that_does_not_fit_the_wire_is_nacked_at_home(rig: Rig) -> None:
     client.send(m.Encode(WIRE, TASK.task_id, m.Channel.SOFT, "text", rows(1), ("\udc80",)))
     nack = client.inbox.wait_for(m.Nack)
     assert (nack.code, nack.rows) == (NackCode.MALFORMED, rows(1))
+    client.inbox.wait_for(m.Credit, lambda c: c == m.Credit(WIRE, 1, 0))
     client.send(encode(2))
     work = llama.inbox.wait_for(m.Encode)
     llama.send(m.Text(WIRE, TASK.task_id, rows(2), ("\udc80",), origin=work.origin))
