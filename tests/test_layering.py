@@ -17,6 +17,14 @@ LONGEST_FILE = 600
 FILES = sorted(p for p in PACKAGE.rglob("*.py"))
 IDS = [str(p.relative_to(ROOT)) for p in FILES]
 
+CLIENT_ROOMS = {"ledger", "outcomes", "reply", "question", "dispatch", "client", "wiring"}
+CLIENT_MAY = (
+    {"errors", "wire", "agent.fallback", "agent.spec", "task.definitions"}
+    | CLIENT_ROOMS
+    | {"scenario.schema", "scenario.load", "scenario.resolve"}
+)
+SCORING_MAY = {"errors", "config", "__version__", "scenario", "task", "telemetry", "reply"}
+
 # A room may import the rooms on its right. Rooms are the parts of agentwire's module names.
 # Imports that only type checkers see are free: they load nothing.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -45,19 +53,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"scenario.schema", "scenario.resolve"},
     "bridge.trainer": {"errors", "bridge", "scenario.schema", "task"},
     "bridge.states": {"errors", "bridge", "model"},
-    # What runtime needs of a scenario.
+    # What a scenario says and means; the runtime starts from it.
     "scenario": {"errors", "config", "agent.spec", "bridge.card", "wire.messages", "scenario"}
     | {"model", "task"},
-    "ledger": {"errors", "wire"},
-    "runtime": {"errors", "config", "wire", "bus", "agent", "telemetry", "task", "runtime"}
-    | {
-        "ledger",
-        "scenario.schema",
-        "scenario.load",
-        "scenario.resolve",
-        "scenario.inventory",
-        "scenario.fetch",
-    },
+    # The client's half of the runtime.
+    **{room: CLIENT_MAY for room in CLIENT_ROOMS},
+    "runtime": {"errors", "config", "wire", "bus", "agent", "telemetry", "task"}
+    | CLIENT_ROOMS
+    | {"scenario.schema", "scenario.load", "scenario.resolve", "scenario.fetch"},
+    # Running and showing a scenario.
+    "scenario.plan": SCORING_MAY,
+    "scenario.predictions": SCORING_MAY,
+    "scenario.result": SCORING_MAY,
+    "scenario.summary": SCORING_MAY,
     "scenario.runner": {"*"},
     "scenario.report": {"*"},
     "scenario.methods": {"*"},

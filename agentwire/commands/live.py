@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from agentwire.commands.terminal import Steps
 
 if TYPE_CHECKING:
-    from agentwire.runtime import ProgressEvent
+    from agentwire.reply import ProgressEvent
     from agentwire.scenario.methods import MethodSpec
     from agentwire.scenario.result import MethodRecord
 
@@ -50,7 +50,8 @@ class LiveView:
         trace: TracebackType | None,
     ) -> None:
         self._end_loading()
-        self._rows.stop()
+        if self._task is not None:
+            self._rows.stop()
 
     def _end_loading(self) -> None:
         if self._loading is not None:
@@ -59,10 +60,12 @@ class LiveView:
 
     def progress(self, event: ProgressEvent) -> None:
         """An agent loads, is ready, was lost or starts again."""
-        if self._loading is not None and event.fraction is not None:
+        if event.stage in {"lost", "down"}:
+            words = {"lost": "died and starts again", "down": "is down"}[event.stage]
+            why = f" ({event.detail})" if event.detail else ""
+            self._console.print(f"{event.agent} {words}{why}", style="yellow", markup=False)
+        elif self._loading is not None:
             self._loading.update(event.agent, event.stage, event.fraction)
-        elif event.fraction is None:
-            self._console.print(f"[yellow]{event.agent}: {event.stage}[/yellow]")
 
     def method_started(self, method: MethodSpec, done: int, total: int) -> None:
         """``done`` of ``total`` rows were answered in an earlier session."""

@@ -68,7 +68,8 @@ class Steps:
             self._bars.start()
 
     def stop(self) -> None:
-        self._bars.stop()
+        if self._console.is_terminal:
+            self._bars.stop()
 
 
 @contextmanager

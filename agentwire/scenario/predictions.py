@@ -15,7 +15,7 @@ from agentwire.errors import ScenarioError
 from agentwire.telemetry.journal import mend_last_line, read_lines
 
 if TYPE_CHECKING:
-    from agentwire.runtime import Reply
+    from agentwire.reply import Reply
 
 FILE = "predictions.jsonl"
 

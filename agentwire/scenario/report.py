@@ -33,6 +33,8 @@ STAGE_COLOURS = {
     "decode": "green",
 }
 BAR_WIDTH = 48
+WIDE = 94
+"""Columns that the whole table needs; a narrower one gets the channels below it, no rows/s."""
 
 
 def banner(substitutions: Sequence[Substitution | SubstitutionRecord]) -> RenderableType | None:
@@ -64,10 +66,14 @@ def print_report(result: RunResult, folder: Path, console: Console) -> None:
     """Prints the whole report of a run."""
     console.print()
     console.print(_heading(result))
-    console.print(_methods_table(result))
+    wide = console.width >= WIDE
+    console.print(_methods_table(result, wide=wide))
+    console.print(_legend(result, wide=wide))
     for part in (_stages(result), _failures(result)):
         if part is not None:
+            console.print()
             console.print(part)
+    console.print()
     console.print(Text(f"written to {folder}/ (result.json, predictions.jsonl)", style="dim"))
 
 
@@ -99,7 +105,7 @@ def _caption(result: RunResult) -> Text | None:
 # -- the table of methods -------------------------------------------------------------------
 
 
-def _methods_table(result: RunResult) -> RenderableType:
+def _methods_table(result: RunResult, *, wide: bool) -> RenderableType:
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -108,32 +114,44 @@ def _methods_table(result: RunResult) -> RenderableType:
         header_style="bold",
     )
     table.add_column("method", no_wrap=True)
-    table.add_column("accuracy\n95 % interval", justify="right", no_wrap=True)
-    table.add_column("p50 ms\na row", justify="right", no_wrap=True)
-    table.add_column("p95 ms\na row", justify="right", no_wrap=True)
-    table.add_column("rows/s", justify="right", no_wrap=True)
+    for title in ("accuracy\n95% interval", "p50 ms\na row", "p95 ms\na row"):
+        table.add_column(title, justify="right", no_wrap=True)
+    if wide:
+        table.add_column("rows/s", justify="right", no_wrap=True)
     table.add_column("vs text\nrelay", justify="right", no_wrap=True)
-    table.add_column("bytes a\nmessage", justify="right", no_wrap=True)
-    table.add_column("channels", overflow="fold", min_width=12)
+    table.add_column("bytes", justify="right", no_wrap=True)
+    if wide:
+        table.add_column("channels", overflow="fold")
     relay = result.methods.get("text_relay")
     for name, method in result.methods.items():
+        latency = method.latency_ms
         table.add_row(
-            _method_name(name, method),
+            _title(name),
             _accuracy(method),
-            _ms(method.latency_ms.p50 if method.latency_ms else None),
-            _ms(method.latency_ms.p95 if method.latency_ms else None),
-            _rate(method.rows_per_s),
+            _figure(latency.p50 if latency else None),
+            _figure(latency.p95 if latency else None),
+            *([_figure(method.rows_per_s)] if wide else []),
             _speed_up(method, relay),
-            _bytes(method, result),
-            _channels(method),
+            "-" if method.payload_bytes is None else f"{method.payload_bytes:,.0f}",
+            *([_channels(method)] if wide else []),
         )
     return table
 
 
-def _method_name(name: str, method: MethodRecord) -> Text:
+def _title(name: str) -> Text:
     title = METHODS[name].title if name in METHODS else name
-    return Text.assemble((title, "bold cyan" if name == "bridge" else "bold"), "\n",
-                         (method.label, "dim"))  # fmt: skip
+    return Text(title, style="bold cyan" if name == "bridge" else "bold")
+
+
+def _legend(result: RunResult, *, wide: bool) -> RenderableType:
+    """Which models did what; on a narrow terminal also the channels."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold", style="dim")
+    for name, method in result.methods.items():
+        text = Text(method.label)
+        grid.add_row(_title(name), text if wide else Text("\n").join([text, _channels(method)]))
+    return grid
 
 
 def _accuracy(method: MethodRecord) -> Text:
@@ -147,13 +165,7 @@ def _accuracy(method: MethodRecord) -> Text:
     )  # fmt: skip
 
 
-def _ms(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
-
-
-def _rate(value: float | None) -> str:
+def _figure(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
@@ -173,12 +185,6 @@ def _speed_up(method: MethodRecord, relay: MethodRecord | None) -> Text:
     if factor is None:
         return Text("-")
     return Text(f"{factor:.1f} x", style="bold green" if factor > 1 else "red")
-
-
-def _bytes(method: MethodRecord, result: RunResult) -> str:
-    if method.payload_bytes is None:
-        return "-"
-    return f"{method.payload_bytes:,.0f}"
 
 
 def _channels(method: MethodRecord) -> Text:
@@ -213,8 +219,7 @@ def _stages(result: RunResult) -> RenderableType | None:
     table.add_column(no_wrap=True)
     table.add_column()
     for name, method in rows:
-        title = METHODS[name].title if name in METHODS else name
-        table.add_row(Text(title, style="bold"), _bar(method.stages_ms, longest))
+        table.add_row(_title(name), _bar(method.stages_ms, longest))
     return table
 
 
@@ -233,8 +238,8 @@ def _bar(stages: dict[str, float], longest: float) -> Text:
         colour = STAGE_COLOURS.get(stage, "white")
         bar.append("█" * max(0, end - drawn), style=colour)
         drawn = max(drawn, end)
-        legend.append(f"{stage} ", style=colour).append(f"{_ms(ms)}  ")
-    bar.append(f" {_ms(total)} ms\n", style="bold")
+        legend.append(f"{stage} ", style=colour).append(f"{_figure(ms)}  ")
+    bar.append(f" {_figure(total)} ms\n", style="bold")
     return bar + legend
 
 

@@ -19,7 +19,8 @@ from typing import Any, Protocol
 import anyio
 
 from agentwire.errors import AgentwireError, BridgeError, NackCode, RequestError
-from agentwire.runtime import ProgressEvent, Reply, Runtime
+from agentwire.reply import ProgressEvent, Reply
+from agentwire.runtime import Runtime
 from agentwire.scenario.methods import MethodSpec
 from agentwire.scenario.plan import RunPlan
 from agentwire.scenario.predictions import Predictions, failure_of, record_of

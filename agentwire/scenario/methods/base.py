@@ -10,7 +10,8 @@ from agentwire.scenario.resolve import Resolved
 
 if TYPE_CHECKING:
     from agentwire.errors import RequestError
-    from agentwire.runtime import Reply, Runtime
+    from agentwire.reply import Reply
+    from agentwire.runtime import Runtime
 
     Outcome: TypeAlias = Reply | RequestError
     """A row's answer, or why it has none."""

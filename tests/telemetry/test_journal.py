@@ -1,0 +1,105 @@
+"""The journal: whole lines, in order, readable after a crash; it names what is unfinished."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from agentwire.telemetry.journal import (
+    ADMITTED,
+    FINISHED,
+    Journal,
+    mend_last_line,
+    read_lines,
+    unfinished,
+)
+
+
+def test_events_come_back_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    with Journal(path) as journal:
+        journal.write("run_started", run_id="x")
+        journal.write("method_started", method="bridge", where=Path("/a"))
+    events = list(read_lines(path))
+    assert [e["event"] for e in events] == ["run_started", "method_started"]
+    assert [e["seq"] for e in events] == [0, 1]
+    assert events[1]["where"] == "/a"
+    assert events[0]["ms"] <= events[1]["ms"]
+    assert events[0]["time"].endswith("Z")
+
+
+def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    for name in ("first", "second"):
+        with Journal(path) as journal:
+            journal.write(name)
+    assert [(e["seq"], e["event"]) for e in read_lines(path)] == [(0, "first"), (1, "second")]
+
+
+def test_a_line_that_a_crash_cut_is_left_out_and_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    with Journal(path) as journal:
+        journal.write("whole")
+    with path.open("a") as file:
+        file.write('{"seq": 1, "ev')
+    assert [e["event"] for e in read_lines(path)] == ["whole"]
+    with Journal(path) as journal:
+        journal.write("next")
+    assert [(e["seq"], e["event"]) for e in read_lines(path)] == [(0, "whole"), (1, "next")]
+
+
+def test_a_broken_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"seq": 0, "event": "a"}\nnonsense\n{"seq": 1, "event": "b"}\n')
+    with pytest.raises(ValueError, match=":2"):
+        list(read_lines(path))
+
+
+def test_threads_do_not_mix_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    with Journal(path) as journal:
+
+        def write(name: int) -> None:
+            for i in range(50):
+                journal.write("event", thread=name, i=i, filling="x" * 200)
+
+        threads = [threading.Thread(target=write, args=(n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    lines = path.read_text().splitlines()
+    assert [json.loads(line)["seq"] for line in lines] == list(range(200))
+
+
+def test_writing_after_the_end_does_nothing(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.close()
+    journal.write("late")
+    journal.close()
+    assert list(read_lines(tmp_path / "journal.jsonl")) == []
+
+
+def test_unfinished_names_what_has_no_outcome(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    with Journal(path) as journal:
+        journal.write(ADMITTED, request_ids=["a", "b"])
+        journal.write(ADMITTED, request_ids=["c"])
+        journal.write(FINISHED, request_ids=["b"])
+        journal.write("other")
+    assert unfinished(read_lines(path)) == ["a", "c"]
+
+
+def test_mending_leaves_whole_files_and_missing_files_alone(tmp_path: Path) -> None:
+    path = tmp_path / "file.jsonl"
+    mend_last_line(path)
+    assert not path.exists()
+    path.write_bytes(b"{}\n")
+    mend_last_line(path)
+    assert path.read_bytes() == b"{}\n"
+    path.write_bytes(b"{")
+    mend_last_line(path)
+    assert path.read_bytes() == b""
