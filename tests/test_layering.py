@@ -17,7 +17,16 @@ LONGEST_FILE = 600
 FILES = sorted(p for p in PACKAGE.rglob("*.py"))
 IDS = [str(p.relative_to(ROOT)) for p in FILES]
 
-CLIENT_ROOMS = {"ledger", "outcomes", "reply", "question", "dispatch", "client", "wiring"}
+CLIENT_ROOMS = {
+    "endings",
+    "ledger",
+    "outcomes",
+    "reply",
+    "question",
+    "dispatch",
+    "client",
+    "wiring",
+}
 CLIENT_MAY = (
     {"errors", "wire", "agent.fallback", "agent.spec", "task.definitions"}
     | CLIENT_ROOMS
@@ -58,7 +67,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"model", "task"},
     # The client's half of the runtime.
     **{room: CLIENT_MAY for room in CLIENT_ROOMS},
-    "runtime": {"errors", "config", "wire", "bus", "agent", "telemetry", "task"}
+    "host": {"errors", "wire", "bus", "agent", "telemetry"} | CLIENT_ROOMS,
+    "runtime": {"host", "errors", "config", "wire", "bus", "agent", "telemetry", "task"}
     | CLIENT_ROOMS
     | {"scenario.schema", "scenario.load", "scenario.resolve", "scenario.fetch"},
     # Running and showing a scenario.
