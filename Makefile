@@ -29,7 +29,8 @@ $(STAMP): pyproject.toml constraints.txt
 	  || { echo "agentwire needs Python 3.11 or newer; try: make PYTHON=python3.12 ..." >&2; exit 2; }
 	@test -x $(BIN)/python || { echo "agentwire: making $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "agentwire: installing pinned dependencies into $(VENV) (once, a few minutes)"
-	@PIP=$(BIN)/pip; [ -t 1 ] && QUIET= || QUIET=-q; \
+	@PIP="$(BIN)/python -m pip"; [ -t 1 ] && QUIET= || QUIET=-qq; \
+	$$PIP install -qq --disable-pip-version-check -c constraints.txt pip; \
 	INDEX="$(TORCH_INDEX)"; \
 	if [ "$(origin TORCH_INDEX)" = undefined ] && [ "$$(uname -sm)" = "Linux x86_64" ] \
 	  && ! command -v nvidia-smi >/dev/null 2>&1 \
