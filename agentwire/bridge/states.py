@@ -49,7 +49,7 @@ class StateCache:
         """
         total = torch.zeros(self.flat.shape[1], dtype=torch.float64, device=self.flat.device)
         square = torch.zeros_like(total)
-        for part in self.flat.split(65536):
+        for part in torch.split(self.flat, 65536):
             wide = part.double()
             total += wide.sum(0)
             square += wide.pow(2).sum(0)
@@ -59,7 +59,7 @@ class StateCache:
         return mean.float(), std.float()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def cache_states(
     sender: TransformersBackend,
     texts: Sequence[str],

@@ -121,16 +121,19 @@ class Step:
     def _capture(self) -> torch.cuda.CUDAGraph:
         """Three warm-up steps on a side stream (with a zero rate), then the capture itself."""
         kept = copy.deepcopy(self.module.state_dict())
+        width = self.cache.longest  # read before the capture, in which nothing may wait
         self.rate.zero_()
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):
-                self._compute(self._rows, self.cache.longest)
+                self._compute(self._rows, width)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._compute(self._rows, self.cache.longest)
+        # Captured on the same stream: cuBLAS keeps one workspace a stream, so graphs captured on
+        # a shared stream would write into each other's when several are replayed side by side.
+        with torch.cuda.graph(graph, stream=side):
+            self._compute(self._rows, width)
         self.module.load_state_dict(kept)
         self.average.load_state_dict(kept)
         for state in self.optimiser.state.values():

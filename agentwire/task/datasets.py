@@ -10,11 +10,10 @@ Every ``Dataset`` says where it came from. Substituting another dataset is not d
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,9 @@ from agentwire.download import Progress, sha256_of
 from agentwire.errors import DataError
 from agentwire.task import movie_snippets
 from agentwire.task.definitions import TaskDefinition, load_definition
-from agentwire.task.rows import Example, checked, normalise, read_jsonl, rows_sha256
+from agentwire.task.rows import Example, checked, read_jsonl, rows_sha256
 
-__all__ = ["Dataset", "Example", "held_out_split", "load_rows", "shares_sentences", "where"]
+__all__ = ["Dataset", "Example", "load_rows", "shares_sentences", "where"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,37 +120,6 @@ def shares_sentences(first: str, second: str) -> bool:
         return False
     family = load_definition(first).family
     return family is not None and family == load_definition(second).family
-
-
-def held_out_split(dataset: Dataset, n: int, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """Training rows and held-out rows of a training split, the same for the same seed.
-
-    Rows are ordered by sha256 of the seed and their words, and the first ``n`` are held out; rows
-    with the same words stay together, so the held-out part may be a few rows larger. Both parts
-    keep the source's order.
-
-    Raises:
-        DataError: ``n`` is not between 1 and half of the rows.
-    """
-    if not 1 <= n <= len(dataset.rows) // 2:
-        raise DataError(
-            f"Cannot hold out {n} of the {len(dataset.rows)} rows of {dataset.name} "
-            f"{dataset.split}.",
-            hint="Set `held_out` to at most half of the training rows.",
-        )
-    keys = [
-        hashlib.sha256(f"{seed}:{normalise(row.text)}".encode()).digest() for row in dataset.rows
-    ]
-    last = sorted(keys)[n - 1]
-
-    def part(name: str, held: bool) -> Dataset:
-        rows = tuple(
-            row for row, key in zip(dataset.rows, keys, strict=True) if (key <= last) is held
-        )
-        marks = {"part": f"{name} (n={n}, seed={seed})", "rows_sha256": rows_sha256(rows)}
-        return replace(dataset, rows=rows, provenance={**dataset.provenance, **marks})
-
-    return part("train", False), part("held_out", True)
 
 
 # -- folders --------------------------------------------------------------------------------

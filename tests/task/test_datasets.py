@@ -14,7 +14,8 @@ import pytest
 from agentwire.config import Config
 from agentwire.errors import DataError
 from agentwire.task import datasets
-from agentwire.task.datasets import Dataset, held_out_split, load_rows, shares_sentences, where
+from agentwire.task.datasets import Dataset, load_rows, shares_sentences, where
+from agentwire.task.holdout import held_out_split
 from agentwire.task.rows import Example, normalise, rows_sha256
 
 ROWS = [{"text": "a fine film", "label": 1}, {"text": "a dull film", "label": 0}]
@@ -258,3 +259,20 @@ def test_which_datasets_share_sentences() -> None:
     assert not shares_sentences("sst2", "sst2")
     assert not shares_sentences("sst2", "trec")
     assert not shares_sentences("ag_news", "trec")
+
+
+def test_phrases_of_a_held_out_sentence_leave_training_and_phrases_are_not_held_out() -> None:
+    sentences = [f"a film number {index} of some kind" for index in range(30)]
+    phrases = [f"number {index} of" for index in range(30)]
+    train, held = held_out_split(dataset_of(sentences + phrases), 10)
+    held_texts = {row.text for row in held.rows}
+    assert held_texts <= set(sentences)
+    kept = {row.text for row in train.rows}
+    for index, (sentence, phrase) in enumerate(zip(sentences, phrases, strict=True)):
+        assert (sentence in kept, phrase in kept) == ((sentence not in held_texts,) * 2), index
+
+
+def test_a_word_inside_a_longer_word_is_no_phrase() -> None:
+    texts = [f"art {index}" for index in range(10)] + [f"party {index} x" for index in range(10)]
+    _, held = held_out_split(dataset_of(texts), 10)
+    assert any(row.text.startswith("art") for row in held.rows)

@@ -1,0 +1,228 @@
+"""``agentwire train``: from a resolved scenario to a bridge folder."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from agentwire.bridge import store, trainer
+from agentwire.bridge.card import BridgeCard, CardModel, CardTraining
+from agentwire.bridge.resampler import Resampler, ResamplerShape
+from agentwire.bridge.states import StateCache, cache_states
+from agentwire.config import Config
+from agentwire.errors import ScenarioError
+from agentwire.model.transformers import TransformersBackend
+from agentwire.scenario.resolve import Resolved
+from agentwire.scenario.schema import TrainSpec
+from agentwire.task.datasets import Dataset, load_rows
+from agentwire.task.definitions import load_definition
+from agentwire.task.holdout import held_out_split
+from agentwire.wire.messages import ModelIdentity, TaskSpec
+
+TRAIN_SPLIT = "train"
+RMS_SLACK = 0.05
+"""Soft tokens have RMS alpha by construction; fp16 rounding moves it by far less than this part."""
+
+Progress = Callable[[str, float], None]
+
+
+def train_scenario(
+    resolved: Resolved, *, out: Path, progress: Progress, config: Config | None = None
+) -> Path:
+    """Trains the bridge of the scenario's first wire and writes ``out``/<bridge name>/.
+
+    Only the dataset's training split is read: part of it is held out and chooses the step.
+
+    Args:
+        resolved: what runs here; the models' weights are on this machine.
+        out: folder that holds bridges.
+        progress: told the stage and the fraction done.
+
+    Returns:
+        the bridge's folder.
+
+    Raises:
+        ScenarioError: the scenario has no task, or its sender has no layer.
+        DataError, ModelError, DeviceError, BridgeError: see the called functions.
+    """
+    if resolved.data is None:
+        raise ScenarioError(
+            "the scenario has no `task:`, so there is nothing to train for.",
+            hint="Add a task with a dataset.",
+        )
+    recipe = resolved.scenario.train
+    torch.manual_seed(recipe.seed)
+    wire = resolved.wire
+    layer = resolved.choices[wire.spec.sender].layer
+    if layer is None:
+        raise ScenarioError(
+            f"the agent {wire.spec.sender} sends but has no `layer`.",
+            hint="Say after how many of its layers the bridge reads, e.g. `layer: 16`.",
+        )
+    data = load_rows(
+        resolved.data.dataset,
+        TRAIN_SPLIT,
+        config=config or Config.from_env(),
+        path=resolved.data.path,
+    )
+    rows, held_out = held_out_split(data, min(recipe.held_out, len(data) // 8), recipe.seed)
+    if recipe.max_rows:
+        rows = replace(rows, rows=rows.rows[: recipe.max_rows])
+    task = load_definition(resolved.data.dataset).spec()
+    started = time.monotonic()
+    receiver = TransformersBackend.load(resolved.agents[wire.spec.receiver], _stage(progress, 0.0))
+    sender = TransformersBackend.load(resolved.agents[wire.spec.sender], _stage(progress, 0.03))
+    sender_identity = sender.identity
+    caches = _cache(sender, rows, held_out, layer, recipe, progress)
+    del sender  # a large sender makes room for the receiver's activations
+    cache, held = (_moved(c, receiver.device) for c in caches)
+    module = _new_bridge(cache, receiver, sender_identity, wire.spec.soft_tokens, recipe)
+    trained = _train(module, receiver, task, cache, held, recipe, progress)
+    card = BridgeCard(
+        name=wire.bridge,
+        description=f"{resolved.data.dataset}: {sender_identity.name} -> {receiver.identity.name}",
+        sender=_card_model(sender_identity),
+        receiver=_card_model(receiver.identity),
+        layer=layer,
+        soft_tokens=wire.spec.soft_tokens,
+        hidden=recipe.hidden,
+        blocks=recipe.blocks,
+        heads=recipe.heads,
+        feed_forward=recipe.feed_forward,
+        parameters=module.count_parameters(),
+        rms_range=_rms_range(receiver.identity.embedding_rms),
+        prompts=(task.prompt_hash,),
+        training=CardTraining(
+            dataset=data.name,
+            split=TRAIN_SPLIT,
+            rows=len(rows),
+            held_out=len(held_out),
+            held_out_accuracy=round(trained.best.accuracy, 4),
+            step=trained.best.step,
+            seconds=round(time.monotonic() - started, 1),
+            device=device_name(receiver.device),
+            recipe=recipe.model_dump(),
+            provenance=_public(rows),
+            versions={name: importlib.metadata.version(name) for name in ("torch", "transformers")},
+            date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        ),
+        weights_sha256="0" * 64,  # ``save`` fills it in
+    )
+    folder = out / wire.bridge
+    store.save(folder, card, trained.module)
+    return folder
+
+
+def device_name(device: torch.device) -> str:
+    """For people: the GPU's name, or ``cpu``."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _stage(progress: Progress, begin: float) -> Progress:
+    return lambda stage, fraction: progress(f"loading: {stage}", begin + 0.03 * fraction)
+
+
+def _cache(
+    sender: TransformersBackend,
+    rows: Dataset,
+    held_out: Dataset,
+    layer: int,
+    recipe: TrainSpec,
+    progress: Progress,
+) -> tuple[StateCache, StateCache]:
+    """The sender's states for both parts."""
+
+    def one(part: Dataset, begin: float, share: float) -> StateCache:
+        return cache_states(
+            sender,
+            [row.text for row in part.rows],
+            [row.label for row in part.rows],
+            layer=layer,
+            max_tokens=recipe.max_text_tokens,
+            progress=lambda done: progress("the sender's states", begin + share * done),
+        )
+
+    return one(rows, 0.06, 0.2), one(held_out, 0.26, 0.02)
+
+
+def _moved(cache: StateCache, device: torch.device) -> StateCache:
+    return StateCache(
+        flat=cache.flat.to(device),
+        offsets=cache.offsets.to(device),
+        lengths=cache.lengths.to(device),
+        labels=cache.labels.to(device),
+    )
+
+
+def _new_bridge(
+    cache: StateCache,
+    receiver: TransformersBackend,
+    sender: ModelIdentity,
+    soft_tokens: int,
+    recipe: TrainSpec,
+) -> Resampler:
+    """An untrained bridge that knows the states' statistics and the receiver's embedding scale."""
+    shape = ResamplerShape(
+        sender_width=sender.width,
+        width=receiver.identity.width,
+        soft_tokens=soft_tokens,
+        hidden=recipe.hidden,
+        blocks=recipe.blocks,
+        heads=recipe.heads,
+        feed_forward=recipe.feed_forward,
+    )
+    module = Resampler(shape, dropout=recipe.dropout).to(receiver.device)
+    mean, std = cache.statistics()
+    module.mean.copy_(mean)
+    module.std.copy_(std)
+    module.alpha.fill_(receiver.identity.embedding_rms)
+    return module
+
+
+def _train(
+    module: Resampler,
+    receiver: TransformersBackend,
+    task: TaskSpec,
+    cache: StateCache,
+    held_out: StateCache,
+    recipe: TrainSpec,
+    progress: Progress,
+) -> trainer.Trained:
+    receiver.prepare(task)
+
+    def report(now: trainer.Evaluation) -> None:
+        progress(
+            f"step {now.step}: loss {now.train_loss:.3f}, held-out {now.accuracy:.3f}",
+            0.28 + 0.72 * now.step / recipe.steps,
+        )
+
+    return trainer.train(
+        module, lambda soft: receiver.logits_from_soft(soft, task), cache, held_out, recipe, report
+    )
+
+
+def _card_model(identity: ModelIdentity) -> CardModel:
+    return CardModel(
+        model=identity.name,
+        fingerprint=identity.fingerprint,
+        width=identity.width,
+        layers=identity.layers,
+    )
+
+
+def _rms_range(alpha: float) -> tuple[float, float]:
+    return (round(alpha * (1 - RMS_SLACK), 6), round(alpha * (1 + RMS_SLACK), 6))
+
+
+def _public(rows: Dataset) -> dict[str, str]:
+    """Provenance without this machine's paths: a card is for everybody."""
+    known = dict(rows.provenance)
+    if known.get("source") == "folder":
+        known["location"] = f"{rows.name}/{rows.split}.jsonl"
+    return known

@@ -1,0 +1,80 @@
+"""Held-out training rows: what chooses steps, layers and rates, so that test rows never do."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+from agentwire.errors import DataError
+from agentwire.task.datasets import Dataset
+from agentwire.task.rows import normalise, rows_sha256
+
+
+def held_out_split(dataset: Dataset, n: int, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """Training rows and n held-out rows of a training split, the same for the same seed.
+
+    The held-out rows are the first n *whole* texts in the order of sha256(seed, words): a text
+    that stands inside another row is not whole. Training rows that stand inside a held-out text
+    are dropped, and so are its repetitions. Both matter for SST-2, whose training split holds
+    phrases cut from its sentences: a phrase of a held-out sentence in training would let the
+    held-out figure measure memory. Both parts keep the source's order.
+
+    Raises:
+        DataError: ``n`` is not between 1 and half of the rows, or too few texts are whole.
+    """
+    if not 1 <= n <= len(dataset.rows) // 2:
+        raise DataError(
+            f"Cannot hold out {n} of the {len(dataset.rows)} rows of {dataset.name} "
+            f"{dataset.split}.",
+            hint="Set `held_out` to at most half of the training rows.",
+        )
+    words = [normalise(row.text) for row in dataset.rows]
+    chosen = _whole_texts(words, n, seed)
+    if len(chosen) < n:
+        raise DataError(
+            f"Only {len(chosen)} texts of {dataset.name} {dataset.split} are not part of another.",
+            hint=f"Set `held_out` to at most {len(chosen)}.",
+        )
+    held_words = {words[i] for i in chosen}
+    inside = _Lines(sorted(held_words))
+    kept = [i for i, text in enumerate(words) if not inside.contain(text)]
+
+    def part(name: str, indices: Sequence[int]) -> Dataset:
+        rows = tuple(dataset.rows[i] for i in sorted(indices))
+        marks = {"part": f"{name} (n={n}, seed={seed})", "rows_sha256": rows_sha256(rows)}
+        return replace(dataset, rows=rows, provenance={**dataset.provenance, **marks})
+
+    return part("train", kept), part("held_out", chosen)
+
+
+class _Lines:
+    """Texts, one a line, each between spaces: finds whole words only."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._lines = "".join(f"\n {text} " for text in texts) + "\n"
+
+    def contain(self, text: str) -> bool:
+        """Whether ``text`` is one of them, or stands inside one of them."""
+        return f" {text} " in self._lines
+
+    def extend(self, text: str) -> bool:
+        """Whether ``text`` stands inside a longer one of them."""
+        return self._lines.count(f" {text} ") > self._lines.count(f"\n {text} \n")
+
+
+def _whole_texts(words: Sequence[str], n: int, seed: int) -> list[int]:
+    """Indices of the first n different texts, in hash order, that are not part of another."""
+    lines = _Lines(words)
+    keys = [hashlib.sha256(f"{seed}:{text}".encode()).digest() for text in words]
+    chosen: list[int] = []
+    seen: set[str] = set()
+    for index in sorted(range(len(words)), key=keys.__getitem__):
+        text = words[index]
+        if not text or text in seen or lines.extend(text):
+            continue
+        seen.add(text)
+        chosen.append(index)
+        if len(chosen) == n:
+            break
+    return chosen
