@@ -13,11 +13,12 @@ import logging
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, Literal, Protocol
 
 from agentwire.agent.fallback import AfterNack, after_nack
+from agentwire.dispatch import cancels_of, message_of, parcels_of
+from agentwire.endings import dead_letter_error, down_error, late_error
 from agentwire.errors import (
     BusClosed,
     InputError,
@@ -27,37 +28,28 @@ from agentwire.errors import (
     RequestError,
     ScenarioError,
 )
-from agentwire.ledger import Dispatch, Ledger, Request, down_error
+from agentwire.ledger import Ledger, Request
+from agentwire.outcomes import EventLog, Outcome, Outcomes
 from agentwire.reply import Reply, answers_of, reply_of
 from agentwire.wire.codec import encode
 from agentwire.wire.credit import CreditGate
 from agentwire.wire.messages import (
     DIRECT_PREFIX,
-    Cancel,
     Channel,
     Credit,
     Define,
-    Encode,
     Envelope,
     Message,
     Nack,
     Result,
-    Row,
     TaskSpec,
-    Text,
 )
 
 log = logging.getLogger(__name__)
 
-Outcome: TypeAlias = Reply | RequestError
-MAX_REPLIES: Final = 4096
 MAX_TASKS: Final = 512
 """Tasks taken as known to the broker: fewer than it keeps."""
-MESSAGE_ROWS: Final = 256
-MESSAGE_BYTES: Final = 8 * 1024 * 1024
-MAX_MS: Final = 2**31 - 1
 RETRY_S: Final = 0.2
-MAX_CANCELS: Final = 256  # request ids in one Cancel
 
 
 class Link(Protocol):
@@ -66,21 +58,6 @@ class Link(Protocol):
     def start(self) -> None: ...
     def send(self, message: Message) -> None: ...
     def close(self, reason: str = "", timeout: float = 2.0) -> None: ...
-
-
-class EventLog(Protocol):
-    """Where events are written (``telemetry.journal.Journal``)."""
-
-    def write(self, event: str, **fields: Any) -> None: ...
-
-
-@dataclass(eq=False, slots=True)
-class _Pending:
-    """A request that somebody waits for."""
-
-    task: TaskSpec
-    future: asyncio.Future[Outcome]
-    waiters: int = 0
 
 
 class Client:
@@ -102,9 +79,7 @@ class Client:
         self._link = connect(self._from_io(self._receive), self._from_io(self._lose))
         self._ledger = Ledger(wires)
         self._gate = CreditGate()
-        self._journal = journal
-        self._pending: dict[bytes, _Pending] = {}
-        self._replies: OrderedDict[bytes, Reply] = OrderedDict()
+        self._outcomes = Outcomes(journal)
         self._defined: OrderedDict[str, None] = OrderedDict()
         self._wake: asyncio.TimerHandle | None = None
         self._closed = ""
@@ -140,20 +115,13 @@ class Client:
         # The living end of the wire may still have copies in its queue.
         self._send_cancels(death.recalled)
         for request in death.dead_letters:
-            self._finish(
-                [request],
-                RequestError(
-                    NackCode.DEAD_LETTER,
-                    f"Request {request.request_id.hex()} was in flight at two deaths of {agent} "
-                    f"and is not sent again (last: {reason}).",
-                    hint=f"See what is special about its text; {agent}'s log may say more.",
-                ),
-            )
+            error = dead_letter_error(request.request_id, agent, reason)
+            self._outcomes.fail([request], error)
         self._pump()
 
     def agent_down(self, agent: str, reason: str) -> None:
         """The agent is gone for good: so is every request through it, now and later."""
-        self._finish(self._ledger.down(agent, reason), down_error(agent, reason))
+        self._outcomes.fail(self._ledger.down(agent, reason), down_error(agent, reason))
         self._pump()
 
     # -- requests ---------------------------------------------------------------------------
@@ -184,7 +152,7 @@ class Client:
             raise BusClosed(f"The bus is closed: {self._closed}.")
         ids = list(request_ids or (os.urandom(16) for _ in texts))
         now = self._loop.time()
-        known = {i: self._replies[i] for i in ids if i in self._replies}
+        known = {i: reply for i in ids if (reply := self._outcomes.reply(i)) is not None}
         new: dict[bytes, Request] = {}
         for request_id, text in zip(ids, texts, strict=True):
             old = self._ledger.get(request_id) or new.get(request_id)
@@ -198,8 +166,11 @@ class Client:
                     request_id, wire, task.task_id, text, channel, fallback, now, now + deadline_s
                 )
         timer = self._admit(list(new.values()), task, deadline_s)
-        waits = {i: self._pending[i] for i in ids if i not in known}
-        await self._wait(waits)
+        waits = {i: self._outcomes.pending(i) for i in ids if i not in known}
+        try:
+            await self._outcomes.wait(waits)
+        finally:
+            self._abandon([i for i, p in waits.items() if not p.waiters and not p.future.done()])
         if timer is not None and all(r.request_id not in self._ledger for r in new.values()):
             timer.cancel()
         return [known[i] if i in known else waits[i].future.result() for i in ids]
@@ -210,35 +181,20 @@ class Client:
         if not requests:
             return None
         self._define(task)
-        self._ledger.admit(list(_parcels(requests)))
-        for request in requests:
-            self._pending[request.request_id] = _Pending(task, self._loop.create_future())
-        wire = requests[0].wire
-        self._write("admitted", requests, wire=wire, task=task.name, channel=requests[0].channel)
+        self._ledger.admit(list(parcels_of(requests)))
+        self._outcomes.expect(requests, task)
         self._pump()
         if deadline_s == math.inf:
             return None
         return self._loop.call_later(deadline_s, self._expire, requests)
 
-    async def _wait(self, waits: Mapping[bytes, _Pending]) -> None:
-        for pending in waits.values():
-            pending.waiters += 1
-        try:
-            futures = [p.future for p in waits.values() if not p.future.done()]
-            if futures:
-                await asyncio.wait(futures)
-        finally:
-            unwanted = []
-            for request_id, pending in waits.items():
-                pending.waiters -= 1
-                if not pending.waiters and not pending.future.done():
-                    request = self._ledger.settle(request_id)
-                    if request is not None:
-                        unwanted.append(request)
-            if unwanted:
-                self._send_cancels(unwanted)
-                self._finish(unwanted, RequestError(NackCode.CANCELLED, "It was cancelled."))
-                self._pump()
+    def _abandon(self, request_ids: Sequence[bytes]) -> None:
+        """Cancels requests that nobody waits for any more."""
+        requests = [r for i in request_ids if (r := self._ledger.settle(i)) is not None]
+        if requests:
+            self._send_cancels(requests)
+            self._outcomes.fail(requests, RequestError(NackCode.CANCELLED, "It was cancelled."))
+            self._pump()
 
     def _define(self, task: TaskSpec) -> None:
         task_id = task.task_id
@@ -261,19 +217,9 @@ class Client:
             return
         self._send_cancels(late)
         for request in late:
-            if request.attempts or not self._ledger.is_ready(request.wire):
-                error = RequestError(
-                    NackCode.DEADLINE,
-                    f"Request {request.request_id.hex()} was not answered in time.",
-                    hint="Allow more time (deadline), or send less at once.",
-                )
-            else:
-                error = RequestError(
-                    NackCode.OVERLOADED,
-                    f"Request {request.request_id.hex()}: no room on {request.wire} in time.",
-                    hint="Send less at once, or allow more time (deadline).",
-                )
-            self._finish([request], error)
+            sent = request.attempts > 0 or not self._ledger.is_ready(request.wire)
+            error = late_error(request.request_id, request.wire, sent=sent)
+            self._outcomes.fail([request], error)
         self._pump()
 
     # -- sending ----------------------------------------------------------------------------
@@ -286,7 +232,7 @@ class Client:
             if dispatch is None:
                 break
             self._gate.take(dispatch.wire, sum(r.size for r in dispatch.requests))
-            self._send(_message(dispatch, now))
+            self._send(message_of(dispatch, now))
         if self._wake is not None:
             self._wake.cancel()
             self._wake = None
@@ -301,13 +247,8 @@ class Client:
             self._lose(error.message)
 
     def _send_cancels(self, requests: Iterable[Request]) -> None:
-        wires: dict[str, list[bytes]] = {}
-        for request in requests:
-            if request.attempts:
-                wires.setdefault(request.wire, []).append(request.request_id)
-        for wire, ids in wires.items():
-            for start in range(0, len(ids), MAX_CANCELS):
-                self._send(Cancel(wire, tuple(ids[start : start + MAX_CANCELS])))
+        for cancel in cancels_of(requests):
+            self._send(cancel)
 
     # -- receiving --------------------------------------------------------------------------
 
@@ -327,33 +268,26 @@ class Client:
         self._pump()
 
     def _result(self, result: Result, arrival: float) -> None:
-        wanted = [
-            (i, row.request_id)
-            for i, row in enumerate(result.rows)
-            if row.request_id in self._ledger
-            and self._pending[row.request_id].task.task_id == result.task
-        ]
-        if not wanted:
-            return  # a duplicate
-        task = self._pending[wanted[0][1]].task
+        task: TaskSpec | None = None
+        wanted: list[int] = []
+        for i, row in enumerate(result.rows):
+            asked = self._outcomes.task(row.request_id)
+            if asked is not None and asked.task_id == result.task:
+                task = asked
+                wanted.append(i)
+        if task is None:
+            return  # duplicates
         try:
             answers = answers_of(result, task)
         except RemoteProtocolError as error:
             self._nack(Nack(error.code, error.message, result.wire, result.rows))
             return
-        done = []
-        for i, request_id in wanted:
-            request = self._ledger.settle(request_id)
-            if request is None:
-                continue  # twice in one message
-            pending = self._pending.pop(request_id)
-            reply = reply_of(request, result, answers[i], arrival)
-            self._replies[request_id] = reply
-            pending.future.set_result(reply)
-            done.append(request)
-        while len(self._replies) > MAX_REPLIES:
-            self._replies.popitem(last=False)
-        self._write("finished", done, outcome="answered", channel=result.channel)
+        answered: list[tuple[Request, Reply]] = []
+        for i in wanted:
+            request = self._ledger.settle(result.rows[i].request_id)
+            if request is not None:
+                answered.append((request, reply_of(request, result, answers[i], arrival)))
+        self._outcomes.answer(answered)
 
     def _nack(self, nack: Nack) -> None:
         failed: list[Request] = []
@@ -374,17 +308,9 @@ class Client:
                 self._ledger.settle(row.request_id)
                 failed.append(request)
         if failed:
-            self._finish(failed, RequestError(nack.code, f"{nack.wire}: {nack.reason}"))
+            self._outcomes.fail(failed, RequestError(nack.code, f"{nack.wire}: {nack.reason}"))
 
     # -- endings ----------------------------------------------------------------------------
-
-    def _finish(self, requests: Sequence[Request], error: RequestError) -> None:
-        """The outcome of requests that the ledger has settled."""
-        for request in requests:
-            pending = self._pending.pop(request.request_id)
-            if not pending.future.done():
-                pending.future.set_result(error)
-        self._write("finished", requests, outcome=error.code.value, reason=error.message)
 
     def _lose(self, reason: str) -> None:
         self._end_all(f"the bus is lost ({reason})")
@@ -397,50 +323,6 @@ class Client:
         self._send_cancels(outstanding)
         for request in outstanding:
             self._ledger.settle(request.request_id)
-        self._finish(outstanding, RequestError(NackCode.CLOSING, f"Unanswered: {reason}."))
+        self._outcomes.fail(outstanding, RequestError(NackCode.CLOSING, f"Unanswered: {reason}."))
         if self._wake is not None:
             self._wake.cancel()
-
-    def _write(self, event: str, requests: Sequence[Request], **fields: Any) -> None:
-        if self._journal is not None and requests:
-            ids = [request.request_id.hex() for request in requests]
-            self._journal.write(event, request_ids=ids, **fields)
-
-
-def _message(dispatch: Dispatch, now: float) -> Encode | Text:
-    head = dispatch.head
-    rows = tuple(
-        Row(
-            r.request_id,
-            None if r.deadline == math.inf else min(MAX_MS, max(0, int((r.deadline - now) * 1000))),
-            size=r.size,
-        )
-        for r in dispatch.requests
-    )
-    texts = tuple(r.text for r in dispatch.requests)
-    if dispatch.wire.startswith(DIRECT_PREFIX):
-        return Text(dispatch.wire, head.task, rows, texts, solo=dispatch.solo)
-    return Encode(
-        dispatch.wire,
-        head.task,
-        head.channel,
-        head.fallback,
-        rows,
-        texts,
-        head.reason,
-        dispatch.solo,
-    )
-
-
-def _parcels(requests: Sequence[Request]) -> Iterator[list[Request]]:
-    """Groups that fit a message each."""
-    parcel: list[Request] = []
-    size = 0
-    for request in requests:
-        if parcel and (len(parcel) == MESSAGE_ROWS or size + request.size > MESSAGE_BYTES):
-            yield parcel
-            parcel, size = [], 0
-        parcel.append(request)
-        size += request.size
-    if parcel:
-        yield parcel

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from agentwire.errors import NackCode, RequestError
+from agentwire.endings import down_error, full_error
 from agentwire.wire.messages import Channel
 
 DEATHS: Final = 2
@@ -134,11 +134,7 @@ class Ledger:
             if agent in self._down:
                 raise down_error(agent, self._down[agent])
         if len(self._requests) + sum(map(len, parcels)) > self._max_outstanding:
-            raise RequestError(
-                NackCode.OVERLOADED,
-                f"{len(self._requests)} requests are outstanding, no more are taken.",
-                hint="Wait for answers before you send more.",
-            )
+            raise full_error(len(self._requests))
         for parcel in parcels:
             self._requests.update((request.request_id, request) for request in parcel)
             self._waiting[wire].append(tuple(parcel))
@@ -261,15 +257,6 @@ class Ledger:
         request.in_flight = False
         for agent in self._wires[request.wire]:
             self._in_flight[agent].pop(request.request_id, None)
-
-
-def down_error(agent: str, reason: str) -> RequestError:
-    """The outcome of a request to an agent that is gone for good."""
-    return RequestError(
-        NackCode.AGENT_DOWN,
-        f"The agent {agent} is down: {reason}.",
-        hint="Its log in the run's folder (logs/) says why.",
-    )
 
 
 def _alike(requests: Collection[Request]) -> list[tuple[Request, ...]]:

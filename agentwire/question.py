@@ -4,13 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias, TypedDict
 
 from agentwire.errors import ScenarioError
-from agentwire.wire.messages import RelaySpec, TaskSpec
+from agentwire.wire.messages import Channel, RelaySpec, TaskSpec
+
+ChannelName: TypeAlias = Channel | Literal["soft", "text"]
+Fallback: TypeAlias = Literal["text", "error"]
+Relay: TypeAlias = Literal["summary", "verbatim"]
 
 GENERATED_TOKENS: Final = 64
 """Longest answer where a prompt without labels does not say."""
+
+
+class Question(TypedDict, total=False):
+    """What a call to one agent may say (``Runtime.send`` explains each)."""
+
+    prompt: str | None
+    labels: Sequence[str] | None
+    generate: int | None
+    deadline: float | None
+
+
+class WireQuestion(Question, total=False):
+    """What a call over a wire may say (``Runtime.send`` explains each)."""
+
+    bridge: str | None
+    fallback: Fallback | None
+    channel: ChannelName | None
+    relay: Relay | None
 
 
 def make_task(
@@ -19,7 +41,7 @@ def make_task(
     prompt: str | None = None,
     labels: Sequence[str] | None = None,
     generate: int | None = None,
-    relay: Literal["summary", "verbatim"] | None = None,
+    relay: Relay | None = None,
 ) -> TaskSpec:
     """The task of one call.
 
@@ -80,3 +102,47 @@ def _asked(
     if generate is not None:
         return replace(default, labels=(), max_new_tokens=generate)
     return default
+
+
+def check_deadline(deadline: float | None, default: float) -> float:
+    """Seconds that a request may take.
+
+    Raises:
+        ScenarioError: none at all.
+    """
+    seconds = default if deadline is None else deadline
+    if not seconds > 0:
+        raise ScenarioError(f"The deadline {seconds} s is over.", hint="Give seconds above 0.")
+    return seconds
+
+
+def parse_request_ids(request_ids: Sequence[str] | None, count: int) -> list[bytes] | None:
+    """16 bytes for each of ``count`` requests; None where the caller gave none.
+
+    Raises:
+        ScenarioError: not one for each, or one is not 32 hex digits.
+    """
+    if request_ids is None:
+        return None
+    if len(request_ids) != count:
+        raise ScenarioError(
+            f"{len(request_ids)} request ids for {count} texts.", hint="Give one for each text."
+        )
+    return [_request_id(digits) for digits in request_ids]
+
+
+def _request_id(digits: str) -> bytes:
+    try:
+        request_id = bytes.fromhex(digits)
+    except ValueError:
+        request_id = b""
+    if len(request_id) != 16:
+        raise ScenarioError(
+            f"The request id {digits!r} is not 32 hex digits.", hint="uuid.uuid4().hex makes one."
+        )
+    return request_id
+
+
+def only(request_id: str | None) -> list[str] | None:
+    """The ids of a batch of one."""
+    return None if request_id is None else [request_id]

@@ -13,58 +13,38 @@ an agent that dies is started again, and what it had not answered is sent again.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import shutil
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, TypeAlias
+from typing import Self, Unpack
 
-import anyio
-
-from agentwire.agent.lifecycle import (
-    AgentDied,
-    AgentDown,
-    AgentEvent,
-    AgentLimits,
-    AgentLoading,
-    AgentReady,
-    AgentStarted,
+from agentwire.agent.lifecycle import AgentLimits
+from agentwire.dispatch import batches_of
+from agentwire.errors import AgentwireError
+from agentwire.host import Host
+from agentwire.outcomes import EventLog, Outcome, answered
+from agentwire.question import (
+    ChannelName,
+    Fallback,
+    Question,
+    Relay,
+    WireQuestion,
+    check_deadline,
+    make_task,
+    only,
+    parse_request_ids,
 )
-from agentwire.agent.spec import BusAddress
-from agentwire.agent.supervisor import Supervisor
-from agentwire.bus.broker import Broker
-from agentwire.bus.endpoint import Endpoint
-from agentwire.bus.events import BrokerEvent, BrokerFailed, WireAgreed, WireRefused
-from agentwire.bus.security import make_run_folder, new_token
-from agentwire.client import Client, EventLog, Outcome
-from agentwire.errors import AgentwireError, RequestError, ScenarioError
-from agentwire.question import make_task
 from agentwire.reply import AgentInfo, ProgressEvent, Reply
 from agentwire.scenario.fetch import fetch
 from agentwire.scenario.load import load_scenario
 from agentwire.scenario.resolve import Resolved, resolve
 from agentwire.scenario.schema import Scenario
-from agentwire.telemetry.journal import Journal
-from agentwire.wire.messages import Channel, Hello, Message, Role, TaskSpec, direct_wire
+from agentwire.wire.messages import Channel, direct_wire
+from agentwire.wire.states import Timing
 from agentwire.wiring import Wiring
 
-__all__ = [
-    "AgentInfo",
-    "AgentLimits",
-    "Outcome",
-    "ProgressEvent",
-    "Reply",
-    "Runtime",
-    "Wiring",
-    "open",
-]
-
-CLIENT = "client"
-Fallback: TypeAlias = Literal["text", "error"]
-Relay: TypeAlias = Literal["summary", "verbatim"]
+__all__ = ["AgentInfo", "AgentLimits", "Outcome", "ProgressEvent", "Reply", "Runtime", "open"]
 
 
 def open(
@@ -92,10 +72,9 @@ def open(
 
 
 class Runtime:
-    """Running agents, and calls to them.
+    """Running agents, and calls to them: an async context manager, or ``start`` and ``aclose`` it.
 
-    Use it as an async context manager, or ``start`` and ``aclose`` it; both in the same event
-    loop (asyncio), though not necessarily in the same task.
+    Both in the same event loop (asyncio), though not necessarily in the same task.
 
     Args:
         what: a resolved scenario, or a wiring built by hand.
@@ -103,6 +82,7 @@ class Runtime:
         journal: told what happens; default: ``journal.jsonl`` in ``run_folder``, if there is one.
         progress: as in ``open``.
         limits: how long agents may take and how often they may die.
+        timing: heartbeats of the bus.
     """
 
     def __init__(
@@ -113,20 +93,16 @@ class Runtime:
         journal: EventLog | None = None,
         progress: Callable[[ProgressEvent], None] | None = None,
         limits: AgentLimits | None = None,
+        timing: Timing | None = None,
     ) -> None:
         self._resolved = None if isinstance(what, Wiring) else what
         self._wiring = what if isinstance(what, Wiring) else Wiring.of(what)
         self._run_folder = run_folder
         self._journal = journal
-        self._own_journal: Journal | None = None
         self._progress = progress or (lambda event: None)
         self._limits = limits
-        self._agents: dict[str, AgentInfo] = {}
-        self._bus_folder: Path | None = None
-        self._broker: Broker | None = None
-        self._client: Client | None = None
-        self._supervisor: Supervisor | None = None
-        self.run_id = os.urandom(16)
+        self._timing = timing
+        self._host: Host | None = None
 
     # -- life -------------------------------------------------------------------------------
 
@@ -149,88 +125,47 @@ class Runtime:
             InputError: an agent cannot start for a reason that the user can mend.
             AgentwireError: an agent does not start; or this runtime was started before.
         """
-        if self._bus_folder is not None:
+        if self._host is not None:
             raise AgentwireError("This runtime was started before.", hint="Open a new one.")
-        self._loop = asyncio.get_running_loop()
-        self._bus_folder = make_run_folder()
+        if self._resolved is not None:
+            self._wiring = await self._fetch(self._resolved)
+        self._host = Host(
+            self._wiring,
+            run_folder=self._run_folder,
+            journal=self._journal,
+            progress=self._progress,
+            limits=self._limits,
+            timing=self._timing,
+        )
         try:
-            await self._start(self._bus_folder)
+            await self._host.start()
         except BaseException:
             await self.aclose()
             raise
 
-    async def _start(self, bus_folder: Path) -> None:
-        if self._resolved is not None:
-            fetched = await asyncio.to_thread(fetch, self._resolved, progress=self._on_fetch)
-            self._wiring = Wiring.of(fetched)
-        wiring = self._wiring
-        folder = self._run_folder or bus_folder
-        folder.mkdir(parents=True, exist_ok=True)
-        if self._run_folder is not None and self._journal is None:
-            self._journal = self._own_journal = Journal(folder / "journal.jsonl")
-        token = new_token()
-        self._broker = broker = Broker(
-            run=self.run_id,
-            folder=bus_folder,
-            wires=wiring.ends,
-            token=token,
-            on_event=self._from_broker,
-        )
-        broker.start()
-        address = BusAddress(endpoint=broker.endpoint, run=self.run_id.hex(), epoch=1, token=token)
-
-        def connect(
-            on_message: Callable[[Message, float], None], on_lost: Callable[[str], None]
-        ) -> Endpoint:
-            hello = Hello(CLIENT, Role.CLIENT)
-            return Endpoint(address, hello, on_message=on_message, on_lost=on_lost)
-
-        self._client = Client(connect, wiring.routes, self._journal)
-        self._client.start()
-        self._supervisor = Supervisor(
-            wiring.agents,
-            broker,
-            run=self.run_id,
-            token=token,
-            logs=folder / "logs",
-            on_event=self._on_agent,
-            limits=self._limits,
-        )
-        self._supervisor.start()
-        await self._supervisor.ready()
-
     async def aclose(self) -> None:
         """Ends outstanding requests with CLOSING, then agents and bus. Safe to call twice."""
-        supervisor, client, broker = self._supervisor, self._client, self._broker
-        self._supervisor = self._broker = None
-        with anyio.CancelScope(shield=True):  # an interrupted run must not leave processes behind
-            try:
-                if client is not None:
-                    await client.close("the runtime is closed")
-                if supervisor is not None:
-                    await supervisor.stop()
-            finally:
-                if supervisor is not None:
-                    supervisor.kill()
-                try:
-                    if broker is not None:
-                        await asyncio.to_thread(broker.stop)
-                finally:
-                    if self._own_journal is not None:
-                        self._own_journal.close()
-                    if self._bus_folder is not None:
-                        shutil.rmtree(self._bus_folder, ignore_errors=True)
+        if self._host is not None:
+            await self._host.aclose()
+
+    async def _fetch(self, resolved: Resolved) -> Wiring:
+        loop = asyncio.get_running_loop()
+
+        def report(what: str, stage: str, fraction: float) -> None:
+            loop.call_soon_threadsafe(self._progress, ProgressEvent(what, stage, fraction))
+
+        return Wiring.of(await asyncio.to_thread(fetch, resolved, progress=report))
 
     # -- what runs --------------------------------------------------------------------------
 
     @property
     def agents(self) -> Mapping[str, AgentInfo]:
         """The latest incarnation of each agent that was ready once."""
-        return dict(self._agents)
+        return {} if self._host is None else dict(self._host.agents)
 
     def metrics(self) -> Mapping[str, int]:
-        """Counters and gauges of the bus (``Broker.metrics``); empty when closed."""
-        return {} if self._broker is None else self._broker.metrics()
+        """Counters and gauges of the bus (``Broker.metrics``)."""
+        return {} if self._host is None else self._host.metrics()
 
     # -- calls ------------------------------------------------------------------------------
 
@@ -247,7 +182,7 @@ class Runtime:
         deadline: float | None = None,
         fallback: Fallback | None = None,
         request_id: str | None = None,
-        channel: Channel | Literal["soft", "text"] | None = None,
+        channel: ChannelName | None = None,
         relay: Relay | None = None,
     ) -> Reply:
         """Hands one text from one agent to another and waits for the answer.
@@ -276,17 +211,17 @@ class Runtime:
             sender,
             receiver,
             [text],
+            request_ids=only(request_id),
             prompt=prompt,
             labels=labels,
             generate=generate,
             bridge=bridge,
             deadline=deadline,
             fallback=fallback,
-            request_ids=None if request_id is None else [request_id],
             channel=channel,
             relay=relay,
         )
-        return _answered(outcomes)[0]
+        return answered(outcomes)[0]
 
     async def send_batch(
         self,
@@ -294,38 +229,27 @@ class Runtime:
         receiver: str,
         texts: Sequence[str],
         *,
-        prompt: str | None = None,
-        labels: Sequence[str] | None = None,
-        generate: int | None = None,
-        bridge: str | None = None,
-        deadline: float | None = None,
-        fallback: Fallback | None = None,
         request_ids: Sequence[str] | None = None,
-        channel: Channel | Literal["soft", "text"] | None = None,
-        relay: Relay | None = None,
+        **question: Unpack[WireQuestion],
     ) -> list[Outcome]:
         """As ``send`` for texts that travel together: one outcome each, in order.
 
         A row that has no answer does not hide the others: its outcome is a RequestError.
+
+        Args:
+            request_ids: one for each text.
+            question: as for ``send``.
 
         Raises:
             RequestError: nothing was admitted (an agent is down, or too much is outstanding).
             ScenarioError, BusClosed: as for ``send``.
         """
         wire = self._wiring.wire(sender, receiver)
-        self._check_bridge(wire.name, bridge)
-        task = make_task(
-            self._wiring.task, prompt=prompt, labels=labels, generate=generate, relay=relay
-        )
-        return await self._ask(
-            wire.name,
-            task,
-            texts,
-            Channel(channel or Channel.SOFT),
-            fallback or wire.fallback,
-            deadline,
-            request_ids,
-        )
+        self._wiring.check_bridge(wire.name, question.get("bridge"))
+        channel = Channel(question.get("channel") or Channel.SOFT)
+        fallback = question.get("fallback") or wire.fallback
+        relay = question.get("relay")
+        return await self._ask(wire.name, texts, channel, fallback, question, relay, request_ids)
 
     async def send_many(
         self,
@@ -333,16 +257,9 @@ class Runtime:
         receiver: str,
         texts: Iterable[str],
         *,
-        prompt: str | None = None,
-        labels: Sequence[str] | None = None,
-        generate: int | None = None,
-        bridge: str | None = None,
-        deadline: float | None = None,
-        fallback: Fallback | None = None,
-        channel: Channel | Literal["soft", "text"] | None = None,
-        relay: Relay | None = None,
         batch_size: int | None = None,
         in_flight: int | None = None,
+        **question: Unpack[WireQuestion],
     ) -> AsyncIterator[list[Reply]]:
         """As ``send`` for many texts: yields batches of replies, in order.
 
@@ -352,35 +269,23 @@ class Runtime:
         Args:
             batch_size: texts of one message; default: the scenario's.
             in_flight: messages that may be outstanding; default: the scenario's.
+            question: as for ``send``.
 
         Raises:
             RequestError: of the first text that has no answer. ``send_batch`` gives each row's.
             ScenarioError, BusClosed: as for ``send``.
         """
-        size = batch_size or self._wiring.batch_size
         most = in_flight or self._wiring.in_flight
         tasks: deque[asyncio.Task[list[Outcome]]] = deque()
         try:
-            for batch in _batches(texts, size):
-                call = self.send_batch(
-                    sender,
-                    receiver,
-                    batch,
-                    prompt=prompt,
-                    labels=labels,
-                    generate=generate,
-                    bridge=bridge,
-                    deadline=deadline,
-                    fallback=fallback,
-                    channel=channel,
-                    relay=relay,
-                )
+            for batch in batches_of(texts, batch_size or self._wiring.batch_size):
+                call = self.send_batch(sender, receiver, batch, **question)
                 tasks.append(asyncio.create_task(call))
                 while len(tasks) >= most:
-                    yield _answered(await tasks[0])
+                    yield answered(await tasks[0])
                     tasks.popleft()
             while tasks:
-                yield _answered(await tasks[0])
+                yield answered(await tasks[0])
                 tasks.popleft()
         finally:
             for task in tasks:
@@ -388,175 +293,57 @@ class Runtime:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def direct(
-        self,
-        agent: str,
-        text: str,
-        *,
-        prompt: str | None = None,
-        labels: Sequence[str] | None = None,
-        generate: int | None = None,
-        deadline: float | None = None,
-        request_id: str | None = None,
+        self, agent: str, text: str, *, request_id: str | None = None, **question: Unpack[Question]
     ) -> Reply:
         """Asks one agent about a text that it reads itself. Arguments and errors as ``send``."""
-        outcomes = await self.direct_batch(
-            agent,
-            [text],
-            prompt=prompt,
-            labels=labels,
-            generate=generate,
-            deadline=deadline,
-            request_ids=None if request_id is None else [request_id],
-        )
-        return _answered(outcomes)[0]
+        ids = only(request_id)
+        return answered(await self.direct_batch(agent, [text], request_ids=ids, **question))[0]
 
     async def direct_batch(
         self,
         agent: str,
         texts: Sequence[str],
         *,
-        prompt: str | None = None,
-        labels: Sequence[str] | None = None,
-        generate: int | None = None,
-        deadline: float | None = None,
         request_ids: Sequence[str] | None = None,
+        **question: Unpack[Question],
     ) -> list[Outcome]:
         """As ``direct`` for texts that travel together; outcomes as in ``send_batch``."""
         self._wiring.check_agent(agent)
-        task = make_task(self._wiring.task, prompt=prompt, labels=labels, generate=generate)
-        return await self._ask(
-            direct_wire(agent), task, texts, Channel.TEXT, "error", deadline, request_ids
-        )
+        wire = direct_wire(agent)
+        return await self._ask(wire, texts, Channel.TEXT, "error", question, None, request_ids)
 
     async def _ask(
         self,
         wire: str,
-        task: TaskSpec,
         texts: Sequence[str],
         channel: Channel,
         fallback: Fallback,
-        deadline: float | None,
+        question: Question,
+        relay: Relay | None,
         request_ids: Sequence[str] | None,
     ) -> list[Outcome]:
-        if self._client is None:
+        client = None if self._host is None else self._host.client
+        if client is None:
             raise AgentwireError(
                 "This runtime is not started.", hint="Use it in `async with`, or start() it."
             )
+        task = make_task(
+            self._wiring.task,
+            prompt=question.get("prompt"),
+            labels=question.get("labels"),
+            generate=question.get("generate"),
+            relay=relay,
+        )
+        deadline_s = check_deadline(question.get("deadline"), self._wiring.deadline_s)
+        ids = parse_request_ids(request_ids, len(texts))
         if not texts:
             return []
-        seconds = self._wiring.deadline_s if deadline is None else deadline
-        if not seconds > 0:
-            raise ScenarioError(f"The deadline {seconds} s is over.", hint="Give seconds above 0.")
-        return await self._client.ask(
+        return await client.ask(
             wire,
             task,
             texts,
             channel=channel,
             fallback=fallback,
-            deadline_s=seconds,
-            request_ids=None if request_ids is None else [_request_id(r) for r in request_ids],
+            deadline_s=deadline_s,
+            request_ids=ids,
         )
-
-    def _check_bridge(self, wire: str, bridge: str | None) -> None:
-        used = self._wiring.bridges.get(wire)
-        if bridge is not None and bridge != used:
-            raise ScenarioError(
-                f"wire {wire} uses the bridge {used}, not {bridge}."
-                if used
-                else f"wire {wire} has no bridge.",
-                hint="Name the bridge in the scenario's wire.",
-            )
-
-    # -- news -------------------------------------------------------------------------------
-
-    def _from_broker(self, event: BrokerEvent) -> None:
-        """In the broker's thread."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._on_broker, event)
-
-    def _on_broker(self, event: BrokerEvent) -> None:
-        if self._supervisor is not None:
-            self._supervisor.handle(event)
-        match event:
-            case WireAgreed(wire, bridge):
-                self._write("wire_agreed", wire=wire, bridge=bridge.name)
-            case WireRefused(wire, code, reason):
-                self._write("wire_refused", wire=wire, code=code.value, reason=reason)
-            case BrokerFailed(error):
-                self._write("broker_failed", error=repr(error))
-            case _:
-                pass
-
-    def _on_agent(self, event: AgentEvent) -> None:
-        client = self._client
-        match event:
-            case AgentStarted(name, epoch, pid):
-                self._write("agent_started", agent=name, epoch=epoch, pid=pid)
-                self._progress(ProgressEvent(name, "start", 0.0))
-            case AgentLoading(name, _, stage, fraction):
-                self._progress(ProgressEvent(name, stage, fraction))
-            case AgentReady(name, epoch, pid, model):
-                self._write("agent_ready", agent=name, epoch=epoch, pid=pid)
-                self._agents[name] = AgentInfo(
-                    pid, model.name, model.device, model.fingerprint, epoch
-                )
-                self._progress(ProgressEvent(name, "ready", 1.0))
-                if client is not None:
-                    client.agent_ready(name)
-            case AgentDied(name, epoch, pid, reason, restart_in):
-                self._write("agent_died", agent=name, epoch=epoch, pid=pid, reason=reason)
-                if client is not None:
-                    client.agent_died(name, reason)
-                if restart_in is not None:
-                    self._progress(ProgressEvent(name, "lost", 0.0, reason))
-            case AgentDown(name, reason, _):
-                self._write("agent_down", agent=name, reason=reason)
-                if client is not None:
-                    client.agent_down(name, reason)
-                self._progress(ProgressEvent(name, "down", 0.0, reason))
-
-    def _on_fetch(self, what: str, stage: str, fraction: float) -> None:
-        """In the thread that fetches."""
-        event = ProgressEvent(what, stage, fraction)
-        self._loop.call_soon_threadsafe(self._progress, event)
-
-    def _write(self, event: str, **fields: object) -> None:
-        if self._journal is not None:
-            self._journal.write(event, **fields)
-
-
-def _answered(outcomes: Sequence[Outcome]) -> list[Reply]:
-    """The replies.
-
-    Raises:
-        RequestError: the first that is none.
-    """
-    replies: list[Reply] = []
-    for outcome in outcomes:
-        if isinstance(outcome, RequestError):
-            raise outcome
-        replies.append(outcome)
-    return replies
-
-
-def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    batch: list[str] = []
-    for text in texts:
-        batch.append(text)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _request_id(digits: str) -> bytes:
-    try:
-        request_id = bytes.fromhex(digits)
-    except ValueError:
-        request_id = b""
-    if len(request_id) != 16:
-        raise ScenarioError(
-            f"The request id {digits!r} is not 32 hex digits.", hint="uuid.uuid4().hex makes one."
-        )
-    return request_id

@@ -109,3 +109,17 @@ class Wiring:
             raise ScenarioError(
                 f"There is no agent {agent!r}.", hint=suggestion(agent, self.agents, "Agents")
             )
+
+    def check_bridge(self, wire: str, bridge: str | None) -> None:
+        """
+        Raises:
+            ScenarioError: a bridge is named, and the wire uses another or none.
+        """
+        used = self.bridges.get(wire)
+        if bridge is not None and bridge != used:
+            raise ScenarioError(
+                f"wire {wire} uses the bridge {used}, not {bridge}."
+                if used
+                else f"wire {wire} has no bridge.",
+                hint="Name the bridge in the scenario's wire.",
+            )

@@ -19,9 +19,10 @@ from agentwire.agent.failure import ExitCode, describe
 from agentwire.agent.spec import AgentSpec, Birth
 from agentwire.agent.worker import Worker
 from agentwire.bus.endpoint import Endpoint
-from agentwire.errors import BusClosed, InputError
+from agentwire.errors import BridgeError, BusClosed, InputError, LocalProtocolError
 from agentwire.model.backend import Backend, Progress
-from agentwire.wire.messages import BridgeIdentity, Hello, Message, Role
+from agentwire.wire.codec import encode
+from agentwire.wire.messages import BridgeIdentity, Envelope, Hello, Message, Offer, Role
 from agentwire.wire.messages import Progress as ProgressMessage
 
 log = logging.getLogger(__name__)
@@ -193,7 +194,21 @@ def add_bridges(spec: AgentSpec, backend: Backend) -> dict[str, BridgeIdentity |
     Raises:
         BridgeError: one is corrupt, or made for something else.
     """
-    return {
-        out.wire: backend.add_bridge(Path(out.folder)) if out.folder is not None else None
-        for out in spec.bridges
-    }
+    bridges: dict[str, BridgeIdentity | None] = {}
+    for out in spec.bridges:
+        bridges[out.wire] = None
+        if out.folder is not None:
+            identity = bridges[out.wire] = backend.add_bridge(Path(out.folder))
+            _check_offer(Offer(out.wire, identity))
+    return bridges
+
+
+def _check_offer(offer: Offer) -> None:
+    """Refuses a card that says what the wire cannot carry, while there is a user to tell."""
+    try:
+        encode(offer, Envelope(bytes(16), 0, 0))
+    except LocalProtocolError as error:
+        raise BridgeError(
+            f"The card of the bridge {offer.bridge.name} cannot be offered: {error.message}",
+            hint="Train it again with `agentwire train`, or restore the folder.",
+        ) from None

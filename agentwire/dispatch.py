@@ -1,0 +1,78 @@
+"""Requests -> the messages that carry them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from agentwire.ledger import Dispatch, Request
+from agentwire.wire.messages import DIRECT_PREFIX, Cancel, Encode, Row, Text
+
+MESSAGE_ROWS: Final = 256
+MESSAGE_BYTES: Final = 8 * 1024 * 1024
+MAX_MS: Final = 2**31 - 1
+MAX_CANCELS: Final = 256  # request ids in one Cancel
+
+
+def message_of(dispatch: Dispatch, now: float) -> Encode | Text:
+    """The message of a dispatch; what is left of each deadline is counted from ``now``."""
+    head = dispatch.head
+    rows = tuple(
+        Row(
+            r.request_id,
+            None if r.deadline == math.inf else min(MAX_MS, max(0, int((r.deadline - now) * 1000))),
+            size=r.size,
+        )
+        for r in dispatch.requests
+    )
+    texts = tuple(r.text for r in dispatch.requests)
+    if dispatch.wire.startswith(DIRECT_PREFIX):
+        return Text(dispatch.wire, head.task, rows, texts, solo=dispatch.solo)
+    return Encode(
+        dispatch.wire,
+        head.task,
+        head.channel,
+        head.fallback,
+        rows,
+        texts,
+        head.reason,
+        dispatch.solo,
+    )
+
+
+def parcels_of(requests: Sequence[Request]) -> Iterator[list[Request]]:
+    """Groups that fit a message each."""
+    parcel: list[Request] = []
+    size = 0
+    for request in requests:
+        if parcel and (len(parcel) == MESSAGE_ROWS or size + request.size > MESSAGE_BYTES):
+            yield parcel
+            parcel, size = [], 0
+        parcel.append(request)
+        size += request.size
+    if parcel:
+        yield parcel
+
+
+def cancels_of(requests: Iterable[Request]) -> Iterator[Cancel]:
+    """Messages that cancel those requests of which copies may travel."""
+    wires: dict[str, list[bytes]] = {}
+    for request in requests:
+        if request.attempts:
+            wires.setdefault(request.wire, []).append(request.request_id)
+    for wire, ids in wires.items():
+        for start in range(0, len(ids), MAX_CANCELS):
+            yield Cancel(wire, tuple(ids[start : start + MAX_CANCELS]))
+
+
+def batches_of(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Texts in lists of ``size``; the last may be shorter."""
+    batch: list[str] = []
+    for text in texts:
+        batch.append(text)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,191 @@
+"""What a runtime stands on: the broker, the agents' processes and the client of one run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import anyio
+
+from agentwire.agent.lifecycle import (
+    AgentDied,
+    AgentDown,
+    AgentEvent,
+    AgentLimits,
+    AgentLoading,
+    AgentReady,
+    AgentStarted,
+)
+from agentwire.agent.spec import BusAddress
+from agentwire.agent.supervisor import Supervisor
+from agentwire.bus.broker import Broker
+from agentwire.bus.endpoint import Endpoint
+from agentwire.bus.events import BrokerEvent, BrokerFailed, WireAgreed, WireRefused
+from agentwire.bus.security import make_run_folder, new_token
+from agentwire.client import Client
+from agentwire.outcomes import EventLog
+from agentwire.reply import AgentInfo, ProgressEvent
+from agentwire.telemetry.journal import Journal
+from agentwire.wire.messages import Hello, Message, Role
+from agentwire.wire.states import Timing
+from agentwire.wiring import Wiring
+
+CLIENT = "client"
+
+
+class Host:
+    """Starts and stops everything, in an order that leaves nothing behind.
+
+    Args:
+        wiring: what runs.
+        run_folder: for the journal and logs/; None: nowhere that stays.
+        journal: told what happens; default: ``journal.jsonl`` in ``run_folder``.
+        progress: told how agents start, die and start again.
+        limits: how long agents may take and how often they may die.
+        timing: heartbeats of the bus.
+
+    Attributes:
+        agents: the latest incarnation of each agent that was ready once.
+        client: to ask agents with; after ``start``.
+    """
+
+    def __init__(
+        self,
+        wiring: Wiring,
+        *,
+        run_folder: Path | None,
+        journal: EventLog | None,
+        progress: Callable[[ProgressEvent], None],
+        limits: AgentLimits | None,
+        timing: Timing | None,
+    ) -> None:
+        self.agents: dict[str, AgentInfo] = {}
+        self._wiring = wiring
+        self._loop = asyncio.get_running_loop()
+        self._progress = progress
+        self._bus_folder = make_run_folder()
+        folder = run_folder or self._bus_folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._own_journal: Journal | None = None
+        if run_folder is not None and journal is None:
+            journal = self._own_journal = Journal(run_folder / "journal.jsonl")
+        self._journal = journal
+        run, token = os.urandom(16), new_token()
+        self._broker = Broker(
+            run=run,
+            folder=self._bus_folder,
+            wires=wiring.ends,
+            token=token,
+            on_event=self._from_broker,
+            timing=timing,
+        )
+        self._supervisor = Supervisor(
+            wiring.agents,
+            self._broker,
+            run=run,
+            token=token,
+            logs=folder / "logs",
+            on_event=self._on_agent,
+            limits=limits,
+        )
+
+        def connect(
+            on_message: Callable[[Message, float], None], on_lost: Callable[[str], None]
+        ) -> Endpoint:
+            endpoint = self._broker.endpoint
+            address = BusAddress(endpoint=endpoint, run=run.hex(), epoch=1, token=token)
+            hello = Hello(CLIENT, Role.CLIENT)
+            return Endpoint(address, hello, on_message=on_message, on_lost=on_lost)
+
+        self._connect = connect
+        self.client: Client | None = None
+
+    async def start(self) -> Client:
+        """Returns when every agent has loaded its model.
+
+        Raises:
+            InputError: an agent cannot start for a reason that the user can mend.
+            AgentwireError: an agent does not start.
+        """
+        self._broker.start()
+        client = self.client = Client(self._connect, self._wiring.routes, self._journal)
+        client.start()
+        self._supervisor.start()
+        await self._supervisor.ready()
+        return client
+
+    async def aclose(self) -> None:
+        """Ends outstanding requests with CLOSING, then agents and bus. Safe to call twice."""
+        with anyio.CancelScope(shield=True):  # an interrupted run must not leave processes behind
+            try:
+                if self.client is not None:
+                    await self.client.close("the runtime is closed")
+                await self._supervisor.stop()
+            finally:
+                self._supervisor.kill()
+                try:
+                    await asyncio.to_thread(self._broker.stop)
+                finally:
+                    if self._own_journal is not None:
+                        self._own_journal.close()
+                    shutil.rmtree(self._bus_folder, ignore_errors=True)
+
+    def metrics(self) -> Mapping[str, int]:
+        """Counters and gauges of the bus."""
+        return self._broker.metrics()
+
+    # -- news -------------------------------------------------------------------------------
+
+    def _from_broker(self, event: BrokerEvent) -> None:
+        """In the broker's thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._on_broker, event)
+
+    def _on_broker(self, event: BrokerEvent) -> None:
+        if self._supervisor is not None:
+            self._supervisor.handle(event)
+        match event:
+            case WireAgreed(wire, bridge):
+                self._write("wire_agreed", wire=wire, bridge=bridge.name)
+            case WireRefused(wire, code, reason):
+                self._write("wire_refused", wire=wire, code=code.value, reason=reason)
+            case BrokerFailed(error):
+                self._write("broker_failed", error=repr(error))
+            case _:
+                pass
+
+    def _on_agent(self, event: AgentEvent) -> None:
+        client = self.client
+        match event:
+            case AgentStarted(name, epoch, pid):
+                self._write("agent_started", agent=name, epoch=epoch, pid=pid)
+                self._progress(ProgressEvent(name, "start", 0.0))
+            case AgentLoading(name, _, stage, fraction):
+                self._progress(ProgressEvent(name, stage, fraction))
+            case AgentReady(name, epoch, pid, model):
+                self._write("agent_ready", agent=name, epoch=epoch, pid=pid)
+                self.agents[name] = AgentInfo(
+                    pid, model.name, model.device, model.fingerprint, epoch
+                )
+                self._progress(ProgressEvent(name, "ready", 1.0))
+                if client is not None:
+                    client.agent_ready(name)
+            case AgentDied(name, epoch, pid, reason, restart_in):
+                self._write("agent_died", agent=name, epoch=epoch, pid=pid, reason=reason)
+                if client is not None:
+                    client.agent_died(name, reason)
+                if restart_in is not None:
+                    self._progress(ProgressEvent(name, "lost", 0.0, reason))
+            case AgentDown(name, reason, _):
+                self._write("agent_down", agent=name, reason=reason)
+                if client is not None:
+                    client.agent_down(name, reason)
+                self._progress(ProgressEvent(name, "down", 0.0, reason))
+
+    def _write(self, event: str, **fields: object) -> None:
+        if self._journal is not None:
+            self._journal.write(event, **fields)

@@ -1,0 +1,118 @@
+"""Who waits for which request, and what became of it: futures, and the latest replies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeAlias
+
+from agentwire.errors import RequestError
+from agentwire.ledger import Request
+from agentwire.reply import Reply
+from agentwire.wire.messages import TaskSpec
+
+Outcome: TypeAlias = Reply | RequestError
+MAX_REPLIES: Final = 4096
+
+
+class EventLog(Protocol):
+    """Where events are written (``telemetry.journal.Journal``)."""
+
+    def write(self, event: str, **fields: Any) -> None: ...
+
+
+@dataclass(eq=False, slots=True)
+class Pending:
+    """A request that callers wait for. Its future never holds an exception but an Outcome."""
+
+    task: TaskSpec
+    future: asyncio.Future[Outcome]
+    waiters: int = 0
+
+
+class Outcomes:
+    """The outcome of every request: to come, or (for the latest replies) known.
+
+    Args:
+        journal: told which requests were admitted and which are finished.
+    """
+
+    def __init__(self, journal: EventLog | None) -> None:
+        self._journal = journal
+        self._pending: dict[bytes, Pending] = {}
+        self._replies: OrderedDict[bytes, Reply] = OrderedDict()
+
+    def reply(self, request_id: bytes) -> Reply | None:
+        """The reply that a finished request got, if that is not too long ago."""
+        return self._replies.get(request_id)
+
+    def pending(self, request_id: bytes) -> Pending:
+        return self._pending[request_id]
+
+    def task(self, request_id: bytes) -> TaskSpec | None:
+        """What an outstanding request asked."""
+        pending = self._pending.get(request_id)
+        return None if pending is None else pending.task
+
+    def expect(self, requests: Sequence[Request], task: TaskSpec) -> None:
+        """These requests, alike in all but id and text, have been admitted."""
+        loop = asyncio.get_running_loop()
+        for request in requests:
+            self._pending[request.request_id] = Pending(task, loop.create_future())
+        head = requests[0]
+        self._write("admitted", requests, wire=head.wire, task=task.name, channel=head.channel)
+
+    def answer(self, answered: Sequence[tuple[Request, Reply]]) -> None:
+        """Ends requests with their replies."""
+        for request, reply in answered:
+            self._replies[request.request_id] = reply
+            self._end(request, reply)
+        while len(self._replies) > MAX_REPLIES:
+            self._replies.popitem(last=False)
+        if answered:
+            requests = [request for request, _ in answered]
+            self._write("finished", requests, outcome="answered", channel=answered[0][1].channel)
+
+    def fail(self, requests: Sequence[Request], error: RequestError) -> None:
+        """Ends requests without an answer."""
+        for request in requests:
+            self._end(request, error)
+        self._write("finished", requests, outcome=error.code.value, reason=error.message)
+
+    async def wait(self, waits: Mapping[bytes, Pending]) -> None:
+        """Waits until all have an outcome, or the caller is cancelled."""
+        for pending in waits.values():
+            pending.waiters += 1
+        try:
+            futures = [p.future for p in waits.values() if not p.future.done()]
+            if futures:
+                await asyncio.wait(futures)
+        finally:
+            for pending in waits.values():
+                pending.waiters -= 1
+
+    def _end(self, request: Request, outcome: Outcome) -> None:
+        future = self._pending.pop(request.request_id).future
+        if not future.done():
+            future.set_result(outcome)
+
+    def _write(self, event: str, requests: Sequence[Request], **fields: Any) -> None:
+        if self._journal is not None and requests:
+            ids = [request.request_id.hex() for request in requests]
+            self._journal.write(event, request_ids=ids, **fields)
+
+
+def answered(outcomes: Sequence[Outcome]) -> list[Reply]:
+    """The replies of requests that all have one.
+
+    Raises:
+        RequestError: the first outcome that is none.
+    """
+    replies: list[Reply] = []
+    for outcome in outcomes:
+        if isinstance(outcome, RequestError):
+            raise outcome
+        replies.append(outcome)
+    return replies

@@ -1,0 +1,92 @@
+"""Runtimes of fake agents for the integration tests."""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+
+from agentwire.agent.restarts import RestartPolicy
+from agentwire.agent.spec import AgentSpec, FakeModel, OutgoingBridge
+from agentwire.runtime import AgentLimits, Runtime
+from agentwire.scenario.schema import WireSpec
+from agentwire.wire.messages import RelaySpec, TaskSpec
+from agentwire.wiring import Wiring
+
+TASK = TaskSpec(
+    "task", "Answer:", "{text}\nAnswer:", ("good", "bad", "mixed"), RelaySpec("Sum up: {text}", 2)
+)
+LIMITS = AgentLimits(load_s=30, progress_s=60, stop_s=5, restarts=RestartPolicy(8, 60, (0.0, 0.1)))
+
+
+def fake_runtime(
+    *,
+    sender: dict[str, Any] | None = None,
+    receiver: dict[str, Any] | None = None,
+    bridge: str | None = "fake:receiver-model",
+    fallback: str = "text",
+    limits: AgentLimits = LIMITS,
+    wiring: dict[str, Any] | None = None,
+    **kw: Any,
+) -> Runtime:
+    """A runtime of two fake agents; ``sender`` and ``receiver`` set their faults and delays."""
+    wire = WireSpec.model_validate({"from": "sender", "to": "receiver", "fallback": fallback})
+    bridges = (OutgoingBridge(wire=wire.name, receiver="receiver", folder=bridge),)
+    agents = {
+        "sender": AgentSpec(
+            name="sender",
+            backend="fake",
+            model="sender-model",
+            threads=1,
+            bridges=bridges,
+            fake=FakeModel.model_validate(sender or {}),
+        ),
+        "receiver": AgentSpec(
+            name="receiver",
+            backend="fake",
+            model="receiver-model",
+            threads=1,
+            fake=FakeModel.model_validate(receiver or {}),
+        ),
+    }
+    built = Wiring.of_specs(agents, [wire], **({"task": TASK} | (wiring or {})))
+    return Runtime(built, limits=limits, **kw)
+
+
+async def until(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+    """Waits for a condition; fails with its name."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s: {what}")
+        await asyncio.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def my_children() -> list[int]:
+    return [child.pid for child in psutil.Process(os.getpid()).children(recursive=True)]
+
+
+class Events:
+    """A journal in memory."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, dict[str, Any]]] = []
+
+    def write(self, event: str, **fields: Any) -> None:
+        self.lines.append((event, fields))
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        return [fields for name, fields in self.lines if name == event]
+
+    def ids(self, event: str) -> list[str]:
+        return [i for fields in self.of(event) for i in fields["request_ids"]]
