@@ -18,6 +18,9 @@ import agentwire
 from agentwire.commands import bridges, data, doctor, models, run, train, validate
 from agentwire.errors import AgentwireError, InputError
 
+OPTIONAL = {"torch", "transformers", "gguf", "accelerate"}
+"""Libraries of the extra ``models``: a machine may have agentwire without them."""
+
 app = typer.Typer(
     name="agentwire",
     help="LLM agents that hand each other soft tokens instead of text.",
@@ -69,6 +72,17 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output left; nobody can be told
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        if error.name not in OPTIONAL:
+            _unexpected(error)
+            sys.exit(1)
+        _say(
+            InputError(
+                f"this needs {error.name}, which is not installed.",
+                hint="Run `pip install 'agentwire[models]'`.",
+            )
+        )
+        sys.exit(2)
     except Exception as error:
         # typer's own usage errors (unknown option, missing argument) show themselves.
         if hasattr(error, "show") and hasattr(error, "exit_code"):

@@ -438,6 +438,16 @@ def test_a_bug_leaves_a_log_and_no_traceback(shell: Shell, monkeypatch: pytest.M
     assert "Traceback" in log.read_text()
 
 
+def test_a_library_of_an_extra_is_named(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(path: Path) -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr("agentwire.scenario.load.load_scenario", missing)
+    error, step = shell.refused("run", "scenario.yaml")
+    assert "torch" in error
+    assert "agentwire[models]" in step
+
+
 def test_an_interrupt_before_the_run(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(path: Path) -> None:
         raise KeyboardInterrupt

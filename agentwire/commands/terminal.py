@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
 PLAIN_WIDTH = 110
@@ -57,11 +58,24 @@ class Steps:
         if not self._console.is_terminal:
             if key not in self._started:
                 self._started.add(key)
-                self._console.print(f"{stage} {what} ...")
+                self._console.print(f"{stage} {what} ...", markup=False)
             return
         if key not in self._tasks:
             self._tasks[key] = self._bars.add_task(f"{stage} {what}", total=1.0)
         self._bars.update(self._tasks[key], completed=min(max(fraction, 0.0), 1.0))
+
+    def overall(self, what: str, stage: str, fraction: float) -> None:
+        """As ``update``, where ``fraction`` is of the whole of ``what`` and stages only name it."""
+        if not self._console.is_terminal:
+            if (what, stage) not in self._started:
+                self._started.add((what, stage))
+                self._console.print(f"{fraction:4.0%} {stage}", markup=False)
+            return
+        key = (what, "")
+        if key not in self._tasks:
+            self._tasks[key] = self._bars.add_task(what, total=1.0)
+        shown = min(max(fraction, 0.0), 1.0)
+        self._bars.update(self._tasks[key], completed=shown, description=escape(stage))
 
     def start(self) -> None:
         if self._console.is_terminal:

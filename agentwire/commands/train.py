@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from agentwire.scenario.schema import Scenario
 
 
 def train(
@@ -32,7 +35,7 @@ def train(
 
 
 def train_bridge(
-    source: Path, scenario: object, out: Path, *, strict: bool, device: str | None
+    source: Path, scenario: Scenario, out: Path, *, strict: bool, device: str | None
 ) -> Path:
     """Resolves, fetches and trains, with progress on stderr; the bridge's folder."""
     from agentwire.commands.devices import check_device
@@ -42,10 +45,7 @@ def train_bridge(
     from agentwire.scenario.inventory import Inventory
     from agentwire.scenario.report import banner
     from agentwire.scenario.resolve import resolve
-    from agentwire.scenario.schema import Scenario
 
-    if not isinstance(scenario, Scenario):
-        raise TypeError("scenario must be a Scenario")
     inventory = Inventory.here(ask_hub=True)
     resolved = resolve(
         scenario,
@@ -63,7 +63,7 @@ def train_bridge(
         ready = fetch(resolved, inventory=inventory, progress=shown.update)
 
         def report(stage: str, fraction: float) -> None:
-            shown.update("the bridge", stage, fraction)
+            shown.overall("the bridge", stage, fraction)
 
         from agentwire.bridge.train import train_scenario
 

@@ -100,6 +100,7 @@ async def run_plan(plan: RunPlan, display: Display) -> RunResult:
             await run.go(interrupt)
             group.cancel_scope.cancel()
     except BaseExceptionGroup as errors:
+        run.result(interrupted=True)  # what was answered until then stays readable
         raise _first(errors) from None
     finally:
         run.close()

@@ -209,6 +209,31 @@ def test_a_killed_agent_is_started_again_and_no_row_is_lost(tmp_path: Path) -> N
     assert "starts again" in errors
 
 
+def test_an_agent_that_stays_down_ends_the_run_and_keeps_what_is_done(tmp_path: Path) -> None:
+    write_rows(tmp_path, 5000)
+    write(tmp_path, FAKE_TASK)
+    with running(tmp_path, "scenario.yaml", "--limit", "0", "--methods", "bridge") as process:
+        wait_for(lambda: len(predictions(tmp_path)) >= 8, "rows")
+        killed: set[int] = set()
+
+        def kill_the_newest() -> bool:
+            for pid in {*agent_pids(tmp_path)[1:]} - killed:
+                killed.add(pid)
+                if psutil.pid_exists(pid):
+                    os.kill(pid, signal.SIGKILL)
+            return process.poll() is not None
+
+        wait_for(kill_the_newest, "the run to end")
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1, errors
+    assert "bob" in errors and "is down" in errors
+    assert "--resume runs/" in errors
+    assert "Traceback" not in errors
+    result = json.loads((only_run(tmp_path) / "result.json").read_text())
+    assert result["interrupted"] is True
+    assert result["methods"]["bridge"]["n"] == len(predictions(tmp_path)) >= 8
+
+
 def test_a_run_of_something_else_is_not_resumed(tmp_path: Path, scenario: Path) -> None:
     assert run(tmp_path, scenario.name, "--limit", "5", "--methods", "bridge").returncode == 0
     folder = only_run(tmp_path)
