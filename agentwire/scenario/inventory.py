@@ -190,7 +190,7 @@ class Inventory:
             except DataError as error:
                 if choice.path is not None:
                     raise
-                return error.message.rstrip(".")
+                return _as_reason(error)
         return None
 
     def _why_no_data(self, choice: DataChoice) -> str:
@@ -199,7 +199,7 @@ class Inventory:
                 choice.dataset, choice.split, config=self.config, allow_download=False
             )
         except DataError as error:
-            return error.message.rstrip(".")
+            return _as_reason(error)
         return "it is not here"
 
     # -- bridges
@@ -229,3 +229,8 @@ class Inventory:
             f"Get the weights with `agentwire models pull {name}`, or set `path:` to their folder "
             "(`agentwire doctor` shows what is here)."
         )
+
+
+def _as_reason(error: DataError) -> str:
+    """An error's message as the end of a sentence."""
+    return error.message[:1].lower() + error.message[1:].rstrip(".")

@@ -179,7 +179,7 @@ def speed_up(method: MethodRecord, relay: MethodRecord | None) -> float | None:
 
 
 def _speed_up(method: MethodRecord, relay: MethodRecord | None) -> Text:
-    if relay is method:
+    if relay is method and method.latency_ms:
         return Text("1.0 x", style="dim")
     factor = speed_up(method, relay)
     if factor is None:

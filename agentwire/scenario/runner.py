@@ -155,8 +155,11 @@ class _Run:
         )
 
     def _note_agents(self, runtime: Runtime) -> None:
-        for name, info in runtime.agents.items():
-            spec = self._plan.resolved.agents[name]
+        ready = runtime.agents
+        for name, spec in self._plan.resolved.agents.items():
+            info = ready.get(name)
+            if info is None:
+                continue
             self._agents[name] = AgentRecord(
                 pid=info.pid,
                 model=info.model,
@@ -174,8 +177,12 @@ class _Run:
             await self._warm_up(method, runtime, todo)
             self._journal.write("method_started", method=method.name, rows=len(todo))
             start = time.monotonic()
-            await self._score(method, runtime, todo)
-            self._rates[method.name] = len(todo) / max(time.monotonic() - start, 1e-9)
+            try:
+                await self._score(method, runtime, todo)
+            finally:  # an interrupted method has figures too
+                done = len(todo) - len(self._predictions.missing(method.name, todo))
+                if done:
+                    self._rates[method.name] = done / max(time.monotonic() - start, 1e-9)
             self._journal.write("method_finished", method=method.name)
         record = method_record(method, plan, self._predictions, self._rates.get(method.name))
         self._display.method_finished(method, record)
