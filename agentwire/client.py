@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, Protocol
 
 from agentwire.agent.fallback import AfterNack, after_nack
-from agentwire.dispatch import cancels_of, message_of, parcels_of
+from agentwire.dispatch import cancels_of, message_of
 from agentwire.endings import dead_letter_error, down_error, late_error
 from agentwire.errors import (
     BusClosed,
@@ -28,7 +28,7 @@ from agentwire.errors import (
     RequestError,
     ScenarioError,
 )
-from agentwire.ledger import Ledger, Request
+from agentwire.ledger import Ledger, Request, parcels_of
 from agentwire.outcomes import EventLog, Outcome, Outcomes
 from agentwire.reply import Reply, answers_of, reply_of
 from agentwire.wire.codec import encode
@@ -109,9 +109,13 @@ class Client:
         self._ledger.ready(agent)
         self._pump()
 
-    def agent_died(self, agent: str, reason: str) -> None:
-        """Its incarnation is gone: what was in flight through it goes again, or is dead."""
-        death = self._ledger.died(agent)
+    def agent_died(self, agent: str, reason: str, *, crashed: bool = True) -> None:
+        """Its incarnation is gone: what was in flight through it goes again, or is dead.
+
+        Args:
+            crashed: it did not leave in good order, so a request may be to blame.
+        """
+        death = self._ledger.died(agent, now=self._loop.time(), crashed=crashed)
         # The living end of the wire may still have copies in its queue.
         self._send_cancels(death.recalled)
         for request in death.dead_letters:
@@ -290,25 +294,18 @@ class Client:
         self._outcomes.answer(answered)
 
     def _nack(self, nack: Nack) -> None:
-        failed: list[Request] = []
+        rows: dict[AfterNack, list[Request]] = {then: [] for then in AfterNack}
         for row in nack.rows:
             request = self._ledger.get(row.request_id)
-            if request is None or not request.in_flight:
-                continue  # it has ended, or goes again anyway
-            then = after_nack(nack.code, channel=request.channel, policy=request.fallback)
-            if request.wire.startswith(DIRECT_PREFIX) and then is AfterNack.AS_TEXT:
-                then = AfterNack.FAIL
-            now = self._loop.time()
-            if then is AfterNack.LATER:
-                pause = nack.retry_after_ms / 1000 or RETRY_S
-                self._ledger.retry([request], now=now, after=pause)
-            elif then is AfterNack.AS_TEXT:
-                self._ledger.retry([request], now=now, as_text=nack.code.value)
-            else:
-                self._ledger.settle(row.request_id)
-                failed.append(request)
-        if failed:
-            self._outcomes.fail(failed, RequestError(nack.code, f"{nack.wire}: {nack.reason}"))
+            if request is not None and request.in_flight:  # else it goes again anyway
+                rows[_after(nack.code, request)].append(request)
+        now = self._loop.time()
+        pause = nack.retry_after_ms / 1000 or RETRY_S
+        self._ledger.retry(rows[AfterNack.LATER], now=now, after=pause)
+        self._ledger.retry(rows[AfterNack.AS_TEXT], now=now, as_text=nack.code.value)
+        failed = [r for r in rows[AfterNack.FAIL] if self._ledger.settle(r.request_id)]
+        error = RequestError(nack.code, f"{nack.wire}: {nack.reason}")
+        self._outcomes.fail(failed, error)
 
     # -- endings ----------------------------------------------------------------------------
 
@@ -326,3 +323,9 @@ class Client:
         self._outcomes.fail(outstanding, RequestError(NackCode.CLOSING, f"Unanswered: {reason}."))
         if self._wake is not None:
             self._wake.cancel()
+
+
+def _after(code: NackCode, request: Request) -> AfterNack:
+    then = after_nack(code, channel=request.channel, policy=request.fallback)
+    direct = request.wire.startswith(DIRECT_PREFIX)  # has no other channel
+    return AfterNack.FAIL if direct and then is AfterNack.AS_TEXT else then

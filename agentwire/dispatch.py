@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from agentwire.ledger import Dispatch, Request
 from agentwire.wire.messages import DIRECT_PREFIX, Cancel, Encode, Row, Text
 
-MESSAGE_ROWS: Final = 256
-MESSAGE_BYTES: Final = 8 * 1024 * 1024
 MAX_MS: Final = 2**31 - 1
 MAX_CANCELS: Final = 256  # request ids in one Cancel
 
@@ -39,20 +37,6 @@ def message_of(dispatch: Dispatch, now: float) -> Encode | Text:
         head.reason,
         dispatch.solo,
     )
-
-
-def parcels_of(requests: Sequence[Request]) -> Iterator[list[Request]]:
-    """Groups that fit a message each."""
-    parcel: list[Request] = []
-    size = 0
-    for request in requests:
-        if parcel and (len(parcel) == MESSAGE_ROWS or size + request.size > MESSAGE_BYTES):
-            yield parcel
-            parcel, size = [], 0
-        parcel.append(request)
-        size += request.size
-    if parcel:
-        yield parcel
 
 
 def cancels_of(requests: Iterable[Request]) -> Iterator[Cancel]:

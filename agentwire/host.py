@@ -174,10 +174,10 @@ class Host:
                 self._progress(ProgressEvent(name, "ready", 1.0))
                 if client is not None:
                     client.agent_ready(name)
-            case AgentDied(name, epoch, pid, reason, restart_in):
+            case AgentDied(name, epoch, pid, reason, crashed, restart_in):
                 self._write("agent_died", agent=name, epoch=epoch, pid=pid, reason=reason)
                 if client is not None:
-                    client.agent_died(name, reason)
+                    client.agent_died(name, reason, crashed=crashed)
                 if restart_in is not None:
                     self._progress(ProgressEvent(name, "lost", 0.0, reason))
             case AgentDown(name, reason, _):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -25,6 +25,8 @@ from agentwire.wire.messages import Channel
 DEATHS: Final = 2
 """A request that was in flight at so many deaths of one agent is not sent again."""
 MAX_OUTSTANDING: Final = 16_384
+MESSAGE_ROWS: Final = 256
+MESSAGE_BYTES: Final = 8 * 1024 * 1024
 
 
 @dataclass(eq=False, slots=True)
@@ -166,7 +168,7 @@ class Ledger:
                 request.channel, request.reason = Channel.TEXT, as_text
             if request.request_id not in self._suspects:
                 again.append(request)
-        for parcel in _alike(again):
+        for parcel in reversed(_alike(again)):
             self._waiting[parcel[0].wire].appendleft(parcel)
 
     # -- agents -----------------------------------------------------------------------------
@@ -179,9 +181,18 @@ class Ledger:
         """An incarnation of the agent can work."""
         self._ready.add(agent)
 
-    def died(self, agent: str) -> Death:
-        """The agent's incarnation is gone; another may come."""
+    def died(self, agent: str, *, now: float = -math.inf, crashed: bool = True) -> Death:
+        """The agent's incarnation is gone; another may come.
+
+        Args:
+            now: monotonic seconds.
+            crashed: False if it left in good order: nobody is suspected then.
+        """
         self._ready.discard(agent)
+        if not crashed:
+            returned = tuple(self._in_flight.get(agent, {}).values())
+            self.retry(returned, now=now)
+            return Death((), returned)
         dead: list[Request] = []
         recalled: list[Request] = []
         for request in list(self._in_flight.get(agent, {}).values()):
@@ -259,12 +270,26 @@ class Ledger:
             self._in_flight[agent].pop(request.request_id, None)
 
 
+def parcels_of(requests: Sequence[Request]) -> Iterator[list[Request]]:
+    """Groups that fit a message each."""
+    parcel: list[Request] = []
+    size = 0
+    for request in requests:
+        if parcel and (len(parcel) == MESSAGE_ROWS or size + request.size > MESSAGE_BYTES):
+            yield parcel
+            parcel, size = [], 0
+        parcel.append(request)
+        size += request.size
+    if parcel:
+        yield parcel
+
+
 def _alike(requests: Collection[Request]) -> list[tuple[Request, ...]]:
-    """Groups that can share a message."""
+    """Groups that can share a message, and fit one."""
     groups: dict[tuple[str, ...], list[Request]] = {}
     for r in requests:
         groups.setdefault((r.wire, r.task, r.channel, r.fallback, r.reason), []).append(r)
-    return [tuple(group) for group in groups.values()]
+    return [tuple(parcel) for group in groups.values() for parcel in parcels_of(group)]
 
 
 def _not_before(parcel: tuple[Request, ...]) -> float:

@@ -139,6 +139,28 @@ def test_what_waits_is_no_suspect() -> None:
     assert not sent.solo
 
 
+def test_nobody_is_suspected_when_an_agent_leaves_in_good_order() -> None:
+    book = ledger()
+    requests = batch(book, 1, 2)
+    drain(book)
+    batch(book, 3)
+    for _ in range(5):
+        death = book.died("a", now=0.0, crashed=False)
+        assert not death.dead_letters and set(requests) <= set(death.recalled)
+        book.ready("a")
+        sent = dispatches(book)
+        assert sorted(n for d in sent for n in numbers(d)) == [1, 2, 3]
+        assert not any(d.solo for d in sent)
+
+
+def test_what_goes_again_still_fits_a_message() -> None:
+    book = ledger()
+    requests = [request for n in range(0, 300, 100) for request in batch(book, *range(n, n + 100))]
+    drain(book)
+    book.retry(requests, now=0.0)
+    assert [len(d.requests) for d in dispatches(book)] == [256, 44]
+
+
 def test_a_late_answer_ends_a_suspect() -> None:
     book = ledger()
     one, _ = batch(book, 1, 2)

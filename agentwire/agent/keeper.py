@@ -86,6 +86,8 @@ class Keeper:
         self._limits = limits
         self._budget = RestartBudget(limits.restarts)
         self._child: _Child | None = None
+        self._pid = 0  # of the latest incarnation
+        self._crashed = False
         self._stopping = asyncio.Event()
         self.up = asyncio.Event()
         self.error: AgentwireError | None = None
@@ -133,7 +135,8 @@ class Keeper:
             if self._stopping.is_set():
                 return
             delay = None if error is not None else self._budget.died(time.monotonic())
-            self._tell(AgentDied(self._spec.name, epoch, self._pid, reason, delay))
+            died = AgentDied(self._spec.name, epoch, self._pid, reason, self._crashed, delay)
+            self._tell(died)
             if delay is None:
                 self.error = error or self._given_up(reason)
                 self._tell(AgentDown(self._spec.name, reason, self.error))
@@ -154,6 +157,7 @@ class Keeper:
         finally:
             await self._end(child)
             self._child = None
+            self._crashed = child.process.returncode != ExitCode.DONE
             self._broker.forget(self._spec.name, epoch)
         return (str(error) if error else reason), error
 

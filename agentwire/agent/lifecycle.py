@@ -54,12 +54,16 @@ class AgentReady:
 
 @dataclass(frozen=True, slots=True)
 class AgentDied:
-    """An incarnation is gone; ``restart_in`` seconds from now the next one starts (None: none)."""
+    """An incarnation is gone; ``restart_in`` seconds from now the next one starts (None: none).
+
+    ``crashed`` is False if it left in good order: then no request is to blame.
+    """
 
     name: str
     epoch: int
     pid: int
     reason: str
+    crashed: bool
     restart_in: float | None
 
 
