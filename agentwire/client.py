@@ -156,18 +156,19 @@ class Client:
             raise BusClosed(f"The bus is closed: {self._closed}.")
         ids = list(request_ids or (os.urandom(16) for _ in texts))
         now = self._loop.time()
+        task_id = task.task_id
         known = {i: reply for i in ids if (reply := self._outcomes.reply(i)) is not None}
         new: dict[bytes, Request] = {}
         for request_id, text in zip(ids, texts, strict=True):
             old = self._ledger.get(request_id) or new.get(request_id)
-            if old is not None and (old.text, old.wire, old.task) != (text, wire, task.task_id):
+            if old is not None and (old.text, old.wire, old.task) != (text, wire, task_id):
                 raise InputError(
                     f"The request id {request_id.hex()} is outstanding for another question.",
                     hint="Give each request an id of its own.",
                 )
             if old is None and request_id not in known:
                 new[request_id] = Request(
-                    request_id, wire, task.task_id, text, channel, fallback, now, now + deadline_s
+                    request_id, wire, task_id, text, channel, fallback, now, now + deadline_s
                 )
         timer = self._admit(list(new.values()), task, deadline_s)
         waits = {i: self._outcomes.pending(i) for i in ids if i not in known}
@@ -275,8 +276,8 @@ class Client:
         task: TaskSpec | None = None
         wanted: list[int] = []
         for i, row in enumerate(result.rows):
-            asked = self._outcomes.task(row.request_id)
-            if asked is not None and asked.task_id == result.task:
+            asked = self._outcomes.asked(row.request_id, result.task)
+            if asked is not None:
                 task = asked
                 wanted.append(i)
         if task is None:

@@ -28,6 +28,7 @@ class Pending:
     """A request that callers wait for. Its future never holds an exception but an Outcome."""
 
     task: TaskSpec
+    task_id: str  # of the task: a digest, too dear to take for every row
     future: asyncio.Future[Outcome]
     waiters: int = 0
 
@@ -51,16 +52,17 @@ class Outcomes:
     def pending(self, request_id: bytes) -> Pending:
         return self._pending[request_id]
 
-    def task(self, request_id: bytes) -> TaskSpec | None:
-        """What an outstanding request asked."""
+    def asked(self, request_id: bytes, task_id: str) -> TaskSpec | None:
+        """The task of an outstanding request; None if it asked another one, or has ended."""
         pending = self._pending.get(request_id)
-        return None if pending is None else pending.task
+        return pending.task if pending is not None and pending.task_id == task_id else None
 
     def expect(self, requests: Sequence[Request], task: TaskSpec) -> None:
         """These requests, alike in all but id and text, have been admitted."""
         loop = asyncio.get_running_loop()
         for request in requests:
-            self._pending[request.request_id] = Pending(task, loop.create_future())
+            future: asyncio.Future[Outcome] = loop.create_future()
+            self._pending[request.request_id] = Pending(task, request.task, future)
         head = requests[0]
         self._write("admitted", requests, wire=head.wire, task=task.name, channel=head.channel)
 

@@ -23,6 +23,7 @@ from agentwire.agent.spec import Birth
 
 MAX_BIRTH_BYTES: Final = 1024 * 1024
 PR_SET_PDEATHSIG: Final = 1
+SWITCH_S: Final = 0.0005
 THREAD_VARIABLES: Final = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -42,6 +43,8 @@ def main() -> int:
         return ExitCode.ERROR
     threading.Thread(target=_watch_stdin, name="parent-guard", daemon=True).start()
     _set_threads(birth.agent.threads)
+    # The compute loop must not keep the IO thread waiting for the interpreter for 5 ms a turn.
+    sys.setswitchinterval(SWITCH_S)
     from agentwire.agent.service import serve
 
     try:
