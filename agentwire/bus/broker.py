@@ -243,6 +243,9 @@ class Broker:
         if connection is not None:
             self._heed(peer, connection, connection.session.receive(frames, now))
             return
+        # What the owner said before this peer connected (expect) must be known before its Hello is
+        # judged, also if it was said since this thread last looked.
+        self._take_commands()
         # A session is kept from an accepted Hello on: strangers cost no memory.
         session = Session(
             Side.BROKER, run=self._run_id, epoch=BROKER_EPOCH, now=now, timing=self._timing
