@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -73,11 +74,11 @@ def train_scenario(
     )
     rows, held_out = held_out_split(data, min(recipe.held_out, len(data) // 8), recipe.seed)
     if recipe.max_rows:
-        rows = replace(rows, rows=rows.rows[: recipe.max_rows])
+        rows = sample(rows, recipe.max_rows, recipe.seed)
     task = load_definition(resolved.data.dataset).spec()
     started = time.monotonic()
-    receiver = TransformersBackend.load(resolved.agents[wire.spec.receiver], _stage(progress, 0.0))
-    sender = TransformersBackend.load(resolved.agents[wire.spec.sender], _stage(progress, 0.03))
+    receiver = _load(resolved, wire.spec.receiver, _stage(progress, 0.0))
+    sender = _load(resolved, wire.spec.sender, _stage(progress, 0.03))
     sender_identity = sender.identity
     caches = _cache(sender, rows, held_out, layer, recipe, progress)
     del sender  # a large sender makes room for the receiver's activations
@@ -119,9 +120,21 @@ def train_scenario(
     return folder
 
 
+def sample(rows: Dataset, n: int, seed: int) -> Dataset:
+    """At most n rows, drawn at random (files are often sorted by class); the source's order."""
+    chosen = sorted(random.Random(seed).sample(range(len(rows)), min(n, len(rows))))
+    return replace(rows, rows=tuple(rows.rows[i] for i in chosen))
+
+
 def device_name(device: torch.device) -> str:
     """For people: the GPU's name, or ``cpu``."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _load(resolved: Resolved, agent: str, progress: Progress) -> TransformersBackend:
+    # Both models share this process, so they share all its threads instead of dividing them.
+    spec = resolved.agents[agent].model_copy(update={"threads": None})
+    return TransformersBackend.load(spec, progress)
 
 
 def _stage(progress: Progress, begin: float) -> Progress:
