@@ -2,19 +2,17 @@
 # make test     every test that this machine can run (models are downloaded once to the user cache)
 # make lint types bench clean
 #
-# Everything runs in .venv, made on first use. PYTHON=python3.12 picks the interpreter;
-# TORCH_INDEX=<url> another index for torch (empty: none).
+# Everything runs in .venv, made on first use. PYTHON=python3.12 picks the interpreter. Where pip
+# would fetch a CUDA build of torch that you do not want, TORCH_INDEX=<url> names PyTorch's own
+# index of CPU builds.
 
 PYTHON ?= python3
+TORCH_INDEX ?=
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO   ?= scenarios/llama_to_mistral_sst2.yaml
 ARGS   ?=
-
-# On Linux the package index has torch with CUDA (some GB). A machine without a GPU takes the
-# CPU build instead, unless pip finds one already.
-TORCH_CPU := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test lint types bench clean distclean
@@ -31,13 +29,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "agentwire: installing pinned dependencies into $(VENV) (once, a few minutes)"
 	@PIP="$(BIN)/python -m pip"; [ -t 1 ] && QUIET= || QUIET=-qq; \
 	$$PIP install -qq --disable-pip-version-check -c constraints.txt pip; \
-	INDEX="$(TORCH_INDEX)"; \
-	if [ "$(origin TORCH_INDEX)" = undefined ] && [ "$$(uname -sm)" = "Linux x86_64" ] \
-	  && ! command -v nvidia-smi >/dev/null 2>&1 \
-	  && ! $$PIP install --dry-run --no-deps -q -c constraints.txt torch --report - 2>/dev/null \
-	       | grep -q '"version": *"[^"]*+cpu"'; then INDEX=$(TORCH_CPU); fi; \
 	$$PIP install $$QUIET --no-compile --disable-pip-version-check -c constraints.txt \
-	  $${INDEX:+--extra-index-url $$INDEX} -e '.[dev]'
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[dev]'
 	@touch $(STAMP)
 
 demo: $(STAMP)

@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import agentwire
-from agentwire.commands import bridges, data, doctor, models, run, train, validate
+from agentwire.commands import bridges, data, doctor, models, report, run, train, validate
 from agentwire.errors import AgentwireError, InputError
 
 OPTIONAL = {"torch", "transformers", "gguf", "accelerate"}
@@ -31,6 +31,7 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("train")(train.train)
+app.command("report")(report.report)
 app.command("validate")(validate.validate)
 app.command("doctor")(doctor.doctor)
 app.add_typer(bridges.app, name="bridges")

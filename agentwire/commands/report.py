@@ -1,0 +1,84 @@
+"""``agentwire report``: shows a recorded run again, on the screen or as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from agentwire.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from agentwire.scenario.result import RunResult
+
+PICTURE_WIDTH = 112
+"""Columns of the picture."""
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    svg: Annotated[
+        Path | None, typer.Option("--svg", help="Write the report as a picture to this file.")
+    ] = None,
+) -> None:
+    """Show the report of a recorded run again."""
+    from agentwire.commands.terminal import out
+
+    result = read_result(run)
+    if svg is None:
+        _print(result, run, out())
+        return
+    try:
+        svg.write_text(picture(result, run), encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"{svg} cannot be written: {error.strerror}.", hint="Name another file with --svg."
+        ) from error
+    out().print(f"written to {svg}", markup=False)
+
+
+def read_result(run: Path) -> RunResult:
+    """result.json of a run's folder.
+
+    Raises:
+        InputError: there is none, or it is not one.
+    """
+    from pydantic import ValidationError
+
+    from agentwire.scenario.result import RunResult
+
+    file = run / "result.json"
+    try:
+        return RunResult.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise InputError(
+            f"{file} cannot be read: {error.strerror}.", hint="Name a folder that a run wrote."
+        ) from error
+    except ValidationError as error:
+        raise InputError(
+            f"{file} is not the result of a run ({error.error_count()} problems).",
+            hint="Run the scenario again.",
+        ) from error
+
+
+def picture(result: RunResult, run: Path) -> str:
+    """The report as SVG, with the stand-ins above it."""
+    import io
+
+    from rich.console import Console
+
+    console = Console(record=True, width=PICTURE_WIDTH, file=io.StringIO(), force_terminal=True)
+    _print(result, run, console)
+    return console.export_svg(title=result.command)
+
+
+def _print(result: RunResult, run: Path, console: Console) -> None:
+    from agentwire.scenario.report import banner, print_report
+
+    notice = banner(result.substitutions)
+    if notice is not None:
+        console.print(notice)
+    print_report(result, run, console)
