@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from agentwire.errors import BridgeError
 from agentwire.wire.messages import BridgeIdentity
@@ -17,7 +17,12 @@ ANY_PROMPT = "any"
 MAX_CARD_BYTES = 256 * 1024
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Size = Annotated[int, Field(ge=1, le=1_000_000)]
+Prompt = Sha256 | Literal["any"]
+"""What the wire carries: ``TaskSpec.prompt_hash``, or any prompt."""
+# As on the wire; small enough that no card can ask for a module that this machine cannot build.
+Width = Annotated[int, Field(ge=1, le=65_536)]
+Layers = Annotated[int, Field(ge=1, le=1024)]
+Blocks = Annotated[int, Field(ge=1, le=64)]
 
 
 class CardPart(BaseModel):
@@ -29,8 +34,8 @@ class CardModel(CardPart):
 
     model: str
     fingerprint: Sha256
-    width: Size
-    layers: Size
+    width: Width
+    layers: Layers
 
 
 class CardTraining(CardPart):
@@ -62,19 +67,19 @@ class CardTraining(CardPart):
 class BridgeCard(CardPart):
     """card.yaml. ``weights_sha256`` is the bridge's fingerprint on the wire."""
 
-    name: str
+    name: Annotated[str, Field(min_length=1, max_length=128)]
     description: str = ""
     sender: CardModel
     receiver: CardModel
-    layer: Size
+    layer: Layers
     soft_tokens: Annotated[int, Field(ge=1, le=512)]
-    hidden: Size
-    blocks: Size
-    heads: Size
-    feed_forward: Size
+    hidden: Width
+    blocks: Blocks
+    heads: Width
+    feed_forward: Blocks
     parameters: int
-    rms_range: tuple[float, float]
-    prompts: tuple[str, ...] = Field(min_length=1)
+    rms_range: tuple[FiniteFloat, FiniteFloat]
+    prompts: tuple[Prompt, ...] = Field(min_length=1, max_length=256)
     training: CardTraining
     weights_sha256: Sha256
 
@@ -122,8 +127,8 @@ def read_card(folder: Path) -> BridgeCard:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BridgeError(f"{folder} holds no {CARD_FILE}.", hint=retrain) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        first = str(error).splitlines()[0]
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise BridgeError(f"{path} cannot be read: {first}.", hint=retrain) from error
     try:
         return BridgeCard.model_validate(raw)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from agentwire.model.transformers import TransformersBackend, trunk
 
+HALF_MAX = torch.finfo(torch.float16).max
+
 
 @dataclass(frozen=True, slots=True)
 class StateCache:
@@ -72,6 +74,8 @@ def cache_states(
 ) -> StateCache:
     """Runs the sender's first ``layer`` layers over all texts, longest first.
 
+    Rows are cut out of a padded batch: a causal model's states do not depend on what follows.
+
     Args:
         max_tokens: longer texts are cut.
         progress: called with the fraction done.
@@ -83,7 +87,8 @@ def cache_states(
         chosen = order[begin : begin + batch_size]
         ids, mask = sender.tokens([texts[i] for i in chosen])
         ids, mask = ids[:, : max_tokens + 1], mask[:, :max_tokens]
-        states = sender.states(short, ids).half()
+        # Gemma's largest features can pass what fp16 holds; an infinity would spoil the statistics.
+        states = sender.states(short, ids).clamp(-HALF_MAX, HALF_MAX).half()
         for i, row, keep in zip(chosen, states, mask, strict=True):
             parts[i] = row[keep].clone()
         if progress is not None:

@@ -21,6 +21,7 @@ from agentwire.bridge.resampler import Resampler, ResamplerShape
 from agentwire.errors import BridgeError
 
 MAX_WEIGHTS_BYTES = 4 * 1024**3
+DTYPES = {"F16", "BF16", "F32"}
 RESTORE = "Restore the folder, or train it again with `agentwire train`."
 
 
@@ -66,18 +67,20 @@ def verify(folder: Path) -> BridgeCard:
     """
     card = read_card(folder)
     path = folder / WEIGHTS_FILE
+    if path.is_file() and path.stat().st_size > MAX_WEIGHTS_BYTES:
+        raise BridgeError(f"{path} is larger than any bridge can be.", hint=RESTORE)
     if weights_sha256(folder) != card.weights_sha256:
         raise BridgeError(
             f"{path} does not match the checksum in its card: it is corrupt or was replaced.",
             hint=RESTORE,
         )
-    if path.stat().st_size > MAX_WEIGHTS_BYTES:
-        raise BridgeError(f"{path} is larger than any bridge can be.", hint=RESTORE)
     with torch.device("meta"):
         expected = {k: tuple(v.shape) for k, v in Resampler(shape_of(card)).state_dict().items()}
     try:
         with safe_open(path, framework="pt") as file:
-            found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+            found = {key: tuple(part.get_shape()) for key, part in parts.items()}
+            dtypes = {part.get_dtype() for part in parts.values()}
     except (SafetensorError, OSError, ValueError) as error:
         raise BridgeError(
             f"{path} is not a valid safetensors file: {error}.", hint=RESTORE
@@ -88,6 +91,11 @@ def verify(folder: Path) -> BridgeCard:
             f"{path} does not have the tensors that its card describes (first: {wrong[0]}).",
             hint=RESTORE,
         )
+    if not dtypes <= DTYPES:
+        raise BridgeError(
+            f"{path} holds {sorted(dtypes - DTYPES)[0]} where a bridge has fp16, bf16 or fp32.",
+            hint=RESTORE,
+        )
     return card
 
 
@@ -95,7 +103,8 @@ def load(folder: Path) -> LoadedBridge:
     """Verifies a bridge and builds its module.
 
     Raises:
-        BridgeError: see ``verify``; also where a weight is not finite.
+        BridgeError: see ``verify``; also where a weight is not finite, or the statistics are not
+            those of any data.
     """
     card = verify(folder)
     module = Resampler(shape_of(card))
@@ -104,6 +113,8 @@ def load(folder: Path) -> LoadedBridge:
     for key, value in state.items():
         if not torch.isfinite(value).all():
             raise BridgeError(f"{folder}: the tensor {key} is not finite.", hint=RESTORE)
+        if key in ("std", "alpha") and not (value > 0).all():
+            raise BridgeError(f"{folder}: the tensor {key} is not positive.", hint=RESTORE)
     module.load_state_dict(state)
     module.requires_grad_(False)
     return LoadedBridge(card, module.eval())
