@@ -80,6 +80,7 @@ class Host:
             folder=self._bus_folder,
             wires=wiring.ends,
             token=token,
+            agents=wiring.agents,
             on_event=self._from_broker,
             timing=timing,
         )

@@ -347,7 +347,9 @@ class Session:
         events: list[Event] = [refused]
         # A Nack is never answered by a Nack, or two ends could go on for ever.
         if answer and self._step(Direction.SEND, MessageType.NACK) is not None:
-            nack = Nack(refused.code, refused.reason, refused.wire, refused.rows)
+            nack = Nack(
+                refused.code, refused.reason, refused.wire, refused.rows, origin=refused.origin
+            )
             events.append(Outgoing(self.send(nack, now)))
         return events
 
