@@ -43,7 +43,9 @@ def start_ids(tokenizer: Tokenizer) -> list[int]:
 def text_ids(tokenizer: Tokenizer, texts: Sequence[str], glue: str = "") -> list[list[int]]:
     """Ids of each text, cut at ``MAX_TEXT_TOKENS``, without special tokens; never empty.
 
-    A text without tokens stands as one BOS (or EOS), so that attention has something to read.
+    A text comes from outside: what looks like a control token in it (``<|im_end|>``) is read as
+    plain characters, so that no text can end its turn and speak as somebody else. A text without
+    tokens stands as one BOS (or EOS), so that attention has something to read.
 
     Args:
         glue: stands before each text: the space that the words before it end with, since most
@@ -54,10 +56,12 @@ def text_ids(tokenizer: Tokenizer, texts: Sequence[str], glue: str = "") -> list
     encoded = tokenizer(
         [glue + text for text in texts],
         add_special_tokens=False,
+        split_special_tokens=True,
         truncation=True,
         max_length=MAX_TEXT_TOKENS,
     )["input_ids"]
-    filler = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else 0
+    known = (tokenizer.bos_token_id, tokenizer.eos_token_id, 0)
+    filler = next(token for token in known if token is not None)
     return [list(ids) or [filler] for ids in encoded]
 
 

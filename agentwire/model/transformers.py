@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,12 +40,16 @@ from agentwire.model.prompting import (
 from agentwire.model.sources import fingerprint
 from agentwire.wire.messages import BridgeIdentity, ModelIdentity, TaskSpec
 
+RELOAD = "Remove the folder and run `agentwire models pull` again."
+TASKS = 64
+"""Prepared tasks that are kept; callers may ask a new question with every request."""
+
 
 def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Any:
     """A causal language model from a local folder, in eval mode, without gradients.
 
     Raises:
-        ModelError: transformers cannot load what is in the folder.
+        ModelError: transformers cannot load what is in the folder, or weights are missing from it.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as hf_logging
@@ -52,28 +57,44 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Any
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, attn_implementation="sdpa"
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # the library raises whatever its parsers raise
+        raise _unloadable("model", folder, error) from error
+    # What a file lacks, the library fills with random numbers and goes on.
+    absent = sorted([*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])])
+    if absent:
         raise ModelError(
-            f"the model in {folder} cannot be loaded: {str(error).splitlines()[0]}",
-            hint="Remove the folder and run `agentwire models pull` again.",
-        ) from error
+            f"the model in {folder} cannot be loaded: its weights lack {absent[0]} "
+            f"({len(absent)} tensors in all, or of another shape).",
+            hint=RELOAD,
+        )
     return model.to(device).eval().requires_grad_(False)
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a local folder."""
+    """The tokenizer of a local folder.
+
+    Raises:
+        ModelError: there is none, or it is broken.
+    """
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"the tokenizer in {folder} cannot be loaded: {str(error).splitlines()[0]}",
-            hint="Remove the folder and run `agentwire models pull` again.",
-        ) from error
+    except Exception as error:  # a broken tokenizer.json raises a bare Exception
+        raise _unloadable("tokenizer", folder, error) from error
+
+
+def _unloadable(what: str, folder: Path, error: Exception) -> ModelError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return ModelError(f"the {what} in {folder} cannot be loaded: {reason}", hint=RELOAD)
 
 
 def torch_device(name: str) -> torch.device:
@@ -82,7 +103,12 @@ def torch_device(name: str) -> torch.device:
     Raises:
         DeviceError: this machine does not have it.
     """
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError(
+            f"{name!r} is not the name of a device.", hint="Set `device: cpu`, `cuda:0` or `auto`."
+        ) from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DeviceError(
             f"the device {name} is not there ({torch.cuda.device_count()} GPUs were found).",
@@ -98,13 +124,19 @@ def trunk(model: Any, layers: int) -> Any:
     is left out.
 
     Raises:
-        ModelError: the model is not built as ``model.layers`` plus ``model.norm``.
+        ModelError: the model is not built as ``model.layers`` plus ``model.norm``, or has not so
+            many layers.
     """
     base = model.get_decoder() if hasattr(model, "get_decoder") else model.model
     if not isinstance(getattr(base, "layers", None), nn.ModuleList) or not hasattr(base, "norm"):
         raise ModelError(
             f"{type(model).__name__} is not a decoder of stacked layers with a final norm.",
             hint="Use a Llama-, Mistral-, Qwen- or Gemma-like model as the sender.",
+        )
+    if not 1 <= layers <= len(base.layers):
+        raise ModelError(
+            f"layer {layers} of a model with {len(base.layers)} layers cannot be read.",
+            hint=f"Set `layer` to 1 to {len(base.layers)}.",
         )
     short = copy.copy(base)
     # nn.Module keeps its children in one dict: it needs a copy of its own before it is changed.
@@ -190,7 +222,7 @@ class TransformersBackend:
         self.device = device
         self._identity = identity
         self._bridges: dict[str, tuple[Any, Resampler, int]] = {}
-        self._tasks: dict[str, PreparedTask] = {}
+        self._tasks: OrderedDict[str, PreparedTask] = OrderedDict()
         self._start = start_ids(tokenizer)
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
@@ -239,6 +271,7 @@ class TransformersBackend:
 
         Raises:
             BridgeError: corrupt, or made for another sender.
+            ModelError: this model's layers cannot be read.
         """
         loaded = store.load(folder)
         card = loaded.card
@@ -247,6 +280,13 @@ class TransformersBackend:
                 f"the bridge {card.name} reads {card.sender.model}, not the weights of "
                 f"{self._identity.name} that are here.",
                 hint="Train one with `agentwire train`, or name another under `bridge:`.",
+            )
+        if (card.sender.width, card.sender.layers) != (self._identity.width, self._identity.layers):
+            raise BridgeError(
+                f"the card of the bridge {card.name} gives its sender {card.sender.layers} layers "
+                f"of width {card.sender.width}; {self._identity.name} has "
+                f"{self._identity.layers} of {self._identity.width}.",
+                hint="Restore the folder, or train it again with `agentwire train`.",
             )
         module = loaded.module.to(self.device)
         self._bridges[card.weights_sha256] = (trunk(self.model, card.layer), module, card.layer)
@@ -287,12 +327,14 @@ class TransformersBackend:
         self.prepared(task)
 
     def prepared(self, task: TaskSpec) -> PreparedTask:
-        """The task's static parts, computed once.
+        """The task's static parts, computed once while the task is in use.
 
         Raises:
             ScenarioError: see ``compile_task``.
         """
         if task.task_id not in self._tasks:
+            while len(self._tasks) >= TASKS:
+                self._tasks.popitem(last=False)
             ids = compile_task(self.tokenizer, task)
             with torch.no_grad():
                 self._tasks[task.task_id] = PreparedTask(
@@ -302,6 +344,7 @@ class TransformersBackend:
                     prompt_head=self._head(ids.prompt_labels),
                     text_head=self._head(ids.text_labels),
                 )
+        self._tasks.move_to_end(task.task_id)
         return self._tasks[task.task_id]
 
     def _embed(self, ids: Sequence[int]) -> Tensor:
@@ -318,7 +361,7 @@ class TransformersBackend:
         return LabelHead(
             weight=head.weight[index],
             bias=None if bias is None else bias[index],
-            softcap=getattr(self.model.config, "final_logit_softcapping", None),
+            softcap=getattr(self.model.config.get_text_config(), "final_logit_softcapping", None),
         )
 
     def soft_inputs(self, soft: Tensor, task: TaskSpec) -> Tensor:
