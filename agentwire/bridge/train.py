@@ -17,13 +17,15 @@ from agentwire.bridge.card import BridgeCard, CardModel, CardTraining
 from agentwire.bridge.resampler import Resampler, ResamplerShape
 from agentwire.bridge.states import StateCache, cache_states
 from agentwire.config import Config
-from agentwire.errors import ScenarioError
-from agentwire.model.transformers import TransformersBackend
+from agentwire.errors import DataError, ScenarioError
+from agentwire.model.sources import public_name
+from agentwire.model.transformers import TransformersBackend, trunk
 from agentwire.scenario.resolve import Resolved
-from agentwire.scenario.schema import TrainSpec
+from agentwire.scenario.schema import DataChoice, TrainSpec
 from agentwire.task.datasets import Dataset, load_rows
 from agentwire.task.definitions import load_definition
 from agentwire.task.holdout import held_out_split
+from agentwire.task.rows import rows_sha256
 from agentwire.wire.messages import ModelIdentity, TaskSpec
 
 TRAIN_SPLIT = "train"
@@ -50,13 +52,15 @@ def train_scenario(
 
     Raises:
         ScenarioError: the scenario has no task, or its sender has no layer.
-        DataError, ModelError, DeviceError, BridgeError: see the called functions.
+        DataError: the rows cannot be had, or are the very rows that are scored.
+        ModelError, DeviceError, BridgeError: see the called functions.
     """
     if resolved.data is None:
         raise ScenarioError(
             "the scenario has no `task:`, so there is nothing to train for.",
             hint="Add a task with a dataset.",
         )
+    refuse_scored_rows(resolved.data)
     recipe = resolved.scenario.train
     torch.manual_seed(recipe.seed)
     wire = resolved.wire
@@ -73,13 +77,14 @@ def train_scenario(
         path=resolved.data.path,
     )
     rows, held_out = held_out_split(data, min(recipe.held_out, len(data) // 8), recipe.seed)
-    if recipe.max_rows:
+    if recipe.max_rows and recipe.max_rows < len(rows):
         rows = sample(rows, recipe.max_rows, recipe.seed)
     task = load_definition(resolved.data.dataset).spec()
     started = time.monotonic()
     receiver = _load(resolved, wire.spec.receiver, _stage(progress, 0.0))
     sender = _load(resolved, wire.spec.sender, _stage(progress, 0.03))
     sender_identity = sender.identity
+    trunk(sender.model, layer)  # refused now, not after the states of all rows
     caches = _cache(sender, rows, held_out, layer, recipe, progress)
     del sender  # a large sender makes room for the receiver's activations
     cache, held = (_moved(c, receiver.device) for c in caches)
@@ -87,7 +92,8 @@ def train_scenario(
     trained = _train(module, receiver, task, cache, held, recipe, progress)
     card = BridgeCard(
         name=wire.bridge,
-        description=f"{resolved.data.dataset}: {sender_identity.name} -> {receiver.identity.name}",
+        description=f"{resolved.data.dataset}: {public_name(sender_identity.name)} -> "
+        f"{public_name(receiver.identity.name)}",
         sender=_card_model(sender_identity),
         receiver=_card_model(receiver.identity),
         layer=layer,
@@ -123,7 +129,30 @@ def train_scenario(
 def sample(rows: Dataset, n: int, seed: int) -> Dataset:
     """At most n rows, drawn at random (files are often sorted by class); the source's order."""
     chosen = sorted(random.Random(seed).sample(range(len(rows)), min(n, len(rows))))
-    return replace(rows, rows=tuple(rows.rows[i] for i in chosen))
+    kept = tuple(rows.rows[i] for i in chosen)
+    marks = {
+        "sample": f"{len(kept)} of {len(rows)} (seed={seed})",
+        "rows_sha256": rows_sha256(kept),
+    }
+    return replace(rows, rows=kept, provenance={**rows.provenance, **marks})
+
+
+def refuse_scored_rows(data: DataChoice) -> None:
+    """A bridge is never trained on the rows that its scenario scores.
+
+    Raises:
+        DataError: the scenario scores the training split, or names one file for both.
+    """
+    if data.path is not None and Path(data.path).expanduser().is_file():
+        raise DataError(
+            f"{data.path} is one file: training on it would learn the rows that are scored.",
+            hint=f"Set `path` to a folder with {TRAIN_SPLIT}.jsonl and {data.split}.jsonl.",
+        )
+    if data.split == TRAIN_SPLIT:
+        raise DataError(
+            f"the scenario scores the split {data.split!r} of {data.dataset}: training reads it.",
+            hint="Set `task.split` to another split, e.g. `test`.",
+        )
 
 
 def device_name(device: torch.device) -> str:
@@ -222,7 +251,7 @@ def _train(
 
 def _card_model(identity: ModelIdentity) -> CardModel:
     return CardModel(
-        model=identity.name,
+        model=public_name(identity.name),
         fingerprint=identity.fingerprint,
         width=identity.width,
         layers=identity.layers,

@@ -34,7 +34,7 @@ from agentwire.model.fingerprint import (
 )
 from agentwire.model.registry import HUB_MODELS, MODELS, Part, RegistryModel
 
-__all__ = ["Located", "fetch", "fingerprint", "locate"]
+__all__ = ["Located", "fetch", "fingerprint", "locate", "public_name"]
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt"]
@@ -108,6 +108,12 @@ def fetch(name: str, *, config: Config, progress: Progress | None = None) -> Pat
     if found.kind == "hub":
         return _fetch_hub(name, config)
     raise ModelError(f"The model {name} is not here: {found.detail}.", hint="Check the path.")
+
+
+def public_name(name: str) -> str:
+    """A model's name as others may read it: of a local folder, its last part only."""
+    local = name.startswith((".", "/", "~")) or Path(name).is_absolute()
+    return Path(name).expanduser().resolve().name if local else name
 
 
 # -- looking --------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pathlib import Path
 from agentwire.bridge.card import CARD_FILE, WEIGHTS_FILE, BridgeCard
 from agentwire.errors import BridgeError, DataError
 from agentwire.model.fake import BRIDGE_PREFIX
+from agentwire.model.sources import public_name
 from agentwire.scenario.schema import DataChoice, ModelChoice, WireSpec
 from agentwire.task.datasets import shares_sentences
 
@@ -113,7 +114,7 @@ def check_card(
         ("receiver", wire.receiver, card.receiver),
     ):
         runs, known = choices[end].model, fingerprints.get(end)
-        if made_for.fingerprint != known if known else made_for.model != runs:
+        if made_for.fingerprint != known if known else made_for.model != public_name(runs):
             shown = f" ({known[:12]})" if known else ""
             raise BridgeError(
                 f"wire {wire.name}: the bridge {card.name} was made for the {role} "

@@ -110,6 +110,12 @@ class TrainSpec(Strict):
     max_text_tokens: Annotated[int, Field(ge=8)] = 96
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> TrainSpec:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+        return self
+
 
 Method = Literal["bridge", "text_relay", "text_relay_verbatim", "receiver_direct", "sender_direct"]
 
