@@ -28,6 +28,7 @@ from agentwire.bridge import store
 from agentwire.bridge.resampler import Resampler
 from agentwire.errors import BridgeError, DeviceError, ModelError
 from agentwire.model.backend import Encoded, Generated, Progress, Scored
+from agentwire.model.prefix import Prefix
 from agentwire.model.prompting import (
     CompiledTask,
     Tokenizer,
@@ -223,6 +224,7 @@ class TransformersBackend:
         self._identity = identity
         self._bridges: dict[str, tuple[Any, Resampler, int]] = {}
         self._tasks: OrderedDict[str, PreparedTask] = OrderedDict()
+        self._prefixes: dict[tuple[int, ...], Prefix] = {}
         self._start = start_ids(tokenizer)
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
@@ -233,6 +235,11 @@ class TransformersBackend:
         Raises:
             ModelError, DeviceError: see ``load_model`` and ``torch_device``.
         """
+        if spec.weights == "random":
+            raise ModelError(
+                f"{spec.name}: models with random weights cannot be run by this version.",
+                hint="Set `weights: pretrained`.",
+            )
         if spec.folder is None:
             raise ModelError(
                 f"the weights of {spec.model} are not on this machine.",
@@ -391,13 +398,15 @@ class TransformersBackend:
     def score_text(self, texts: Sequence[str], task: TaskSpec) -> Scored:
         clock = _Stopwatch(self.device)
         prepared = self.prepared(task)
-        before, after = prepared.ids.before, prepared.ids.after
         texts_ids = text_ids(self.tokenizer, texts, prepared.ids.glue)
-        rows = [[*before, *row, *after] for row in texts_ids]
+        rows = [[*row, *prepared.ids.after] for row in texts_ids]
         ids, lengths = pad_right(rows, self._pad)
         clock.lap("tokenize")
-        decoder = self.model.get_decoder()
-        hidden = decoder(input_ids=ids.to(self.device), use_cache=False).last_hidden_state
+        hidden = self.model.get_decoder()(
+            input_ids=ids.to(self.device),
+            past_key_values=self._prefix(prepared.ids.before).cache(len(rows)),
+            use_cache=True,
+        ).last_hidden_state
         last = hidden[torch.arange(len(rows)), (lengths - 1).to(self.device)]
         scores = torch.log_softmax(prepared.text_head(last), dim=-1).cpu().numpy()
         clock.lap("decode")
@@ -410,30 +419,41 @@ class TransformersBackend:
             return Generated(list(texts), {})
         return self._generate(texts, task.relay.template, task.relay.max_new_tokens)
 
+    def _prefix(self, ids: Sequence[int]) -> Prefix:
+        key = tuple(ids)
+        if key not in self._prefixes:
+            self._prefixes[key] = Prefix(self.model, key)
+        return self._prefixes[key]
+
     def generate(self, texts: Sequence[str], task: TaskSpec) -> Generated:
         return self._generate(texts, task.text_prompt, task.max_new_tokens)
 
     @torch.inference_mode()
     def _generate(self, texts: Sequence[str], template: str, max_new_tokens: int) -> Generated:
-        """Greedy continuation; left padding, masked, so that all rows end where they go on."""
+        """Greedy continuation: all rows end where they go on, so padding stands before the text.
+
+        It is masked, and positions do not count it.
+        """
         clock = _Stopwatch(self.device)
         before, glue, tail = around_text(self.tokenizer, template)
         after = plain_ids(self.tokenizer, tail)
-        rows = [[*before, *row, *after] for row in text_ids(self.tokenizer, texts, glue)]
+        rows = [[*row, *after] for row in text_ids(self.tokenizer, texts, glue)]
         longest = max(len(row) for row in rows)
-        ids = torch.tensor([[self._pad] * (longest - len(row)) + row for row in rows])
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+        gaps = [longest - len(row) for row in rows]
+        ids = [[*before, *[self._pad] * gap, *row] for gap, row in zip(gaps, rows, strict=True)]
+        mask = [[1] * len(before) + [0] * gap + [1] * (longest - gap) for gap in gaps]
         clock.lap("tokenize")
         output = self.model.generate(
-            input_ids=ids.to(self.device),
-            attention_mask=mask.to(self.device),
+            input_ids=torch.tensor(ids, device=self.device),
+            attention_mask=torch.tensor(mask, device=self.device),
+            past_key_values=self._prefix(before).cache(len(rows)),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=self._pad,
         )
         written = [
             self.tokenizer.decode(row, skip_special_tokens=True).strip()
-            for row in output[:, longest:].cpu()
+            for row in output[:, len(before) + longest :].cpu()
         ]
         clock.lap("generate")
         return Generated(written, clock.stages)

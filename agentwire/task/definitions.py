@@ -27,7 +27,7 @@ class Relay(_Strict):
     """What the sender is asked when it makes a text message (``{text}`` stands for its text)."""
 
     template: str
-    max_new_tokens: Annotated[int, Field(ge=1, le=512)] = 48
+    max_new_tokens: Annotated[int, Field(ge=1, le=512)] = 32
 
     @model_validator(mode="after")
     def _holds_text_once(self) -> Relay:
