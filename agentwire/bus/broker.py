@@ -277,8 +277,8 @@ class Broker:
                 self._write(peer, connection, event.frames)
         for event in events:
             match event:
-                case Received(message):
-                    self._route(Said(peer, message))
+                case Received(message, _, sealed):
+                    self._route(Said(peer, message, sealed))
                 case Busy(busy_ms):
                     self._route(Reported(peer, busy_ms))
                 case Greeted(hello, epoch):
@@ -326,9 +326,9 @@ class Broker:
         if connection is None:
             return  # it broke while this stimulus was carried out
         match instruction:
-            case Send(peer, message):
+            case Send(peer, message, sealed):
                 try:
-                    frames = connection.session.send(message, now)
+                    frames = connection.session.send(message, now, sealed)
                 except LocalProtocolError:
                     # It came in within its limits and does not leave within them: its time limit
                     # ends the request, and the counter tells.

@@ -14,6 +14,7 @@ from agentwire.bus.directory import Directory, Peer
 from agentwire.bus.lanes import Lane, Leg, Queued, Work, body_bytes
 from agentwire.bus.stimuli import Instruction, Send
 from agentwire.errors import LocalProtocolError, NackCode, RemoteProtocolError
+from agentwire.wire.codec import Sealed
 from agentwire.wire.messages import (
     DIRECT_PREFIX,
     Credit,
@@ -148,9 +149,11 @@ class Flow:
             return self._legs[work.wire, receiver]
         return None
 
-    def admit(self, peer: Peer, leg: Leg, work: Work, now: float) -> list[Instruction]:
+    def admit(
+        self, peer: Peer, leg: Leg, work: Work, now: float, sealed: Sealed | None = None
+    ) -> list[Instruction]:
         """Queues a message and forwards what credit allows, or refuses it as overloaded."""
-        item = Queued(work, body_bytes(work), now)
+        item = Queued(work, body_bytes(work), now, sealed)
         if self.queued_bytes + item.size > self._limits.total_bytes:
             return self.reject(peer, leg, work, NackCode.OVERLOADED, "the bus is full")
         try:
@@ -244,7 +247,9 @@ class Flow:
         else:
             leg.spend(item.size)
             self._counters["forwarded"] += 1
-            out.append(Send(consumer.id, work))
+            # With less time left its rows have to be packed anew.
+            same = work.rows is item.work.rows
+            out.append(Send(consumer.id, work, item.sealed if same else None))
         return True
 
     def _too_late(self, item: Queued) -> list[Instruction]:

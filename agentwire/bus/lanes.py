@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from agentwire.errors import RemoteProtocolError
+from agentwire.wire.codec import Sealed
 from agentwire.wire.credit import CreditGate, CreditWindow, Grant
 from agentwire.wire.messages import Encode, Soft, Text
 
@@ -37,6 +38,7 @@ class Queued:
     work: Work
     size: int
     arrived: float
+    sealed: Sealed | None = None
 
 
 class Lane:

@@ -53,6 +53,7 @@ from agentwire.bus.stimuli import (
     Tick,
 )
 from agentwire.errors import NackCode, RemoteProtocolError
+from agentwire.wire.codec import Sealed
 from agentwire.wire.messages import (
     Accept,
     Cancel,
@@ -115,8 +116,8 @@ class Router:
         match stimulus:
             case Arrived():
                 return self._arrive(stimulus)
-            case Said(id, message):
-                return self._with_peer(id, lambda peer: self._hear(peer, message, now))
+            case Said(id):
+                return self._with_peer(id, lambda peer: self._hear(peer, stimulus, now))
             case Garbled():
                 return self._with_peer(stimulus.peer, lambda peer: self._garbled(peer, stimulus))
             case Reported(id, busy_ms):
@@ -190,7 +191,8 @@ class Router:
 
     # -- messages ---------------------------------------------------------------------------
 
-    def _hear(self, peer: Peer, message: Message, now: float) -> list[Instruction]:
+    def _hear(self, peer: Peer, said: Said, now: float) -> list[Instruction]:
+        message = said.message
         wire = getattr(message, "wire", "")
         if wire and wire not in self._wires:
             return self._refuse_message(
@@ -199,11 +201,11 @@ class Router:
         out: list[Instruction] | None = None
         match message, peer.role:
             case Encode() | Soft() | Text(), _:
-                out = self._work(peer, message, now)
+                out = self._work(peer, message, now, said.sealed)
             case Credit(), Role.AGENT:
                 out = self._credit(peer, message, now)
             case Result(), Role.AGENT:
-                out = self._result(peer, message)
+                out = self._result(peer, message, said.sealed)
             case Nack(), Role.AGENT:
                 out = self._nack(peer, message)
             case Offer(), Role.AGENT:
@@ -229,7 +231,9 @@ class Router:
             )
         return out
 
-    def _work(self, peer: Peer, work: Encode | Soft | Text, now: float) -> list[Instruction] | None:
+    def _work(
+        self, peer: Peer, work: Encode | Soft | Text, now: float, sealed: Sealed | None
+    ) -> list[Instruction] | None:
         leg = self._flow.leg_for(peer, work)
         if leg is None:
             return None
@@ -241,9 +245,11 @@ class Router:
             work = replace(work, origin=peer.name)
         elif self._peers.client(work.origin) is None:
             return self._flow.drop_orphan(peer, leg, work)
-        return self._flow.admit(peer, leg, work, now)
+        return self._flow.admit(peer, leg, work, now, sealed)
 
-    def _result(self, peer: Peer, result: Result) -> list[Instruction] | None:
+    def _result(
+        self, peer: Peer, result: Result, sealed: Sealed | None
+    ) -> list[Instruction] | None:
         if not peer.ready or self._wires.receiver(result.wire) != peer.name:
             return None
         client = self._peers.client(result.origin)
@@ -251,7 +257,7 @@ class Router:
             self.counters["dropped.orphan"] += 1
             return []
         self.counters["results"] += 1
-        return [Send(client.id, result)]
+        return [Send(client.id, result, sealed)]
 
     def _nack(self, peer: Peer, nack: Nack) -> list[Instruction] | None:
         ends = (self._wires.sender(nack.wire), self._wires.receiver(nack.wire))

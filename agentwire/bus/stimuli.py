@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from agentwire.bus.events import BrokerEvent
 from agentwire.errors import NackCode
+from agentwire.wire.codec import Sealed
 from agentwire.wire.messages import Hello, Message, Row
 
 PeerId: TypeAlias = bytes
@@ -27,10 +28,15 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """A peer that was let in sent a message (among them the Hello that makes an agent ready)."""
+    """A peer that was let in sent a message (among them the Hello that makes an agent ready).
+
+    Attributes:
+        sealed: how it came, to go on like that; None where it has to be packed anew.
+    """
 
     peer: PeerId
     message: Message
+    sealed: Sealed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +113,11 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send this message to this peer."""
+    """Send this message to this peer; ``sealed``: nothing but its origin has changed since."""
 
     peer: PeerId
     message: Message
+    sealed: Sealed | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 DTYPE_BYTES = {"float16": 2}
 """Payload dtypes that may cross, with bytes per value. Little-endian always."""
 SCORE_BYTES = 4  # fp32
+_NO_ID = bytes(fields.ID_BYTES)
 
 Frame = bytes | memoryview
 
@@ -36,6 +37,25 @@ def clip(text: str, size: int) -> str:
     return data[: max(0, size - len("…".encode()))].decode(errors="ignore") + "…"
 
 
+def _check_row(row: Any, limits: Limits) -> None:
+    if not isinstance(row, list) or len(row) != len(fields.ROW):
+        raise malformed(f"rows: an entry must be a list of {len(fields.ROW)}")
+    request_id, ms_left, trace_id, size = row
+    if (
+        type(request_id) is type(trace_id) is bytes
+        and len(request_id) == len(trace_id) == fields.ID_BYTES
+        and (ms_left is None or (type(ms_left) is int and 0 <= ms_left <= fields.MAX_U32))
+        and type(size) is int
+        and 0 <= size <= limits.text_row_bytes
+    ):
+        return  # as nearly always; what is wrong with any other, the table says
+    for value, (name, check) in zip(row, fields.ROW.items(), strict=True):
+        try:
+            check(value, limits)
+        except Misfit as error:
+            raise Misfit(error.code, f"rows: {name}: {error}") from None
+
+
 def check_entries(entries: Any, layout: Layout, limits: Limits) -> None:
     if not isinstance(entries, list):
         raise malformed("rows: must be a list")
@@ -45,16 +65,8 @@ def check_entries(entries: Any, layout: Layout, limits: Limits) -> None:
         raise malformed("rows: must not be empty in this message")
     if len(entries) > limits.rows:
         raise too_large(f"rows: has {len(entries)} entries; the limit is {limits.rows}")
-    checks = fields.ROW.values()
     for entry in entries:
-        row = [entry, None, bytes(fields.ID_BYTES), 0] if layout.rows == "ids" else entry
-        if not isinstance(row, list) or len(row) != len(checks):
-            raise malformed(f"rows: an entry must be a list of {len(checks)}")
-        for value, (name, check) in zip(row, fields.ROW.items(), strict=True):
-            try:
-                check(value, limits)
-            except Misfit as error:
-                raise Misfit(error.code, f"rows: {name}: {error}") from None
+        _check_row([entry, None, _NO_ID, 0] if layout.rows == "ids" else entry, limits)
     # Outcomes go by request id, so one message cannot ask for the same one twice.
     ids = entries if layout.rows == "ids" else [entry[0] for entry in entries]
     if len(set(ids)) != len(ids):

@@ -17,7 +17,7 @@ The rules:
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ from agentwire.wire.bodies import (
     pack_texts,
     read_texts,
 )
-from agentwire.wire.fields import LAYOUTS, TYPE_OF, Layout, Misfit, malformed, too_large
+from agentwire.wire.fields import HEADERS, LAYOUTS, TYPE_OF, Layout, Misfit, malformed, too_large
 from agentwire.wire.messages import (
     PROTOCOL_VERSION,
     BridgeIdentity,
@@ -107,6 +107,20 @@ class Undecodable(RemoteProtocolError):
         self.rows: tuple[Row, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Sealed:
+    """A message as it came and was checked: what a broker hands on without packing it again.
+
+    Attributes:
+        header: its header, unpacked.
+        rows, body: its other frames, which the checksum in the header covers.
+    """
+
+    header: Mapping[str, Any]
+    rows: Frame
+    body: Frame
+
+
 # -- encode ---------------------------------------------------------------------------------
 
 
@@ -148,15 +162,33 @@ def _encode(message: Message, envelope: Envelope, limits: Limits) -> list[bytes 
         "n": len(ids),
         "c": _checksum(rows, body),
     }
-    header = _pack(
-        fields.checked(common, fields.COMMON, limits)
-        | fields.checked(values, layout.header, limits)
-    )
+    header = _pack(fields.checked(common | values, HEADERS[number], limits))
     if len(header) > limits.header_bytes:
         raise too_large(f"header: has {len(header)} bytes; the limit is {limits.header_bytes}")
     if len(rows) > limits.rows_bytes:
         raise too_large(f"rows: take {len(rows)} bytes; the limit is {limits.rows_bytes}")
     return [header, rows, body]
+
+
+def reseal(
+    sealed: Sealed, envelope: Envelope, origin: str, limits: Limits = DEFAULT_LIMITS
+) -> list[bytes | memoryview]:
+    """The frames of a message that goes on as it came, from another peer and for ``origin``.
+
+    The rows, the body and their checksum stay what they were, so the receiver checks what the
+    producer sent. Equal to ``encode`` of the message, but for how numbers and keys are written.
+
+    Raises:
+        LocalProtocolError: the message does not fit the protocol any more.
+    """
+    renewed = {"r": envelope.run, "s": envelope.seq, "e": envelope.epoch, "origin": origin}
+    header = _pack({**sealed.header, **renewed})
+    if len(header) > limits.header_bytes:
+        raise LocalProtocolError(
+            f"A header of {len(header)} bytes does not fit the wire.",
+            hint=f"The limit is {limits.header_bytes}; use shorter names.",
+        )
+    return [header, sealed.rows, sealed.body]
 
 
 def _header_values(message: Message, layout: Layout, limits: Limits) -> dict[str, Any]:
@@ -266,6 +298,14 @@ def decode(
         RemoteProtocolError: (always ``Undecodable``) the frames are not a message; nothing else
             is raised, whatever the bytes.
     """
+    envelope, message, _ = unseal(frames, limits)
+    return envelope, message
+
+
+def unseal(
+    frames: Sequence[bytes | memoryview], limits: Limits = DEFAULT_LIMITS
+) -> tuple[Envelope, Message, Sealed]:
+    """As ``decode``, with what ``reseal`` needs to hand the message on."""
     known = Undecodable(NackCode.MALFORMED, "")
     try:
         return _decode(frames, limits, known)
@@ -278,7 +318,7 @@ def decode(
 
 def _decode(
     frames: Sequence[Frame], limits: Limits, known: Undecodable
-) -> tuple[Envelope, Message]:
+) -> tuple[Envelope, Message, Sealed]:
     if len(frames) != 3:
         raise malformed(f"has {len(frames)} frames, not 3")
     header_frame, rows_frame, body = (octets(frame) for frame in frames)
@@ -316,7 +356,7 @@ def _decode(
     if layout.body not in ("texts", "answers") and any(row.size for row in known.rows):
         raise malformed("rows: a size where the body is not text")
     _read_body(body, layout, values, common["n"], limits)
-    return envelope, layout.kind(**values)
+    return envelope, layout.kind(**values), Sealed(header, frames[1], frames[2])
 
 
 def _read_header(header: Any, limits: Limits) -> tuple[Layout, dict[str, Any], dict[str, Any]]:
@@ -331,11 +371,13 @@ def _read_header(header: Any, limits: Limits) -> tuple[Layout, dict[str, Any], d
             NackCode.VERSION, f"protocol version {version} is not spoken here: {PROTOCOL_VERSION}"
         )
     number = header.get("t")
-    if type(number) is not int or number not in MessageType.__members__.values():
-        raise malformed("header: unknown message type")
-    layout = LAYOUTS[MessageType(number)]
     try:
-        values = fields.checked(header, {**fields.COMMON, **layout.header}, limits)
+        kind = MessageType(number if type(number) is int else 0)
+    except ValueError:
+        raise malformed("header: unknown message type") from None
+    layout = LAYOUTS[kind]
+    try:
+        values = fields.checked(header, HEADERS[kind], limits)
     except Misfit as error:
         raise Misfit(error.code, f"header: {error}") from None
     common = {name: values.pop(name) for name in fields.COMMON}

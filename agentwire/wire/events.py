@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from agentwire.errors import NackCode
+from agentwire.wire.codec import Sealed
 from agentwire.wire.messages import Envelope, Hello, Message, Row, Welcome
 
 
@@ -40,10 +41,11 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A message for the layer above."""
+    """A message for the layer above; ``sealed``, at the broker: for ``Session.send`` of it."""
 
     message: Message
     envelope: Envelope
+    sealed: Sealed | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from agentwire.errors import NackCode
@@ -25,6 +26,7 @@ Check: TypeAlias = "Callable[[object, Limits], Any]"
 MAX_U32 = 2**32 - 1
 MAX_I63 = 2**63 - 1  # fits the signed 64-bit integer of every language
 ID_BYTES = 16
+KNOWN_NAMES = 256  # strings of each kind that were checked before and need not be again
 HEX_SHA256 = re.compile(r"[0-9a-f]{64}")
 PRINTABLE = re.compile(r"[!-~]+")  # names reach logs and screens: no spaces, no control characters
 
@@ -68,9 +70,12 @@ def number(low: float, high: float = math.inf) -> Check:
     """A finite number in [low, high]. Integers pass: some languages write 1.0 as 1."""
 
     def check(value: object, limits: Limits) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if type(value) is float:
+            result = value
+        elif isinstance(value, bool) or not isinstance(value, int | float):
             raise malformed(f"must be a number, not {type(value).__name__}")
-        result = float(value)
+        else:
+            result = float(value)
         if not math.isfinite(result) or not low <= result <= high:
             raise malformed(f"must be a finite number in [{low}, {high}]")
         return result
@@ -87,20 +92,26 @@ def boolean(value: object, limits: Limits) -> bool:
 def text(limit: str, pattern: re.Pattern[str] | None = None, *, empty: bool = True) -> Check:
     """A string of at most ``getattr(limits, limit)`` bytes of UTF-8."""
 
-    def check(value: object, limits: Limits) -> str:
-        if not isinstance(value, str):
-            raise malformed(f"must be a string, not {type(value).__name__}")
+    def examine(value: str, most: int) -> None:
         try:
             size = len(value.encode())
         except UnicodeEncodeError:
             raise malformed("holds a lone surrogate, which UTF-8 cannot carry") from None
-        if size > getattr(limits, limit):
-            raise too_large(f"has {size} bytes; the limit is {getattr(limits, limit)}")
+        if size > most:
+            raise too_large(f"has {size} bytes; the limit is {most}")
         if not value:
             if not empty:
                 raise malformed("must not be empty")
         elif pattern is not None and not pattern.fullmatch(value):
             raise malformed(f"must match {pattern.pattern}")
+
+    # What has a pattern is short and the same in message after message: names, hashes, wires.
+    passed = examine if pattern is None else lru_cache(KNOWN_NAMES)(examine)
+
+    def check(value: object, limits: Limits) -> str:
+        if not isinstance(value, str):
+            raise malformed(f"must be a string, not {type(value).__name__}")
+        passed(value, getattr(limits, limit))
         return value
 
     return check
@@ -371,6 +382,11 @@ LAYOUTS: Mapping[m.MessageType, Layout] = {
     ),
     m.MessageType.GOODBYE: Layout(m.Goodbye, {"reason": REASON}),
 }
+
+HEADERS: Mapping[m.MessageType, Mapping[str, Check]] = {
+    number_: {**COMMON, **layout.header} for number_, layout in LAYOUTS.items()
+}
+"""All header keys of each type."""
 
 TYPE_OF: Mapping[type[Any], m.MessageType] = {
     layout.kind: number_ for number_, layout in LAYOUTS.items()

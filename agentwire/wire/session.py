@@ -20,7 +20,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from agentwire.errors import LocalProtocolError, NackCode
-from agentwire.wire.codec import DEFAULT_LIMITS, Limits, Undecodable, decode, encode
+from agentwire.wire.codec import (
+    DEFAULT_LIMITS,
+    Limits,
+    Sealed,
+    Undecodable,
+    encode,
+    reseal,
+    unseal,
+)
 from agentwire.wire.events import (
     Announced,
     Busy,
@@ -154,8 +162,13 @@ class Session:
         """Broker: the frames of the Nack that turns a greeted peer away; closes the session."""
         return self.send(Nack(code, reason), now)
 
-    def send(self, message: Message, now: float) -> list[bytes | memoryview]:
+    def send(
+        self, message: Message, now: float, sealed: Sealed | None = None
+    ) -> list[bytes | memoryview]:
         """The frames of a message, numbered. Write them in the order of calls.
+
+        Args:
+            sealed: how the message came, where it goes on with no change but its origin.
 
         Raises:
             LocalProtocolError: this side may not send that now, or it does not fit the wire.
@@ -172,7 +185,11 @@ class Session:
             problem = self._hello_problem(message)
             if problem:
                 raise LocalProtocolError(problem, hint="Say Hello again when the model is loaded.")
-        frames = encode(message, Envelope(self._run, self._next_out, self._epoch), self._limits)
+        envelope = Envelope(self._run, self._next_out, self._epoch)
+        if sealed is None:
+            frames = encode(message, envelope, self._limits)
+        else:
+            frames = reseal(sealed, envelope, getattr(message, "origin", ""), self._limits)
         self._next_out += 1
         self.state = after
         if isinstance(message, Hello):
@@ -227,7 +244,7 @@ class Session:
         if self.state is State.CLOSED:
             return []
         try:
-            envelope, message = decode(frames, self._limits)
+            envelope, message, sealed = unseal(frames, self._limits)
         except Undecodable as error:
             self._undecoded += 1
             refused = Refused(error.code, str(error), error.wire, error.rows, error.origin)
@@ -240,7 +257,7 @@ class Session:
                 return [Duplicate(envelope.seq)]
             self._count(envelope.seq, events)
             self._heard = now
-            events += self._accept(message, envelope, now, busy_ms)
+            events += self._accept(message, envelope, sealed, now, busy_ms)
         except _Refuse as error:
             refused = Refused(
                 error.code,
@@ -274,7 +291,7 @@ class Session:
         self._next_in = seq + 1
 
     def _accept(
-        self, message: Message, envelope: Envelope, now: float, busy_ms: int
+        self, message: Message, envelope: Envelope, sealed: Sealed, now: float, busy_ms: int
     ) -> list[Event]:
         kind = TYPE_OF[type(message)]
         after = self._step(Direction.RECEIVE, kind)
@@ -292,7 +309,7 @@ class Session:
                 return [Busy(message.busy_ms), Outgoing(self.send(Pong(_in_field(busy_ms)), now))]
             case Pong():
                 return [Busy(message.busy_ms)]
-        return [Received(message, envelope)]
+        return [Received(message, envelope, sealed if self.side is Side.BROKER else None)]
 
     def _shake_hands(
         self, message: Message, envelope: Envelope, after: State, now: float

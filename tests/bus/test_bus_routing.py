@@ -29,6 +29,7 @@ from agentwire.bus.flow import RoutingLimits
 from agentwire.bus.routing import Router
 from agentwire.errors import LocalProtocolError, NackCode
 from agentwire.wire import messages as m
+from agentwire.wire.codec import Sealed
 
 LIMITS = RoutingLimits(lane_messages=4, lane_bytes=1000, total_bytes=10_000, clients=2, tasks=3)
 
@@ -523,6 +524,19 @@ def test_deadlines_go_on_in_the_queue() -> None:
     bus.say("client", encode(1, ms_left=1000), now=10.0)
     (out, *_) = bus.say("llama", WIDE, now=10.4)
     assert out == send("llama", as_from(encode(1, ms_left=600)))
+
+
+def test_work_and_results_go_on_as_they_came_unless_their_time_has_changed() -> None:
+    bus = Bus().open()
+    seal = Sealed({}, b"", b"")
+    bus.say("mistral", WIDE)
+    assert bus.do(s.Said(b"llama", soft(1), seal)) == [s.Send(b"mistral", soft(1), seal)]
+    assert bus.do(s.Said(b"mistral", result(1), seal)) == [s.Send(b"client", result(1), seal)]
+    bus.do(s.Said(b"client", encode(2, ms_left=1000), seal), now=10.0)
+    bus.do(s.Said(b"client", encode(3), seal), now=10.0)
+    aged, timeless, *_ = bus.say("llama", WIDE, now=10.4)
+    assert aged == s.Send(b"llama", as_from(encode(2, ms_left=600)), None)
+    assert timeless == s.Send(b"llama", as_from(encode(3)), seal)
 
 
 def test_late_work_is_answered_and_costs_the_consumer_nothing() -> None:

@@ -15,7 +15,16 @@ from wire_strategies import any_message, by_type, envelopes
 from agentwire.errors import LocalProtocolError, NackCode, RemoteProtocolError
 from agentwire.wire import fields
 from agentwire.wire import messages as m
-from agentwire.wire.codec import DEFAULT_LIMITS, Limits, Undecodable, clip, decode, encode
+from agentwire.wire.codec import (
+    DEFAULT_LIMITS,
+    Limits,
+    Undecodable,
+    clip,
+    decode,
+    encode,
+    reseal,
+    unseal,
+)
 
 RUN = bytes(range(16))
 ENVELOPE = m.Envelope(RUN, 7, 3)
@@ -59,6 +68,39 @@ def test_every_type_round_trips(kind: type) -> None:
         assert decode(frames) == (envelope, message)
 
     round_trip()
+
+
+@pytest.mark.parametrize(
+    "kind", [m.Encode, m.Soft, m.Text, m.Result], ids=lambda kind: kind.__name__
+)
+def test_what_goes_on_sealed_is_the_same_message_of_another_peer(kind: type) -> None:
+    @settings(max_examples=40, deadline=None)
+    @given(by_type[kind], envelopes, envelopes)
+    def hand_on(message: m.Message, first: m.Envelope, second: m.Envelope) -> None:
+        frames = encode(message, first)
+        envelope, came, seal = unseal(frames)
+        assert (envelope, came) == (first, message)
+        gone = reseal(seal, second, "somebody")
+        assert decode(gone) == (second, m.with_origin(message, "somebody"))
+        assert gone[1] is frames[1] and gone[2] is frames[2]
+
+    hand_on()
+
+
+def test_what_was_damaged_on_the_way_is_still_found_at_its_end() -> None:
+    _, _, seal = unseal(encode(SOFT, ENVELOPE))
+    header, rows, body = reseal(seal, ENVELOPE, "client")
+    flipped = bytes([bytes(body)[0] ^ 1]) + bytes(body)[1:]
+    assert refusal([header, rows, flipped]).code is NackCode.CHECKSUM
+
+
+def test_a_sealed_header_that_grows_over_its_limit_is_not_sent() -> None:
+    frames = encode(SOFT, ENVELOPE)
+    _, _, seal = unseal(frames)
+    limits = dataclasses.replace(DEFAULT_LIMITS, header_bytes=len(frames[0]) + 8)
+    assert reseal(seal, ENVELOPE, "client", limits)
+    with pytest.raises(LocalProtocolError, match="header"):
+        reseal(seal, ENVELOPE, "somebody-with-a-long-name", limits)
 
 
 def test_no_type_and_no_field_is_forgotten() -> None:

@@ -201,6 +201,18 @@ def test_no_closed_state_leads_anywhere_and_every_state_can_be_reached() -> None
                 assert step(side, m.Role.AGENT, State.CLOSED, direction, kind) is None
 
 
+def test_the_broker_hands_on_what_it_received_with_its_own_number_and_epoch() -> None:
+    sender, receiver = Pair(), Pair()
+    payload = m.Payload(bytes(8), 1, 2, 2)
+    soft = m.Soft("a->b", "0" * 64, "1" * 64, (m.Row(b"r" * 16),), payload, origin="client")
+    (event,) = sender.broker.receive(sender.peer.send(soft, 1.0), 1.0)
+    assert isinstance(event, Received) and event.sealed is not None
+    frames = receiver.broker.send(soft, 1.0, event.sealed)
+    (arrived,) = receiver.peer.receive(frames, 1.0)
+    assert arrived == Received(soft, m.Envelope(RUN, 1, 1))
+    assert isinstance(arrived, Received) and arrived.sealed is None  # nobody hands it on
+
+
 def test_a_message_that_cannot_be_sent_uses_no_number() -> None:
     pair = Pair()
     with pytest.raises(LocalProtocolError):
