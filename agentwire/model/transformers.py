@@ -28,6 +28,7 @@ from agentwire.bridge import store
 from agentwire.bridge.resampler import Resampler
 from agentwire.errors import BridgeError, DeviceError, ModelError
 from agentwire.model.backend import Encoded, Generated, Progress, Scored
+from agentwire.model.packing import can_pack, packed_states
 from agentwire.model.prefix import Prefix
 from agentwire.model.prompting import (
     CompiledTask,
@@ -44,6 +45,8 @@ from agentwire.wire.messages import BridgeIdentity, ModelIdentity, TaskSpec
 RELOAD = "Remove the folder and run `agentwire models pull` again."
 TASKS = 64
 """Prepared tasks that are kept; callers may ask a new question with every request."""
+PREFIXES = 16
+"""Prompts whose keys and values are kept."""
 
 
 def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Any:
@@ -128,7 +131,7 @@ def trunk(model: Any, layers: int) -> Any:
         ModelError: the model is not built as ``model.layers`` plus ``model.norm``, or has not so
             many layers.
     """
-    base = model.get_decoder() if hasattr(model, "get_decoder") else model.model
+    base = model.get_decoder() if hasattr(model, "get_decoder") else getattr(model, "model", None)
     if not isinstance(getattr(base, "layers", None), nn.ModuleList) or not hasattr(base, "norm"):
         raise ModelError(
             f"{type(model).__name__} is not a decoder of stacked layers with a final norm.",
@@ -222,9 +225,9 @@ class TransformersBackend:
         self.tokenizer = tokenizer
         self.device = device
         self._identity = identity
-        self._bridges: dict[str, tuple[Any, Resampler, int]] = {}
+        self._bridges: dict[str, tuple[Any, Resampler, bool]] = {}
         self._tasks: OrderedDict[str, PreparedTask] = OrderedDict()
-        self._prefixes: dict[tuple[int, ...], Prefix] = {}
+        self._prefixes: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
         self._start = start_ids(tokenizer)
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
@@ -296,7 +299,10 @@ class TransformersBackend:
                 hint="Restore the folder, or train it again with `agentwire train`.",
             )
         module = loaded.module.to(self.device)
-        self._bridges[card.weights_sha256] = (trunk(self.model, card.layer), module, card.layer)
+        short = trunk(self.model, card.layer)
+        # A GPU at these sizes is bound by launches, not by padding, and wants static shapes.
+        packs = self.device.type == "cpu" and can_pack(short)
+        self._bridges[card.weights_sha256] = (short, module, packs)
         return card.identity()
 
     def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -318,11 +324,11 @@ class TransformersBackend:
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], bridge: str) -> Encoded:
-        short, module, _ = self._bridges[bridge]
+        short, module, packs = self._bridges[bridge]
         clock = _Stopwatch(self.device)
         ids, mask = self.tokens(texts)
         clock.lap("tokenize")
-        states = self.states(short, ids)
+        states = packed_states(short, ids, mask) if packs else self.states(short, ids)
         clock.lap("encode")
         soft = module(states, mask).half().cpu().numpy()
         clock.lap("bridge")
@@ -343,7 +349,8 @@ class TransformersBackend:
             while len(self._tasks) >= TASKS:
                 self._tasks.popitem(last=False)
             ids = compile_task(self.tokenizer, task)
-            with torch.no_grad():
+            # Not inference tensors: whoever scores first, training may use them afterwards.
+            with torch.inference_mode(False), torch.no_grad():
                 self._tasks[task.task_id] = PreparedTask(
                     ids=ids,
                     start=self._embed(self._start),
@@ -404,7 +411,7 @@ class TransformersBackend:
         clock.lap("tokenize")
         hidden = self.model.get_decoder()(
             input_ids=ids.to(self.device),
-            past_key_values=self._prefix(prepared.ids.before).cache(len(rows)),
+            past_key_values=self._cache(prepared.ids.before, len(rows)),
             use_cache=True,
         ).last_hidden_state
         last = hidden[torch.arange(len(rows)), (lengths - 1).to(self.device)]
@@ -419,11 +426,23 @@ class TransformersBackend:
             return Generated(list(texts), {})
         return self._generate(texts, task.relay.template, task.relay.max_new_tokens)
 
-    def _prefix(self, ids: Sequence[int]) -> Prefix:
+    def _cache(self, ids: Sequence[int], n: int) -> Any:
+        """Keys and values of ``ids`` for n rows; None where there are no ids."""
+        if not ids:
+            return None
         key = tuple(ids)
         if key not in self._prefixes:
+            while len(self._prefixes) >= PREFIXES:
+                self._prefixes.popitem(last=False)
             self._prefixes[key] = Prefix(self.model, key)
-        return self._prefixes[key]
+        self._prefixes.move_to_end(key)
+        return self._prefixes[key].cache(n)
+
+    def _sees(self, length: int) -> bool:
+        """Whether every layer attends over this many tokens: sliding windows may be shorter."""
+        config = self.model.config.get_text_config()
+        window = getattr(config, "sliding_window", None)
+        return window is None or length <= window
 
     def generate(self, texts: Sequence[str], task: TaskSpec) -> Generated:
         return self._generate(texts, task.text_prompt, task.max_new_tokens)
@@ -432,7 +451,8 @@ class TransformersBackend:
     def _generate(self, texts: Sequence[str], template: str, max_new_tokens: int) -> Generated:
         """Greedy continuation: all rows end where they go on, so padding stands before the text.
 
-        It is masked, and positions do not count it.
+        It is masked, and positions do not count it. A sliding window does count it: where one is
+        shorter than the longest row, padding goes before everything and nothing is shared.
         """
         clock = _Stopwatch(self.device)
         before, glue, tail = around_text(self.tokenizer, template)
@@ -440,20 +460,23 @@ class TransformersBackend:
         rows = [[*row, *after] for row in text_ids(self.tokenizer, texts, glue)]
         longest = max(len(row) for row in rows)
         gaps = [longest - len(row) for row in rows]
-        ids = [[*before, *[self._pad] * gap, *row] for gap, row in zip(gaps, rows, strict=True)]
-        mask = [[1] * len(before) + [0] * gap + [1] * (longest - gap) for gap in gaps]
+        head = before if self._sees(len(before) + longest + max_new_tokens) else []
+        rows = rows if head else [[*before, *row] for row in rows]
+        longest = max(len(row) for row in rows)
+        ids = [[*head, *[self._pad] * gap, *row] for gap, row in zip(gaps, rows, strict=True)]
+        mask = [[1] * len(head) + [0] * gap + [1] * (longest - gap) for gap in gaps]
         clock.lap("tokenize")
         output = self.model.generate(
             input_ids=torch.tensor(ids, device=self.device),
             attention_mask=torch.tensor(mask, device=self.device),
-            past_key_values=self._prefix(before).cache(len(rows)),
+            past_key_values=self._cache(head, len(rows)),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=self._pad,
         )
         written = [
             self.tokenizer.decode(row, skip_special_tokens=True).strip()
-            for row in output[:, len(before) + longest :].cpu()
+            for row in output[:, len(head) + longest :].cpu()
         ]
         clock.lap("generate")
         return Generated(written, clock.stages)

@@ -1,0 +1,66 @@
+"""The texts of a batch one after another in one sequence, instead of padded to the longest.
+
+A CPU is busy all the time, so padding costs as much as text does: among film reviews the longest of
+16 has nearly twice their mean length. Positions begin anew with each text, and from that
+transformers knows where to cut the attention. Sequences are kept short because the cut-off part of
+the attention is computed all the same and grows with the square of their length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PACKED_TOKENS = 512  # of one sequence, unless one text alone is longer
+_PROBE = (3, 5)  # lengths of the two texts of ``can_pack``
+
+
+def groups_of(lengths: Sequence[int], most: int = PACKED_TOKENS) -> Iterator[list[int]]:
+    """Indices of neighbours that have at most ``most`` tokens together, or one longer text."""
+    group: list[int] = []
+    size = 0
+    for index, length in enumerate(lengths):
+        if group and size + length > most:
+            yield group
+            group, size = [], 0
+        group.append(index)
+        size += length
+    if group:
+        yield group
+
+
+def packed_states(short: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    """Hidden states [n, T, width] of the texts' tokens, zero where there is none.
+
+    Args:
+        short: a trunk (``transformers.trunk``).
+        ids: right-padded [n, 1+T], an opening token first.
+        mask: [n, T]: the text's tokens.
+    """
+    lengths: list[int] = (mask.sum(dim=1) + 1).tolist()
+    texts: list[Tensor] = []
+    for group in groups_of(lengths):
+        sizes = [lengths[i] for i in group]
+        row = torch.cat([ids[i, : lengths[i]] for i in group])
+        positions = torch.cat([torch.arange(size, device=ids.device) for size in sizes])
+        output = short(input_ids=row[None], position_ids=positions[None], use_cache=False)
+        texts += [text[1:] for text in output.last_hidden_state[0].split(sizes)]
+    return torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+
+
+@torch.inference_mode()
+def can_pack(short: Any) -> bool:
+    """Whether this trunk keeps packed texts apart: it is asked, since not every model does."""
+    vocabulary = short.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(len(_PROBE) * max(_PROBE)).reshape(len(_PROBE), -1) % vocabulary
+    mask = torch.arange(ids.shape[1] - 1)[None, :] < torch.tensor(_PROBE)[:, None] - 1
+    padded = short(input_ids=ids, use_cache=False).last_hidden_state[:, 1:] * mask[:, :, None]
+    first, second = ids[0, : _PROBE[0]], ids[1, : _PROBE[1]]
+    joined = short(input_ids=torch.cat([first, second])[None], use_cache=False).last_hidden_state
+    mixed = joined[0, _PROBE[0] + 1 :] - padded[1, : _PROBE[1] - 1]
+    # Not an absolute bound: some features are 1,000 times as large as others.
+    error = packed_states(short, ids, mask) - padded
+    return bool(error.float().norm() < 0.1 * mixed.float().norm())
