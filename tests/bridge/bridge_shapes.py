@@ -1,0 +1,31 @@
+"""A small bridge for tests of the bridge's rooms, without any language model."""
+
+from __future__ import annotations
+
+from agentwire.bridge.card import BridgeCard
+from agentwire.bridge.resampler import Resampler, ResamplerShape
+from agentwire.wire.messages import ModelIdentity
+
+SHAPE = ResamplerShape(12, 10, 4, hidden=16, blocks=2, heads=2, feed_forward=2)
+
+
+def identity(name: str, width: int, digit: str) -> ModelIdentity:
+    return ModelIdentity(name, digit * 64, width, 6, 2.0, "float32", "cpu")
+
+
+def small_card(**changes: object) -> BridgeCard:
+    """The card of ``SHAPE``."""
+    from tiny import make_card
+
+    return make_card(identity("a", 12, "a"), identity("b", 10, "b"), 3, **changes)
+
+
+def small_module(seed: int = 0, dropout: float = 0.0) -> Resampler:
+    import torch
+
+    torch.manual_seed(seed)
+    module = Resampler(SHAPE, dropout=dropout)
+    module.alpha.fill_(2.0)
+    module.mean.normal_()
+    module.std.uniform_(0.5, 2.0)
+    return module.eval()
