@@ -28,6 +28,7 @@ from agentwire.bridge import store
 from agentwire.bridge.resampler import Resampler
 from agentwire.errors import BridgeError, DeviceError, ModelError
 from agentwire.model.backend import Encoded, Generated, Progress, Scored
+from agentwire.model.packing import can_pack, packed_states
 from agentwire.model.prefix import Prefix
 from agentwire.model.prompting import (
     CompiledTask,
@@ -224,7 +225,7 @@ class TransformersBackend:
         self.tokenizer = tokenizer
         self.device = device
         self._identity = identity
-        self._bridges: dict[str, tuple[Any, Resampler, int]] = {}
+        self._bridges: dict[str, tuple[Any, Resampler, bool]] = {}
         self._tasks: OrderedDict[str, PreparedTask] = OrderedDict()
         self._prefixes: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
         self._start = start_ids(tokenizer)
@@ -298,7 +299,10 @@ class TransformersBackend:
                 hint="Restore the folder, or train it again with `agentwire train`.",
             )
         module = loaded.module.to(self.device)
-        self._bridges[card.weights_sha256] = (trunk(self.model, card.layer), module, card.layer)
+        short = trunk(self.model, card.layer)
+        # A GPU at these sizes is bound by launches, not by padding, and wants static shapes.
+        packs = self.device.type == "cpu" and can_pack(short)
+        self._bridges[card.weights_sha256] = (short, module, packs)
         return card.identity()
 
     def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -320,11 +324,11 @@ class TransformersBackend:
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], bridge: str) -> Encoded:
-        short, module, _ = self._bridges[bridge]
+        short, module, packs = self._bridges[bridge]
         clock = _Stopwatch(self.device)
         ids, mask = self.tokens(texts)
         clock.lap("tokenize")
-        states = self.states(short, ids)
+        states = packed_states(short, ids, mask) if packs else self.states(short, ids)
         clock.lap("encode")
         soft = module(states, mask).half().cpu().numpy()
         clock.lap("bridge")
