@@ -67,6 +67,22 @@ async def test_start_and_close_in_different_tasks(scenario: Path) -> None:
     assert not my_children()
 
 
+async def test_an_agent_on_no_wire_can_be_asked_directly(tmp_path: Path) -> None:
+    path = tmp_path / "scenario.yaml"
+    path.write_text(
+        "name: three\n"
+        "agents:\n"
+        "  ada: {model: fake-ada, backend: fake}\n"
+        "  bob: {model: fake-bob, backend: fake}\n"
+        "  eve: {model: fake-eve, backend: fake}\n"
+        "wires: [{from: ada, to: bob}]\n"
+    )
+    async with agentwire.open(path) as wire:
+        assert set(wire.agents) == {"ada", "bob", "eve"}
+        reply = await wire.direct("eve", "x", prompt="p", generate=4)
+    assert reply.text == "fake-eve: x"
+
+
 async def test_opening_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ScenarioError, match="no such file"):
         agentwire.open(tmp_path / "nothing.yaml")

@@ -291,6 +291,26 @@ def test_a_refused_message_names_the_requests_that_it_carried() -> None:
     assert (refused.wire, refused.rows) == ("a->b", (row,))
 
 
+def test_the_nack_to_a_refused_message_says_whose_it_was() -> None:
+    # Refused by its checksum, by its epoch, and by the sender's role: each time the client that
+    # waits for these rows can be told.
+    row = m.Row(b"r" * 16)
+    text = m.Text("a->b", "0" * 64, (row,), ("hi",), origin="client")
+    pair = Pair()
+    header, rows, _ = pair.peer.send(text, 1.0)
+    encode_to_agent = m.Encode(
+        "a->b", "0" * 64, m.Channel.SOFT, "text", (row,), ("hi",), origin="client"
+    )
+    for frames, code in (
+        ([header, rows, b"ho"], NackCode.CHECKSUM),
+        (raw(text, 2, epoch=9), NackCode.STALE_EPOCH),
+        (raw(encode_to_agent, 2), NackCode.UNAUTHORIZED),
+    ):
+        [nack] = messages_of(pair.broker.receive(frames, 1.0))
+        assert isinstance(nack, m.Nack)
+        assert (nack.code, nack.wire, nack.origin) == (code, "a->b", "client")
+
+
 def test_a_nack_is_never_answered_by_a_nack() -> None:
     pair = Pair()
     events = pair.broker.receive(raw(m.Nack(NackCode.CLOSING, "bye"), 1, epoch=9), 1.0)
