@@ -5,7 +5,7 @@ a third, over ipc: ``bare`` is DEALER-ROUTER-DEALER with the same three frames a
 ``bus`` is endpoint-broker-endpoint with sessions, checksums, routing and credit. Rounds of both
 alternate in one run, so that the ratio stands on any machine.
 
-    python bench/bus.py [--rounds 5] [--messages 400] [--out bench/results/bus.json]
+    python bench/bus.py [--rounds 5] [--messages 400] [--out bench/results/bus-cpu.json]
 
 Latency: one message at a time, from ``send`` in the sender's process to the callback in the
 receiver's (one machine has one monotonic clock). Rate: as fast as credit allows (bare: as fast as
@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import queue
+import shlex
 import statistics
 import struct
 import subprocess
@@ -26,15 +27,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import zmq
 
+from agentwire.agent.process import SWITCH_S
 from agentwire.agent.spec import BusAddress
 from agentwire.bus.broker import Broker
 from agentwire.bus.endpoint import Endpoint
 from agentwire.bus.events import BrokerEvent
 from agentwire.bus.security import ipc_endpoint, make_run_folder, new_token
+from agentwire.scenario.summary import hardware
 from agentwire.wire.credit import CreditGate, CreditWindow
 from agentwire.wire.messages import (
     Credit,
@@ -51,6 +55,7 @@ from agentwire.wire.messages import (
 
 PAYLOAD = bytes(8 * 4096 * 2)
 HEADER_BYTES = 120
+PARTS = ("p50_us", "p99_us", "messages_per_s")
 WARM_UP = 50
 PAUSE = 0.002  # s between messages of the latency test: the pipe is empty again
 WIRE = "a->b"
@@ -144,6 +149,7 @@ def bare_peer(role: str, endpoint: str, messages: int) -> None:
 
 
 def bus_peer(role: str, address: BusAddress, messages: int) -> None:
+    sys.setswitchinterval(SWITCH_S)  # as agents do
     name = "a" if role == "sender" else "b"
     gate, may_send = CreditGate(), threading.Condition()
     window, arrivals = CreditWindow(*WINDOW), Arrivals(messages)
@@ -164,7 +170,7 @@ def bus_peer(role: str, address: BusAddress, messages: int) -> None:
     def send(mark: bytes) -> None:
         with may_send:
             may_send.wait_for(lambda: gate.take(WIRE, len(PAYLOAD)))
-        row = Row(os.urandom(16), trace_id=mark)
+        row = Row(os.urandom(16), ms_left=300_000, trace_id=mark)
         payload = Payload(PAYLOAD, n=1, soft_tokens=8, width=4096)
         endpoint.send(Soft(WIRE, TASK.task_id, "b" * 64, (row,), payload, origin="client"))
 
@@ -267,7 +273,7 @@ def measure_bus(messages: int) -> dict[str, float]:
 
 
 def compare(rounds: int, messages: int) -> dict[str, object]:
-    """Medians over alternating rounds, and the bus as a ratio to bare sockets."""
+    """Medians over alternating rounds, and the bus as a ratio to bare sockets, as a record."""
     seen: dict[str, list[dict[str, float]]] = {"bare": [], "bus": []}
     for _ in range(rounds):
         seen["bare"].append(measure_bare(messages))
@@ -276,19 +282,20 @@ def compare(rounds: int, messages: int) -> dict[str, object]:
         kind: {key: statistics.median(r[key] for r in results) for key in results[0]}
         for kind, results in seen.items()
     }
-    ratios = {key: medians["bus"][key] / medians["bare"][key] for key in medians["bare"]}
+    figures = {f"{kind}_{key}": round(medians[kind][key], 1) for kind in medians for key in PARTS}
+    for key in PARTS:
+        figures[f"bus_to_bare_{key}"] = round(medians["bus"][key] / medians["bare"][key], 3)
     return {
-        "payload_bytes": len(PAYLOAD),
-        "rounds": rounds,
-        "messages": messages,
-        **medians,
-        "bus_to_bare": ratios,
-        "machine": {"cpus": os.cpu_count(), "platform": platform.platform()},
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "bench/bus.py", *sys.argv[1:]]),
+        "hardware": hardware().model_dump(),
         "versions": {
             "python": platform.python_version(),
             "pyzmq": zmq.__version__,
             "libzmq": zmq.zmq_version(),
         },
+        "settings": {"payload_bytes": len(PAYLOAD), "rounds": rounds, "messages": messages},
+        "figures": figures,
     }
 
 
