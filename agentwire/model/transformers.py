@@ -131,7 +131,9 @@ def trunk(model: Any, layers: int) -> Any:
         ModelError: the model is not built as ``model.layers`` plus ``model.norm``, or has not so
             many layers.
     """
-    base = model.get_decoder() if hasattr(model, "get_decoder") else getattr(model, "model", None)
+    base: Any = getattr(model, "model", None)
+    if hasattr(model, "get_decoder"):
+        base = model.get_decoder()
     if not isinstance(getattr(base, "layers", None), nn.ModuleList) or not hasattr(base, "norm"):
         raise ModelError(
             f"{type(model).__name__} is not a decoder of stacked layers with a final norm.",
