@@ -1,0 +1,37 @@
+"""Pieces of Markdown that every chapter uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Record = dict[str, Any]
+"""The content of one file of ``bench/results/``."""
+Records = Mapping[str, Record]
+"""Records by the stem of their file."""
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def provenance(record: Record) -> list[str]:
+    """What every record must say about itself, as list items.
+
+    Raises:
+        KeyError: the record lacks its hardware, versions, start or command.
+    """
+    hardware = record["hardware"]
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return [
+        f"- hardware: {hardware if isinstance(hardware, str) else described(hardware)}",
+        f"- versions: {versions}",
+        f"- date: {record['started'][:10]}; command: `{record['command']}`",
+    ]
+
+
+def described(facts: Mapping[str, Any]) -> str:
+    """A mapping in one line, empty values left out."""
+    return ", ".join(f"{key} {value}" for key, value in facts.items() if value)
