@@ -15,6 +15,7 @@ def known_datasets() -> list[dict[str, Any]]:
     from agentwire.config import Config
     from agentwire.task.datasets import where
     from agentwire.task.definitions import definitions
+    from agentwire.task.samples import SAMPLE_SPLIT
 
     config = Config.from_env()
     return [
@@ -24,7 +25,9 @@ def known_datasets() -> list[dict[str, Any]]:
             "classes": len(task.labels),
             "licence": task.licence,
             "splits": {
-                split: place for split in SPLITS if (place := where(name, split, config=config))
+                split: place
+                for split in (*SPLITS, SAMPLE_SPLIT)
+                if (place := where(name, split, config=config))
             },
         }
         for name, task in definitions().items()

@@ -17,6 +17,7 @@ from agentwire.model.fake import BRIDGE_PREFIX
 from agentwire.model.sources import public_name
 from agentwire.scenario.schema import DataChoice, ModelChoice, WireSpec
 from agentwire.task.datasets import shares_sentences
+from agentwire.task.definitions import load_definition
 
 RETRAIN = "Train one for this wire with `agentwire train`, or name another bridge."
 RESTORE = "Restore the folder, or train it again with `agentwire train`."
@@ -45,7 +46,7 @@ def bridge_name(wire: WireSpec, choices: Mapping[str, ModelChoice], data: DataCh
         return wire.bridge
     parts = [slug(choices[wire.sender].model), slug(choices[wire.receiver].model)]
     if data is not None:
-        parts.append(slug(data.dataset))
+        parts.append(slug(load_definition(data.dataset).series or data.dataset))
     return "--".join(parts)
 
 

@@ -11,6 +11,7 @@ from agentwire.errors import DataError, ScenarioError
 from agentwire.scenario.bridging import bridge_name, find_bridge, search_folders
 from agentwire.scenario.inventory import Inventory, Problem
 from agentwire.scenario.schema import DataChoice, ModelChoice, Scenario
+from agentwire.task.samples import SAMPLE_SPLIT, sample_file, sample_note
 
 SubstitutionKind = Literal["model", "dataset"]
 
@@ -146,7 +147,7 @@ def choose_data(
     if task.stand_in is None:
         raise DataError(
             f"task: the dataset {task.dataset} is not here: {problem}.",
-            hint=inventory.how_to_get("dataset", task.dataset),
+            hint=f"{inventory.how_to_get('dataset', task.dataset)}{_sample_hint(task.dataset)}",
         )
     other = inventory.data_problem(task.stand_in)
     if other is not None:
@@ -155,5 +156,18 @@ def choose_data(
             f"{task.stand_in.dataset} ({other}) can be had here.",
             hint=inventory.how_to_get("dataset", task.stand_in.dataset),
         )
-    record = Substitution("dataset", "task", task.dataset, task.stand_in.dataset, problem)
+    record = Substitution("dataset", "task", task.dataset, data_name(task.stand_in), problem)
     return task.stand_in, [record]
+
+
+def data_name(choice: DataChoice) -> str:
+    """Rows by name, for people; a sample always says that it is one."""
+    if choice.split == SAMPLE_SPLIT and choice.path is None and sample_file(choice.dataset):
+        return f"{choice.dataset} sample ({sample_note(choice.dataset)})"
+    return choice.dataset
+
+
+def _sample_hint(dataset: str) -> str:
+    if not sample_file(dataset):
+        return ""
+    return f" `stand_in: {{dataset: {dataset}, split: {SAMPLE_SPLIT}}}` lets a few rows stand in."

@@ -84,6 +84,8 @@ def _heading(result: RunResult) -> Text:
         f"   {data.name} {data.split}, {data.rows:,} of {data.rows_in_split:,} rows, "
         f"batches of {result.settings.batch_size}, {result.settings.in_flight} in flight",
     )
+    if data.provenance.get("source") == "sample":
+        text.append(f"   SAMPLE: {data.provenance.get('note')}", "bold yellow")
     if result.interrupted:
         text.append("   INTERRUPTED: the figures are of the rows that were done", "bold red")
     text.append("\n")

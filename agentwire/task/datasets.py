@@ -3,7 +3,9 @@
 1. ``path``: a JSONL file, or a folder with ``<split>.jsonl`` (and ``dataset.json``);
 2. ``AGENTWIRE_DATA/<name>/<split>.jsonl``;
 3. the hub, with the extra ``agentwire[hub]`` and unless offline;
-4. the package registry (``movie_snippets`` only).
+4. the package registry (``movie_snippets`` only);
+5. what is made here: passkeys are generated, and the split ``sample`` (``samples.py``) comes with
+   the package.
 
 Every ``Dataset`` says where it came from. Substituting another dataset is not done here.
 """
@@ -14,13 +16,14 @@ import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from agentwire.config import Config
 from agentwire.download import Progress, sha256_of
 from agentwire.errors import DataError
-from agentwire.task import movie_snippets
+from agentwire.task import movie_snippets, passkey, samples
 from agentwire.task.definitions import TaskDefinition, load_definition
 from agentwire.task.rows import Example, checked, read_jsonl, rows_sha256
 
@@ -36,8 +39,9 @@ class Dataset:
         split: split name.
         rows: the rows, in the source's order.
         labels: class names; ``rows[i].label`` counts into them.
-        provenance: ``source`` (``folder``, ``hub``, ``registry``), ``location``, ``sha256`` of the
-            source file, ``rows_sha256``, ``licence``, and more where the source states it.
+        provenance: ``source`` (``folder``, ``hub``, ``registry``, ``generated``, ``sample``),
+            ``location``, ``sha256`` of the source file, ``rows_sha256``, ``licence``, and more
+            where the source states it.
     """
 
     name: str
@@ -86,6 +90,9 @@ def load_rows(
         cached = movie_snippets.cached_file(config.datasets / task.name).is_file()
         if split in movie_snippets.SPLITS and (allow_download or cached):
             return _from_registry(task, split, config, progress)
+    made = _made_here(task, split)
+    if made is not None:
+        return made
     raise _missing(task, split, config)
 
 
@@ -93,7 +100,8 @@ def where(dataset: str, split: str, *, config: Config, path: str | Path | None =
     """Where ``load_rows`` would take the rows from, without reading them or asking the network.
 
     Returns:
-        ``path``, ``folder``, ``hub``, ``cache``, ``registry`` (a download), or ``""``: nowhere.
+        ``path``, ``folder``, ``hub``, ``cache``, ``registry`` (a download), ``generated``,
+        ``sample``, or ``""``: nowhere.
 
     Raises:
         DataError: unknown dataset.
@@ -108,7 +116,9 @@ def where(dataset: str, split: str, *, config: Config, path: str | Path | None =
     if task.name == "movie_snippets" and split in movie_snippets.SPLITS:
         cached = movie_snippets.cached_file(config.datasets / task.name)
         return "cache" if cached.is_file() else "registry"
-    return ""
+    if split == samples.SAMPLE_SPLIT and samples.sample_file(task.name):
+        return "sample"
+    return "generated" if _is_generated(task, split) else ""
 
 
 def shares_sentences(first: str, second: str) -> bool:
@@ -274,6 +284,42 @@ def _from_registry(
     )
 
 
+# -- made here ------------------------------------------------------------------------------
+
+
+def _made_here(task: TaskDefinition, split: str) -> Dataset | None:
+    """Generated rows, or the sample that comes with the package; None where it is neither."""
+    if _is_generated(task, split):
+        return _dataset(
+            task,
+            split,
+            passkey.generate(split, task.name),
+            source="generated",
+            location="agentwire/task/passkey.py",
+            licence=task.licence,
+        )
+    sample = samples.sample_file(task.name) if split == samples.SAMPLE_SPLIT else None
+    if sample is None:
+        return None
+    with resources.as_file(sample) as file:
+        rows = read_jsonl(file, len(task.labels))
+        digest = sha256_of(file)
+    return _dataset(
+        task,
+        split,
+        rows,
+        source="sample",
+        location=f"agentwire/task/samples/{sample.name}",
+        sha256=digest,
+        licence=samples.LICENCE,
+        note=samples.sample_note(task.name),
+    )
+
+
+def _is_generated(task: TaskDefinition, split: str) -> bool:
+    return task.series == passkey.SERIES and split in passkey.SPLITS
+
+
 def _dataset(
     task: TaskDefinition, split: str, rows: tuple[Example, ...], **provenance: str
 ) -> Dataset:
@@ -293,6 +339,8 @@ def _missing(task: TaskDefinition, split: str, config: Config) -> DataError:
         tried.append(
             "not downloaded yet" if known else f"it has {', '.join(movie_snippets.SPLITS)}"
         )
+    if samples.sample_file(task.name):
+        tried.append(f"agentwire's own sample has only the split {samples.SAMPLE_SPLIT!r}")
     return DataError(
         f"The split {split!r} of {task.name} cannot be found: {'; '.join(tried)}.",
         hint="Set AGENTWIRE_DATA to a folder with it, or `path` in the scenario "

@@ -65,6 +65,8 @@ class TaskDefinition(_Strict):
         description: one line for people.
         licence: of the data.
         family: datasets with the same family share sentences (``datasets.shares_sentences``).
+        series: tasks of one series ask different things about the same texts, row by row; one
+            bridge serves them all and has the series' name in its own.
         labels: class names in the dataset's order: label i of a row is ``labels[i]``.
         label_words: the word scored for each class; their first tokens must differ.
         prompt: follows the soft tokens in the receiver's input.
@@ -77,6 +79,7 @@ class TaskDefinition(_Strict):
     description: str
     licence: str
     family: str | None = None
+    series: str | None = None
     labels: tuple[str, ...] = Field(min_length=2)
     label_words: tuple[str, ...]
     prompt: str = Field(min_length=1)

@@ -29,6 +29,8 @@ def _run(record: Record) -> str:
 def _facts(record: Record) -> list[str]:
     data, settings = record["dataset"], record["settings"]
     instead = f" (stands in for {data['substitute_for']})" if data["substitute_for"] else ""
+    if data["provenance"].get("source") == "sample":
+        instead += f" — a **sample**: {data['provenance']['note']}"
     return [
         f"- data: {data['name']} {data['split']}, {data['rows']:,} of {data['rows_in_split']:,} "
         f"rows{instead}",

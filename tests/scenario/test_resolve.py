@@ -312,3 +312,28 @@ def test_the_resolved_configuration_is_json(tmp_path: Path) -> None:
     assert config["agents"]["a"]["model"] == "small-a"
     assert config["substitutions"][0]["wanted"] == "big/A"
     assert Scenario.model_validate(config["scenario"]) == found.scenario
+
+
+def test_a_sample_that_stands_in_is_named_as_one(tmp_path: Path) -> None:
+    class Bare(Machine):
+        def data_problem(self, choice: DataChoice) -> str | None:
+            return None if choice.split == "sample" else "it is not here"
+
+    task = {"dataset": "trec", "stand_in": {"dataset": "trec", "split": "sample"}}
+    found = without_bridges(Bare(tmp_path), task=task)
+    assert found.data == DataChoice(dataset="trec", split="sample")
+    (record,) = (s for s in found.substitutions if s.kind == "dataset")
+    assert record.used == "trec sample (48 rows written for agentwire; no part of trec)"
+    assert found.wire.bridge == "small-a--small-b--trec"
+
+
+def test_where_a_sample_could_stand_in_the_error_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        without_bridges(Machine(tmp_path, data=()), task={"dataset": "trec"})
+    assert "split: sample" in (caught.value.hint or "")
+
+
+def test_tasks_of_one_series_share_a_bridge(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, data=("passkey_4",))
+    found = without_bridges(machine, task={"dataset": "passkey_4"})
+    assert found.wire.bridge == "small-a--small-b--passkey"
