@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import agentwire
-from agentwire.commands import bridges, data, doctor, models, report, run, train, validate
+from agentwire.commands import bench, bridges, data, doctor, models, report, run, train, validate
 from agentwire.errors import AgentwireError, InputError
 
 OPTIONAL = {"torch", "transformers", "gguf", "accelerate"}
@@ -34,6 +34,7 @@ app.command("train")(train.train)
 app.command("report")(report.report)
 app.command("validate")(validate.validate)
 app.command("doctor")(doctor.doctor)
+app.add_typer(bench.app, name="bench")
 app.add_typer(bridges.app, name="bridges")
 app.add_typer(models.app, name="models")
 app.add_typer(data.app, name="data")

@@ -79,6 +79,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scenario.runner": {"*"},
     "scenario.report": {"*"},
     "scenario.methods": {"*"},
+    "benchmark": {"*"},
     "cli": {"*"},
     "commands": {"*"},
 }

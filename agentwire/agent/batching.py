@@ -3,8 +3,10 @@
 The rules:
 
 * A batch closes when it is full, or when its first row has waited ``max_wait_s``.
-* Only rows with the same ``Lane`` share a batch: same wire, task, channel, origin and kind.
-* Wires take turns: of the batches that are due, the wire served longest ago goes first.
+* Only rows with the same ``Lane`` share a batch: same wire, task, channel, origin and kind; and
+  the same message where batches are made by message: then none waits for company.
+* Wires take turns: of the batches that are due, the wire served longest ago goes first; within a
+  wire so do its clients, tasks and channels. Who floods delays its own rows only.
 * A solo row (a retry after a crash) is due at once and is computed alone.
 * A row whose time is up is never computed; ``expired`` hands it back.
 
@@ -14,8 +16,9 @@ The queue is bounded by the credit that the agent granted, not in here.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Generic, TypeVar
 
@@ -37,6 +40,7 @@ class Lane:
         fallback: of an ENCODE row: ``text`` or ``error``; else "".
         reason: why the text channel was taken, or "".
         bridge: fingerprint of the bridge that made the payload (SOFT), or "".
+        message: number of the message, where messages do not share batches; else 0.
     """
 
     kind: Kind
@@ -47,9 +51,17 @@ class Lane:
     fallback: str = ""
     reason: str = ""
     bridge: str = ""
+    message: int = 0
+
+
+def _stream(lane: Lane) -> Lane:
+    """What takes turns within a wire: the lane, whichever message it is."""
+    return replace(lane, message=0) if lane.message else lane
 
 
 T = TypeVar("T")
+REMEMBERED = 4096
+"""Wires and lanes whose last turn is kept; far more than are at work at once."""
 
 
 @dataclass(eq=False, slots=True)
@@ -100,7 +112,8 @@ class Batcher(Generic[T]):
         self._max_wait = max_wait_s
         self._queues: dict[Lane, _Queue[T]] = {}
         self._turn = 0
-        self._served: dict[str, int] = {}  # wire -> turn in which it was served last
+        # Wire, or kind of rows -> turn in which it was served last.
+        self._served: OrderedDict[str | Lane, int] = OrderedDict()
         self._next_deadline = math.inf
 
     def __len__(self) -> int:
@@ -142,34 +155,44 @@ class Batcher(Generic[T]):
             held: lanes that cannot be computed now.
         """
         due = [
-            (self._served.get(lane.wire, -1), self._due(queue), lane)
+            lane
             for lane, queue in self._queues.items()
-            if self._due(queue) <= now and not (held and held(lane))
+            if self._due(lane, queue) <= now and not (held and held(lane))
         ]
         if not due:
             return []
-        _, _, lane = min(due, key=lambda entry: entry[:2])
+        lane = min(due, key=self._turn_of)
         queue = self._queues[lane]
         size = 1 if queue.solo else self._max_size
         source = queue.solo or queue.together
         batch = [source.pop(key) for key in list(source)[:size]]
         self._tidy(lane)
         self._turn += 1
-        self._served[lane.wire] = self._turn
+        for name in (lane.wire, _stream(lane)):
+            self._served[name] = self._turn
+            self._served.move_to_end(name)
+        if len(self._served) > REMEMBERED:
+            self._served.popitem(last=False)
         return batch
+
+    def _turn_of(self, lane: Lane) -> tuple[int, int, float]:
+        """Who goes first: the smallest."""
+        wire, stream = self._served.get(lane.wire, -1), self._served.get(_stream(lane), -1)
+        return wire, stream, self._due(lane, self._queues[lane])
 
     def next_event(self, held: Callable[[Lane], bool] | None = None) -> float:
         """When a batch will be due or a row's time be up; ``math.inf`` if never."""
-        due = (self._due(q) for lane, q in self._queues.items() if not (held and held(lane)))
+        due = (self._due(lane, q) for lane, q in self._queues.items() if not (held and held(lane)))
         return min(min(due, default=math.inf), self._next_deadline)
 
-    def _due(self, queue: _Queue[T]) -> float:
+    def _due(self, lane: Lane, queue: _Queue[T]) -> float:
         if queue.solo:
             return -math.inf
         if len(queue.together) >= self._max_size:
             return -math.inf
         first = next(iter(queue.together.values()))
-        return first.arrival + self._max_wait
+        # A message came whole: nobody can join it.
+        return first.arrival + (0.0 if lane.message else self._max_wait)
 
     def _all(self) -> Iterator[Item[T]]:
         for queue in self._queues.values():

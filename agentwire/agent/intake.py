@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import OrderedDict
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -39,6 +41,7 @@ class Intake:
         self._agreements = agreements
         self._tasks: OrderedDict[str, TaskSpec] = OrderedDict()
         self._unusable: dict[str, str] = {}  # task id -> why the model cannot answer it
+        self._messages = itertools.count(1)
 
     def define(self, task: TaskSpec) -> None:
         """Keeps a task; the one not used for longest goes where there are too many."""
@@ -69,6 +72,8 @@ class Intake:
         ticket = _ticket(message, arrival)
         try:
             lane = self._lane(message, closing)
+            if self._spec.batch_by == "message":
+                lane = replace(lane, message=next(self._messages))
             payload, bad = self._payload(message)
         except RemoteProtocolError as error:
             nack = Nack(

@@ -48,6 +48,10 @@ class AgentSpec(BaseModel):
     threads: int | None = Field(default=None, description="CPU threads of this process")
     max_batch: int = 16
     max_wait_ms: float = 2.0
+    batch_by: Literal["rows", "message"] = Field(
+        default="rows",
+        description="rows: rows of several messages share a batch; message: each has its own",
+    )
     bridges: tuple[OutgoingBridge, ...] = ()
     incoming: tuple[str, ...] = ()  # wires on which this agent is the receiver
     fallback: dict[str, Literal["text", "error"]] = Field(default_factory=dict)

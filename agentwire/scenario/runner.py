@@ -101,17 +101,17 @@ async def run_plan(plan: RunPlan, display: Display) -> RunResult:
             group.cancel_scope.cancel()
     except BaseExceptionGroup as errors:
         run.result(interrupted=True)  # what was answered until then stays readable
-        raise _first(errors) from None
+        raise first_error(errors) from None
     finally:
         run.close()
     return run.result(interrupted=interrupt.requested)
 
 
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     """The error that a user is told: one of ours where there is one."""
     leaves: list[BaseException] = []
     for error in errors.exceptions:
-        leaves.append(_first(error) if isinstance(error, BaseExceptionGroup) else error)
+        leaves.append(first_error(error) if isinstance(error, BaseExceptionGroup) else error)
     return next((e for e in leaves if isinstance(e, AgentwireError)), leaves[0])
 
 

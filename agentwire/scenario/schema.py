@@ -117,6 +117,55 @@ class TrainSpec(Strict):
         return self
 
 
+BenchMethod = Literal["bridge", "receiver_direct", "receiver_replicas", "text_relay", "in_process"]
+"""What ``agentwire bench`` compares (``benchmark.methods`` explains each)."""
+
+
+class BenchPlan(Strict):
+    """What ``agentwire bench`` measures, and how often.
+
+    Attributes:
+        task: dataset whose prompts and labels are used (no rows of it); null: the scenario's.
+        prompt_tokens: instead of the task's prompt, one of so many made-up words, which the bridge
+            must not mind (``prompts: any``).
+        batch_sizes: rows of one message, and of one batch of compute.
+        text_tokens: length of the texts in the sender's tokens. At the first one the batch sizes
+            are compared, at the others only ``length_batch`` rows.
+        generated_tokens: longest message of text relay; null: what the task says.
+        relay_batch_sizes: batch sizes of text relay; null: all. It may take minutes where the
+            others take a second.
+        in_flight: messages outstanding while throughput is measured (for each replica).
+        warm_up: messages of each method and size that are not counted.
+        rounds: how often all of them take turns; figures are medians over rounds.
+        messages: most messages of one latency figure, over all rounds.
+        seconds: of one method and size in one round.
+    """
+
+    task: str | None = None
+    prompt_tokens: Annotated[int, Field(ge=1, le=1024)] | None = None
+    batch_sizes: list[Annotated[int, Field(ge=1, le=256)]] = Field(
+        default=[1, 4, 16, 64], min_length=1
+    )
+    text_tokens: list[Annotated[int, Field(ge=1, le=4096)]] = Field(default=[48], min_length=1)
+    length_batch: Annotated[int, Field(ge=1, le=256)] = 16
+    generated_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
+    relay_batch_sizes: list[Annotated[int, Field(ge=1, le=256)]] | None = None
+    methods: list[BenchMethod] = Field(
+        default=["bridge", "receiver_direct", "receiver_replicas", "text_relay"], min_length=1
+    )
+    in_flight: Annotated[int, Field(ge=1, le=16)] = 4
+    warm_up: Annotated[int, Field(ge=0, le=100)] = 2
+    rounds: Annotated[int, Field(ge=1, le=100)] = 3
+    messages: Annotated[int, Field(ge=3)] = 300
+    seconds: Annotated[float, Field(gt=0)] = 2.0
+
+
+class BenchSpec(BenchPlan):
+    """The plan of ``agentwire bench``; ``on_cpu`` is the whole plan where an agent has no GPU."""
+
+    on_cpu: BenchPlan | None = None
+
+
 Method = Literal["bridge", "text_relay", "text_relay_verbatim", "receiver_direct", "sender_direct"]
 
 
@@ -137,6 +186,7 @@ class Scenario(Strict):
     seed: int = 0
     deadline_s: Annotated[float, Field(gt=0)] = 300.0
     train: TrainSpec = Field(default_factory=TrainSpec)
+    bench: BenchSpec = Field(default_factory=BenchSpec)
 
     @model_validator(mode="after")
     def _wires_join_known_agents(self) -> Scenario:

@@ -42,6 +42,20 @@ def test_closes_when_the_first_row_has_waited_long_enough() -> None:
     assert batcher.next_event() == math.inf
 
 
+def test_a_message_that_is_a_batch_waits_for_nobody_and_keeps_its_turn() -> None:
+    batcher: Batcher[None] = Batcher(3, 10.0)
+    for n in range(4):  # four messages of two rows each, in order of arrival
+        lane = replace(LANE, message=n + 1)
+        batcher.add(item(2 * n, lane=lane, at=n / 10))
+        batcher.add(item(2 * n + 1, lane=lane, at=n / 10))
+    assert batcher.next_event() == 0.0
+    taken = [numbers(batcher.take(0.3)) for _ in range(4)]
+    assert taken == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    for n in range(5):
+        batcher.add(item(n, lane=replace(LANE, message=9)))
+    assert [numbers(batcher.take(0.0)) for _ in range(2)] == [[0, 1, 2], [3, 4]]  # max size holds
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -53,6 +67,7 @@ def test_closes_when_the_first_row_has_waited_long_enough() -> None:
         replace(LANE, fallback="error"),
         replace(LANE, reason="bad_payload"),
         replace(LANE, bridge="fingerprint"),
+        replace(LANE, message=1),
     ],
 )
 def test_only_alike_rows_share_a_batch(other: Lane) -> None:
@@ -82,6 +97,32 @@ def test_two_lanes_of_one_wire_cannot_starve_another_wire() -> None:
         batcher.add(item(n, lane=lanes[n % 3]))
     served = [numbers(batcher.take(1.0))[0] % 3 for _ in range(6)]
     assert served.count(2) == 3
+
+
+@pytest.mark.parametrize("change", [{"origin": "quiet client"}, {"task": "rare task"}])
+@pytest.mark.parametrize("by_message", [False, True])
+def test_a_flood_on_a_wire_delays_nobody_else_on_it(
+    change: dict[str, str], by_message: bool
+) -> None:
+    batcher: Batcher[None] = Batcher(2, 0.5)
+    quiet = replace(LANE, **change)  # type: ignore[arg-type]
+    for n in range(40):  # always enough for a full batch, which is due at once
+        batcher.add(item(n, lane=replace(LANE, message=n // 2 + 1 if by_message else 0)))
+    served = []
+    for turn in range(8):
+        if turn % 2:  # comes one by one, so its lane is empty in between
+            number = 100 + turn
+            lane = replace(quiet, message=number if by_message else 0)
+            batcher.add(item(number, lane=lane, at=-1.0))
+        served.append(numbers(batcher.take(1.0))[0] >= 100)
+    assert served == [False, True] * 4
+
+
+def test_a_flood_is_served_in_order_of_arrival() -> None:
+    batcher: Batcher[None] = Batcher(4, 0.0)
+    for n in range(6):
+        batcher.add(item(n, lane=replace(LANE, message=n + 1), at=n / 100))
+    assert [numbers(batcher.take(1.0))[0] for _ in range(6)] == list(range(6))
 
 
 def test_solo_rows_are_alone_and_due_at_once() -> None:

@@ -1,0 +1,114 @@
+"""What a benchmark shows: agents as they load, one line a cell, then the tables."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from agentwire.commands.terminal import Steps
+
+if TYPE_CHECKING:
+    from agentwire.benchmark.drive import Burst
+    from agentwire.benchmark.plan import Cell
+    from agentwire.benchmark.record import BenchRecord, CellRecord
+    from agentwire.reply import ProgressEvent
+
+
+class BenchView:
+    """Plain lines on stderr. Implements ``benchmark.session.Display``."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._steps: Steps | None = Steps(console)
+
+    def __enter__(self) -> BenchView:
+        if self._steps is not None:
+            self._steps.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end_loading()
+
+    def _end_loading(self) -> None:
+        if self._steps is not None:
+            self._steps.stop()
+            self._steps = None
+
+    def progress(self, event: ProgressEvent) -> None:
+        if event.stage in {"lost", "down"}:
+            self._console.print(f"{event.agent}: {event.stage} {event.detail}", markup=False)
+        elif self._steps is not None:
+            self._steps.update(event.agent, event.stage, event.fraction)
+
+    def loading(self, what: str) -> None:
+        if self._steps is not None:
+            self._steps.update(what, "load", 0.0)
+
+    def measured(self, round_: int, rounds: int, cell: Cell, burst: Burst) -> None:
+        self._end_loading()
+        rate = burst.rows_per_s
+        if rate is None:
+            middle = sorted(burst.latencies_ms)[len(burst.latencies_ms) // 2]
+            figure = f"{middle:,.2f} ms, {len(burst.latencies_ms)} messages"
+        else:
+            figure = f"{rate:,.1f} rows/s"
+        self._console.print(
+            f"round {round_ + 1} of {rounds}  {cell.method:<18} "
+            f"{cell.batch_size:>3} x {cell.text_tokens} tokens  {figure}",
+            markup=False,
+        )
+
+    def failed(self, cell: Cell, reason: str) -> None:
+        self._end_loading()
+        where = f"{cell.method} {cell.batch_size} x {cell.text_tokens} tokens"
+        self._console.print(f"{where}: {reason}", style="yellow", markup=False)
+
+
+def print_record(record: BenchRecord, console: Console) -> None:
+    """The tables of a record, under what must be known before any figure."""
+    for label in record.labels:
+        console.print(f"* {label}", markup=False, style="dim")
+    latency = [cell for cell in record.cells if cell.kind == "latency"]
+    throughput = [cell for cell in record.cells if cell.kind == "throughput"]
+    if latency:
+        console.print(_latency_table(latency))
+    if throughput:
+        console.print(_throughput_table(throughput))
+    table = Table("figure", "value", title="figures")
+    for name, value in record.figures.items():
+        if name.startswith(("vs_", "bus_cost", "stages_gap")) or name.endswith("@best"):
+            table.add_row(name, f"{value:,.4g}")
+    if table.row_count:
+        console.print(table)
+
+
+def _latency_table(cells: list[CellRecord]) -> Table:
+    table = Table("method", "tokens", "p50 ms", "p95", "p99", "n", "stages, median ms")
+    for cell in cells:
+        found = cell.latency_ms
+        figures = (
+            ["-"] * 4
+            if found is None
+            else [f"{found.p50:,.2f}", f"{found.p95:,.2f}", f"{found.p99:,.2f}", str(found.n)]
+        )
+        stages = ", ".join(f"{name} {ms:,.2f}" for name, ms in cell.stages_ms.items() if ms)
+        table.add_row(cell.method, str(cell.text_tokens), *figures, cell.error or stages)
+    return table
+
+
+def _throughput_table(cells: list[CellRecord]) -> Table:
+    table = Table("batch", "tokens", "method", "rows/s", "p50 ms", "p99 ms")
+    for cell in cells:
+        rate = cell.error if cell.rows_per_s is None else f"{cell.rows_per_s:,.1f}"
+        found = cell.latency_ms
+        times = ["-", "-"] if found is None else [f"{found.p50:,.1f}", f"{found.p99:,.1f}"]
+        table.add_row(str(cell.batch_size), str(cell.text_tokens), cell.method, rate, *times)
+    return table

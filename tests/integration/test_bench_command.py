@@ -1,0 +1,187 @@
+"""``agentwire bench`` as a user types it, with fake and with tiny models."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import yaml
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).resolve().parents[2]
+ALL = ["bridge", "receiver_direct", "receiver_replicas", "text_relay", "in_process"]
+FAKE: dict[str, Any] = {
+    "name": "fakes",
+    "agents": {
+        "ada": {"model": "model-a", "backend": "fake"},
+        "bob": {"model": "model-b", "backend": "fake"},
+    },
+    "wires": [{"from": "ada", "to": "bob"}],
+    "bench": {
+        "prompt_tokens": 4,
+        "generated_tokens": 3,
+        "batch_sizes": [1, 4],
+        "text_tokens": [8, 16],
+        "length_batch": 2,
+        "methods": ALL,
+        "rounds": 2,
+        "messages": 8,
+        "seconds": 0.05,
+        "warm_up": 1,
+    },
+}
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "agentwire.cli", "bench", *arguments]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    home = str(folder / "home")
+    return {**os.environ, "PYTHONPATH": str(ROOT), "AGENTWIRE_HOME": home, "OMP_NUM_THREADS": "1"}
+
+
+def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments),
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+
+
+def write(folder: Path, scenario: dict[str, Any]) -> str:
+    (folder / "scenario.yaml").write_text(yaml.safe_dump(scenario))
+    return "scenario.yaml"
+
+
+def test_all_of_it_with_fake_models(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    scenario = write(tmp_path, FAKE)
+    done = bench(tmp_path, "all", scenario, "--json", "--out", "out/r.json", "--plots", "pictures")
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    assert printed == json.loads((tmp_path / "out" / "r.json").read_text())
+    assert printed["interrupted"] is False
+    assert set(printed["agents"]) == {"ada", "bob", "bob-replica"}
+    assert any("fake models" in label for label in printed["labels"])
+    cells = {(c["kind"], c["method"], c["batch_size"], c["text_tokens"]) for c in printed["cells"]}
+    assert {("throughput", m, b, 8) for m in ALL for b in (1, 4)} <= cells
+    assert {("latency", "bridge", 1, t) for t in (8, 16)} <= cells
+    for cell in printed["cells"]:
+        assert not cell["error"]
+        rates = cell["rows_per_s_rounds"]
+        assert len(rates) == (2 if cell["kind"] == "throughput" else 0)
+        assert all(rate > 0 for rate in rates)
+    figures = printed["figures"]
+    for name in (
+        "e2e_p50_ms@1", "e2e_p99_ms@1", "samples_per_s@4", "samples_per_s@best", "vs_direct@4",
+        "vs_direct_equal_gpus@4", "vs_text_relay_latency@1", "vs_text_relay_throughput@4",
+        "bus_cost@4", "stages_gap@1", "vs_direct@2/16tok",
+    ):  # fmt: skip
+        assert name in figures, name
+    # 8 soft tokens of width 16 in fp16, whatever the text's length
+    assert figures["payload_bytes@1"] == figures["payload_bytes@1/16tok"] == 8 * 16 * 2
+    drawn = sorted(p.name for p in (tmp_path / "pictures").iterdir())
+    assert drawn == [
+        f"fakes-{name}.{suffix}"
+        for name in ("lengths", "stages", "throughput")
+        for suffix in ("png", "svg")
+    ]
+    svg = (tmp_path / "pictures" / "fakes-throughput.svg").read_text()
+    assert "fake models" in svg and "text relay" in svg
+
+
+def test_tiny_models_through_the_same_command(
+    tmp_path: Path, tiny_llama: Path, tiny_gemma: Path
+) -> None:
+    from agentwire.model.transformers import TransformersBackend
+
+    sender, receiver = (
+        TransformersBackend.load(tiny.spec(name, folder), lambda stage, fraction: None).identity
+        for name, folder in (("ada", tiny_llama), ("bob", tiny_gemma))
+    )
+    card = tiny.make_card(sender, receiver, 1, name="tiny-bridge", prompts=("any",))
+    names = {"sender": tiny_llama.name, "receiver": tiny_gemma.name}
+    ends = {e: getattr(card, e).model_copy(update={"model": names[e]}) for e in names}
+    card = card.model_copy(update=ends)
+    tiny.write_bridge(tmp_path / "bridges" / "tiny-bridge", card)
+    scenario = {
+        "name": "tiny",
+        "agents": {
+            "ada": {"model": str(tiny_llama), "layer": 1, "device": "cpu", "threads": 1},
+            "bob": {"model": str(tiny_gemma), "device": "cpu", "threads": 1},
+        },
+        "wires": [{"from": "ada", "to": "bob", "soft_tokens": 4, "bridge": "tiny-bridge"}],
+        "bench": {"on_cpu": {**FAKE["bench"], "task": "sst2", "prompt_tokens": None}},
+    }
+    done = bench(tmp_path, "throughput", write(tmp_path, scenario), "--json", "--batch-sizes", "3")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert not [c["error"] for c in record["cells"] if c["error"]]
+    measured = {c["method"] for c in record["cells"] if c["batch_size"] == 3}
+    assert measured == set(ALL)
+    assert "vs_direct@3" in record["figures"] and "bus_cost@3" in record["figures"]
+    bridge = next(c for c in record["cells"] if c["method"] == "bridge")
+    assert bridge["payload_bytes"] == 4 * 48 * 2 and bridge["stages_ms"]["encode"] > 0
+
+
+def test_an_interrupt_keeps_what_was_measured(tmp_path: Path) -> None:
+    scenario = write(tmp_path, {**FAKE, "bench": {**FAKE["bench"], "rounds": 100, "seconds": 1}})
+    process = subprocess.Popen(
+        command("throughput", scenario, "--out", "r.json", "--methods", "bridge,receiver_direct"),
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    seen = 0
+    for line in process.stderr:
+        seen += line.startswith("round 1")
+        if seen == 3:
+            process.send_signal(signal.SIGINT)
+            break
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert record["interrupted"] is True
+    assert len([c for c in record["cells"] if c["rows_per_s_rounds"]]) >= 3
+    assert "samples_per_s@1" in record["figures"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["throughput", "nowhere.yaml"], "no such file"),
+        (["latency", "scenario.yaml", "--methods", "telepathy"], "--methods"),
+        (["latency", "scenario.yaml", "--batch-sizes", "1,x"], "not a list of numbers"),
+        (["throughput", "scenario.yaml", "--batch-sizes", "0"], "--batch-sizes"),
+        (["throughput", "scenario.yaml", "--rounds", "0"], "--rounds"),
+        (["throughput", "scenario.yaml", "--out", "scenario.yaml/r.json"], "cannot be written"),
+    ],
+)
+def test_bad_input_says_what_to_do(tmp_path: Path, arguments: list[str], says: str) -> None:
+    write(tmp_path, FAKE)
+    done = bench(tmp_path, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr and "next:" in done.stderr and "Traceback" not in done.stderr
+    assert not done.stdout
+
+
+def test_a_scenario_that_says_no_question_is_refused(tmp_path: Path) -> None:
+    scenario = {**FAKE, "bench": {"batch_sizes": [1]}}
+    done = bench(tmp_path, "latency", write(tmp_path, scenario))
+    assert done.returncode == 2
+    assert "bench.task" in done.stderr
