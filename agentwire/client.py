@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, Protocol
 
 from agentwire.agent.fallback import AfterNack, after_nack
@@ -28,7 +29,7 @@ from agentwire.errors import (
     RequestError,
     ScenarioError,
 )
-from agentwire.ledger import Ledger, Request, parcels_of
+from agentwire.ledger import Admission, Ledger, Request, parcels_of
 from agentwire.outcomes import EventLog, Outcome, Outcomes
 from agentwire.reply import Reply, answers_of, reply_of
 from agentwire.wire.codec import encode
@@ -47,6 +48,10 @@ from agentwire.wire.messages import (
 
 log = logging.getLogger(__name__)
 
+REJOINS: Final = 8
+"""Connections lost in a row, none of which brought anything, after which the bus is given up."""
+REJOIN_S: Final = 0.05
+"""Pause before the first attempt to come back; it doubles with each one."""
 MAX_TASKS: Final = 512
 """Tasks taken as known to the broker: fewer than it keeps."""
 RETRY_S: Final = 0.2
@@ -54,6 +59,8 @@ RETRY_S: Final = 0.2
 
 class Link(Protocol):
     """What the client needs of ``bus.endpoint.Endpoint``."""
+
+    final: bool
 
     def start(self) -> None: ...
     def send(self, message: Message) -> None: ...
@@ -63,10 +70,14 @@ class Link(Protocol):
 class Client:
     """Sends requests over a bus and waits for their outcomes.
 
+    Where the connection breaks, the client comes back as a new incarnation and sends again what
+    was in flight: agents compute nothing twice, since they know requests by their ids.
+
     Args:
-        connect: makes the endpoint from (on_message, on_lost).
+        connect: makes an endpoint from (on_message, on_lost), each time as a new incarnation.
         wires: wire -> agents on it, direct wires included.
         journal: told which requests were admitted and finished.
+        admission, detours: as for ``Ledger``.
     """
 
     def __init__(
@@ -74,13 +85,23 @@ class Client:
         connect: Callable[[Callable[[Message, float], None], Callable[[str], None]], Link],
         wires: Mapping[str, Sequence[str]],
         journal: EventLog | None = None,
+        *,
+        admission: Admission | None = None,
+        detours: Mapping[str, str] | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._link = connect(self._from_io(self._receive), self._from_io(self._lose))
-        self._ledger = Ledger(wires)
+        self._connect = connect
+        self._links = 0  # how many there were
+        self._link = self._new_link()
+        self._lost_in_a_row = 0
+        self._rejoin: asyncio.TimerHandle | None = None
+        self._joining = False  # a new link has not been heard from
+        self._ledger = Ledger(wires, admission, detours)
         self._gate = CreditGate()
         self._outcomes = Outcomes(journal)
-        self._defined: OrderedDict[str, None] = OrderedDict()
+        self._defined: OrderedDict[str, TaskSpec] = OrderedDict()
+        self._idle = asyncio.Event()
+        self._draining = False
         self._wake: asyncio.TimerHandle | None = None
         self._closed = ""
 
@@ -96,6 +117,18 @@ class Client:
     def start(self) -> None:
         """Connects; returns at once."""
         self._link.start()
+
+    @property
+    def closed(self) -> str:
+        """Why nothing can be asked any more; "" while it can."""
+        return self._closed
+
+    async def drain(self, seconds: float) -> None:
+        """Takes no new requests, and waits until those outstanding have ended, or so long."""
+        self._draining = True
+        self._note_idle()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), seconds)
 
     async def close(self, reason: str) -> None:
         """Ends every outstanding request with CLOSING, and leaves the bus."""
@@ -154,6 +187,8 @@ class Client:
         """
         if self._closed:
             raise BusClosed(f"The bus is closed: {self._closed}.")
+        if self._draining:
+            raise BusClosed("The bus is closing: it takes no new requests.")
         ids = list(request_ids or (os.urandom(16) for _ in texts))
         now = self._loop.time()
         task_id = task.task_id
@@ -161,7 +196,9 @@ class Client:
         new: dict[bytes, Request] = {}
         for request_id, text in zip(ids, texts, strict=True):
             old = self._ledger.get(request_id) or new.get(request_id)
-            if old is not None and (old.text, old.wire, old.task) != (text, wire, task_id):
+            if old is not None and not _is_same(
+                old, text, {wire, self._ledger.detour(wire)}, task_id
+            ):
                 raise InputError(
                     f"The request id {request_id.hex()} is outstanding for another question.",
                     hint="Give each request an id of its own.",
@@ -186,7 +223,12 @@ class Client:
         if not requests:
             return None
         self._define(task)
-        self._ledger.admit(list(parcels_of(requests)))
+        try:
+            self._ledger.admit(list(parcels_of(requests)))
+        except RequestError as error:
+            if error.code is NackCode.OVERLOADED:  # for as long as a tenth of them takes to end
+                error.retry_after_s = self._outcomes.pace.seconds_for(len(self._ledger) // 10)
+            raise
         self._outcomes.expect(requests, task)
         self._pump()
         if deadline_s == math.inf:
@@ -211,7 +253,7 @@ class Client:
         except LocalProtocolError as error:
             raise ScenarioError(error.message, hint="Use a shorter prompt or labels.") from None
         self._send(Define(task))
-        self._defined[task_id] = None
+        self._defined[task_id] = task
         if len(self._defined) > MAX_TASKS:
             self._defined.popitem(last=False)
 
@@ -244,12 +286,19 @@ class Client:
         pause = self._ledger.next_event(now)
         if pause != math.inf:
             self._wake = self._loop.call_at(pause, self._pump)
+        self._note_idle()
+
+    def _note_idle(self) -> None:
+        if self._draining and not len(self._ledger):
+            self._idle.set()
 
     def _send(self, message: Message) -> None:
+        if self._rejoin is not None or self._joining:
+            return  # tasks are told when the link stands; requests wait for its credit
         try:
             self._link.send(message)
         except BusClosed as error:
-            self._lose(error.message)
+            self._lose(self._links, error.message)
 
     def _send_cancels(self, requests: Iterable[Request]) -> None:
         for cancel in cancels_of(requests):
@@ -257,7 +306,15 @@ class Client:
 
     # -- receiving --------------------------------------------------------------------------
 
-    def _receive(self, message: Message, arrival: float) -> None:
+    def _receive(self, link: int, message: Message, arrival: float) -> None:
+        if link == self._links:
+            self._lost_in_a_row = 0
+            if self._joining:
+                self._joining = False
+                for task in self._defined.values():
+                    self._send(Define(task))
+        elif isinstance(message, Credit):
+            return  # of a link that is gone; answers are as good as ever
         match message:
             case Result():
                 self._result(message, arrival)
@@ -310,8 +367,39 @@ class Client:
 
     # -- endings ----------------------------------------------------------------------------
 
-    def _lose(self, reason: str) -> None:
+    def fail(self, reason: str) -> None:
+        """The bus is gone for good: every outstanding request ends."""
         self._end_all(f"the bus is lost ({reason})")
+
+    def _lose(self, link: int, reason: str) -> None:
+        if link != self._links or self._closed or self._rejoin is not None:
+            return
+        if self._link.final or self._lost_in_a_row >= REJOINS:
+            self.fail(reason)
+            return
+        log.warning("the connection to the bus is lost (%s): coming back", reason)
+        self._gate.clear()  # credit dies with the incarnation that it was granted to
+        pause = REJOIN_S * 2**self._lost_in_a_row
+        self._lost_in_a_row += 1
+        self._rejoin = self._loop.call_later(pause, self._come_back)
+
+    def _come_back(self) -> None:
+        """A new link: what was in flight over the old one goes again."""
+        self._rejoin = None
+        if self._closed:
+            return
+        self._link = self._new_link()
+        self._joining = True
+        self._link.start()
+        in_flight = [r for r in self._ledger.outstanding() if r.in_flight]
+        self._ledger.retry(in_flight, now=self._loop.time())
+        self._pump()
+
+    def _new_link(self) -> Link:
+        self._links += 1
+        receive = functools.partial(self._receive, self._links)
+        lose = functools.partial(self._lose, self._links)
+        return self._connect(self._from_io(receive), self._from_io(lose))
 
     def _end_all(self, reason: str) -> None:
         if self._closed:
@@ -322,8 +410,14 @@ class Client:
         for request in outstanding:
             self._ledger.settle(request.request_id)
         self._outcomes.fail(outstanding, RequestError(NackCode.CLOSING, f"Unanswered: {reason}."))
-        if self._wake is not None:
-            self._wake.cancel()
+        self._note_idle()
+        for timer in (self._wake, self._rejoin):
+            if timer is not None:
+                timer.cancel()
+
+
+def _is_same(old: Request, text: str, wires: Collection[str | None], task_id: str) -> bool:
+    return old.text == text and old.wire in wires and old.task == task_id
 
 
 def _after(code: NackCode, request: Request) -> AfterNack:

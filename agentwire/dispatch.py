@@ -26,7 +26,7 @@ def message_of(dispatch: Dispatch, now: float) -> Encode | Text:
     )
     texts = tuple(r.text for r in dispatch.requests)
     if dispatch.wire.startswith(DIRECT_PREFIX):
-        return Text(dispatch.wire, head.task, rows, texts, solo=dispatch.solo)
+        return Text(dispatch.wire, head.task, rows, texts, head.reason, solo=dispatch.solo)
     return Encode(
         dispatch.wire,
         head.task,

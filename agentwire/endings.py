@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from agentwire.errors import NackCode, RequestError
 
 
@@ -24,12 +26,17 @@ def dead_letter_error(request_id: bytes, agent: str, reason: str) -> RequestErro
     )
 
 
+RETRY_AFTER_S: Final = 1.0
+"""Where nothing is known of how fast requests end."""
+
+
 def full_error(outstanding: int) -> RequestError:
     """Where too much is outstanding."""
     return RequestError(
         NackCode.OVERLOADED,
         f"{outstanding} requests are outstanding, no more are taken.",
         hint="Wait for answers before you send more.",
+        retry_after_s=RETRY_AFTER_S,
     )
 
 
@@ -45,4 +52,5 @@ def late_error(request_id: bytes, wire: str, *, sent: bool) -> RequestError:
         NackCode.OVERLOADED,
         f"Request {request_id.hex()}: no room on {wire} in time.",
         hint="Send less at once, or allow more time (deadline).",
+        retry_after_s=RETRY_AFTER_S,
     )

@@ -126,11 +126,20 @@ class RequestError(AgentwireError):
         code: the cause, as on the wire.
         message: what happened, with the request id where there is one.
         hint: what to do next.
+        retry_after_s: for ``overloaded``: when to ask again, in seconds.
     """
 
-    def __init__(self, code: NackCode, message: str, *, hint: str | None = None) -> None:
+    def __init__(
+        self,
+        code: NackCode,
+        message: str,
+        *,
+        hint: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(message, hint=hint)
         self.code = code
+        self.retry_after_s = retry_after_s
 
 
 class BusClosed(AgentwireError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ from agentwire.bus.endpoint import Endpoint
 from agentwire.bus.events import BrokerEvent, BrokerFailed, WireAgreed, WireRefused
 from agentwire.bus.security import make_run_folder, new_token
 from agentwire.client import Client
+from agentwire.ledger import Admission
 from agentwire.outcomes import EventLog
 from agentwire.reply import AgentInfo, ProgressEvent
 from agentwire.telemetry.journal import Journal
@@ -47,6 +49,7 @@ class Host:
         progress: told how agents start, die and start again.
         limits: how long agents may take and how often they may die.
         timing: heartbeats of the bus.
+        admission: what may be outstanding at once.
 
     Attributes:
         agents: the latest incarnation of each agent that was ready once.
@@ -62,9 +65,11 @@ class Host:
         progress: Callable[[ProgressEvent], None],
         limits: AgentLimits | None,
         timing: Timing | None,
+        admission: Admission | None = None,
     ) -> None:
         self.agents: dict[str, AgentInfo] = {}
         self._wiring = wiring
+        self._admission = admission
         self._loop = asyncio.get_running_loop()
         self._progress = progress
         self._bus_folder = make_run_folder()
@@ -94,11 +99,13 @@ class Host:
             limits=limits,
         )
 
+        epochs = itertools.count(1)
+
         def connect(
             on_message: Callable[[Message, float], None], on_lost: Callable[[str], None]
         ) -> Endpoint:
-            endpoint = self._broker.endpoint
-            address = BusAddress(endpoint=endpoint, run=run.hex(), epoch=1, token=token)
+            endpoint, epoch = self._broker.endpoint, next(epochs)
+            address = BusAddress(endpoint=endpoint, run=run.hex(), epoch=epoch, token=token)
             hello = Hello(CLIENT, Role.CLIENT)
             return Endpoint(address, hello, on_message=on_message, on_lost=on_lost)
 
@@ -113,14 +120,26 @@ class Host:
             AgentwireError: an agent does not start.
         """
         self._broker.start()
-        client = self.client = Client(self._connect, self._wiring.routes, self._journal)
+        client = self.client = Client(
+            self._connect,
+            self._wiring.routes,
+            self._journal,
+            admission=self._admission,
+            detours=self._wiring.detours,
+        )
         client.start()
         self._supervisor.start()
         await self._supervisor.ready()
         return client
 
-    async def aclose(self) -> None:
-        """Ends outstanding requests with CLOSING, then agents and bus. Safe to call twice."""
+    async def aclose(self, drain_s: float = 0.0) -> None:
+        """Ends outstanding requests with CLOSING, then agents and bus. Safe to call twice.
+
+        Args:
+            drain_s: how long outstanding requests may still take; meanwhile none is admitted.
+        """
+        if self.client is not None and drain_s > 0:
+            await self.client.drain(drain_s)
         with anyio.CancelScope(shield=True):  # an interrupted run must not leave processes behind
             try:
                 if self.client is not None:
@@ -156,6 +175,8 @@ class Host:
                 self._write("wire_refused", wire=wire, code=code.value, reason=reason)
             case BrokerFailed(error):
                 self._write("broker_failed", error=repr(error))
+                if self.client is not None:
+                    self.client.fail(f"the broker failed: {error!r}")
             case _:
                 pass
 

@@ -9,6 +9,8 @@ The rules:
   else is sent through those agents until the suspects have ended. So whoever is in flight when the
   agent dies again is the culprit: a second death ends a request as a dead letter.
 * A refused request goes again, later or on the other channel, ahead of those that wait.
+* Where an agent is gone for good, requests of a wire that has a detour take it, as text; all
+  others through that agent have ended.
 """
 
 from __future__ import annotations
@@ -20,13 +22,26 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from agentwire.endings import down_error, full_error
+from agentwire.errors import NackCode
 from agentwire.wire.messages import Channel
 
 DEATHS: Final = 2
 """A request that was in flight at so many deaths of one agent is not sent again."""
-MAX_OUTSTANDING: Final = 16_384
 MESSAGE_ROWS: Final = 256
 MESSAGE_BYTES: Final = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What may be outstanding at once; more is refused as overloaded.
+
+    Attributes:
+        rows: requests.
+        bytes: UTF-8 bytes of all their texts.
+    """
+
+    rows: int = 16_384
+    bytes: int = 256 * 1024 * 1024
 
 
 @dataclass(eq=False, slots=True)
@@ -95,15 +110,21 @@ class Ledger:
 
     Args:
         wires: wire -> agents on it, direct wires included.
-        max_outstanding: requests that may be outstanding at once.
+        admission: what may be outstanding at once.
+        detours: wire -> the direct wire that its texts take where an agent on it is gone for good.
     """
 
     def __init__(
-        self, wires: Mapping[str, Sequence[str]], max_outstanding: int = MAX_OUTSTANDING
+        self,
+        wires: Mapping[str, Sequence[str]],
+        admission: Admission | None = None,
+        detours: Mapping[str, str] | None = None,
     ) -> None:
         self._wires = {wire: tuple(agents) for wire, agents in wires.items()}
-        self._max_outstanding = max_outstanding
+        self._admission = admission or Admission()
+        self._detours = dict(detours or {})
         self._requests: dict[bytes, Request] = {}
+        self._bytes = 0  # of the texts of all requests
         self._waiting: dict[str, deque[tuple[Request, ...]]] = {w: deque() for w in wires}
         self._suspects: dict[bytes, Request] = {}  # in the order of their first death
         agents = {agent for ends in wires.values() for agent in ends}
@@ -132,19 +153,35 @@ class Ledger:
             RequestError: an agent of the wire is down, or too much is outstanding.
         """
         wire = parcels[0][0].wire
-        for agent in self._wires[wire]:
-            if agent in self._down:
-                raise down_error(agent, self._down[agent])
-        if len(self._requests) + sum(map(len, parcels)) > self._max_outstanding:
+        down = next((agent for agent in self._wires[wire] if agent in self._down), None)
+        detour = self.detour(wire) if down is not None else None
+        if down is not None and detour is None:
+            raise down_error(down, self._down[down])
+        rows, size = sum(map(len, parcels)), sum(r.size for parcel in parcels for r in parcel)
+        if (
+            len(self._requests) + rows > self._admission.rows
+            or self._bytes + size > self._admission.bytes
+        ):
             raise full_error(len(self._requests))
+        self._bytes += size
         for parcel in parcels:
             self._requests.update((request.request_id, request) for request in parcel)
-            self._waiting[wire].append(tuple(parcel))
+            if detour is not None:
+                _divert(parcel, detour)
+            self._waiting[detour or wire].append(tuple(parcel))
+
+    def detour(self, wire: str) -> str | None:
+        """The direct wire that texts of ``wire`` may take; None if there is none that works."""
+        detour = self._detours.get(wire)
+        if detour is None or any(agent in self._down for agent in self._wires[detour]):
+            return None
+        return detour
 
     def settle(self, request_id: bytes) -> Request | None:
         """Ends a request; None if it has ended already or never was."""
         request = self._requests.pop(request_id, None)
         if request is not None:
+            self._bytes -= request.size
             self._land(request)
             self._suspects.pop(request_id, None)
         return request
@@ -208,12 +245,30 @@ class Ledger:
         return Death(tuple(dead), tuple(recalled))
 
     def down(self, agent: str, reason: str) -> tuple[Request, ...]:
-        """The agent is gone for good. Every request through it has ended; they are handed out."""
+        """The agent is gone for good: requests through it take a detour, or have ended.
+
+        Returns:
+            Those that have ended.
+        """
         self._ready.discard(agent)
         self._down[agent] = reason
-        ended = [r for r in self._requests.values() if agent in self._wires[r.wire]]
+        through = [r for r in self._requests.values() if agent in self._wires[r.wire]]
+        ended = [request for request in through if self.detour(request.wire) is None]
         for request in ended:
             self.settle(request.request_id)
+        diverted: dict[str, list[Request]] = {}
+        for request in through:
+            detour = self.detour(request.wire)
+            if detour is not None:
+                self._land(request)
+                self._suspects.pop(request.request_id, None)
+                _divert([request], detour)
+                diverted.setdefault(detour, []).append(request)
+        for wire, agents in self._wires.items():
+            if agent in agents:
+                self._waiting[wire].clear()
+        for detour, requests in diverted.items():
+            self._waiting[detour].extend(_alike(requests))
         return tuple(ended)
 
     # -- sending ----------------------------------------------------------------------------
@@ -290,6 +345,12 @@ def _alike(requests: Collection[Request]) -> list[tuple[Request, ...]]:
     for r in requests:
         groups.setdefault((r.wire, r.task, r.channel, r.fallback, r.reason), []).append(r)
     return [tuple(parcel) for group in groups.values() for parcel in parcels_of(group)]
+
+
+def _divert(requests: Iterable[Request], detour: str) -> None:
+    for request in requests:
+        request.wire, request.channel = detour, Channel.TEXT
+        request.reason = NackCode.AGENT_DOWN.value
 
 
 def _not_before(parcel: tuple[Request, ...]) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias
 
+from agentwire.endings import RETRY_AFTER_S
 from agentwire.errors import RequestError
 from agentwire.ledger import Request
 from agentwire.reply import Reply
@@ -33,6 +35,39 @@ class Pending:
     waiters: int = 0
 
 
+class Pace:
+    """How fast requests end, over the last seconds.
+
+    Args:
+        clock: monotonic seconds.
+        window_s: what counts as lately.
+    """
+
+    def __init__(self, clock: Callable[[], float], window_s: float = 5.0) -> None:
+        self._clock = clock
+        self._window = window_s
+        self._ends: deque[tuple[float, int]] = deque()
+        self._count = 0
+
+    def ended(self, requests: int) -> None:
+        """So many have ended now."""
+        self._ends.append((self._clock(), requests))
+        self._count += requests
+        self._forget()
+
+    def seconds_for(self, requests: int) -> float:
+        """How long so many take to end at this pace; 0.05 .. 30, and 1 where none ended lately."""
+        self._forget()
+        if not self._count:
+            return RETRY_AFTER_S
+        elapsed = max(0.1, self._clock() - self._ends[0][0])
+        return min(30.0, max(0.05, requests * elapsed / self._count))
+
+    def _forget(self) -> None:
+        while self._ends and self._ends[0][0] < self._clock() - self._window:
+            self._count -= self._ends.popleft()[1]
+
+
 class Outcomes:
     """The outcome of every request: to come, or (for the latest replies) known.
 
@@ -42,6 +77,7 @@ class Outcomes:
 
     def __init__(self, journal: EventLog | None) -> None:
         self._journal = journal
+        self.pace = Pace(time.monotonic)
         self._pending: dict[bytes, Pending] = {}
         self._replies: OrderedDict[bytes, Reply] = OrderedDict()
 
@@ -74,6 +110,7 @@ class Outcomes:
         while len(self._replies) > MAX_REPLIES:
             self._replies.popitem(last=False)
         if answered:
+            self.pace.ended(len(answered))
             requests = [request for request, _ in answered]
             self._write("finished", requests, outcome="answered", channel=answered[0][1].channel)
 

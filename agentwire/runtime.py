@@ -23,6 +23,7 @@ from agentwire.agent.lifecycle import AgentLimits
 from agentwire.dispatch import batches_of
 from agentwire.errors import AgentwireError
 from agentwire.host import Host
+from agentwire.ledger import Admission
 from agentwire.outcomes import EventLog, Outcome, answered
 from agentwire.question import (
     ChannelName,
@@ -83,6 +84,7 @@ class Runtime:
         progress: as in ``open``.
         limits: how long agents may take and how often they may die.
         timing: heartbeats of the bus.
+        admission: what may be outstanding at once; more is refused as overloaded.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Runtime:
         progress: Callable[[ProgressEvent], None] | None = None,
         limits: AgentLimits | None = None,
         timing: Timing | None = None,
+        admission: Admission | None = None,
     ) -> None:
         self._resolved = None if isinstance(what, Wiring) else what
         self._wiring = what if isinstance(what, Wiring) else Wiring.of(what)
@@ -102,6 +105,7 @@ class Runtime:
         self._progress = progress or (lambda event: None)
         self._limits = limits
         self._timing = timing
+        self._admission = admission
         self._host: Host | None = None
 
     # -- life -------------------------------------------------------------------------------
@@ -136,6 +140,7 @@ class Runtime:
             progress=self._progress,
             limits=self._limits,
             timing=self._timing,
+            admission=self._admission,
         )
         try:
             await self._host.start()
@@ -143,10 +148,15 @@ class Runtime:
             await self.aclose()
             raise
 
-    async def aclose(self) -> None:
-        """Ends outstanding requests with CLOSING, then agents and bus. Safe to call twice."""
+    async def aclose(self, *, drain_s: float = 0.0) -> None:
+        """Ends outstanding requests with CLOSING, then agents and bus. Safe to call twice.
+
+        Args:
+            drain_s: how long outstanding requests may still take, in seconds; meanwhile no new
+                one is admitted (``BusClosed``).
+        """
         if self._host is not None:
-            await self._host.aclose()
+            await self._host.aclose(drain_s)
 
     async def _fetch(self, resolved: Resolved) -> Wiring:
         loop = asyncio.get_running_loop()

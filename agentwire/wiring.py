@@ -81,6 +81,15 @@ class Wiring:
         return {name: (wire.sender, wire.receiver) for name, wire in self.wires.items()}
 
     @property
+    def detours(self) -> dict[str, str]:
+        """Wire name -> the direct wire that its texts take where its sender is gone for good."""
+        return {
+            name: direct_wire(wire.receiver)
+            for name, wire in self.wires.items()
+            if wire.when_down == "text"
+        }
+
+    @property
     def routes(self) -> dict[str, tuple[str, ...]]:
         """Wire name -> agents on it, direct wires included."""
         return {**self.ends, **{direct_wire(name): (name,) for name in self.agents}}

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
-from agentwire.client import Client
+from agentwire.client import REJOINS, Client
 from agentwire.errors import BusClosed, InputError, NackCode, RequestError, ScenarioError
 from agentwire.outcomes import Outcome
 from agentwire.reply import Reply
@@ -37,6 +37,7 @@ class Link:
     def __init__(self) -> None:
         self.sent: list[Message] = []
         self.closed = False
+        self.final = False
         self.news = asyncio.Event()
         self.on_message: Callable[[Message, float], None]
         self.on_lost: Callable[[str], None]
@@ -69,9 +70,11 @@ class Link:
 class Bench:
     def __init__(self) -> None:
         self.link = Link()
+        self.connected = asyncio.Event()
         self.events: list[tuple[str, dict[str, Any]]] = []
 
         def connect(on_message: Any, on_lost: Any) -> Link:
+            self.connected.set()
             self.link.on_message, self.link.on_lost = on_message, on_lost
             return self.link
 
@@ -99,6 +102,11 @@ class Bench:
         for _ in range(5):
             await asyncio.sleep(0)
         return self.link.take(kind)
+
+    async def renewed(self) -> None:
+        """Waits until the client has asked for another link."""
+        self.connected.clear()
+        await self.connected.wait()
 
     def answer(self, encode: Encode, *, good: bool = True, task: str = TASK.task_id) -> None:
         one = np.log(np.array([0.75, 0.25] if good else [0.25, 0.75], dtype=np.float32))
@@ -291,7 +299,7 @@ async def test_a_lost_bus_ends_everything(bench: Bench) -> None:
     bench.ready()
     asked = bench.ask("x")
     await bench.sent()
-    bench.link.closed = True
+    bench.link.closed = bench.link.final = True
     bench.link.on_lost("the broker is gone")
     (outcome,) = await asked
     assert code(outcome) is NackCode.CLOSING
@@ -305,3 +313,55 @@ async def test_a_task_that_does_not_fit_the_wire(bench: Bench) -> None:
         await bench.client.ask(
             WIRE, task, ["x"], channel=Channel.SOFT, fallback="text", deadline_s=1
         )
+
+
+async def test_a_broken_link_is_replaced_and_what_was_in_flight_goes_again(bench: Bench) -> None:
+    bench.ready()
+    asked = bench.ask("x", "y")
+    (first,) = await bench.sent()
+    old = bench.link
+    bench.link = Link()
+    old.on_lost("the connection was closed")
+    old.on_lost("said twice")
+    late = bench.ask("z")  # admitted while there is no link
+    await bench.renewed()
+    old.on_message(Credit(WIRE, 99, 1 << 20), 0.0)  # of a link that is gone: void
+    assert await bench.sent() == []
+    bench.link.on_message(Credit(WIRE, 16, 1 << 20), 0.0)
+    again, new = await bench.sent()
+    assert (again.rows[0].request_id, again.texts) == (first.rows[0].request_id, ("x", "y"))
+    assert [m.task for m in bench.link.take(Define)] == [TASK]
+    bench.answer(first)  # the answer to the first copy is as good
+    bench.answer(again)
+    bench.answer(new)
+    assert [code(o) for o in [*await asked, *await late]] == [None] * 3
+    assert [e for e, _ in bench.events].count("finished") == 2
+
+
+async def test_a_bus_that_never_answers_again_is_given_up(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentwire.client.REJOIN_S", 0.0)
+    bench.ready()
+    asked = bench.ask("x")
+    for _ in range(REJOINS):
+        old, bench.link = bench.link, Link()
+        old.on_lost("no Welcome")
+        await bench.renewed()
+    bench.link.on_lost("no Welcome")
+    assert [code(o) for o in await asked] == [NackCode.CLOSING]
+
+
+async def test_draining_admits_nothing_and_waits(bench: Bench) -> None:
+    bench.ready()
+    asked = bench.ask("x")
+    (encode,) = await bench.sent()
+    draining = asyncio.create_task(bench.client.drain(30.0))
+    await asyncio.sleep(0)
+    with pytest.raises(BusClosed, match="no new requests"):
+        await bench.ask("y")
+    assert not draining.done()
+    bench.answer(encode)
+    await draining
+    assert [code(o) for o in await asked] == [None]
+    await bench.client.drain(30.0)  # nothing is outstanding

@@ -1,10 +1,11 @@
 import math
 import random
+from typing import Any
 
 import pytest
 
 from agentwire.errors import NackCode, RequestError
-from agentwire.ledger import Dispatch, Ledger, Request
+from agentwire.ledger import Admission, Dispatch, Ledger, Request
 from agentwire.wire.messages import Channel
 
 WIRES = {"a->b": ("a", "b"), "a->c": ("a", "c"), "@b": ("b",)}
@@ -16,7 +17,7 @@ def request(number: int, wire: str = "a->b") -> Request:
     )
 
 
-def ledger(*ready: str, **kw: int) -> Ledger:
+def ledger(*ready: str, **kw: Any) -> Ledger:
     book = Ledger(WIRES, **kw)
     for agent in ready or ("a", "b", "c"):
         book.ready(agent)
@@ -230,7 +231,7 @@ def test_an_agent_that_is_down_ends_its_requests_and_refuses_new_ones() -> None:
 
 
 def test_bounded() -> None:
-    book = ledger(max_outstanding=2)
+    book = ledger(admission=Admission(rows=2))
     batch(book, 1, 2)
     with pytest.raises(RequestError) as error:
         batch(book, 3)
@@ -269,3 +270,38 @@ def test_random_deaths_lose_nothing_and_convict_only_the_guilty(seed: int) -> No
         book.ready(agent)
     assert sorted(answered) == sorted(set(range(1, 61)) - poison)
     assert sorted(dead) == sorted(poison)
+
+
+def test_a_wire_with_a_detour_goes_as_text_where_its_sender_is_gone_for_good() -> None:
+    book = ledger(detours={"a->b": "@b"})
+    sent, waiting = batch(book, 1, 2), batch(book, 3)
+    other = batch(book, 4, wire="a->c")
+    assert drain(book)[0] == [1, 2]
+    book.died("a")
+    assert book.down("a", "it died too often") == tuple(other)
+    late = batch(book, 5)
+    (first, second) = dispatches(book)
+    assert numbers(first) == [1, 2, 3] and numbers(second) == [5]
+    for request in (*sent, *waiting, *late):
+        assert (request.wire, request.channel, request.reason) == ("@b", "text", "agent_down")
+        assert book.settle(request.request_id) is request
+    assert len(book) == 0
+
+
+def test_a_detour_does_not_help_where_the_receiver_is_gone() -> None:
+    book = ledger(detours={"a->b": "@b"})
+    requests = batch(book, 1)
+    assert book.down("b", "gone") == tuple(requests)
+    with pytest.raises(RequestError) as error:
+        batch(book, 2)
+    assert error.value.code is NackCode.AGENT_DOWN
+
+
+def test_the_bytes_of_all_texts_are_bounded() -> None:
+    book = ledger(admission=Admission(bytes=14))
+    first, _ = batch(book, 1, 2)
+    with pytest.raises(RequestError) as error:
+        batch(book, 3)
+    assert error.value.code is NackCode.OVERLOADED and error.value.retry_after_s
+    book.settle(first.request_id)
+    batch(book, 3)

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,10 @@ from agentwire.wire.tensors import check_rows
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+NO_LIMIT: Final = 1 << 20  # more rows than any batch has
+GROW_AFTER: Final = 32
+"""Batches that fit in a row after which twice as many rows are tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +143,8 @@ class Compute:
     def __init__(self, backend: Backend, agreements: Agreements) -> None:
         self._backend = backend
         self._agreements = agreements
+        self._fits = NO_LIMIT  # rows that the device's memory holds, as far as is known
+        self._fitting = 0  # batches of that size in a row that did fit
 
     def run(self, items: Items, task: TaskSpec) -> list[Outcome]:
         """The outcomes of one batch; each row is in exactly one of them."""
@@ -249,15 +255,37 @@ class Compute:
     def _attempt(
         self, items: Items, call: Callable[[Items], T], outcomes: list[Outcome]
     ) -> list[tuple[Items, T]]:
-        """``call`` on the batch; if it raises, on each row alone. Refusals go to ``outcomes``."""
+        """``call`` on the batch; if it raises, on each row alone. Refusals go to ``outcomes``.
+
+        Where the device runs out of memory, on each half instead, and so on. Batches then stay
+        as small as that, and grow again after some that fit: one long row may have been to blame.
+        """
+        if len(items) > self._fits:
+            parts = [items[i : i + self._fits] for i in range(0, len(items), self._fits)]
+            return [pair for part in parts for pair in self._attempt(part, call, outcomes)]
         try:
-            return [(items, call(items))]
+            done = call(items)
+            self._fitted(len(items))
+            return [(items, done)]
         except Exception as error:  # whatever the model raises is the answer to these rows
             if len(items) == 1:
                 log.warning("the model raised", exc_info=error)
                 outcomes.append(Failed(items, NackCode.MODEL_ERROR, _describe(error)))
                 return []
+            full = is_out_of_memory(error)
+        # Out here the error is gone, and with it the frames that held the batch's tensors.
+        if full:
+            self._fits, self._fitting = len(items) // 2, 0
+            log.warning("out of memory with %d rows: batches of %d now", len(items), self._fits)
+            return self._attempt(items, call, outcomes)
         return [pair for item in items for pair in self._attempt([item], call, outcomes)]
+
+    def _fitted(self, rows: int) -> None:
+        if rows < self._fits or self._fits >= NO_LIMIT:
+            return
+        self._fitting += 1
+        if self._fitting >= GROW_AFTER:
+            self._fits, self._fitting = 2 * self._fits, 0
 
 
 def _answer(
@@ -265,6 +293,16 @@ def _answer(
 ) -> CachedReply:
     size = item.content.ticket.payload_bytes
     return CachedReply(text=text, scores=scores, reason=item.lane.reason, payload_bytes=size)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device (or this machine) had too little memory; known by how engines say it."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    words = str(error).lower()
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in words or "can't allocate memory" in words
+    )
 
 
 def _describe(error: Exception) -> str:

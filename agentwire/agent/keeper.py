@@ -31,6 +31,8 @@ from agentwire.bus.events import PeerBusy, PeerGone, PeerLost, PeerProgress, Pee
 from agentwire.errors import AgentwireError, InputError
 
 GOODBYE_WAIT_S: Final = 1.0
+CUT_OFF_S: Final = 0.5
+"""A process whose connection broke and that still runs after so long did not die of a request."""
 LOG_TAIL_BYTES: Final = 4096
 
 
@@ -53,6 +55,7 @@ class _Child:
     exited: asyncio.Event
     goodbye: asyncio.Future[str]
     ready: bool = False
+    cut_off: bool = False  # its connection broke, though it was not silent
 
     def doom(self, reason: str) -> None:
         if not self.fate.done():
@@ -110,7 +113,8 @@ class Keeper:
             case PeerGone(reason=reason):
                 if not child.goodbye.done():
                     child.goodbye.set_result(reason)
-            case PeerLost(reason=reason):
+            case PeerLost(reason=reason, silent=silent):
+                child.cut_off = not silent
                 child.doom(f"the bus lost it: {reason}")
             case _:
                 pass
@@ -155,9 +159,10 @@ class Keeper:
             reason = await self._fate(child)
             error = await self._parting_words(child)
         finally:
+            blameless = await self._was_cut_off(child)
             await self._end(child)
             self._child = None
-            self._crashed = child.process.returncode != ExitCode.DONE
+            self._crashed = not blameless and child.process.returncode != ExitCode.DONE
             self._broker.forget(self._spec.name, epoch)
         return (str(error) if error else reason), error
 
@@ -186,6 +191,20 @@ class Keeper:
             f"The agent {self._spec.name} cannot start: {self._last_words()}.",
             hint=f"Its log is {self._log}.",
         )
+
+    async def _was_cut_off(self, child: _Child) -> bool:
+        """Whether a broken connection ended it, and no request is to blame.
+
+        A process that dies also breaks its connection, and the broker may see that first. So it
+        gets a moment to be found dead.
+        """
+        if child.cut_off and not self._stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CUT_OFF_S):
+                    await child.exited.wait()
+        if not child.exited.is_set():
+            return child.cut_off
+        return child.process.returncode == ExitCode.BUS_LOST
 
     async def _end(self, child: _Child) -> None:
         """Ends the process if it has not ended: with time to finish when the run stops."""

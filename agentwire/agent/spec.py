@@ -31,6 +31,8 @@ class FakeModel(BaseModel):
     raise_on: str = ""  # the backend raises when a text holds this
     nan_on: str = ""  # the payload of such a text holds a NaN
     hang_on: str = ""  # compute never returns when a text holds this
+    memory_rows: int = 0  # the device holds so many rows at once, more is out of memory; 0: all
+    memory_on: str = ""  # a row with this text is out of memory even alone
 
 
 class AgentSpec(BaseModel):

@@ -290,7 +290,7 @@ class Broker:
                 case Closed(reason):
                     self._route(Departed(peer, reason, goodbye=True))
                 case Lost(reason):
-                    self._route(Departed(peer, reason))
+                    self._route(Departed(peer, reason, silent=True))
                 case Gap(expected, received):
                     # Work, grants or answers are missing, and nobody can say which.
                     self._route(Departed(peer, f"{received - expected} messages were lost"))

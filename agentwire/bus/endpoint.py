@@ -63,6 +63,8 @@ class Endpoint:
     Attributes:
         busy_since: ``time.monotonic()`` of the start of the batch that is being computed; None
             when idle. Set by the compute loop; every Ping and Pong carries it.
+        final: known from ``on_lost`` on: the broker said Goodbye or turned this peer away, so
+            that coming back makes no sense. False after a broken or silent connection.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Endpoint:
         transport: Transport | None = None,
     ) -> None:
         self.busy_since: float | None = None
+        self.final = False
         self._address = address
         self._role = hello.role
         self._on_message = on_message
@@ -238,6 +241,7 @@ class Endpoint:
                 case Outgoing(frames):
                     self._unsent.append(frames)
                 case Received(Nack(NackCode.STALE_EPOCH, reason, rows=())):
+                    self.final = True
                     self._lose(f"another incarnation took this one's place: {reason}")
                 case Received(message):
                     self._on_message(message, now)
@@ -247,6 +251,7 @@ class Endpoint:
                     self._lose(f"{received - expected} messages of the broker were lost")
                 case Closed(reason, code):
                     why = f"refused ({code}): {reason}" if code else f"it said Goodbye: {reason}"
+                    self.final = True
                     self._lose(why)
                 case Lost(reason):
                     self._lose(reason)

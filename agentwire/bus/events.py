@@ -58,11 +58,15 @@ class PeerLost:
     """An incarnation is gone without a word: silent, dead, replaced, or cut off for ``reason``.
 
     Work that was queued to it or came from it and was still queued here has been dropped.
+
+    Attributes:
+        silent: nothing came from it for too long, so it may hang; otherwise its connection broke.
     """
 
     name: str
     epoch: int
     reason: str
+    silent: bool = False
 
 
 @dataclass(frozen=True, slots=True)

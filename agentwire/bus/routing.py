@@ -122,8 +122,8 @@ class Router:
                 return self._with_peer(stimulus.peer, lambda peer: self._garbled(peer, stimulus))
             case Reported(id, busy_ms):
                 return self._with_peer(id, lambda peer: self._busy(peer, busy_ms))
-            case Departed(id, reason, goodbye):
-                return self._with_peer(id, lambda peer: self._lose(peer, reason, goodbye))
+            case Departed(id, reason, goodbye, silent):
+                return self._with_peer(id, lambda peer: self._lose(peer, reason, goodbye, silent))
             case Expect(name, epoch):
                 self._peers.expect(name, epoch)
                 return []
@@ -175,12 +175,15 @@ class Router:
         out += self._offers.for_receiver(peer)
         return out + self._flow.connect(peer)
 
-    def _lose(self, peer: Peer, reason: str, goodbye: bool = False) -> list[Instruction]:
+    def _lose(
+        self, peer: Peer, reason: str, goodbye: bool = False, silent: bool = False
+    ) -> list[Instruction]:
         self._peers.remove(peer)
         self._offers.lost(peer)
-        kind = PeerGone if goodbye else PeerLost
-        event = Emit(kind(peer.name, peer.epoch, reason))
-        return [Dismiss(peer.id), *self._flow.disconnect(peer), event]
+        event: PeerGone | PeerLost = PeerLost(peer.name, peer.epoch, reason, silent)
+        if goodbye:
+            event = PeerGone(peer.name, peer.epoch, reason)
+        return [Dismiss(peer.id), *self._flow.disconnect(peer), Emit(event)]
 
     def _forget(self, name: str, epoch: int) -> list[Instruction]:
         self._peers.unexpect(name, epoch)

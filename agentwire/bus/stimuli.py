@@ -61,11 +61,12 @@ class Reported:
 
 @dataclass(frozen=True, slots=True)
 class Departed:
-    """A connection is over: by Goodbye, or because it broke."""
+    """A connection is over: by Goodbye, because it fell silent, or because it broke."""
 
     peer: PeerId
     reason: str
     goodbye: bool = False
+    silent: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,10 @@ def answer(text: str, labels: Sequence[str]) -> str:
     return labels[int(label_scores(text_hash(text), len(labels)).argmax())]
 
 
+class OutOfMemoryError(RuntimeError):
+    """Named and worded as torch's, which a backend without torch cannot raise."""
+
+
 class FakeBackend:
     """A fake language model behind the ``Backend`` protocol.
 
@@ -170,6 +174,7 @@ class FakeBackend:
         weights = 1 << np.arange(HASH_BITS, dtype=np.uint64)
         digests = [int(d) for d in (signs * weights).sum(axis=1)]
         settings = self._settings
+        self._allocate(len(digests), text_hash(settings.memory_on) in digests)
         if settings.crash_on and text_hash(settings.crash_on) in digests:
             _crash()
         if settings.raise_on and text_hash(settings.raise_on) in digests:
@@ -207,8 +212,15 @@ class FakeBackend:
         words = [" ".join(answer[: max(1, task.max_new_tokens)]) for answer in answers]
         return Generated(words, {"tokenize": 0.0, "generate": _ms_since(start)})
 
+    def _allocate(self, rows: int, full: bool) -> None:
+        most = self._settings.memory_rows
+        if (most and rows > most) or (full and self._settings.memory_on):
+            raise OutOfMemoryError("CUDA out of memory. The fake device tried to allocate a lot.")
+
     def _faults(self, texts: Sequence[str]) -> None:
         settings = self._settings
+        full = bool(settings.memory_on) and any(settings.memory_on in text for text in texts)
+        self._allocate(len(texts), full)
         for text in texts:
             if settings.crash_on and settings.crash_on in text:
                 _crash()

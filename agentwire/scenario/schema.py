@@ -53,6 +53,8 @@ class WireSpec(Strict):
             models and data that really run.
         soft_tokens: M.
         fallback: where soft tokens cannot be had: relay as ``text``, or end in an ``error``.
+        when_down: where the sender is gone for good (its restart budget is spent): end in an
+            ``error`` at once, or hand the ``text`` itself to the receiver.
     """
 
     sender: Name = Field(alias="from")
@@ -60,6 +62,7 @@ class WireSpec(Strict):
     bridge: str = "auto"
     soft_tokens: Annotated[int, Field(ge=1, le=512)] = 8
     fallback: Literal["text", "error"] = "text"
+    when_down: Literal["text", "error"] = "error"
 
     @property
     def name(self) -> str:
