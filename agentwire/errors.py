@@ -55,6 +55,10 @@ class BridgeError(InputError):
     """A bridge is missing, corrupt, or made for something else."""
 
 
+class MissingBridge(BridgeError):
+    """There is no bridge of that name here: training makes it."""
+
+
 class DeviceError(InputError):
     """A device that the scenario names is not there."""
 

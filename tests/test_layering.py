@@ -76,6 +76,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scenario.predictions": SCORING_MAY,
     "scenario.result": SCORING_MAY,
     "scenario.summary": SCORING_MAY,
+    "scenario.matrix_summary": SCORING_MAY,
     "scenario.runner": {"*"},
     "scenario.report": {"*"},
     "scenario.methods": {"*"},

@@ -12,6 +12,7 @@ from agentwire.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from agentwire.scenario.matrix_result import MatrixResult
     from agentwire.scenario.result import RunResult
 
 PICTURE_WIDTH = 112
@@ -40,19 +41,23 @@ def report(
     out().print(f"written to {svg}", markup=False)
 
 
-def read_result(run: Path) -> RunResult:
-    """result.json of a run's folder.
+def read_result(run: Path) -> RunResult | MatrixResult:
+    """result.json of a run's folder, or matrix.json of a matrix's.
 
     Raises:
         InputError: there is none, or it is not one.
     """
     from pydantic import ValidationError
 
+    from agentwire.scenario.matrix_result import FILE, MatrixResult
     from agentwire.scenario.result import RunResult
 
-    file = run / "result.json"
+    file = run / FILE
+    kind: type[MatrixResult | RunResult] = MatrixResult
+    if not file.is_file():
+        file, kind = run / "result.json", RunResult
     try:
-        return RunResult.model_validate_json(file.read_bytes())
+        return kind.model_validate_json(file.read_bytes())
     except OSError as error:
         raise InputError(
             f"{file} cannot be read: {error.strerror}.", hint="Name a folder that a run wrote."
@@ -64,7 +69,7 @@ def read_result(run: Path) -> RunResult:
         ) from error
 
 
-def picture(result: RunResult, run: Path) -> str:
+def picture(result: RunResult | MatrixResult, run: Path) -> str:
     """The report as SVG, with the stand-ins above it."""
     import io
 
@@ -75,10 +80,15 @@ def picture(result: RunResult, run: Path) -> str:
     return console.export_svg(title=result.command)
 
 
-def _print(result: RunResult, run: Path, console: Console) -> None:
+def _print(result: RunResult | MatrixResult, run: Path, console: Console) -> None:
+    from agentwire.scenario.matrix_report import print_matrix
+    from agentwire.scenario.matrix_result import MatrixResult
     from agentwire.scenario.report import banner, print_report
 
     notice = banner(result.substitutions)
     if notice is not None:
         console.print(notice)
-    print_report(result, run, console)
+    if isinstance(result, MatrixResult):
+        print_matrix(result, run, console)
+    else:
+        print_report(result, run, console)

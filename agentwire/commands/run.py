@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from agentwire.scenario.plan import RunPlan
     from agentwire.scenario.resolve import Resolved
     from agentwire.scenario.result import RunResult
+    from agentwire.scenario.schema import Scenario
 
 
 def run(
@@ -36,9 +37,31 @@ def run(
         str | None, typer.Option("--device", help="All agents on this device: cpu, cuda:0, …")
     ] = None,
 ) -> None:
-    """Run a scenario: every method over the same rows, through real processes and the bus."""
+    """Run a scenario: every method over the same rows, through real processes and the bus.
+
+    A scenario with a matrix runs cell by cell, one bridge each, and ends in one table.
+    """
+    from agentwire.scenario.load import load_scenario
+
+    loaded = load_scenario(scenario)
+    if loaded.matrix is not None:
+        from agentwire.commands.matrix import Options, run_cells
+
+        options = Options(
+            limit=limit,
+            methods=_names(methods),
+            as_json=as_json,
+            strict=strict,
+            train=train,
+            resume=resume,
+            out=out,
+            device=device,
+        )
+        run_cells(scenario, loaded, options, _command(scenario, limit, methods, strict, device))
+        return
     plan = _plan(
         scenario,
+        loaded,
         limit=limit,
         methods=methods,
         strict=strict,
@@ -58,6 +81,7 @@ def run(
 
 def _plan(
     source: Path,
+    loaded: Scenario,
     *,
     limit: int | None,
     methods: str | None,
@@ -73,12 +97,10 @@ def _plan(
     from agentwire.commands.terminal import err, steps
     from agentwire.scenario.fetch import fetch
     from agentwire.scenario.inventory import Inventory
-    from agentwire.scenario.load import load_scenario
     from agentwire.scenario.plan import methods_of, pick_methods, plan_run
     from agentwire.scenario.report import banner
     from agentwire.scenario.resolve import resolve
 
-    loaded = load_scenario(source)
     names = _names(methods)
     if names is None:
         names = methods_of(resume) if resume else list(loaded.methods)

@@ -27,7 +27,18 @@ def train(
     from agentwire.commands.terminal import print_json
     from agentwire.scenario.load import load_scenario
 
-    folder = train_bridge(scenario, load_scenario(scenario), out, strict=strict, device=device)
+    loaded = load_scenario(scenario)
+    if loaded.matrix is not None:
+        from agentwire.commands.matrix import Options, train_cells
+
+        options = Options(strict=strict, device=device, bridges=out)
+        made = train_cells(scenario, loaded, options)
+        if as_json:
+            print_json([{"bridge": folder.name, "folder": str(folder)} for folder in made])
+        else:
+            stdout().print(f"trained {len(made)} bridges of the matrix, written to {out}/")
+        return
+    folder = train_bridge(scenario, loaded, out, strict=strict, device=device)
     if as_json:
         print_json({"bridge": folder.name, "folder": str(folder)})
     else:

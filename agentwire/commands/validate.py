@@ -17,23 +17,26 @@ def validate(
     """Check scenario files; nothing is downloaded or run."""
     from agentwire.commands.terminal import print_json
     from agentwire.scenario.load import load_scenario
+    from agentwire.scenario.matrix import expand
 
     found: list[dict[str, Any]] = []
     for path in scenarios:
         try:
             scenario = load_scenario(path)
+            cells = [cell.id for cell in expand(scenario)] if scenario.matrix else []
         except InputError as error:
             found.append(
                 {"file": str(path), "valid": False, "error": error.message, "hint": error.hint}
             )
         else:
-            found.append({"file": str(path), "valid": True, "name": scenario.name})
+            found.append({"file": str(path), "valid": True, "name": scenario.name, "cells": cells})
     if as_json:
         print_json(found)
     for item in found:
         if item["valid"]:
             if not as_json:
-                typer.echo(f"{item['file']}: valid ({item['name']})")
+                count = f", {len(item['cells'])} cells" if item["cells"] else ""
+                typer.echo(f"{item['file']}: valid ({item['name']}{count})")
             continue
         typer.secho(f"error: {item['error']}", err=True, fg="red")
         if item["hint"]:

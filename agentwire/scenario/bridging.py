@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from agentwire.bridge.card import CARD_FILE, WEIGHTS_FILE, BridgeCard
-from agentwire.errors import BridgeError, DataError
+from agentwire.errors import BridgeError, DataError, MissingBridge
 from agentwire.model.fake import BRIDGE_PREFIX
 from agentwire.model.sources import public_name
 from agentwire.scenario.schema import DataChoice, ModelChoice, WireSpec
@@ -37,17 +37,17 @@ def bridge_name(wire: WireSpec, choices: Mapping[str, ModelChoice], data: DataCh
     Raises:
         BridgeError: the written name is not the name of a folder.
     """
-    if wire.bridge != "auto":
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", wire.bridge):
-            raise BridgeError(
-                f"wire {wire.name}: {wire.bridge!r} is not the name of a bridge folder.",
-                hint="Give the folder's name only; `agentwire bridges list` shows those here.",
-            )
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", wire.bridge):
+        raise BridgeError(
+            f"wire {wire.name}: {wire.bridge!r} is not the name of a bridge folder.",
+            hint="Give the folder's name only; `agentwire bridges list` shows those here.",
+        )
+    if not wire.auto_bridge:
         return wire.bridge
     parts = [slug(choices[wire.sender].model), slug(choices[wire.receiver].model)]
     if data is not None:
         parts.append(slug(load_definition(data.dataset).series or data.dataset))
-    return "--".join(parts)
+    return "--".join(parts) + wire.bridge.removeprefix("auto")
 
 
 def fake_bridge(wire: WireSpec, choices: Mapping[str, ModelChoice]) -> str | None:
@@ -56,7 +56,7 @@ def fake_bridge(wire: WireSpec, choices: Mapping[str, ModelChoice]) -> str | Non
         return None
     if wire.bridge.startswith(BRIDGE_PREFIX):
         return wire.bridge
-    return f"{BRIDGE_PREFIX}{choices[wire.receiver].model}" if wire.bridge == "auto" else None
+    return f"{BRIDGE_PREFIX}{choices[wire.receiver].model}" if wire.auto_bridge else None
 
 
 def search_folders(source: Path | None, others: Sequence[Path]) -> list[Path]:
@@ -86,10 +86,10 @@ def list_bridges(folders: Sequence[Path]) -> list[Path]:
     return list(found.values())
 
 
-def missing_bridge(wire: WireSpec, name: str, source: Path | None) -> BridgeError:
+def missing_bridge(wire: WireSpec, name: str, source: Path | None) -> MissingBridge:
     """The error for a bridge that is nowhere, naming the command that makes it."""
     command = f"agentwire train {source}" if source else "agentwire train <scenario>"
-    return BridgeError(
+    return MissingBridge(
         f"wire {wire.name}: there is no bridge {name!r} here.",
         hint=f"Train it with `{command}`, or add --train to train it first.",
     )

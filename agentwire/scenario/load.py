@@ -155,6 +155,16 @@ def _check_wires(data: dict[str, Any], origins: dict[Location, Origin]) -> None:
                     f"{origin}: wires[{i}].{end} names the agent {name!r}, which is not defined.",
                     hint=suggestion(name, agents, "Agents of this scenario"),
                 )
+    matrix = data.get("matrix")
+    axis = matrix.get("wires") if isinstance(matrix, dict) else None
+    known = [f"{w.get('from')}->{w.get('to')}" for w in wires if isinstance(w, dict)]
+    for i, name in enumerate(axis if isinstance(axis, list) else []):
+        if isinstance(name, str) and name not in known:
+            raise ScenarioError(
+                f"{_nearest(origins, ('matrix', 'wires', i))}: matrix.wires[{i}] names the wire "
+                f"{name!r}, which is not defined.",
+                hint=suggestion(name, known, "Wires of this scenario"),
+            )
 
 
 # -- errors ---------------------------------------------------------------------------------

@@ -92,6 +92,7 @@ def plan_run(
     methods: Sequence[str],
     limit: int | None = None,
     out: Path = Path("runs"),
+    folder: Path | None = None,
     resume: Path | None = None,
     command: str = "",
     progress: Progress | None = None,
@@ -103,6 +104,7 @@ def plan_run(
         limit: rows to score; 0: all; None: the scenario's, else 200 on a CPU and all on GPUs, and
             as before where a run is resumed.
         out: folder in which the run's folder is made.
+        folder: the run's folder itself; default: a new one in ``out``.
         resume: folder of an interrupted run to go on with.
         progress: told about the download of rows.
 
@@ -128,7 +130,7 @@ def plan_run(
         row_sha256=rows_sha256(dataset.rows[i] for i in rows),
         label_words=load_definition(data.dataset).label_words,
         limit=limit,
-        folder=resume or _new_folder(out, scenario.name),
+        folder=resume or folder or new_folder(out, scenario.name),
         command=command,
         resumed=resume is not None,
     )
@@ -148,7 +150,12 @@ def _limit(resolved: Resolved, limit: int | None, earlier: dict[str, Any] | None
     return CPU_LIMIT if resolved.on_cpu else 0
 
 
-def _new_folder(out: Path, scenario: str) -> Path:
+def new_folder(out: Path, scenario: str) -> Path:
+    """Makes ``out``/<time>-<scenario>.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{scenario}"
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ same for the dataset. Every substitution is recorded with its reason; ``strict``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ def resolve(
     inventory: Inventory | None = None,
     strict: bool = False,
     device: str | None = None,
-    require_bridges: bool | None = None,
+    require_bridges: bool | Collection[str] | None = None,
 ) -> Resolved:
     """Decides what runs here.
 
@@ -118,8 +118,9 @@ def resolve(
         inventory: what this machine has; default: this machine.
         strict: refuse every substitution.
         device: put every agent on this device, whatever the scenario says.
-        require_bridges: a wire without its bridge is an error. Default: if there is a task, so
-            that a run never measures text relay under the name of a bridge.
+        require_bridges: a wire without its bridge is an error; or names of the wires for which it
+            is. Default: if there is a task, so that a run never measures text relay under the name
+            of a bridge.
 
     Raises:
         ScenarioError: ``strict`` and something would have to stand in.
@@ -128,6 +129,8 @@ def resolve(
     """
     inventory = inventory or Inventory.here()
     need_bridges = scenario.task is not None if require_bridges is None else require_bridges
+    if isinstance(need_bridges, bool):
+        need_bridges = {wire.name for wire in scenario.wires} if need_bridges else ()
     data, data_records = choose_data(scenario, inventory)
     choices, model_records = choose_models(scenario, data, source, inventory, device)
     records = (*model_records, *data_records)
@@ -219,7 +222,7 @@ def _join(
     source: Path | None,
     inventory: Inventory,
     *,
-    required: bool,
+    required: Collection[str],
 ) -> dict[str, ResolvedWire]:
     """The bridge of each wire. Only a required one must be there and fit."""
     folders = search_folders(source, inventory.bridge_folders(source))
@@ -232,9 +235,9 @@ def _join(
         folder = find_bridge(name, folders)
         # Without a task nobody measures the bridge: an unnamed one may be missing where the
         # wire can relay text instead. What is asked for by name must be there.
-        asked_for = scenario.task is None and (wire.bridge != "auto" or wire.fallback == "error")
+        asked_for = scenario.task is None and (not wire.auto_bridge or wire.fallback == "error")
         if folder is None:
-            if required or asked_for:
+            if wire.name in required or asked_for:
                 raise missing_bridge(wire, name, source)
             wires[wire.name] = ResolvedWire(wire, name, None, None)
             continue
@@ -245,7 +248,7 @@ def _join(
             check_data(card, wire, data)
             check_weights(folder, card)
         except BridgeError:
-            if required or asked_for:
+            if wire.name in required or asked_for:
                 raise
             wires[wire.name] = ResolvedWire(wire, name, None, None)
             continue

@@ -6,9 +6,9 @@ one line with the nearest key. Nothing in here touches disk, network, torch or t
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 """Names of agents and scenarios: lower case, digits, ``_`` and ``-``."""
@@ -50,7 +50,7 @@ class WireSpec(Strict):
 
     Attributes:
         bridge: folder name of the bridge, or ``auto``: ``<sender>--<receiver>--<dataset>`` of the
-            models and data that really run.
+            models and data that really run. ``auto--m16`` adds ``--m16`` to that name.
         soft_tokens: M.
         fallback: where soft tokens cannot be had: relay as ``text``, or end in an ``error``.
         when_down: where the sender is gone for good (its restart budget is spent): end in an
@@ -63,6 +63,11 @@ class WireSpec(Strict):
     soft_tokens: Annotated[int, Field(ge=1, le=512)] = 8
     fallback: Literal["text", "error"] = "text"
     when_down: Literal["text", "error"] = "error"
+
+    @property
+    def auto_bridge(self) -> bool:
+        """Whether the bridge is named after what really runs."""
+        return self.bridge == "auto" or self.bridge.startswith("auto--")
 
     @property
     def name(self) -> str:
@@ -169,6 +174,80 @@ class BenchSpec(BenchPlan):
     on_cpu: BenchPlan | None = None
 
 
+class LayerChoice(Strict):
+    """A sender's layer in the model that is named, and in the one that may stand in for it."""
+
+    named: Annotated[int, Field(ge=1)]
+    stand_in: Annotated[int, Field(ge=1)]
+
+
+if TYPE_CHECKING:
+
+    class TrainAxes(Strict):
+        """Settings of ``TrainSpec`` as axes: each has a list of values."""
+else:
+    _AXES = {
+        name: (list[Annotated[field.annotation, *field.metadata]], Field(None, min_length=1))
+        for name, field in TrainSpec.model_fields.items()
+        if name != "seed"  # ``matrix.seeds``
+    }
+    TrainAxes = create_model("TrainAxes", __base__=Strict, **_AXES)
+
+
+class MatrixSpec(Strict):
+    """Axes of an experiment: every combination of their values is a cell, with its own bridge.
+
+    Attributes:
+        combine: ``product``: every combination. ``one_at_a_time``: layers, soft tokens and train
+            settings vary one at a time around the scenario's own values (wires, tasks and seeds
+            are still combined with each).
+        missing: where a cell's bridge is not here and is not to be trained: ``error``, or ``skip``
+            that cell and say so.
+        seeds: of the bridge's training; figures are means over them.
+        soft_tokens: M of the measured wire.
+        layers: of the measured wire's sender.
+        wires: measured wires by name, ``a->b``; default: the first.
+        tasks: as the scenario's ``task``.
+        train: any setting of ``train``, with a list of values.
+    """
+
+    combine: Literal["product", "one_at_a_time"] = "product"
+    missing: Literal["error", "skip"] = "error"
+    seeds: list[int] = []
+    soft_tokens: list[Annotated[int, Field(ge=1, le=512)]] = []
+    layers: list[Annotated[int, Field(ge=1)] | LayerChoice] = []
+    wires: list[str] = []
+    tasks: list[TaskChoice] = []
+    train: TrainAxes = Field(default_factory=TrainAxes)
+
+    @field_validator("seeds", "soft_tokens", "layers", "wires", "tasks")
+    @classmethod
+    def _values_are_distinct(cls, values: list[Any]) -> list[Any]:
+        for i, value in enumerate(values):
+            if value in values[:i]:
+                raise ValueError(f"{value!r} is given twice")
+        return values
+
+    @model_validator(mode="after")
+    def _has_an_axis(self) -> MatrixSpec:
+        if not (self.axes() or self.wires or self.tasks or self.seeds):
+            raise ValueError("no axis is given (seeds, soft_tokens, layers, wires, tasks, train)")
+        return self
+
+    def axes(self) -> dict[str, list[Any]]:
+        """What varies in the bridge, seeds apart: ``layer``, ``soft_tokens``, ``train.…``."""
+        train = {f"train.{k}": v for k, v in self.train.model_dump(exclude_none=True).items()}
+        return {
+            name: values
+            for name, values in (
+                ("layer", self.layers),
+                ("soft_tokens", self.soft_tokens),
+                *train.items(),
+            )
+            if values
+        }
+
+
 Method = Literal["bridge", "text_relay", "text_relay_verbatim", "receiver_direct", "sender_direct"]
 
 
@@ -190,6 +269,19 @@ class Scenario(Strict):
     deadline_s: Annotated[float, Field(gt=0)] = 300.0
     train: TrainSpec = Field(default_factory=TrainSpec)
     bench: BenchSpec = Field(default_factory=BenchSpec)
+    matrix: MatrixSpec | None = None
+
+    @model_validator(mode="after")
+    def _matrix_fits(self) -> Scenario:
+        if self.matrix is None:
+            return self
+        if self.task is None:
+            raise ValueError("a matrix needs a `task:` to score")
+        names = [wire.name for wire in self.wires]
+        for wire in self.matrix.wires:
+            if wire not in names:
+                raise ValueError(f"matrix.wires: there is no wire {wire!r} ({', '.join(names)})")
+        return self
 
     @model_validator(mode="after")
     def _wires_join_known_agents(self) -> Scenario:

@@ -1,0 +1,195 @@
+"""``agentwire run`` and ``agentwire train`` of a scenario with a matrix: all of its cells."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from agentwire.commands.matrix_view import MatrixView
+    from agentwire.scenario.cells import CellPlan, Machine
+    from agentwire.scenario.matrix_run import MatrixRun
+    from agentwire.scenario.methods import MethodSpec
+    from agentwire.scenario.schema import Scenario
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What was typed (``agentwire run --help``)."""
+
+    limit: int | None = None
+    methods: Sequence[str] | None = None
+    as_json: bool = False
+    strict: bool = False
+    train: bool = False
+    resume: Path | None = None
+    out: Path = field(default=Path("runs"))
+    device: str | None = None
+    bridges: Path = field(default=Path("bridges"))
+
+
+def run_cells(source: Path, scenario: Scenario, options: Options, command: str) -> None:
+    """Runs what is missing of a matrix and shows the table over its cells.
+
+    Raises:
+        BridgeError: a cell has no bridge, and it is neither to be trained nor to be skipped.
+    """
+    from agentwire.commands.matrix_view import MatrixView
+    from agentwire.commands.terminal import err, out
+    from agentwire.scenario.matrix_report import print_matrix
+    from agentwire.scenario.matrix_run import run_matrix
+
+    plans = _plans(source, scenario, options)
+    with MatrixView(err()) as view:
+        run = _prepared(source, scenario, plans, options, command, view)
+        try:
+            result = run_matrix(run, view, view.fetching)
+        except Exception:
+            _say_resume(run)
+            raise
+    if options.as_json:
+        typer.echo(result.model_dump_json(indent=2))
+    else:
+        print_matrix(result, run.folder, out())
+    if result.interrupted:
+        _say_resume(run)
+        raise typer.Exit(130)
+
+
+def train_cells(source: Path, scenario: Scenario, options: Options) -> list[Path]:
+    """Trains every bridge of a matrix that is not here; their folders.
+
+    Raises:
+        BridgeError: a bridge is here and does not fit.
+    """
+    from agentwire.commands.matrix_view import MatrixView
+    from agentwire.commands.terminal import err
+    from agentwire.scenario.cells import check_bridges, plan_cell
+    from agentwire.scenario.methods import METHODS
+
+    bridge: tuple[MethodSpec, ...] = (METHODS["bridge"],)
+    machine = _machine(source, options)
+    plans = _resolved(scenario, bridge, machine)
+    check_bridges(plans, train=True, skip=False, source=source)
+    made: list[Path] = []
+    with MatrixView(err()) as view:
+        train = _trainer(options, view)
+        for number, plan in enumerate(plans, start=1):
+            view.cell_started(plan, number, len(plans))
+            again = plan_cell(plan.cell, bridge, machine)
+            if again.can_be_trained:
+                train(again)
+                made.append(options.bridges / again.resolved.wire.bridge)
+    return made
+
+
+# -- what is to be done ---------------------------------------------------------------------------
+
+
+def _machine(source: Path, options: Options) -> Machine:
+    from agentwire.commands.devices import check_device
+    from agentwire.scenario.cells import Machine
+    from agentwire.scenario.inventory import Inventory
+
+    return Machine(
+        Inventory.here(ask_hub=True), source, options.strict, check_device(options.device)
+    )
+
+
+def _resolved(
+    scenario: Scenario, methods: tuple[MethodSpec, ...], machine: Machine
+) -> tuple[CellPlan, ...]:
+    """The cells, with the notice of what stands in."""
+    from agentwire.commands.terminal import err
+    from agentwire.scenario.cells import plan_cells
+    from agentwire.scenario.matrix_summary import substitutions
+    from agentwire.scenario.report import banner
+
+    plans = plan_cells(scenario, methods, machine)
+    notice = banner(substitutions(plans))
+    if notice is not None:
+        err().print(notice)
+    return plans
+
+
+def _plans(source: Path, scenario: Scenario, options: Options) -> tuple[CellPlan, ...]:
+    from agentwire.commands.terminal import err
+    from agentwire.scenario.cells import check_bridges
+    from agentwire.scenario.matrix_run import read_settings
+    from agentwire.scenario.methods import METHODS
+    from agentwire.scenario.plan import pick_methods
+
+    names = options.methods
+    if names is None and options.resume is not None:
+        names = [str(name) for name in read_settings(options.resume).get("methods", [])]
+    methods = pick_methods(names or scenario.methods or list(METHODS))
+    plans = _resolved(scenario, methods, _machine(source, options))
+    skip = scenario.matrix is not None and scenario.matrix.missing == "skip"
+    passed_over = check_bridges(plans, train=options.train, skip=skip, source=source)
+    if passed_over:
+        names_of = ", ".join(p.cell.id for p in passed_over)
+        err().print(
+            f"{len(passed_over)} of {len(plans)} cells have no bridge here and are passed over "
+            f"(--train trains them): {names_of}",
+            style="bold yellow",
+            markup=False,
+        )
+    return plans
+
+
+def _prepared(
+    source: Path,
+    scenario: Scenario,
+    plans: tuple[CellPlan, ...],
+    options: Options,
+    command: str,
+    view: MatrixView,
+) -> MatrixRun:
+    from agentwire.scenario.matrix_run import MatrixRun, check_resumed, write_settings
+    from agentwire.scenario.plan import new_folder
+
+    settings = {
+        "scenario": scenario.name,
+        "cells": [plan.cell.id for plan in plans],
+        "methods": list(dict.fromkeys(m.name for p in plans for m in p.methods)),
+    }
+    if options.resume is not None:
+        folder = options.resume
+        check_resumed(folder, settings)
+    else:
+        folder = new_folder(options.out, scenario.name)
+        write_settings(folder, settings)
+    return MatrixRun(
+        name=scenario.name,
+        plans=plans,
+        machine=_machine(source, options),
+        folder=folder,
+        limit=options.limit,
+        command=command,
+        train=_trainer(options, view) if options.train else None,
+    )
+
+
+def _trainer(options: Options, view: MatrixView) -> Callable[[CellPlan], None]:
+    """Trains the bridge of one cell into the folder of bridges."""
+
+    def train(plan: CellPlan) -> None:
+        from agentwire.bridge.train import train_scenario
+        from agentwire.config import ensure_writable
+        from agentwire.scenario.fetch import fetch
+
+        ensure_writable(options.bridges)
+        ready = fetch(plan.resolved, progress=view.fetching)
+        train_scenario(ready, out=options.bridges, progress=view.training)
+
+    return train
+
+
+def _say_resume(run: MatrixRun) -> None:
+    typer.echo(f"kept: {run.folder}/ (every cell and row that was done)", err=True)
+    typer.echo(f"next: {run.command} --resume {shlex.quote(str(run.folder))}", err=True)

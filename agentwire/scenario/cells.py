@@ -1,0 +1,134 @@
+"""What the cells of a matrix need here: models, rows, bridges, and which methods each one runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from agentwire.errors import BridgeError, MissingBridge
+from agentwire.scenario.inventory import Inventory
+from agentwire.scenario.matrix import Cell, expand
+from agentwire.scenario.methods import MethodSpec
+from agentwire.scenario.resolve import Resolved, resolve
+from agentwire.scenario.schema import Scenario
+
+
+@dataclass(frozen=True, slots=True)
+class CellPlan:
+    """A cell on this machine.
+
+    Attributes:
+        cell: the combination.
+        resolved: what runs.
+        methods: what this cell measures. A method that needs no bridge is measured once for each
+            wire and dataset, in the first cell that has them.
+        problem: why its bridge cannot be used; None: it can, or none is needed.
+    """
+
+    cell: Cell
+    resolved: Resolved
+    methods: tuple[MethodSpec, ...]
+    problem: BridgeError | None = None
+
+    @property
+    def needs_bridge(self) -> bool:
+        return any(method.needs_bridge for method in self.methods)
+
+    @property
+    def can_be_trained(self) -> bool:
+        """Whether only training is missing: the bridge's folder is nowhere."""
+        return isinstance(self.problem, MissingBridge)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """How cells are resolved: as the options of ``agentwire run`` say.
+
+    Attributes:
+        inventory: what is here.
+        source: the scenario file.
+        strict: refuse every substitution.
+        device: put every agent on this one.
+    """
+
+    inventory: Inventory
+    source: Path | None = None
+    strict: bool = False
+    device: str | None = None
+
+    def resolve(self, scenario: Scenario, bridges: Sequence[str] = ()) -> Resolved:
+        """As ``resolve.resolve``; only the wires in ``bridges`` must have theirs."""
+        return resolve(
+            scenario,
+            source=self.source,
+            inventory=self.inventory,
+            strict=self.strict,
+            device=self.device,
+            require_bridges=bridges,
+        )
+
+
+def plan_cells(
+    scenario: Scenario, methods: Sequence[MethodSpec], machine: Machine
+) -> tuple[CellPlan, ...]:
+    """Every cell that has something to measure, resolved; nothing is loaded or downloaded.
+
+    Raises:
+        ScenarioError, ModelError, DeviceError, DataError: see ``expand`` and ``resolve``. A bridge
+            that cannot be used is no error here: see ``CellPlan.problem``.
+    """
+    base = machine.resolve(scenario)
+    plans: list[CellPlan] = []
+    seen: set[tuple[str, str]] = set()
+    for cell in expand(scenario, base.choices):
+        own = tuple(m for m in methods if m.needs_bridge or cell.setting not in seen)
+        seen.add(cell.setting)
+        if own:
+            plans.append(plan_cell(cell, own, machine))
+    return tuple(plans)
+
+
+def plan_cell(cell: Cell, methods: tuple[MethodSpec, ...], machine: Machine) -> CellPlan:
+    """One cell, resolved."""
+    needed = [cell.wire.name] if any(method.needs_bridge for method in methods) else []
+    try:
+        return CellPlan(cell, machine.resolve(cell.scenario, needed), methods)
+    except BridgeError as problem:
+        return CellPlan(cell, machine.resolve(cell.scenario), methods, problem)
+
+
+def without_bridges(plan: CellPlan) -> CellPlan | None:
+    """What is left of a cell whose bridge cannot be used; None: nothing."""
+    rest = tuple(method for method in plan.methods if not method.needs_bridge)
+    return replace(plan, methods=rest, problem=None) if rest else None
+
+
+def check_bridges(
+    plans: Sequence[CellPlan], *, train: bool, skip: bool, source: Path | None
+) -> tuple[CellPlan, ...]:
+    """The cells that will not measure their bridge, for want of one.
+
+    Args:
+        train: missing bridges will be trained.
+        skip: missing bridges may be passed over (``matrix.missing``), as long as one is here.
+
+    Raises:
+        BridgeError: a bridge is here and does not fit, or one is missing and has to be here.
+    """
+    for plan in plans:
+        if plan.problem is not None and not plan.can_be_trained:
+            raise BridgeError(
+                f"cell {plan.cell.id}: {plan.problem.message}", hint=plan.problem.hint
+            )
+    missing = tuple(plan for plan in plans if plan.can_be_trained)
+    if not missing or train:
+        return ()
+    if skip and len(missing) < sum(plan.needs_bridge for plan in plans):
+        return missing
+    raise MissingBridge(
+        f"{len(missing)} of {len(plans)} cells have no bridge here "
+        f"(the first: {missing[0].resolved.wire.bridge}).",
+        hint=f"Train them with `agentwire train {source or '<scenario>'}`, or add --train to train "
+        "them first.",
+    )

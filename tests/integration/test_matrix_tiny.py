@@ -1,0 +1,93 @@
+"""A matrix of two tiny language models: what is missing is named, trained, and then measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import yaml
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).resolve().parents[2]
+BASE = "tiny-llama--tiny-gemma--movie_snippets"
+
+
+def agentwire(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "AGENTWIRE_HOME": str(folder / "home")}
+    for name in ("AGENTWIRE_DATA", "AGENTWIRE_BRIDGES"):
+        env.pop(name, None)
+    return subprocess.run(
+        [sys.executable, "-m", "agentwire.cli", *arguments],
+        cwd=folder,
+        env={**env, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+
+
+@pytest.fixture
+def scenario(tmp_path: Path, tiny_llama: Path, tiny_gemma: Path) -> dict[str, Any]:
+    tiny.write_rows(tmp_path / "rows" / "train.jsonl", 150, seed=1)
+    tiny.write_rows(tmp_path / "rows" / "test.jsonl", 16, seed=2)
+    return {
+        "name": "sweep",
+        "agents": {
+            "ada": {"model": str(tiny_llama), "layer": 1, "device": "cpu", "threads": 1},
+            "bob": {"model": str(tiny_gemma), "device": "cpu", "threads": 1},
+        },
+        "wires": [{"from": "ada", "to": "bob", "soft_tokens": 4}],
+        "task": {"dataset": "movie_snippets", "path": "rows"},
+        "methods": ["bridge"],
+        "train": {
+            "steps": 2,
+            "batch_size": 8,
+            "hidden": 16,
+            "heads": 2,
+            "held_out": 16,
+            "evaluate_every": 2,
+        },
+        "matrix": {"soft_tokens": [2, 4]},
+    }
+
+
+def test_missing_bridges_are_named_then_trained_then_measured(
+    tmp_path: Path, scenario: dict[str, Any]
+) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump(scenario))
+    refused = agentwire(tmp_path, "run", "sweep.yaml")
+    assert refused.returncode == 2
+    assert "2 of 2 cells have no bridge here" in refused.stderr
+    assert "agentwire train sweep.yaml" in refused.stderr
+
+    trained = agentwire(tmp_path, "run", "sweep.yaml", "--train", "--json")
+    assert trained.returncode == 0, trained.stderr
+    result = json.loads(trained.stdout)
+    bridges = [cell["bridge"] for cell in result["cells"]]
+    assert [b["name"] for b in bridges] == [f"{BASE}--m2", BASE]
+    assert [b["recipe_differs"] for b in bridges] == [[], []]
+    payloads = [cell["methods"]["bridge"]["payload_bytes"] for cell in result["cells"]]
+    assert payloads == [2 * 48 * 2, 4 * 48 * 2]
+
+    # A cell without its bridge is passed over where the scenario says so, and trained by `train`.
+    scenario["matrix"] = {"soft_tokens": [4, 8], "missing": "skip"}
+    file.write_text(yaml.safe_dump(scenario))
+    skipped = agentwire(tmp_path, "run", "sweep.yaml", "--json")
+    assert skipped.returncode == 0, skipped.stderr
+    result = json.loads(skipped.stdout)
+    assert [c["status"] for c in result["cells"]] == ["done", "skipped"]
+    assert "there is no bridge" in result["cells"][1]["reason"]
+    assert "passed over" in skipped.stderr
+
+    made = agentwire(tmp_path, "train", "sweep.yaml", "--json")
+    assert made.returncode == 0, made.stderr
+    assert [m["bridge"] for m in json.loads(made.stdout)] == [f"{BASE}--m8"]
