@@ -10,14 +10,23 @@ from typing import TYPE_CHECKING, Any
 from agentwire.errors import AgentwireError, RequestError
 
 if TYPE_CHECKING:
-    from agentwire.runtime import Reply, Runtime, open
+    from agentwire.runtime import GenerationOptions, KeptPayload, Reply, Runtime, open
 
 __version__ = "0.1.0"
-__all__ = ["AgentwireError", "Reply", "RequestError", "Runtime", "__version__", "open"]
+__all__ = [
+    "AgentwireError",
+    "GenerationOptions",
+    "KeptPayload",
+    "Reply",
+    "RequestError",
+    "Runtime",
+    "__version__",
+    "open",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in {"open", "Runtime", "Reply"}:
+    if name in {"open", "Runtime", "Reply", "GenerationOptions", "KeptPayload"}:
         from agentwire import runtime
 
         return getattr(runtime, name)

@@ -41,7 +41,9 @@ from agentwire.wire.messages import (
     Define,
     Envelope,
     Message,
+    Mode,
     Nack,
+    Piece,
     Result,
     TaskSpec,
 )
@@ -173,12 +175,18 @@ class Client:
         fallback: Literal["text", "error"],
         deadline_s: float,
         request_ids: Sequence[bytes] | None = None,
+        mode: Mode = Mode.FORWARD,
+        on_piece: Callable[[int, str], None] | None = None,
     ) -> list[Outcome]:
         """One outcome a text, in order. They travel together, as far as messages allow.
 
         A request id that is outstanding gets the outcome of that request (and its deadline); one
         that was answered lately gets the same reply again. If the caller is cancelled, so are its
         requests, unless somebody else waits for them.
+
+        Args:
+            mode: what the sender does with the soft tokens.
+            on_piece: told what comes of the only text's answer: (offset in bytes, piece).
 
         Raises:
             RequestError: nothing was admitted: an agent is down, or too much is outstanding.
@@ -207,8 +215,11 @@ class Client:
                 new[request_id] = Request(
                     request_id, wire, task_id, text, channel, fallback, now, now + deadline_s
                 )
+                new[request_id].mode = mode
         timer = self._admit(list(new.values()), task, deadline_s)
         waits = {i: self._outcomes.pending(i) for i in ids if i not in known}
+        if on_piece is not None and waits:
+            waits[ids[0]].on_piece = on_piece
         try:
             await self._outcomes.wait(waits)
         finally:
@@ -318,6 +329,8 @@ class Client:
         match message:
             case Result():
                 self._result(message, arrival)
+            case Piece():
+                self._pieces(message)
             case Nack(rows=rows) if rows:
                 self._nack(message)
             case Nack():
@@ -328,6 +341,12 @@ class Client:
             case _:
                 log.warning("a message that does not concern a client: %s", message)
         self._pump()
+
+    def _pieces(self, pieces: Piece) -> None:
+        for row, offset, text in zip(pieces.rows, pieces.offsets, pieces.texts, strict=True):
+            listener = self._outcomes.listener(row.request_id, pieces.task)
+            if listener is not None:
+                listener(offset, text)
 
     def _result(self, result: Result, arrival: float) -> None:
         task: TaskSpec | None = None
@@ -348,7 +367,7 @@ class Client:
         for i in wanted:
             request = self._ledger.settle(result.rows[i].request_id)
             if request is not None:
-                answered.append((request, reply_of(request, result, answers[i], arrival)))
+                answered.append((request, reply_of(request, result, i, answers[i], arrival)))
         self._outcomes.answer(answered)
 
     def _nack(self, nack: Nack) -> None:

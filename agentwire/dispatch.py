@@ -36,6 +36,7 @@ def message_of(dispatch: Dispatch, now: float) -> Encode | Text:
         texts,
         head.reason,
         dispatch.solo,
+        mode=head.mode,
     )
 
 

@@ -105,6 +105,7 @@ class NackCode(StrEnum):
     MODEL_ERROR = "model_error"  # the model raised on this batch
     UNSUPPORTED = "unsupported"  # this agent cannot do that (e.g. generate)
     CLOSING = "closing"  # peer is shutting down
+    EXPIRED = "expired"  # what was kept is no longer there
 
 
 class RemoteProtocolError(ProtocolError):

@@ -23,7 +23,7 @@ from typing import Final, Literal
 
 from agentwire.endings import down_error, full_error
 from agentwire.errors import NackCode
-from agentwire.wire.messages import Channel
+from agentwire.wire.messages import Channel, Mode
 
 DEATHS: Final = 2
 """A request that was in flight at so many deaths of one agent is not sent again."""
@@ -55,6 +55,7 @@ class Request:
         attempts: how often it was sent.
         deaths: agent -> how many of its deaths it was in flight at.
         not_before: it is not sent earlier.
+        mode: what the sender does with the soft tokens.
     """
 
     request_id: bytes
@@ -70,6 +71,7 @@ class Request:
     attempts: int = 0
     deaths: dict[str, int] = field(default_factory=dict)
     not_before: float = -math.inf
+    mode: Mode = Mode.FORWARD
 
     @property
     def size(self) -> int:
@@ -154,7 +156,7 @@ class Ledger:
         """
         wire = parcels[0][0].wire
         down = next((agent for agent in self._wires[wire] if agent in self._down), None)
-        detour = self.detour(wire) if down is not None else None
+        detour = self._detour_of(parcels[0][0]) if down is not None else None
         if down is not None and detour is None:
             raise down_error(down, self._down[down])
         rows, size = sum(map(len, parcels)), sum(r.size for parcel in parcels for r in parcel)
@@ -176,6 +178,14 @@ class Ledger:
         if detour is None or any(agent in self._down for agent in self._wires[detour]):
             return None
         return detour
+
+    def _detour_of(self, request: Request) -> str | None:
+        """Where a request may go whose agent is gone: nowhere if it insists on soft tokens, or if
+        it is about what its sender keeps.
+        """
+        if request.fallback == "error" or request.mode is not Mode.FORWARD:
+            return None
+        return self.detour(request.wire)
 
     def settle(self, request_id: bytes) -> Request | None:
         """Ends a request; None if it has ended already or never was."""
@@ -253,12 +263,12 @@ class Ledger:
         self._ready.discard(agent)
         self._down[agent] = reason
         through = [r for r in self._requests.values() if agent in self._wires[r.wire]]
-        ended = [request for request in through if self.detour(request.wire) is None]
+        ended = [request for request in through if self._detour_of(request) is None]
         for request in ended:
             self.settle(request.request_id)
         diverted: dict[str, list[Request]] = {}
         for request in through:
-            detour = self.detour(request.wire)
+            detour = self._detour_of(request)
             if detour is not None:
                 self._land(request)
                 self._suspects.pop(request.request_id, None)
@@ -343,7 +353,7 @@ def _alike(requests: Collection[Request]) -> list[tuple[Request, ...]]:
     """Groups that can share a message, and fit one."""
     groups: dict[tuple[str, ...], list[Request]] = {}
     for r in requests:
-        groups.setdefault((r.wire, r.task, r.channel, r.fallback, r.reason), []).append(r)
+        groups.setdefault((r.wire, r.task, r.channel, r.fallback, r.reason, r.mode), []).append(r)
     return [tuple(parcel) for group in groups.values() for parcel in parcels_of(group)]
 
 

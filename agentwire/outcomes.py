@@ -33,6 +33,7 @@ class Pending:
     task_id: str  # of the task: a digest, too dear to take for every row
     future: asyncio.Future[Outcome]
     waiters: int = 0
+    on_piece: Callable[[int, str], None] | None = None
 
 
 class Pace:
@@ -92,6 +93,11 @@ class Outcomes:
         """The task of an outstanding request; None if it asked another one, or has ended."""
         pending = self._pending.get(request_id)
         return pending.task if pending is not None and pending.task_id == task_id else None
+
+    def listener(self, request_id: bytes, task_id: str) -> Callable[[int, str], None] | None:
+        """Who wants to be told how the answer to a request grows; None: nobody."""
+        pending = self._pending.get(request_id)
+        return pending.on_piece if pending is not None and pending.task_id == task_id else None
 
     def expect(self, requests: Sequence[Request], task: TaskSpec) -> None:
         """These requests, alike in all but id and text, have been admitted."""

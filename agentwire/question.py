@@ -2,19 +2,82 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias, TypedDict
 
 from agentwire.errors import ScenarioError
-from agentwire.wire.messages import Channel, RelaySpec, TaskSpec
+from agentwire.reply import KeptPayload
+from agentwire.wire.messages import Channel, Decoding, Mode, RelaySpec, TaskSpec
 
 ChannelName: TypeAlias = Channel | Literal["soft", "text"]
 Fallback: TypeAlias = Literal["text", "error"]
 Relay: TypeAlias = Literal["summary", "verbatim"]
+Form: TypeAlias = Literal["text", "plain", "chat"]
 
 GENERATED_TOKENS: Final = 64
 """Longest answer where a prompt without labels does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationOptions:
+    """How an answer in free text is generated.
+
+    Attributes:
+        max_new_tokens: longest answer, in the receiver's tokens.
+        temperature: 0: greedy; at most 10.
+        top_p: tokens are drawn from the most probable ones that together have this probability.
+        seed: of the draws; the same seed gives the same answer. None: greedy needs none, and a
+            temperature above 0 draws anew each time.
+        stop: up to 8 strings; the answer ends before the first that appears.
+
+    Raises:
+        ScenarioError: a value that is not possible.
+    """
+
+    max_new_tokens: int = GENERATED_TOKENS
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        for name, value, wanted, good in (
+            ("max_new_tokens", self.max_new_tokens, "1 or more", self.max_new_tokens >= 1),
+            ("temperature", self.temperature, "0 to 10", 0 <= self.temperature <= 10),
+            ("top_p", self.top_p, "above 0, at most 1", 0 < self.top_p <= 1),
+            ("seed", self.seed, "0 to 2**32 - 1", self.seed is None or 0 <= self.seed < 2**32),
+            (
+                "stop",
+                self.stop,
+                "up to 8 strings of 1 to 256 bytes",
+                len(self.stop) <= 8 and all(0 < len(s.encode()) <= 256 for s in self.stop),
+            ),
+        ):
+            if not good:
+                raise ScenarioError(f"generate: {name} is {value!r}.", hint=f"Give {wanted}.")
+
+    def decoding(self, *, stream: bool) -> Decoding:
+        """As messages carry it."""
+        seed = self.seed
+        if seed is None:
+            seed = secrets.randbits(32) if self.temperature else 0
+        return Decoding(
+            temperature=round(self.temperature * 1000),
+            top_p=max(1, round(self.top_p * 1000)),
+            seed=seed,
+            stop=tuple(self.stop),
+            stream=stream,
+        )
+
+
+Generate: TypeAlias = int | GenerationOptions
+
+KEEP: Final = TaskSpec("keep", "", "{text}")
+"""What a sender is asked that keeps soft tokens: nothing yet."""
 
 
 class Question(TypedDict, total=False):
@@ -22,7 +85,17 @@ class Question(TypedDict, total=False):
 
     prompt: str | None
     labels: Sequence[str] | None
-    generate: int | None
+    generate: Generate | None
+    deadline: float | None
+    form: Form | None
+
+
+class KeepQuestion(TypedDict, total=False):
+    """What a call that keeps a payload may say (``Runtime.send`` explains each)."""
+
+    bridge: str | None
+    fallback: Fallback | None
+    channel: ChannelName | None
     deadline: float | None
 
 
@@ -40,8 +113,10 @@ def make_task(
     *,
     prompt: str | None = None,
     labels: Sequence[str] | None = None,
-    generate: int | None = None,
+    generate: Generate | None = None,
     relay: Relay | None = None,
+    form: Form | None = None,
+    stream: bool = False,
 ) -> TaskSpec:
     """The task of one call.
 
@@ -49,9 +124,11 @@ def make_task(
         default: the scenario's task; what the call does not say comes from it.
         prompt: what the receiver is asked, after the soft tokens or after the text.
         labels: the answer is one of these words.
-        generate: the answer is free text of at most so many tokens.
+        generate: the answer is free text: at most so many tokens, or all options.
         relay: ``verbatim``: on the text channel the text itself crosses, not what the sender
             makes of it.
+        form: what a text is where the model reads it itself (``TaskSpec.form``).
+        stream: free text is sent while it is generated.
 
     Raises:
         ScenarioError: neither the call nor the scenario says what is asked, or both labels and
@@ -64,11 +141,13 @@ def make_task(
         )
     if isinstance(labels, str) or (labels is not None and len(labels) < 2):
         raise ScenarioError("labels needs two words or more.", hint='Give a list: ["good", "bad"].')
-    if generate is not None and generate < 1:
-        raise ScenarioError(
-            "generate must be 1 or more.", hint="It is the longest answer in tokens."
-        )
-    task = _asked(default, prompt, labels, generate)
+    options = GenerationOptions(generate) if isinstance(generate, int) else generate
+    task = _asked(default, prompt, labels, options.max_new_tokens if options else None)
+    if form is not None:
+        task = replace(task, form=form)
+    if not task.labels:
+        chosen = options or GenerationOptions(max(1, task.max_new_tokens))
+        task = replace(task, decoding=chosen.decoding(stream=stream))
     if relay == "verbatim":
         task = replace(task, relay=replace(task.relay, template=""))
     return task
@@ -87,7 +166,7 @@ def _asked(
         return TaskSpec(
             name="prompt",
             prompt=prompt,
-            text_prompt="{text}\n" + prompt,
+            text_prompt="{text}\n" + prompt if prompt else "{text}",
             labels=tuple(labels or ()),
             relay=RelaySpec(),
             max_new_tokens=generate or free,
@@ -146,3 +225,32 @@ def _request_id(digits: str) -> bytes:
 def only(request_id: str | None) -> list[str] | None:
     """The ids of a batch of one."""
     return None if request_id is None else [request_id]
+
+
+def names_of(
+    sender: str, receiver: str, texts: Sequence[str | KeptPayload]
+) -> tuple[list[str], Mode]:
+    """What rows carry for these texts, all of one kind."""
+    kept = [text for text in texts if isinstance(text, KeptPayload)]
+    if not kept:
+        return [text for text in texts if isinstance(text, str)], Mode.FORWARD
+    if len(kept) != len(texts):
+        raise ScenarioError(
+            "One call cannot mix texts and kept payloads.", hint="Send them in two calls."
+        )
+    for payload in kept:
+        if (payload.sender, payload.receiver) != (sender, receiver):
+            raise ScenarioError(
+                f"What was kept for {payload.sender}->{payload.receiver} cannot be sent on "
+                f"{sender}->{receiver}.",
+                hint="A bridge speaks one receiver's language: keep it on the wire you ask over.",
+            )
+    return [payload.request_id for payload in kept], Mode.KEPT
+
+
+def over_wire(keep: KeepQuestion) -> tuple[WireQuestion, Question]:
+    """What a call that keeps a payload says of the wire, and of the answer."""
+    over = WireQuestion(
+        bridge=keep.get("bridge"), fallback=keep.get("fallback"), channel=keep.get("channel")
+    )
+    return over, Question(deadline=keep.get("deadline"))

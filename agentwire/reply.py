@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -28,6 +29,9 @@ class Reply:
         latency_ms: from admission to answer.
         payload_bytes: bytes of this row's payload on the bus: M * d * 2 for soft tokens, UTF-8
             (mean over the rows of its message) for text.
+        prompt_tokens: tokens that the agent which answered read, soft tokens among them; 0 where
+            its engine does not count them.
+        completion_tokens: tokens that it wrote; 1 for a label.
     """
 
     request_id: str
@@ -40,6 +44,33 @@ class Reply:
     stages: Mapping[str, float]
     latency_ms: float
     payload_bytes: int
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPayload:
+    """Soft tokens that a sender keeps for a later question (``Runtime.keep``).
+
+    The payload itself stays in the sender's process; this names it, for this runtime and this
+    wire alone. It is gone after an hour, when newer ones need the room, and when the sender dies:
+    asking about it then ends with the code EXPIRED.
+
+    Attributes:
+        request_id: 32 hex digits; what the sender knows it by.
+        channel: ``text`` where no soft tokens could be made: then the text is kept, and relayed.
+        reason: why (a ``NackCode``), or "".
+        payload_bytes: M * d * 2.
+        latency_ms: from admission until it was kept.
+    """
+
+    sender: str
+    receiver: str
+    request_id: str
+    channel: Channel
+    reason: str
+    payload_bytes: int
+    latency_ms: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +121,10 @@ def answers_of(result: Result, task: TaskSpec) -> list[dict[str, float]] | list[
 
 
 def reply_of(
-    request: Request, result: Result, answer: dict[str, float] | str, arrival: float
+    request: Request, result: Result, row: int, answer: dict[str, float] | str, arrival: float
 ) -> Reply:
     """The reply to one row of a result that came in at ``arrival`` (monotonic seconds)."""
+    read, written = struct.unpack_from("<2I", result.tokens, 8 * row) if result.tokens else (0, 0)
     latency_ms = (arrival - request.admitted) * 1000
     stages = dict(result.stages)
     stages["wire"] = latency_ms - sum(stages.values())
@@ -114,4 +146,6 @@ def reply_of(
         stages=stages,
         latency_ms=latency_ms,
         payload_bytes=result.payload_bytes,
+        prompt_tokens=read,
+        completion_tokens=written,
     )

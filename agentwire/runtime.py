@@ -13,8 +13,9 @@ an agent that dies is started again, and what it had not answered is sent again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
@@ -26,26 +27,43 @@ from agentwire.host import Host
 from agentwire.ledger import Admission
 from agentwire.outcomes import EventLog, Outcome, answered
 from agentwire.question import (
+    KEEP,
     ChannelName,
     Fallback,
+    Generate,
+    GenerationOptions,
+    KeepQuestion,
     Question,
     Relay,
     WireQuestion,
     check_deadline,
     make_task,
+    names_of,
     only,
+    over_wire,
     parse_request_ids,
 )
-from agentwire.reply import AgentInfo, ProgressEvent, Reply
+from agentwire.reply import AgentInfo, KeptPayload, ProgressEvent, Reply
 from agentwire.scenario.fetch import fetch
 from agentwire.scenario.load import load_scenario
 from agentwire.scenario.resolve import Resolved, resolve
 from agentwire.scenario.schema import Scenario
-from agentwire.wire.messages import Channel, direct_wire
+from agentwire.transcript import Transcript
+from agentwire.wire.messages import Channel, Mode, TaskSpec, direct_wire
 from agentwire.wire.states import Timing
 from agentwire.wiring import Wiring
 
-__all__ = ["AgentInfo", "AgentLimits", "Outcome", "ProgressEvent", "Reply", "Runtime", "open"]
+__all__ = [
+    "AgentInfo",
+    "AgentLimits",
+    "GenerationOptions",
+    "KeptPayload",
+    "Outcome",
+    "ProgressEvent",
+    "Reply",
+    "Runtime",
+    "open",
+]
 
 
 def open(
@@ -183,11 +201,11 @@ class Runtime:
         self,
         sender: str,
         receiver: str,
-        text: str,
+        text: str | KeptPayload,
         *,
         prompt: str | None = None,
         labels: Sequence[str] | None = None,
-        generate: int | None = None,
+        generate: Generate | None = None,
         bridge: str | None = None,
         deadline: float | None = None,
         fallback: Fallback | None = None,
@@ -200,9 +218,12 @@ class Runtime:
         Args:
             sender: agent that reads the text.
             receiver: agent that answers.
+            text: what the sender reads, or what it has read and kept (``keep``).
             prompt: what the receiver is asked; default: the scenario's task.
             labels: the answer is one of these words.
-            generate: the answer is free text of at most so many tokens.
+            generate: the answer is free text of at most so many tokens, or as the options say. A
+                bridge that was trained for label words cannot carry that: it goes as text with
+                the reason ``unsupported``, or is refused, as ``fallback`` says.
             bridge: name of the wire's bridge, to be sure that it is the one.
             deadline: seconds; default: the scenario's ``deadline_s``.
             fallback: where soft tokens cannot be had: relay as ``text``, or ``error``; default:
@@ -237,7 +258,7 @@ class Runtime:
         self,
         sender: str,
         receiver: str,
-        texts: Sequence[str],
+        texts: Sequence[str | KeptPayload],
         *,
         request_ids: Sequence[str] | None = None,
         **question: Unpack[WireQuestion],
@@ -254,12 +275,20 @@ class Runtime:
             RequestError: nothing was admitted (an agent is down, or too much is outstanding).
             ScenarioError, BusClosed: as for ``send``.
         """
+        names, mode = names_of(sender, receiver, texts)
+        wire, channel, fallback = self._over(sender, receiver, question)
+        task = self._task(question, question.get("relay"))
+        return await self._ask(
+            wire, names, channel, fallback, task, question, request_ids=request_ids, mode=mode
+        )
+
+    def _over(
+        self, sender: str, receiver: str, question: WireQuestion
+    ) -> tuple[str, Channel, Fallback]:
         wire = self._wiring.wire(sender, receiver)
         self._wiring.check_bridge(wire.name, question.get("bridge"))
         channel = Channel(question.get("channel") or Channel.SOFT)
-        fallback = question.get("fallback") or wire.fallback
-        relay = question.get("relay")
-        return await self._ask(wire.name, texts, channel, fallback, question, relay, request_ids)
+        return wire.name, channel, question.get("fallback") or wire.fallback
 
     async def send_many(
         self,
@@ -302,6 +331,102 @@ class Runtime:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def keep(
+        self, sender: str, receiver: str, text: str, **question: Unpack[KeepQuestion]
+    ) -> KeptPayload:
+        """Lets the sender read a text and keep its soft tokens for questions that come later.
+
+        Give the result to ``send`` in the place of a text, as often as you like. Errors as there.
+        """
+        over, asked = over_wire(question)
+        wire, channel, fallback = self._over(sender, receiver, over)
+        outcomes = await self._ask(wire, [text], channel, fallback, KEEP, asked, mode=Mode.KEEP)
+        kept = answered(outcomes)[0]
+        return KeptPayload(
+            sender,
+            receiver,
+            kept.request_id,
+            kept.channel,
+            kept.reason,
+            kept.payload_bytes,
+            kept.latency_ms,
+        )
+
+    async def stream(
+        self,
+        sender: str,
+        receiver: str,
+        text: str | KeptPayload,
+        **question: Unpack[WireQuestion],
+    ) -> AsyncIterator[str | Reply]:
+        """As ``send`` for an answer in free text: yields its pieces as they come, then the reply.
+
+        Leaving the loop early cancels the request (close the iterator, as ``contextlib.aclosing``
+        does). An answer that cannot be streamed (a label) comes as the reply alone.
+
+        Raises:
+            RequestError: as for ``send``; or the answer was generated again after an agent died,
+                and went on differently.
+            ScenarioError, BusClosed: as for ``send``.
+        """
+        names, mode = names_of(sender, receiver, [text])
+        wire, channel, fallback = self._over(sender, receiver, question)
+        task = self._task(question, question.get("relay"), stream=True)
+        pieces = self._streamed(wire, names, channel, fallback, task, question, mode)
+        async with contextlib.aclosing(pieces):
+            async for piece in pieces:
+                yield piece
+
+    async def direct_stream(
+        self, agent: str, text: str, **question: Unpack[Question]
+    ) -> AsyncIterator[str | Reply]:
+        """As ``direct``, streamed as in ``stream``."""
+        self._wiring.check_agent(agent)
+        task = self._task(question, stream=True)
+        pieces = self._streamed(
+            direct_wire(agent), [text], Channel.TEXT, "error", task, question, Mode.FORWARD
+        )
+        async with contextlib.aclosing(pieces):
+            async for piece in pieces:
+                yield piece
+
+    async def _streamed(
+        self,
+        wire: str,
+        texts: Sequence[str],
+        channel: Channel,
+        fallback: Fallback,
+        task: TaskSpec,
+        question: Question,
+        mode: Mode,
+    ) -> AsyncGenerator[str | Reply]:
+        transcript = Transcript()
+        arrived: asyncio.Queue[tuple[int, str] | None] = asyncio.Queue()
+        asked = asyncio.create_task(
+            self._ask(
+                wire,
+                texts,
+                channel,
+                fallback,
+                task,
+                question,
+                mode=mode,
+                on_piece=lambda offset, piece: arrived.put_nowait((offset, piece)),
+            )
+        )
+        asked.add_done_callback(lambda _: arrived.put_nowait(None))
+        try:
+            while (piece := await arrived.get()) is not None:
+                if new := transcript.add(*piece):
+                    yield new
+            reply = answered(await asked)[0]
+            if rest := transcript.finish(reply.text or ""):
+                yield rest
+            yield reply
+        finally:
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
+
     async def direct(
         self, agent: str, text: str, *, request_id: str | None = None, **question: Unpack[Question]
     ) -> Reply:
@@ -319,8 +444,23 @@ class Runtime:
     ) -> list[Outcome]:
         """As ``direct`` for texts that travel together; outcomes as in ``send_batch``."""
         self._wiring.check_agent(agent)
-        wire = direct_wire(agent)
-        return await self._ask(wire, texts, Channel.TEXT, "error", question, None, request_ids)
+        wire, task = direct_wire(agent), self._task(question)
+        return await self._ask(
+            wire, texts, Channel.TEXT, "error", task, question, request_ids=request_ids
+        )
+
+    def _task(
+        self, question: Question, relay: Relay | None = None, *, stream: bool = False
+    ) -> TaskSpec:
+        return make_task(
+            self._wiring.task,
+            prompt=question.get("prompt"),
+            labels=question.get("labels"),
+            generate=question.get("generate"),
+            relay=relay,
+            form=question.get("form"),
+            stream=stream,
+        )
 
     async def _ask(
         self,
@@ -328,22 +468,18 @@ class Runtime:
         texts: Sequence[str],
         channel: Channel,
         fallback: Fallback,
+        task: TaskSpec,
         question: Question,
-        relay: Relay | None,
-        request_ids: Sequence[str] | None,
+        *,
+        request_ids: Sequence[str] | None = None,
+        mode: Mode = Mode.FORWARD,
+        on_piece: Callable[[int, str], None] | None = None,
     ) -> list[Outcome]:
         client = None if self._host is None else self._host.client
         if client is None:
             raise AgentwireError(
                 "This runtime is not started.", hint="Use it in `async with`, or start() it."
             )
-        task = make_task(
-            self._wiring.task,
-            prompt=question.get("prompt"),
-            labels=question.get("labels"),
-            generate=question.get("generate"),
-            relay=relay,
-        )
         deadline_s = check_deadline(question.get("deadline"), self._wiring.deadline_s)
         ids = parse_request_ids(request_ids, len(texts))
         if not texts:
@@ -356,4 +492,6 @@ class Runtime:
             fallback=fallback,
             deadline_s=deadline_s,
             request_ids=ids,
+            mode=mode,
+            on_piece=on_piece,
         )

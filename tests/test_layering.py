@@ -22,6 +22,7 @@ CLIENT_ROOMS = {
     "ledger",
     "outcomes",
     "reply",
+    "transcript",
     "question",
     "dispatch",
     "client",

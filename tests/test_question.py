@@ -3,8 +3,13 @@ from typing import Any
 import pytest
 
 from agentwire.errors import ScenarioError
-from agentwire.question import check_deadline, make_task, parse_request_ids
-from agentwire.wire.messages import RelaySpec, TaskSpec
+from agentwire.question import (
+    GenerationOptions,
+    check_deadline,
+    make_task,
+    parse_request_ids,
+)
+from agentwire.wire.messages import Decoding, RelaySpec, TaskSpec
 
 DEFAULT = TaskSpec("task", "Answer:", "{text} Answer:", ("a", "b"), RelaySpec("Sum up: {text}"))
 
@@ -58,3 +63,16 @@ def test_request_ids() -> None:
     for ids in (["xy" * 16], ["00" * 15], ["00" * 16] * 2, [""]):
         with pytest.raises(ScenarioError, match="request id"):
             parse_request_ids(ids, 1)
+
+
+def test_generation_options_become_part_of_the_task() -> None:
+    options = GenerationOptions(7, temperature=0.7, top_p=0.95, seed=3, stop=("\n",))
+    task = make_task(None, prompt="", generate=options, form="chat", stream=True)
+    assert (task.max_new_tokens, task.form, task.text_prompt) == (7, "chat", "{text}")
+    assert task.decoding == Decoding(700, 950, 3, ("\n",), True)
+    assert make_task(None, prompt="p", generate=5).decoding == Decoding()
+    fresh = {
+        make_task(None, prompt="p", generate=GenerationOptions(5, 1.0)).decoding.seed
+        for _ in range(8)
+    }
+    assert len(fresh) > 1  # drawn anew each time

@@ -101,7 +101,17 @@ class Agreements:
                 "were agreed on",
             )
         if not knows_prompt(bridge, task):
+            if not task.labels:
+                raise RemoteProtocolError(NackCode.UNSUPPORTED, no_free_text(bridge))
             raise RemoteProtocolError(
                 NackCode.PROMPT_MISMATCH, f"bridge {bridge.name} is not trained for {task.name}"
             )
         return bridge
+
+
+def no_free_text(bridge: BridgeIdentity) -> str:
+    """Why a bridge's soft tokens are not answered with generated text, in words."""
+    return (
+        f"bridge {bridge.name} was trained for answers in label words; "
+        "text generated from its soft tokens would mean nothing"
+    )

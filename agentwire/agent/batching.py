@@ -41,6 +41,7 @@ class Lane:
         reason: why the text channel was taken, or "".
         bridge: fingerprint of the bridge that made the payload (SOFT), or "".
         message: number of the message, where messages do not share batches; else 0.
+        mode: of an ENCODE row: hand on, keep, or hand on what was kept (``messages.Mode``).
     """
 
     kind: Kind
@@ -52,6 +53,7 @@ class Lane:
     reason: str = ""
     bridge: str = ""
     message: int = 0
+    mode: str = "forward"
 
 
 def _stream(lane: Lane) -> Lane:

@@ -15,12 +15,13 @@ from typing import Final, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from agentwire.agent.agreements import Agreements
+from agentwire.agent.agreements import Agreements, no_free_text
 from agentwire.agent.batching import Item, Kind, Lane
-from agentwire.agent.fallback import Refuse, UseSoft, UseText, decide, knows_prompt
-from agentwire.errors import AgentwireError, NackCode
-from agentwire.model.backend import Backend, Encoded, Generated, Scored
-from agentwire.wire.messages import Channel, Row, Stages, TaskSpec
+from agentwire.agent.fallback import Decision, Refuse, UseSoft, UseText, decide, knows_prompt
+from agentwire.agent.kept import Kept
+from agentwire.errors import AgentwireError, NackCode, RemoteProtocolError
+from agentwire.model.backend import Backend, Encoded, Generated, Scored, Watch
+from agentwire.wire.messages import Channel, Mode, Row, Stages, TaskSpec
 from agentwire.wire.tensors import check_rows
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class CachedReply:
         scores: float32 [L] as bytes (Result).
         reason: why text was used.
         payload_bytes: of a Result.
+        tokens: read and written (Result), or nothing.
     """
 
     payload: bytes | None = None
@@ -64,6 +66,7 @@ class CachedReply:
     scores: bytes | None = None
     reason: str = ""
     payload_bytes: int = 0
+    tokens: tuple[int, int] | None = None
 
     @property
     def size(self) -> int:
@@ -91,7 +94,10 @@ class Ticket:
 
 @dataclass(eq=False, slots=True)
 class Work:
-    """What the worker keeps with a row: ``text``, or ``payload`` as float16 [M, d]."""
+    """What the worker keeps with a row: ``text``, or ``payload`` as float16 [M, d].
+
+    ``kept``: what its client names instead of a text.
+    """
 
     row: Row
     ticket: Ticket
@@ -99,6 +105,8 @@ class Work:
     text: str = ""
     payload: npt.NDArray[np.float16] | None = None
     cancelled: bool = False
+    kept: Kept | None = None
+    streamed: int = 0  # bytes of its answer that went out in Pieces
 
 
 class Form(Enum):
@@ -138,19 +146,26 @@ class Compute:
     Args:
         backend: the model.
         agreements: which bridge to use on which wire.
+        watch: told what a row's answer has grown by, while it is generated; whether to go on.
     """
 
-    def __init__(self, backend: Backend, agreements: Agreements) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        agreements: Agreements,
+        watch: Callable[[Item[Work], str], bool] = lambda item, text: True,
+    ) -> None:
         self._backend = backend
         self._agreements = agreements
         self._fits = NO_LIMIT  # rows that the device's memory holds, as far as is known
         self._fitting = 0  # batches of that size in a row that did fit
+        self._watch = watch
 
     def run(self, items: Items, task: TaskSpec) -> list[Outcome]:
         """The outcomes of one batch; each row is in exactly one of them."""
         lane = items[0].lane
         if lane.kind is Kind.SOFT:
-            return self._score_soft(items, task)
+            return self._answer_soft(items, task)
         if lane.kind is Kind.TEXT:
             return self._read(items, task)
         if lane.channel == Channel.TEXT:
@@ -161,15 +176,22 @@ class Compute:
 
     def _encode(self, items: Items, task: TaskSpec, lane: Lane) -> list[Outcome]:
         bridge = self._agreements.bridge(lane.wire)
+        # What is kept is for a question that comes later, and is looked at then.
+        keeps = lane.mode == Mode.KEEP
         decision = decide(
             self._agreements.state(lane.wire),
-            prompt_known=bridge is not None and knows_prompt(bridge, task),
+            prompt_known=bridge is not None and (keeps or knows_prompt(bridge, task)),
             generates=not task.labels,
             policy="error" if lane.fallback == "error" else "text",
         )
         if bridge is None or not isinstance(decision, UseSoft):
-            return self._instead(decision, items, task, f"wire {lane.wire}")
+            reason = f"wire {lane.wire}"
+            if bridge is not None and isinstance(decision, Refuse) and not task.labels:
+                reason = no_free_text(bridge)
+            return self._instead(decision, items, task, reason)
         fingerprint = bridge.fingerprint
+        if lane.mode == Mode.KEPT:
+            return self._hand_on(items, task, fingerprint)
 
         def encode(batch: Items) -> Encoded:
             return self._backend.encode([item.content.text for item in batch], fingerprint)
@@ -181,9 +203,17 @@ class Compute:
             if good:
                 shape = (bridge.soft_tokens, bridge.width)
                 replies = [
-                    CachedReply(encoded.payload[i].tobytes(), shape, fingerprint) for i in good
+                    CachedReply(
+                        encoded.payload[i].tobytes(),
+                        shape,
+                        fingerprint,
+                        text="" if keeps else None,
+                        payload_bytes=bridge.payload_bytes,
+                    )
+                    for i in good
                 ]
-                outcomes.append(Done(Form.SOFT, [batch[i] for i in good], replies, encoded.stages))
+                form = Form.RESULT if keeps else Form.SOFT
+                outcomes.append(Done(form, [batch[i] for i in good], replies, encoded.stages))
             if bad:
                 otherwise = decide(
                     self._agreements.state(lane.wire),
@@ -196,6 +226,24 @@ class Compute:
                 outcomes += self._instead(otherwise, [batch[i] for i in bad], task, reason)
         return outcomes
 
+    def _hand_on(self, items: Items, task: TaskSpec, fingerprint: str) -> list[Outcome]:
+        """Rows whose soft tokens were made before; where there are none, the text speaks."""
+        policy: Decision = UseText(NackCode.NO_BRIDGE)
+        if items[0].lane.fallback == "error":
+            policy = Refuse(NackCode.NO_BRIDGE)
+        outcomes: list[Outcome] = []
+        soft: list[tuple[Item[Work], CachedReply]] = []
+        for item in items:
+            kept = item.content.kept
+            if kept is None or kept.payload is None or kept.bridge != fingerprint:
+                outcomes += self._instead(policy, [item], task, "none were kept")
+                continue
+            m, d = kept.payload.shape
+            soft.append((item, CachedReply(kept.payload.tobytes(), (m, d), fingerprint)))
+        if soft:
+            outcomes.append(Done(Form.SOFT, [i for i, _ in soft], [r for _, r in soft], {}))
+        return outcomes
+
     def _instead(
         self, decision: object, items: Items, task: TaskSpec, reason: str
     ) -> list[Outcome]:
@@ -205,6 +253,11 @@ class Compute:
         return [Failed(items, code, f"no soft tokens: {reason}")]
 
     def _relay(self, items: Items, task: TaskSpec, reason: str) -> list[Outcome]:
+        if items[0].lane.mode == Mode.KEEP:
+            # Nothing crosses now: the text is kept, and relayed when it is asked for.
+            nothing = CachedReply(text="", reason=reason)
+            return [Done(Form.RESULT, items, [nothing] * len(items), {})]
+
         def relay(batch: Items) -> Generated:
             return self._backend.relay([item.content.text for item in batch], task)
 
@@ -216,12 +269,15 @@ class Compute:
 
     # -- as the receiver --------------------------------------------------------------------
 
-    def _score_soft(self, items: Items, task: TaskSpec) -> list[Outcome]:
-        def score(batch: Items) -> Scored:
-            payload = [i.content.payload for i in batch if i.content.payload is not None]
-            return self._backend.score_soft(np.stack(payload), task)
+    def _answer_soft(self, items: Items, task: TaskSpec) -> list[Outcome]:
+        def payload(batch: Items) -> npt.NDArray[np.float16]:
+            return np.stack([i.content.payload for i in batch if i.content.payload is not None])
 
-        return self._scored(items, score)
+        if task.labels:
+            return self._scored(items, lambda b: self._backend.score_soft(payload(b), task))
+        return self._generated(
+            items, lambda b, watch: self._backend.generate_soft(payload(b), task, watch)
+        )
 
     def _read(self, items: Items, task: TaskSpec) -> list[Outcome]:
         if task.labels:
@@ -231,13 +287,24 @@ class Compute:
 
             return self._scored(items, score)
 
-        def generate(batch: Items) -> Generated:
-            return self._backend.generate([item.content.text for item in batch], task)
+        def generate(batch: Items, watch: Watch) -> Generated:
+            return self._backend.generate([item.content.text for item in batch], task, watch)
+
+        return self._generated(items, generate)
+
+    def _generated(
+        self, items: Items, generate: Callable[[Items, Watch], Generated]
+    ) -> list[Outcome]:
+        def watched(batch: Items) -> Generated:
+            return generate(batch, lambda row, text: self._watch(batch[row], text))
 
         outcomes: list[Outcome] = []
-        for batch, generated in self._attempt(items, generate, outcomes):
+        for batch, generated in self._attempt(items, watched, outcomes):
             replies = [
-                _answer(item, text=text) for item, text in zip(batch, generated.texts, strict=True)
+                _answer(item, text=text, tokens=tokens)
+                for item, text, tokens in zip(
+                    batch, generated.texts, _counted(generated.tokens, len(batch)), strict=True
+                )
             ]
             outcomes.append(Done(Form.RESULT, batch, replies, generated.stages))
         return outcomes
@@ -247,7 +314,10 @@ class Compute:
         for batch, scored in self._attempt(items, score, outcomes):
             scores = np.ascontiguousarray(scored.scores, dtype="<f4")
             replies = [
-                _answer(item, scores=row.tobytes()) for item, row in zip(batch, scores, strict=True)
+                _answer(item, scores=row.tobytes(), tokens=tokens)
+                for item, row, tokens in zip(
+                    batch, scores, _counted(scored.tokens, len(batch)), strict=True
+                )
             ]
             outcomes.append(Done(Form.RESULT, batch, replies, scored.stages))
         return outcomes
@@ -270,7 +340,10 @@ class Compute:
         except Exception as error:  # whatever the model raises is the answer to these rows
             if len(items) == 1:
                 log.warning("the model raised", exc_info=error)
-                outcomes.append(Failed(items, NackCode.MODEL_ERROR, _describe(error)))
+                code = NackCode.MODEL_ERROR
+                if isinstance(error, RemoteProtocolError):
+                    code = error.code  # what is wrong with this row
+                outcomes.append(Failed(items, code, _describe(error)))
                 return []
             full = is_out_of_memory(error)
         # Out here the error is gone, and with it the frames that held the batch's tensors.
@@ -289,10 +362,20 @@ class Compute:
 
 
 def _answer(
-    item: Item[Work], *, text: str | None = None, scores: bytes | None = None
+    item: Item[Work],
+    *,
+    text: str | None = None,
+    scores: bytes | None = None,
+    tokens: tuple[int, int] | None = None,
 ) -> CachedReply:
     size = item.content.ticket.payload_bytes
-    return CachedReply(text=text, scores=scores, reason=item.lane.reason, payload_bytes=size)
+    return CachedReply(
+        text=text, scores=scores, reason=item.lane.reason, payload_bytes=size, tokens=tokens
+    )
+
+
+def _counted(tokens: Sequence[tuple[int, int]], rows: int) -> Sequence[tuple[int, int] | None]:
+    return tokens or [None] * rows
 
 
 def is_out_of_memory(error: Exception) -> bool:

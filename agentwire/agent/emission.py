@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import replace
 
 from agentwire.agent.batching import Item, Kind
 from agentwire.agent.compute import CachedReply, Form, Work
-from agentwire.wire.messages import Channel, Message, Payload, Result, Row, Soft, Stages, Text
+from agentwire.wire.messages import (
+    Channel,
+    Message,
+    Mode,
+    Payload,
+    Result,
+    Row,
+    Soft,
+    Stages,
+    Text,
+)
 
 Pairs = Sequence[tuple[Item[Work], CachedReply]]
 
@@ -39,6 +50,8 @@ def messages(form: Form, pairs: Pairs, stages: Stages, now: float) -> list[Messa
 
 def form_of(item: Item[Work], reply: CachedReply) -> Form:
     """Which message carries a cached reply."""
+    if item.lane.mode == Mode.KEEP:
+        return Form.RESULT
     if reply.payload is not None:
         return Form.SOFT
     return Form.TEXT if item.lane.kind is Kind.ENCODE else Form.RESULT
@@ -83,7 +96,7 @@ def _result(pairs: Pairs, stages: Stages, now: float) -> Result:
         lane.wire,
         lane.task,
         tuple(row_of(item, now) for item, _ in pairs),
-        Channel.SOFT if lane.kind is Kind.SOFT else Channel.TEXT,
+        _channel(item, first),
         scores,
         len(first.scores or b"") // 4,
         () if first.scores is not None else tuple(reply.text or "" for _, reply in pairs),
@@ -91,7 +104,22 @@ def _result(pairs: Pairs, stages: Stages, now: float) -> Result:
         first.reason,
         total,
         lane.origin,
+        _tokens(pairs),
     )
+
+
+def _channel(item: Item[Work], reply: CachedReply) -> Channel:
+    """How the message reached whoever answers; of what is kept, how it will."""
+    if item.lane.mode == Mode.KEEP:
+        return Channel.SOFT if reply.payload is not None else Channel.TEXT
+    return Channel.SOFT if item.lane.kind is Kind.SOFT else Channel.TEXT
+
+
+def _tokens(pairs: Pairs) -> bytes:
+    counts = [reply.tokens for _, reply in pairs]
+    if None in counts:
+        return b""
+    return b"".join(struct.pack("<2I", *count) for count in counts if count is not None)
 
 
 def row_of(item: Item[Work], now: float) -> Row:

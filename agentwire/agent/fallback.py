@@ -18,6 +18,7 @@ from agentwire.wire.messages import BridgeIdentity, Channel, TaskSpec
 
 Policy: TypeAlias = Literal["text", "error"]
 ANY_PROMPT: Final = "any"
+FREE_TEXT: Final = "free_text"
 
 
 class BridgeState(StrEnum):
@@ -57,8 +58,13 @@ Decision: TypeAlias = UseSoft | UseText | Refuse | Hold
 
 
 def knows_prompt(bridge: BridgeIdentity, task: TaskSpec) -> bool:
-    """Whether the bridge was trained for the task's prompt and labels."""
-    return ANY_PROMPT in bridge.prompts or task.prompt_hash in bridge.prompts
+    """Whether the bridge was trained for the task: its prompt and labels, or every such one.
+
+    A bridge for any prompt has learned to answer with label words; generated text is another
+    thing, and only a bridge that says ``free_text`` promises it.
+    """
+    universal = ANY_PROMPT if task.labels else FREE_TEXT
+    return universal in bridge.prompts or task.prompt_hash in bridge.prompts
 
 
 def decide(
@@ -74,7 +80,7 @@ def decide(
     Args:
         state: of the wire's bridge.
         prompt_known: the bridge was trained for the task's prompt (``knows_prompt``).
-        generates: the task wants free text, which no engine answers from soft tokens yet.
+        generates: the task wants free text; refused as such where the bridge does not know it.
         policy: the row's fallback.
         payload_ok: finite and of a sane size; known only after encoding, so True before.
     """
@@ -82,10 +88,9 @@ def decide(
         return _otherwise(policy, NackCode.NO_BRIDGE)
     if state is BridgeState.REFUSED:
         return _otherwise(policy, NackCode.BRIDGE_MISMATCH)
-    if generates:
-        return _otherwise(policy, NackCode.UNSUPPORTED)
     if not prompt_known:
-        return _otherwise(policy, NackCode.PROMPT_MISMATCH)
+        code = NackCode.UNSUPPORTED if generates else NackCode.PROMPT_MISMATCH
+        return _otherwise(policy, code)
     if state is BridgeState.OFFERED:
         return Hold()
     if not payload_ok:
@@ -119,6 +124,7 @@ _FINAL = frozenset(
         NackCode.UNAUTHORIZED,
         NackCode.UNKNOWN_WIRE,
         NackCode.UNKNOWN_TASK,
+        NackCode.EXPIRED,
     }
 )
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from agentwire.agent.agreements import Agreements
 from agentwire.agent.batching import Item, Kind, Lane
 from agentwire.agent.compute import Ticket, Work, WorkKey
+from agentwire.agent.kept import Kept, KeptKey, KeptPayloads
 from agentwire.agent.spec import AgentSpec
 from agentwire.bus.lanes import body_bytes
 from agentwire.errors import InputError, NackCode, RemoteProtocolError
@@ -21,6 +22,7 @@ from agentwire.model.backend import Backend
 from agentwire.wire.messages import (
     Channel,
     Encode,
+    Mode,
     Nack,
     Soft,
     TaskSpec,
@@ -35,8 +37,11 @@ MAX_TASKS: Final = 1024
 class Intake:
     """What an agent takes in, and what it knows of the tasks that messages name."""
 
-    def __init__(self, spec: AgentSpec, backend: Backend, agreements: Agreements) -> None:
+    def __init__(
+        self, spec: AgentSpec, backend: Backend, agreements: Agreements, kept: KeptPayloads
+    ) -> None:
         self._spec = spec
+        self._kept = kept
         self._backend = backend
         self._agreements = agreements
         self._tasks: OrderedDict[str, TaskSpec] = OrderedDict()
@@ -93,6 +98,13 @@ class Intake:
             work = Work(row, ticket, key, payload=None if payload is None else payload[i])
             if not isinstance(message, Soft):
                 work.text = message.texts[i]
+            if lane.mode == Mode.KEPT:
+                kept = self._find_kept(lane, work.text, arrival)
+                if kept is None:
+                    code, why = NackCode.EXPIRED, f"{self._spec.name} keeps no such payload"
+                    refusals.append(Nack(code, why, lane.wire, (row,), origin=lane.origin))
+                    continue
+                work.text, work.kept = kept.text, kept
             deadline = math.inf if row.ms_left is None else arrival + row.ms_left / 1000
             items.append(Item(row.request_id, lane, arrival, work, deadline, message.solo))
         return ticket, items, refusals
@@ -119,18 +131,22 @@ class Intake:
         self._tasks.move_to_end(task_id)
         if isinstance(message, Encode):
             channel, fallback, reason = message.channel.value, message.fallback, message.reason
-            return Lane(Kind.ENCODE, wire, task_id, origin, channel, fallback, reason)
+            mode = message.mode.value
+            return Lane(Kind.ENCODE, wire, task_id, origin, channel, fallback, reason, mode=mode)
         if task_id in self._unusable:
             raise RemoteProtocolError(NackCode.UNSUPPORTED, self._unusable[task_id])
         if isinstance(message, Text):
             reason = message.reason
             return Lane(Kind.TEXT, wire, task_id, origin, Channel.TEXT.value, reason=reason)
-        if not task.labels:
-            raise RemoteProtocolError(
-                NackCode.UNSUPPORTED, "free text is not generated from soft tokens"
-            )
         bridge = message.bridge
         return Lane(Kind.SOFT, wire, task_id, origin, Channel.SOFT.value, bridge=bridge)
+
+    def _find_kept(self, lane: Lane, name: str, now: float) -> Kept | None:
+        try:
+            request_id = bytes.fromhex(name)
+        except ValueError:
+            return None
+        return self._kept.get(KeptKey(lane.origin, lane.wire, request_id), now)
 
     def _is_mine(self, message: Encode | Soft | Text) -> bool:
         if isinstance(message, Encode):

@@ -26,6 +26,7 @@ class FakeModel(BaseModel):
     layers: int = 4
     encode_ms: float = 0.0
     decode_ms: float = 0.0
+    token_ms: float = 0.0  # for each generated word
     load_ms: float = 0.0
     crash_on: str = ""  # the process dies at once when a text holds this
     raise_on: str = ""  # the backend raises when a text holds this

@@ -17,12 +17,15 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Final
 
+import numpy as np
+
 from agentwire.agent.agreements import Agreements
 from agentwire.agent.batching import Batcher, Item, Kind, Lane
 from agentwire.agent.compute import CachedReply, Compute, Done, Failed, Ticket, Work, WorkKey
 from agentwire.agent.emission import form_of, messages, row_of
 from agentwire.agent.fallback import Hold, decide, knows_prompt
 from agentwire.agent.intake import Intake
+from agentwire.agent.kept import KeptKey, KeptPayloads
 from agentwire.agent.outbox import Outbox
 from agentwire.agent.spec import AgentSpec
 from agentwire.bus.lanes import body_bytes
@@ -39,8 +42,10 @@ from agentwire.wire.messages import (
     Define,
     Encode,
     Message,
+    Mode,
     Nack,
     Offer,
+    Piece,
     Soft,
     Text,
     direct_wire,
@@ -81,11 +86,12 @@ class Worker:
     ) -> None:
         self._spec = spec
         self._agreements = Agreements(backend.identity, bridges, spec.incoming)
-        self._compute = Compute(backend, self._agreements)
+        self._compute = Compute(backend, self._agreements, self._watch)
         self._clock = clock
         self._poll = poll
         self._on_busy = on_busy
-        self._intake = Intake(spec, backend, self._agreements)
+        self._kept = KeptPayloads()
+        self._intake = Intake(spec, backend, self._agreements, self._kept)
         # Wide enough for single rows to fill a batch while the next one waits.
         wires = [*(b.wire for b in spec.bridges), *spec.incoming, direct_wire(spec.name)]
         size = max(WINDOW_BATCHES, 2 * spec.max_batch)
@@ -222,6 +228,22 @@ class Worker:
                 self._done(outcome, queue_ms)
         return True
 
+    def _watch(self, item: Item[Work], text: str) -> bool:
+        """Sends what a row has grown by; called from within the model's generation."""
+        work = item.content
+        now = self._clock()
+        self._on_busy(now)  # a long answer is progress, not a hang
+        self._poll()
+        task = self._intake.task(item.lane.task)
+        if text and task is not None and task.decoding.stream and not work.cancelled:
+            lane = item.lane
+            piece = Piece(
+                lane.wire, lane.task, (row_of(item, now),), (text,), (work.streamed,), lane.origin
+            )
+            self._outbox.send(piece)
+            work.streamed += len(text.encode())
+        return not work.cancelled and item.deadline > now
+
     def _held(self, lane: Lane) -> bool:
         if lane.kind is not Kind.ENCODE:
             return False
@@ -231,9 +253,10 @@ class Worker:
         if lane.channel != Channel.SOFT or task is None:
             return False
         bridge = self._agreements.bridge(lane.wire)
+        keeps = lane.mode == Mode.KEEP
         decision = decide(
             self._agreements.state(lane.wire),
-            prompt_known=bridge is not None and knows_prompt(bridge, task),
+            prompt_known=bridge is not None and (keeps or knows_prompt(bridge, task)),
             generates=not task.labels,
             policy="text",
         )
@@ -245,6 +268,8 @@ class Worker:
         pairs = list(zip(done.items, done.replies, strict=True))
         for item, reply in pairs:
             self._dedup.finish(item.content.key, reply, reply.size)
+            if item.lane.mode == Mode.KEEP:
+                self._keep(item, reply)
         stages = {"queue": queue_ms, **done.stages}
         wanted = [pair for pair in pairs if not pair[0].content.cancelled]
         if wanted:
@@ -252,6 +277,20 @@ class Worker:
                 self._outbox.send(message)
         for item in done.items:
             self._finish(item)
+
+    def _keep(self, item: Item[Work], reply: CachedReply) -> None:
+        payload = None
+        if reply.payload is not None:
+            payload = np.frombuffer(reply.payload, dtype=np.float16).reshape(reply.shape)
+        lane = item.lane
+        self._kept.put(
+            KeptKey(lane.origin, lane.wire, item.request_id),
+            self._clock(),
+            text=item.content.text,
+            payload=payload,
+            bridge=reply.bridge,
+            reason=reply.reason,
+        )
 
     def _fail(self, failed: Failed) -> None:
         now = self._clock()

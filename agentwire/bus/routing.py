@@ -64,6 +64,7 @@ from agentwire.wire.messages import (
     Message,
     Nack,
     Offer,
+    Piece,
     Progress,
     Result,
     Role,
@@ -83,7 +84,7 @@ class Router:
         limits: how much is held.
 
     Attributes:
-        counters: ``forwarded``, ``results``, ``refused.<code>``, ``dropped.<why>``.
+        counters: ``forwarded``, ``results``, ``pieces``, ``refused.<code>``, ``dropped.<why>``.
     """
 
     def __init__(
@@ -207,7 +208,7 @@ class Router:
                 out = self._work(peer, message, now, said.sealed)
             case Credit(), Role.AGENT:
                 out = self._credit(peer, message, now)
-            case Result(), Role.AGENT:
+            case Result() | Piece(), Role.AGENT:
                 out = self._result(peer, message, said.sealed)
             case Nack(), Role.AGENT:
                 out = self._nack(peer, message)
@@ -251,15 +252,17 @@ class Router:
         return self._flow.admit(peer, leg, work, now, sealed)
 
     def _result(
-        self, peer: Peer, result: Result, sealed: Sealed | None
+        self, peer: Peer, result: Result | Piece, sealed: Sealed | None
     ) -> list[Instruction] | None:
-        if not peer.ready or self._wires.receiver(result.wire) != peer.name:
+        receives = self._wires.receiver(result.wire) == peer.name
+        keeps = self._wires.sender(result.wire) == peer.name and is_kept_note(result)
+        if not peer.ready or not (receives or keeps):
             return None
         client = self._peers.client(result.origin)
         if client is None:
             self.counters["dropped.orphan"] += 1
             return []
-        self.counters["results"] += 1
+        self.counters["results" if isinstance(result, Result) else "pieces"] += 1
         return [Send(client.id, result, sealed)]
 
     def _nack(self, peer: Peer, nack: Nack) -> list[Instruction] | None:
@@ -333,3 +336,8 @@ class Router:
             return []  # a Nack is never answered with a Nack
         wire, rows = getattr(message, "wire", ""), getattr(message, "rows", ())
         return [Send(peer.id, Nack(code, reason, wire, rows))]
+
+
+def is_kept_note(result: Result | Piece) -> bool:
+    """Whether it says no more than that something was kept: all that a sender may answer."""
+    return isinstance(result, Result) and not result.labels and not any(result.texts)

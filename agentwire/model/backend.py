@@ -18,6 +18,9 @@ from agentwire.wire.messages import BridgeIdentity, ModelIdentity, TaskSpec
 
 Progress = Callable[[str, float], None]
 """Called while something slow goes on: (stage, fraction in 0..1)."""
+Watch = Callable[[int, str], bool]
+"""Called while text is generated, after each step and for each row that still grows: (row, text
+that was added, possibly none). False: nobody waits for this row any more, so it may end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +43,26 @@ class Scored:
     Attributes:
         scores: float32 [n, L]: log-probabilities restricted to the task's L labels.
         stages: milliseconds: ``decode`` (the receiver's forward), ``tokenize`` where it read text.
+        tokens: for each row, tokens read (soft tokens among them) and written; empty: not counted.
     """
 
     scores: npt.NDArray[np.float32]
     stages: dict[str, float]
+    tokens: Sequence[tuple[int, int]] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """Generated texts of a batch; ``stages`` in milliseconds: ``tokenize``, ``generate``."""
+    """Generated texts of a batch.
+
+    Attributes:
+        stages: milliseconds: ``tokenize``, ``generate``.
+        tokens: as in ``Scored``; the token that ends an answer is not counted.
+    """
 
     texts: list[str]
     stages: dict[str, float]
+    tokens: Sequence[tuple[int, int]] = ()
 
 
 class Backend(Protocol):
@@ -94,6 +105,19 @@ class Backend(Protocol):
         """The text-channel message for each of n texts (``task.relay``)."""
         ...
 
-    def generate(self, texts: Sequence[str], task: TaskSpec) -> Generated:
-        """Free-text answers to ``task.text_prompt`` for n texts."""
+    def generate(
+        self, texts: Sequence[str], task: TaskSpec, watch: Watch | None = None
+    ) -> Generated:
+        """Free-text answers to ``task.text_prompt`` for n texts (``task.form``, ``task.decoding``).
+
+        Raises:
+            RemoteProtocolError: a text is too long for this model, or no conversation that its
+                chat template takes.
+        """
+        ...
+
+    def generate_soft(
+        self, payload: npt.NDArray[np.float16], task: TaskSpec, watch: Watch | None = None
+    ) -> Generated:
+        """Free-text answers from n payloads, float16 [n, M, d]. The input was checked before."""
         ...

@@ -24,7 +24,8 @@ import numpy.typing as npt
 from agentwire.agent.spec import AgentSpec, FakeModel
 from agentwire.bridge.card import read_card
 from agentwire.errors import BridgeError, ScenarioError
-from agentwire.model.backend import Encoded, Generated, Progress, Scored
+from agentwire.model.backend import Encoded, Generated, Progress, Scored, Watch
+from agentwire.model.chat import parse_chat
 from agentwire.wire.messages import BridgeIdentity, ModelIdentity, TaskSpec
 
 HASH_BITS = 32
@@ -170,9 +171,7 @@ class FakeBackend:
     def score_soft(self, payload: npt.NDArray[np.float16], task: TaskSpec) -> Scored:
         """Label scores, float32 [n, L], from the hash that the signs carry."""
         start = time.perf_counter()
-        signs = payload.reshape(len(payload), -1)[:, :HASH_BITS] < 0
-        weights = 1 << np.arange(HASH_BITS, dtype=np.uint64)
-        digests = [int(d) for d in (signs * weights).sum(axis=1)]
+        digests = _digests(payload)
         settings = self._settings
         self._allocate(len(digests), text_hash(settings.memory_on) in digests)
         if settings.crash_on and text_hash(settings.crash_on) in digests:
@@ -183,7 +182,8 @@ class FakeBackend:
             _hang()
         time.sleep(settings.decode_ms / 1000)
         scores = np.stack([label_scores(d, len(task.labels)) for d in digests])
-        return Scored(scores, {"decode": _ms_since(start)})
+        read = [(payload.shape[1] + len(task.prompt.split()), 1)] * len(payload)
+        return Scored(scores, {"decode": _ms_since(start)}, read)
 
     def score_text(self, texts: Sequence[str], task: TaskSpec) -> Scored:
         """Label scores, float32 [n, L], from the hashes of the texts."""
@@ -191,7 +191,8 @@ class FakeBackend:
         self._faults(texts)
         time.sleep(self._settings.decode_ms / 1000)
         scores = np.stack([label_scores(text_hash(t), len(task.labels)) for t in texts])
-        return Scored(scores, {"tokenize": 0.0, "decode": _ms_since(start)})
+        read = [(len(t.split()) + len(task.prompt.split()), 1) for t in texts]
+        return Scored(scores, {"tokenize": 0.0, "decode": _ms_since(start)}, read)
 
     def relay(self, texts: Sequence[str], task: TaskSpec) -> Generated:
         """The texts themselves, or the first words of each where the task asks for a summary."""
@@ -203,14 +204,45 @@ class FakeBackend:
         short = [" ".join(text.split()[: task.relay.max_new_tokens]) for text in texts]
         return Generated(short, {"tokenize": 0.0, "generate": _ms_since(start)})
 
-    def generate(self, texts: Sequence[str], task: TaskSpec) -> Generated:
-        """``<model>: <text>``, cut to the task's length in words."""
-        start = time.perf_counter()
+    def generate(
+        self, texts: Sequence[str], task: TaskSpec, watch: Watch | None = None
+    ) -> Generated:
+        """``<model>: <text>``, cut to the task's length in words; of a chat, its last message."""
         self._faults(texts)
+        said = texts
+        if task.form == "chat":
+            said = [parse_chat(text)[-1].content for text in texts]
+        read = [len(text.split()) for text in texts]
+        return self._write([f"{self._identity.name}: {text}" for text in said], read, task, watch)
+
+    def generate_soft(
+        self, payload: npt.NDArray[np.float16], task: TaskSpec, watch: Watch | None = None
+    ) -> Generated:
+        """``<model>: soft <hash of the text>``."""
+        answers = [f"{self._identity.name}: soft {digest:08x}" for digest in _digests(payload)]
+        read = [payload.shape[1] + len(task.prompt.split())] * len(payload)
+        return self._write(answers, read, task, watch)
+
+    def _write(
+        self, answers: Sequence[str], read: Sequence[int], task: TaskSpec, watch: Watch | None
+    ) -> Generated:
+        """Says each answer word by word, as a language model says it token by token."""
+        start = time.perf_counter()
         time.sleep(self._settings.decode_ms / 1000)
-        answers = [f"{self._identity.name}: {text}".split() for text in texts]
-        words = [" ".join(answer[: max(1, task.max_new_tokens)]) for answer in answers]
-        return Generated(words, {"tokenize": 0.0, "generate": _ms_since(start)})
+        written = []
+        for row, text in enumerate(answers):
+            for stop in task.decoding.stop:
+                text = text.split(stop)[0]
+            words = text.split()[: max(1, task.max_new_tokens)]
+            for place, word in enumerate(words):
+                time.sleep(self._settings.token_ms / 1000)
+                if watch is not None and not watch(row, f" {word}" if place else word):
+                    words = words[: place + 1]
+                    break
+            written.append(words)
+        counts = [(n, len(words)) for n, words in zip(read, written, strict=True)]
+        stages = {"tokenize": 0.0, "generate": _ms_since(start)}
+        return Generated([" ".join(words) for words in written], stages, counts)
 
     def _allocate(self, rows: int, full: bool) -> None:
         most = self._settings.memory_rows
@@ -228,6 +260,13 @@ class FakeBackend:
                 raise RuntimeError("the fake model was told to raise on this text")
             if settings.hang_on and settings.hang_on in text:
                 _hang()
+
+
+def _digests(payload: npt.NDArray[np.float16]) -> list[int]:
+    """The hashes that the signs of n payloads carry."""
+    signs = payload.reshape(len(payload), -1)[:, :HASH_BITS] < 0
+    weights = 1 << np.arange(HASH_BITS, dtype=np.uint64)
+    return [int(digest) for digest in (signs * weights).sum(axis=1)]
 
 
 def _crash() -> None:

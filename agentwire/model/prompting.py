@@ -40,8 +40,13 @@ def start_ids(tokenizer: Tokenizer) -> list[int]:
     return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
 
 
-def text_ids(tokenizer: Tokenizer, texts: Sequence[str], glue: str = "") -> list[list[int]]:
-    """Ids of each text, cut at ``MAX_TEXT_TOKENS``, without special tokens; never empty.
+def text_ids(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    glue: str = "",
+    max_tokens: int | None = MAX_TEXT_TOKENS,
+) -> list[list[int]]:
+    """Ids of each text, cut at ``max_tokens``, without special tokens; never empty.
 
     A text comes from outside: what looks like a control token in it (``<|im_end|>``) is read as
     plain characters, so that no text can end its turn and speak as somebody else. A text without
@@ -57,8 +62,8 @@ def text_ids(tokenizer: Tokenizer, texts: Sequence[str], glue: str = "") -> list
         [glue + text for text in texts],
         add_special_tokens=False,
         split_special_tokens=True,
-        truncation=True,
-        max_length=MAX_TEXT_TOKENS,
+        truncation=max_tokens is not None,
+        max_length=max_tokens,
     )["input_ids"]
     known = (tokenizer.bos_token_id, tokenizer.eos_token_id, 0)
     filler = next(token for token in known if token is not None)

@@ -27,7 +27,9 @@ from agentwire.agent.spec import AgentSpec
 from agentwire.bridge import store
 from agentwire.bridge.resampler import Resampler
 from agentwire.errors import BridgeError, DeviceError, ModelError
-from agentwire.model.backend import Encoded, Generated, Progress, Scored
+from agentwire.model.backend import Encoded, Generated, Progress, Scored, Watch
+from agentwire.model.chat import check_room, generation_ids
+from agentwire.model.generation import Answers, continue_text
 from agentwire.model.packing import can_pack, packed_states
 from agentwire.model.prefix import Prefix
 from agentwire.model.prompting import (
@@ -401,7 +403,9 @@ class TransformersBackend:
         logits = self.logits_from_soft(soft, task)
         scores = torch.log_softmax(logits, dim=-1).cpu().numpy()
         clock.lap("decode")
-        return Scored(scores, clock.stages)
+        prepared = self.prepared(task)
+        read = len(prepared.start) + soft.shape[1] + len(prepared.prompt)
+        return Scored(scores, clock.stages, [(read, 1)] * len(scores))
 
     @torch.inference_mode()
     def score_text(self, texts: Sequence[str], task: TaskSpec) -> Scored:
@@ -419,7 +423,8 @@ class TransformersBackend:
         last = hidden[torch.arange(len(rows)), (lengths - 1).to(self.device)]
         scores = torch.log_softmax(prepared.text_head(last), dim=-1).cpu().numpy()
         clock.lap("decode")
-        return Scored(scores, clock.stages)
+        read = [len(prepared.ids.before) + len(row) for row in rows]
+        return Scored(scores, clock.stages, [(n, 1) for n in read])
 
     # -- text -------------------------------------------------------------------------------
 
@@ -446,8 +451,56 @@ class TransformersBackend:
         window = getattr(config, "sliding_window", None)
         return window is None or length <= window
 
-    def generate(self, texts: Sequence[str], task: TaskSpec) -> Generated:
-        return self._generate(texts, task.text_prompt, task.max_new_tokens)
+    @torch.inference_mode()
+    def generate(
+        self, texts: Sequence[str], task: TaskSpec, watch: Watch | None = None
+    ) -> Generated:
+        clock = _Stopwatch(self.device)
+        rows = [generation_ids(self.tokenizer, text, task) for text in texts]
+        check_room(self.model, rows, task.max_new_tokens)
+        longest = max(len(row) for row in rows)
+        ids = [[self._pad] * (longest - len(row)) + row for row in rows]
+        mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+        clock.lap("tokenize")
+        answers = continue_text(
+            self.model,
+            self.tokenizer,
+            task.decoding,
+            watch,
+            max_new_tokens=task.max_new_tokens,
+            rows=len(rows),
+            pad=self._pad,
+            input_ids=torch.tensor(ids, device=self.device),
+            attention_mask=torch.tensor(mask, device=self.device),
+        )
+        return self._generated(answers, [len(row) for row in rows], clock)
+
+    @torch.inference_mode()
+    def generate_soft(
+        self, payload: npt.NDArray[np.float16], task: TaskSpec, watch: Watch | None = None
+    ) -> Generated:
+        clock = _Stopwatch(self.device)
+        soft = torch.from_numpy(np.array(payload)).to(self.device)
+        inputs = self.soft_inputs(soft, task)
+        n, length = inputs.shape[:2]
+        answers = continue_text(
+            self.model,
+            self.tokenizer,
+            task.decoding,
+            watch,
+            max_new_tokens=task.max_new_tokens,
+            rows=n,
+            pad=self._pad,
+            inputs_embeds=inputs,
+            attention_mask=torch.ones(n, length, dtype=torch.long, device=self.device),
+        )
+        return self._generated(answers, [length] * n, clock)
+
+    def _generated(self, answers: Answers, read: list[int], clock: _Stopwatch) -> Generated:
+        written = [len(row) for row in answers.written]
+        texts = answers.texts()
+        clock.lap("generate")
+        return Generated(texts, clock.stages, list(zip(read, written, strict=True)))
 
     @torch.inference_mode()
     def _generate(self, texts: Sequence[str], template: str, max_new_tokens: int) -> Generated:

@@ -28,6 +28,7 @@ from agentwire.wire import fields
 from agentwire.wire.bodies import (
     SCORE_BYTES,
     Frame,
+    check_counts,
     check_entries,
     check_payload,
     check_scores,
@@ -68,6 +69,7 @@ class Limits:
     layers: int = 1024
     labels: int = 4096
     label_bytes: int = 256
+    stops: int = 8
     prompts: int = 256
     prompt_bytes: int = 32 * 1024
     new_tokens: int = 65_536
@@ -151,6 +153,7 @@ def _encode(message: Message, envelope: Envelope, limits: Limits) -> list[bytes 
     layout = LAYOUTS[number]
     values = _header_values(message, layout, limits)
     ids = _row_ids(message, layout)
+    check_counts(values, len(ids))
     body, sizes = _pack_body(message, layout, len(ids), limits)
     rows = _pack_rows(message, layout, sizes, limits)
     common = {
@@ -280,6 +283,7 @@ def _pack_record(value: object, layout: Layout, limits: Limits) -> bytes:
         raise Misfit(error.code, f"{layout.body}: {error}") from None
     if kind is TaskSpec:
         values["relay"] = fields.plain(values["relay"], fields.RELAY)
+        values["decoding"] = fields.plain(values["decoding"], fields.DECODING)
     body = _pack(values)
     if len(body) > getattr(limits, limit):
         raise too_large(f"{layout.body}: has {len(body)} bytes; the limit is {limit}")
@@ -355,6 +359,7 @@ def _decode(
         known.rows = values["rows"] = tuple(Row(*entry) for entry in entries)
     if layout.body not in ("texts", "answers") and any(row.size for row in known.rows):
         raise malformed("rows: a size where the body is not text")
+    check_counts(values, common["n"])
     _read_body(body, layout, values, common["n"], limits)
     return envelope, layout.kind(**values), Sealed(header, frames[1], frames[2])
 

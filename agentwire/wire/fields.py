@@ -26,6 +26,7 @@ Check: TypeAlias = "Callable[[object, Limits], Any]"
 MAX_U32 = 2**32 - 1
 MAX_I63 = 2**63 - 1  # fits the signed 64-bit integer of every language
 ID_BYTES = 16
+TOKEN_BYTES = 8  # two uint32: tokens read and tokens written
 KNOWN_NAMES = 256  # strings of each kind that were checked before and need not be again
 HEX_SHA256 = re.compile(r"[0-9a-f]{64}")
 PRINTABLE = re.compile(r"[!-~]+")  # names reach logs and screens: no spaces, no control characters
@@ -166,6 +167,15 @@ def durations(value: object, limits: Limits) -> dict[str, float]:
     return {STAGE(name, limits): MILLISECONDS(spent, limits) for name, spent in value.items()}
 
 
+def counts(value: object, limits: Limits) -> bytes:
+    """Two uint32 a row, or nothing."""
+    if type(value) is not bytes:
+        raise malformed(f"must be bytes, not {type(value).__name__}")
+    if len(value) > limits.rows * TOKEN_BYTES:
+        raise too_large(f"has {len(value)} bytes; the limit is {limits.rows * TOKEN_BYTES}")
+    return value
+
+
 def rms_range(value: object, limits: Limits) -> tuple[float, float]:
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise malformed("must be a list of two numbers")
@@ -218,7 +228,7 @@ ORIGIN = text("name_bytes", PRINTABLE)
 WIRE = text("wire_bytes", PRINTABLE, empty=False)
 HASH = text("name_bytes", HEX_SHA256, empty=False)
 REASON = text("reason_bytes")
-PROMPT_HASH = text("name_bytes", re.compile(r"[0-9a-f]{64}|any"), empty=False)
+PROMPT_HASH = text("name_bytes", re.compile(r"[0-9a-f]{64}|any|free_text"), empty=False)
 
 COMMON: Mapping[str, Check] = {
     "v": integer(1, MAX_U32),
@@ -262,6 +272,13 @@ RELAY: Mapping[str, Check] = {
     "template": text("prompt_bytes"),
     "max_new_tokens": integer(0, "new_tokens"),
 }
+DECODING: Mapping[str, Check] = {
+    "temperature": integer(0, 10_000),
+    "top_p": integer(1, 1000),
+    "seed": integer(0, MAX_U32),
+    "stop": many(text("label_bytes", empty=False), 0, "stops"),
+    "stream": boolean,
+}
 TASK: Mapping[str, Check] = {
     "name": text("model_name_bytes", empty=False),
     "prompt": text("prompt_bytes"),
@@ -269,6 +286,8 @@ TASK: Mapping[str, Check] = {
     "labels": many(text("label_bytes", empty=False), 0, "labels"),
     "relay": record(m.RelaySpec, RELAY),
     "max_new_tokens": integer(0, "new_tokens"),
+    "decoding": record(m.Decoding, DECODING),
+    "form": member("text", "plain", "chat"),
 }
 
 Body: TypeAlias = Literal["none", "model", "task", "bridge", "texts", "payload", "answers"]
@@ -324,6 +343,7 @@ LAYOUTS: Mapping[m.MessageType, Layout] = {
             "channel": member(*m.Channel),
             "fallback": member("text", "error"),
             "solo": boolean,
+            "mode": member(*m.Mode),
         },
         rows="some",
         body="texts",
@@ -355,9 +375,16 @@ LAYOUTS: Mapping[m.MessageType, Layout] = {
             "labels": integer(0, "labels"),
             "payload_bytes": COUNT,
             "stages": durations,
+            "tokens": counts,
         },
         rows="some",
         body="answers",
+    ),
+    m.MessageType.PIECE: Layout(
+        m.Piece,
+        {"wire": WIRE, "task": HASH, "origin": ORIGIN, "offsets": many(COUNT, 1, "rows")},
+        rows="some",
+        body="texts",
     ),
     m.MessageType.NACK: Layout(
         m.Nack,

@@ -7,7 +7,7 @@ times are durations.
 
 Legs of one request on a wire ``sender -> receiver``::
 
-    client --Encode--> sender --Soft | Text--> receiver --Result | Nack--> client
+    client --Encode--> sender --Soft | Text--> receiver --Piece* Result | Nack--> client
 
 A wire whose name starts with ``@`` is a *direct* wire (client -> one agent): the client sends
 ``Text`` itself, and the agent answers from it.
@@ -24,7 +24,7 @@ from typing import Literal, TypeAlias
 
 from agentwire.errors import NackCode
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 DIRECT_PREFIX = "@"
 
 
@@ -47,6 +47,7 @@ class MessageType(IntEnum):
     CANCEL = 14
     PROGRESS = 15
     GOODBYE = 16
+    PIECE = 17
 
 
 class Channel(StrEnum):
@@ -54,6 +55,14 @@ class Channel(StrEnum):
 
     SOFT = "soft"
     TEXT = "text"
+
+
+class Mode(StrEnum):
+    """What a sender does with the soft tokens that it makes of a row."""
+
+    FORWARD = "forward"  # the row's text is encoded and handed to the receiver
+    KEEP = "keep"  # encoded and kept by the sender, under the request id
+    KEPT = "kept"  # the row's text is the hex id of what was kept: that is handed on
 
 
 class Role(StrEnum):
@@ -123,7 +132,8 @@ class BridgeIdentity:
         soft_tokens: M.
         width: d of the receiver.
         prompts: hashes of the prompts it was trained for (``TaskSpec.prompt_hash``), or
-            ``("any",)`` for a universal bridge.
+            ``any`` (every prompt with label words) and ``free_text`` (every prompt whose answer is
+            generated).
         rms_range: lowest and highest RMS of one soft token that the receiver accepts.
     """
 
@@ -161,6 +171,25 @@ class RelaySpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Decoding:
+    """How a receiver generates text. Integers, so that every language hashes the same task.
+
+    Attributes:
+        temperature: in thousandths; 0: greedy.
+        top_p: nucleus in thousandths of the probability mass; 1000: everything.
+        seed: of the draws, where temperature is above 0.
+        stop: the answer ends before any of these; they are not part of it.
+        stream: send what is generated in Pieces before the Result.
+    """
+
+    temperature: int = 0
+    top_p: int = 1000
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    stream: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class TaskSpec:
     """What a receiver is asked, by a hash that every message names.
 
@@ -174,6 +203,10 @@ class TaskSpec:
             Empty: the receiver generates text.
         relay: how the sender makes a text message.
         max_new_tokens: longest generated answer; 0 for classification.
+        decoding: how free text is generated.
+        form: what a text is where the model reads it itself: ``text``, put into ``text_prompt``
+            and into the model's chat template if it has one; ``plain``, the same without the
+            template; ``chat``, a JSON array of ``{"role", "content"}``, rendered in the template.
     """
 
     name: str
@@ -182,6 +215,8 @@ class TaskSpec:
     labels: tuple[str, ...] = ()
     relay: RelaySpec = field(default_factory=RelaySpec)
     max_new_tokens: int = 0
+    decoding: Decoding = field(default_factory=Decoding)
+    form: Literal["text", "plain", "chat"] = "text"
 
     def _digest(self, value: object) -> str:
         text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
@@ -203,6 +238,14 @@ class TaskSpec:
                 "labels": list(self.labels),
                 "relay": [self.relay.template, self.relay.max_new_tokens],
                 "max_new_tokens": self.max_new_tokens,
+                "decoding": [
+                    self.decoding.temperature,
+                    self.decoding.top_p,
+                    self.decoding.seed,
+                    list(self.decoding.stop),
+                    self.decoding.stream,
+                ],
+                "form": self.form,
             }
         )
 
@@ -216,7 +259,7 @@ class Payload:
         n: rows.
         soft_tokens: M.
         width: d.
-        dtype: always ``float16`` in protocol version 1.
+        dtype: always ``float16`` so far.
     """
 
     data: bytes | memoryview
@@ -350,7 +393,8 @@ class Encode:
         channel: what the client wants; the sender may fall back to text (``fallback``).
         fallback: ``text`` or ``error``: what to do where soft tokens cannot be had.
         rows: n rows; ``size`` is the byte length of each text.
-        texts: n texts.
+        texts: n texts, or (mode ``kept``) n ids of kept payloads.
+        mode: hand the soft tokens on, keep them, or hand on what was kept.
         reason: why the client itself chose the text channel ("" if it was asked for).
         solo: compute these rows in a batch of their own (a retry after a crash).
         origin: name of the client; the broker fills it in.
@@ -365,6 +409,7 @@ class Encode:
     reason: str = ""
     solo: bool = False
     origin: str = ""
+    mode: Mode = Mode.FORWARD
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,7 +446,8 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Receiver -> client: the answers.
+    """Receiver -> client: the answers. Sender -> client: what was kept (mode ``keep``), with empty
+    texts.
 
     Attributes:
         channel: how the message reached the receiver.
@@ -412,6 +458,8 @@ class Result:
         payload_bytes: bytes of one row's payload on the bus (soft), or the mean UTF-8 bytes
             of one row's text.
         stages: milliseconds in each stage, all agents together.
+        tokens: for each row two little-endian uint32: tokens that the model read (soft tokens
+            among them) and tokens that it wrote; empty where they were not counted.
     """
 
     wire: str
@@ -424,6 +472,25 @@ class Result:
     payload_bytes: int = 0
     reason: str = ""
     stages: Stages = field(default_factory=dict)
+    origin: str = ""
+    tokens: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Receiver -> client: text that was generated meanwhile, ahead of the Result.
+
+    Attributes:
+        texts: n pieces, none empty.
+        offsets: for each row, bytes of UTF-8 of its answer that stand before the piece. A row that
+            is generated anew (its agent died) starts again from 0.
+    """
+
+    wire: str
+    task: str
+    rows: tuple[Row, ...]
+    texts: tuple[str, ...]
+    offsets: tuple[int, ...]
     origin: str = ""
 
 
@@ -463,6 +530,7 @@ Message: TypeAlias = (
     | Soft
     | Text
     | Result
+    | Piece
     | Nack
     | Credit
     | Ping
@@ -491,6 +559,6 @@ class Envelope:
 
 def with_origin(message: Message, origin: str) -> Message:
     """The same message, marked as belonging to the client named ``origin``."""
-    if isinstance(message, Encode | Soft | Text | Result | Nack | Cancel):
+    if isinstance(message, Encode | Soft | Text | Result | Piece | Nack | Cancel):
         return replace(message, origin=origin)
     return message

@@ -55,11 +55,11 @@ TRANSITIONS: Mapping[Side, Mapping[tuple[State, Direction, MessageType], State]]
 _BOTH = frozenset({_T.NACK, _T.CREDIT, _T.PING, _T.PONG, _T.GOODBYE})
 MAY_SEND: Mapping[tuple[Side, Role], frozenset[MessageType]] = {
     (Side.PEER, Role.AGENT): _BOTH
-    | {_T.HELLO, _T.PROGRESS, _T.OFFER, _T.ACCEPT, _T.SOFT, _T.TEXT, _T.RESULT},
+    | {_T.HELLO, _T.PROGRESS, _T.OFFER, _T.ACCEPT, _T.SOFT, _T.TEXT, _T.RESULT, _T.PIECE},
     (Side.PEER, Role.CLIENT): _BOTH | {_T.DEFINE, _T.ENCODE, _T.TEXT, _T.CANCEL},
     (Side.BROKER, Role.AGENT): _BOTH
     | {_T.DEFINE, _T.OFFER, _T.ACCEPT, _T.ENCODE, _T.SOFT, _T.TEXT, _T.CANCEL},
-    (Side.BROKER, Role.CLIENT): _BOTH | {_T.RESULT},
+    (Side.BROKER, Role.CLIENT): _BOTH | {_T.RESULT, _T.PIECE},
 }
 """What a side may send in an open session with (or as) a peer of this role."""
 

@@ -25,14 +25,14 @@ for _prompt, _generates, _payload in product((True, False), repeat=3):
     TABLE[BridgeState.NONE, _prompt, _generates, _payload] = NackCode.NO_BRIDGE
     TABLE[BridgeState.REFUSED, _prompt, _generates, _payload] = NackCode.BRIDGE_MISMATCH
 for _state in (BridgeState.OFFERED, BridgeState.ACCEPTED):
-    for _prompt, _payload in product((True, False), repeat=2):
-        TABLE[_state, _prompt, True, _payload] = NackCode.UNSUPPORTED
     for _payload in (True, False):
+        TABLE[_state, False, True, _payload] = NackCode.UNSUPPORTED
         TABLE[_state, False, False, _payload] = NackCode.PROMPT_MISMATCH
-TABLE[BridgeState.OFFERED, True, False, True] = HOLD
-TABLE[BridgeState.OFFERED, True, False, False] = HOLD
-TABLE[BridgeState.ACCEPTED, True, False, True] = None
-TABLE[BridgeState.ACCEPTED, True, False, False] = NackCode.BAD_PAYLOAD
+for _generates in (True, False):
+    TABLE[BridgeState.OFFERED, True, _generates, True] = HOLD
+    TABLE[BridgeState.OFFERED, True, _generates, False] = HOLD
+    TABLE[BridgeState.ACCEPTED, True, _generates, True] = None
+    TABLE[BridgeState.ACCEPTED, True, _generates, False] = NackCode.BAD_PAYLOAD
 
 
 def _expected(entry: NackCode | str | None, policy: Policy) -> Decision:
@@ -63,6 +63,7 @@ def test_sender(case: tuple[BridgeState, bool, bool, bool], policy: Policy) -> N
 
 SOFT_AND_TEXT_POLICY: dict[NackCode, AfterNack] = {
     NackCode.VERSION: AfterNack.FAIL,
+    NackCode.EXPIRED: AfterNack.FAIL,
     NackCode.MALFORMED: AfterNack.AS_TEXT,
     NackCode.TOO_LARGE: AfterNack.AS_TEXT,
     NackCode.CHECKSUM: AfterNack.AS_TEXT,

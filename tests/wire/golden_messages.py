@@ -53,7 +53,7 @@ MESSAGES: dict[str, tuple[m.Message, m.Envelope]] = {
         m.Hello("llama", m.Role.AGENT, token="5ec7e7", model=MODEL),
         m.Envelope(RUN, 2, 3),
     ),
-    "welcome": (m.Welcome(1, 1_000, 15_000), m.Envelope(RUN, 0, 0)),
+    "welcome": (m.Welcome(2, 1_000, 15_000), m.Envelope(RUN, 0, 0)),
     "define": (m.Define(TASK), m.Envelope(RUN, 1, 1)),
     "offer": (m.Offer(WIRE, BRIDGE), m.Envelope(RUN, 3, 3)),
     "accept": (m.Accept(WIRE, BRIDGE.fingerprint), m.Envelope(RUN, 3, 1)),
@@ -103,8 +103,46 @@ MESSAGES: dict[str, tuple[m.Message, m.Envelope]] = {
         m.Envelope(RUN, 4, 1),
     ),
     "result_text": (
-        m.Result(WIRE, TASK.task_id, ROWS[1:], m.Channel.TEXT, texts=("Good.",), payload_bytes=12),
+        m.Result(
+            WIRE,
+            TASK.task_id,
+            ROWS[1:],
+            m.Channel.TEXT,
+            texts=("Good.",),
+            payload_bytes=12,
+            tokens=struct.pack("<2I", 9, 2),
+        ),
         m.Envelope(RUN, 5, 1),
+    ),
+    "define_generation": (
+        m.Define(
+            m.TaskSpec(
+                name="chat",
+                prompt="",
+                text_prompt="{text}",
+                max_new_tokens=64,
+                decoding=m.Decoding(700, 950, 7, ("\n\n",), stream=True),
+                form="chat",
+            )
+        ),
+        m.Envelope(RUN, 10, 1),
+    ),
+    "encode_kept": (
+        m.Encode(
+            WIRE,
+            TASK.task_id,
+            m.Channel.SOFT,
+            "error",
+            ROWS[1:],
+            ("c0" * 16,),
+            origin="cli",
+            mode=m.Mode.KEPT,
+        ),
+        m.Envelope(RUN, 11, 1),
+    ),
+    "piece": (
+        m.Piece(WIRE, TASK.task_id, ROWS[1:], (" delight",), (5,), origin="cli"),
+        m.Envelope(RUN, 8, 3),
     ),
     "nack": (
         m.Nack(NackCode.BAD_PAYLOAD, "soft token 1 is not finite", WIRE, ROWS[:1], origin="cli"),

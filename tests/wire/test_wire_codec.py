@@ -294,7 +294,7 @@ def test_an_envelope_has_its_limits_too(envelope: m.Envelope) -> None:
 @pytest.mark.parametrize(
     ("keys", "code"),
     [
-        ({"v": 2}, NackCode.VERSION),
+        ({"v": 1}, NackCode.VERSION),
         ({"v": True}, NackCode.MALFORMED),
         ({"v": None}, NackCode.MALFORMED),
         ({"t": 99}, NackCode.MALFORMED),
@@ -538,7 +538,7 @@ def test_a_client_that_knows_only_the_docs_is_understood() -> None:
     header = {
         "wire": "a->b", "task": "0" * 64, "origin": "", "channel": "soft", "fallback": "error",
         "reason": "", "solo": False, "c": zlib.crc32(rows + body), "n": 1, "e": 1, "s": 4,
-        "r": RUN, "t": 6, "v": 1,
+        "r": RUN, "t": 6, "v": 2, "mode": "forward",
     }  # fmt: skip
     packed = msgpack.packb(header).replace(b"\xa1s\x04", b"\xa1s\xcf" + (4).to_bytes(8))
     assert decode([packed, rows, body]) == (

@@ -70,7 +70,7 @@ def test_hello_and_welcome_open_both_ends() -> None:
     assert pair.broker.receive(pair.peer.open(0.0), 0.1) == [Greeted(AGENT, epoch=3)]
     assert (pair.peer.state, pair.broker.state) == (State.GREETING, State.GREETING)
     events = pair.peer.receive(pair.broker.welcome(0.2), 0.3)
-    assert events == [Opened(m.Welcome(1, 1000, 5000))]
+    assert events == [Opened(m.Welcome(2, 1000, 5000))]
     assert (pair.peer.state, pair.broker.state) == (State.OPEN, State.OPEN)
     # The broker's times hold at both ends.
     assert (pair.peer.timing.ping_ms, pair.peer.timing.liveness_ms) == (1000, 5000)
@@ -85,7 +85,7 @@ def test_a_rejected_peer_learns_why_and_both_ends_are_closed() -> None:
 
 
 def test_a_peer_that_speaks_only_newer_versions_is_refused() -> None:
-    pair = Pair(dataclasses.replace(AGENT, versions=(3, 2)), open_=False)
+    pair = Pair(dataclasses.replace(AGENT, versions=(4, 3)), open_=False)
     events = pair.broker.receive(pair.peer.open(0.0), 0.0)
     assert isinstance(events[0], Refused) and events[0].code is NackCode.VERSION
     assert pair.broker.state is State.CLOSED
@@ -94,7 +94,7 @@ def test_a_peer_that_speaks_only_newer_versions_is_refused() -> None:
 
 
 def test_a_peer_that_speaks_newer_versions_too_gets_the_common_one() -> None:
-    pair = Pair(dataclasses.replace(AGENT, versions=(2, 1)))
+    pair = Pair(dataclasses.replace(AGENT, versions=(3, 2)))
     assert pair.peer.state is State.OPEN
 
 
@@ -102,7 +102,7 @@ def test_a_peer_that_speaks_newer_versions_too_gets_the_common_one() -> None:
     ("welcome", "code"),
     [
         (m.Welcome(9, 1000, 5000), NackCode.VERSION),
-        (m.Welcome(1, 5000, 5000), NackCode.MALFORMED),
+        (m.Welcome(2, 5000, 5000), NackCode.MALFORMED),
     ],
 )
 def test_a_welcome_that_cannot_be_is_answered_by_goodbye(

@@ -55,6 +55,15 @@ tasks = st.builds(
     labels=st.lists(texts.filter(bool), max_size=4).map(tuple),
     relay=relays,
     max_new_tokens=st.integers(0, 65536),
+    decoding=st.builds(
+        m.Decoding,
+        temperature=st.integers(0, 10_000),
+        top_p=st.integers(1, 1000),
+        seed=u32,
+        stop=st.lists(texts.filter(bool), max_size=3).map(tuple),
+        stream=st.booleans(),
+    ),
+    form=st.sampled_from(["text", "plain", "chat"]),
 )
 
 
@@ -87,13 +96,24 @@ def rows_and_payload(draw: st.DrawFn) -> dict[str, Any]:
 def rows_and_scores(draw: st.DrawFn) -> dict[str, Any]:
     rows, labels = draw(some_rows()), draw(st.integers(1, 4))
     values = [draw(st.floats(-50, 0, width=32)) for _ in range(len(rows) * labels)]
-    return {"rows": rows, "labels": labels, "scores": struct.pack(f"<{len(values)}f", *values)}
+    tokens = draw(st.just(b"") | st.binary(min_size=8 * len(rows), max_size=8 * len(rows)))
+    scores = struct.pack(f"<{len(values)}f", *values)
+    return {"rows": rows, "labels": labels, "scores": scores, "tokens": tokens}
 
 
 def with_rows(
     kind: Any, content: st.SearchStrategy[dict[str, Any]], **others: Any
 ) -> st.SearchStrategy[Any]:
     return st.tuples(content, st.fixed_dictionaries(others)).map(lambda p: kind(**p[0], **p[1]))
+
+
+@st.composite
+def pieces(draw: st.DrawFn) -> m.Piece:
+    content = draw(rows_and_texts())
+    offsets = tuple(draw(u32) for _ in content["rows"])
+    return m.Piece(
+        **content, offsets=offsets, wire=draw(wires), task=draw(hashes), origin=draw(origins)
+    )
 
 
 work = {"wire": wires, "task": hashes, "origin": origins}
@@ -124,6 +144,7 @@ by_type: dict[type[Any], st.SearchStrategy[Any]] = {
         fallback=st.sampled_from(["text", "error"]),
         reason=reasons,
         solo=st.booleans(),
+        mode=st.sampled_from(m.Mode),
     ),
     m.Soft: with_rows(
         m.Soft, rows_and_payload(), **work, bridge=hashes, stages=stages, solo=st.booleans()
@@ -140,6 +161,7 @@ by_type: dict[type[Any], st.SearchStrategy[Any]] = {
         reason=reasons,
         stages=stages,
     ),
+    m.Piece: pieces(),
     m.Nack: st.builds(
         m.Nack,
         code=st.sampled_from(NackCode),
