@@ -6,7 +6,7 @@ import pytest
 
 from agentwire.errors import NackCode, RequestError
 from agentwire.ledger import Admission, Dispatch, Ledger, Request
-from agentwire.wire.messages import Channel
+from agentwire.wire.messages import Channel, Mode
 
 WIRES = {"a->b": ("a", "b"), "a->c": ("a", "c"), "@b": ("b",)}
 
@@ -305,3 +305,12 @@ def test_the_bytes_of_all_texts_are_bounded() -> None:
     assert error.value.code is NackCode.OVERLOADED and error.value.retry_after_s
     book.settle(first.request_id)
     batch(book, 3)
+
+
+@pytest.mark.parametrize("change", [{"fallback": "error"}, {"mode": Mode.KEPT}], ids=str)
+def test_what_needs_its_sender_takes_no_detour(change: dict[str, Any]) -> None:
+    book = ledger(detours={"a->b": "@b"})
+    (request,) = batch(book, 1)
+    for name, value in change.items():
+        setattr(request, name, value)
+    assert book.down("a", "gone") == (request,)
