@@ -62,6 +62,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bridge.train": {"errors", "config", "wire.messages", "bridge", "model", "task", "agent.spec"}
     | {"scenario.schema", "scenario.resolve"},
     "bridge.trainer": {"errors", "bridge", "scenario.schema", "task"},
+    "bridge.optimise": {"bridge", "scenario.schema"},
+    "bridge.problem": {"bridge", "scenario.schema"},
+    # Trained baselines: probes, prompts, adapters. They train in the runner's own process.
+    "baseline": {"errors", "config", "download", "wire.messages", "bridge", "model", "task"}
+    | {"agent.spec", "scenario.schema", "scenario.resolve", "baseline"},
     "bridge.states": {"errors", "bridge", "model"},
     # What a scenario says and means; the runtime starts from it.
     "scenario": {"errors", "config", "agent.spec", "bridge.card", "wire.messages", "scenario"}

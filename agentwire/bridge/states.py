@@ -18,7 +18,7 @@ class StateCache:
     """Hidden states of many texts, without padding.
 
     Attributes:
-        flat: fp16 [total tokens, width], all texts one after the other.
+        flat: fp16 [total tokens, width], all texts one after the other, in any order.
         offsets: [n] index of each text's first token in ``flat``.
         lengths: [n] tokens of each text.
         labels: [n] class ids.
@@ -36,6 +36,15 @@ class StateCache:
     def longest(self) -> int:
         """Tokens of the longest text."""
         return int(self.lengths.max())
+
+    def to(self, device: torch.device) -> StateCache:
+        """The same on another device."""
+        return StateCache(
+            self.flat.to(device),
+            self.offsets.to(device),
+            self.lengths.to(device),
+            self.labels.to(device),
+        )
 
     def gather(self, rows: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """States [n, width, d] of ``rows`` and their mask [n, width]; no data leaves the device."""
@@ -82,22 +91,25 @@ def cache_states(
     """
     short = trunk(sender.model, layer)
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-    parts: list[Tensor | None] = [None] * len(texts)
+    parts: list[Tensor] = []
+    sizes: list[Tensor] = []
     for begin in range(0, len(order), batch_size):
         chosen = order[begin : begin + batch_size]
         ids, mask = sender.tokens([texts[i] for i in chosen])
         ids, mask = ids[:, : max_tokens + 1], mask[:, :max_tokens]
         # Gemma's largest features can pass what fp16 holds; an infinity would spoil the statistics.
         states = sender.states(short, ids).clamp(-HALF_MAX, HALF_MAX).half()
-        for i, row, keep in zip(chosen, states, mask, strict=True):
-            parts[i] = row[keep].clone()
+        parts.append(states[mask])
+        sizes.append(mask.sum(dim=1))
         if progress is not None:
             progress(min(1.0, (begin + batch_size) / len(order)))
-    ready = [part for part in parts if part is not None]
-    lengths = torch.tensor([part.shape[0] for part in ready], device=sender.device)
+    # ``flat`` is in the order of computing; the texts keep theirs.
+    place = torch.tensor(order, device=sender.device).argsort()
+    ends = torch.cat(sizes).cumsum(0)
+    lengths = torch.cat(sizes)[place]
     return StateCache(
-        flat=torch.cat(ready),
-        offsets=lengths.cumsum(0) - lengths,
+        flat=torch.cat(parts),
+        offsets=ends[place] - lengths,
         lengths=lengths,
         labels=torch.tensor(list(labels), device=sender.device),
     )

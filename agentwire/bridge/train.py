@@ -87,15 +87,15 @@ def train_scenario(
     trunk(sender.model, layer)  # refused now, not after the states of all rows
     caches = _cache(sender, rows, held_out, layer, recipe, progress)
     del sender  # a large sender makes room for the receiver's activations
-    cache, held = (_moved(c, receiver.device) for c in caches)
+    cache, held = (c.to(receiver.device) for c in caches)
     module = _new_bridge(cache, receiver, sender_identity, wire.spec.soft_tokens, recipe)
     trained = _train(module, receiver, task, cache, held, recipe, progress)
     card = BridgeCard(
         name=wire.bridge,
         description=f"{resolved.data.dataset}: {public_name(sender_identity.name)} -> "
         f"{public_name(receiver.identity.name)}",
-        sender=_card_model(sender_identity),
-        receiver=_card_model(receiver.identity),
+        sender=card_model(sender_identity),
+        receiver=card_model(receiver.identity),
         layer=layer,
         soft_tokens=wire.spec.soft_tokens,
         hidden=recipe.hidden,
@@ -103,7 +103,7 @@ def train_scenario(
         heads=recipe.heads,
         feed_forward=recipe.feed_forward,
         parameters=module.count_parameters(),
-        rms_range=_rms_range(receiver.identity.embedding_rms),
+        rms_range=rms_range(receiver.identity.embedding_rms),
         prompts=(task.prompt_hash,),
         training=CardTraining(
             dataset=data.name,
@@ -115,14 +115,14 @@ def train_scenario(
             seconds=round(time.monotonic() - started, 1),
             device=device_name(receiver.device),
             recipe=recipe.model_dump(),
-            provenance=_public(rows),
+            provenance=public_provenance(rows),
             versions={name: importlib.metadata.version(name) for name in ("torch", "transformers")},
             date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         ),
         weights_sha256="0" * 64,  # ``save`` fills it in
     )
     folder = out / wire.bridge
-    store.save(folder, card, trained.module)
+    store.save(folder, card, module)
     return folder
 
 
@@ -193,15 +193,6 @@ def _cache(
     return one(rows, 0.06, 0.2), one(held_out, 0.26, 0.02)
 
 
-def _moved(cache: StateCache, device: torch.device) -> StateCache:
-    return StateCache(
-        flat=cache.flat.to(device),
-        offsets=cache.offsets.to(device),
-        lengths=cache.lengths.to(device),
-        labels=cache.labels.to(device),
-    )
-
-
 def _new_bridge(
     cache: StateCache,
     receiver: TransformersBackend,
@@ -249,7 +240,8 @@ def _train(
     )
 
 
-def _card_model(identity: ModelIdentity) -> CardModel:
+def card_model(identity: ModelIdentity) -> CardModel:
+    """A model as a card names it."""
     return CardModel(
         model=public_name(identity.name),
         fingerprint=identity.fingerprint,
@@ -258,11 +250,12 @@ def _card_model(identity: ModelIdentity) -> CardModel:
     )
 
 
-def _rms_range(alpha: float) -> tuple[float, float]:
+def rms_range(alpha: float) -> tuple[float, float]:
+    """What the receiver accepts: alpha, give or take ``RMS_SLACK``."""
     return (round(alpha * (1 - RMS_SLACK), 6), round(alpha * (1 + RMS_SLACK), 6))
 
 
-def _public(rows: Dataset) -> dict[str, str]:
+def public_provenance(rows: Dataset) -> dict[str, str]:
     """Provenance without this machine's paths: a card is for everybody."""
     known = dict(rows.provenance)
     if known.get("source") == "folder":

@@ -1,181 +1,267 @@
-"""The training loop of a bridge: both language models are frozen, only the bridge learns.
+"""The training loop: both language models are frozen, only small modules beside them learn.
 
 Loss: cross-entropy over the task's label words at the receiver's first answer position, the same
-quantity that scoring uses. AdamW, linear warm-up and cosine decay, gradient clipping, an
-exponential moving average of the weights; the step is chosen on held-out training rows.
+quantity that scoring uses. The step is chosen on held-out training rows. Several trainings (seeds,
+layers, rates, Ms) run side by side in one loop and share each pass through the frozen receiver.
 
-On a GPU one whole step (gather, bridge, receiver, backward, clip, optimiser, average) is captured
-as a CUDA graph: at these sizes a step is bound by kernel launches, not by arithmetic.
+A loss that is not finite does not end the work: the training goes back to its last good evaluation
+and on at half the rate, up to three times.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from agentwire.bridge.checkpoint import Checkpoint, Progressed
+from agentwire.bridge.optimise import Step, learning_rate, schedule
+from agentwire.bridge.problem import (
+    BridgeProblem,
+    LogitsFromSoft,
+    Part,
+    Problem,
+    Score,
+    held_out_scores,
+)
 from agentwire.bridge.resampler import Resampler
 from agentwire.bridge.states import StateCache
 from agentwire.errors import BridgeError
 from agentwire.scenario.schema import TrainSpec
 
-LogitsFromSoft = Callable[[Tensor], Tensor]
-"""Soft tokens [n, M, d] -> label logits [n, L], differentiable: the frozen receiver."""
+ROLLBACKS = 3
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Held-out figures at one step."""
+    """Held-out figures at one step; ``parts``: the accuracy of each task, if there are several."""
 
     step: int
     loss: float
     train_loss: float
     accuracy: float
     seconds: float
+    parts: tuple[float, ...] = ()
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The better, the higher: accuracy, and of equal ones the lower loss."""
+        return self.accuracy, -self.loss
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A trained bridge and its history; ``best`` is the evaluation it was chosen for."""
+    """A trained module and its history; ``best`` is the evaluation it was chosen for."""
 
-    module: Resampler
+    module: nn.Module
     best: Evaluation
     history: tuple[Evaluation, ...]
     seconds: float
 
 
-def learning_rate(step: int, recipe: TrainSpec) -> float:
-    """Linear warm-up over ``warmup * steps`` steps, then cosine decay to a hundredth."""
-    warm = max(1, int(recipe.warmup * recipe.steps))
-    if step < warm:
-        return recipe.learning_rate * (step + 1) / warm
-    done = (step - warm) / max(1, recipe.steps - warm)
-    return recipe.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+@dataclass(slots=True)
+class _Member:
+    """The state of one training."""
+
+    recipe: TrainSpec
+    history: list[Evaluation] = field(default_factory=list)
+    best: Evaluation | None = None
+    best_state: dict[str, Tensor] = field(default_factory=dict)
+    good: dict[str, Tensor] = field(default_factory=dict)
+    rollbacks: int = 0
+    scale: float = 1.0
+    failure: BridgeError | None = None
+
+    def stale(self) -> bool:
+        """Whether early stopping ends it."""
+        patience = self.recipe.patience
+        if self.failure is not None:
+            return True
+        if not patience or self.best is None:
+            return False
+        return sum(e.step > self.best.step for e in self.history) >= patience
 
 
-def drop_tokens(mask: Tensor, rate: float) -> Tensor:
-    """Hides a random part of the text's tokens from the bridge; the first is always kept."""
-    keep = torch.rand(mask.shape, device=mask.device) >= rate
-    keep[:, 0] = True
-    return mask & keep
+def train_many(
+    problem: Problem,
+    recipes: Sequence[TrainSpec],
+    report: Callable[[int, Evaluation], None] = lambda member, now: None,
+    checkpoint: Checkpoint | None = None,
+) -> list[Trained | BridgeError]:
+    """Trains every member of ``problem`` and gives each one's best average, or why it has none.
+
+    Args:
+        problem: modules and data.
+        recipes: of each member; ``steps`` and ``evaluate_every`` must be the same for all.
+        report: told about every evaluation of every member.
+        checkpoint: where to keep what is needed to go on after a crash; a training that is there
+            already is taken up.
+
+    Raises:
+        ValueError: recipes that do not go together.
+    """
+    first = recipes[0]
+    if any((r.steps, r.evaluate_every) != (first.steps, first.evaluate_every) for r in recipes):
+        raise ValueError("trainings side by side need the same steps and evaluate_every")
+    loop = _Loop(problem, recipes, report, checkpoint)
+    return loop.run()
 
 
-class Step:
-    """One optimiser step on a batch of row numbers; captured as a CUDA graph where it can be."""
+class _Loop:
+    """One run of ``train_many``."""
 
     def __init__(
-        self, module: Resampler, logits: LogitsFromSoft, cache: StateCache, recipe: TrainSpec
+        self,
+        problem: Problem,
+        recipes: Sequence[TrainSpec],
+        report: Callable[[int, Evaluation], None],
+        checkpoint: Checkpoint | None,
     ) -> None:
-        self.module, self.logits, self.cache, self.recipe = module, logits, cache, recipe
-        self.device = cache.flat.device
-        captured = self.device.type == "cuda"
-        self.rate = torch.tensor(recipe.learning_rate, device=self.device)
-        self.optimiser = torch.optim.AdamW(
-            self._groups(),
-            lr=self.rate if captured else recipe.learning_rate,
-            betas=(0.9, 0.98),
-            capturable=captured,
-        )
-        self.average = copy.deepcopy(module).eval()
-        self.loss = torch.zeros((), device=self.device)
-        self._rows = torch.zeros(recipe.batch_size, dtype=torch.long, device=self.device)
-        self._graph = self._capture() if captured else None
-
-    def _groups(self) -> list[dict[str, object]]:
-        """Weight decay for matrices only: not for biases, norms and the latent queries."""
-        named = list(self.module.named_parameters())
-        matrices = [p for name, p in named if p.ndim == 2 and name != "latents"]
-        others = [p for name, p in named if not (p.ndim == 2 and name != "latents")]
-        return [
-            {"params": matrices, "weight_decay": self.recipe.weight_decay},
-            {"params": others, "weight_decay": 0.0},
+        self.problem, self.report, self.checkpoint = problem, report, checkpoint
+        self.started = time.monotonic()
+        self.members = [_Member(recipe) for recipe in recipes]
+        torch.manual_seed(recipes[0].seed)
+        for module in problem.modules:
+            module.train()
+        self.step = Step(problem, recipes)
+        self.batches = [
+            [schedule(labels, recipe, problem.device) for labels in problem.labels]
+            for recipe in recipes
         ]
+        self.earlier = 0.0
 
-    def _compute(self, rows: Tensor, width: int) -> None:
-        states, mask = self.cache.gather(rows, width)
-        if self.recipe.token_dropout:
-            mask = drop_tokens(mask, self.recipe.token_dropout)
-        loss = F.cross_entropy(
-            self.logits(self.module(states, mask)),
-            self.cache.labels[rows],
-            label_smoothing=self.recipe.label_smoothing,
-        )
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.module.parameters(), self.recipe.clip)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=False)
-        with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.average.parameters()),
-                list(self.module.parameters()),
-                1 - self.recipe.average,
+    def run(self) -> list[Trained | BridgeError]:
+        steps, every = self.members[0].recipe.steps, self.members[0].recipe.evaluate_every
+        total = torch.zeros_like(self.step.losses)
+        begin = last = self._resume()
+        for number in range(begin + 1, steps + 1):
+            rates = [m.scale * learning_rate(number - 1, m.recipe) for m in self.members]
+            rows = [[part[number - 1] for part in mine] for mine in self.batches]
+            self.step(rates, rows)
+            total += self.step.losses
+            if number % every and number != steps:
+                continue
+            means = (total / (number - last)).tolist()
+            total.zero_()
+            last = number
+            self._evaluate(number, means)
+            if all(member.stale() for member in self.members):
+                break
+            if self.checkpoint is not None and number != steps:
+                self.checkpoint.save(self._progressed(number))
+        if self.checkpoint is not None:
+            self.checkpoint.remove()
+        return [self._finished(s, member) for s, member in enumerate(self.members)]
+
+    def _seconds(self) -> float:
+        return self.earlier + time.monotonic() - self.started
+
+    def _evaluate(self, number: int, means: Sequence[float]) -> None:
+        scores = self.problem.evaluate(self.step.averages)
+        for s, (member, score, mean) in enumerate(zip(self.members, scores, means, strict=True)):
+            if member.failure is not None:
+                continue
+            if not (math.isfinite(mean) and math.isfinite(score.loss)):
+                self._roll_back(s, member, number)
+                continue
+            now = _evaluation(number, score, mean, self._seconds())
+            member.history.append(now)
+            member.good = self.step.state(s)
+            self.report(s, now)
+            if member.best is None or now.rank > member.best.rank:
+                member.best = now
+                average = self.step.averages[s].state_dict()
+                member.best_state = {k: v.detach().clone() for k, v in average.items()}
+
+    def _roll_back(self, s: int, member: _Member, number: int) -> None:
+        """Back to the last good evaluation at half the rate; without one, or too often, failure."""
+        if not member.good or member.rollbacks >= ROLLBACKS:
+            member.failure = BridgeError(
+                f"the loss is not finite after {number} steps"
+                + (f", for the {member.rollbacks + 1}th time." if member.rollbacks else "."),
+                hint="Lower `train.learning_rate` in the scenario.",
             )
-            self.loss.copy_(loss)
-
-    def _capture(self) -> torch.cuda.CUDAGraph:
-        """Three warm-up steps on a side stream (with a zero rate), then the capture itself."""
-        kept = copy.deepcopy(self.module.state_dict())
-        width = self.cache.longest  # read before the capture, in which nothing may wait
-        self.rate.zero_()
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                self._compute(self._rows, width)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        # Captured on the same stream: cuBLAS keeps one workspace a stream, so graphs captured on
-        # a shared stream would write into each other's when several are replayed side by side.
-        with torch.cuda.graph(graph, stream=side):
-            self._compute(self._rows, width)
-        self.module.load_state_dict(kept)
-        self.average.load_state_dict(kept)
-        for state in self.optimiser.state.values():
-            for value in state.values():
-                value.zero_()
-        return graph
-
-    def __call__(self, step: int, rows: Tensor) -> None:
-        """Learns from the rows [batch_size]; ``loss`` then holds the batch's mean loss."""
-        rate = learning_rate(step, self.recipe)
-        if self._graph is not None:
-            self.rate.fill_(rate)
-            self._rows.copy_(rows)
-            self._graph.replay()
             return
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self._compute(rows, int(self.cache.lengths[rows].max()))
+        self.step.restore(s, member.good)
+        member.rollbacks += 1
+        member.scale /= 2
+
+    def _finished(self, s: int, member: _Member) -> Trained | BridgeError:
+        if member.failure is not None:
+            return member.failure
+        if member.best is None:  # steps >= 1, so the last step was evaluated
+            return BridgeError("nothing was trained.", hint="Set `train.steps` to 1 or more.")
+        module = self.problem.modules[s]
+        module.load_state_dict(member.best_state)
+        return Trained(module.eval(), member.best, tuple(member.history), self._seconds())
+
+    # -- checkpoints --------------------------------------------------------------------------
+
+    def _progressed(self, number: int) -> Progressed:
+        tensors: dict[str, Tensor] = {}
+        notes = []
+        for s, member in enumerate(self.members):
+            tensors |= {f"{s}/now/{key}": v for key, v in self.step.state(s).items()}
+            tensors |= {f"{s}/best/{key}": v for key, v in member.best_state.items()}
+            notes.append(
+                {
+                    "history": [_plain(e) for e in member.history],
+                    "best": None if member.best is None else _plain(member.best),
+                    "rollbacks": member.rollbacks,
+                    "scale": member.scale,
+                    "failed": member.failure is not None,
+                }
+            )
+        return Progressed(number, self._seconds(), tensors, notes)
+
+    def _resume(self) -> int:
+        """Takes up an earlier session; returns the step that it had reached."""
+        found = self.checkpoint.load(self.problem.device) if self.checkpoint else None
+        if found is None:
+            return 0
+        for s, (member, note) in enumerate(zip(self.members, found.notes, strict=True)):
+            now = _under(found.tensors, f"{s}/now/")
+            self.step.restore(s, now)
+            member.best_state = _under(found.tensors, f"{s}/best/")
+            member.history = [_from_plain(e) for e in note["history"]]
+            member.best = None if note["best"] is None else _from_plain(note["best"])
+            member.rollbacks, member.scale = note["rollbacks"], note["scale"]
+            member.good = now if member.history else {}
+            if note["failed"]:
+                member.failure = BridgeError("the loss was not finite in an earlier session.")
+        self.earlier = found.seconds
+        return found.step
 
 
-@torch.inference_mode()
+def _evaluation(number: int, score: Score, mean: float, seconds: float) -> Evaluation:
+    parts = score.parts if len(score.parts) > 1 else ()
+    return Evaluation(number, score.loss, mean, score.accuracy, seconds, parts)
+
+
+def _plain(e: Evaluation) -> list[object]:
+    return [e.step, e.loss, e.train_loss, e.accuracy, e.seconds, list(e.parts)]
+
+
+def _from_plain(values: Sequence[object]) -> Evaluation:
+    *figures, parts = values
+    return replace(Evaluation(*figures), parts=tuple(parts))  # type: ignore[arg-type]
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
 def evaluate(
-    module: Resampler, logits: LogitsFromSoft, cache: StateCache, batch_size: int = 128
+    module: nn.Module, logits: LogitsFromSoft, cache: StateCache, batch_size: int = 128
 ) -> tuple[float, float]:
     """Mean cross-entropy and accuracy over all rows of ``cache``; payloads rounded to fp16."""
-    right, loss = 0, 0.0
-    for begin in range(0, len(cache), batch_size):
-        rows = torch.arange(begin, min(begin + batch_size, len(cache)), device=cache.flat.device)
-        states, mask = cache.gather(rows, int(cache.lengths[rows].max()))
-        scores = logits(module(states, mask).half().float())
-        labels = cache.labels[rows]
-        right += int((scores.argmax(-1) == labels).sum())
-        loss += float(F.cross_entropy(scores, labels, reduction="sum"))
-    return loss / len(cache), right / len(cache)
-
-
-def schedule(n: int, recipe: TrainSpec, device: torch.device) -> Tensor:
-    """Row numbers [steps, batch_size]: each epoch is a new permutation of all n rows."""
-    generator = torch.Generator().manual_seed(recipe.seed)
-    needed = recipe.steps * recipe.batch_size
-    passes = [torch.randperm(n, generator=generator) for _ in range(math.ceil(needed / n))]
-    return torch.cat(passes)[:needed].view(recipe.steps, recipe.batch_size).to(device)
+    return held_out_scores([module], [[0]], logits, [cache], batch_size)[0]
 
 
 def train(
@@ -185,40 +271,15 @@ def train(
     held_out: StateCache,
     recipe: TrainSpec,
     report: Callable[[Evaluation], None],
+    checkpoint: Checkpoint | None = None,
 ) -> Trained:
-    """Trains ``module`` (statistics and alpha already set) and returns its best average.
+    """Trains one bridge (statistics and alpha already set) on one task.
 
     Raises:
         BridgeError: the loss is not finite any more.
     """
-    started = time.monotonic()
-    torch.manual_seed(recipe.seed)
-    module.train()
-    step = Step(module, logits, cache, recipe)
-    batches = schedule(len(cache), recipe, cache.flat.device)
-    history: list[Evaluation] = []
-    best: tuple[Evaluation, dict[str, Tensor]] | None = None
-    running: list[Tensor] = []
-    for number in range(1, recipe.steps + 1):
-        step(number - 1, batches[number - 1])
-        running.append(step.loss.clone())
-        if number % recipe.evaluate_every and number != recipe.steps:
-            continue
-        train_loss = float(torch.stack(running).mean())
-        running.clear()
-        if not math.isfinite(train_loss):
-            raise BridgeError(
-                f"the loss is not finite after {number} steps.",
-                hint="Lower `train.learning_rate` in the scenario.",
-            )
-        loss, accuracy = evaluate(step.average, logits, held_out)
-        seconds = time.monotonic() - started
-        now = Evaluation(number, loss, train_loss, accuracy, seconds)
-        history.append(now)
-        report(now)
-        if best is None or (accuracy, -loss) > (best[0].accuracy, -best[0].loss):
-            best = now, copy.deepcopy(step.average.state_dict())
-    if best is None:  # recipe.steps >= 1, so the last step was evaluated
-        raise BridgeError("nothing was trained.", hint="Set `train.steps` to 1 or more.")
-    module.load_state_dict(best[1])
-    return Trained(module.eval(), best[0], tuple(history), time.monotonic() - started)
+    problem = BridgeProblem([module], [Part(logits, [cache], [held_out])], [recipe])
+    done = train_many(problem, [recipe], lambda _, now: report(now), checkpoint)[0]
+    if isinstance(done, BridgeError):
+        raise done
+    return done

@@ -96,7 +96,17 @@ class TaskChoice(DataChoice):
 
 
 class TrainSpec(Strict):
-    """How ``agentwire train`` trains the scenario's bridge. Defaults are the shipped recipe."""
+    """How ``agentwire train`` trains the scenario's bridge.
+
+    Attributes:
+        average: decay of the moving average of the weights, which is what is evaluated and shipped.
+        balanced: draw every class equally often instead of every row.
+        diversity: weight of a loss that pushes soft tokens apart (``bridge.diversity``); 0: off.
+        patience: evaluations on held-out rows without a better one that end the training; 0: off.
+        precision: of the frozen receiver; ``auto`` is bfloat16 on a GPU, float32 on a CPU. What is
+            trained is always float32.
+        max_rows: training rows to use; 0: all.
+    """
 
     steps: Annotated[int, Field(ge=1)] = 1500
     batch_size: Annotated[int, Field(ge=1)] = 32
@@ -112,6 +122,11 @@ class TrainSpec(Strict):
     token_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     average: Annotated[float, Field(ge=0, lt=1)] = 0.995
+    balanced: bool = False
+    diversity: Annotated[float, Field(ge=0)] = 0.0
+    diversity_form: Literal["orthogonality", "entropy"] = "orthogonality"
+    patience: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     held_out: Annotated[int, Field(ge=16)] = 1000
     max_rows: Annotated[int, Field(ge=0)] = 0
     evaluate_every: Annotated[int, Field(ge=1)] = 250
@@ -187,7 +202,13 @@ if TYPE_CHECKING:
         """Settings of ``TrainSpec`` as axes: each has a list of values."""
 else:
     _AXES = {
-        name: (list[Annotated[field.annotation, *field.metadata]], Field(None, min_length=1))
+        name: (
+            # ``Annotated`` wants something to annotate with.
+            list[
+                Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+            ],
+            Field(None, min_length=1),
+        )
         for name, field in TrainSpec.model_fields.items()
         if name != "seed"  # ``matrix.seeds``
     }

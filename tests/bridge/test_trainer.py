@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from bridge_shapes import SHAPE
 
+from agentwire.bridge.checkpoint import Checkpoint
+from agentwire.bridge.diversity import diversity_loss
+from agentwire.bridge.optimise import Step, learning_rate, schedule
+from agentwire.bridge.problem import BridgeProblem, Part, drop_tokens
 from agentwire.bridge.resampler import Resampler
 from agentwire.bridge.states import StateCache
-from agentwire.bridge.trainer import (
-    Evaluation,
-    Step,
-    Trained,
-    drop_tokens,
-    evaluate,
-    learning_rate,
-    schedule,
-    train,
-)
+from agentwire.bridge.trainer import Evaluation, Trained, evaluate, train, train_many
 from agentwire.errors import BridgeError
 from agentwire.scenario.schema import TrainSpec
 
@@ -66,6 +64,10 @@ def fresh(cache: StateCache, seed: int = 0, dropout: float = 0.0) -> Resampler:
     return module
 
 
+def alone(module: Resampler, cache: StateCache, spec: TrainSpec) -> BridgeProblem:
+    return BridgeProblem([module], [Part(receiver, [cache], [problem(90, 2)])], [spec])
+
+
 def run(spec: TrainSpec, logits=receiver, seed: int = 0) -> tuple[Trained, list[Evaluation]]:  # type: ignore[no-untyped-def]
     told: list[Evaluation] = []
     cache = problem(200, 1)
@@ -90,17 +92,18 @@ def test_a_rate_without_warm_up_and_of_one_step() -> None:
 
 def test_every_epoch_sees_every_row_once_in_another_order() -> None:
     spec = recipe(steps=15, batch_size=4)
-    batches = schedule(20, spec, CPU)
+    labels = torch.zeros(20, dtype=torch.long)
+    batches = schedule(labels, spec, CPU)
     assert batches.shape == (15, 4)
     epochs = batches.flatten().view(3, 20)
     assert all(sorted(epoch.tolist()) == list(range(20)) for epoch in epochs)
     assert not torch.equal(epochs[0], epochs[1])
-    assert torch.equal(schedule(20, spec, CPU), batches)
-    assert not torch.equal(schedule(20, recipe(steps=15, batch_size=4, seed=1), CPU), batches)
+    assert torch.equal(schedule(labels, spec, CPU), batches)
+    assert not torch.equal(schedule(labels, recipe(steps=15, batch_size=4, seed=1), CPU), batches)
 
 
 def test_a_batch_may_be_larger_than_the_data() -> None:
-    batches = schedule(3, recipe(steps=2, batch_size=16), CPU)
+    batches = schedule(torch.tensor([0, 1, 1]), recipe(steps=2, batch_size=16), CPU)
     assert batches.shape == (2, 16)
     counts = torch.bincount(batches.flatten())
     assert counts.max() - counts.min() <= 1
@@ -181,8 +184,9 @@ def test_a_loss_that_is_not_finite_ends_the_training() -> None:
 def test_weight_decay_spares_norms_biases_and_latents() -> None:
     cache = problem(20, 1)
     module = fresh(cache)
-    step = Step(module, receiver, cache, recipe(weight_decay=0.3))
-    decayed, spared = step.optimiser.param_groups
+    spec = recipe(weight_decay=0.3)
+    step = Step(alone(module, cache, spec), [spec])
+    decayed, spared = step.optimisers[0].param_groups
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.3, 0.0)
     names = {id(p): name for name, p in module.named_parameters()}
     found = {names[id(p)] for p in decayed["params"]}
@@ -194,13 +198,16 @@ def test_the_average_follows_the_weights_slowly() -> None:
     cache = problem(64, 1)
     module = fresh(cache)
     start = module.project_out.weight.detach().clone()
-    step = Step(module.train(), receiver, cache, recipe(average=0.75, warmup=0.0))
-    step(0, torch.arange(16))
+    spec = recipe(average=0.75, warmup=0.0)
+    step = Step(alone(module.train(), cache, spec), [spec])
+    step([3e-3], [[torch.arange(16)]])
     now = module.project_out.weight.detach()
     assert not torch.equal(now, start)
-    assert torch.allclose(step.average.project_out.weight, start + 0.25 * (now - start), atol=1e-7)
-    assert not step.average.training
-    assert torch.isfinite(step.loss)
+    assert torch.allclose(
+        step.averages[0].project_out.weight, start + 0.25 * (now - start), atol=1e-7
+    )
+    assert not step.averages[0].training
+    assert torch.isfinite(step.losses).all()
 
 
 def test_evaluation_does_not_depend_on_its_batches() -> None:
@@ -208,3 +215,192 @@ def test_evaluation_does_not_depend_on_its_batches() -> None:
     module = fresh(cache).eval()
     whole = evaluate(module, receiver, cache)
     assert evaluate(module, receiver, cache, batch_size=7) == pytest.approx(whole, abs=1e-5)
+
+
+# -- several side by side ---------------------------------------------------------------------
+
+
+def side_by_side(specs: list[TrainSpec]) -> list[Trained]:
+    cache, held = problem(200, 1), problem(90, 2)
+    modules = [fresh(cache, spec.seed) for spec in specs]
+    part = Part(receiver, [cache] * len(specs), [held] * len(specs))
+    done = train_many(BridgeProblem(modules, [part], specs), specs)
+    assert all(isinstance(one, Trained) for one in done)
+    return [one for one in done if isinstance(one, Trained)]
+
+
+def test_neighbours_change_nothing() -> None:
+    plain = {"steps": 40, "token_dropout": 0.0, "dropout": 0.0}
+    specs = [recipe(**plain), recipe(**plain, seed=1, learning_rate=1e-3)]
+    together = side_by_side(specs)
+    for spec, mine in zip(specs, together, strict=True):
+        single = run(spec, seed=spec.seed)[0]
+        assert mine.best.accuracy == pytest.approx(single.best.accuracy, abs=0.02)
+        assert mine.best.loss == pytest.approx(single.best.loss, rel=1e-3)
+
+
+def test_bridges_of_different_m_and_of_several_tasks_train_side_by_side() -> None:
+    cache, held = problem(120, 1), problem(60, 2)
+    one_token = dataclasses.replace(SHAPE, soft_tokens=1)
+    specs = [recipe(steps=20), recipe(steps=20)]
+    modules = [fresh(cache), Resampler(one_token)]
+
+    def reads(turn: float) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda soft: turn * soft.mean(1)[:, :CLASSES]
+
+    parts = [Part(reads(turn), [cache] * 2, [held] * 2) for turn in (1.0, -1.0)]
+    done = train_many(BridgeProblem(modules, parts, specs), specs)
+    for one in done:
+        assert isinstance(one, Trained)
+        assert len(one.best.parts) == 2
+        # The two tasks ask for opposite answers to the same states: no bridge can do both.
+        assert one.best.accuracy == pytest.approx(sum(one.best.parts) / 2)
+
+
+def test_they_need_the_same_number_of_steps() -> None:
+    cache = problem(40, 1)
+    specs = [recipe(steps=10), recipe(steps=20)]
+    part = Part(receiver, [cache] * 2, [cache] * 2)
+    with pytest.raises(ValueError, match="same steps"):
+        train_many(BridgeProblem([fresh(cache), fresh(cache)], [part], specs), specs)
+
+
+# -- options ------------------------------------------------------------------------------------
+
+
+def test_balanced_batches_hold_every_class_as_often() -> None:
+    labels = torch.tensor([0] * 90 + [1] * 10)
+    spec = recipe(steps=200, batch_size=16, balanced=True)
+    share = labels[schedule(labels, spec, CPU)].float().mean()
+    assert 0.46 < share < 0.54
+    plain = labels[schedule(labels, recipe(steps=200, batch_size=16), CPU)].float().mean()
+    assert 0.08 < plain < 0.12
+    assert torch.equal(schedule(labels, spec, CPU), schedule(labels, spec, CPU))
+
+
+def test_orthogonal_soft_tokens_have_no_diversity_loss() -> None:
+    orthogonal = torch.eye(4)[None, :3] * 5
+    assert diversity_loss(orthogonal, "orthogonality") == pytest.approx(0.0, abs=1e-6)
+    same = torch.ones(2, 3, 4)
+    assert diversity_loss(same, "orthogonality") == pytest.approx(1.0, abs=1e-6)
+    one = torch.randn(2, 1, 4)
+    assert diversity_loss(one, "orthogonality") == 0.0
+
+
+def test_the_entropy_loss_is_lowest_for_a_flat_mean() -> None:
+    flat = torch.ones(3, 2, 8)
+    peaked = flat.clone()
+    peaked[..., 0] = 30.0
+    assert diversity_loss(flat, "entropy") == pytest.approx(-1.0, abs=1e-6)
+    assert diversity_loss(peaked, "entropy") == pytest.approx(0.0, abs=1e-4)
+
+
+def test_the_diversity_loss_spreads_the_soft_tokens() -> None:
+    cache = problem(64, 5)
+    states, mask = cache.gather(torch.arange(64), cache.longest)
+
+    def spread(spec: TrainSpec) -> float:
+        trained = run(spec)[0]
+        with torch.no_grad():
+            return float(diversity_loss(trained.module(states, mask), "orthogonality"))
+
+    plain = spread(recipe(steps=60))
+    assert spread(recipe(steps=60, diversity=1.0)) < 0.7 * plain
+
+
+def test_early_stopping_ends_a_training_that_does_not_get_better() -> None:
+    def constant(soft: torch.Tensor) -> torch.Tensor:
+        return soft.sum(dim=(1, 2), keepdim=False)[:, None] * torch.zeros(1, CLASSES)
+
+    told = run(recipe(steps=600, patience=2), logits=constant)[1]
+    assert [e.step for e in told] == [30, 60, 90]
+
+
+# -- crashes ------------------------------------------------------------------------------------
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_a_killed_training_goes_on_where_it_was(tmp_path: Path, dropout: float) -> None:
+    spec = recipe(steps=120, token_dropout=dropout)
+    whole = run(spec)[0]
+    cache, held = problem(200, 1), problem(90, 2)
+    saved = Checkpoint(tmp_path / "training.safetensors", "this one")
+
+    def dies(now: Evaluation) -> None:
+        if now.step == 90:  # the checkpoint is of step 60
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(fresh(cache), receiver, cache, held, spec, dies, saved)
+    assert saved.path.is_file()
+    told: list[Evaluation] = []
+    again = train(fresh(cache, seed=9), receiver, cache, held, spec, told.append, saved)
+    assert [e.step for e in told] == [90, 120]
+    assert [e.step for e in again.history] == [30, 60, 90, 120]
+    assert again.best.loss == pytest.approx(whole.best.loss)
+    weights = whole.module.state_dict()
+    assert all(torch.equal(weights[k], v) for k, v in again.module.state_dict().items())
+    assert not saved.path.exists()
+    assert again.seconds >= again.history[1].seconds
+
+
+def test_the_checkpoint_of_another_training_is_not_taken_up(tmp_path: Path) -> None:
+    cache, held = problem(100, 1), problem(50, 2)
+    path = tmp_path / "training.safetensors"
+
+    def dies(now: Evaluation) -> None:
+        if now.step == 60:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(fresh(cache), receiver, cache, held, recipe(), dies, Checkpoint(path, "one"))
+    assert Checkpoint(path, "two").load(CPU) is None
+    assert Checkpoint(path, "one").load(CPU) is not None
+    path.write_bytes(path.read_bytes()[:100])
+    assert Checkpoint(path, "one").load(CPU) is None
+    path.write_bytes(b"")
+    assert Checkpoint(path, "one").load(CPU) is None
+
+
+def test_a_loss_that_breaks_later_goes_back_and_on(tmp_path: Path) -> None:
+    cache, held = problem(200, 1), problem(90, 2)
+    calls = 0
+
+    def breaks_once(soft: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+            calls += 1
+            if calls == 45:  # between the evaluations at 30 and 60
+                return receiver(soft) * math.nan
+        return receiver(soft)
+
+    trained = train(fresh(cache), breaks_once, cache, held, recipe(), lambda e: None)
+    assert [e.step for e in trained.history] == [30, 90, 120]
+    assert trained.best.accuracy > 0.8
+    assert all(torch.isfinite(v).all() for v in trained.module.state_dict().values())
+
+
+def test_a_loss_that_keeps_breaking_fails_and_its_neighbours_do_not() -> None:
+    cache, held = problem(200, 1), problem(90, 2)
+    specs = [recipe(steps=180), recipe(steps=180)]
+    calls = 0
+
+    def breaks_the_second(soft: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        logits = receiver(soft)
+        if torch.is_inference_mode_enabled():
+            return logits
+        calls += 1
+        if calls <= 40:
+            return logits
+        return torch.cat([logits[:16], logits[16:] * math.nan])
+
+    part = Part(breaks_the_second, [cache] * 2, [held] * 2)
+    modules = [fresh(cache), fresh(cache, 1)]
+    first, second = train_many(BridgeProblem(modules, [part], specs), specs)
+    assert isinstance(first, Trained) and first.best.accuracy > 0.9
+    assert isinstance(second, BridgeError) and "4th time" in second.message

