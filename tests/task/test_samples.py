@@ -14,7 +14,7 @@ from agentwire.task.definitions import load_definition
 from agentwire.task.rows import normalise
 from agentwire.task.samples import sample_file, sample_note
 
-TASKS = ["ag_news", "banking77", "trec"]
+TASKS = ["ag_news", "banking77", "sst2", "trec"]
 
 
 @pytest.fixture
@@ -65,7 +65,8 @@ def test_no_row_of_a_sample_is_a_row_of_the_real_data(task: str) -> None:
         pytest.skip("the real rows are not here: set AGENTWIRE_DATA")
     real = {
         normalise(row.text)
-        for split in ("train", "test")
+        for split in ("train", "validation", "test")
+        if where(task, split, config=config)
         for row in load_rows(task, split, config=config).rows
     }
     sample = load_rows(task, "sample", config=config)

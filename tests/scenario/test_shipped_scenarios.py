@@ -1,0 +1,64 @@
+"""Every scenario that ships: valid, and all that a bare machine needs can be had there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agentwire.config import Config
+from agentwire.scenario.inventory import Inventory
+from agentwire.scenario.load import load_scenario
+from agentwire.scenario.matrix import expand
+from agentwire.scenario.resolve import resolve
+from agentwire.scenario.schema import Scenario
+from agentwire.task.datasets import where
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((ROOT / "scenarios").glob("*.yaml"))
+SMALL = {"smollm2-135m-instruct", "gemma-3-270m"}
+WITHOUT_DOWNLOAD = {"sample", "generated"}
+
+
+class Bare(Inventory):
+    """A machine without GPUs, data, hub and models."""
+
+    def gpus(self) -> int:
+        return 0
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Bare:
+    return Bare(Config(home=tmp_path / "home", offline=True))
+
+
+def cells(scenario: Scenario, bare: Bare) -> list[Scenario]:
+    if scenario.matrix is None:
+        return [scenario]
+    base = resolve(scenario, inventory=bare, require_bridges=False)
+    return [cell.scenario for cell in expand(scenario, base.choices)]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_it_resolves_on_a_bare_machine(file: Path, bare: Bare) -> None:
+    for scenario in cells(load_scenario(file), bare):
+        found = resolve(scenario, source=file, inventory=bare, require_bridges=False)
+        assert {choice.model for choice in found.choices.values()} <= SMALL
+        assert {spec.device for spec in found.agents.values()} == {"cpu"}
+        if found.data is None:
+            continue
+        place = where(found.data.dataset, found.data.split, config=bare.config)
+        assert place in {*WITHOUT_DOWNLOAD, "registry"}
+        stands_in = any(s.kind == "dataset" for s in found.substitutions)
+        assert stands_in == (place != "generated")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_its_name_is_its_files(file: Path) -> None:
+    assert load_scenario(file).name == file.stem
+
+
+def test_both_directions_of_every_task_ship() -> None:
+    stems = {file.stem for file in FILES}
+    for task in ("sst2", "ag_news", "trec", "banking77"):
+        assert {f"llama_to_mistral_{task}", f"mistral_to_llama_{task}"} <= stems
