@@ -1,4 +1,10 @@
-"""An agent's or client's place on the bus: one thread around one socket and one session."""
+"""An agent's or client's place on the bus: one socket and one session, with a thread that listens.
+
+A message leaves in the thread that sends it: to wake the IO thread for it would cost more than all
+the rest of a send. Only what cannot leave at once (no session yet, or the broker does not read)
+waits for the IO thread. ``_turn`` keeps the order: whoever numbers a message writes it before the
+next one is numbered. It is never held while the owner's callbacks run.
+"""
 
 from __future__ import annotations
 
@@ -92,12 +98,13 @@ class Endpoint:
             hello=replace(hello, token=address.token),
             timing=timing,
         )
+        self._turn = threading.Lock()  # guards the session and _unsent; taken before _room
         self._queue: deque[Message] = deque()
         self._room = threading.Condition()  # guards the queue and _ended
         self._ended: str | None = None  # why nothing can be sent any more
         self._close_at: float | None = None
         self._goodbye = ""
-        self._unsent: deque[list[Frame]] = deque()  # IO thread only
+        self._unsent: deque[list[Frame]] = deque()  # numbered; written by the IO thread
         self._broken = False  # IO thread only
         self._link: Link | None = None
         self._thread: threading.Thread | None = None
@@ -122,7 +129,7 @@ class Endpoint:
         self._thread.start()
 
     def send(self, message: Message) -> None:
-        """Queues a message; thread-safe. Order is kept for each calling thread.
+        """Sends a message, or queues it; thread-safe. Order is kept for each calling thread.
 
         Messages queued before the broker's Welcome leave after it. The queue is bounded (256
         messages): where it is full (the broker does not read), this blocks until there is room
@@ -134,6 +141,8 @@ class Endpoint:
                 answers more than it is sent.
         """
         in_io_thread = threading.current_thread() is self._thread
+        if not in_io_thread and self._send_now(message):
+            return
         with self._room:
             if in_io_thread:
                 if len(self._queue) >= 2 * QUEUE_MESSAGES:
@@ -150,6 +159,24 @@ class Endpoint:
             self._queue.append(message)
         if self._link is not None and not in_io_thread:
             self._link.wake()
+
+    def _send_now(self, message: Message) -> bool:
+        """Writes a message in the caller's thread; False where it has to be queued."""
+        link = self._link
+        if link is None:
+            return False
+        with self._turn:
+            waits = self._queue or self._unsent or self._ended is not None
+            if waits or self._session.state is not State.OPEN:
+                return False
+            try:
+                frames = self._session.send(message, time.monotonic())
+            except LocalProtocolError:
+                return False  # the IO thread tells whoever has to know
+            if link.send(frames) is not Sent.TAKEN:
+                self._unsent.append(frames)
+                link.wake()
+        return True
 
     def announce(self, hello: Hello) -> None:
         """Says Hello again, now with the model: this agent is ready.
@@ -184,7 +211,8 @@ class Endpoint:
         if link is None:
             return
         try:
-            self._unsent.append(self._session.open(time.monotonic()))
+            with self._turn:
+                self._unsent.append(self._session.open(time.monotonic()))
             due: float | None = None
             while not (self._broken or self._finished()):
                 now = time.monotonic()
@@ -192,8 +220,7 @@ class Endpoint:
                 link.wait(max(0.0, until - now), writable=bool(self._unsent))
                 if self._receive(link):
                     due = self._tick()
-                self._take_queued()
-                self._write(link)
+                self._flush(link)
             self._write(link)
         except BaseException as error:
             self._lose(f"a bug in the bus: {error!r}")
@@ -212,7 +239,8 @@ class Endpoint:
             return True
         if self._queue or self._unsent:
             return False
-        self._unsent.append(self._session.send(Goodbye(self._goodbye), time.monotonic()))
+        with self._turn:
+            self._unsent.append(self._session.send(Goodbye(self._goodbye), time.monotonic()))
         return True
 
     def _busy_ms(self, now: float) -> int:
@@ -226,20 +254,27 @@ class Endpoint:
             if frames is None:
                 return True
             now = time.monotonic()
-            self._heed(self._session.receive(frames, now, self._busy_ms(now)), now)
+            with self._turn:
+                events = self._session.receive(frames, now, self._busy_ms(now))
+                self._answer(events)
+            self._heed(events, now)
         return False
 
     def _tick(self) -> float | None:
         now = time.monotonic()
-        due, events = self._session.tick(now, self._busy_ms(now))
+        with self._turn:
+            due, events = self._session.tick(now, self._busy_ms(now))
+            self._answer(events)
         self._heed(events, now)
         return due
+
+    def _answer(self, events: list[Event]) -> None:
+        """What the session itself has to say; under ``_turn``, since it is numbered already."""
+        self._unsent.extend(event.frames for event in events if isinstance(event, Outgoing))
 
     def _heed(self, events: list[Event], now: float) -> None:
         for event in events:
             match event:
-                case Outgoing(frames):
-                    self._unsent.append(frames)
                 case Received(Nack(NackCode.STALE_EPOCH, reason, rows=())):
                     self.final = True
                     self._lose(f"another incarnation took this one's place: {reason}")
@@ -256,33 +291,51 @@ class Endpoint:
                 case Lost(reason):
                     self._lose(reason)
 
-    def _take_queued(self) -> None:
-        """Numbers what other threads have queued, as far as the broker reads."""
+    def _flush(self, link: Link) -> None:
+        """Writes what waits, and what other threads have queued, as far as the broker reads."""
+        while True:
+            with self._turn:
+                told = self._take_queued()
+                self._write(link)
+            if not told:
+                return
+            for message in told:
+                self._on_message(message, time.monotonic())
+
+    def _take_queued(self) -> list[Message]:
+        """Numbers queued messages; under ``_turn``. Stops at one that does not fit.
+
+        Returns:
+            What the owner has to be told about that one.
+        """
         while self._session.state is State.OPEN and len(self._unsent) < QUEUE_MESSAGES:
             with self._room:
                 if not self._queue:
-                    return
+                    return []
                 message = self._queue.popleft()
                 self._room.notify()
-            now = time.monotonic()
             try:
-                self._unsent.append(self._session.send(message, now))
+                self._unsent.append(self._session.send(message, time.monotonic()))
             except LocalProtocolError as error:
-                self._misfit(message, error, now)
+                return self._misfit(message, error)
+        return []
 
-    def _misfit(self, message: Message, error: LocalProtocolError, now: float) -> None:
+    def _misfit(self, message: Message, error: LocalProtocolError) -> list[Message]:
         """A message that this side may not send: its rows must still end, so the client is told."""
         rows = getattr(message, "rows", ())
         if not rows:
             raise error
+        told: list[Message] = []
         nack = Nack(NackCode.MALFORMED, str(error), getattr(message, "wire", ""), rows)
         if self._role is Role.CLIENT:
-            self._on_message(nack, now)
+            told.append(nack)
         else:
             origin = getattr(message, "origin", "")
-            self._unsent.append(self._session.send(replace(nack, origin=origin), now))
+            nack = replace(nack, origin=origin)
+            self._unsent.append(self._session.send(nack, time.monotonic()))
         if isinstance(message, Encode | Soft | Text):  # the credit that it cost was not used
-            self._on_message(Credit(message.wire, 1, body_bytes(message)), now)
+            told.append(Credit(message.wire, 1, body_bytes(message)))
+        return told
 
     def _write(self, link: Link) -> None:
         while self._unsent and link.send(self._unsent[0]) is Sent.TAKEN:

@@ -1,7 +1,7 @@
 """What the bus asks of a transport: multipart messages, a wake-up, and honest refusals.
 
 ``zmq.py`` is the real one and ``memory.py`` the in-process one for tests. A ``Listener`` or a
-``Link`` belongs to one thread; only ``wake`` may be called from any other.
+``Link`` belongs to one thread; other threads may call ``wake``, and ``send`` of a link.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Listener(Protocol):
 
 
 class Link(Protocol):
-    """An endpoint's side: one socket to one broker."""
+    """An endpoint's side: one socket to one broker. Who calls ``send`` in turn keeps the order."""
 
     def wait(self, seconds: float, *, writable: bool = False) -> None:
         """As in ``Listener``; with ``writable`` it also returns when ``send`` may succeed."""

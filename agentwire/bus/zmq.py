@@ -6,19 +6,23 @@ Decisions:
   closing one bus cannot hang on the sockets of another.
 * The ROUTER chooses the peers' identities (a DEALER sets none), so no peer can take the identity
   of another: chosen identities cannot begin with the zero byte that the ROUTER's own begin with.
-* Frames are copied in both directions. Zero-copy sends were slower up to 1 MiB a frame (the
-  release callback needs the GIL and a wake-up), and after a copying send the caller may reuse its
-  buffer at once, without a MessageTracker. So ``copy_threshold`` (64 KiB, exactly one payload of
-  the 7B shape) does not apply.
+* Frames of our own are copied when they are sent. Zero-copy sends were slower up to 1 MiB a frame
+  (the release callback needs the GIL and a wake-up), and after a copying send the caller may reuse
+  its buffer at once, without a MessageTracker. So ``copy_threshold`` (64 KiB, exactly one payload
+  of the 7B shape) does not apply.
+* Large frames that were received stay where ZeroMQ put them, as read-only views, and go on to
+  another peer from there: ZeroMQ counts who holds them, so that costs no callback.
 * A message leaves whole or not at all: with NOBLOCK, ZeroMQ refuses at the first frame only.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import socket
 import stat
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 import zmq
@@ -31,6 +35,7 @@ from agentwire.wire.codec import DEFAULT_LIMITS
 HIGH_WATER = 64  # messages for each peer; a backstop behind credit
 HANDSHAKE_MS = 5_000
 MESSAGE_FRAMES = 3  # header, rows, body
+COPIED_BYTES = 4096  # up to here a received frame becomes bytes; beyond it is a view
 KEPT_FRAMES = MESSAGE_FRAMES + 1  # enough for the codec to see that there are too many
 
 
@@ -72,7 +77,11 @@ class Wakeup:
 
 
 class _Socket:
-    """What both kinds of socket share. All but ``wake`` belongs to one thread."""
+    """What both kinds of socket share. All but ``wake`` belongs to one thread.
+
+    It waits on the socket's descriptor, which says that something *may* have happened: every
+    ``wait`` asks for the events first, and one that ends may have ended for nothing.
+    """
 
     def __init__(self, kind: int, frame_bytes: int) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
@@ -83,16 +92,25 @@ class _Socket:
         self._socket.set(zmq.MAXMSGSIZE, frame_bytes)  # for each frame; ZeroMQ cuts the peer off
         self._socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         self._socket.set(zmq.LINGER, 0)  # until close() says otherwise
-        self._poller = zmq.Poller()
-        self._poller.register(self._socket, zmq.POLLIN)
-        self._poller.register(self._wakeup.fileno(), zmq.POLLIN)
+        self._descriptors = select.poll()
+        self._descriptors.register(self._socket.fileno(), select.POLLIN)
+        self._descriptors.register(self._wakeup.fileno(), select.POLLIN)
 
     def wait(self, seconds: float, *, writable: bool = False) -> None:
-        flags = zmq.POLLIN | zmq.POLLOUT if writable else zmq.POLLIN
-        self._poller.modify(self._socket, flags)
-        for ready, _ in self._poller.poll(max(0, round(seconds * 1000))):
-            if ready == self._wakeup.fileno():
-                self._wakeup.clear()
+        wanted = zmq.POLLIN | zmq.POLLOUT if writable else zmq.POLLIN
+        if not self._may(wanted):
+            for ready, _ in self._descriptors.poll(max(0, round(seconds * 1000))):
+                if ready == self._wakeup.fileno():
+                    self._wakeup.clear()
+
+    def _may(self, wanted: int) -> bool:
+        """``_ready`` for who waits."""
+        return self._ready(wanted)
+
+    def _ready(self, wanted: int) -> bool:
+        """Whether the socket can do one of ``POLLIN`` and ``POLLOUT`` now."""
+        events: int = self._socket.get(zmq.EVENTS)  # type: ignore[assignment]
+        return bool(events & wanted)
 
     def wake(self) -> None:
         self._wakeup.set()
@@ -105,15 +123,31 @@ class _Socket:
 
     def _receive_all(self, kept: int) -> list[Frame] | None:
         """The frames of the next message, at most ``kept`` of them; the rest is thrown away."""
-        try:
-            frames: list[Frame] = [self._socket.recv(zmq.NOBLOCK)]
-        except zmq.Again:
-            return None
-        while self._socket.get(zmq.RCVMORE):
-            frame = self._socket.recv()  # the parts of one message arrive together
+        if not self._ready(zmq.POLLIN):
+            return None  # an exception would cost more than asking
+        frames: list[Frame] = []
+        more = True
+        while more:
+            received = self._socket.recv(zmq.NOBLOCK, copy=False)  # all parts arrive together
+            more = received.more
             if len(frames) < kept:
-                frames.append(frame)
+                small = len(received) <= COPIED_BYTES
+                frames.append(received.bytes if small else received.buffer.toreadonly())
         return frames
+
+    def _send_all(self, frames: Iterable[Frame]) -> None:
+        """Hands over one message whole, or raises ``zmq.Again`` and nothing has left."""
+        *others, last = frames
+        for frame in others:
+            self._send(frame, zmq.NOBLOCK | zmq.SNDMORE)
+        self._send(last, zmq.NOBLOCK)
+
+    def _send(self, frame: Frame, flags: int) -> None:
+        source = frame.obj if type(frame) is memoryview else None
+        if isinstance(source, zmq.Frame) and len(source) == len(frame) and frame.c_contiguous:
+            self._socket.send(source, flags, copy=False)
+        else:
+            self._socket.send(frame, flags)
 
 
 class ZmqListener(_Socket):
@@ -152,7 +186,7 @@ class ZmqListener(_Socket):
 
     def send(self, peer: bytes, frames: Frames) -> Sent:
         try:
-            self._socket.send_multipart([peer, *frames], zmq.NOBLOCK)
+            self._send_all([peer, *frames])
         except zmq.Again:
             return Sent.FULL
         except zmq.ZMQError as error:
@@ -163,10 +197,15 @@ class ZmqListener(_Socket):
 
 
 class ZmqLink(_Socket):
-    """A connected DEALER."""
+    """A connected DEALER. A lock lets other threads send while one of them waits and receives.
+
+    Whoever touches the socket may take the signal that something has arrived off its descriptor,
+    so a sender that sees something to receive wakes the one who waits.
+    """
 
     def __init__(self, endpoint: str, frame_bytes: int) -> None:
         super().__init__(zmq.DEALER, frame_bytes)
+        self._lock = threading.Lock()
         # Only a connection that stands takes messages, so what waits is in our own bounded queue.
         self._socket.set(zmq.IMMEDIATE, 1)
         try:
@@ -178,14 +217,29 @@ class ZmqLink(_Socket):
                 hint="Use ipc:///path/to/socket or tcp://host:port.",
             ) from None
 
+    def _may(self, wanted: int) -> bool:
+        with self._lock:
+            return self._ready(wanted)
+
+    def close(self, linger: float) -> None:
+        with self._lock:
+            super().close(linger)
+
     def receive(self) -> list[Frame] | None:
-        return self._receive_all(KEPT_FRAMES)
+        with self._lock:
+            return self._receive_all(KEPT_FRAMES)
 
     def send(self, frames: Frames) -> Sent:
-        try:
-            self._socket.send_multipart(frames, zmq.NOBLOCK)
-        except zmq.Again:
-            return Sent.FULL
+        with self._lock:
+            if self._socket.closed:
+                return Sent.FULL
+            try:
+                self._send_all(frames)
+            except zmq.Again:
+                return Sent.FULL
+            finally:
+                if self._ready(zmq.POLLIN):
+                    self._wakeup.set()
         return Sent.TAKEN
 
 

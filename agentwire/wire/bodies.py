@@ -23,6 +23,8 @@ Frame = bytes | memoryview
 
 def octets(buffer: Frame) -> memoryview:
     """A read-only view of the buffer's bytes, without a copy."""
+    if type(buffer) is bytes:
+        return memoryview(buffer)
     view = memoryview(buffer)
     if not view.c_contiguous:
         raise malformed("buffer: must be contiguous")

@@ -16,12 +16,16 @@ The rules:
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgpack
+
+try:  # the same CRC-32 at ten times the speed, where the platform has it
+    from isal.isal_zlib import crc32
+except ImportError:
+    from zlib import crc32
 
 from agentwire.errors import LocalProtocolError, NackCode, RemoteProtocolError
 from agentwire.wire import fields
@@ -43,7 +47,6 @@ from agentwire.wire.messages import (
     BridgeIdentity,
     Envelope,
     Message,
-    MessageType,
     ModelIdentity,
     Payload,
     Row,
@@ -90,6 +93,8 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+DIMENSIONS = frozenset({"soft_tokens", "width", "dtype"})
+"""Header keys that are fields of a message's payload."""
 
 
 class Undecodable(RemoteProtocolError):
@@ -195,16 +200,11 @@ def reseal(
 
 
 def _header_values(message: Message, layout: Layout, limits: Limits) -> dict[str, Any]:
-    if layout.body == "payload":
-        payload: Payload = message.payload  # type: ignore[union-attr]
-        dimensions = {name: getattr(payload, name) for name in ("soft_tokens", "width", "dtype")}
-        names = layout.header.keys() - dimensions.keys()
-    else:
-        dimensions, names = {}, set(layout.header)
-    values = {
-        name: getattr(message, name) if name in names else dimensions[name]
-        for name in layout.header
-    }
+    values: dict[str, Any] = {}
+    for name in layout.header:
+        # A payload puts its dimensions into the header.
+        of_payload = layout.body == "payload" and name in DIMENSIONS
+        values[name] = getattr(message.payload if of_payload else message, name)  # type: ignore[union-attr]
     if isinstance(values.get("reason"), str):
         values["reason"] = clip(values["reason"], limits.reason_bytes)
     return values
@@ -310,7 +310,7 @@ def unseal(
     frames: Sequence[bytes | memoryview], limits: Limits = DEFAULT_LIMITS
 ) -> tuple[Envelope, Message, Sealed]:
     """As ``decode``, with what ``reseal`` needs to hand the message on."""
-    known = Undecodable(NackCode.MALFORMED, "")
+    known = _Known()
     try:
         return _decode(frames, limits, known)
     except Misfit as error:
@@ -320,8 +320,19 @@ def unseal(
         raise refused from None
 
 
+class _Known:
+    """What is known so far of a message that may turn out not to be one (``Undecodable``)."""
+
+    __slots__ = ("envelope", "origin", "rows", "wire")
+
+    def __init__(self) -> None:
+        self.envelope: Envelope | None = None
+        self.wire = self.origin = ""
+        self.rows: tuple[Row, ...] = ()
+
+
 def _decode(
-    frames: Sequence[Frame], limits: Limits, known: Undecodable
+    frames: Sequence[Frame], limits: Limits, known: _Known
 ) -> tuple[Envelope, Message, Sealed]:
     if len(frames) != 3:
         raise malformed(f"has {len(frames)} frames, not 3")
@@ -364,6 +375,9 @@ def _decode(
     return envelope, layout.kind(**values), Sealed(header, frames[1], frames[2])
 
 
+_KNOWN_TYPES = {int(kind): (layout, HEADERS[kind]) for kind, layout in LAYOUTS.items()}
+
+
 def _read_header(header: Any, limits: Limits) -> tuple[Layout, dict[str, Any], dict[str, Any]]:
     if not isinstance(header, dict):
         raise malformed(f"header: must be a map, not {type(header).__name__}")
@@ -376,13 +390,13 @@ def _read_header(header: Any, limits: Limits) -> tuple[Layout, dict[str, Any], d
             NackCode.VERSION, f"protocol version {version} is not spoken here: {PROTOCOL_VERSION}"
         )
     number = header.get("t")
+    # To a dict True is 1; to the protocol it is no number.
+    known = _KNOWN_TYPES.get(number) if type(number) is int else None
+    if known is None:
+        raise malformed("header: unknown message type")
+    layout, table = known
     try:
-        kind = MessageType(number if type(number) is int else 0)
-    except ValueError:
-        raise malformed("header: unknown message type") from None
-    layout = LAYOUTS[kind]
-    try:
-        values = fields.checked(header, HEADERS[kind], limits)
+        values = fields.checked(header, table, limits)
     except Misfit as error:
         raise Misfit(error.code, f"header: {error}") from None
     common = {name: values.pop(name) for name in fields.COMMON}
@@ -440,7 +454,7 @@ def _body_limit(layout: Layout, limits: Limits) -> int:
 
 
 def _checksum(rows: Frame, body: Frame) -> int:
-    return zlib.crc32(body, zlib.crc32(rows))
+    return crc32(body, crc32(rows))
 
 
 def _pack(value: object) -> bytes:

@@ -210,11 +210,12 @@ def checked(value: object, fields: Mapping[str, Check], limits: Limits) -> dict[
         unknown = sorted(str(key)[:32] for key in value.keys() - fields.keys())
         raise malformed(f"wrong keys (missing: {missing}, unknown: {unknown[:8]})")
     result = {}
-    for name, check in fields.items():
-        try:
+    name = ""
+    try:
+        for name, check in fields.items():
             result[name] = check(value[name], limits)
-        except Misfit as error:
-            raise Misfit(error.code, f"{name}: {error}") from None
+    except Misfit as error:
+        raise Misfit(error.code, f"{name}: {error}") from None
     return result
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import select
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from bus_messages import TASK, WIRE, encode, hello, result, rows
+from bus_messages import TASK, WIDE, WIRE, encode, hello, result, rows
 from bus_rig import PATIENCE, Peer, Rig
 
 from agentwire.agent.spec import BusAddress
 from agentwire.bus import events as e
+from agentwire.bus.endpoint import Endpoint
 from agentwire.bus.security import ipc_endpoint, make_run_folder
 from agentwire.bus.transport import Sent
 from agentwire.bus.zmq import HIGH_WATER, KEPT_FRAMES, Wakeup, ZmqLink, ZmqListener, ZmqTransport
@@ -146,6 +149,95 @@ def test_wait_ends_by_wake_from_another_thread_and_wakes_add_up_to_one() -> None
     wakeup.set()
 
 
+def test_a_large_frame_goes_on_from_where_it_came(listener: ZmqListener, folder: Path) -> None:
+    """What a broker hands on is neither copied nor changed, and lives as long as it is needed."""
+    first, second = (ZmqTransport().connect(listener.endpoint) for _ in range(2))
+    try:
+        say(second, b"hi")
+        there, _ = arrived(listener)
+        bodies = [bytes([n]) * (4096 + n) for n in range(8)]
+        kept = []
+        for body in bodies:
+            say(first, b"h", b"", body)
+            _, frames = arrived(listener)
+            assert listener.send(there, frames) is Sent.TAKEN
+            assert listener.send(there, [b"h", b"", memoryview(frames[2])[1:]]) is Sent.TAKEN
+            kept.append(frames[2])
+        for body in bodies:
+            assert until(second.receive, second.wait) == [b"h", b"", body]
+            assert until(second.receive, second.wait) == [b"h", b"", body[1:]]  # a part is a part
+        assert [bytes(view) for view in kept] == bodies
+        assert all(view.readonly for view in kept if isinstance(view, memoryview))
+    finally:
+        first.close(0)
+        second.close(0)
+
+
+def test_a_sender_that_sees_an_arrival_wakes_the_one_who_waits(
+    listener: ZmqListener, link: ZmqLink
+) -> None:
+    """Whoever looks at the socket takes the signal off its descriptor: it must be passed on."""
+    say(link, b"hi")
+    peer, _ = arrived(listener)
+
+    def woken() -> bool:
+        return bool(select.select([link._wakeup], [], [], 0)[0])
+
+    assert link.send([b"nothing has come"]) is Sent.TAKEN
+    assert not woken()
+    assert listener.send(peer, [b"down"]) is Sent.TAKEN
+    deadline = time.monotonic() + PATIENCE
+    while not woken():
+        assert link.send([b"up"]) is Sent.TAKEN
+        assert time.monotonic() < deadline
+        while listener.receive() is not None:
+            pass
+    link.wait(PATIENCE)
+    assert link.receive() == [b"down"]
+
+
+def test_a_thread_that_sends_takes_no_arrival_from_the_one_that_waits(
+    listener: ZmqListener, link: ZmqLink
+) -> None:
+    """With both at work all the time, everything arrives in order."""
+    n, stop, taken = 300, threading.Event(), threading.Semaphore()
+    say(link, b"hi")
+    peer, _ = arrived(listener)
+
+    def flood() -> None:
+        while not stop.is_set():
+            link.send([b"up"])
+
+    def answer() -> None:
+        for number in range(n):
+            taken.acquire()  # one at a time: no later arrival makes up for a lost signal
+            frames = [str(number).encode()]
+            while listener.send(peer, frames) is not Sent.TAKEN:
+                listener.wait(0.001)
+            while listener.receive() is not None:
+                pass
+
+    threads = [threading.Thread(target=flood), threading.Thread(target=answer)]
+    for thread in threads:
+        thread.start()
+    try:
+        got: list[int] = []
+        while len(got) < n:
+            frames = link.receive()
+            if frames is not None:
+                got.append(int(bytes(frames[0])))
+                taken.release()
+                continue
+            start = time.monotonic()
+            link.wait(PATIENCE)
+            assert time.monotonic() - start < PATIENCE, f"stuck after {len(got)}"
+        assert got == list(range(n))
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(PATIENCE)
+
+
 def test_wake_before_wait_is_not_lost(listener: ZmqListener) -> None:
     listener.wake()
     start = time.monotonic()
@@ -218,6 +310,66 @@ def test_many_requests_cross_the_bus(folder: Path) -> None:
         client.inbox.wait_for(m.Result, lambda r: r.rows == rows(n - 1))
         assert [r.rows for r in client.inbox.of(m.Result)] == [rows(i) for i in range(n)]
         assert rig.broker.metrics()["forwarded"] == 2 * n
+
+
+def test_each_threads_messages_keep_their_order_on_either_way_out(folder: Path) -> None:
+    """Some leave in their own thread, some wait for the IO thread: no one overtakes another."""
+    threads, each = 4, 150
+    with Rig(folder) as rig:
+        llama, mistral = rig.agent("llama"), rig.agent("mistral")
+        client = rig.client()
+        client.send(encode(0))
+        origin = llama.inbox.wait_for(m.Encode).origin
+
+        def run(first: int) -> None:
+            for i in range(first, first + each):
+                mistral.send(result(i, origin=origin))
+
+        runs = [threading.Thread(target=run, args=(n * 1000,)) for n in range(threads)]
+        for thread in runs:
+            thread.start()
+        for thread in runs:
+            thread.join(PATIENCE)
+        for n in range(threads):
+            last = rows(n * 1000 + each - 1)
+            client.inbox.wait_for(m.Result, lambda r, last=last: r.rows == last)
+        got = [int.from_bytes(r.rows[0].request_id, "big") for r in client.inbox.of(m.Result)]
+        for n in range(threads):
+            own = [i for i in got if i // 1000 == n]
+            assert own == list(range(n * 1000, n * 1000 + each))
+        assert not rig.events.of(e.PeerLost)
+
+
+def test_a_callback_that_waits_for_a_sender_does_not_lock_it_out(folder: Path) -> None:
+    """The owner's own lock, held while it sends and wanted by on_message: no deadlock."""
+    own = threading.Lock()
+    heard = []
+
+    def hear(message: m.Message, arrival: float) -> None:
+        with own:
+            heard.append(message)
+
+    with Rig(folder) as rig:
+        rig.agent("mistral")
+        rig.broker.expect("llama", 1)
+        endpoint = Endpoint(
+            rig.address(), hello("llama"), on_message=hear, on_lost=lambda reason: None
+        )
+        endpoint.start()
+        endpoint.announce(hello("llama", ready=True))
+        rig.events.wait_for(e.PeerReady, lambda event: event.name == "llama")
+        endpoint.send(WIDE)
+        client = rig.client()
+        for i in range(100):
+            wait_for_credit(client, sent=i)
+            client.send(encode(i))
+            with own:
+                endpoint.send(m.Credit(WIRE, 1, 1000))
+        deadline = time.monotonic() + PATIENCE
+        while sum(isinstance(message, m.Encode) for message in heard) < 100:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        endpoint.close()
 
 
 def test_a_killed_link_is_noticed_and_its_successor_let_in(folder: Path) -> None:
