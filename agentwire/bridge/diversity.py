@@ -7,6 +7,7 @@ bridge at chance there.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -35,7 +36,7 @@ def diversity_loss(soft: Tensor, form: Form) -> Tensor:
     """
     if form == "entropy":
         log_p = torch.log_softmax(soft.float().mean(dim=(0, 1)), dim=-1)
-        return (log_p.exp() * log_p).sum() / torch.log(soft.new_tensor(float(soft.shape[-1])))
+        return (log_p.exp() * log_p).sum() / math.log(soft.shape[-1])
     m = soft.shape[1]
     if m == 1:
         return soft.new_zeros(())

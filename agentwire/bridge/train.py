@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.metadata
+import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from agentwire.bridge import store, trainer
 from agentwire.bridge.card import BridgeCard, CardModel, CardTraining
+from agentwire.bridge.checkpoint import Checkpoint
+from agentwire.bridge.curve import draw_curve, require_plots, sparkline
 from agentwire.bridge.resampler import Resampler, ResamplerShape
 from agentwire.bridge.states import StateCache, cache_states
 from agentwire.config import Config
@@ -36,16 +41,24 @@ Progress = Callable[[str, float], None]
 
 
 def train_scenario(
-    resolved: Resolved, *, out: Path, progress: Progress, config: Config | None = None
+    resolved: Resolved,
+    *,
+    out: Path,
+    progress: Progress,
+    config: Config | None = None,
+    plot: Path | None = None,
 ) -> Path:
     """Trains the bridge of the scenario's first wire and writes ``out``/<bridge name>/.
 
-    Only the dataset's training split is read: part of it is held out and chooses the step.
+    Only the dataset's training split is read: part of it is held out and chooses the step. A
+    training that was stopped, or killed, goes on where its last evaluation was: what it needs for
+    that lies in the user cache until the bridge is written.
 
     Args:
         resolved: what runs here; the models' weights are on this machine.
         out: folder that holds bridges.
         progress: told the stage and the fraction done.
+        plot: file for a picture of the loss.
 
     Returns:
         the bridge's folder.
@@ -55,6 +68,9 @@ def train_scenario(
         DataError: the rows cannot be had, or are the very rows that are scored.
         ModelError, DeviceError, BridgeError: see the called functions.
     """
+    config = config or Config.from_env()
+    if plot is not None:
+        require_plots()
     if resolved.data is None:
         raise ScenarioError(
             "the scenario has no `task:`, so there is nothing to train for.",
@@ -73,7 +89,7 @@ def train_scenario(
     data = load_rows(
         resolved.data.dataset,
         TRAIN_SPLIT,
-        config=config or Config.from_env(),
+        config=config,
         path=resolved.data.path,
     )
     rows, held_out = held_out_split(data, min(recipe.held_out, len(data) // 8), recipe.seed)
@@ -81,7 +97,7 @@ def train_scenario(
         rows = sample(rows, recipe.max_rows, recipe.seed)
     task = load_definition(resolved.data.dataset).spec()
     started = time.monotonic()
-    receiver = _load(resolved, wire.spec.receiver, _stage(progress, 0.0))
+    receiver = _load(resolved, wire.spec.receiver, _stage(progress, 0.0), recipe.precision)
     sender = _load(resolved, wire.spec.sender, _stage(progress, 0.03))
     sender_identity = sender.identity
     trunk(sender.model, layer)  # refused now, not after the states of all rows
@@ -89,7 +105,11 @@ def train_scenario(
     del sender  # a large sender makes room for the receiver's activations
     cache, held = (c.to(receiver.device) for c in caches)
     module = _new_bridge(cache, receiver, sender_identity, wire.spec.soft_tokens, recipe)
-    trained = _train(module, receiver, task, cache, held, recipe, progress)
+    name = f"{wire.bridge}, layer {layer}, M = {wire.spec.soft_tokens}"
+    identity = [name, sender_identity.fingerprint, receiver.identity.fingerprint, task.task_id,
+                rows.provenance["rows_sha256"], recipe.model_dump()]  # fmt: skip
+    checkpoint = _checkpoint(config, wire.bridge, identity)
+    trained = _train(module, receiver, task, cache, held, recipe, progress, checkpoint)
     card = BridgeCard(
         name=wire.bridge,
         description=f"{resolved.data.dataset}: {public_name(sender_identity.name)} -> "
@@ -123,7 +143,16 @@ def train_scenario(
     )
     folder = out / wire.bridge
     store.save(folder, card, module)
+    checkpoint.remove()
+    if plot is not None:
+        draw_curve(trained.history, name, plot)
     return folder
+
+
+def _checkpoint(config: Config, bridge: str, identity: Sequence[object]) -> Checkpoint:
+    """Named by everything that the training depends on, so that two never share one."""
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return Checkpoint(config.home / "training" / f"{bridge}-{digest[:16]}.safetensors", digest)
 
 
 def sample(rows: Dataset, n: int, seed: int) -> Dataset:
@@ -160,10 +189,17 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _load(resolved: Resolved, agent: str, progress: Progress) -> TransformersBackend:
+def _load(
+    resolved: Resolved, agent: str, progress: Progress, precision: str | None = None
+) -> TransformersBackend:
     # Both models share this process, so they share all its threads instead of dividing them.
-    spec = resolved.agents[agent].model_copy(update={"threads": None})
-    return TransformersBackend.load(spec, progress)
+    changes: dict[str, object] = {"threads": None}
+    on_gpu = resolved.agents[agent].device != "cpu"
+    if precision == "auto" and on_gpu:
+        changes["dtype"] = "bfloat16"
+    elif precision in ("float32", "bfloat16"):
+        changes["dtype"] = precision
+    return TransformersBackend.load(resolved.agents[agent].model_copy(update=changes), progress)
 
 
 def _stage(progress: Progress, begin: float) -> Progress:
@@ -226,18 +262,29 @@ def _train(
     held_out: StateCache,
     recipe: TrainSpec,
     progress: Progress,
+    checkpoint: Checkpoint,
 ) -> trainer.Trained:
     receiver.prepare(task)
+    losses: list[float] = []
 
     def report(now: trainer.Evaluation) -> None:
+        losses.append(now.train_loss)
         progress(
-            f"step {now.step}: loss {now.train_loss:.3f}, held-out {now.accuracy:.3f}",
+            f"step {now.step}: loss {now.train_loss:.3f} {sparkline(losses)}, "
+            f"held-out {now.accuracy:.3f}",
             0.28 + 0.72 * now.step / recipe.steps,
         )
 
-    return trainer.train(
-        module, lambda soft: receiver.logits_from_soft(soft, task), cache, held_out, recipe, report
-    )
+    def logits(soft: Tensor) -> Tensor:
+        return receiver.logits_from_soft(soft, task)
+
+    # What is trained stays float32; its matrix products may take the tensor cores' TF32.
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        return trainer.train(module, logits, cache, held_out, recipe, report, checkpoint)
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def card_model(identity: ModelIdentity) -> CardModel:

@@ -101,7 +101,7 @@ def train_many(
         recipes: of each member; ``steps`` and ``evaluate_every`` must be the same for all.
         report: told about every evaluation of every member.
         checkpoint: where to keep what is needed to go on after a crash; a training that is there
-            already is taken up.
+            already is taken up. Remove it when the result is safe.
 
     Raises:
         ValueError: recipes that do not go together.
@@ -153,10 +153,8 @@ class _Loop:
             self._evaluate(number, means)
             if all(member.stale() for member in self.members):
                 break
-            if self.checkpoint is not None and number != steps:
+            if self.checkpoint is not None:
                 self.checkpoint.save(self._progressed(number))
-        if self.checkpoint is not None:
-            self.checkpoint.remove()
         return [self._finished(s, member) for s, member in enumerate(self.members)]
 
     def _seconds(self) -> float:

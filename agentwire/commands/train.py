@@ -20,6 +20,9 @@ def train(
     device: Annotated[
         str | None, typer.Option("--device", help="Train on this device: cpu, cuda:0, …")
     ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw the loss into this PNG file.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Train the bridge of a scenario; writes <out>/<name>/card.yaml and weights.safetensors."""
@@ -38,7 +41,7 @@ def train(
         else:
             stdout().print(f"trained {len(made)} bridges of the matrix, written to {out}/")
         return
-    folder = train_bridge(scenario, loaded, out, strict=strict, device=device)
+    folder = train_bridge(scenario, loaded, out, strict=strict, device=device, plot=plot)
     if as_json:
         print_json({"bridge": folder.name, "folder": str(folder)})
     else:
@@ -46,7 +49,13 @@ def train(
 
 
 def train_bridge(
-    source: Path, scenario: Scenario, out: Path, *, strict: bool, device: str | None
+    source: Path,
+    scenario: Scenario,
+    out: Path,
+    *,
+    strict: bool,
+    device: str | None,
+    plot: Path | None = None,
 ) -> Path:
     """Resolves, fetches and trains, with progress on stderr; the bridge's folder."""
     from agentwire.commands.devices import check_device
@@ -78,4 +87,4 @@ def train_bridge(
 
         from agentwire.bridge.train import train_scenario
 
-        return train_scenario(ready, out=out, progress=report)
+        return train_scenario(ready, out=out, progress=report, plot=plot)

@@ -186,12 +186,12 @@ class LabelHead:
 
     def __call__(self, last: Tensor) -> Tensor:
         """Logits [n, L] in fp32 from the last position's states [n, d]."""
-        logits = last @ self.weight.T
+        logits = last.float() @ self.weight.float().T
         if self.bias is not None:
-            logits = logits + self.bias
+            logits = logits + self.bias.float()
         if self.softcap:
             logits = self.softcap * torch.tanh(logits / self.softcap)
-        return logits.float()
+        return logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,8 +377,9 @@ class TransformersBackend:
         index = torch.tensor(list(labels), dtype=torch.long, device=self.device)
         bias = getattr(head, "bias", None)
         return LabelHead(
-            weight=head.weight[index],
-            bias=None if bias is None else bias[index],
+            # Logits in half precision are an eighth apart at 20: too coarse to compare labels by.
+            weight=head.weight[index].float(),
+            bias=None if bias is None else bias[index].float(),
             softcap=getattr(self.model.config.get_text_config(), "final_logit_softcapping", None),
         )
 

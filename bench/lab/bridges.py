@@ -32,6 +32,7 @@ FACTORS: dict[str, dict[str, Any]] = {
     "token_dropout": {"token_dropout": 0.3},
     "dropout": {"dropout": 0.3},
     "label_smoothing": {"label_smoothing": 0.1},
+    "weight_decay": {"weight_decay": 0.1},
 }
 WORTH = 0.002
 """A factor is taken up where it gains more than this on held-out rows."""

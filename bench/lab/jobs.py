@@ -35,7 +35,7 @@ class Job:
     direction: str = "forward"
     after: tuple[str, ...] = ()
     light: bool = False
-    limit_s: int = 300
+    limit_s: int = 420
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -66,7 +66,7 @@ def _cheap() -> Iterator[Job]:
     for task, direction, pair in _pairs():
         yield Job(f"direct.{pair}", "direct", task, direction, light=True)
     for task, direction, pair in _pairs():
-        yield Job(f"relay.{pair}", "relay", task, direction, light=True, limit_s=400)
+        yield Job(f"relay.{pair}", "relay", task, direction, light=True)
     for task in TASKS:
         yield Job(f"encoder.{task}", "encoder", task, light=True)
 
@@ -91,9 +91,9 @@ def _studies() -> Iterator[Job]:
         options = {"soft_tokens": m}
         yield Job(f"soft_tokens.{m}", "soft_tokens", "banking77", after=sweep, options=options)
     yield Job("ablation", "ablation", "sst2", "reverse", ("sweep.sst2.reverse",))
-    yield Job("universal", "universal", limit_s=420)
+    yield Job("universal", "universal")
     yield Job("passkey.16", "passkey", options={"soft_tokens": 16})
-    yield Job("passkey.128", "passkey", options={"soft_tokens": 128}, limit_s=420)
+    yield Job("passkey.128", "passkey", options={"soft_tokens": 128})
     yield Job("sensitivity", "sensitivity", "sst2", after=("sweep.sst2.forward",))
     yield Job("sensitivity.trec", "sensitivity", "trec", after=("sweep.trec.forward",))
     for direction in DIRECTIONS:

@@ -31,7 +31,7 @@ from lab.world import World
 READER = TrainSpec(
     steps=1500, batch_size=32, average=0.99, evaluate_every=150, weight_decay=0.0, token_dropout=0.0
 )
-TEXT_TOKENS = 96
+TEXT_TOKENS = 72
 """Longest text in training, in the receiver's tokens; scored texts are never cut."""
 TRIED_STEPS = 500
 """Steps of a run that only chooses settings."""

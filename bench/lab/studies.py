@@ -31,7 +31,7 @@ from lab.bridges import (
     train_stack,
 )
 from lab.files import Folder
-from lab.jobs import ALL_LAYERS, SEEDS, TASKS, Job
+from lab.jobs import ALL_LAYERS, BASE_LAYER, SEEDS, TASKS, Job
 from lab.scored import run_entry
 from lab.ship import write_bridge
 from lab.world import World
@@ -174,7 +174,7 @@ def _train_variants(
 
 def universal(world: World, job: Job, folder: Folder) -> Answer:
     """One bridge for four tasks: the prompt is the receiver's; then a task it never saw."""
-    layer = 15 if job.direction == "forward" else 10
+    layer = BASE_LAYER[job.direction]
     steps = 4000
     base = BASE.model_copy(
         update={"steps": steps, "batch_size": 48, "evaluate_every": 500, "hidden": 256}
@@ -255,7 +255,7 @@ def _statistics(world: World, job: Job, layer: int) -> StateCache:
 
 def passkey(world: World, job: Job, folder: Folder) -> Answer:
     """Five digits through M soft tokens, asked one at a time; the five tasks share their texts."""
-    m, layer = job.options["soft_tokens"], 15
+    m, layer = job.options["soft_tokens"], BASE_LAYER[job.direction]
     tasks = [f"passkey_{place}" for place in range(1, DIGITS + 1)]
     receiver = world.model(world.names(job.direction)[1], world.half)
     exact = world.model(world.names(job.direction)[1])

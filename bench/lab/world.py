@@ -102,7 +102,7 @@ class World:
             split = TEST_SPLITS.get(task, "test")
             test = load_rows(task, split, config=self._config, allow_download=False)
             if self.quick:
-                train, test = _every(train, 400), _every(test, 24)
+                train, test = _every(train, 96), _every(test, 16)
             kept, held_out = held_out_split(train, min(HELD_OUT, len(train) // 8), 0)
             self._rows[task] = Rows(
                 task, definition.spec(), definition.labels, kept, held_out, test

@@ -13,6 +13,7 @@ import torch
 
 from agentwire.agent.spec import AgentSpec
 from agentwire.bridge import store
+from agentwire.bridge.curve import sparkline
 from agentwire.bridge.train import refuse_scored_rows, sample, train_scenario
 from agentwire.config import Config
 from agentwire.errors import DataError, ModelError, ScenarioError
@@ -228,3 +229,58 @@ def test_training_leaves_the_models_as_they_were(
     assert fingerprint(tiny_gemma) == before
     assert {p.name for p in folder.iterdir()} == {"card.yaml", "weights.safetensors"}
     assert torch.is_grad_enabled()
+
+
+def test_a_stopped_training_goes_on(prepared: Callable[..., Resolved], tmp_path: Path) -> None:
+    class Stopped(Exception):
+        pass
+
+    def stops(stage: str, fraction: float) -> None:
+        if stage.startswith("step 150"):
+            raise Stopped
+
+    resolved, told = prepared(), []
+    with pytest.raises(Stopped):
+        train_scenario(resolved, out=tmp_path / "out", progress=stops)
+    saved = list((tmp_path / "home" / "training").glob("*.safetensors"))
+    assert [file.name.rpartition("-")[0] for file in saved] == [resolved.wire.bridge]
+    folder = train_scenario(
+        resolved, out=tmp_path / "out", progress=lambda stage, _: told.append(stage)
+    )
+    assert [stage.split(":")[0] for stage in told if stage.startswith("step")] == ["step 150"]
+    assert not any((tmp_path / "home" / "training").iterdir())
+    whole = trained(prepared(), tmp_path / "again")
+    assert store.verify(folder).weights_sha256 == store.verify(whole).weights_sha256
+
+
+def test_another_recipe_is_another_training(
+    prepared: Callable[..., Resolved], tmp_path: Path
+) -> None:
+    def stops(stage: str, fraction: float) -> None:
+        if stage.startswith("step 100"):
+            raise KeyboardInterrupt
+
+    for rate in (3e-3, 1e-3):
+        with pytest.raises(KeyboardInterrupt):
+            train_scenario(
+                prepared(train={"learning_rate": rate}), out=tmp_path / "out", progress=stops
+            )
+    assert len(list((tmp_path / "home" / "training").iterdir())) == 2
+
+
+def test_the_loss_is_drawn(prepared: Callable[..., Resolved], tmp_path: Path) -> None:
+    picture = tmp_path / "pictures" / "loss.png"
+    train_scenario(
+        prepared(train={"steps": 3, "evaluate_every": 1}),
+        out=tmp_path / "out",
+        progress=lambda stage, fraction: None,
+        plot=picture,
+    )
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_line_of_bars() -> None:
+    assert sparkline([3.0, 2.0, 1.0]) == "█▅▁"
+    assert sparkline([]) == ""
+    assert sparkline([1.0, 1.0]) == "▁▁"
+    assert len(sparkline(range(100))) == 24
