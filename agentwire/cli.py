@@ -15,11 +15,25 @@ from typing import Annotated, NoReturn
 import typer
 
 import agentwire
-from agentwire.commands import bench, bridges, data, doctor, models, report, run, train, validate
+from agentwire.commands import (
+    bench,
+    bridges,
+    data,
+    doctor,
+    models,
+    report,
+    run,
+    serve,
+    train,
+    validate,
+)
 from agentwire.errors import AgentwireError, InputError
 
-OPTIONAL = {"torch", "transformers", "gguf", "accelerate"}
-"""Libraries of the extra ``models``: a machine may have agentwire without them."""
+OPTIONAL = {
+    **dict.fromkeys(("torch", "transformers", "gguf", "accelerate"), "models"),
+    **dict.fromkeys(("starlette", "uvicorn", "prometheus_client"), "gateway"),
+}
+"""Libraries that a machine may lack -> the extra that brings them."""
 
 app = typer.Typer(
     name="agentwire",
@@ -33,6 +47,7 @@ app.command("run")(run.run)
 app.command("train")(train.train)
 app.command("report")(report.report)
 app.command("validate")(validate.validate)
+app.command("serve")(serve.serve)
 app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")
 app.add_typer(bridges.app, name="bridges")
@@ -75,13 +90,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         sys.stderr.close()  # the reader of our output left; nobody can be told
         sys.exit(1)
     except ModuleNotFoundError as error:
-        if error.name not in OPTIONAL:
+        if error.name is None or error.name not in OPTIONAL:
             _unexpected(error)
             sys.exit(1)
         _say(
             InputError(
                 f"this needs {error.name}, which is not installed.",
-                hint="Run `pip install 'agentwire[models]'`.",
+                hint=f"Run `pip install 'agentwire[{OPTIONAL[error.name]}]'`.",
             )
         )
         sys.exit(2)

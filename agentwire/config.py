@@ -5,6 +5,7 @@ Variables (all optional):
 * ``AGENTWIRE_HOME``: cache folder for downloaded models, data and bridges.
 * ``AGENTWIRE_DATA``: folder with datasets in the JSONL format (``<folder>/<name>/dataset.json``).
 * ``AGENTWIRE_BRIDGES``: folders with bridges, separated like ``PATH``.
+* ``AGENTWIRE_API_KEYS``: keys of the gateway, ``name=key`` separated by commas.
 * ``AGENTWIRE_OFFLINE``, ``HF_HUB_OFFLINE``: ``1`` forbids the hub.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import platformdirs
@@ -31,6 +32,7 @@ class Config:
         home: cache folder; it need not exist yet.
         data: the user's own dataset folder, or None.
         bridges: extra folders in which bridges are looked for, in order.
+        api_keys: of the gateway, as given.
         offline: the model and dataset hub must not be asked (its local cache may be read).
     """
 
@@ -38,6 +40,7 @@ class Config:
     data: Path | None = None
     bridges: tuple[Path, ...] = ()
     offline: bool = False
+    api_keys: str = field(default="", repr=False)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Config:
@@ -60,6 +63,7 @@ class Config:
                 env.get(name, "").strip().lower() in _TRUE
                 for name in ("AGENTWIRE_OFFLINE", "HF_HUB_OFFLINE")
             ),
+            api_keys=env.get("AGENTWIRE_API_KEYS", ""),
         )
 
     @property

@@ -191,7 +191,7 @@ class Host:
             case AgentReady(name, epoch, pid, model):
                 self._write("agent_ready", agent=name, epoch=epoch, pid=pid)
                 self.agents[name] = AgentInfo(
-                    pid, model.name, model.device, model.fingerprint, epoch
+                    pid, model.name, model.device, model.fingerprint, epoch, model.width
                 )
                 self._progress(ProgressEvent(name, "ready", 1.0))
                 if client is not None:

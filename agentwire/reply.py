@@ -75,13 +75,19 @@ class KeptPayload:
 
 @dataclass(frozen=True, slots=True)
 class AgentInfo:
-    """One agent's living incarnation. ``epoch`` counts incarnations from 1."""
+    """One agent's living incarnation.
+
+    Attributes:
+        epoch: counts incarnations from 1.
+        width: of the model's embedding space, d.
+    """
 
     pid: int
     model: str
     device: str
     fingerprint: str
     epoch: int
+    width: int = 0
 
 
 @dataclass(frozen=True, slots=True)

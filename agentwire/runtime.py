@@ -30,6 +30,7 @@ from agentwire.question import (
     KEEP,
     ChannelName,
     Fallback,
+    Form,
     Generate,
     GenerationOptions,
     KeepQuestion,
@@ -212,6 +213,7 @@ class Runtime:
         request_id: str | None = None,
         channel: ChannelName | None = None,
         relay: Relay | None = None,
+        form: Form | None = None,
     ) -> Reply:
         """Hands one text from one agent to another and waits for the answer.
 
@@ -232,6 +234,8 @@ class Runtime:
                 computed again: the call waits for the first one, or gets its reply.
             channel: default ``soft``.
             relay: ``verbatim``: a text message is the text itself, not what the sender writes.
+            form: what a text message is to the receiver: ``text`` (default), ``plain`` (without
+                chat template) or ``chat`` (a JSON array of role and content).
 
         Raises:
             RequestError: the request ended without an answer; ``code`` says why.
@@ -251,6 +255,7 @@ class Runtime:
             fallback=fallback,
             channel=channel,
             relay=relay,
+            form=form,
         )
         return answered(outcomes)[0]
 

@@ -77,6 +77,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtime": {"host", "errors", "config", "wire", "bus", "agent", "telemetry", "task"}
     | CLIENT_ROOMS
     | {"scenario.schema", "scenario.load", "scenario.resolve", "scenario.fetch"},
+    "gateway": {"errors", "runtime", "question", "reply", "ledger", "wiring", "wire.messages"}
+    | {"scenario.resolve", "telemetry", "gateway"},
     # Running and showing a scenario.
     "scenario.plan": SCORING_MAY,
     "scenario.predictions": SCORING_MAY,
@@ -95,6 +97,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 ONLY_IN = {
     "msgpack": {"agentwire/wire/codec.py"},
     "zmq": {"agentwire/bus/zmq.py"},
+    "uvicorn": {"agentwire/gateway/server.py"},
     "pickle": set(),
     "cPickle": set(),
     "dill": set(),

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible HTTP gateway over a runtime (extra ``agentwire[gateway]``)."""

@@ -1,0 +1,293 @@
+"""One request through the runtime: what is asked of whom, and what came back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from agentwire.errors import NackCode, RequestError
+from agentwire.gateway.catalog import Target
+from agentwire.gateway.conversation import Conversation
+from agentwire.gateway.errors import HttpError, http_error
+from agentwire.gateway.handles import Handle, HandleStore, wrong_wire
+from agentwire.gateway.schema import Extension, Request
+from agentwire.question import GenerationOptions, KeepQuestion, WireQuestion
+from agentwire.reply import KeptPayload, Reply
+from agentwire.runtime import Runtime
+from agentwire.wire.messages import Channel
+from agentwire.wiring import Wiring
+
+FP16_BYTES: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is asked of whom.
+
+    Attributes:
+        text: what the sender (or the agent itself) reads; or what its sender keeps.
+        question: as ``Runtime.send`` takes it.
+        owner: name of the API key.
+        handle: that the text was named by.
+        unread: parts of the conversation that nobody reads; told to the client.
+    """
+
+    target: Target
+    text: str | KeptPayload
+    question: WireQuestion
+    owner: str
+    handle: Handle | None = None
+    unread: tuple[str, ...] = ()
+
+    @property
+    def most_tokens(self) -> int | None:
+        """The longest answer; None where it is a label."""
+        options = self.question.get("generate")
+        return options.max_new_tokens if isinstance(options, GenerationOptions) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back.
+
+    Attributes:
+        text: the answer, a label, or a handle.
+        request_id: 32 hex digits.
+        finish: ``stop`` or ``length``.
+        usage: tokens, as OpenAI counts them; soft tokens are among those read.
+        facts: ``agentwire`` of the response: channel and reason, scores, times, bytes.
+    """
+
+    text: str
+    request_id: str
+    finish: str
+    usage: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Answers:
+    """Turns requests into calls of a runtime.
+
+    Args:
+        runtime: started.
+        wiring: of the runtime.
+        handles: of this gateway.
+        timeout_s: longest time that a request may take.
+    """
+
+    def __init__(
+        self, runtime: Runtime, wiring: Wiring, handles: HandleStore, timeout_s: float
+    ) -> None:
+        self._runtime = runtime
+        self._wiring = wiring
+        self._handles = handles
+        self._timeout = timeout_s
+
+    # -- what is asked ----------------------------------------------------------------------
+
+    def chat(
+        self, request: Request, target: Target, said: Conversation, owner: str, *, plain: bool
+    ) -> Job:
+        """The job of one conversation.
+
+        Args:
+            plain: it is a prompt to go on with, not a chat.
+
+        Raises:
+            HttpError: its handle cannot be used here.
+        """
+        extension = request.agentwire
+        handle = None
+        if said.token is not None:
+            handle = self._handles.get(said.token, owner)
+            target = self._with_handle(target, handle)
+        question = WireQuestion(deadline=min(extension.timeout or self._timeout, self._timeout))
+        if target.sender is None:
+            return self._direct(request, target, said, question, owner, plain)
+        question["bridge"] = extension.bridge
+        question["fallback"] = extension.fallback
+        question["channel"] = extension.channel
+        beside = handle is not None
+        unread: list[str] = []
+        if self._wants_label(extension):
+            question["labels"] = extension.labels
+            question["prompt"] = extension.prompt
+            unread = said.unread(beside_handle=beside)
+        else:
+            question["prompt"] = extension.prompt or said.prompt(beside_handle=beside)
+            question["generate"] = request.options()
+        text = said.said if handle is None else handle.kept
+        return Job(target, text, question, owner, handle, tuple(unread))
+
+    def _with_handle(self, target: Target, handle: Handle) -> Target:
+        kept = handle.kept
+        if target.keeps or target.receiver != kept.receiver:
+            raise wrong_wire(handle)
+        if target.sender not in (None, kept.sender):
+            raise wrong_wire(handle)
+        return Target(target.model, kept.receiver, kept.sender)
+
+    def _wants_label(self, extension: Extension) -> bool:
+        if extension.labels is not None:
+            return bool(extension.labels)
+        task = self._wiring.task
+        return task is not None and bool(task.labels)
+
+    def _direct(
+        self,
+        request: Request,
+        target: Target,
+        said: Conversation,
+        question: WireQuestion,
+        owner: str,
+        plain: bool,
+    ) -> Job:
+        extension = request.agentwire
+        if extension.labels:
+            question["labels"], question["prompt"] = extension.labels, extension.prompt
+            return Job(
+                target, said.said, question, owner, None, tuple(said.unread(beside_handle=False))
+            )
+        question["prompt"] = extension.prompt or ""
+        question["generate"] = request.options()
+        question["form"] = "plain" if plain else "chat"
+        return Job(target, said.said if plain else said.as_chat, question, owner)
+
+    # -- what comes back --------------------------------------------------------------------
+
+    async def answer(self, job: Job) -> Answer:
+        """
+        Raises:
+            AgentwireError: the request has no answer.
+            HttpError: what its handle stood for is gone.
+        """
+        target = job.target
+        if target.keeps and target.sender is not None and isinstance(job.text, str):
+            return await self._keep(job, target.sender, job.text)
+        try:
+            if target.sender is None:
+                reply = await self._runtime.direct(
+                    target.receiver, str(job.text), **_asked(job.question)
+                )
+            else:
+                reply = await self._runtime.send(
+                    target.sender, target.receiver, job.text, **job.question
+                )
+        except RequestError as error:
+            raise self._lost(job, error) from error
+        return self._of(job, reply)
+
+    async def stream(self, job: Job) -> AsyncGenerator[str | Answer]:
+        """Pieces, then the answer. Errors as ``answer``."""
+        target = job.target
+        if target.keeps:
+            answer = await self.answer(job)
+            yield answer.text
+            yield answer
+            return
+        pieces: AsyncIterator[str | Reply]
+        if target.sender is None:
+            pieces = self._runtime.direct_stream(
+                target.receiver, str(job.text), **_asked(job.question)
+            )
+        else:
+            pieces = self._runtime.stream(target.sender, target.receiver, job.text, **job.question)
+        try:
+            async with aclosing(pieces):  # type: ignore[type-var]
+                async for piece in pieces:
+                    if isinstance(piece, Reply):
+                        if piece.label is not None:
+                            yield piece.label
+                        yield self._of(job, piece)
+                    else:
+                        yield piece
+        except RequestError as error:
+            raise self._lost(job, error) from error
+
+    async def _keep(self, job: Job, sender: str, text: str) -> Answer:
+        question = job.question
+        kept = await self._runtime.keep(
+            sender,
+            job.target.receiver,
+            text,
+            **KeepQuestion(
+                bridge=question.get("bridge"),
+                fallback=question.get("fallback"),
+                channel=question.get("channel"),
+                deadline=question.get("deadline"),
+            ),
+        )
+        wire = f"{sender}->{kept.receiver}"
+        soft = kept.channel is Channel.SOFT
+        bridge = self._wiring.bridges.get(wire) if soft else None
+        handle = self._handles.add(job.owner, kept, bridge)
+        count = self._soft_tokens(kept.channel, kept.payload_bytes, kept.receiver)
+        facts = {
+            "channel": kept.channel.value,
+            "reason": kept.reason,
+            "wire": wire,
+            "bridge": bridge,
+            "handle": handle.text,
+            "payload_bytes": kept.payload_bytes,
+            "latency_ms": round(kept.latency_ms, 3),
+        }
+        return Answer(handle.text, kept.request_id, "stop", usage_of(0, count, count), facts)
+
+    def _lost(self, job: Job, error: RequestError) -> HttpError:
+        """What was kept may be gone before its handle is: then so is the handle."""
+        if error.code is NackCode.EXPIRED and job.handle is not None:
+            self._handles.drop(job.handle.token)
+        return http_error(error)
+
+    def _of(self, job: Job, reply: Reply) -> Answer:
+        soft = self._soft_tokens(reply.channel, reply.payload_bytes, job.target.receiver)
+        most = job.most_tokens
+        cut = reply.label is None and most is not None and reply.completion_tokens >= most
+        facts: dict[str, Any] = {
+            "channel": reply.channel.value,
+            "reason": reply.reason,
+            "wire": job.target.wire,
+            "payload_bytes": reply.payload_bytes,
+            "latency_ms": round(reply.latency_ms, 3),
+            "stages_ms": {stage: round(ms, 3) for stage, ms in reply.stages.items()},
+        }
+        if reply.label is not None:
+            facts["label"] = reply.label
+            facts["scores"] = dict(reply.scores)
+        if job.unread:
+            facts["unread"] = list(job.unread)
+        return Answer(
+            reply.label if reply.label is not None else reply.text or "",
+            reply.request_id,
+            "length" if cut else "stop",
+            usage_of(reply.prompt_tokens, reply.completion_tokens, soft),
+            facts,
+        )
+
+    def _soft_tokens(self, channel: Channel, payload_bytes: int, receiver: str) -> int:
+        """M, from the bytes of a payload and the width of who reads it."""
+        info = self._runtime.agents.get(receiver)
+        if channel is not Channel.SOFT or info is None or not info.width:
+            return 0
+        return payload_bytes // (info.width * FP16_BYTES)
+
+
+def _asked(question: WireQuestion) -> Any:
+    """What a direct question takes of one over a wire."""
+    return {
+        name: value
+        for name, value in question.items()
+        if name in {"prompt", "labels", "generate", "deadline", "form"}
+    }
+
+
+def usage_of(read: int, written: int, soft: int) -> dict[str, Any]:
+    """OpenAI's ``usage``; ``soft_tokens`` says how many of them were soft."""
+    return {
+        "prompt_tokens": read,
+        "completion_tokens": written,
+        "total_tokens": read + written,
+        "soft_tokens": soft,
+    }

@@ -1,0 +1,77 @@
+"""The models that a gateway offers: each agent, each wire, and each wire's payloads to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from agentwire.gateway.errors import not_a_model
+from agentwire.wiring import Wiring
+
+KEEP: Final = ":keep"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Whom a request goes to.
+
+    Attributes:
+        model: the name that the client gave.
+        receiver: the agent that answers.
+        sender: the agent that reads; None: the receiver reads the conversation itself.
+        keeps: the payload is kept, and the answer is a handle.
+    """
+
+    model: str
+    receiver: str
+    sender: str | None = None
+    keeps: bool = False
+
+    @property
+    def wire(self) -> str | None:
+        return None if self.sender is None else f"{self.sender}->{self.receiver}"
+
+
+class Catalog:
+    """Names to targets.
+
+    Args:
+        wiring: agents and wires.
+        created: Unix time that the models are said to be made at.
+    """
+
+    def __init__(self, wiring: Wiring, created: int) -> None:
+        self._created = created
+        self._targets: dict[str, Target] = {name: Target(name, name) for name in wiring.agents}
+        for name, (sender, receiver) in wiring.ends.items():
+            self._targets[name] = Target(name, receiver, sender)
+            self._targets[name + KEEP] = Target(name + KEEP, receiver, sender, keeps=True)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._targets)
+
+    @property
+    def targets(self) -> Mapping[str, Target]:
+        return self._targets
+
+    def find(self, model: str) -> Target:
+        """
+        Raises:
+            HttpError: 404, no such model.
+        """
+        target = self._targets.get(model)
+        if target is None:
+            raise not_a_model(model, self.names)
+        return target
+
+    def card(self, model: str) -> dict[str, Any]:
+        """What ``/v1/models`` says of one. Errors as ``find``."""
+        target = self.find(model)
+        return {
+            "id": target.model,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "agentwire",
+        }

@@ -1,0 +1,88 @@
+"""From a conversation to what is asked: what the sender reads, what the receiver is asked.
+
+The rules:
+
+* An agent that is asked directly reads the whole conversation, in its own chat template.
+* Over a wire the sender reads what users and assistants said; a conversation of one turn is that
+  text alone. System messages are instructions for whoever answers, so they become the receiver's
+  prompt where it answers in free text, and are left out where it answers with a label: a bridge
+  is trained for one question.
+* A handle in any message stands for what its sender has read; the words around it are the prompt.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from agentwire.gateway.errors import INVALID, HttpError
+from agentwire.gateway.handles import HANDLE
+from agentwire.gateway.schema import Message
+
+INSTRUCTIONS: Final = frozenset({"system", "developer"})
+DEFAULT_PROMPT: Final = "Answer:"
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a client said.
+
+    Attributes:
+        token: of the handle that it holds; None: none.
+        messages: (role, text), handles taken out.
+    """
+
+    token: str | None
+    messages: tuple[tuple[str, str], ...]
+
+    @property
+    def as_chat(self) -> str:
+        """For an agent that reads it itself: JSON, as tasks of the form ``chat`` want it."""
+        return json.dumps(
+            [{"role": role, "content": text} for role, text in self.messages], ensure_ascii=False
+        )
+
+    @property
+    def said(self) -> str:
+        """What the sender of a wire reads."""
+        turns = [(r, t) for r, t in self.messages if r not in INSTRUCTIONS and t.strip()]
+        if len(turns) == 1:
+            return turns[0][1]
+        return "\n".join(f"{role.capitalize()}: {text}" for role, text in turns)
+
+    @property
+    def instructions(self) -> str:
+        return "\n".join(t.strip() for r, t in self.messages if r in INSTRUCTIONS and t.strip())
+
+    def prompt(self, *, beside_handle: bool) -> str:
+        """What a receiver is asked that answers in free text."""
+        parts = [self.instructions]
+        if beside_handle:
+            parts.append(self.said.strip())
+        return "\n".join(part for part in parts if part) or DEFAULT_PROMPT
+
+    def unread(self, *, beside_handle: bool) -> list[str]:
+        """What nobody reads where the answer is a label."""
+        found = ["system"] if self.instructions else []
+        return [*found, "text"] if beside_handle and self.said.strip() else found
+
+
+def conversation(messages: Sequence[Message]) -> Conversation:
+    """
+    Raises:
+        HttpError: 400, it holds two different handles.
+    """
+    tokens = {token for message in messages for token in HANDLE.findall(message.text)}
+    if len(tokens) > 1:
+        raise HttpError(
+            400,
+            INVALID,
+            "Two handles in one conversation: a receiver reads one payload at a time, since no "
+            "bridge was trained for several.",
+            code="several_handles",
+            param="messages",
+        )
+    said = tuple((message.role, HANDLE.sub("", message.text)) for message in messages)
+    return Conversation(tokens.pop() if tokens else None, said)

@@ -1,0 +1,161 @@
+"""Runs a gateway: the runtime, the HTTP server, and an orderly end of both."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import uvicorn
+
+from agentwire.errors import InputError
+from agentwire.gateway.app import Gateway
+from agentwire.gateway.handles import TTL_S
+from agentwire.gateway.health import Health
+from agentwire.gateway.keys import ApiKeys
+from agentwire.gateway.limits import GatewayLimits
+from agentwire.ledger import Admission
+from agentwire.reply import ProgressEvent
+from agentwire.runtime import Runtime
+from agentwire.scenario.resolve import Resolved
+from agentwire.wiring import Wiring
+
+GRACE_S = 10
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """
+    Attributes:
+        port: 0: any that is free.
+        open_to_all: no API keys are needed though other machines can connect.
+        run_folder: for the journal and the agents' logs.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    keys: dict[str, str] = field(default_factory=dict)
+    limits: GatewayLimits = field(default_factory=GatewayLimits)
+    handle_ttl_s: float = TTL_S
+    open_to_all: bool = False
+    run_folder: Path | None = None
+
+
+def check(options: ServeOptions) -> None:
+    """
+    Raises:
+        InputError: everybody who can reach this machine could use its agents.
+    """
+    if options.keys or options.open_to_all or _is_loopback(options.host):
+        return
+    raise InputError(
+        f"{options.host} can be reached from other machines, and there are no API keys.",
+        hint="Give --keys FILE, or --open if everybody may use these agents.",
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+async def serve(
+    what: Resolved | Wiring,
+    options: ServeOptions,
+    *,
+    progress: Callable[[ProgressEvent], None] = lambda event: None,
+    ready: Callable[[str, list[str]], None] = lambda url, models: None,
+) -> None:
+    """Serves until SIGINT or SIGTERM; then lets answers end, for a while, and stops the agents.
+
+    Args:
+        ready: told the base URL (ending in ``/v1``) and the models, once requests are taken.
+
+    Raises:
+        InputError: an agent cannot start, or the address is taken.
+    """
+    check(options)
+    wiring = what if isinstance(what, Wiring) else Wiring.of(what)
+    health = Health(list(wiring.agents), progress)
+    listener = _listen(options.host, options.port)
+    try:
+        admission = Admission(rows=4 * options.limits.requests + 256)
+        runtime = Runtime(what, run_folder=options.run_folder, progress=health, admission=admission)
+        async with runtime:
+            gateway = Gateway(
+                runtime,
+                wiring,
+                keys=ApiKeys(options.keys),
+                limits=options.limits,
+                handle_ttl_s=options.handle_ttl_s,
+                health=health,
+            )
+            config = uvicorn.Config(
+                gateway.app,
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+                server_header=False,
+                timeout_keep_alive=30,
+                timeout_graceful_shutdown=GRACE_S,
+                h11_max_incomplete_event_size=64 * 1024,
+            )
+            server = _Server(config)
+            host, port = listener.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            ready(f"http://{shown}:{port}/v1", gateway.models)
+            await _until_told(server, listener)
+    finally:
+        listener.close()
+
+
+async def _until_told(server: uvicorn.Server, listener: socket.socket) -> None:
+    """Serves until a signal; whoever cancels this waits until the connections are closed."""
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        await asyncio.shield(serving)
+    except asyncio.CancelledError:
+        server.should_exit = True
+        await serving
+        raise
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(1024)  # connections that come before the agents are ready wait
+    except OSError as error:
+        listener.close()
+        raise InputError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}.",
+            hint="Choose another --host or --port.",
+        ) from None
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """Stops by itself instead of dying by the signal: the agents are stopped after it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        kinds = (signal.SIGINT, signal.SIGTERM)
+        for kind in kinds:
+            loop.add_signal_handler(kind, self.handle_exit, kind, None)
+        try:
+            yield
+        finally:
+            for kind in kinds:
+                loop.remove_signal_handler(kind)

@@ -1,0 +1,67 @@
+"""A gateway over fake agents in real processes, for the integration tests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fake_run import TASK
+
+from agentwire.agent.spec import AgentSpec, FakeModel, OutgoingBridge
+from agentwire.gateway.limits import GatewayLimits
+from agentwire.gateway.server import ServeOptions, serve
+from agentwire.scenario.schema import WireSpec
+from agentwire.wiring import Wiring
+
+ADA, BOB = "ada-" + "a" * 28, "bob-" + "b" * 28
+KEYS = {"ada": ADA, "bob": BOB}
+
+
+def wiring(*, task: bool = True, bridge: str = "any", **fakes: dict[str, Any]) -> Wiring:
+    """llama -> mistral, and a writer on no wire; ``fakes`` sets delays and faults by agent."""
+    wire = WireSpec.model_validate({"from": "llama", "to": "mistral"})
+    out = OutgoingBridge(wire=wire.name, receiver="mistral", folder=f"fake:mistral-model:{bridge}")
+    agents = {
+        name: AgentSpec(
+            name=name,
+            backend="fake",
+            model=f"{name}-model",
+            threads=1,
+            bridges=(out,) if name == "llama" else (),
+            fake=FakeModel.model_validate(fakes.get(name, {})),
+        )
+        for name in ("llama", "mistral", "writer")
+    }
+    return Wiring.of_specs(agents, [wire], task=TASK if task else None)
+
+
+@contextlib.asynccontextmanager
+async def gateway(
+    what: Wiring | None = None,
+    *,
+    keys: dict[str, str] | None = None,
+    limits: GatewayLimits | None = None,
+    **options: Any,
+) -> AsyncIterator[str]:
+    """The base URL of a gateway that runs while the block does."""
+    url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    settings = ServeOptions(
+        port=0,
+        keys=KEYS if keys is None else keys,
+        limits=limits or GatewayLimits(),
+        **options,
+    )
+    task = asyncio.create_task(
+        serve(what or wiring(), settings, ready=lambda base, models: url.set_result(base))
+    )
+    try:
+        await asyncio.wait({task, url}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            await task
+        yield url.result()
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
