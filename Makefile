@@ -1,5 +1,6 @@
 # make demo     two language models, one bus, one bridge: the shipped scenario, end to end
 # make test     every test that this machine can run (models are downloaded once to the user cache)
+# make chaos    every fault, 20 rounds each at random moments: nothing lost, doubled or wrong
 # make lint types bench clean
 #
 # Everything runs in .venv, made on first use. PYTHON=python3.12 picks the interpreter. Where pip
@@ -15,7 +16,7 @@ DEMO   ?= scenarios/llama_to_mistral_sst2.yaml
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types bench clean distclean
+.PHONY: help venv demo test lint types bench chaos clean distclean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -48,6 +49,9 @@ types: $(STAMP)
 
 bench: $(STAMP)
 	@$(BIN)/python bench/overhead.py $(ARGS)
+
+chaos: $(STAMP)
+	@$(BIN)/python bench/chaos $(ARGS)
 
 clean:
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -253,8 +253,8 @@ class Session:
         try:
             self._check_envelope(envelope, message)
             if envelope.seq < self._next_in:
-                self._heard = now
-                return [Duplicate(envelope.seq)]
+                # No sign of life: a broker that no longer knows this connection answers as well.
+                return [self._unknown_there(envelope, message) or Duplicate(envelope.seq)]
             self._count(envelope.seq, events)
             self._heard = now
             events += self._accept(message, envelope, sealed, now, busy_ms)
@@ -282,6 +282,17 @@ class Session:
             raise _Refuse(
                 NackCode.MALFORMED, f"sequence {envelope.seq} is too far from {self._next_in}"
             )
+
+    def _unknown_there(self, envelope: Envelope, message: Message) -> Lost | None:
+        """The end of a peer's session where the broker began a new one.
+
+        A transport that comes back by itself after a broken connection is somebody new to the
+        broker, who turns away what is no Hello: with a Nack, numbered 0, where the Welcome was.
+        """
+        if self.side is Side.BROKER or envelope.seq != 0 or not isinstance(message, Nack):
+            return None
+        self.state = State.CLOSED
+        return Lost(f"the broker does not know this connection: {message.reason}")
 
     def _count(self, seq: int, events: list[Event]) -> None:
         """Moves on to the number after ``seq``; numbers of refused messages are no gap."""

@@ -234,6 +234,31 @@ def test_a_number_that_came_already_is_dropped_unanswered() -> None:
     assert pair.broker.receive(raw(AGENT, 0), 1.0) == [Duplicate(0)]
 
 
+def test_a_repeated_message_is_no_sign_of_life() -> None:
+    pair = Pair()
+    frames = pair.broker.send(CREDIT, 1.0)
+    pair.peer.receive(frames, 1.0)
+    assert pair.peer.receive(frames, 5.5) == [Duplicate(1)]
+    _, events = pair.peer.tick(6.1)
+    assert events == [Lost("silent for 5000 ms")]
+
+
+def test_a_broker_that_knows_nothing_of_the_connection_ends_the_peers_session() -> None:
+    pair = Pair()
+    stranger = Session(Side.BROKER, run=RUN, epoch=1, now=9.0)
+    (nack,) = frames_of(stranger.receive(pair.peer.send(m.Ping(), 9.0), 9.0))
+    (lost,) = pair.peer.receive(nack, 9.0)
+    assert isinstance(lost, Lost) and "does not know" in lost.reason
+    assert pair.peer.state is State.CLOSED
+
+
+def test_a_peer_cannot_end_the_brokers_session_so() -> None:
+    pair = Pair()
+    nack = m.Nack(NackCode.UNAUTHORIZED, "who are you?")
+    assert pair.broker.receive(raw(nack, 0), 1.0) == [Duplicate(0)]
+    assert pair.broker.state is State.OPEN
+
+
 def test_lost_messages_are_told_before_the_next_one() -> None:
     pair = Pair()
     lost = [pair.peer.send(CREDIT, 1.0) for _ in range(2)]

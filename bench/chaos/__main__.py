@@ -1,0 +1,89 @@
+"""The fault matrix: every fault, many rounds, at random moments, against real processes.
+
+    python bench/chaos [--rounds 20] [--seed 0] [--only link_cut,...] [--out chaos.json]
+
+Each row's answer must be the one of a run without faults. Exit code 1 if a request was lost, ended
+twice, or got a wrong answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import shlex
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from agentwire.scenario.summary import hardware, versions
+from chaos.matrix import RUNNER, names, run_matrix
+from chaos.rig import Tally
+
+
+def table(tallies: dict[str, Tally]) -> str:
+    lines = [
+        f"{'fault':20} {'rounds':>6} {'requests':>8} {'lost':>5} {'twice':>5} {'wrong':>5}  errors"
+    ]
+    for name, t in tallies.items():
+        errors = ", ".join(f"{code} {n}" for code, n in sorted(t.errors.items()))
+        counts = f"{t.rounds:6} {t.requests:8} {t.lost:5} {t.duplicated:5} {t.wrong:5}"
+        lines.append(f"{name:20} {counts}  {errors}")
+    return "\n".join(lines)
+
+
+def record(tallies: dict[str, Tally], args: argparse.Namespace, seconds: float) -> dict[str, Any]:
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "bench/chaos", *sys.argv[1:]]),
+        "hardware": hardware(),
+        "versions": versions(),
+        "settings": {
+            "models": "fake backend (deterministic, no weights)",
+            "rounds": args.rounds,
+            "seed": args.seed,
+            "minutes": round(seconds / 60, 1),
+        },
+        "figures": {
+            f"{name}_{what}": getattr(t, what)
+            for name, t in tallies.items()
+            for what in ("rounds", "requests", "lost", "duplicated", "wrong")
+        },
+        "errors": {name: dict(t.errors) for name, t in tallies.items()},
+        "notes": {name: dict(t.notes) for name, t in tallies.items() if t.notes},
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help=f"of: {', '.join([*names(), RUNNER])}")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    logging.getLogger("agentwire").setLevel(logging.ERROR)  # broken connections are expected
+    start = time.monotonic()
+    only = [name for name in args.only.split(",") if name]
+
+    def report(name: str, tally: Tally) -> None:
+        print(table({name: tally}).splitlines()[1], flush=True)
+        for complaint in tally.complaints:
+            print(f"    {complaint}", flush=True)
+
+    tallies = asyncio.run(run_matrix(args.rounds, args.seed, only, report))
+    print(table(tallies))
+    if args.out:
+        text = json.dumps(record(tallies, args, time.monotonic() - start), indent=2)
+        args.out.write_text(text + "\n")
+    return 0 if all(tally.clean for tally in tallies.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

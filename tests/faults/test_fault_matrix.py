@@ -1,0 +1,49 @@
+"""The short form of the fault matrix: every fault, against real processes and real sockets.
+
+``make chaos`` is the long form, with many rounds of each.
+"""
+
+import asyncio
+
+import pytest
+from chaos.faults import FAULTS, Fault
+from chaos.matrix import run_fault, run_runner
+from chaos.rig import Answers, Books, Tally, answers_without_faults
+
+from agentwire.errors import NackCode, RequestError
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+SEED = 7
+
+
+@pytest.fixture(scope="module")
+def expected() -> Answers:
+    return asyncio.run(answers_without_faults())
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+async def test_nothing_is_lost_doubled_or_wrong(fault: Fault, expected: Answers) -> None:
+    tally = await run_fault(fault, 1, SEED, expected)
+    assert tally.requests >= 48
+    assert tally.clean, tally
+
+
+async def test_a_killed_runner_leaves_no_agent_and_names_what_is_unfinished(
+    expected: Answers,
+) -> None:
+    tally = await run_runner(1, SEED, expected)
+    assert tally.clean, tally
+
+
+async def test_the_books_see_what_they_are_for(expected: Answers) -> None:
+    """A tally that could not fail would prove nothing."""
+    text = next(iter(expected))
+    books, tally = Books(), Tally()
+    books.write("admitted", request_ids=["a", "b"])
+    books.write("finished", request_ids=["a"])
+    books.write("finished", request_ids=["a"])
+    late = RequestError(NackCode.DEADLINE, "late")
+    tally.count(books, [text, text], [None, late], expected)
+    assert (tally.lost, tally.duplicated, tally.wrong) == (2, 1, 1)
+    tally.count(books, [text], [late], expected, frozenset({NackCode.DEADLINE}))
+    assert tally.errors == {"deadline": 1} and tally.wrong == 1
