@@ -96,7 +96,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 # These may be named by every file of the project, or by those listed alone.
 ONLY_IN = {
     "msgpack": {"agentwire/wire/codec.py"},
-    "zmq": {"agentwire/bus/zmq.py"},
+    "zmq": {"agentwire/bus/zmq.py", "agentwire/benchmark/bare.py"},  # bare: the bus's yardstick
     "uvicorn": {"agentwire/gateway/server.py"},
     "pickle": set(),
     "cPickle": set(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -75,7 +75,32 @@ class BenchRecord(Part):
     hardware: Hardware
 
     def write(self, path: Path) -> None:
-        """Writes the file in one step, so that a reader never sees half of it."""
-        partial = path.with_name(path.name + ".part")
-        partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        """Writes it."""
+        _write(self, path)
+
+
+class BusRecord(Part):
+    """What the bus costs beside bare sockets; times in microseconds one way."""
+
+    schema_version: int = SCHEMA_VERSION
+    benchmark: Literal["bus"] = "bus"
+    started: str
+    seconds: float
+    interrupted: bool
+    command: str
+    settings: dict[str, Any]
+    figures: dict[str, float]
+    rounds: dict[str, list[dict[str, float]]]
+    versions: dict[str, str]
+    hardware: Hardware
+
+    def write(self, path: Path) -> None:
+        """Writes it."""
+        _write(self, path)
+
+
+def _write(record: Part, path: Path) -> None:
+    """In one step, so that a reader never sees half of it."""
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)

@@ -39,6 +39,11 @@ COPIED_BYTES = 4096  # up to here a received frame becomes bytes; beyond it is a
 KEPT_FRAMES = MESSAGE_FRAMES + 1  # enough for the codec to see that there are too many
 
 
+def libzmq_version() -> str:
+    """Version of the ZeroMQ library below pyzmq."""
+    return str(zmq.zmq_version())
+
+
 class Wakeup:
     """A file descriptor that other threads make readable. ``set`` is cheap when already set."""
 

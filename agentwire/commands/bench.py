@@ -155,6 +155,48 @@ for _name, _help in (
     app.command(_name, help=_help)(_measure(_name))  # type: ignore[arg-type]
 
 
+@app.command("bus")
+def bus(
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Alternating rounds.")] = 5,
+    messages: Annotated[
+        int, typer.Option("--messages", min=100, help="Of each phase of a round.")
+    ] = 400,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Result file; default: in runs/.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result.")] = False,
+) -> None:
+    """The bus against bare ZeroMQ sockets: 64 KiB one way over ipc, and messages a second."""
+    from agentwire.benchmark.bus import compare
+    from agentwire.commands.benchview import print_bus
+    from agentwire.commands.terminal import err
+    from agentwire.commands.terminal import out as stdout
+
+    file = _check_out(out or _default_out("bus"))
+    console = err()
+
+    def tell(number: int, kind: str, figures: dict[str, float]) -> None:
+        shown = f"{figures['p50_us']:,.0f} us, {figures['messages_per_s']:,.0f} messages/s"
+        console.print(f"round {number + 1} of {rounds}  {kind:<12} {shown}")
+
+    record = compare(
+        rounds, messages, command=_typed(), tell=tell, keep=lambda record: record.write(file)
+    )
+    record.write(file)
+    if as_json:
+        typer.echo(record.model_dump_json(indent=2))
+    else:
+        print_bus(record, stdout())
+    typer.echo(f"written to {file}", err=True)
+    if record.interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _typed() -> str:
+    """The command line, as it can be repeated."""
+    return shlex.join(["agentwire", *sys.argv[1:]])
+
+
 def _setting(source: Path, changes: dict[str, Any], *, strict: bool, device: str | None) -> Setting:
     from agentwire.benchmark.setting import setting_of
     from agentwire.commands.devices import check_device
@@ -195,7 +237,7 @@ def _run(setting: Setting, benchmark: Benchmark, file: Path) -> BenchRecord:
         record.write(file)
 
     with BenchView(err()) as view:
-        bench = Bench(setting, benchmark, shlex.join(["agentwire", *sys.argv[1:]]), view, keep)
+        bench = Bench(setting, benchmark, _typed(), view, keep)
         return anyio.run(bench.run)
 
 

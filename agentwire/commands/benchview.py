@@ -13,7 +13,7 @@ from agentwire.commands.terminal import Steps
 if TYPE_CHECKING:
     from agentwire.benchmark.drive import Burst
     from agentwire.benchmark.plan import Cell
-    from agentwire.benchmark.record import BenchRecord, CellRecord
+    from agentwire.benchmark.record import BenchRecord, BusRecord, CellRecord
     from agentwire.reply import ProgressEvent
 
 
@@ -112,3 +112,20 @@ def _throughput_table(cells: list[CellRecord]) -> Table:
         times = ["-", "-"] if found is None else [f"{found.p50:,.1f}", f"{found.p99:,.1f}"]
         table.add_row(str(cell.batch_size), str(cell.text_tokens), cell.method, rate, *times)
     return table
+
+
+def print_bus(record: BusRecord, console: Console) -> None:
+    """The bus beside bare sockets."""
+    table = Table("", "p50 us", "p99 us", "messages/s", title="64 KiB one way over ipc, medians")
+    for kind in record.rounds:
+        figures = [
+            record.figures.get(f"{kind}_{p}") for p in ("p50_us", "p99_us", "messages_per_s")
+        ]
+        table.add_row(kind, *("-" if value is None else f"{value:,.0f}" for value in figures))
+        ratios = [
+            record.figures.get(f"{kind}_to_bare_{p}") for p in ("p50", "p99", "messages_per_s")
+        ]
+        if kind.startswith("bus"):
+            words = ("-" if value is None else f"{value:.2f} x" for value in ratios)
+            table.add_row(f"{kind}, to bare", *words)
+    console.print(table)
