@@ -19,6 +19,7 @@ from agentwire.commands import (
     bench,
     bridges,
     data,
+    deadletters,
     doctor,
     models,
     report,
@@ -50,6 +51,7 @@ app.command("validate")(validate.validate)
 app.command("serve")(serve.serve)
 app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")
+app.add_typer(deadletters.app, name="deadletters")
 app.add_typer(bridges.app, name="bridges")
 app.add_typer(models.app, name="models")
 app.add_typer(data.app, name="data")

@@ -80,6 +80,7 @@ class Client:
         wires: wire -> agents on it, direct wires included.
         journal: told which requests were admitted and finished.
         admission, detours: as for ``Ledger``.
+        on_dead_letter: told each dead letter with its task, the agent, and why that died.
     """
 
     def __init__(
@@ -90,7 +91,9 @@ class Client:
         *,
         admission: Admission | None = None,
         detours: Mapping[str, str] | None = None,
+        on_dead_letter: Callable[[Request, TaskSpec, str, str], None] = lambda *letter: None,
     ) -> None:
+        self._on_dead_letter = on_dead_letter
         self._loop = asyncio.get_running_loop()
         self._connect = connect
         self._links = 0  # how many there were
@@ -154,6 +157,8 @@ class Client:
         # The living end of the wire may still have copies in its queue.
         self._send_cancels(death.recalled)
         for request in death.dead_letters:
+            task = self._outcomes.pending(request.request_id).task
+            self._on_dead_letter(request, task, agent, reason)
             error = dead_letter_error(request.request_id, agent, reason)
             self._outcomes.fail([request], error)
         self._pump()

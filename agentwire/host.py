@@ -28,11 +28,12 @@ from agentwire.bus.endpoint import Endpoint
 from agentwire.bus.events import BrokerEvent, BrokerFailed, WireAgreed, WireRefused
 from agentwire.bus.security import make_run_folder, new_token
 from agentwire.client import Client
-from agentwire.ledger import Admission
+from agentwire.deadletters import DeadLetters
+from agentwire.ledger import Admission, Request
 from agentwire.outcomes import EventLog
 from agentwire.reply import AgentInfo, ProgressEvent
 from agentwire.telemetry.journal import Journal
-from agentwire.wire.messages import Hello, Message, Role
+from agentwire.wire.messages import Hello, Message, Role, TaskSpec
 from agentwire.wire.states import Timing
 from agentwire.wiring import Wiring
 
@@ -69,6 +70,7 @@ class Host:
     ) -> None:
         self.agents: dict[str, AgentInfo] = {}
         self._wiring = wiring
+        self._run_folder = run_folder
         self._admission = admission
         self._loop = asyncio.get_running_loop()
         self._progress = progress
@@ -126,6 +128,7 @@ class Host:
             self._journal,
             admission=self._admission,
             detours=self._wiring.detours,
+            on_dead_letter=self._keep_dead_letter,
         )
         client.start()
         self._supervisor.start()
@@ -207,6 +210,10 @@ class Host:
                 if client is not None:
                     client.agent_down(name, reason)
                 self._progress(ProgressEvent(name, "down", 0.0, reason))
+
+    def _keep_dead_letter(self, request: Request, task: TaskSpec, agent: str, reason: str) -> None:
+        if self._run_folder is not None:
+            DeadLetters(self._run_folder).add(request, task, agent, reason)
 
     def _write(self, event: str, **fields: object) -> None:
         if self._journal is not None:

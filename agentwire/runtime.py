@@ -21,8 +21,9 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from agentwire.agent.lifecycle import AgentLimits
+from agentwire.deadletters import DeadLetter
 from agentwire.dispatch import batches_of
-from agentwire.errors import AgentwireError
+from agentwire.errors import AgentwireError, RequestError, ScenarioError
 from agentwire.host import Host
 from agentwire.ledger import Admission
 from agentwire.outcomes import EventLog, Outcome, answered
@@ -466,6 +467,35 @@ class Runtime:
             form=question.get("form"),
             stream=stream,
         )
+
+    async def resend(self, letter: DeadLetter, *, deadline: float | None = None) -> Outcome:
+        """Asks a dead letter again, by its id: an answer that is there is not computed again.
+
+        Raises:
+            ScenarioError: this scenario has no such wire.
+            BusClosed: the runtime is closed.
+        """
+        routes = self._wiring.routes
+        if letter.wire not in routes:
+            raise ScenarioError(
+                f"There is no wire {letter.wire} in this scenario.",
+                hint=f"Wires: {', '.join(routes)}.",
+            )
+        question: Question = {} if deadline is None else {"deadline": deadline}
+        try:
+            (outcome,) = await self._ask(
+                letter.wire,
+                [letter.text],
+                letter.channel,
+                letter.fallback,
+                letter.task,
+                question,
+                request_ids=[letter.request_id],
+                mode=letter.mode,
+            )
+        except RequestError as error:
+            return error
+        return outcome
 
     async def _ask(
         self,

@@ -18,6 +18,7 @@ FILES = sorted(p for p in PACKAGE.rglob("*.py"))
 IDS = [str(p.relative_to(ROOT)) for p in FILES]
 
 CLIENT_ROOMS = {
+    "deadletters",
     "endings",
     "ledger",
     "outcomes",

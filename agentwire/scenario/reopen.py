@@ -1,0 +1,40 @@
+"""The scenario of a recorded run, as it was, to run something in it again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from agentwire.errors import ScenarioError
+from agentwire.scenario.load import load_scenario
+from agentwire.scenario.resolve import Resolved, resolve
+from agentwire.scenario.schema import Scenario
+
+CONFIG_FILE = "config.json"
+
+
+def reopen(run: Path, file: Path | None = None) -> Resolved:
+    """The scenario of a run, resolved for this machine.
+
+    Args:
+        run: its folder.
+        file: a scenario file to take instead of what the run recorded.
+
+    Raises:
+        ScenarioError: the run has none.
+        InputError: it cannot run here.
+    """
+    if file is not None:
+        return resolve(load_scenario(file), source=file)
+    hint = "Name the scenario's file with --scenario."
+    try:
+        config = json.loads((run / CONFIG_FILE).read_text(encoding="utf-8"))
+        scenario = Scenario.model_validate(config["scenario"])
+    except FileNotFoundError:
+        raise ScenarioError(f"{run} does not say which scenario it ran.", hint=hint) from None
+    except (OSError, ValueError, KeyError, TypeError, ValidationError):
+        raise ScenarioError(f"{run / CONFIG_FILE} holds no scenario.", hint=hint) from None
+    source = config.get("source")
+    return resolve(scenario, source=Path(source) if source else None)
