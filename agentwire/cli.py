@@ -21,6 +21,7 @@ from agentwire.commands import (
     data,
     deadletters,
     doctor,
+    inspect,
     models,
     report,
     run,
@@ -33,6 +34,7 @@ from agentwire.errors import AgentwireError, InputError
 OPTIONAL = {
     **dict.fromkeys(("torch", "transformers", "gguf", "accelerate"), "models"),
     **dict.fromkeys(("starlette", "uvicorn", "prometheus_client"), "gateway"),
+    **dict.fromkeys(("matplotlib", "sklearn"), "inspect"),
 }
 """Libraries that a machine may lack -> the extra that brings them."""
 
@@ -47,6 +49,7 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("train")(train.train)
 app.command("report")(report.report)
+app.command("inspect")(inspect.inspect)
 app.command("validate")(validate.validate)
 app.command("serve")(serve.serve)
 app.command("doctor")(doctor.doctor)

@@ -69,6 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "baseline": {"errors", "config", "download", "wire.messages", "bridge", "model", "task"}
     | {"agent.spec", "scenario.schema", "scenario.resolve", "baseline"},
     "bridge.states": {"errors", "bridge", "model"},
+    "bridge.examine": {"errors", "bridge", "model"},
     # What a scenario says and means; the runtime starts from it.
     "scenario": {"errors", "config", "agent.spec", "bridge.card", "wire.messages", "scenario"}
     | {"model", "task"},

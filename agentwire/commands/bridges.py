@@ -21,7 +21,7 @@ def _folders() -> list[Path]:
     return list_bridges(Inventory.here().bridge_folders())
 
 
-def _find(wanted: str) -> Path:
+def find(wanted: str) -> Path:
     """The folder of a bridge, by path or by name."""
     from agentwire.scenario.load import suggestion
 
@@ -98,7 +98,7 @@ def show(bridge: Wanted, as_json: AsJson = False) -> None:
     from agentwire.bridge.card import CARD_FILE, read_card
     from agentwire.commands.terminal import print_json
 
-    folder = _find(bridge)
+    folder = find(bridge)
     card = read_card(folder)
     if as_json:
         print_json(card.model_dump(mode="json"))
@@ -112,7 +112,7 @@ def verify(bridge: Wanted, as_json: AsJson = False) -> None:
     from agentwire.bridge import store
     from agentwire.commands.terminal import print_json
 
-    folder = _find(bridge)
+    folder = find(bridge)
     card = store.load(folder).card
     if as_json:
         print_json({"bridge": folder.name, "valid": True, "fingerprint": card.weights_sha256})

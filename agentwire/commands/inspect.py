@@ -1,0 +1,291 @@
+"""``agentwire inspect``: what a bridge's soft tokens look like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from agentwire.errors import BridgeError, DataError, InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from rich.console import Console
+
+    from agentwire.bridge.card import BridgeCard, CardModel
+    from agentwire.bridge.examine import Inspection, SoftTokenView, TextView
+    from agentwire.model.transformers import TransformersBackend
+    from agentwire.scenario.inventory import Inventory
+    from agentwire.task.datasets import Dataset
+
+SPLITS = ("test", "validation", "sample")
+"""Where rows are taken from, in this order: never from those that the bridge was trained on."""
+SHOWN_WORDS = 6
+
+
+def inspect(
+    bridge: Annotated[str, typer.Argument(help="A bridge's name, or its folder.")],
+    text: Annotated[
+        list[str] | None, typer.Option("--text", help="Look at this text (may be repeated).")
+    ] = None,
+    rows: Annotated[
+        int, typer.Option("--rows", min=0, help="Rows for cosines, ranks and the plot; 0: none.")
+    ] = 200,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="Rows of this one, not of the bridge's own.")
+    ] = None,
+    top: Annotated[
+        int, typer.Option("--top", min=1, max=50, help="Nearest tokens of each soft token.")
+    ] = 5,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Write a t-SNE of the rows' payloads (PNG).")
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", help="Both models on this device: cpu, cuda:0, …")
+    ] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Look into a bridge: nearest vocabulary tokens, attention, cosines, rank, a map of payloads.
+
+    Without --text the first two of the rows are shown.
+    """
+    from agentwire.commands.bridges import find
+    from agentwire.commands.devices import check_device
+    from agentwire.commands.terminal import out
+
+    if plot is not None and rows < 5:
+        raise InputError("a map needs 5 rows or more.", hint="Give --rows 200, or no --plot.")
+    if plot is not None:
+        _check_plot(plot)
+    result = _inspected(
+        find(bridge),
+        texts=tuple(text or ()),
+        rows=rows,
+        dataset=dataset,
+        top=top,
+        plot=plot,
+        device=check_device(device) or "cpu",
+    )
+    if as_json:
+        typer.echo(result.model_dump_json(indent=2))
+    else:
+        _print(result, out())
+
+
+def _inspected(
+    folder: Path,
+    *,
+    texts: tuple[str, ...],
+    rows: int,
+    dataset: str | None,
+    top: int,
+    plot: Path | None,
+    device: str,
+) -> Inspection:
+    from agentwire.bridge import store
+    from agentwire.bridge.examine import Examiner, Inspection
+    from agentwire.commands.terminal import steps
+    from agentwire.scenario.inventory import Inventory
+    from agentwire.scenario.predictions import choose_rows
+
+    card = store.verify(folder)
+    inventory = Inventory.here()
+    with steps() as shown:
+        data = _rows(card, dataset, inventory) if rows or not texts else None
+        chosen = choose_rows(len(data), rows or 2, seed=0) if data is not None else []
+        examples = [data.rows[i] for i in chosen] if data is not None else []
+        sender, receiver = (
+            _load(model, inventory, device, shown.update) for model in (card.sender, card.receiver)
+        )
+        examiner = Examiner(folder, sender, receiver)
+        labels = data.labels if data is not None else ()
+        views = [examiner.view(text, None, top) for text in texts] or [
+            examiner.view(row.text, labels[row.label], top) for row in examples[:2]
+        ]
+        spread = None
+        if rows and examples:
+            payloads = examiner.payloads(
+                [row.text for row in examples],
+                lambda stage, fraction: shown.update("the bridge", stage, fraction),
+            )
+            spread = examiner.spread(payloads)
+            if plot is not None and data is not None:
+                shown.update("payloads", "map", 0.0)
+                title = f"{card.name}: payloads of {len(examples)} rows of {data.name} {data.split}"
+                classes = [row.label for row in examples]
+                _draw(payloads.flatten(1).cpu().numpy(), data, classes, title, plot)
+        return Inspection(
+            bridge=card.name,
+            fingerprint=card.weights_sha256,
+            sender=card.sender.model,
+            receiver=card.receiver.model,
+            layer=card.layer,
+            soft_tokens=card.soft_tokens,
+            width=card.width,
+            parameters=card.parameters,
+            random_cosine=examiner.random_cosine(),
+            texts=views,
+            spread=spread,
+            data=_provenance(data) if examples else None,
+            plot=str(plot) if plot is not None else None,
+        )
+
+
+def _draw(
+    payloads: npt.NDArray[np.float32], data: Dataset, classes: list[int], title: str, file: Path
+) -> None:
+    from agentwire.bridge import tsne
+
+    points = tsne.project(payloads)
+    try:
+        tsne.draw(points, classes, data.labels, title, file)
+    except OSError as error:
+        raise InputError(
+            f"{file} cannot be written: {error.strerror}.", hint="Name another file with --plot."
+        ) from error
+
+
+def _check_plot(file: Path) -> None:
+    """Refused now, not after the models are loaded."""
+    from importlib.util import find_spec
+
+    if not (find_spec("sklearn") and find_spec("matplotlib")):
+        raise InputError(
+            "a map needs scikit-learn and matplotlib.",
+            hint="Run `pip install 'agentwire[inspect]'`, or leave --plot out.",
+        )
+    if not file.absolute().parent.is_dir():
+        raise InputError(f"{file.parent} is no folder.", hint="Name another file with --plot.")
+
+
+def _rows(card: BridgeCard, name: str | None, inventory: Inventory) -> Dataset:
+    """Rows of the bridge's dataset that it was not trained on."""
+    from agentwire.task.datasets import load_rows
+    from agentwire.task.definitions import load_definition
+
+    if name is not None:
+        load_definition(name)
+    wanted = name or card.training.dataset
+    for split in SPLITS:
+        try:
+            return load_rows(wanted, split, config=inventory.config)
+        except DataError:
+            continue
+    raise DataError(
+        f"no rows of {wanted} can be had here that the bridge was not trained on.",
+        hint="Give --dataset (`agentwire data list`), or only --text with --rows 0.",
+    )
+
+
+def _provenance(data: Dataset | None) -> dict[str, str]:
+    return {} if data is None else {"name": data.name, "split": data.split, **data.provenance}
+
+
+def _load(
+    model: CardModel, inventory: Inventory, device: str, told: Callable[[str, str, float], None]
+) -> TransformersBackend:
+    """One of the bridge's models, fetched where it has to be."""
+    from agentwire.agent.spec import AgentSpec
+    from agentwire.model.transformers import TransformersBackend
+    from agentwire.scenario.schema import ModelChoice
+
+    site = inventory.site(ModelChoice(model=model.model))
+
+    def report(stage: str, fraction: float) -> None:
+        told(model.model, stage, fraction)
+
+    folder = site.folder
+    if folder is None and not site.fetchable:
+        raise BridgeError(
+            f"the weights of {model.model} are not here: {site.detail}.",
+            hint=inventory.how_to_get("model", model.model),
+        )
+    spec = AgentSpec(
+        name="inspected",
+        backend="transformers",
+        model=model.model,
+        folder=str(folder or inventory.fetch(model.model, report)),
+        dtype="float32",
+        device=device,
+    )
+    return TransformersBackend.load(spec, report)
+
+
+# -- on the screen --------------------------------------------------------------------------------
+
+
+def _print(result: Inspection, console: Console) -> None:
+    from rich.text import Text
+
+    console.print(
+        Text.assemble(
+            (result.bridge, "bold"),
+            f"   layer {result.layer} of {result.sender} -> {result.soft_tokens} x {result.width} "
+            f"for {result.receiver}, {result.parameters:,} parameters",
+        )
+    )
+    for view in result.texts:
+        _print_text(view, console)
+    console.print(
+        f"\na random direction has cosine {result.random_cosine:.3f} to its nearest token; a soft "
+        "token below that resembles no word",
+        style="dim",
+    )
+    if result.spread is not None:
+        _print_spread(result, console)
+    if result.plot is not None:
+        console.print(f"\nmap of the payloads written to {result.plot}", markup=False)
+
+
+def _print_text(view: TextView, console: Console) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    label = f"   ({view.label})" if view.label else ""
+    console.print(Text.assemble("\n", (view.text, "cyan"), (label, "dim")))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("soft token", justify="right")
+    table.add_column("nearest tokens of the receiver (cosine)", overflow="fold")
+    table.add_column("attends to", overflow="fold")
+    for soft in view.soft_tokens:
+        near = ", ".join(f"{n.token!r} {n.cosine:.3f}" for n in soft.nearest)
+        table.add_row(str(soft.index), Text(near), Text(_attended(soft)))
+    console.print(table)
+
+
+def _attended(soft: SoftTokenView) -> str:
+    """The words with the most attention, most first."""
+    most = sorted(soft.attention, key=lambda w: -w.weight)[:SHOWN_WORDS]
+    return ", ".join(f"{w.word} {w.weight:.2f}" for w in most)
+
+
+def _print_spread(result: Inspection, console: Console) -> None:
+    spread, data = result.spread, result.data or {}
+    if spread is None:
+        return
+    console.print(
+        f"\n[bold]over {spread.rows:,} rows[/bold] of {data.get('name')} {data.get('split')}"
+    )
+    if data.get("source") == "sample":
+        console.print(f"  SAMPLE: {data.get('note')}", style="bold yellow", markup=False)
+    mean = "-" if spread.mean_cosine is None else f"{spread.mean_cosine:.3f}"
+    for name, value in (
+        ("mean cosine between the soft tokens of a text", mean),
+        ("mean cosine to the nearest token", f"{spread.nearest_cosine:.3f}"),
+        (
+            "effective rank of a text's soft tokens",
+            f"{spread.effective_rank_soft_tokens:.2f} of {result.soft_tokens}",
+        ),
+        (
+            "effective rank of the payloads, centred",
+            f"{spread.effective_rank_payloads:.1f} of {spread.rows} rows",
+        ),
+    ):
+        console.print(f"  {name:<48} {value}", markup=False)
+    console.print("  cosines between the soft tokens, mean over the rows:")
+    for row in spread.pairwise_cosine[:16]:
+        console.print("    " + " ".join(f"{value:6.2f}" for value in row[:16]), markup=False)
