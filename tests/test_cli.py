@@ -198,7 +198,7 @@ def test_data_list(shell: Shell) -> None:
     assert code == 0
     rows = {row["name"]: row for row in json.loads(out)}
     assert rows["movie_snippets"]["splits"]["test"] == "registry"
-    assert rows["sst2"]["splits"] == {}
+    assert rows["sst2"]["splits"] == {"sample": "sample"}
     assert "movie_snippets" in shell("data", "list")[1]
 
 
