@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 
 REPLY_BYTES: Final = 32 * 1024 * 1024
 OVERLOADED_MS: Final = 200
-WINDOW_BYTES: Final = 8 * 1024 * 1024
+WINDOW_BYTES: Final = 32 * 1024 * 1024  # several batches of 128 rows of 64 KiB
 WINDOW_BATCHES: Final = 4
 
 

@@ -221,12 +221,8 @@ class Broker:
         return max(0.0, due - time.monotonic())
 
     def _take_commands(self) -> None:
-        while True:
-            try:
-                command = self._commands.get_nowait()
-            except queue.Empty:
-                return
-            self._route(command)
+        while not self._commands.empty():  # only this thread takes any out
+            self._route(self._commands.get_nowait())
 
     def _receive(self, listener: Listener) -> bool:
         """Takes in what has arrived; False if there may be more."""
