@@ -1,0 +1,296 @@
+"""The accuracy record (docs/accuracy-record.md): bridges against baselines and controls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from rendering import papers, studies
+from rendering.markdown import Record, Records, provenance, table
+
+TITLES = {
+    "sst2": "SST-2",
+    "ag_news": "AG News",
+    "trec": "TREC",
+    "banking77": "Banking77",
+    "movie_snippets": "movie snippets",
+}
+GOALS = {"sst2": 0.88, "ag_news": 0.91, "trec": 0.97, "banking77": 0.88}
+"""Set before anything was measured: forward, mean of the seeds, whole test set."""
+DASH = "–"
+
+
+def owns(name: str, record: Record) -> bool:
+    """The record says so itself."""
+    return record.get("kind") == "accuracy"
+
+
+def chapter(records: Records) -> str:
+    """All sections of each accuracy record."""
+    return "\n\n".join(_record(record) for record in records.values())
+
+
+def _record(record: Record) -> str:
+    parts = [
+        "## Accuracy: bridges, baselines and controls",
+        _head(record),
+        *(_direction(record, direction) for direction in record["directions"]),
+        _goals(record),
+        _gaps(record),
+        *studies.sections(record),
+        _shipped(record),
+        papers.section(),
+        _missed(record),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+# -- what it is -----------------------------------------------------------------------------------
+
+
+def _head(record: Record) -> str:
+    lines = [
+        *(
+            f"- {name}: {ends['sender']} -> {ends['receiver']} (stand-ins)"
+            for name, ends in record["directions"].items()
+        ),
+        *provenance(record),
+    ]
+    header = ["task", "split", "test rows", "classes", "largest class", "training rows", "held out"]
+    rows = [
+        [
+            title(name),
+            task["split"],
+            f"{task['rows']:,}",
+            str(task["classes"]),
+            figure(task.get("majority")),
+            f"{task['train_rows']:,}",
+            f"{task['held_out_rows']:,}",
+        ]
+        for name, task in record["tasks"].items()
+    ]
+    return "\n\n".join(
+        [
+            "\n".join(lines),
+            "All trained methods saw the same training rows; settings were chosen on held-out "
+            "training rows, and test rows were scored once for each frozen configuration. `a ± b` "
+            "is the mean over seeds and its standard deviation; a range is the 95 % Wilson "
+            "interval of that mean over the test rows.",
+            table(header, rows),
+        ]
+    )
+
+
+def title(task: str) -> str:
+    """A task's name for people."""
+    return TITLES.get(task, task)
+
+
+def figure(value: object, digits: int = 3) -> str:
+    """A fraction, or a dash where there is none."""
+    return f"{value:.{digits}f}" if isinstance(value, int | float) else DASH
+
+
+def tasks_of(record: Record, direction: str) -> list[str]:
+    """Tasks that have a figure in this direction, in the record's order."""
+    keys = record["figures"]
+    return [
+        task
+        for task in record["tasks"]
+        if any(key.startswith(f"{task}.{direction}.") and key.endswith(".mean") for key in keys)
+    ]
+
+
+# -- one direction --------------------------------------------------------------------------------
+
+
+def _direction(record: Record, direction: str) -> str:
+    tasks = tasks_of(record, direction)
+    if not tasks:
+        return ""
+    ends = record["directions"][direction]
+    parts = [
+        f"### {direction.capitalize()}: {ends['sender']} -> {ends['receiver']}",
+        _methods(record, direction, tasks),
+        _differences(record, direction, tasks),
+        _verdict(record, direction, tasks),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _methods(record: Record, direction: str, tasks: Sequence[str]) -> str:
+    figures = record["figures"]
+    best = {task: _best(record, direction, task) for task in tasks}
+    rows = []
+    for method, about in record["methods"].items():
+        cells = [_mean(figures, f"{task}.{direction}.{method}") for task in tasks]
+        if all(cell == DASH for cell in cells):
+            continue
+        bold = [
+            f"**{cell}**" if best[task] == method else cell
+            for task, cell in zip(tasks, cells, strict=True)
+        ]
+        rows.append([about["title"], about["kind"], *bold])
+    return table(["method", "kind", *map(title, tasks)], rows)
+
+
+def _best(record: Record, direction: str, task: str) -> str | None:
+    """The method with the highest mean, controls left out."""
+    means = {
+        method: record["figures"].get(f"{task}.{direction}.{method}.mean")
+        for method, about in record["methods"].items()
+        if about["kind"] != "control"
+    }
+    known = {method: mean for method, mean in means.items() if mean is not None}
+    return max(known, key=lambda method: known[method]) if known else None
+
+
+def _mean(figures: Mapping[str, float], name: str) -> str:
+    mean = figures.get(f"{name}.mean")
+    if mean is None:
+        return DASH
+    std, seeds = figures.get(f"{name}.std"), figures.get(f"{name}.seeds", 1)
+    spread = f" ± {std:.3f}" if std is not None and seeds > 1 else ""
+    low, high = (figures.get(f"{name}.wilson95_{end}") for end in ("low", "high"))
+    span = f" ({low:.3f} .. {high:.3f})" if low is not None and high is not None else ""
+    return f"{mean:.3f}{spread}{span}"
+
+
+# -- the bridge against each other method ---------------------------------------------------------
+
+
+def _compared(
+    record: Record, direction: str, tasks: Sequence[str]
+) -> Iterator[tuple[str, str, Record]]:
+    """(task, method, comparison) of every baseline; controls are no rivals."""
+    for entry in record.get("comparisons", []):
+        known = entry["task"] in tasks and entry["direction"] == direction
+        about = record["methods"].get(entry["second"], {})
+        if known and about.get("kind") == "baseline":
+            yield entry["task"], entry["second"], entry
+
+
+def outcome(entry: Record) -> str:
+    """``bridge``, ``baseline``, or ``""`` where the interval of the difference holds zero."""
+    if entry["low95"] > 0:
+        return "bridge"
+    return "baseline" if entry["high95"] < 0 else ""
+
+
+def _differences(record: Record, direction: str, tasks: Sequence[str]) -> str:
+    by_method: dict[str, dict[str, Record]] = {}
+    for task, method, entry in _compared(record, direction, tasks):
+        by_method.setdefault(method, {})[task] = entry
+    if not by_method:
+        return ""
+    rows = [
+        [
+            record["methods"][method]["title"],
+            *(_difference(entries.get(task)) for task in tasks),
+        ]
+        for method, entries in by_method.items()
+    ]
+    return "\n\n".join(
+        [
+            "Bridge minus each baseline on the same rows: mean difference, its 95 % interval "
+            "(paired bootstrap over rows), and the exact McNemar p of the two best runs. "
+            "**Bold: the baseline wins**; *italics: the interval holds zero*.",
+            table(["baseline", *map(title, tasks)], rows),
+        ]
+    )
+
+
+def _difference(entry: Record | None) -> str:
+    if entry is None:
+        return DASH
+    text = f"{entry['difference']:+.3f} ({entry['low95']:+.3f} .. {entry['high95']:+.3f})"
+    mcnemar = entry.get("mcnemar")
+    if mcnemar:
+        p = mcnemar["p_value"]
+        text += f", p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
+    return {"bridge": text, "baseline": f"**{text}**", "": f"*{text}*"}[outcome(entry)]
+
+
+def _verdict(record: Record, direction: str, tasks: Sequence[str]) -> str:
+    """One line a task: which baselines win, which cannot be told apart."""
+    lines = []
+    for task in tasks:
+        outcomes: dict[str, list[str]] = {"baseline": [], "": [], "bridge": []}
+        for name, method, entry in _compared(record, direction, tasks):
+            if name == task:
+                outcomes[outcome(entry)].append(record["methods"][method]["title"])
+        if not any(outcomes.values()):
+            continue
+        words = []
+        if outcomes["baseline"]:
+            words.append(f"beaten by {', '.join(outcomes['baseline'])}")
+        if outcomes[""]:
+            words.append(f"not told apart from {', '.join(outcomes[''])}")
+        words.append(f"above {len(outcomes['bridge'])} of {sum(map(len, outcomes.values()))}")
+        lines.append(f"- {title(task)}: the bridge is {'; '.join(words)}")
+    return "\n".join(lines)
+
+
+# -- the rest -------------------------------------------------------------------------------------
+
+
+def _goals(record: Record) -> str:
+    figures = record["figures"]
+    rows = []
+    for task, goal in GOALS.items():
+        mean = figures.get(f"{task}.forward.bridge.mean")
+        if mean is not None:
+            missed = f"missed by {goal - mean:.3f}"
+            rows.append(
+                [title(task), f"{goal:.2f}", f"{mean:.3f}", "reached" if mean >= goal else missed]
+            )
+    if not rows:
+        return ""
+    head = "### Goals set before measuring (forward, mean of the seeds)"
+    return "\n\n".join([head, table(["task", "goal", "bridge", ""], rows)])
+
+
+def _gaps(record: Record) -> str:
+    figures = record["figures"]
+    rows = []
+    for task in record["tasks"]:
+        gap = figures.get(f"{task}.gap.bridge.difference")
+        if gap is not None:
+            ends = [figures.get(f"{task}.{d}.bridge.mean") for d in ("forward", "reverse")]
+            rows.append([title(task), *map(figure, ends), f"{gap:+.3f}"])
+    if not rows:
+        return ""
+    head = "### Forward minus reverse"
+    return "\n\n".join([head, table(["task", "forward", "reverse", "difference"], rows)])
+
+
+def _shipped(record: Record) -> str:
+    rows = [
+        [
+            f"`{entry['bridge']}`",
+            str(entry.get("seed", DASH)),
+            figure(entry.get("held_out_accuracy")),
+            figure(entry.get("accuracy")),
+            f"`{entry['weights_sha256'][:12]}…`",
+        ]
+        for entry in record.get("shipped", {}).values()
+    ]
+    if not rows:
+        return ""
+    header = ["bridge", "seed", "held-out training rows", "test rows", "weights sha256"]
+    return "\n\n".join(
+        [
+            "### Bridges that ship",
+            "The seed that did best on held-out training rows; its test figure is among those "
+            "above.",
+            table(header, rows),
+        ]
+    )
+
+
+def _missed(record: Record) -> str:
+    missed = record.get("missed")
+    if not missed:
+        return ""
+    items = missed.items() if isinstance(missed, dict) else enumerate(missed, start=1)
+    lines = [f"- {key}: {value}" for key, value in items]
+    return "\n\n".join(["### Not measured, and why", "\n".join(lines)])
