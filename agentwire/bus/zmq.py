@@ -30,7 +30,7 @@ import zmq
 from agentwire.bus.security import IPC_PATH_BYTES, check_endpoint
 from agentwire.bus.transport import Frame, Frames, Sent
 from agentwire.errors import InputError
-from agentwire.wire.codec import DEFAULT_LIMITS
+from agentwire.wire.limits import DEFAULT_LIMITS
 
 HIGH_WATER = 64  # messages for each peer; a backstop behind credit
 HANDSHAKE_MS = 5_000

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from agentwire.errors import NackCode
 from agentwire.wire import fields
 from agentwire.wire.fields import Layout, Misfit, malformed, too_large
+from agentwire.wire.limits import SCORE_BYTES, Limits
 from agentwire.wire.messages import Row
-
-if TYPE_CHECKING:
-    from agentwire.wire.codec import Limits
 
 DTYPE_BYTES = {"float16": 2}
 """Payload dtypes that may cross, with bytes per value. Little-endian always."""
-SCORE_BYTES = 4  # fp32
 _NO_ID = bytes(fields.ID_BYTES)
 
 Frame = bytes | memoryview

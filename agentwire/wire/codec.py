@@ -30,7 +30,6 @@ except ImportError:
 from agentwire.errors import LocalProtocolError, NackCode, RemoteProtocolError
 from agentwire.wire import fields
 from agentwire.wire.bodies import (
-    SCORE_BYTES,
     Frame,
     check_counts,
     check_entries,
@@ -42,6 +41,7 @@ from agentwire.wire.bodies import (
     read_texts,
 )
 from agentwire.wire.fields import HEADERS, LAYOUTS, TYPE_OF, Layout, Misfit, malformed, too_large
+from agentwire.wire.limits import DEFAULT_LIMITS, SCORE_BYTES, Limits
 from agentwire.wire.messages import (
     PROTOCOL_VERSION,
     BridgeIdentity,
@@ -53,46 +53,6 @@ from agentwire.wire.messages import (
     TaskSpec,
 )
 
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How large each part of a message may be. Counts, or bytes where the name says so."""
-
-    header_bytes: int = 4 * 1024
-    rows_bytes: int = 16 * 1024  # 256 rows of at most 48 bytes
-    rows: int = 256
-    text_row_bytes: int = 256 * 1024
-    text_bytes: int = 16 * 1024 * 1024
-    payload_bytes: int = 64 * 1024 * 1024
-    hello_bytes: int = 4 * 1024
-    define_bytes: int = 64 * 1024
-    offer_bytes: int = 64 * 1024
-    soft_tokens: int = 512
-    width: int = 65_536
-    layers: int = 1024
-    labels: int = 4096
-    label_bytes: int = 256
-    stops: int = 8
-    prompts: int = 256
-    prompt_bytes: int = 32 * 1024
-    new_tokens: int = 65_536
-    name_bytes: int = 64
-    wire_bytes: int = 160
-    model_name_bytes: int = 512
-    token_bytes: int = 128
-    reason_bytes: int = 512
-    stages: int = 16
-    stage_bytes: int = 32
-    versions: int = 16
-
-    @property
-    def frame_bytes(self) -> int:
-        """Largest frame of any message: what a transport may cap frames at."""
-        scores = self.rows * self.labels * SCORE_BYTES
-        return max(self.payload_bytes, self.text_bytes, scores)
-
-
-DEFAULT_LIMITS = Limits()
 DIMENSIONS = frozenset({"soft_tokens", "width", "dtype"})
 """Header keys that are fields of a message's payload."""
 

@@ -13,15 +13,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from agentwire.errors import NackCode
 from agentwire.wire import messages as m
+from agentwire.wire.limits import Limits
 
-if TYPE_CHECKING:
-    from agentwire.wire.codec import Limits
-
-Check: TypeAlias = "Callable[[object, Limits], Any]"
+Check: TypeAlias = Callable[[object, Limits], Any]
 
 MAX_U32 = 2**32 - 1
 MAX_I63 = 2**63 - 1  # fits the signed 64-bit integer of every language

@@ -21,8 +21,6 @@ from collections.abc import Sequence
 
 from agentwire.errors import LocalProtocolError, NackCode
 from agentwire.wire.codec import (
-    DEFAULT_LIMITS,
-    Limits,
     Sealed,
     Undecodable,
     encode,
@@ -44,6 +42,7 @@ from agentwire.wire.events import (
     Refused,
 )
 from agentwire.wire.fields import MAX_U32, TYPE_OF
+from agentwire.wire.limits import DEFAULT_LIMITS, Limits
 from agentwire.wire.messages import (
     PROTOCOL_VERSION,
     Envelope,

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agentwire.errors import LocalProtocolError, NackCode, RemoteProtocolError
-from agentwire.wire.bodies import SCORE_BYTES
+from agentwire.wire.limits import SCORE_BYTES
 from agentwire.wire.messages import Payload
 
 _WIRE_DTYPES = {"float16": np.dtype("<f2")}  # the allow-list; one dtype in protocol version 1

@@ -16,8 +16,6 @@ from agentwire.errors import LocalProtocolError, NackCode, RemoteProtocolError
 from agentwire.wire import fields
 from agentwire.wire import messages as m
 from agentwire.wire.codec import (
-    DEFAULT_LIMITS,
-    Limits,
     Undecodable,
     clip,
     decode,
@@ -25,6 +23,7 @@ from agentwire.wire.codec import (
     reseal,
     unseal,
 )
+from agentwire.wire.limits import DEFAULT_LIMITS, Limits
 
 RUN = bytes(range(16))
 ENVELOPE = m.Envelope(RUN, 7, 3)

@@ -14,7 +14,8 @@ from golden_messages import GOLDEN, MESSAGES, frames_of, packed
 
 from agentwire.errors import NackCode
 from agentwire.wire import fields
-from agentwire.wire.codec import DEFAULT_LIMITS, decode
+from agentwire.wire.codec import decode
+from agentwire.wire.limits import DEFAULT_LIMITS
 from agentwire.wire.messages import MessageType
 
 PROTOCOL = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"
