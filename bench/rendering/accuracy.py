@@ -36,6 +36,7 @@ def _record(record: Record) -> str:
         *(_direction(record, direction) for direction in record["directions"]),
         _goals(record),
         _gaps(record),
+        _choices(record),
         *studies.sections(record),
         _shipped(record),
         papers.section(),
@@ -55,7 +56,15 @@ def _head(record: Record) -> str:
         ),
         *provenance(record),
     ]
-    header = ["task", "split", "test rows", "classes", "largest class", "training rows", "held out"]
+    header = [
+        "task",
+        "split",
+        "test rows",
+        "classes",
+        "largest class",
+        "training split",
+        "held out",
+    ]
     rows = [
         [
             title(name),
@@ -63,7 +72,7 @@ def _head(record: Record) -> str:
             f"{task['rows']:,}",
             str(task["classes"]),
             figure(task.get("majority")),
-            f"{task['train_rows']:,}",
+            f"{task['train_split_rows']:,}",
             f"{task['held_out_rows']:,}",
         ]
         for name, task in record["tasks"].items()
@@ -287,10 +296,33 @@ def _shipped(record: Record) -> str:
     )
 
 
-def _missed(record: Record) -> str:
-    missed = record.get("missed")
-    if not missed:
+def _choices(record: Record) -> str:
+    """What the sweeps on held-out training rows chose for the bridges that are scored."""
+    choices = record.get("choices", [])
+    changes = {
+        (c["task"], c["direction"]): c.get("changes", {})
+        for c in choices
+        if c.get("job", "").startswith("sweep.")
+    }
+    rows = []
+    for choice in choices:
+        if choice.get("job", "").startswith("bridge.") and "layer" in choice:
+            mine = changes.get((choice["task"], choice["direction"]), {})
+            changed = ", ".join(f"{key} {value:g}" for key, value in mine.items())
+            won = changed if choice.get("winner") == "changed" and changed else "nothing changed"
+            rows.append([title(choice["task"]), choice["direction"], str(choice["layer"]), won])
+    if not rows:
         return ""
-    items = missed.items() if isinstance(missed, dict) else enumerate(missed, start=1)
-    lines = [f"- {key}: {value}" for key, value in items]
+    head = "### Settings of the scored bridges, chosen on held-out training rows"
+    header = ["task", "direction", "layer", "against the base recipe"]
+    return "\n\n".join([head, table(header, rows)])
+
+
+def _missed(record: Record) -> str:
+    by_reason: dict[str, list[str]] = {}
+    for entry in record.get("missed", []):
+        by_reason.setdefault(entry["why"], []).append(entry["job"])
+    if not by_reason:
+        return ""
+    lines = [f"- {why}: {', '.join(jobs)}" for why, jobs in by_reason.items()]
     return "\n\n".join(["### Not measured, and why", "\n".join(lines)])

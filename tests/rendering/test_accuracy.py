@@ -44,7 +44,7 @@ def make_record(**changes: Any) -> dict[str, Any]:
                 "rows": 872,
                 "classes": 2,
                 "majority": 0.509,
-                "train_rows": 55793,
+                "train_split_rows": 67349,
                 "held_out_rows": 1000,
             }
         },
@@ -197,5 +197,16 @@ def test_the_other_studies_show_their_figures() -> None:
 
 
 def test_what_was_not_measured_is_listed() -> None:
-    record = make_record(missed={"lora.trec.forward": "time was up"})
-    assert "- lora.trec.forward: time was up" in accuracy.chapter({"a": record})
+    missed = [{"job": name, "why": "not run"} for name in ("lora.trec.forward", "universal")]
+    text = accuracy.chapter({"a": make_record(missed=missed)})
+    assert "- not run: lora.trec.forward, universal" in text
+
+
+def test_chosen_settings_stand_beside_the_figures() -> None:
+    same = {"task": "sst2", "direction": "forward", "layer": 20}
+    sweep = {**same, "job": "sweep.sst2.forward", "changes": {"learning_rate": 1e-3}}
+    bridge = {**same, "job": "bridge.sst2.forward", "winner": "changed"}
+    text = accuracy.chapter({"a": make_record(choices=[sweep, bridge])})
+    assert text.count("| SST-2 | forward | 20 | learning_rate 0.001 |") == 1
+    text = accuracy.chapter({"a": make_record(choices=[sweep, {**bridge, "winner": "base"}])})
+    assert "| SST-2 | forward | 20 | nothing changed |" in text
