@@ -290,7 +290,7 @@ class Client:
     def _pump(self) -> None:
         """Sends what may be sent now, and comes back when a pause ends."""
         now = self._loop.time()
-        while not self._closed:
+        while not (self._closed or self._is_apart):
             dispatch = self._ledger.next(now, self._gate.allows)
             if dispatch is None:
                 break
@@ -304,12 +304,17 @@ class Client:
             self._wake = self._loop.call_at(pause, self._pump)
         self._note_idle()
 
+    @property
+    def _is_apart(self) -> bool:
+        """Whether there is no link now, or none that the broker has answered on."""
+        return self._rejoin is not None or self._joining
+
     def _note_idle(self) -> None:
         if self._draining and not len(self._ledger):
             self._idle.set()
 
     def _send(self, message: Message) -> None:
-        if self._rejoin is not None or self._joining:
+        if self._is_apart:
             return  # tasks are told when the link stands; requests wait for its credit
         try:
             self._link.send(message)
@@ -323,7 +328,7 @@ class Client:
     # -- receiving --------------------------------------------------------------------------
 
     def _receive(self, link: int, message: Message, arrival: float) -> None:
-        if link == self._links:
+        if link == self._links and self._rejoin is None:
             self._lost_in_a_row = 0
             if self._joining:
                 self._joining = False

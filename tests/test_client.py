@@ -338,6 +338,25 @@ async def test_a_broken_link_is_replaced_and_what_was_in_flight_goes_again(bench
     assert [e for e, _ in bench.events].count("finished") == 2
 
 
+async def test_nothing_is_sent_between_two_links(bench: Bench) -> None:
+    """Credit that comes late from a link that is lost must not send rows into nowhere."""
+    bench.ready(credit=1)
+    asked = bench.ask("x")
+    await bench.sent()
+    waiting = bench.ask("y")  # without credit
+    old, bench.link = bench.link, Link()
+    old.on_lost("the connection was closed")
+    old.on_message(Credit(WIRE, 8, 1 << 20), 0.0)
+    await bench.renewed()
+    assert await bench.sent() == []
+    bench.link.on_message(Credit(WIRE, 16, 1 << 20), 0.0)
+    messages = await bench.sent()
+    assert sorted(text for m in messages for text in m.texts) == ["x", "y"]
+    for message in messages:
+        bench.answer(message)
+    assert [code(o) for o in [*await asked, *await waiting]] == [None, None]
+
+
 async def test_a_bus_that_never_answers_again_is_given_up(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
