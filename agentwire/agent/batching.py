@@ -16,7 +16,7 @@ The queue is bounded by the credit that the agent granted, not in here.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
@@ -105,6 +105,9 @@ class Batcher(Generic[T]):
     Args:
         max_size: most rows of one batch.
         max_wait_s: how long the first row of a batch waits for company, in seconds.
+
+    Attributes:
+        taken: how many batches of each kind and size were handed out.
     """
 
     def __init__(self, max_size: int, max_wait_s: float) -> None:
@@ -112,6 +115,7 @@ class Batcher(Generic[T]):
             raise ValueError(f"max_size is {max_size}; a batch has at least one row")
         self._max_size = max_size
         self._max_wait = max_wait_s
+        self.taken: Counter[tuple[Kind, int]] = Counter()
         self._queues: dict[Lane, _Queue[T]] = {}
         self._turn = 0
         # Wire, or kind of rows -> turn in which it was served last.
@@ -169,6 +173,7 @@ class Batcher(Generic[T]):
         source = queue.solo or queue.together
         batch = [source.pop(key) for key in list(source)[:size]]
         self._tidy(lane)
+        self.taken[lane.kind, len(batch)] += 1
         self._turn += 1
         for name in (lane.wire, _stream(lane)):
             self._served[name] = self._turn

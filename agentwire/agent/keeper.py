@@ -224,7 +224,8 @@ class Keeper:
         address = BusAddress(
             endpoint=self._broker.endpoint, run=self._run.hex(), epoch=epoch, token=self._token
         )
-        birth = Birth(agent=self._spec, bus=address).model_dump_json() + "\n"
+        counted = str(self._log.with_suffix(".json").absolute())
+        birth = Birth(agent=self._spec, bus=address, telemetry=counted).model_dump_json() + "\n"
         with self._log.open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "agentwire.agent.process"],

@@ -21,6 +21,7 @@ from agentwire.agent.worker import Worker
 from agentwire.bus.endpoint import Endpoint
 from agentwire.errors import BridgeError, BusClosed, InputError, LocalProtocolError
 from agentwire.model.backend import Backend, Progress
+from agentwire.telemetry.counts import BatchSizes, write_counts
 from agentwire.wire.codec import encode
 from agentwire.wire.messages import BridgeIdentity, Envelope, Hello, Message, Offer, Role
 from agentwire.wire.messages import Progress as ProgressMessage
@@ -78,8 +79,9 @@ def serve(birth: Birth) -> ExitCode:
         on_lost=lambda reason: inbox.put(Lost(reason), time.monotonic()),
     )
     endpoint.start()
+    service = _Service(birth.agent, endpoint, inbox)
     try:
-        return _Service(birth.agent, endpoint, inbox).run()
+        return service.run()
     except InputError as error:
         log.error("%s", error)
         endpoint.close(describe(error), timeout=2.0)
@@ -89,6 +91,8 @@ def serve(birth: Birth) -> ExitCode:
         return ExitCode.BUS_LOST
     finally:
         endpoint.close("the agent ends", timeout=1.0)
+        if birth.telemetry is not None:
+            write_counts(Path(birth.telemetry), service.batch_sizes)
 
 
 class _Service:
@@ -98,6 +102,12 @@ class _Service:
         self._inbox = inbox
         self._leave_at = math.inf
         self._lost: Lost | None = None
+
+    @property
+    def batch_sizes(self) -> BatchSizes:
+        """Batches so far: kind -> rows -> how many."""
+        worker: Worker | None = getattr(self, "_worker", None)  # none before the model is loaded
+        return {} if worker is None else worker.batch_sizes
 
     def run(self) -> ExitCode:
         """Loads the model, says that it is ready, and works.

@@ -79,3 +79,6 @@ class Birth(BaseModel):
 
     agent: AgentSpec
     bus: BusAddress
+    telemetry: str | None = Field(
+        default=None, description="file for what the incarnation counted, written when it ends"
+    )

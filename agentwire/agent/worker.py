@@ -107,6 +107,14 @@ class Worker:
         """Whether nothing waits to be computed or sent."""
         return not self._pending and not len(self._outbox)
 
+    @property
+    def batch_sizes(self) -> dict[str, dict[int, int]]:
+        """Batches so far: kind -> rows -> how many."""
+        sizes: dict[str, dict[int, int]] = {}
+        for (kind, rows), count in sorted(self._batcher.taken.items(), key=lambda e: e[0][1]):
+            sizes.setdefault(kind.name.lower(), {})[rows] = count
+        return sizes
+
     def start(self) -> None:
         """The first messages of an agent that is ready: its offers, and credit for its wires."""
         for offer in self._agreements.offers():

@@ -69,6 +69,10 @@ class BenchRecord(Part):
     substitutions: list[SubstitutionRecord]
     agents: dict[str, BenchAgent]
     settings: dict[str, Any]
+    batches: dict[str, dict[str, dict[int, int]]] = Field(
+        default_factory=dict,
+        description="agent -> kind of work -> rows of a batch -> how many it computed",
+    )
     figures: dict[str, float]
     cells: list[CellRecord]
     versions: dict[str, str]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import anyio
 
@@ -23,6 +25,7 @@ from agentwire.scenario.inventory import Inventory
 from agentwire.scenario.result import SubstitutionRecord
 from agentwire.scenario.runner import Interrupt, first_error
 from agentwire.scenario.summary import hardware, versions
+from agentwire.telemetry.counts import read_counts
 
 LEAST = 3
 """Messages of a latency figure in each round, however long they take."""
@@ -64,6 +67,7 @@ class Bench:
     _seen: dict[Cell, list[Burst]] = field(default_factory=dict)
     _errors: dict[Cell, str] = field(default_factory=dict)
     _agents: dict[str, BenchAgent] = field(default_factory=dict)
+    _batches: dict[str, dict[str, dict[int, int]]] = field(default_factory=dict)
     _clock: float = field(default_factory=time.monotonic)
     _started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
@@ -82,10 +86,13 @@ class Bench:
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(interrupt.watch)
-                with interrupt.scope():
-                    async with self._runtime() as runtime:
-                        self._note_agents(runtime)
-                        await self._measure(runtime)
+                with interrupt.scope(), tempfile.TemporaryDirectory(prefix="agentwire-") as folder:
+                    try:
+                        async with self._runtime(Path(folder)) as runtime:
+                            self._note_agents(runtime)
+                            await self._measure(runtime)
+                    finally:
+                        self._batches = read_counts(Path(folder) / "logs")
                 group.cancel_scope.cancel()
         except BaseExceptionGroup as errors:
             self.keep(self.record(interrupted=True))
@@ -100,8 +107,14 @@ class Bench:
         self.keep(record)
         return record
 
-    def _runtime(self) -> Runtime:
-        return Runtime(self.setting.wiring, progress=self.display.progress)
+    def _runtime(self, folder: Path) -> Runtime:
+        # A journal would write a line for every message that is timed.
+        return Runtime(
+            self.setting.wiring,
+            run_folder=folder,
+            journal=_NoJournal(),
+            progress=self.display.progress,
+        )
 
     async def _measure(self, runtime: Runtime) -> None:
         plan = self.setting.plan
@@ -202,6 +215,7 @@ class Bench:
                 "bridge": resolved.wire.bridge,
                 "layer": resolved.wire.card.layer if resolved.wire.card else None,
             },
+            batches=self._batches,
             figures=figures_of(self._seen, setting.plan),
             cells=[
                 record_of(cell, bursts, self._in_flight(cell), self._errors.get(cell, ""))
@@ -211,6 +225,11 @@ class Bench:
             versions=self._versions,
             hardware=self._hardware,
         )
+
+
+class _NoJournal:
+    def write(self, event: str, **fields: Any) -> None:
+        pass
 
 
 def labels_of(setting: Setting) -> list[str]:

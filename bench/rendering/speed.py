@@ -88,7 +88,10 @@ def _latency(record: Record) -> list[str]:
         "and the medians of its stages."
     )
     if gap is not None:
-        says += f" The bridge's stages add up to its p50 within {gap:.1%}."
+        says += (
+            " The stages that agents and client report add up to the caller's own stopwatch "
+            f"within {gap:.1%} (median over the bridge's messages)."
+        )
     return [says, table(["method", "p50", "p95", "p99", "n", *shown], rows)]
 
 

@@ -193,3 +193,13 @@ def test_remove() -> None:
 def test_a_batch_has_at_least_one_row() -> None:
     with pytest.raises(ValueError, match="max_size"):
         Batcher[None](0, 0.0)
+
+
+def test_batches_are_counted_by_kind_and_size() -> None:
+    batcher: Batcher[None] = Batcher(3, 0.0)
+    for n in range(7):
+        batcher.add(item(n))
+    batcher.add(item(9, lane=replace(LANE, kind=Kind.TEXT)))
+    while batcher.take(1.0):
+        pass
+    assert batcher.taken == {(Kind.ENCODE, 3): 2, (Kind.ENCODE, 1): 1, (Kind.TEXT, 1): 1}

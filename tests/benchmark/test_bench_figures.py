@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from agentwire.benchmark.drive import Burst
-from agentwire.benchmark.figures import figures_of, percentiles, record_of, stage_medians
+from agentwire.benchmark.figures import (
+    figures_of,
+    percentiles,
+    record_of,
+    stage_medians,
+    stages_gap,
+)
 from agentwire.benchmark.plan import Cell
 from agentwire.scenario.schema import BenchPlan
 
@@ -30,6 +36,15 @@ def test_percentiles_of_a_known_distribution() -> None:
 def test_stage_medians_count_a_missing_stage_as_nothing() -> None:
     bursts = [latency(5.0, encode=3.0, wire=1.0), latency(5.0, encode=5.0), latency(1.0)]
     assert stage_medians(bursts) == {"encode": 3.0, "wire": 0.0}
+
+
+def test_the_gap_between_stages_and_the_stopwatch_is_taken_message_by_message() -> None:
+    """Medians of stages need not add up; the stages of each message must."""
+    bursts = [
+        Burst([10.0, 20.0, 30.0], [{"encode": 9.5}, {"wire": 19.0}, {"encode": 1.0, "wire": 26.0}])
+    ]
+    assert stages_gap(bursts) == pytest.approx(0.05)
+    assert stages_gap([Burst([10.0], [{"decode": 11.0}])]) == pytest.approx(0.1)
 
 
 def test_latency_figures_have_the_names_that_programs_read() -> None:

@@ -84,6 +84,12 @@ def test_all_of_it_with_fake_models(tmp_path: Path) -> None:
         rates = cell["rows_per_s_rounds"]
         assert len(rates) == (2 if cell["kind"] == "throughput" else 0)
         assert all(rate > 0 for rate in rates)
+    # Every message was one batch of its own size: what "@4" stands for.
+    for agent, kinds in printed["batches"].items():
+        assert set(kinds) == ({"encode"} if agent == "ada" else set(kinds)), agent
+        assert {int(rows) for sizes in kinds.values() for rows in sizes} <= {1, 2, 4}
+    assert set(printed["batches"]["bob"]) == {"soft", "text"}
+    assert printed["batches"]["bob"]["soft"]["4"] > 8
     figures = printed["figures"]
     for name in (
         "e2e_p50_ms@1", "e2e_p99_ms@1", "samples_per_s@4", "samples_per_s@best", "vs_direct@4",
