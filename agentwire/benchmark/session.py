@@ -30,6 +30,9 @@ from agentwire.telemetry.counts import read_counts
 LEAST = 3
 """Messages of a latency figure in each round, however long they take."""
 
+RELAY_IN_FLIGHT = 2
+"""Messages of text relay: one that is written while the last one is read. More would only wait."""
+
 
 class Display(Protocol):
     """Who is told what happens. Called in the event loop: must not block."""
@@ -155,8 +158,10 @@ class Bench:
     def _in_flight(self, cell: Cell) -> int:
         if cell.kind == "latency":
             return 1
-        replicas = 2 if cell.method == "receiver_replicas" else 1
-        return self.setting.plan.in_flight * replicas
+        most = self.setting.plan.in_flight
+        if cell.method == "text_relay":
+            return min(most, RELAY_IN_FLIGHT)
+        return most * (2 if cell.method == "receiver_replicas" else 1)
 
     def _ways(self, runtime: Runtime) -> tuple[dict[str, Send], Callable[[], None]]:
         setting = self.setting
