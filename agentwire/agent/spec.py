@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from agentwire.wire.messages import TaskSpec
 
 
 class OutgoingBridge(BaseModel):
@@ -36,6 +38,24 @@ class FakeModel(BaseModel):
     memory_on: str = ""  # a row with this text is out of memory even alone
 
 
+class GraphSpec(BaseModel):
+    """Which static shapes an agent on a GPU captures as CUDA graphs when it starts.
+
+    Attributes:
+        enabled: off: every batch runs eagerly, op by op.
+        texts: tokens of a text. A text runs in the smallest that holds it.
+        batches: rows of a batch; those above the agent's largest batch are left out.
+        max_tokens: rows * tokens of the largest shape; larger batches run eagerly.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    enabled: bool = True
+    texts: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = (16, 32, 48, 64, 96, 128, 256, 512)
+    batches: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = (1, 2, 4, 8, 16, 32, 64, 128)
+    max_tokens: Annotated[int, Field(ge=1)] = 32_768
+
+
 class AgentSpec(BaseModel):
     """One agent process."""
 
@@ -58,6 +78,14 @@ class AgentSpec(BaseModel):
     bridges: tuple[OutgoingBridge, ...] = ()
     incoming: tuple[str, ...] = ()  # wires on which this agent is the receiver
     fallback: dict[str, Literal["text", "error"]] = Field(default_factory=dict)
+    engine: Literal["auto", "transformers", "static"] = Field(
+        default="auto", description="static: the forward pass by hand; auto: it on a GPU"
+    )
+    graphs: GraphSpec = Field(default_factory=GraphSpec)
+    soft_tokens: tuple[int, ...] = Field(default=(), description="M of its incoming wires")
+    task: TaskSpec | None = Field(
+        default=None, description="prepared before the agent says that it is ready"
+    )
     fake: FakeModel = Field(default_factory=FakeModel)
 
 

@@ -76,6 +76,11 @@ def train_scenario(
             "the scenario has no `task:`, so there is nothing to train for.",
             hint="Add a task with a dataset.",
         )
+    if any(choice.weights == "random" for choice in resolved.choices.values()):
+        raise ScenarioError(
+            "models with random weights teach a bridge nothing.",
+            hint="Set `weights: pretrained`; `python bench/train_step.py` times the steps.",
+        )
     refuse_scored_rows(resolved.data)
     recipe = resolved.scenario.train
     torch.manual_seed(recipe.seed)

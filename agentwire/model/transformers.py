@@ -27,6 +27,7 @@ from agentwire.agent.spec import AgentSpec
 from agentwire.bridge import store
 from agentwire.bridge.resampler import Resampler
 from agentwire.errors import BridgeError, DeviceError, ModelError
+from agentwire.model import shapes
 from agentwire.model.backend import Encoded, Generated, Progress, Scored, Watch
 from agentwire.model.chat import check_room, generation_ids
 from agentwire.model.generation import Answers, continue_text
@@ -243,10 +244,7 @@ class TransformersBackend:
             ModelError, DeviceError: see ``load_model`` and ``torch_device``.
         """
         if spec.weights == "random":
-            raise ModelError(
-                f"{spec.name}: models with random weights cannot be run by this version.",
-                hint="Set `weights: pretrained`.",
-            )
+            return cls._random(spec, progress)
         if spec.folder is None:
             raise ModelError(
                 f"the weights of {spec.model} are not on this machine.",
@@ -274,9 +272,27 @@ class TransformersBackend:
         progress("ready", 1.0)
         return cls(model, tokenizer, identity, device)
 
+    @classmethod
+    def _random(cls, spec: AgentSpec, progress: Progress) -> TransformersBackend:
+        """A model of the named shape with random weights: for speed only."""
+        shapes.shape(spec.model)
+        device = torch_device(spec.device)
+        if device.type == "cpu" and spec.threads is not None:
+            torch.set_num_threads(spec.threads)
+        progress("weights", 0.3)
+        model = shapes.build(spec.model, getattr(torch, spec.dtype), device)
+        progress("ready", 1.0)
+        identity = shapes.identity(spec.model, spec.dtype, str(device))
+        return cls(model, shapes.tokenizer(spec.model), identity, device)
+
     @property
     def identity(self) -> ModelIdentity:
         return self._identity
+
+    @property
+    def start(self) -> list[int]:
+        """Ids that open every sequence: BOS, or none."""
+        return self._start
 
     # -- sender -----------------------------------------------------------------------------
 
@@ -287,6 +303,10 @@ class TransformersBackend:
             BridgeError: corrupt, or made for another sender.
             ModelError: this model's layers cannot be read.
         """
+        if str(folder).startswith(shapes.BRIDGE_PREFIX):
+            identity, random = shapes.random_bridge(str(folder), self._identity, self.device)
+            self._bridges[identity.fingerprint] = (trunk(self.model, identity.layer), random, False)
+            return identity
         loaded = store.load(folder)
         card = loaded.card
         if card.sender.fingerprint != self._identity.fingerprint:
@@ -312,11 +332,16 @@ class TransformersBackend:
     def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Sender input: ids [n, 1+T] with BOS in front, and a mask [n, T] of the text's tokens."""
         rows = text_ids(self.tokenizer, texts)
-        ids, lengths = pad_right([self._opening() + row for row in rows], self._pad)
+        ids, lengths = pad_right([self.opening() + row for row in rows], self._pad)
         mask = torch.arange(ids.shape[1] - 1)[None, :] < (lengths - 1)[:, None]
         return ids.to(self.device), mask.to(self.device)
 
-    def _opening(self) -> list[int]:
+    def bridge(self, fingerprint: str) -> Resampler:
+        """The module of a bridge that was added."""
+        return self._bridges[fingerprint][1]
+
+    def opening(self) -> list[int]:
+        """What the sender reads before every text."""
         # A causal model parks huge activations on its first token. It gets one that is no word,
         # and the bridge never sees it.
         return self._start or [self._pad]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from agentwire.bridge.card import CARD_FILE, WEIGHTS_FILE, BridgeCard
 from agentwire.errors import BridgeError, DataError, MissingBridge
+from agentwire.model import shapes
 from agentwire.model.fake import BRIDGE_PREFIX
 from agentwire.model.sources import public_name
 from agentwire.scenario.schema import DataChoice, ModelChoice, WireSpec
@@ -57,6 +58,29 @@ def fake_bridge(wire: WireSpec, choices: Mapping[str, ModelChoice]) -> str | Non
     if wire.bridge.startswith(BRIDGE_PREFIX):
         return wire.bridge
     return f"{BRIDGE_PREFIX}{choices[wire.receiver].model}" if wire.auto_bridge else None
+
+
+def random_bridge(wire: WireSpec, choices: Mapping[str, ModelChoice]) -> str | None:
+    """The bridge of a wire between models with random weights; None for others.
+
+    Raises:
+        BridgeError: one end alone is random, or the sender has no ``layer``.
+    """
+    ends = [choices[wire.sender], choices[wire.receiver]]
+    if all(end.weights != "random" for end in ends):
+        return None
+    sender, receiver = ends
+    if sender.weights != receiver.weights:
+        raise BridgeError(
+            f"wire {wire.name}: one end has random weights and the other has not.",
+            hint="Set `weights: random` in both agents, or in neither.",
+        )
+    if sender.layer is None:
+        raise BridgeError(
+            f"wire {wire.name}: nothing says which layer of {wire.sender} is read.",
+            hint=f"Set `layer` in agents.{wire.sender}.",
+        )
+    return shapes.bridge_folder(receiver.model, wire.soft_tokens, sender.layer)
 
 
 def search_folders(source: Path | None, others: Sequence[Path]) -> list[Path]:

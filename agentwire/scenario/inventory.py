@@ -18,7 +18,7 @@ import psutil
 
 from agentwire.config import Config
 from agentwire.errors import DataError, DeviceError, InputError, ModelError
-from agentwire.model import fake, registry, sources
+from agentwire.model import fake, registry, shapes, sources
 from agentwire.scenario.schema import DataChoice, ModelChoice
 from agentwire.task import datasets
 
@@ -150,9 +150,10 @@ class Inventory:
         """
         if choice.backend == "fake":
             return Site(None, needed=False, detail="a fake model")
-        found = sources.locate(choice.model, config=self.config, path=choice.path)
-        if choice.weights == "random" and choice.model in registry.HUB_MODELS:
+        if choice.weights == "random":
+            shapes.shape(choice.model)
             return Site(None, needed=False, detail="random weights")
+        found = sources.locate(choice.model, config=self.config, path=choice.path)
         return Site(found.folder, kind=found.kind, fetchable=found.fetchable, detail=found.detail)
 
     def fetch(self, model: str, progress: Callable[[str, float], None] | None) -> Path:
@@ -167,6 +168,8 @@ class Inventory:
         """The model's fingerprint where it is known without reading the weights."""
         if choice.backend == "fake":
             return fake.fingerprint(choice.model)
+        if choice.weights == "random":
+            return shapes.fingerprint(choice.model)
         if choice.path is None and choice.model in registry.MODELS:
             return registry.MODELS[choice.model].sha256
         return None

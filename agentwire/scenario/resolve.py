@@ -23,6 +23,7 @@ from agentwire.scenario.bridging import (
     fake_bridge,
     find_bridge,
     missing_bridge,
+    random_bridge,
     search_folders,
 )
 from agentwire.scenario.choose import Substitution, choose_data, choose_models, strictly
@@ -204,9 +205,15 @@ def _specs(
             dtype=choice.dtype,
             device=devices[name],
             threads=choice.threads or share,
+            engine=choice.engine,
+            graphs=choice.graphs,
             max_batch=scenario.batch_size,
+            max_wait_ms=choice.max_wait_ms,
             bridges=outgoing,
             incoming=tuple(w for w, r in wires.items() if r.spec.receiver == name),
+            soft_tokens=tuple(
+                sorted({r.spec.soft_tokens for r in wires.values() if r.spec.receiver == name})
+            ),
             fallback={w: r.spec.fallback for w, r in wires.items() if r.spec.sender == name},
         )
     return specs
@@ -228,8 +235,8 @@ def _join(
     folders = search_folders(source, inventory.bridge_folders(source))
     wires: dict[str, ResolvedWire] = {}
     for wire in scenario.wires:
-        if fake := fake_bridge(wire, choices):
-            wires[wire.name] = ResolvedWire(wire, fake, Path(fake), None)
+        if made := fake_bridge(wire, choices) or random_bridge(wire, choices):
+            wires[wire.name] = ResolvedWire(wire, made, Path(made), None)
             continue
         name = bridge_name(wire, choices, data)
         folder = find_bridge(name, folders)

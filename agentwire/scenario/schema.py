@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
+from agentwire.agent.spec import GraphSpec
+
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 """Names of agents and scenarios: lower case, digits, ``_`` and ``-``."""
 
@@ -27,6 +29,10 @@ class ModelChoice(Strict):
         weights: ``random`` builds the model's exact shape without weights (speed only).
         layer: hidden states are read after this many layers, when this agent sends.
         device: ``auto`` takes a free GPU, else the CPU.
+        engine: ``static`` computes by hand-written forward passes in captured shapes; ``auto``
+            does so on a GPU, and else (or where the model is not one of those) as transformers do.
+        graphs: which shapes the static engine captures when the agent starts.
+        max_wait_ms: how long the first row of a batch waits for company.
     """
 
     model: str
@@ -37,6 +43,9 @@ class ModelChoice(Strict):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda:\d+)$")] = "auto"
     threads: Annotated[int, Field(ge=1)] | None = None
     backend: Literal["transformers", "fake"] = "transformers"
+    engine: Literal["auto", "transformers", "static"] = "auto"
+    graphs: GraphSpec = Field(default_factory=GraphSpec)
+    max_wait_ms: Annotated[float, Field(ge=0, le=10_000)] = 2.0
 
 
 class Agent(ModelChoice):
