@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,8 @@ from agentwire.agent.batching import Item, Kind, Lane
 from agentwire.agent.fallback import Decision, Refuse, UseSoft, UseText, decide, knows_prompt
 from agentwire.agent.kept import Kept
 from agentwire.errors import AgentwireError, NackCode, RemoteProtocolError
-from agentwire.model.backend import Backend, Encoded, Generated, Scored, Watch
-from agentwire.wire.messages import Channel, Mode, Row, Stages, TaskSpec
+from agentwire.model.backend import Backend, Encoded, Generated, Job, Pipelined, Scored, Watch
+from agentwire.wire.messages import BridgeIdentity, Channel, Mode, Row, Stages, TaskSpec
 from agentwire.wire.tensors import check_rows
 
 log = logging.getLogger(__name__)
@@ -156,34 +156,70 @@ class Compute:
         watch: Callable[[Item[Work], str], bool] = lambda item, text: True,
     ) -> None:
         self._backend = backend
+        self._pipelined = backend if isinstance(backend, Pipelined) else None
         self._agreements = agreements
         self._fits = NO_LIMIT  # rows that the device's memory holds, as far as is known
         self._fitting = 0  # batches of that size in a row that did fit
         self._watch = watch
 
-    def run(self, items: Items, task: TaskSpec) -> list[Outcome]:
-        """The outcomes of one batch; each row is in exactly one of them."""
+    def begin(self, items: Items, task: TaskSpec) -> Job[Any] | None:
+        """Lets the device start with a batch, for ``run`` to finish.
+
+        None: there is nothing to begin apart, or the model refused: ``run`` does it all.
+        """
+        backend, lane = self._pipelined, items[0].lane
+        if backend is None or len(items) > self._fits:
+            return None
+        if lane.kind is not Kind.ENCODE and not task.labels:
+            return None  # text is generated token by token, watched
+        try:
+            if lane.kind is Kind.SOFT:
+                return backend.begin_score_soft(_payload(items), task)
+            if lane.kind is Kind.TEXT:
+                return backend.begin_score_text(_texts(items), task)
+            bridge = self._agreements.bridge(lane.wire)
+            if lane.channel == Channel.TEXT or lane.mode == Mode.KEPT or bridge is None:
+                return None
+            if not isinstance(self._decide(lane, bridge, task), UseSoft):
+                return None
+            return backend.begin_encode(_texts(items), bridge.fingerprint)
+        except Exception as error:  # ``run`` tries again, and row by row if need be
+            log.warning("the model raised when it began", exc_info=error)
+            return None
+
+    def run(self, items: Items, task: TaskSpec, begun: Job[Any] | None = None) -> list[Outcome]:
+        """The outcomes of one batch; each row is in exactly one of them.
+
+        Args:
+            begun: what ``begin`` gave for these very items.
+        """
         lane = items[0].lane
         if lane.kind is Kind.SOFT:
-            return self._answer_soft(items, task)
+            return self._answer_soft(items, task, begun)
         if lane.kind is Kind.TEXT:
-            return self._read(items, task)
+            return self._read(items, task, begun)
         if lane.channel == Channel.TEXT:
             return self._relay(items, task, lane.reason)
-        return self._encode(items, task, lane)
+        return self._encode(items, task, lane, begun)
 
     # -- as the sender ----------------------------------------------------------------------
 
-    def _encode(self, items: Items, task: TaskSpec, lane: Lane) -> list[Outcome]:
-        bridge = self._agreements.bridge(lane.wire)
+    def _decide(self, lane: Lane, bridge: BridgeIdentity | None, task: TaskSpec) -> Decision:
         # What is kept is for a question that comes later, and is looked at then.
         keeps = lane.mode == Mode.KEEP
-        decision = decide(
+        return decide(
             self._agreements.state(lane.wire),
             prompt_known=bridge is not None and (keeps or knows_prompt(bridge, task)),
             generates=not task.labels,
             policy="error" if lane.fallback == "error" else "text",
         )
+
+    def _encode(
+        self, items: Items, task: TaskSpec, lane: Lane, begun: Job[Any] | None
+    ) -> list[Outcome]:
+        bridge = self._agreements.bridge(lane.wire)
+        keeps = lane.mode == Mode.KEEP
+        decision = self._decide(lane, bridge, task)
         if bridge is None or not isinstance(decision, UseSoft):
             reason = f"wire {lane.wire}"
             if bridge is not None and isinstance(decision, Refuse) and not task.labels:
@@ -194,10 +230,10 @@ class Compute:
             return self._hand_on(items, task, fingerprint)
 
         def encode(batch: Items) -> Encoded:
-            return self._backend.encode([item.content.text for item in batch], fingerprint)
+            return self._backend.encode(_texts(batch), fingerprint)
 
         outcomes: list[Outcome] = []
-        for batch, encoded in self._attempt(items, encode, outcomes):
+        for batch, encoded in self._attempt(items, _first(items, begun, encode), outcomes):
             bad = check_rows(encoded.payload, bridge.rms_range)
             good = [i for i in range(len(batch)) if i not in bad]
             if good:
@@ -259,7 +295,7 @@ class Compute:
             return [Done(Form.RESULT, items, [nothing] * len(items), {})]
 
         def relay(batch: Items) -> Generated:
-            return self._backend.relay([item.content.text for item in batch], task)
+            return self._backend.relay(_texts(batch), task)
 
         outcomes: list[Outcome] = []
         for batch, relayed in self._attempt(items, relay, outcomes):
@@ -269,26 +305,27 @@ class Compute:
 
     # -- as the receiver --------------------------------------------------------------------
 
-    def _answer_soft(self, items: Items, task: TaskSpec) -> list[Outcome]:
-        def payload(batch: Items) -> npt.NDArray[np.float16]:
-            return np.stack([i.content.payload for i in batch if i.content.payload is not None])
+    def _answer_soft(self, items: Items, task: TaskSpec, begun: Job[Any] | None) -> list[Outcome]:
+        if not task.labels:
+            return self._generated(
+                items, lambda b, watch: self._backend.generate_soft(_payload(b), task, watch)
+            )
 
-        if task.labels:
-            return self._scored(items, lambda b: self._backend.score_soft(payload(b), task))
-        return self._generated(
-            items, lambda b, watch: self._backend.generate_soft(payload(b), task, watch)
-        )
+        def score(batch: Items) -> Scored:
+            return self._backend.score_soft(_payload(batch), task)
 
-    def _read(self, items: Items, task: TaskSpec) -> list[Outcome]:
+        return self._scored(items, _first(items, begun, score))
+
+    def _read(self, items: Items, task: TaskSpec, begun: Job[Any] | None) -> list[Outcome]:
         if task.labels:
 
             def score(batch: Items) -> Scored:
-                return self._backend.score_text([item.content.text for item in batch], task)
+                return self._backend.score_text(_texts(batch), task)
 
-            return self._scored(items, score)
+            return self._scored(items, _first(items, begun, score))
 
         def generate(batch: Items, watch: Watch) -> Generated:
-            return self._backend.generate([item.content.text for item in batch], task, watch)
+            return self._backend.generate(_texts(batch), task, watch)
 
         return self._generated(items, generate)
 
@@ -359,6 +396,24 @@ class Compute:
         self._fitting += 1
         if self._fitting >= GROW_AFTER:
             self._fits, self._fitting = 2 * self._fits, 0
+
+
+def _texts(items: Items) -> list[str]:
+    return [item.content.text for item in items]
+
+
+def _payload(items: Items) -> npt.NDArray[np.float16]:
+    return np.stack([i.content.payload for i in items if i.content.payload is not None])
+
+
+def _first(items: Items, begun: Job[T] | None, call: Callable[[Items], T]) -> Callable[[Items], T]:
+    """``call``, but for ``items`` themselves, the first time, what was begun for them."""
+    jobs = [] if begun is None else [begun]
+
+    def result(batch: Items) -> T:
+        return jobs.pop().result() if jobs and batch is items else call(batch)
+
+    return result
 
 
 def _answer(

@@ -5,21 +5,23 @@ Two threads: the endpoint's IO thread puts what arrives into an inbox, the main 
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import FrameType
-from typing import Final
+from typing import Final, TypeAlias
 
 from agentwire.agent.failure import ExitCode, describe
 from agentwire.agent.spec import AgentSpec, Birth
 from agentwire.agent.worker import Worker
 from agentwire.bus.endpoint import Endpoint
-from agentwire.errors import BridgeError, BusClosed, InputError, LocalProtocolError
+from agentwire.errors import BridgeError, BusClosed, InputError, LocalProtocolError, ModelError
 from agentwire.model.backend import Backend, Progress
 from agentwire.telemetry.counts import BatchSizes, write_counts
 from agentwire.wire.codec import encode
@@ -33,6 +35,10 @@ INBOX: Final = 8192
 DRAIN_S: Final = 5.0
 PROGRESS_EVERY_S: Final = 0.1
 LONGEST_WAIT_S: Final = 60.0
+NAP_S: Final = 20e-6
+NAPS_S: Final = 0.1
+LONG_NAP_S: Final = 500e-6
+"""After ``NAPS_S``: a batch that takes so long does not notice."""
 
 
 class Leave:
@@ -46,19 +52,22 @@ class Lost:
     reason: str
 
 
+Arrival: TypeAlias = Message | Leave | Lost
+
+
 class Inbox:
     """What arrives, for the main thread. ``put`` is safe in a signal handler (SimpleQueue is)."""
 
     def __init__(self) -> None:
-        self._queue: SimpleQueue[tuple[Message | Leave | Lost, float]] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[Arrival, float]] = SimpleQueue()
 
-    def put(self, message: Message | Leave | Lost, arrival: float) -> None:
+    def put(self, message: Arrival, arrival: float) -> None:
         if self._queue.qsize() < INBOX:
             self._queue.put((message, arrival))
         elif self._queue.qsize() == INBOX:
             self._queue.put((Lost("the bus sends more than was granted"), arrival))
 
-    def get(self, wait: float) -> tuple[Message | Leave | Lost, float] | None:
+    def get(self, wait: float) -> tuple[Arrival, float] | None:
         """The next arrival, or None after ``wait`` seconds."""
         try:
             if wait <= 0:
@@ -66,6 +75,21 @@ class Inbox:
             return self._queue.get(timeout=min(wait, LONGEST_WAIT_S))
         except Empty:
             return None
+
+    def get_unless(self, done: Callable[[], bool], until: float) -> tuple[Arrival, float] | None:
+        """The next arrival; None as soon as ``done`` says so, or at ``until``.
+
+        It looks instead of waiting to be woken: a device's batch ends in this very thread's
+        hands, not two threads later, and the processor does not fall asleep meanwhile. The naps
+        leave the interpreter to the IO thread.
+        """
+        start = time.monotonic()
+        while self._queue.empty():
+            now = time.monotonic()
+            if done() or now >= until:
+                return None
+            time.sleep(NAP_S if now - start < NAPS_S else LONG_NAP_S)
+        return self.get(0.0)
 
 
 def serve(birth: Birth) -> ExitCode:
@@ -118,6 +142,10 @@ class _Service:
         """
         backend = load_backend(self._spec, self._report())
         bridges = add_bridges(self._spec, backend)
+        prepare(self._spec, backend)
+        # A collection that walks through a whole model library would stop a batch for 0.1 s.
+        gc.collect()
+        gc.freeze()
         # Only now: until here there is nothing to finish, and SIGTERM may end the process at once.
         signal.signal(signal.SIGTERM, self._on_sigterm)
         self._endpoint.announce(Hello(self._spec.name, Role.AGENT, model=backend.identity))
@@ -146,7 +174,11 @@ class _Service:
                 return ExitCode.BUS_LOST
             if now >= self._leave_at or (worker.closing and worker.idle):
                 return ExitCode.DONE
-            self._take(self._inbox.get(min(worker.next_event(), self._leave_at) - now))
+            until = min(worker.next_event(), self._leave_at)
+            if worker.computing:
+                self._take(self._inbox.get_unless(worker.is_done, until))
+            else:
+                self._take(self._inbox.get(until - now))
             self._poll()
             worker.run_once()
 
@@ -154,7 +186,7 @@ class _Service:
         while self._take(self._inbox.get(0.0)):
             pass
 
-    def _take(self, arrived: tuple[Message | Leave | Lost, float] | None) -> bool:
+    def _take(self, arrived: tuple[Arrival, float] | None) -> bool:
         if arrived is None:
             return False
         message, arrival = arrived
@@ -195,7 +227,37 @@ def load_backend(spec: AgentSpec, progress: Progress) -> Backend:
         return FakeBackend.load(spec, progress)
     from agentwire.model.transformers import TransformersBackend
 
-    return TransformersBackend.load(spec, progress)
+    if not is_static(spec):
+        return TransformersBackend.load(spec, progress)
+    from agentwire.model.engine import NotStatic, StaticBackend
+
+    plain = TransformersBackend.load(spec, progress)
+    try:
+        return StaticBackend(plain, spec, progress)
+    except NotStatic as reason:
+        if spec.engine == "static":
+            raise ModelError(
+                f"{spec.name}: the static engine cannot compute {spec.model}: {reason}.",
+                hint="Set `engine: transformers` or `engine: auto` in the agent's file.",
+            ) from None
+        log.warning("computed by transformers, without CUDA graphs: %s", reason)
+        return plain
+
+
+def is_static(spec: AgentSpec) -> bool:
+    """Whether the static engine is tried: where asked for, and on a GPU."""
+    return spec.engine == "static" or (spec.engine == "auto" and spec.device.startswith("cuda"))
+
+
+def prepare(spec: AgentSpec, backend: Backend) -> None:
+    """Prepares the task that the agent will be asked first, while its user still waits."""
+    if spec.task is None:
+        return
+    try:
+        backend.prepare(spec.task)
+    except InputError as error:
+        # A sender may relay for a task that it could not answer itself: told when asked.
+        log.info("not prepared: %s", error)
 
 
 def add_bridges(spec: AgentSpec, backend: Backend) -> dict[str, BridgeIdentity | None]:

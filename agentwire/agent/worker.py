@@ -7,6 +7,8 @@ The rules:
 * Credit for a message is granted again when its last row is done.
 * A row that comes again is not computed twice: its reply comes from the cache, or from the work
   that is already under way.
+* Where the backend can (``Pipelined``), two batches are under way: the device works on one while
+  the next is prepared and the last is sent. They end in the order in which they began.
 * Nothing is computed for a wire whose last message still waits for credit, nor while the receiver
   has not answered the bridge's offer.
 """
@@ -14,8 +16,11 @@ The rules:
 from __future__ import annotations
 
 import logging
+import math
+from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 
@@ -30,7 +35,7 @@ from agentwire.agent.outbox import Outbox
 from agentwire.agent.spec import AgentSpec
 from agentwire.bus.lanes import body_bytes
 from agentwire.errors import NackCode
-from agentwire.model.backend import Backend
+from agentwire.model.backend import Backend, Job
 from agentwire.wire.credit import CreditWindow
 from agentwire.wire.dedup import Dedup, Seen
 from agentwire.wire.messages import (
@@ -47,6 +52,7 @@ from agentwire.wire.messages import (
     Offer,
     Piece,
     Soft,
+    TaskSpec,
     Text,
     direct_wire,
 )
@@ -57,6 +63,24 @@ REPLY_BYTES: Final = 32 * 1024 * 1024
 OVERLOADED_MS: Final = 200
 WINDOW_BYTES: Final = 32 * 1024 * 1024  # several batches of 128 rows of 64 KiB
 WINDOW_BATCHES: Final = 4
+DEPTH: Final = 2
+"""Batches under way: one that the device computes, and one that waits for it there."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A batch that the device has begun.
+
+    Attributes:
+        since: when it began, in monotonic seconds.
+        queue_ms: what its youngest row had waited by then.
+    """
+
+    items: list[Item[Work]]
+    task: TaskSpec
+    job: Job[Any]
+    since: float
+    queue_ms: float
 
 
 class Worker:
@@ -70,7 +94,8 @@ class Worker:
         clock: monotonic seconds.
         poll: hands what arrived meanwhile to ``handle``; called between computing a batch and
             sending its replies, so that a cancellation is seen in time.
-        on_busy: told when a batch starts (monotonic seconds) and when it is done (None).
+        on_busy: told when a batch starts (monotonic seconds) and when it is done (None); of
+            several under way, about the oldest.
     """
 
     def __init__(
@@ -90,6 +115,7 @@ class Worker:
         self._clock = clock
         self._poll = poll
         self._on_busy = on_busy
+        self._running: deque[_Running] = deque()
         self._kept = KeptPayloads()
         self._intake = Intake(spec, backend, self._agreements, self._kept)
         # Wide enough for single rows to fill a batch while the next one waits.
@@ -124,8 +150,14 @@ class Worker:
             self._outbox.send(Credit(wire, grant.messages, grant.bytes))
 
     def next_event(self) -> float:
-        """When ``run_once`` has something to do again, if nothing arrives; may be ``math.inf``."""
-        return self._batcher.next_event(self._held)
+        """When ``run_once`` has something to do again, if nothing arrives; may be ``math.inf``.
+
+        A batch under way counts once it ``is_done``.
+        """
+        if self.is_done():
+            return -math.inf
+        full = len(self._running) >= DEPTH
+        return self._batcher.next_event((lambda lane: True) if full else self._held)
 
     # -- what arrives -----------------------------------------------------------------------
 
@@ -209,32 +241,94 @@ class Worker:
     # -- compute ----------------------------------------------------------------------------
 
     def run_once(self) -> bool:
-        """Computes one batch that is due, if there is one, and sends its replies."""
+        """Sends the replies of batches that are done, and begins or computes one that is due.
+
+        Returns:
+            Whether there was anything to do.
+        """
+        ended = self._end_done()
         now = self._clock()
         for item in self._batcher.expired(now):
             late = f"{self._spec.name} did not come to it in time"
             self._fail(Failed([item], NackCode.DEADLINE, late))
+        if len(self._running) >= DEPTH:
+            return ended
         batch = self._batcher.take(now, self._held)
         if not batch:
-            return False
+            return ended
         task = self._intake.task(batch[0].lane.task)
         if task is None:
             self._fail(Failed(batch, NackCode.UNKNOWN_TASK, "the task is no longer kept"))
             return True
-        self._on_busy(now)
-        try:
-            outcomes = self._compute.run(batch, task)
-        finally:
-            self._on_busy(None)
-        self._poll()
         # Counted from the youngest row: what its companions waited longer shows as wire time.
         queue_ms = (now - max(item.content.ticket.arrival for item in batch)) * 1000
+        if not self._running:
+            self._on_busy(now)
+        job = self._compute.begin(batch, task)
+        if job is not None:
+            self._running.append(_Running(batch, task, job, now, queue_ms))
+            self._end_done()
+            return True
+        if self._running:  # what was begun before ends before
+            self._end_all()
+            self._on_busy(self._clock())
+        self._finish_batch(batch, task, None, queue_ms, None)
+        return True
+
+    @property
+    def computing(self) -> bool:
+        """Whether the device has batches that ``run_once`` has to end."""
+        return bool(self._running)
+
+    def is_done(self) -> bool:
+        """Whether the device has done the oldest of them."""
+        return bool(self._running) and self._running[0].job.done()
+
+    def _end_done(self) -> bool:
+        """Ends the batches that the device has done, oldest first."""
+        ended = False
+        while self.is_done():
+            self._end_oldest()
+            ended = True
+        return ended
+
+    def _end_all(self) -> None:
+        while self._running:
+            self._end_oldest()
+
+    def _end_oldest(self) -> None:
+        running = self._running[0]
+        try:
+            self._finish_batch(
+                running.items, running.task, running.job, running.queue_ms, running.since
+            )
+        finally:
+            self._running.popleft()
+            self._on_busy(self._clock() if self._running else None)
+
+    def _finish_batch(
+        self,
+        batch: list[Item[Work]],
+        task: TaskSpec,
+        job: Job[Any] | None,
+        queue_ms: float,
+        since: float | None,
+    ) -> None:
+        """Computes a batch, or waits for what was begun, and sends its replies."""
+        try:
+            outcomes = self._compute.run(batch, task, job)
+        finally:
+            if job is None:
+                self._on_busy(None)
+        self._poll()
         for outcome in outcomes:
             if isinstance(outcome, Failed):
                 self._fail(outcome)
-            else:
-                self._done(outcome, queue_ms)
-        return True
+                continue
+            waited = 0.0
+            if since is not None:  # behind another batch on the device, or to be collected
+                waited = (self._clock() - since) * 1000 - sum(outcome.stages.values())
+            self._done(outcome, queue_ms + max(0.0, waited))
 
     def _watch(self, item: Item[Work], text: str) -> bool:
         """Sends what a row has grown by; called from within the model's generation."""

@@ -12,16 +12,19 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from agentwire.agent.service import load_backend
 from agentwire.agent.spec import AgentSpec
 from agentwire.benchmark.drive import Answer
 from agentwire.errors import BridgeError
-from agentwire.model.backend import Backend, Encoded, Scored
+from agentwire.model.backend import Backend, Encoded, Job, Pipelined, Scored
 from agentwire.wire.messages import TaskSpec
+
+T = TypeVar("T", Encoded, Scored)
 
 
 class Reference:
@@ -50,28 +53,50 @@ class Reference:
         together = sender.device == receiver.device
         second = first if together else ThreadPoolExecutor(1, thread_name_prefix="receiver")
         self._pools = (first, second)
+        self._waiting = ThreadPoolExecutor(16, thread_name_prefix="waiting")
 
     async def __call__(self, texts: Sequence[str]) -> Answer:
         """One message: encode, then score."""
-        loop = asyncio.get_running_loop()
         start = time.perf_counter()
-
-        def encode() -> Encoded:
-            return self._sender.encode(texts, self._bridge)
-
-        encoded = await loop.run_in_executor(self._pools[0], encode)
-
-        def score() -> Scored:
-            return self._receiver.score_soft(encoded.payload, self._task)
-
-        scored = await loop.run_in_executor(self._pools[1], score)
+        sender, receiver, task = self._sender, self._receiver, self._task
+        encoded: Encoded = await self._call(
+            0,
+            sender,
+            lambda one: one.begin_encode(texts, self._bridge),
+            lambda: sender.encode(texts, self._bridge),
+        )
+        scored: Scored = await self._call(
+            1,
+            receiver,
+            lambda one: one.begin_score_soft(encoded.payload, task),
+            lambda: receiver.score_soft(encoded.payload, task),
+        )
         stages = {**encoded.stages, **scored.stages}
         waited = (time.perf_counter() - start) * 1000 - sum(stages.values())
         stages["queue"] = max(0.0, waited)
         return Answer(stages, encoded.payload[0].nbytes)
 
+    async def _call(
+        self,
+        pool: int,
+        backend: Backend,
+        begin: Callable[[Pipelined], Job[T] | None],
+        compute: Callable[[], T],
+    ) -> T:
+        """In the backend's own thread; what that only begins is waited for in another."""
+        loop = asyncio.get_running_loop()
+
+        def work() -> Job[T] | T:
+            job = begin(backend) if isinstance(backend, Pipelined) else None
+            return compute() if job is None else job
+
+        found = await loop.run_in_executor(self._pools[pool], work)
+        if isinstance(found, Encoded | Scored):
+            return found
+        return await loop.run_in_executor(self._waiting, found.result)
+
     def close(self) -> None:
-        for pool in self._pools:
+        for pool in (*self._pools, self._waiting):
             pool.shutdown(cancel_futures=True)
 
 

@@ -1,4 +1,4 @@
-"""What an agent asks of a model. Two engines implement it: ``transformers`` and ``fake``.
+"""What an agent asks of a model. Engines: ``transformers``, ``static`` (GPUs) and ``fake``.
 
 A backend is used by one thread. Arrays at this border are numpy, so that neither the agent loop
 nor the tests need torch.
@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from agentwire.wire.messages import BridgeIdentity, ModelIdentity, TaskSpec
+
+T = TypeVar("T", covariant=True)
 
 Progress = Callable[[str, float], None]
 """Called while something slow goes on: (stage, fraction in 0..1)."""
@@ -121,3 +123,40 @@ class Backend(Protocol):
     ) -> Generated:
         """Free-text answers from n payloads, float16 [n, M, d]. The input was checked before."""
         ...
+
+
+class Job(Protocol[T]):
+    """A batch that a backend has begun and may not have finished."""
+
+    def done(self) -> bool:
+        """Whether ``result`` would not wait."""
+        ...
+
+    def wait(self) -> None:
+        """Returns when it is done; may be called in any thread, while others begin batches."""
+        ...
+
+    def result(self) -> T:
+        """The result, once; waits for it.
+
+        Raises:
+            Exception: whatever the model raised.
+        """
+        ...
+
+
+@runtime_checkable
+class Pipelined(Protocol):
+    """A backend whose device works on one batch while its thread prepares the next.
+
+    The three calls begin what ``encode``, ``score_soft`` and ``score_text`` do. They return None
+    where this batch cannot be begun apart: then those are called.
+    """
+
+    def begin_encode(self, texts: Sequence[str], bridge: str) -> Job[Encoded] | None: ...
+
+    def begin_score_soft(
+        self, payload: npt.NDArray[np.float16], task: TaskSpec
+    ) -> Job[Scored] | None: ...
+
+    def begin_score_text(self, texts: Sequence[str], task: TaskSpec) -> Job[Scored] | None: ...

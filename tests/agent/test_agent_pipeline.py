@@ -1,0 +1,266 @@
+"""Two batches under way: what a worker does while the device computes, and in which order."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from agentwire.agent.service import Inbox
+from agentwire.agent.spec import AgentSpec, FakeModel, OutgoingBridge
+from agentwire.agent.worker import DEPTH, Worker
+from agentwire.model.backend import Encoded, Job, Scored
+from agentwire.model.fake import FakeBackend, answer
+from agentwire.wire.messages import (
+    Accept,
+    Cancel,
+    Channel,
+    Credit,
+    Define,
+    Encode,
+    Message,
+    Offer,
+    RelaySpec,
+    Row,
+    Soft,
+    TaskSpec,
+    Text,
+    direct_wire,
+)
+from agentwire.wire.messages import Result as ResultMessage
+
+WIRE = "sender->receiver"
+TASK = TaskSpec("t", "Answer:", "{text}\nAnswer:", ("good", "bad"))
+SUMMARY = TaskSpec("s", "Answer:", "{text}", ("good", "bad"), RelaySpec("Sum up: {text}", 2))
+T = TypeVar("T")
+
+
+class HeldJob(Generic[T]):
+    """A batch that is done when the test says so."""
+
+    def __init__(self, compute: Callable[[], T]) -> None:
+        self.compute, self.is_done = compute, False
+
+    def done(self) -> bool:
+        return self.is_done
+
+    def wait(self) -> None:
+        self.is_done = True
+
+    def result(self) -> T:
+        self.wait()
+        return self.compute()
+
+
+class Device(FakeBackend):
+    """A fake model whose batches take as long as the test likes."""
+
+    def __init__(self, settings: FakeModel) -> None:
+        super().__init__("sender", settings)
+        self.jobs: list[HeldJob[Encoded] | HeldJob[Scored]] = []
+        self.refuses = False
+
+    def begin_encode(self, texts: Sequence[str], bridge: str) -> Job[Encoded] | None:
+        if self.refuses:
+            raise RuntimeError("no")
+        job = HeldJob(lambda: self.encode(texts, bridge))
+        self.jobs.append(job)
+        return job
+
+    def begin_score_soft(
+        self, payload: npt.NDArray[np.float16], task: TaskSpec
+    ) -> Job[Scored] | None:
+        return None
+
+    def begin_score_text(self, texts: Sequence[str], task: TaskSpec) -> Job[Scored] | None:
+        job = HeldJob(lambda: self.score_text(texts, task))
+        self.jobs.append(job)
+        return job
+
+
+class Rig:
+    def __init__(self, **fake: object) -> None:
+        self.now, self.sent, self.busy = 100.0, [], []
+        spec = AgentSpec(
+            name="sender",
+            backend="fake",
+            model="sender",
+            max_batch=2,
+            fake=FakeModel.model_validate(fake),
+            bridges=(OutgoingBridge(wire=WIRE, receiver="receiver", folder="fake:receiver"),),
+        )
+        self.device = Device(spec.fake)
+        bridges = {WIRE: self.device.add_bridge(Path("fake:receiver"))}
+        self.worker = Worker(
+            spec,
+            self.device,
+            bridges,
+            self.sent.append,
+            lambda: self.now,
+            on_busy=self.busy.append,
+        )
+        self.worker.start()
+        self.handle(Define(TASK), Define(SUMMARY), Credit(WIRE, 64, 1 << 20))
+        self.handle(*(Accept(WIRE, o.bridge.fingerprint) for o in self.take(Offer)))
+        self.sent.clear()
+
+    sent: list[Message]
+    busy: list[float | None]
+
+    def handle(self, *messages: Message) -> None:
+        for message in messages:
+            self.worker.handle(message, self.now)
+
+    def ask(self, *texts: str, task: TaskSpec = TASK, channel: Channel = Channel.SOFT) -> None:
+        rows = tuple(Row(text.encode().ljust(16, b"-"), size=len(text)) for text in texts)
+        self.handle(Encode(WIRE, task.task_id, channel, "text", rows, texts))
+
+    def run(self) -> None:
+        self.now += 0.01
+        while self.worker.run_once():
+            pass
+
+    def take(self, kind: type[T]) -> list[T]:
+        found = [m for m in self.sent if isinstance(m, kind)]
+        self.sent[:] = [m for m in self.sent if not isinstance(m, kind)]
+        return found
+
+    def names(self) -> list[list[str]]:
+        """The rows of each Soft message that left."""
+        return [
+            [row.request_id.decode().rstrip("-") for row in soft.rows] for soft in self.take(Soft)
+        ]
+
+
+def test_a_second_batch_begins_before_the_first_is_done_and_no_third() -> None:
+    rig = Rig()
+    rig.ask("a", "b", "c", "d", "e", "f")
+    rig.run()
+    assert len(rig.device.jobs) == DEPTH == 2
+    assert rig.names() == []
+    assert rig.worker.computing
+    assert rig.worker.next_event() == math.inf  # the third is due, but there is no room
+
+
+def test_replies_leave_in_the_order_in_which_batches_began() -> None:
+    rig = Rig()
+    rig.ask("a", "b", "c", "d", "e", "f")
+    rig.run()
+    rig.device.jobs[1].is_done = True
+    rig.run()
+    assert rig.names() == []
+    rig.device.jobs[0].is_done = True
+    assert rig.worker.next_event() == -math.inf
+    rig.run()
+    assert rig.names() == [["a", "b"], ["c", "d"]]
+    assert len(rig.device.jobs) == 3
+    rig.device.jobs[2].is_done = True
+    rig.run()
+    assert rig.names() == [["e", "f"]]
+    assert rig.worker.idle
+    assert not rig.worker.computing
+
+
+def test_the_replies_are_those_of_a_worker_that_does_not_overlap() -> None:
+    rig = Rig()
+    texts = ["one", "two", "three", "four"]
+    rows = tuple(Row(text.encode().ljust(16, b"-"), size=len(text)) for text in texts)
+    rig.handle(Text(direct_wire("sender"), TASK.task_id, rows, tuple(texts)))
+    rig.run()
+    for job in rig.device.jobs:
+        job.is_done = True
+    rig.run()
+    labels = []
+    for result in rig.take(ResultMessage):
+        scores = np.frombuffer(result.scores, dtype="<f4").reshape(-1, result.labels)
+        labels += [TASK.labels[i] for i in scores.argmax(axis=1)]
+    assert labels == [answer(text, TASK.labels) for text in texts]
+
+
+def test_a_row_that_is_cancelled_while_it_is_computed_leaves_nothing() -> None:
+    rig = Rig()
+    rig.ask("a", "b")
+    rig.run()
+    rig.handle(Cancel(WIRE, (b"a".ljust(16, b"-"),)))
+    rig.device.jobs[0].is_done = True
+    rig.run()
+    assert rig.names() == [["b"]]
+    assert rig.worker.idle
+
+
+def test_what_cannot_be_begun_ends_after_what_was_begun() -> None:
+    rig = Rig()
+    rig.ask("a", "b")
+    rig.ask("c", "d", task=SUMMARY, channel=Channel.TEXT)  # relayed: one call, nothing to begin
+    rig.run()
+    kinds = [type(message) for message in rig.sent if isinstance(message, Soft | Text)]
+    assert kinds == [Soft, Text]
+
+
+def test_a_model_that_raises_when_it_begins_answers_row_by_row() -> None:
+    rig = Rig()
+    rig.device.refuses = True
+    rig.ask("a", "b")
+    rig.run()
+    assert rig.names() == [["a", "b"]]
+
+
+def test_a_batch_that_fails_on_the_device_is_tried_row_by_row() -> None:
+    rig = Rig(raise_on="bad")
+    rig.ask("bad", "good")
+    rig.run()
+    rig.device.jobs[0].is_done = True
+    rig.run()
+    assert rig.names() == [["good"]]
+    assert rig.worker.idle
+
+
+def test_busy_tells_of_the_oldest_batch_under_way() -> None:
+    rig = Rig()
+    rig.ask("a", "b", "c", "d")
+    rig.run()
+    began = rig.now
+    assert rig.busy == [began]
+    rig.now += 1.0
+    rig.device.jobs[0].is_done = True
+    rig.worker.run_once()
+    assert rig.busy[-1] == rig.now  # the second one's turn
+    rig.device.jobs[1].is_done = True
+    rig.run()
+    assert rig.busy[-1] is None
+
+
+def test_time_spent_behind_another_batch_is_queue_time() -> None:
+    rig = Rig()
+    rig.ask("a", "b", "c", "d")
+    rig.run()
+    rig.now += 3.0
+    for job in rig.device.jobs:
+        job.is_done = True
+    rig.run()
+    for soft in rig.take(Soft):
+        spent = sum(ms for stage, ms in soft.stages.items() if stage != "queue")
+        assert soft.stages["queue"] + spent == pytest.approx(3020, abs=1.0)
+
+
+def test_an_inbox_is_left_for_a_device_that_is_done_and_for_a_message() -> None:
+    inbox = Inbox()
+    looks = 0
+
+    def done() -> bool:
+        nonlocal looks
+        looks += 1
+        return looks > 3
+
+    assert inbox.get_unless(done, math.inf) is None
+    assert looks == 4
+    assert inbox.get_unless(lambda: False, time.monotonic() - 1) is None
+    message = Define(TASK)
+    inbox.put(message, 7.0)
+    assert inbox.get_unless(lambda: True, math.inf) == (message, 7.0)
