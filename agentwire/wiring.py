@@ -40,10 +40,11 @@ class Wiring:
     def of(cls, resolved: Resolved) -> Wiring:
         """The wiring of a resolved scenario."""
         scenario, data = resolved.scenario, resolved.data
+        task = load_definition(data.dataset).spec() if data is not None else None
         return cls(
-            agents=resolved.agents,
+            agents={n: a.model_copy(update={"task": task}) for n, a in resolved.agents.items()},
             wires={name: wire.spec for name, wire in resolved.wires.items()},
-            task=load_definition(data.dataset).spec() if data is not None else None,
+            task=task,
             batch_size=scenario.batch_size,
             in_flight=scenario.in_flight,
             deadline_s=scenario.deadline_s,

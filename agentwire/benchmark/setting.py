@@ -65,10 +65,16 @@ def setting_of(resolved: Resolved, plan: BenchPlan) -> Setting:
     """
     wire = resolved.wire.spec
     largest = max(*plan.batch_sizes, plan.length_batch, 1)
+    task = task_of(resolved, plan)
     # A message is one batch, whatever else waits: a figure for 16 rows is one of 16 rows.
     agents = {
         name: spec.model_copy(
-            update={"max_batch": largest, "max_wait_ms": 0.0, "batch_by": "message"}
+            update={
+                "max_batch": largest,
+                "max_wait_ms": 0.0,
+                "batch_by": "message",
+                "task": task,
+            }
         )
         for name, spec in resolved.agents.items()
     }
@@ -76,7 +82,7 @@ def setting_of(resolved: Resolved, plan: BenchPlan) -> Setting:
     if "receiver_replicas" in plan.methods:
         replica = f"{wire.receiver}-{REPLICA}"
         agents[replica] = _replica(replica, agents[wire.receiver], agents[wire.sender])
-    wiring = replace(Wiring.of(resolved), agents=agents, task=task_of(resolved, plan))
+    wiring = replace(Wiring.of(resolved), agents=agents, task=task)
     return Setting(resolved, plan, wiring, wire.sender, wire.receiver, replica)
 
 
@@ -89,6 +95,7 @@ def _replica(name: str, receiver: AgentSpec, sender: AgentSpec) -> AgentSpec:
             "threads": sender.threads,
             "bridges": (),
             "incoming": (),
+            "soft_tokens": (),
             "fallback": {},
         }
     )

@@ -191,3 +191,30 @@ def test_a_scenario_that_says_no_question_is_refused(tmp_path: Path) -> None:
     done = bench(tmp_path, "latency", write(tmp_path, scenario))
     assert done.returncode == 2
     assert "bench.task" in done.stderr
+
+
+def test_random_weights_through_the_static_engine(tmp_path: Path) -> None:
+    agent = {"weights": "random", "device": "cpu", "engine": "static", "layer": 2, "threads": 1}
+    shapes = {"graphs": {"texts": [8], "batches": [1]}}
+    plan = {**FAKE["bench"], "text_tokens": [8], "rounds": 1, "batch_sizes": [2]}
+    scenario = {
+        "name": "random",
+        "agents": {
+            "ada": {"model": "random/tiny-llama", **agent, **shapes},
+            "bob": {"model": "random/tiny-mistral", **agent, **shapes},
+        },
+        "wires": [{"from": "ada", "to": "bob"}],
+        "bench": plan,
+    }
+    done = bench(tmp_path, "all", write(tmp_path, scenario), "--json", "--out", "r.json")
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    assert any("random weights" in label for label in printed["labels"])
+    assert {agent["weights"] for agent in printed["agents"].values()} == {"random"}
+    cells = {(c["kind"], c["method"]): c for c in printed["cells"]}
+    assert {method for _, method in cells} == set(ALL)
+    assert not any(cell["error"] for cell in cells.values())
+    bridge = cells["throughput", "bridge"]
+    assert bridge["payload_bytes"] == 8 * 64 * 2
+    assert {"tokenize", "encode", "decode", "wire"} <= set(bridge["stages_ms"])
+    assert "bridge" not in bridge["stages_ms"]  # nothing fell back to the plain backend

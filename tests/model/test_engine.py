@@ -1,0 +1,179 @@
+"""The static engine on a CPU (same code, graphs off) against the transformers backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from agentwire.agent.spec import AgentSpec, GraphSpec
+from agentwire.model import shapes
+from agentwire.model.backend import Pipelined
+from agentwire.model.engine import StaticBackend
+from agentwire.model.prompting import MAX_TEXT_TOKENS
+from agentwire.wire.messages import RelaySpec, TaskSpec
+
+LLAMA, MISTRAL = "random/tiny-llama", "random/tiny-mistral"
+
+
+def words(count: int, seed: int = 0) -> str:
+    return " ".join(f"t{3 + (seed * 131 + i * 17) % 400}" for i in range(count))
+
+
+LABELS = ("t10", "t20")
+TASK = TaskSpec("a", words(24, 1), "{text} " + words(24, 1), LABELS, RelaySpec("t9 {text} t5", 11))
+SAME_SHAPE = TaskSpec("b", words(24, 2), "{text} " + words(24, 2), ("t30", "t40"))
+OTHER_SHAPE = TaskSpec("c", words(7, 3), words(5, 4) + " {text} " + words(7, 3), (*LABELS, "t50"))
+TEXTS = [words(48, 2), words(5, 3), words(1, 4)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def load(model: str, told: list[str] | None = None, **changes: Any) -> StaticBackend:
+    values = {
+        "name": "a",
+        "backend": "transformers",
+        "model": model,
+        "weights": "random",
+        "engine": "static",
+        "graphs": GraphSpec(texts=(8, 48), batches=(1, 4)),
+        "max_batch": 4,
+        "threads": 1,
+        "soft_tokens": (8,),
+        **changes,
+    }
+    spec = AgentSpec.model_validate(values)
+    return StaticBackend.load(spec, lambda stage, _: None if told is None else told.append(stage))
+
+
+@pytest.fixture(scope="module")
+def sender() -> StaticBackend:
+    return load(LLAMA)
+
+
+@pytest.fixture(scope="module")
+def bridge(sender: StaticBackend) -> str:
+    return sender.add_bridge(Path(shapes.bridge_folder(MISTRAL, 8, 2))).fingerprint
+
+
+@pytest.fixture(scope="module")
+def receiver() -> StaticBackend:
+    return load(MISTRAL)
+
+
+@pytest.mark.parametrize("texts", [TEXTS, TEXTS[:1], TEXTS[1:]])
+def test_payloads_are_those_of_the_plain_backend(
+    sender: StaticBackend, bridge: str, texts: list[str]
+) -> None:
+    mine, plain = sender.encode(texts, bridge), sender.plain.encode(texts, bridge)
+    assert mine.payload.dtype == np.float16
+    assert mine.payload.flags.c_contiguous
+    np.testing.assert_allclose(mine.payload, plain.payload, atol=2e-4)
+    assert set(mine.stages) == {"tokenize", "encode"}  # the bridge is part of the graph
+
+
+@pytest.mark.parametrize("task", [TASK, SAME_SHAPE, OTHER_SHAPE, TASK])
+def test_scores_are_those_of_the_plain_backend(
+    sender: StaticBackend, bridge: str, receiver: StaticBackend, task: TaskSpec
+) -> None:
+    payload = sender.encode(TEXTS, bridge).payload
+    for n in (1, 3):
+        mine, plain = (b.score_soft(payload[:n], task) for b in (receiver, receiver.plain))
+        np.testing.assert_allclose(mine.scores, plain.scores, atol=1e-5)
+        assert mine.tokens == plain.tokens
+        mine, plain = (b.score_text(TEXTS[:n], task) for b in (receiver, receiver.plain))
+        np.testing.assert_allclose(mine.scores, plain.scores, atol=1e-5)
+        assert mine.tokens == plain.tokens
+
+
+def test_tasks_of_one_shape_share_what_is_captured(receiver: StaticBackend) -> None:
+    receiver.prepare(TASK)
+    before = len(receiver._ports)
+    receiver.prepare(SAME_SHAPE)
+    assert len(receiver._ports) == before
+
+
+def test_relayed_texts_are_those_of_the_plain_backend(sender: StaticBackend) -> None:
+    mine, plain = sender.relay(TEXTS, TASK), sender.plain.relay(TEXTS, TASK)
+    assert mine.texts == plain.texts
+    assert [len(text.split()) for text in mine.texts] == [11, 11, 11]
+    verbatim = TaskSpec("v", "p", "{text}", LABELS, RelaySpec("", 5))
+    assert sender.relay(TEXTS, verbatim).texts == TEXTS
+
+
+def test_a_row_ends_where_the_model_ends_it(sender: StaticBackend) -> None:
+    full = sender.relay(TEXTS, TASK).texts[0].split()
+    end = next(i for i, word in enumerate(full) if word not in full[:i] and i > 0)
+    config = sender.plain.model.generation_config
+    ended = load(LLAMA)
+    ended.plain.model.generation_config.eos_token_id = int(full[end].removeprefix("t"))
+    assert config.eos_token_id is None
+    assert ended.relay(TEXTS, TASK).texts[0].split() == full[:end]
+
+
+def test_what_has_no_captured_shape_is_computed_eagerly_and_counted(
+    sender: StaticBackend, bridge: str, receiver: StaticBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = [words(49)]
+    many = [words(3, i) for i in range(5)]
+    for i, texts in enumerate((long, many), 1):
+        assert sender.begin_encode(texts, bridge) is None
+        found = sender.encode(texts, bridge)
+        assert set(found.stages) == {"tokenize", "encode", "bridge"}
+        assert sender.counts["encode eager"] == 2 * i
+    assert sum("no captured shape" in r.message for r in caplog.records) == 1  # told once
+    payload = sender.encode(many, bridge).payload
+    assert receiver.score_soft(payload, TASK).scores.shape == (5, 2)
+    assert receiver.score_text(long, TASK).scores.shape == (1, 2)
+    assert receiver.counts["soft eager"] == receiver.counts["text eager"] == 1
+
+
+def test_texts_of_any_length_are_answered(sender: StaticBackend, bridge: str) -> None:
+    texts = ["", words(MAX_TEXT_TOKENS + 50)]
+    found = sender.encode(texts, bridge).payload
+    np.testing.assert_allclose(found, sender.plain.encode(texts, bridge).payload, atol=2e-4)
+
+
+def test_jobs_keep_their_own_results_until_they_are_taken(
+    sender: StaticBackend, bridge: str
+) -> None:
+    assert isinstance(sender, Pipelined)
+    batches = [[words(7 + i, i), words(3, 50 + i)] for i in range(4)]
+    alone = [sender.encode(batch, bridge).payload for batch in batches]
+    jobs = [sender.begin_encode(batch, bridge) for batch in batches]
+    for job, payload in reversed(list(zip(jobs, alone, strict=True))):
+        assert job is not None
+        job.wait()
+        assert job.done()
+        np.testing.assert_array_equal(job.result().payload, payload)
+        with pytest.raises(RuntimeError, match="taken before"):
+            job.result()
+
+
+def test_free_text_comes_from_the_plain_backend(receiver: StaticBackend) -> None:
+    free = TaskSpec("free", "t4", "{text} t4", max_new_tokens=5)
+    seen: list[str] = []
+
+    def watch(row: int, text: str) -> bool:
+        seen.append(text)
+        return True
+
+    found = receiver.generate(TEXTS[:1], free, watch)
+    assert found.texts == receiver.plain.generate(TEXTS[:1], free).texts
+    assert seen
+
+
+def test_progress_names_the_shapes(tmp_path: Path) -> None:
+    told: list[str] = []
+    load(LLAMA, told).add_bridge(Path(shapes.bridge_folder(MISTRAL, 8, 2)))
+    assert told.count("shapes") == 5  # four shapes, and the end

@@ -1,0 +1,142 @@
+"""The static engine on a GPU: Triton kernels, captured graphs, streams. Skipped without one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from agentwire.agent.spec import AgentSpec, GraphSpec
+from agentwire.model import shapes
+from agentwire.model.engine import StaticBackend
+from agentwire.model.ops import PlainOps, Rotary
+from agentwire.wire.messages import RelaySpec, TaskSpec
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use"),
+]
+DEVICES = [f"cuda:{i}" for i in range(min(2, torch.cuda.device_count()))] or ["cuda:0"]
+LLAMA, MISTRAL = "random/tiny-llama", "random/tiny-mistral"
+
+
+def words(count: int, seed: int = 0) -> str:
+    return " ".join(f"t{3 + (seed * 131 + i * 17) % 400}" for i in range(count))
+
+
+TASK = TaskSpec(
+    "gpu", words(24, 1), "{text} " + words(24, 1), ("t10", "t20"), RelaySpec("{text} t5", 50)
+)
+TEXTS = [words(48, 2), words(5, 3), words(1, 4), words(31, 5)]
+
+
+def backend(model: str, device: str, **changes: object) -> StaticBackend:
+    values = {
+        "name": "a",
+        "backend": "transformers",
+        "model": model,
+        "weights": "random",
+        "dtype": "bfloat16",
+        "device": device,
+        "graphs": GraphSpec(texts=(16, 48), batches=(1, 4)),
+        "max_batch": 4,
+        "soft_tokens": (8,),
+        **changes,
+    }
+    return StaticBackend.load(AgentSpec.model_validate(values), lambda *_: None)
+
+
+def near(a: torch.Tensor, b: torch.Tensor, most: float = 2e-2) -> None:
+    assert torch.isfinite(a).all()
+    error = (a.float() - b.float()).norm() / b.float().norm()
+    assert float(error) < most, float(error)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("head", [16, 128])
+def test_kernels_equal_plain_operations(device: str, head: int) -> None:
+    from agentwire.model.fused import FusedOps
+
+    torch.manual_seed(0)
+    plain, fused = PlainOps(), FusedOps()
+    h, g, n, t, p, wide = 8, 2, 3, 33, 2, 1000
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, device=device, dtype=torch.bfloat16)
+
+    with torch.cuda.device(device), torch.inference_mode():
+        x, residual, weight = draw(5, wide), draw(5, wide), draw(wide)
+        near(fused.rms_norm(x, weight, 1e-5), plain.rms_norm(x, weight, 1e-5))
+        one, other = residual.clone(), residual.clone()
+        near(fused.add_rms_norm(x, one, weight, 1e-5), plain.add_rms_norm(x, other, weight, 1e-5))
+        assert torch.equal(one, other)
+        near(fused.gated(x), plain.gated(x))
+        qkv = draw(n, t, (h + 2 * g) * head)
+        angle = torch.rand(64, head // 2, device=device)
+        table = Rotary(angle.cos(), angle.sin())
+        prefix = (draw(p, g, head), draw(p, g, head))
+        caches = [(draw(n, p + t, g, head), draw(n, p + t, g, head)) for _ in range(2)]
+        q, r = (
+            ops.rotary(qkv, table, cache, heads=h, prefix=prefix, start=None)
+            for ops, cache in zip((fused, plain), caches, strict=True)
+        )
+        near(q, r)
+        near(caches[0][0], caches[1][0])
+        near(caches[0][1], caches[1][1])
+        scale = head**-0.5
+        near(fused.attend(q, caches[0], scale, None), plain.attend(r, caches[1], scale, None))
+        lengths = torch.tensor([1, 20, p + t], device=device)
+        mine = fused.attend_one(q[:, 0], caches[0], lengths, scale, None)
+        near(mine, plain.attend_one(r[:, 0], caches[1], lengths, scale, None))
+
+
+@pytest.mark.parametrize("rows", [1, 8, 17, 32])
+def test_products_of_few_rows_equal_a_linear_layer(rows: int) -> None:
+    from agentwire.model.products import CANDIDATES, few_rows
+
+    torch.manual_seed(rows)
+    x = torch.randn(rows, 1024, device="cuda:0", dtype=torch.bfloat16)
+    weight = torch.randn(256, 1024, device="cuda:0", dtype=torch.bfloat16)
+    for tiles in CANDIDATES:
+        near(few_rows(x, weight, tiles), x.float() @ weight.float().T)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_graphs_give_what_the_model_gives(device: str) -> None:
+    sender, receiver = backend(LLAMA, device), backend(MISTRAL, device)
+    bridge = sender.add_bridge(Path(shapes.bridge_folder(MISTRAL, 8, 2))).fingerprint
+    receiver.prepare(TASK)
+    assert sender.device.captured == 4
+    assert receiver.device.captured == 2
+    for texts in (TEXTS, TEXTS[:1], TEXTS[1:3]):
+        mine, plain = sender.encode(texts, bridge), sender.plain.encode(texts, bridge)
+        near(torch.tensor(mine.payload), torch.tensor(plain.payload))
+        for task in (TASK, TaskSpec("other", words(24, 9), "{text} t1", ("t30", "t40"))):
+            soft = receiver.score_soft(mine.payload, task).scores
+            np.testing.assert_allclose(
+                soft, receiver.plain.score_soft(mine.payload, task).scores, atol=0.02
+            )
+        read = receiver.score_text(texts, TASK).scores
+        np.testing.assert_allclose(read, receiver.plain.score_text(texts, TASK).scores, atol=0.02)
+    written = sender.relay(TEXTS, TASK).texts
+    assert [len(text.split()) for text in written] == [50] * 4
+    assert sender.counts["encode eager"] == receiver.counts["soft eager"] == 0
+
+
+def test_batches_in_flight_keep_their_own_results() -> None:
+    sender = backend(LLAMA, DEVICES[0])
+    bridge = sender.add_bridge(Path(shapes.bridge_folder(MISTRAL, 8, 2))).fingerprint
+    batches = [[words(20 + i, i), words(3 + i, 50 + i)] for i in range(12)]
+    alone = [sender.encode(batch, bridge).payload for batch in batches]
+    running = []
+    for i, batch in enumerate(batches):
+        job = sender.begin_encode(batch, bridge)
+        assert job is not None
+        running.append((i, job))
+        if len(running) == 3:
+            at, job = running.pop(0)
+            np.testing.assert_array_equal(job.result().payload, alone[at])
+    for at, job in running:
+        np.testing.assert_array_equal(job.result().payload, alone[at])
