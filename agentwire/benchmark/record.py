@@ -6,14 +6,12 @@ table of results) needs no knowledge of the rest.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from agentwire.benchmark.plan import Benchmark, Kind
-from agentwire.scenario.result import Hardware, Part, SubstitutionRecord
+from agentwire.scenario.result import Hardware, Part, SubstitutionRecord, WholeRecord
 
 SCHEMA_VERSION = 1
 
@@ -55,7 +53,7 @@ class BenchAgent(Part):
     fingerprint: str = ""
 
 
-class BenchRecord(Part):
+class BenchRecord(WholeRecord):
     """The whole of it."""
 
     schema_version: int = SCHEMA_VERSION
@@ -78,12 +76,8 @@ class BenchRecord(Part):
     versions: dict[str, str]
     hardware: Hardware
 
-    def write(self, path: Path) -> None:
-        """Writes it."""
-        _write(self, path)
 
-
-class BusRecord(Part):
+class BusRecord(WholeRecord):
     """What the bus costs beside bare sockets; times in microseconds one way."""
 
     schema_version: int = SCHEMA_VERSION
@@ -97,14 +91,3 @@ class BusRecord(Part):
     rounds: dict[str, list[dict[str, float]]]
     versions: dict[str, str]
     hardware: Hardware
-
-    def write(self, path: Path) -> None:
-        """Writes it."""
-        _write(self, path)
-
-
-def _write(record: Part, path: Path) -> None:
-    """In one step, so that a reader never sees half of it."""
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)

@@ -231,12 +231,13 @@ def _run(setting: Setting, benchmark: Benchmark, file: Path) -> BenchRecord:
 
     from agentwire.benchmark.session import Bench
     from agentwire.commands.benchview import BenchView
-    from agentwire.commands.terminal import err
+    from agentwire.commands.terminal import err, steps
 
     def keep(record: BenchRecord) -> None:
         record.write(file)
 
-    with BenchView(err()) as view:
+    with steps() as loading:
+        view = BenchView(err(), loading)
         bench = Bench(setting, benchmark, _typed(), view, keep)
         return anyio.run(bench.run)
 

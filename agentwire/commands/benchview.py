@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from agentwire.commands.terminal import Steps
-
 if TYPE_CHECKING:
     from agentwire.benchmark.drive import Burst
     from agentwire.benchmark.plan import Cell
     from agentwire.benchmark.record import BenchRecord, BusRecord, CellRecord
+    from agentwire.commands.terminal import Steps
     from agentwire.reply import ProgressEvent
 
 
 class BenchView:
-    """Plain lines on stderr. Implements ``benchmark.session.Display``."""
+    """Plain lines. Implements ``benchmark.session.Display``.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        console: where to show them; stderr, so that stdout stays for results.
+        loading: shows how agents load, and is stopped when the first cell is done.
+    """
+
+    def __init__(self, console: Console, loading: Steps) -> None:
         self._console = console
-        self._steps: Steps | None = Steps(console)
-
-    def __enter__(self) -> BenchView:
-        if self._steps is not None:
-            self._steps.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._end_loading()
+        self._steps: Steps | None = loading
 
     def _end_loading(self) -> None:
         if self._steps is not None:

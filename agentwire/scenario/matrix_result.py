@@ -7,8 +7,6 @@ As with result.json the keys are stable; ``docs/matrix.md`` explains them, and
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -21,6 +19,7 @@ from agentwire.scenario.result import (
     Part,
     Settings,
     SubstitutionRecord,
+    WholeRecord,
 )
 
 SCHEMA_VERSION = 1
@@ -76,7 +75,7 @@ class SummaryRow(Part):
     cells: list[str]
 
 
-class MatrixResult(Part):
+class MatrixResult(WholeRecord):
     """The whole of matrix.json."""
 
     schema_version: int = SCHEMA_VERSION
@@ -93,12 +92,6 @@ class MatrixResult(Part):
     summary: list[SummaryRow]
     versions: dict[str, str]
     hardware: Hardware
-
-    def write(self, path: Path) -> None:
-        """Writes the file in one step, so that a reader never sees half of it."""
-        partial = path.with_suffix(".part")
-        partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
 
 
 def matrix_schema() -> str:

@@ -21,6 +21,16 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class WholeRecord(Part):
+    """A record that is a file of its own."""
+
+    def write(self, path: Path) -> None:
+        """Writes the file in one step, so that a reader never sees half of it."""
+        partial = path.with_name(path.name + ".part")
+        partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+
+
 class SubstitutionRecord(Part):
     """Something that ran in the place of what the scenario names."""
 
@@ -116,7 +126,7 @@ class Settings(Part):
     threads: dict[str, int | None]
 
 
-class RunResult(Part):
+class RunResult(WholeRecord):
     """The whole of result.json."""
 
     schema_version: int = SCHEMA_VERSION
@@ -134,12 +144,6 @@ class RunResult(Part):
     settings: Settings
     versions: dict[str, str]
     hardware: Hardware
-
-    def write(self, path: Path) -> None:
-        """Writes the file in one step, so that a reader never sees half of it."""
-        partial = path.with_suffix(".part")
-        partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
 
 
 def result_schema() -> str:
