@@ -1,6 +1,7 @@
 # make demo     two language models, one bus, one bridge: the shipped scenario, end to end
 # make test     every test that this machine can run (models are downloaded once to the user cache)
 # make chaos    every fault, 20 rounds each at random moments: nothing lost, doubled or wrong
+# make test-frameworks   adapters and examples against the real frameworks (its own environments)
 # make lint types bench clean
 #
 # Everything runs in .venv, made on first use. PYTHON=python3.12 picks the interpreter. Where pip
@@ -16,7 +17,7 @@ DEMO   ?= scenarios/llama_to_mistral_sst2.yaml
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types bench chaos clean distclean
+.PHONY: help venv demo test test-frameworks lint types bench chaos clean distclean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -40,6 +41,30 @@ demo: $(STAMP)
 test: $(STAMP)
 	@$(BIN)/python -m pytest $(ARGS)
 
+# The frameworks see what .venv holds and add their own beside it, so that they cannot change it.
+FRAMEWORKS := .venv-frameworks
+CREWAI     := .venv-crewai
+
+$(FRAMEWORKS)/.installed: $(STAMP) tests/frameworks/requirements.txt
+	@test -x $(FRAMEWORKS)/bin/python || $(BIN)/python -m venv $(FRAMEWORKS)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	  $$($(FRAMEWORKS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth
+	@echo "agentwire: installing agent frameworks into $(FRAMEWORKS) (once)"
+	@$(FRAMEWORKS)/bin/python -m pip install -qq --no-compile --disable-pip-version-check \
+	  -r tests/frameworks/requirements.txt
+	@touch $@
+
+$(CREWAI)/.installed: $(STAMP) tests/frameworks/requirements-crewai.txt
+	@test -x $(CREWAI)/bin/python || $(BIN)/python -m venv $(CREWAI)
+	@echo "agentwire: installing CrewAI into $(CREWAI) (once)"
+	@$(CREWAI)/bin/python -m pip install -qq --no-compile --disable-pip-version-check \
+	  -r tests/frameworks/requirements-crewai.txt
+	@touch $@
+
+test-frameworks: $(FRAMEWORKS)/.installed $(CREWAI)/.installed
+	@PYTHONPATH=$(CURDIR) CREWAI_PYTHON=$(CREWAI)/bin/python $(FRAMEWORKS)/bin/python -m pytest \
+	  -W default tests/frameworks $(ARGS)
+
 lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -58,4 +83,4 @@ clean:
 	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean
-	@rm -rf $(VENV)
+	@rm -rf $(VENV) $(FRAMEWORKS) $(CREWAI)

@@ -81,6 +81,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"scenario.schema", "scenario.load", "scenario.resolve", "scenario.fetch"},
     "gateway": {"errors", "runtime", "question", "reply", "ledger", "wiring", "wire.messages"}
     | {"scenario.resolve", "telemetry", "gateway"},
+    "adapters": {"errors", "runtime", "wiring", "gateway", "adapters"}
+    | {"scenario.load", "scenario.resolve"},
     # Running and showing a scenario.
     "scenario.plan": SCORING_MAY,
     "scenario.predictions": SCORING_MAY,

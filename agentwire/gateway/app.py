@@ -293,18 +293,22 @@ def _headers(answer: Answer) -> dict[str, str]:
 
 async def _refuse(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HttpError)
-    return error.response()
+    return _response(error)
+
+
+def _response(error: HttpError) -> JSONResponse:
+    return JSONResponse(error.body(), error.status, error.headers)
 
 
 async def _refuse_http(http: HttpRequest, error: Exception) -> Response:
     """Unknown paths and methods."""
     assert isinstance(error, HTTPException)
     message = f"{http.method} {http.url.path}: {error.detail}."
-    response = HttpError(error.status_code, INVALID, message, code="unknown_url").response()
+    response = _response(HttpError(error.status_code, INVALID, message, code="unknown_url"))
     response.headers.update(error.headers or {})
     return response
 
 
 async def _refuse_unexpected(http: HttpRequest, error: Exception) -> Response:
     log.exception("a bug", exc_info=error)
-    return HttpError(500, SERVER, "Something unexpected went wrong.", code="bug").response()
+    return _response(HttpError(500, SERVER, "Something unexpected went wrong.", code="bug"))

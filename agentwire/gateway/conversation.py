@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from agentwire.gateway.errors import INVALID, HttpError
-from agentwire.gateway.handles import HANDLE
+from agentwire.gateway.handles import HANDLE, REMAINS, expired
 from agentwire.gateway.schema import Message
 
 INSTRUCTIONS: Final = frozenset({"system", "developer"})
@@ -72,9 +72,12 @@ class Conversation:
 def conversation(messages: Sequence[Message]) -> Conversation:
     """
     Raises:
-        HttpError: 400, it holds two different handles.
+        HttpError: 400, it holds two different handles; 404, one that is damaged.
     """
     tokens = {token for message in messages for token in HANDLE.findall(message.text)}
+    said = tuple((message.role, HANDLE.sub("", message.text)) for message in messages)
+    if any(REMAINS in text for _, text in said):
+        raise expired()  # a damaged handle is no text for anybody to read
     if len(tokens) > 1:
         raise HttpError(
             400,
@@ -84,5 +87,4 @@ def conversation(messages: Sequence[Message]) -> Conversation:
             code="several_handles",
             param="messages",
         )
-    said = tuple((message.role, HANDLE.sub("", message.text)) for message in messages)
     return Conversation(tokens.pop() if tokens else None, said)

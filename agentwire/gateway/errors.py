@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any, Final
 
-from starlette.responses import JSONResponse
-
 from agentwire.errors import AgentwireError, BusClosed, InputError, NackCode, RequestError
 
 RETRY_S: Final = 1.0
@@ -64,13 +62,15 @@ class HttpError(Exception):
         error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
         return {"error": error}
 
-    def response(self) -> JSONResponse:
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers that go with it."""
         headers = {}
         if self.status in (429, 503):
             headers["retry-after"] = str(max(1, math.ceil(self.retry_after_s or RETRY_S)))
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"
-        return JSONResponse(self.body(), self.status, headers)
+        return headers
 
 
 def http_error(error: AgentwireError) -> HttpError:

@@ -18,7 +18,14 @@ from agentwire.gateway.errors import FORBIDDEN, NOT_FOUND, HttpError
 from agentwire.reply import KeptPayload
 
 TOKEN_BYTES: Final = 24
-HANDLE: Final = re.compile(r"<\|agentwire:([A-Za-z0-9_-]{1,128})\|>")
+_MARK: Final = r"[\u200b-\u200d\u2060\ufeff]*"
+HANDLE: Final = re.compile(
+    rf"(?:<|&lt;)?{_MARK}\|{_MARK}agentwire:([A-Za-z0-9_-]{{1,128}})\|{_MARK}(?:>|&gt;)?"
+)
+"""A handle as it may come back: some frameworks put a joiner of no width into whatever looks like a
+control token, or escape it."""
+REMAINS: Final = "|agentwire:"
+"""What a text still holds if a handle in it was damaged."""
 TTL_S: Final = 1800.0
 MOST: Final = 10_000
 MOST_OF_ONE: Final = 1_000

@@ -29,7 +29,7 @@ class BusCollector(Collector):
         return iter(())  # what there is shows only at a scrape
 
     def collect(self) -> Iterator[Metric]:
-        families: dict[str, Metric] = {}
+        families: dict[tuple[str, bool], CounterMetricFamily] = {}
         for key, value in sorted(self._metrics().items()):
             name, _, detail = key.partition(".")
             metric = f"agentwire_bus_{name}"
@@ -37,11 +37,10 @@ class BusCollector(Collector):
                 yield GaugeMetricFamily(metric, f"{name} of the bus now.", value=value)
                 continue
             labels = [DETAIL.get(name, "what")] if detail else []
-            family = families.get(metric + detail[:1])
+            family = families.get((metric, bool(detail)))
             if family is None:
                 family = CounterMetricFamily(metric, f"{name} at the bus.", labels=labels)
-                families[metric + detail[:1]] = family
-            assert isinstance(family, CounterMetricFamily)
+                families[metric, bool(detail)] = family
             family.add_metric([detail] if detail else [], value)
         yield from families.values()
 

@@ -91,6 +91,12 @@ def test_a_handle_is_taken_out_and_the_words_around_it_are_the_prompt() -> None:
     assert found.prompt(beside_handle=True) == "Be brief.\nIs it good?"
     assert found.unread(beside_handle=True) == ["system", "text"]
     assert said(("user", "<|agentwire:abc|>"), ("user", "<|agentwire:abc|>?")).token == "abc"
+    for damaged in ("<\u200d|agentwire:abc|\u200d>", "&lt;|agentwire:abc|&gt;", "|agentwire:abc|"):
+        assert said(("user", f"{damaged} good?")) == said(("user", "<|agentwire:abc|> good?"))
+    for lost in ("<|agentwire:a b|>", "<|agentwire:abc", "<|agentwire:|>"):
+        with pytest.raises(HttpError) as error:
+            said(("user", lost))
+        assert error.value.status == 404
     with pytest.raises(HttpError, match="Two handles"):
         said(("user", "<|agentwire:abc|> <|agentwire:def|>"))
 
@@ -112,10 +118,9 @@ def test_a_handle_is_taken_out_and_the_words_around_it_are_the_prompt() -> None:
 def test_every_error_has_its_status(error: AgentwireError, status: int) -> None:
     found = http_error(error)
     assert found.status == status and found.message == str(error)
-    response = found.response()
-    assert ("retry-after" in response.headers) == (status in (429, 503))
+    assert ("retry-after" in found.headers) == (status in (429, 503))
     if status == 429:
-        assert response.headers["retry-after"] == "3"
+        assert found.headers["retry-after"] == "3"
 
 
 def test_the_gate_counts_out_what_it_counted_in() -> None:

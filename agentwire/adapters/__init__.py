@@ -1,0 +1,1 @@
+"""Agents of agentwire inside agent frameworks: one module a framework, each an extra of its own."""

@@ -1,0 +1,75 @@
+"""AutoGen teams: a message that stands for soft tokens, and an agent that hands one on.
+
+A team that passes them is made with ``custom_message_types=[LatentMessage]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from autogen_agentchat.agents import BaseChatAgent
+from autogen_agentchat.base import Response
+from autogen_agentchat.messages import BaseChatMessage
+from autogen_core import CancellationToken
+from autogen_core.models import UserMessage
+
+from agentwire.adapters.local import LocalAgents
+
+
+class LatentMessage(BaseChatMessage):
+    """A payload on its way between two agents of a team; its text is the handle.
+
+    Attributes:
+        handle: what the next agent's model is given.
+        wire: the wire that it was made on.
+        payload_bytes: of the soft tokens that it stands for.
+    """
+
+    type: Literal["LatentMessage"] = "LatentMessage"
+    handle: str
+    wire: str
+    payload_bytes: int
+
+    def to_text(self) -> str:
+        return f"[{self.payload_bytes} bytes of soft tokens on {self.wire}]"
+
+    def to_model_text(self) -> str:
+        return self.handle
+
+    def to_model_message(self) -> UserMessage:
+        return UserMessage(content=self.handle, source=self.source)
+
+
+class LatentReader(BaseChatAgent):
+    """Reads what was said last and hands on what it understood, as a LatentMessage.
+
+    Args:
+        wire: ``sender->receiver``.
+    """
+
+    def __init__(self, name: str, agents: LocalAgents, wire: str) -> None:
+        super().__init__(name, description=f"Reads, and hands on soft tokens over {wire}.")
+        self._agents = agents
+        self._wire = wire
+
+    @property
+    def produced_message_types(self) -> Sequence[type[BaseChatMessage]]:
+        return (LatentMessage,)
+
+    async def on_messages(
+        self, messages: Sequence[BaseChatMessage], cancellation_token: CancellationToken
+    ) -> Response:
+        turn = ("user", messages[-1].to_model_text())
+        answer = await self._agents.aask(f"{self._wire}:keep", [turn])
+        facts = answer.facts
+        message = LatentMessage(
+            source=self.name,
+            handle=answer.text,
+            wire=self._wire,
+            payload_bytes=facts["payload_bytes"],
+        )
+        return Response(chat_message=message)
+
+    async def on_reset(self, cancellation_token: CancellationToken) -> None:
+        """Nothing is remembered."""

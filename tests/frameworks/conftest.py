@@ -1,0 +1,29 @@
+"""Real agents of a framework on the two small models, in real processes, started once for all."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+from pair import ROOT, SCENARIO
+
+from agentwire.adapters.local import LocalAgents
+
+sys.path.insert(0, str(ROOT / "tests" / "integration"))
+
+
+@pytest.fixture(scope="session")
+def agents() -> Iterator[LocalAgents]:
+    """llama -> mistral (or their stand-ins), with the shipped bridge."""
+    with LocalAgents(SCENARIO) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def fake_agents() -> Iterator[LocalAgents]:
+    """The same shape without models, for what needs a fault or a short life."""
+    from gateway_run import wiring
+
+    with LocalAgents(wiring(), handle_ttl_s=1.0) as started:
+        yield started

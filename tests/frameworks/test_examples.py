@@ -1,0 +1,101 @@
+"""Every example runs as a user runs it; those on the gateway against one that serves the pair."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pair import ROOT, SCENARIO
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
+EXAMPLES = ROOT / "examples"
+ON_GATEWAY = {
+    "gateway_openai.py": "openai",
+    "gateway_openai_agents.py": "agents.run",
+    "gateway_pydantic_ai.py": "pydantic_ai",
+    "gateway_llamaindex.py": "llama_index.llms.openai_like",
+    "gateway_crewai.py": "crewai",
+}
+IN_PROCESS = {
+    "autogen_team.py": "autogen_agentchat",
+    "agent_framework_pair.py": "agent_framework",
+    "langgraph_three_agents.py": "langgraph",
+}
+
+
+def python_for(name: str, module: str) -> str:
+    """The interpreter that can run an example; CrewAI has an environment of its own."""
+    crewai = os.environ.get("CREWAI_PYTHON")
+    python = crewai if crewai and module == "crewai" else sys.executable
+    found = subprocess.run(
+        [python, "-c", f"import importlib.util as u, sys; sys.exit(not u.find_spec({module!r}))"],
+        capture_output=True,
+        check=False,
+    )
+    if found.returncode:
+        pytest.skip(f"{name} needs {module}; `make test-frameworks`")
+    return python
+
+
+def run(name: str, *arguments: str) -> str:
+    python = python_for(name, {**ON_GATEWAY, **IN_PROCESS}[name])
+    quiet = {"CREWAI_DISABLE_TELEMETRY": "true", "OTEL_SDK_DISABLED": "true"}
+    done = subprocess.run(
+        [python, str(EXAMPLES / name), *arguments],
+        env={**os.environ, **quiet, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A gateway over the small pair, in a process of its own."""
+    command = [sys.executable, "-m", "agentwire.cli", "serve", str(SCENARIO), "--port", "0"]
+    with subprocess.Popen(
+        [*command, "--json"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        yield json.loads(process.stdout.readline())["url"]
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize("name", ON_GATEWAY)
+def test_a_framework_on_the_gateway(name: str, request: pytest.FixtureRequest) -> None:
+    python_for(name, ON_GATEWAY[name])  # before models are loaded for nothing
+    lines = run(name, "--url", request.getfixturevalue("url")).splitlines()
+    assert any("<|agentwire:" in line for line in lines)
+    verdicts = [line for line in lines if line.split(": ")[0] in ("judge", "mistral")]
+    assert verdicts and all("positive" in line for line in verdicts)
+
+
+@pytest.mark.parametrize("name", ["autogen_team.py", "agent_framework_pair.py"])
+def test_a_pair_in_a_framework(name: str) -> None:
+    last = run(name, "A moving, funny and beautifully acted film.").splitlines()[-1]
+    assert last.startswith("judge:") and last.endswith("positive")
+
+
+def test_three_agents_in_a_graph() -> None:
+    results = json.loads(run("langgraph_three_agents.py", "--rows", "3", "--json"))
+    latent, text = results["latent"], results["text"]
+    assert (latent["channel"], text["channel"]) == ("soft", "text")
+    assert latent["tokens reader -> judge"] == 8 and latent["bytes on the bus"] == 8 * 640 * 2
+    assert latent["bytes in the graph's state"] == 46
+
+
+def test_no_example_is_left_out() -> None:
+    assert {path.name for path in Path(EXAMPLES).glob("*.py")} == set(ON_GATEWAY) | set(IN_PROCESS)
