@@ -18,11 +18,14 @@ from types import FrameType
 from typing import Final, TypeAlias
 
 from agentwire.agent.failure import ExitCode, describe
+from agentwire.agent.flags import lending_in
+from agentwire.agent.lending import Lending
 from agentwire.agent.spec import AgentSpec, Birth
 from agentwire.agent.worker import Worker
 from agentwire.bus.endpoint import Endpoint
+from agentwire.bus.zmq import ipc_path
 from agentwire.errors import BridgeError, BusClosed, InputError, LocalProtocolError, ModelError
-from agentwire.model.backend import Backend, Progress
+from agentwire.model.backend import Backend, Paced, Progress
 from agentwire.telemetry.counts import BatchSizes, write_counts
 from agentwire.wire.codec import encode
 from agentwire.wire.messages import BridgeIdentity, Envelope, Hello, Message, Offer, Role
@@ -103,7 +106,7 @@ def serve(birth: Birth) -> ExitCode:
         on_lost=lambda reason: inbox.put(Lost(reason), time.monotonic()),
     )
     endpoint.start()
-    service = _Service(birth.agent, endpoint, inbox)
+    service = _Service(birth.agent, endpoint, inbox, lending_of(birth))
     try:
         return service.run()
     except InputError as error:
@@ -120,10 +123,13 @@ def serve(birth: Birth) -> ExitCode:
 
 
 class _Service:
-    def __init__(self, spec: AgentSpec, endpoint: Endpoint, inbox: Inbox) -> None:
+    def __init__(
+        self, spec: AgentSpec, endpoint: Endpoint, inbox: Inbox, lending: Lending | None
+    ) -> None:
         self._spec = spec
         self._endpoint = endpoint
         self._inbox = inbox
+        self._lending = lending
         self._leave_at = math.inf
         self._lost: Lost | None = None
 
@@ -140,12 +146,18 @@ class _Service:
             InputError: the model or a bridge cannot be loaded.
             BusClosed: the bus is lost.
         """
+        if self._lending is not None:
+            self._lending.begin()  # it needs its threads for loading, too
         backend = load_backend(self._spec, self._report())
         bridges = add_bridges(self._spec, backend)
+        if self._lending is not None and isinstance(backend, Paced):
+            backend.pace(self._lending.threads)
         prepare(self._spec, backend)
         # A collection that walks through a whole model library would stop a batch for 0.1 s.
         gc.collect()
         gc.freeze()
+        if self._lending is not None:
+            self._lending.end()
         # Only now: until here there is nothing to finish, and SIGTERM may end the process at once.
         signal.signal(signal.SIGTERM, self._on_sigterm)
         self._endpoint.announce(Hello(self._spec.name, Role.AGENT, model=backend.identity))
@@ -201,6 +213,10 @@ class _Service:
 
     def _busy(self, since: float | None) -> None:
         self._endpoint.busy_since = since
+        if self._lending is not None and since is None:
+            self._lending.end()
+        elif self._lending is not None:
+            self._lending.begin()
 
     def _report(self) -> Progress:
         last = ("", -math.inf)
@@ -213,6 +229,14 @@ class _Service:
                 self._endpoint.send(ProgressMessage(stage, min(1.0, max(0.0, fraction))))
 
         return report
+
+
+def lending_of(birth: Birth) -> Lending | None:
+    """The agent's part in the lending of threads: its flags lie beside the bus's socket."""
+    socket = ipc_path(birth.bus.endpoint)
+    if socket is None:
+        return None
+    return lending_in(socket.parent, birth.agent.name, birth.agent.lends)
 
 
 def load_backend(spec: AgentSpec, progress: Progress) -> Backend:
@@ -228,7 +252,7 @@ def load_backend(spec: AgentSpec, progress: Progress) -> Backend:
     from agentwire.model.transformers import TransformersBackend
 
     if not is_static(spec):
-        return TransformersBackend.load(spec, progress)
+        return TransformersBackend.load(spec, progress).for_answers()
     from agentwire.model.engine import NotStatic, StaticBackend
 
     plain = TransformersBackend.load(spec, progress)
@@ -241,7 +265,7 @@ def load_backend(spec: AgentSpec, progress: Progress) -> Backend:
                 hint="Set `engine: transformers` or `engine: auto` in the agent's file.",
             ) from None
         log.warning("computed by transformers, without CUDA graphs: %s", reason)
-        return plain
+        return plain.for_answers()
 
 
 def is_static(spec: AgentSpec) -> bool:

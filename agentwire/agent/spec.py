@@ -69,6 +69,11 @@ class AgentSpec(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "cpu"
     threads: int | None = Field(default=None, description="CPU threads of this process")
+    lends: dict[str, int] = Field(
+        default_factory=dict,
+        description="agents that lend each other threads while they have nothing to do, this one "
+        "among them, and the threads of each; empty: none",
+    )
     max_batch: int = 16
     max_wait_ms: float = 2.0
     batch_by: Literal["rows", "message"] = Field(

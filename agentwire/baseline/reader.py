@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from agentwire.baseline.lora import Adapted, Adapter
 from agentwire.bridge.problem import Score
 from agentwire.model.prompting import text_ids
-from agentwire.model.transformers import TransformersBackend, pad_right
+from agentwire.model.texts import pad_right
+from agentwire.model.transformers import TransformersBackend
 from agentwire.scenario.schema import TrainSpec
 from agentwire.wire.messages import TaskSpec
 

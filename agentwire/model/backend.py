@@ -160,3 +160,12 @@ class Pipelined(Protocol):
     ) -> Job[Scored] | None: ...
 
     def begin_score_text(self, texts: Sequence[str], task: TaskSpec) -> Job[Scored] | None: ...
+
+
+@runtime_checkable
+class Paced(Protocol):
+    """A backend whose CPU threads may change while it computes."""
+
+    def pace(self, threads: Callable[[], int]) -> None:
+        """Asks ``threads`` between the steps of a computation how many to use from then on."""
+        ...

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PACKED_TOKENS = 512  # of one sequence, unless one text alone is longer
+PACKED_TOKENS = 192  # of one sequence, unless one text alone is longer
 _PROBE = (3, 5)  # lengths of the two texts of ``can_pack``
 
 

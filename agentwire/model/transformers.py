@@ -13,7 +13,7 @@ import copy
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,9 @@ from agentwire.errors import BridgeError, DeviceError, ModelError
 from agentwire.model import shapes
 from agentwire.model.backend import Encoded, Generated, Progress, Scored, Watch
 from agentwire.model.chat import check_room, generation_ids
-from agentwire.model.generation import Answers, continue_text
+from agentwire.model.generation import Answers, continue_text, end_ids
+from agentwire.model.packed_linear import pack_linears
 from agentwire.model.packing import can_pack, packed_states
-from agentwire.model.prefix import Prefix
 from agentwire.model.prompting import (
     CompiledTask,
     Tokenizer,
@@ -43,13 +43,12 @@ from agentwire.model.prompting import (
     text_ids,
 )
 from agentwire.model.sources import fingerprint
+from agentwire.model.texts import TextReader, pad_right
 from agentwire.wire.messages import BridgeIdentity, ModelIdentity, TaskSpec
 
 RELOAD = "Remove the folder and run `agentwire models pull` again."
 TASKS = 64
 """Prepared tasks that are kept; callers may ask a new question with every request."""
-PREFIXES = 16
-"""Prompts whose keys and values are kept."""
 
 
 def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Any:
@@ -168,15 +167,6 @@ def embedding_rms(model: Any) -> float:
         return float(table(ids).float().pow(2).mean().sqrt())
 
 
-def pad_right(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Ragged ids -> ids [n, T] and lengths [n]."""
-    lengths = torch.tensor([len(row) for row in rows])
-    ids = torch.full((len(rows), int(lengths.max())), pad)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-    return ids, lengths
-
-
 @dataclass(frozen=True, slots=True)
 class LabelHead:
     """The LM head cut down to the task's L label tokens: weight [L, d], bias [L] or None."""
@@ -232,9 +222,9 @@ class TransformersBackend:
         self._identity = identity
         self._bridges: dict[str, tuple[Any, Resampler, bool]] = {}
         self._tasks: OrderedDict[str, PreparedTask] = OrderedDict()
-        self._prefixes: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
         self._start = start_ids(tokenizer)
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        self._texts = TextReader(model, ends=end_ids(model, tokenizer), pad=self._pad)
 
     @classmethod
     def load(cls, spec: AgentSpec, progress: Progress) -> TransformersBackend:
@@ -284,6 +274,24 @@ class TransformersBackend:
         progress("ready", 1.0)
         identity = shapes.identity(spec.model, spec.dtype, str(device))
         return cls(model, shapes.tokenizer(spec.model), identity, device)
+
+    def for_answers(self) -> TransformersBackend:
+        """Itself, made faster and unable to train: see ``packed_linear``."""
+        if self.device.type == "cpu":
+            pack_linears(self.model)
+            self._texts.answers_only = True
+        return self
+
+    def pace(self, threads: Callable[[], int]) -> None:
+        """Asks before each layer how many CPU threads to use from then on."""
+
+        def before_layer(*_: Any) -> None:
+            wanted = threads()
+            if wanted != torch.get_num_threads():
+                torch.set_num_threads(wanted)
+
+        for layer in self.model.get_decoder().layers:
+            layer.register_forward_pre_hook(before_layer)
 
     @property
     def identity(self) -> ModelIdentity:
@@ -439,14 +447,8 @@ class TransformersBackend:
         prepared = self.prepared(task)
         texts_ids = text_ids(self.tokenizer, texts, prepared.ids.glue)
         rows = [[*row, *prepared.ids.after] for row in texts_ids]
-        ids, lengths = pad_right(rows, self._pad)
         clock.lap("tokenize")
-        hidden = self.model.get_decoder()(
-            input_ids=ids.to(self.device),
-            past_key_values=self._cache(prepared.ids.before, len(rows)),
-            use_cache=True,
-        ).last_hidden_state
-        last = hidden[torch.arange(len(rows)), (lengths - 1).to(self.device)]
+        last = self._texts.last_states(prepared.ids.before, rows)
         scores = torch.log_softmax(prepared.text_head(last), dim=-1).cpu().numpy()
         clock.lap("decode")
         read = [len(prepared.ids.before) + len(row) for row in rows]
@@ -457,25 +459,15 @@ class TransformersBackend:
     def relay(self, texts: Sequence[str], task: TaskSpec) -> Generated:
         if task.relay.verbatim:
             return Generated(list(texts), {})
-        return self._generate(texts, task.relay.template, task.relay.max_new_tokens)
-
-    def _cache(self, ids: Sequence[int], n: int) -> Any:
-        """Keys and values of ``ids`` for n rows; None where there are no ids."""
-        if not ids:
-            return None
-        key = tuple(ids)
-        if key not in self._prefixes:
-            while len(self._prefixes) >= PREFIXES:
-                self._prefixes.popitem(last=False)
-            self._prefixes[key] = Prefix(self.model, key)
-        self._prefixes.move_to_end(key)
-        return self._prefixes[key].cache(n)
-
-    def _sees(self, length: int) -> bool:
-        """Whether every layer attends over this many tokens: sliding windows may be shorter."""
-        config = self.model.config.get_text_config()
-        window = getattr(config, "sliding_window", None)
-        return window is None or length <= window
+        clock = _Stopwatch(self.device)
+        before, glue, tail = around_text(self.tokenizer, task.relay.template)
+        after = plain_ids(self.tokenizer, tail)
+        rows = [[*row, *after] for row in text_ids(self.tokenizer, texts, glue)]
+        clock.lap("tokenize")
+        written = self._texts.continued(before, rows, task.relay.max_new_tokens)
+        relayed = [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in written]
+        clock.lap("generate")
+        return Generated(relayed, clock.stages)
 
     @torch.inference_mode()
     def generate(
@@ -527,40 +519,6 @@ class TransformersBackend:
         texts = answers.texts()
         clock.lap("generate")
         return Generated(texts, clock.stages, list(zip(read, written, strict=True)))
-
-    @torch.inference_mode()
-    def _generate(self, texts: Sequence[str], template: str, max_new_tokens: int) -> Generated:
-        """Greedy continuation: all rows end where they go on, so padding stands before the text.
-
-        It is masked, and positions do not count it. A sliding window does count it: where one is
-        shorter than the longest row, padding goes before everything and nothing is shared.
-        """
-        clock = _Stopwatch(self.device)
-        before, glue, tail = around_text(self.tokenizer, template)
-        after = plain_ids(self.tokenizer, tail)
-        rows = [[*row, *after] for row in text_ids(self.tokenizer, texts, glue)]
-        longest = max(len(row) for row in rows)
-        gaps = [longest - len(row) for row in rows]
-        head = before if self._sees(len(before) + longest + max_new_tokens) else []
-        rows = rows if head else [[*before, *row] for row in rows]
-        longest = max(len(row) for row in rows)
-        ids = [[*head, *[self._pad] * gap, *row] for gap, row in zip(gaps, rows, strict=True)]
-        mask = [[1] * len(head) + [0] * gap + [1] * (longest - gap) for gap in gaps]
-        clock.lap("tokenize")
-        output = self.model.generate(
-            input_ids=torch.tensor(ids, device=self.device),
-            attention_mask=torch.tensor(mask, device=self.device),
-            past_key_values=self._cache(head, len(rows)),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=self._pad,
-        )
-        written = [
-            self.tokenizer.decode(row, skip_special_tokens=True).strip()
-            for row in output[:, len(head) + longest :].cpu()
-        ]
-        clock.lap("generate")
-        return Generated(written, clock.stages)
 
 
 class _Stopwatch:

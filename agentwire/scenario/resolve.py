@@ -143,7 +143,11 @@ def resolve(
     return Resolved(
         scenario=scenario,
         source=source,
-        agents=_specs(scenario, choices, sites, devices, wires, inventory.cpus()),
+        agents=_lending(
+            _specs(scenario, choices, sites, devices, wires, inventory.cpus()),
+            choices,
+            inventory.cpus(),
+        ),
         choices=choices,
         sites=sites,
         wires=wires,
@@ -217,6 +221,24 @@ def _specs(
             fallback={w: r.spec.fallback for w, r in wires.items() if r.spec.sender == name},
         )
     return specs
+
+
+def _lending(
+    specs: dict[str, AgentSpec], choices: Mapping[str, ModelChoice], cpus: int
+) -> dict[str, AgentSpec]:
+    """Agents on the CPU lend each other idle threads; not one whose scenario sets its number."""
+    lends = {
+        name: spec.threads or 1
+        for name, spec in specs.items()
+        if spec.device == "cpu" and spec.backend != "fake" and choices[name].threads is None
+    }
+    # With more agents than cores they share cores already: there is nothing to lend.
+    if len(lends) < 2 or sum(lends.values()) > cpus:
+        return specs
+    return {
+        name: spec.model_copy(update={"lends": lends}) if name in lends else spec
+        for name, spec in specs.items()
+    }
 
 
 # -- bridges --------------------------------------------------------------------------------

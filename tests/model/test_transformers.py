@@ -15,6 +15,7 @@ import torch
 from tiny import RAGGED, TASK
 
 from agentwire.errors import BridgeError, DeviceError, ModelError, ScenarioError
+from agentwire.model import texts as text_reader
 from agentwire.model import transformers as backend
 from agentwire.model.prefix import Prefix
 from agentwire.model.prompting import MAX_TEXT_TOKENS, compile_task, start_ids, text_ids
@@ -479,9 +480,9 @@ def test_a_task_that_was_scored_can_be_trained_for(llama: TransformersBackend) -
 def test_only_so_many_prefixes_are_kept(tiny_gemma: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = TransformersBackend.load(tiny.spec("g", tiny_gemma), quiet)
     made: list[int] = []
-    monkeypatch.setattr(backend, "PREFIXES", 2)
+    monkeypatch.setattr(text_reader, "PREFIXES", 2)
     monkeypatch.setattr(
-        backend, "Prefix", lambda owner, ids: made.append(len(ids)) or Prefix(owner, ids)
+        text_reader, "Prefix", lambda owner, ids: made.append(len(ids)) or Prefix(owner, ids)
     )
     tasks = [TaskSpec("t", "Q:", f"{i} {{text}}", TASK.labels) for i in range(3)]
     scores = [model.score_text(RAGGED, task).scores for task in tasks]
@@ -490,3 +491,25 @@ def test_only_so_many_prefixes_are_kept(tiny_gemma: Path, monkeypatch: pytest.Mo
     assert len(made) == 3
     assert np.array_equal(model.score_text(RAGGED, tasks[0]).scores, scores[0])
     assert len(made) == 4
+
+
+def test_threads_may_change_before_every_layer(tiny_llama: Path) -> None:
+    model = TransformersBackend.load(tiny.spec("llama", tiny_llama), quiet).for_answers()
+    before = torch.get_num_threads()
+    expected = model.score_text(RAGGED, TASK).scores
+    wanted = [1, 2]
+    used: list[int] = []
+
+    def threads() -> int:
+        wanted.reverse()
+        return wanted[0]
+
+    try:
+        model.pace(threads)
+        for layer in model.model.model.layers:
+            layer.mlp.register_forward_hook(lambda *_: used.append(torch.get_num_threads()))
+        scores = model.score_text(RAGGED, TASK).scores
+    finally:
+        torch.set_num_threads(before)
+    assert used[:4] == [2, 1, 2, 1]
+    assert np.allclose(scores, expected, atol=1e-5)

@@ -214,6 +214,19 @@ def test_threads_as_written_stay(tmp_path: Path) -> None:
     assert [s.threads for s in found.agents.values()] == [3, 4]
 
 
+def test_agents_on_the_cpu_lend_each_other_threads(tmp_path: Path) -> None:
+    def lends(cpus: int, **agents: dict[str, Any]) -> list[dict[str, int]]:
+        found = without_bridges(Machine(tmp_path, cpus=cpus, gpus=1), agents=agents)
+        return [spec.lends for spec in found.agents.values()]
+
+    model = {"model": "m", "device": "cpu"}
+    assert lends(8, a=model, b=model) == [{"a": 4, "b": 4}] * 2
+    assert lends(8, a=model, b=model | {"threads": 2}) == [{}, {}]  # its number is what it says
+    assert lends(1, a=model, b=model) == [{}, {}]  # they share one core already
+    assert lends(8, a=model, b=model | {"device": "cuda:0"}) == [{}, {}]
+    assert lends(8, a=model, b=model | {"backend": "fake"}) == [{}, {}]
+
+
 def test_the_bridge_is_named_after_what_runs(tmp_path: Path) -> None:
     folder = small_bridge(tmp_path)
     found = resolve(scenario(), inventory=Machine(tmp_path))
