@@ -22,6 +22,7 @@ from agentwire.commands import (
     deadletters,
     doctor,
     inspect,
+    keys,
     models,
     report,
     run,
@@ -55,6 +56,7 @@ app.command("serve")(serve.serve)
 app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")
 app.add_typer(deadletters.app, name="deadletters")
+app.add_typer(keys.app, name="keys")
 app.add_typer(bridges.app, name="bridges")
 app.add_typer(models.app, name="models")
 app.add_typer(data.app, name="data")

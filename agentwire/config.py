@@ -6,6 +6,7 @@ Variables (all optional):
 * ``AGENTWIRE_DATA``: folder with datasets in the JSONL format (``<folder>/<name>/dataset.json``).
 * ``AGENTWIRE_BRIDGES``: folders with bridges, separated like ``PATH``.
 * ``AGENTWIRE_API_KEYS``: keys of the gateway, ``name=key`` separated by commas.
+* ``AGENTWIRE_KEYS``: folder of the CURVE keys of agents that join from other machines.
 * ``AGENTWIRE_OFFLINE``, ``HF_HUB_OFFLINE``: ``1`` forbids the hub.
 """
 
@@ -33,6 +34,7 @@ class Config:
         data: the user's own dataset folder, or None.
         bridges: extra folders in which bridges are looked for, in order.
         api_keys: of the gateway, as given.
+        keys: folder of CURVE keys.
         offline: the model and dataset hub must not be asked (its local cache may be read).
     """
 
@@ -41,6 +43,7 @@ class Config:
     bridges: tuple[Path, ...] = ()
     offline: bool = False
     api_keys: str = field(default="", repr=False)
+    keys: Path = Path()
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Config:
@@ -53,6 +56,7 @@ class Config:
         home = env.get("AGENTWIRE_HOME") or platformdirs.user_cache_dir("agentwire")
         data = env.get("AGENTWIRE_DATA")
         bridges = env.get("AGENTWIRE_BRIDGES", "")
+        user_keys = Path(platformdirs.user_config_dir("agentwire")) / "keys"
         return cls(
             home=Path(home).expanduser().absolute(),
             data=Path(data).expanduser().absolute() if data else None,
@@ -64,6 +68,7 @@ class Config:
                 for name in ("AGENTWIRE_OFFLINE", "HF_HUB_OFFLINE")
             ),
             api_keys=env.get("AGENTWIRE_API_KEYS", ""),
+            keys=Path(env.get("AGENTWIRE_KEYS") or user_keys).expanduser().absolute(),
         )
 
     @property

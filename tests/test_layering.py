@@ -100,7 +100,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 # These may be named by every file of the project, or by those listed alone.
 ONLY_IN = {
     "msgpack": {"agentwire/wire/codec.py"},
-    "zmq": {"agentwire/bus/zmq.py", "agentwire/benchmark/bare.py"},  # bare: the bus's yardstick
+    # bare: the bus's yardstick
+    "zmq": {"agentwire/bus/zmq.py", "agentwire/bus/curve.py", "agentwire/benchmark/bare.py"},
     "uvicorn": {"agentwire/gateway/server.py"},
     "pickle": set(),
     "cPickle": set(),

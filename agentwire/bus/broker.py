@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from agentwire.bus.access import RemoteAccess
 from agentwire.bus.connections import RETRY_FULL, Connection, Connections
 from agentwire.bus.events import BrokerEvent, BrokerFailed
 from agentwire.bus.flow import RoutingLimits
@@ -27,6 +28,7 @@ from agentwire.bus.stimuli import (
     Forget,
     Garbled,
     Instruction,
+    Invite,
     PeerId,
     Reject,
     Reported,
@@ -74,10 +76,12 @@ class Broker:
         timing: heartbeats; peers learn them from the Welcome.
         listen: where to listen instead of the folder's socket; plain tcp beyond this machine is
             refused.
+        remote: where agents of other machines join besides, with keys.
         transport: for tests; ZeroMQ by default.
 
     Attributes:
         endpoint: where peers connect (``ipc://…``); known after ``start``.
+        remote_endpoint: where agents of other machines do; "" if they do not.
     """
 
     def __init__(
@@ -92,9 +96,11 @@ class Broker:
         limits: RoutingLimits | None = None,
         timing: Timing | None = None,
         listen: str | None = None,
+        remote: RemoteAccess | None = None,
         transport: Transport | None = None,
     ) -> None:
-        self.endpoint = ""
+        self.endpoint = self.remote_endpoint = ""
+        self._remote = remote
         self._run_id = run
         self._folder = folder
         self._listen = listen
@@ -126,6 +132,7 @@ class Broker:
             check_folder(self._folder)
         self._listener = self._open(self._listen or ipc_endpoint(self._folder))
         self.endpoint = self._listener.endpoint
+        self.remote_endpoint = getattr(self._listener, "remote_endpoint", "")
         self._thread = threading.Thread(target=self._run, name="agentwire-broker", daemon=True)
         self._thread.start()
 
@@ -133,7 +140,7 @@ class Broker:
         if self._transport is None:
             from agentwire.bus.zmq import ZmqTransport  # tests without sockets need no pyzmq
 
-            self._transport = ZmqTransport()
+            self._transport = ZmqTransport(remote=self._remote)
         return self._transport.listen(endpoint)
 
     def stop(self, timeout: float = 2.0) -> None:
@@ -161,6 +168,10 @@ class Broker:
         name that is not an agent's, unless an incarnation of that name is expected.
         """
         self._command(Expect(name, epoch))
+
+    def invite(self, name: str) -> None:
+        """Every new incarnation of this agent is let in from another machine, by its key."""
+        self._command(Invite(name))
 
     def forget(self, name: str, epoch: int) -> None:
         """The process of this incarnation is dead: drops its session now. Thread-safe.
@@ -243,10 +254,16 @@ class Broker:
         # judged, also if it was said since this thread last looked.
         self._take_commands()
         # A session is kept from an accepted Hello on: strangers cost no memory.
+        key = self._listener.last_key if self._listener is not None else ""
         session = Session(
-            Side.BROKER, run=self._run_id, epoch=BROKER_EPOCH, now=now, timing=self._timing
+            Side.BROKER,
+            run=self._run_id,
+            epoch=BROKER_EPOCH,
+            now=now,
+            timing=self._timing,
+            keyed=bool(key),
         )
-        connection = Connection(session, now)
+        connection = Connection(session, now, key)
         events = session.receive(frames, now)
         if any(isinstance(event, Greeted) for event in events):
             self._connections.add(peer, connection)
@@ -263,6 +280,7 @@ class Broker:
                 self._heed(peer, connection, events)
         if now >= self._swept + SWEEP_EVERY:
             self._swept = now
+            self._depart_revoked()
             self._route(Tick())
 
     def _heed(self, peer: PeerId, connection: Connection, events: list[Event]) -> None:
@@ -278,7 +296,7 @@ class Broker:
                 case Busy(busy_ms):
                     self._route(Reported(peer, busy_ms))
                 case Greeted(hello, epoch):
-                    self._route(Arrived(peer, epoch, hello))
+                    self._route(Arrived(peer, epoch, hello, self._name_of(connection)))
                 case Announced(hello):
                     self._route(Said(peer, hello))
                 case Refused(code, reason, wire, rows, origin):
@@ -298,6 +316,18 @@ class Broker:
                 return  # the rest was said by somebody who is gone
 
     # -- routing ----------------------------------------------------------------------------
+
+    def _name_of(self, connection: Connection) -> str | None:
+        """The name that a connection's key stands for; None: none is asked for."""
+        if self._remote is None or not connection.key:
+            return None
+        return self._remote.guests.name_of(connection.key) or ""
+
+    def _depart_revoked(self) -> None:
+        for peer, connection in self._connections.all():
+            if self._name_of(connection) == "":
+                self._count("dropped.revoked")
+                self._route(Departed(peer, "its key was revoked"))
 
     def _depart_broken(self) -> None:
         for peer, reason in self._connections.take_broken():

@@ -18,10 +18,14 @@ RETRY_FULL = 0.005  # s; a ROUTER cannot say when the queue of one peer has room
 
 @dataclass(slots=True)
 class Connection:
-    """One connection; ``tick_at`` is when its session wants to know the time."""
+    """One connection; ``tick_at`` is when its session wants to know the time.
+
+    ``key``: the public key that its peer has shown; "" where none is asked for.
+    """
 
     session: Session
     tick_at: float
+    key: str = ""
     outbox: deque[list[Frame]] = field(default_factory=deque)
 
 

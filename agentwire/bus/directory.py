@@ -18,6 +18,7 @@ class Peer:
     Attributes:
         model: None until an agent is ready; always None for a client.
         busy_ms: as last reported.
+        keyed: it came with a key of its own, in the place of the run's token.
     """
 
     id: PeerId
@@ -26,6 +27,7 @@ class Peer:
     epoch: int
     model: ModelIdentity | None = None
     busy_ms: int = 0
+    keyed: bool = False
 
     @property
     def ready(self) -> bool:
@@ -46,6 +48,7 @@ class Directory:
         self._token = token.encode()
         self._max_clients = max_clients
         self._expected: dict[str, int] = {}
+        self._invited: dict[str, int] = {}  # name -> epoch of its latest incarnation
         self._peers: dict[PeerId, Peer] = {}
         self._names: dict[str, Peer] = {}
 
@@ -74,16 +77,25 @@ class Directory:
     def expect(self, name: str, epoch: int) -> None:
         self._expected[name] = epoch
 
+    def invite(self, name: str) -> None:
+        """Every new incarnation of this agent is let in, if its key says that it is one."""
+        self._invited.setdefault(name, -1)
+
     def unexpect(self, name: str, epoch: int) -> None:
         """Nobody of this incarnation may come in (again)."""
         if self._expected.get(name) == epoch:
             del self._expected[name]
 
-    def refusal(self, hello: Hello, epoch: int) -> tuple[NackCode, str] | None:
+    def refusal(
+        self, hello: Hello, epoch: int, keyed: str | None = None
+    ) -> tuple[NackCode, str] | None:
         """Why this Hello is not let in; None if it is.
 
-        The token comes first, so that without it nothing can be learnt about who is expected.
+        The token comes first, so that without it nothing can be learnt about who is expected. A
+        key takes its place, and gives the name that it stands for and no other.
         """
+        if keyed is not None:
+            return self._keyed_refusal(hello, epoch, keyed)
         if not self.knows_token(hello):
             return NackCode.UNAUTHORIZED, "the token is not this run's"
         if (hello.role is Role.AGENT) != (hello.name in self._agents):
@@ -104,12 +116,24 @@ class Directory:
             return NackCode.OVERLOADED, f"{clients} clients are connected already"
         return None
 
+    def _keyed_refusal(self, hello: Hello, epoch: int, keyed: str) -> tuple[NackCode, str] | None:
+        if hello.name != keyed:
+            return NackCode.UNAUTHORIZED, f"this key stands for {keyed!r}"
+        latest = self._invited.get(hello.name)
+        if latest is None or hello.role is not Role.AGENT or hello.name not in self._agents:
+            return NackCode.UNAUTHORIZED, f"{hello.name!r} is not awaited from another machine"
+        if epoch <= latest:
+            return NackCode.STALE_EPOCH, f"epoch {epoch} of {hello.name!r} is over"
+        return None
+
     def knows_token(self, hello: Hello) -> bool:
         """Whether the Hello carries the run's secret; takes the same time for every wrong one."""
         return hmac.compare_digest(hello.token.encode(errors="replace"), self._token)
 
     def add(self, peer: Peer) -> None:
         self._peers[peer.id] = self._names[peer.name] = peer
+        if peer.name in self._invited:
+            self._invited[peer.name] = peer.epoch
 
     def remove(self, peer: Peer) -> None:
         """Takes an incarnation out; an agent's does not come back."""

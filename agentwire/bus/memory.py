@@ -183,6 +183,7 @@ class MemoryListener:
     def __init__(self, bus: MemoryTransport, endpoint: str) -> None:
         self._bus = bus
         self.endpoint = endpoint
+        self.last_key = ""
         self.inbox = _Inbox()
 
     def wait(self, seconds: float) -> None:

@@ -44,6 +44,7 @@ from agentwire.bus.stimuli import (
     Forget,
     Garbled,
     Instruction,
+    Invite,
     PeerId,
     Reject,
     Reported,
@@ -128,6 +129,9 @@ class Router:
             case Expect(name, epoch):
                 self._peers.expect(name, epoch)
                 return []
+            case Invite(name):
+                self._peers.invite(name)
+                return []
             case Forget(name, epoch):
                 return self._forget(name, epoch)
             case Tick():
@@ -144,7 +148,7 @@ class Router:
 
     def _arrive(self, arrived: Arrived) -> list[Instruction]:
         hello = arrived.hello
-        refusal = self._peers.refusal(hello, arrived.epoch)
+        refusal = self._peers.refusal(hello, arrived.epoch, arrived.keyed)
         if refusal is not None:
             code, reason = refusal
             self.counters[f"refused.{code}"] += 1
@@ -155,7 +159,8 @@ class Router:
             reason = f"replaced by epoch {arrived.epoch}"
             out.append(Send(older.id, Nack(NackCode.STALE_EPOCH, reason)))
             out += self._lose(older, reason)
-        peer = Peer(arrived.peer, hello.name, hello.role, arrived.epoch)
+        keyed = arrived.keyed is not None
+        peer = Peer(arrived.peer, hello.name, hello.role, arrived.epoch, keyed=keyed)
         self._peers.add(peer)
         out += [Admit(peer.id), Emit(PeerConnected(peer.name, peer.epoch))]
         if peer.role is Role.CLIENT:
@@ -166,7 +171,7 @@ class Router:
         """An agent has loaded its model: it gets all that came before it."""
         if hello.model is None or peer.role is not Role.AGENT:
             return self._refuse(peer, NackCode.MALFORMED, "a second Hello must name the model")
-        if not self._peers.knows_token(hello):
+        if not (peer.keyed or self._peers.knows_token(hello)):
             return self._refuse(peer, NackCode.UNAUTHORIZED, "the token is not this run's")
         if peer.ready:
             return self._refuse(peer, NackCode.UNAUTHORIZED, "an agent cannot change its model")

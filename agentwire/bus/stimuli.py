@@ -19,11 +19,16 @@ PeerId: TypeAlias = bytes
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """Somebody said Hello on a new connection."""
+    """Somebody said Hello on a new connection.
+
+    Attributes:
+        keyed: the name that the key of this connection stands for; None: it has no key.
+    """
 
     peer: PeerId
     epoch: int
     hello: Hello
+    keyed: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,13 @@ class Expect:
 
 
 @dataclass(frozen=True, slots=True)
+class Invite:
+    """An agent of this name runs elsewhere: every new incarnation of it is let in, by its key."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Forget:
     """The process of this incarnation has ended."""
 
@@ -90,7 +102,9 @@ class Tick:
     """Time has passed; about once a second is enough."""
 
 
-Stimulus: TypeAlias = Arrived | Said | Garbled | Reported | Departed | Expect | Forget | Tick
+Stimulus: TypeAlias = (
+    Arrived | Said | Garbled | Reported | Departed | Expect | Invite | Forget | Tick
+)
 
 
 # -- instructions ---------------------------------------------------------------------------

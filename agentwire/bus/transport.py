@@ -23,7 +23,13 @@ class Sent(Enum):
 
 
 class Listener(Protocol):
-    """The broker's side: one socket, many peers, each with an identity chosen by the transport."""
+    """The broker's side: one socket, many peers, each with an identity chosen by the transport.
+
+    Attributes:
+        last_key: the public key that whoever sent the last message has; "" where none is asked for.
+    """
+
+    last_key: str
 
     @property
     def endpoint(self) -> str:

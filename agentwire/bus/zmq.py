@@ -27,6 +27,8 @@ from pathlib import Path
 
 import zmq
 
+from agentwire.bus.access import PeerKeys, RemoteAccess
+from agentwire.bus.curve import Doorman, guard, present
 from agentwire.bus.security import IPC_PATH_BYTES, check_endpoint
 from agentwire.bus.transport import Frame, Frames, Sent
 from agentwire.errors import InputError
@@ -134,11 +136,16 @@ class _Socket:
         more = True
         while more:
             received = self._socket.recv(zmq.NOBLOCK, copy=False)  # all parts arrive together
+            if not frames:
+                self._note_sender(received)
             more = received.more
             if len(frames) < kept:
                 small = len(received) <= COPIED_BYTES
                 frames.append(received.bytes if small else received.buffer.toreadonly())
         return frames
+
+    def _note_sender(self, frame: zmq.Frame) -> None:
+        """Told the first frame of each message."""
 
     def _send_all(self, frames: Iterable[Frame]) -> None:
         """Hands over one message whole, or raises ``zmq.Again`` and nothing has left."""
@@ -158,10 +165,20 @@ class _Socket:
 class ZmqListener(_Socket):
     """A bound ROUTER. With ``ROUTER_MANDATORY``: nothing is dropped in silence."""
 
-    def __init__(self, endpoint: str, frame_bytes: int) -> None:
+    def __init__(self, endpoint: str, frame_bytes: int, remote: RemoteAccess | None = None) -> None:
         super().__init__(zmq.ROUTER, frame_bytes)
-        self._endpoint = ""
+        self.last_key = ""
+        self._endpoint = self.remote_endpoint = ""
         self._socket.set(zmq.ROUTER_MANDATORY, 1)
+        self._doorman: Doorman | None = None
+        self._endpoint = self._bind(endpoint)
+        if remote is not None:
+            # Options hold for later binds alone: the ipc socket stays without keys.
+            self._doorman = Doorman(self._context, remote.guests)
+            guard(self._socket, remote.secret)
+            self.remote_endpoint = self._bind(remote.endpoint)
+
+    def _bind(self, endpoint: str) -> str:
         try:
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
@@ -170,7 +187,7 @@ class ZmqListener(_Socket):
                 f"The bus cannot listen on {endpoint}: {error.strerror}.",
                 hint="Choose another address, or end the program that uses this one.",
             ) from None
-        self._endpoint = self._socket.get_string(zmq.LAST_ENDPOINT)
+        return self._socket.get_string(zmq.LAST_ENDPOINT)
 
     @property
     def endpoint(self) -> str:
@@ -178,10 +195,22 @@ class ZmqListener(_Socket):
 
     def close(self, linger: float) -> None:
         listened = not self._socket.closed
-        super().close(linger)
+        if listened:
+            self._wakeup.close()
+            self._socket.close(linger=max(0, round(linger * 1000)))
+            if self._doorman is not None:
+                self._doorman.close()  # a context ends when its last socket has
+            self._context.term()
         path = ipc_path(self._endpoint) if listened and self._endpoint else None
         if path is not None:
             path.unlink(missing_ok=True)  # ZeroMQ leaves it
+
+    def _note_sender(self, frame: zmq.Frame) -> None:
+        if self._doorman is not None:
+            try:
+                self.last_key = str(frame.get("User-Id"))
+            except zmq.ZMQError:
+                self.last_key = ""  # it came by ipc
 
     def receive(self) -> tuple[bytes, list[Frame]] | None:
         frames = self._receive_all(KEPT_FRAMES + 1)
@@ -208,8 +237,10 @@ class ZmqLink(_Socket):
     so a sender that sees something to receive wakes the one who waits.
     """
 
-    def __init__(self, endpoint: str, frame_bytes: int) -> None:
+    def __init__(self, endpoint: str, frame_bytes: int, keys: PeerKeys | None = None) -> None:
         super().__init__(zmq.DEALER, frame_bytes)
+        if keys is not None:
+            present(self._socket, keys)
         self._lock = threading.Lock()
         # Only a connection that stands takes messages, so what waits is in our own bounded queue.
         self._socket.set(zmq.IMMEDIATE, 1)
@@ -254,23 +285,34 @@ class ZmqTransport:
     Args:
         frame_bytes: largest frame taken from a peer; ZeroMQ cuts off one that sends more.
         force_plain_tcp: listen on tcp beyond this machine although it is not encrypted.
+        remote: where peers of other machines connect besides, with keys.
+        keys: what to show where this side connects.
     """
 
     def __init__(
-        self, *, frame_bytes: int = DEFAULT_LIMITS.frame_bytes, force_plain_tcp: bool = False
+        self,
+        *,
+        frame_bytes: int = DEFAULT_LIMITS.frame_bytes,
+        force_plain_tcp: bool = False,
+        remote: RemoteAccess | None = None,
+        keys: PeerKeys | None = None,
     ) -> None:
         self._frame_bytes = frame_bytes
         self._force_plain_tcp = force_plain_tcp
+        self._remote = remote
+        self._keys = keys
 
     def listen(self, endpoint: str) -> ZmqListener:
         check_endpoint(endpoint, curve=False, force=self._force_plain_tcp)
         path = ipc_path(endpoint)
         if path is not None:
             clear_stale_path(path)
-        return ZmqListener(endpoint, self._frame_bytes)
+        if self._remote is not None:
+            check_endpoint(self._remote.endpoint, curve=True)
+        return ZmqListener(endpoint, self._frame_bytes, self._remote)
 
     def connect(self, endpoint: str) -> ZmqLink:
-        return ZmqLink(endpoint, self._frame_bytes)
+        return ZmqLink(endpoint, self._frame_bytes, self._keys)
 
 
 def ipc_path(endpoint: str) -> Path | None:

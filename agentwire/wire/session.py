@@ -77,6 +77,8 @@ __all__ = [
     "choose_version",
 ]
 
+UNKNOWN_RUN = bytes(16)
+"""Run id in the Hello of a peer that was not told which run it joins."""
 MAX_GAP = 65_536
 """A sequence number further ahead than this is damage or malice, not loss."""
 
@@ -104,12 +106,15 @@ class Session:
 
     Args:
         side: which end this is.
-        run: 16-byte id of the run; messages of another run are refused.
+        run: 16-byte id of the run; messages of another run are refused. A peer that does not
+            know it gives ``UNKNOWN_RUN``, and learns it from the Welcome.
         epoch: incarnation of this end, sent with every message.
         now: current time in seconds.
         hello: peer side: what ``open`` will say; also fixes the role.
         timing: time limits. A peer takes ping and liveness from the broker's Welcome instead.
         limits: the codec's limits.
+        keyed: broker side: the transport knows the peer by its key, so its Hello may leave the run
+            open.
     """
 
     def __init__(
@@ -122,6 +127,7 @@ class Session:
         hello: Hello | None = None,
         timing: Timing | None = None,
         limits: Limits = DEFAULT_LIMITS,
+        keyed: bool = False,
     ) -> None:
         if (side is Side.PEER) != (hello is not None):
             raise LocalProtocolError(
@@ -135,6 +141,7 @@ class Session:
         self._run = run
         self._epoch = epoch
         self._limits = limits
+        self._keyed = keyed
         self._next_out = 0
         self._next_in = 0
         self._undecoded = 0
@@ -269,7 +276,7 @@ class Session:
         return events
 
     def _check_envelope(self, envelope: Envelope, message: Message) -> None:
-        if envelope.run != self._run:
+        if envelope.run != self._run and not self._may_differ(envelope.run, message):
             raise _Refuse(NackCode.UNAUTHORIZED, "the message belongs to another run")
         # The first message in a direction fixes the incarnation.
         if self.remote_epoch is not None and envelope.epoch != self.remote_epoch:
@@ -281,6 +288,16 @@ class Session:
             raise _Refuse(
                 NackCode.MALFORMED, f"sequence {envelope.seq} is too far from {self._next_in}"
             )
+
+    def _may_differ(self, run: bytes, message: Message) -> bool:
+        """Whether one side does not know the run yet, and that is in order."""
+        if self.side is Side.BROKER:
+            first = self.state is State.START and isinstance(message, Hello)
+            return first and self._keyed and run == UNKNOWN_RUN
+        learns = self._run == UNKNOWN_RUN and self.state is State.GREETING
+        if learns and isinstance(message, Welcome):
+            self._run = run
+        return learns
 
     def _unknown_there(self, envelope: Envelope, message: Message) -> Lost | None:
         """The end of a peer's session where the broker began a new one.

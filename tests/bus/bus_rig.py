@@ -12,6 +12,7 @@ from typing import TypeVar
 from bus_messages import TASK, TOKEN, WIDE, WIRES, hello
 
 from agentwire.agent.spec import BusAddress
+from agentwire.bus.access import RemoteAccess
 from agentwire.bus.broker import Broker
 from agentwire.bus.endpoint import Endpoint
 from agentwire.bus.events import PeerReady
@@ -87,6 +88,7 @@ class Rig:
         *,
         timing: Timing | None = None,
         limits: RoutingLimits | None = None,
+        remote: RemoteAccess | None = None,
     ) -> None:
         self.events = Kept()
         self.transport = transport
@@ -100,6 +102,7 @@ class Rig:
             transport=transport,
             timing=timing,
             limits=limits,
+            remote=remote,
         )
         self.broker.start()
 

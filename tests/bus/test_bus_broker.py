@@ -94,7 +94,7 @@ def test_who_is_refused_learns_why(
 
 
 def test_a_peer_of_another_run_gets_no_answer_that_it_could_believe(rig: Rig) -> None:
-    peer = rig.connect(hello("client"), run=bytes(16))
+    peer = rig.connect(hello("client"), run=b"\1" * 16)
     rig.count("dropped.stranger")
     assert peer.inbox.items == []
     assert rig.broker.metrics()["peers"] == 0

@@ -27,7 +27,7 @@ from agentwire.wire.events import (
     Refused,
 )
 from agentwire.wire.fields import TYPE_OF
-from agentwire.wire.session import MAX_GAP, Session
+from agentwire.wire.session import MAX_GAP, UNKNOWN_RUN, Session
 from agentwire.wire.states import MAY_SEND, TRANSITIONS, Direction, Side, State, Timing, step
 
 RUN = bytes(range(16))
@@ -232,6 +232,25 @@ def test_a_number_that_came_already_is_dropped_unanswered() -> None:
     assert isinstance(pair.broker.receive(frames, 1.0)[0], Received)
     assert pair.broker.receive(frames, 1.0) == [Duplicate(1)]
     assert pair.broker.receive(raw(AGENT, 0), 1.0) == [Duplicate(0)]
+
+
+def test_a_peer_that_its_key_identifies_learns_the_run() -> None:
+    for keyed in (True, False):
+        peer = Session(Side.PEER, run=UNKNOWN_RUN, epoch=3, now=0.0, hello=AGENT)
+        broker = Session(Side.BROKER, run=RUN, epoch=1, now=0.0, keyed=keyed)
+        events = broker.receive(peer.open(0.0), 0.0)
+        if not keyed:
+            assert isinstance(events[0], Refused) and events[0].code is NackCode.UNAUTHORIZED
+            closed = peer.receive(frames_of(events)[0], 0.0)
+            assert isinstance(closed[0], Closed) and closed[0].code is NackCode.UNAUTHORIZED
+            continue
+        assert events == [Greeted(AGENT, epoch=3)]
+        assert isinstance(peer.receive(broker.welcome(0.0), 0.0)[0], Opened)
+        envelope, _ = decode(peer.send(CREDIT, 0.0))
+        assert envelope.run == RUN
+        # The run is fixed from now on, at both ends.
+        assert isinstance(peer.receive(raw(CREDIT, 1, epoch=1, run=bytes(16)), 0.0)[0], Refused)
+        assert isinstance(broker.receive(raw(CREDIT, 1, run=bytes(16)), 0.0)[0], Refused)
 
 
 def test_a_repeated_message_is_no_sign_of_life() -> None:

@@ -1,0 +1,220 @@
+"""Key files: pairs of CURVE keys, and the list of public keys that a bus lets in.
+
+A pair ``<name>.key`` holds name, public and secret key as JSON and is readable by its user alone;
+``<name>.pub`` holds ``<name> <public key>`` and can be given to anybody. The list ``allowed`` has
+lines of the same form. Names are those of agents: who has llama's key can be llama, nobody else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from agentwire.bus.curve import new_pair, public_of
+from agentwire.errors import InputError
+
+SERVER: Final = "bus"
+"""Name of the bus's own pair."""
+ALLOWED: Final = "allowed"
+KEY: Final = re.compile(r"[0-9A-Za-z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")  # Z85 of 32 bytes
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """One pair; ``secret`` is shown nowhere."""
+
+    name: str
+    public: str
+    secret: str = field(repr=False)
+
+
+class KeyFolder:
+    """Where this user's keys lie.
+
+    Args:
+        folder: made (0700) when the first key is.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def allowed(self) -> Path:
+        return self.folder / ALLOWED
+
+    def new(self, name: str) -> KeyPair:
+        """Makes a pair; the secret one can be read by this user alone.
+
+        Raises:
+            InputError: the name is not possible or taken, or the folder cannot be written.
+        """
+        check_name(name)
+        public, secret = new_pair()
+        path = self.folder / f"{name}.key"
+        content = json.dumps({"name": name, "public": public, "secret": secret}) + "\n"
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(content)
+            (self.folder / f"{name}.pub").write_text(f"{name} {public}\n")
+        except FileExistsError:
+            raise InputError(
+                f"There is a key {name} already ({path}).", hint="Give another name, or remove it."
+            ) from None
+        except OSError as error:
+            raise InputError(
+                f"{path} cannot be written: {error.strerror}.", hint="Give a folder with --folder."
+            ) from None
+        return KeyPair(name, public, secret)
+
+    def names(self) -> list[str]:
+        """Pairs that lie here."""
+        return sorted(path.stem for path in self.folder.glob("*.key"))
+
+    def server(self) -> KeyPair:
+        """The bus's own pair; made if there is none."""
+        path = self.folder / f"{SERVER}.key"
+        return read_pair(path) if path.exists() else self.new(SERVER)
+
+    def allow(self, name: str, public: str) -> None:
+        """Lets a key in as ``name``; it takes the place of the one that the name had.
+
+        Raises:
+            InputError: not a name or a key, or the key stands for another name.
+        """
+        check_name(name)
+        check_key(public)
+        listed = read_allowed(self.allowed)
+        for other, key in listed.items():
+            if key == public and other != name:
+                raise InputError(
+                    f"This key is let in as {other} already.", hint=f"Revoke {other} first."
+                )
+        self._write(listed | {name: public})
+
+    def revoke(self, name: str) -> None:
+        """Takes a key off the list: its peer is cut off, and not let in again.
+
+        Raises:
+            InputError: it is not on the list.
+        """
+        listed = read_allowed(self.allowed)
+        if name not in listed:
+            raise InputError(
+                f"No key is let in as {name}.", hint="`agentwire keys list` shows those that are."
+            )
+        del listed[name]
+        self._write(listed)
+
+    def _write(self, listed: dict[str, str]) -> None:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh = self.allowed.with_suffix(".new")
+        fresh.write_text("".join(f"{name} {key}\n" for name, key in sorted(listed.items())))
+        fresh.chmod(0o600)
+        fresh.replace(self.allowed)
+
+
+class AllowList:
+    """The list of a folder, as it is now: read anew when the file has changed. Thread-safe."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._stamp: tuple[int, int, int] | None = None
+        self._names: dict[str, str] = {}  # by key
+
+    def name_of(self, key: str) -> str | None:
+        """The name that a public key stands for; None: it is not let in."""
+        with self._lock:
+            self._refresh()
+            return self._names.get(key)
+
+    def _refresh(self) -> None:
+        try:
+            info = self._path.stat()
+            stamp = (info.st_mtime_ns, info.st_size, info.st_ino)
+            if stamp != self._stamp:
+                self._names = {key: name for name, key in read_allowed(self._path).items()}
+                self._stamp = stamp
+        except (OSError, InputError):  # a list that cannot be read lets nobody in
+            self._names, self._stamp = {}, None
+
+
+def read_allowed(path: Path) -> dict[str, str]:
+    """Name -> public key.
+
+    Raises:
+        InputError: a line is not one of these.
+    """
+    if not path.exists():
+        return {}
+    listed: dict[str, str] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        words = line.split()
+        if not words or line.startswith("#"):
+            continue
+        if len(words) != 2 or not NAME.fullmatch(words[0]) or not KEY.fullmatch(words[1]):
+            raise InputError(
+                f"{path}:{number} is not `<name> <public key>`.", hint="Mend or remove the line."
+            )
+        listed[words[0]] = words[1]
+    return listed
+
+
+def read_pair(path: Path) -> KeyPair:
+    """A pair from its file.
+
+    Raises:
+        InputError: there is none, it is not one, or others can read it.
+    """
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        values = json.loads(path.read_text(encoding="utf-8"))
+        pair = KeyPair(str(values["name"]), str(values["public"]), str(values["secret"]))
+        if public_of(pair.secret) != pair.public:
+            raise ValueError("the keys do not belong together")
+    except OSError as error:
+        raise InputError(
+            f"The key {path} cannot be read: {error.strerror}.",
+            hint="`agentwire keys new <name>` makes one.",
+        ) from None
+    except Exception:  # whatever is wrong with it, nothing of it may reach a screen
+        raise InputError(
+            f"{path} holds no pair of keys.", hint="`agentwire keys new <name>` makes one."
+        ) from None
+    if mode & 0o077:
+        raise InputError(f"The key {path} can be read by others.", hint=f"Run: chmod 600 {path}")
+    return pair
+
+
+def read_public(text_or_path: str) -> tuple[str, str]:
+    """(name, public key) of a ``.pub`` file; (``""``, key) where the key itself is given.
+
+    Raises:
+        InputError: neither.
+    """
+    if KEY.fullmatch(text_or_path):
+        return "", text_or_path
+    listed = read_allowed(Path(text_or_path))
+    if len(listed) != 1:
+        raise InputError(
+            f"{text_or_path} is no public key.", hint="Give <name>.pub, or the 40 characters."
+        )
+    return next(iter(listed.items()))
+
+
+def check_name(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise InputError(f"{name!r} is no name.", hint="Use letters, digits, and . _ - within.")
+
+
+def check_key(public: str) -> None:
+    if not KEY.fullmatch(public):
+        raise InputError("That is no public key.", hint="It has 40 characters (Z85).")

@@ -1,0 +1,30 @@
+"""No token and no private key in anything that a run leaves behind, or prints."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from fake_run import fake_runtime
+
+from agentwire.errors import RequestError
+
+pytestmark = pytest.mark.integration
+
+
+async def test_no_secret_reaches_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    token = "5ec2e7" * 10 + "abcd"
+    monkeypatch.setattr("agentwire.host.new_token", lambda: token)
+    caplog.set_level(logging.DEBUG)
+    async with fake_runtime(sender={"crash_on": "poison"}, run_folder=tmp_path) as wire:
+        outcomes = await wire.send_batch("sender", "receiver", ["fine", "poison"])
+        metrics = repr(wire.metrics()) + repr(wire.agents)
+    assert isinstance(outcomes[1], RequestError)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.name for path in files} >= {"journal.jsonl", "sender.log", "deadletters.jsonl"}
+    for path in files:
+        assert token.encode() not in path.read_bytes(), path
+    assert token not in caplog.text + metrics + str(outcomes[1])
