@@ -16,6 +16,7 @@ import typer
 
 import agentwire
 from agentwire.commands import (
+    agent,
     bench,
     bridges,
     data,
@@ -54,6 +55,7 @@ app.command("inspect")(inspect.inspect)
 app.command("validate")(validate.validate)
 app.command("serve")(serve.serve)
 app.command("doctor")(doctor.doctor)
+app.command("agent")(agent.agent)
 app.add_typer(bench.app, name="bench")
 app.add_typer(deadletters.app, name="deadletters")
 app.add_typer(keys.app, name="keys")

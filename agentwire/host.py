@@ -21,6 +21,7 @@ from agentwire.agent.lifecycle import (
     AgentReady,
     AgentStarted,
 )
+from agentwire.agent.remote import Remote
 from agentwire.agent.spec import BusAddress
 from agentwire.agent.supervisor import Supervisor
 from agentwire.bus.broker import Broker
@@ -51,6 +52,7 @@ class Host:
         limits: how long agents may take and how often they may die.
         timing: heartbeats of the bus.
         admission: what may be outstanding at once.
+        remote: agents that run on other machines, and where they join.
 
     Attributes:
         agents: the latest incarnation of each agent that was ready once.
@@ -67,6 +69,7 @@ class Host:
         limits: AgentLimits | None,
         timing: Timing | None,
         admission: Admission | None = None,
+        remote: Remote | None = None,
     ) -> None:
         self.agents: dict[str, AgentInfo] = {}
         self._wiring = wiring
@@ -90,6 +93,7 @@ class Host:
             agents=wiring.agents,
             on_event=self._from_broker,
             timing=timing,
+            remote=remote.access if remote is not None else None,
         )
         self._supervisor = Supervisor(
             wiring.agents,
@@ -99,6 +103,7 @@ class Host:
             logs=folder / "logs",
             on_event=self._on_agent,
             limits=limits,
+            remote=remote.agents if remote is not None else (),
         )
 
         epochs = itertools.count(1)
@@ -156,6 +161,11 @@ class Host:
                     if self._own_journal is not None:
                         self._own_journal.close()
                     shutil.rmtree(self._bus_folder, ignore_errors=True)
+
+    @property
+    def remote_endpoint(self) -> str:
+        """Where agents of other machines join; "" if none do."""
+        return self._broker.remote_endpoint
 
     def metrics(self) -> Mapping[str, int]:
         """Counters and gauges of the bus."""

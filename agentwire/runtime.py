@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from agentwire.agent.lifecycle import AgentLimits
+from agentwire.agent.remote import Remote
 from agentwire.deadletters import DeadLetter
 from agentwire.dispatch import batches_of
 from agentwire.errors import AgentwireError, RequestError, ScenarioError
@@ -105,6 +106,7 @@ class Runtime:
         limits: how long agents may take and how often they may die.
         timing: heartbeats of the bus.
         admission: what may be outstanding at once; more is refused as overloaded.
+        remote: agents that run on other machines (``agentwire agent``), and where they join.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class Runtime:
         limits: AgentLimits | None = None,
         timing: Timing | None = None,
         admission: Admission | None = None,
+        remote: Remote | None = None,
     ) -> None:
         self._resolved = None if isinstance(what, Wiring) else what
         self._wiring = what if isinstance(what, Wiring) else Wiring.of(what)
@@ -126,6 +129,7 @@ class Runtime:
         self._limits = limits
         self._timing = timing
         self._admission = admission
+        self._remote = remote
         self._host: Host | None = None
 
     # -- life -------------------------------------------------------------------------------
@@ -161,6 +165,7 @@ class Runtime:
             limits=self._limits,
             timing=self._timing,
             admission=self._admission,
+            remote=self._remote,
         )
         try:
             await self._host.start()
@@ -192,6 +197,11 @@ class Runtime:
     def agents(self) -> Mapping[str, AgentInfo]:
         """The latest incarnation of each agent that was ready once."""
         return {} if self._host is None else dict(self._host.agents)
+
+    @property
+    def remote_endpoint(self) -> str:
+        """Where agents of other machines join; "" if none do, or nothing runs."""
+        return "" if self._host is None else self._host.remote_endpoint
 
     def metrics(self) -> Mapping[str, int]:
         """Counters and gauges of the bus (``Broker.metrics``)."""

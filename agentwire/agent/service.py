@@ -20,9 +20,10 @@ from typing import Final, TypeAlias
 from agentwire.agent.failure import ExitCode, describe
 from agentwire.agent.flags import lending_in
 from agentwire.agent.lending import Lending
-from agentwire.agent.spec import AgentSpec, Birth
+from agentwire.agent.spec import AgentSpec, Birth, BusAddress
 from agentwire.agent.worker import Worker
 from agentwire.bus.endpoint import Endpoint
+from agentwire.bus.transport import Transport
 from agentwire.bus.zmq import ipc_path
 from agentwire.errors import BridgeError, BusClosed, InputError, LocalProtocolError, ModelError
 from agentwire.model.backend import Backend, Paced, Progress
@@ -98,15 +99,8 @@ class Inbox:
 def serve(birth: Birth) -> ExitCode:
     """Runs the agent until it is told to leave or the bus is lost."""
     inbox = Inbox()
-    hello = Hello(birth.agent.name, Role.AGENT)
-    endpoint = Endpoint(
-        birth.bus,
-        hello,
-        on_message=inbox.put,
-        on_lost=lambda reason: inbox.put(Lost(reason), time.monotonic()),
-    )
-    endpoint.start()
-    service = _Service(birth.agent, endpoint, inbox, lending_of(birth))
+    endpoint = connect(birth.agent.name, birth.bus, inbox)
+    service = Service(birth.agent, endpoint, inbox, lending_of(birth))
     try:
         return service.run()
     except InputError as error:
@@ -122,9 +116,9 @@ def serve(birth: Birth) -> ExitCode:
             write_counts(Path(birth.telemetry), service.batch_sizes)
 
 
-class _Service:
+class Service:
     def __init__(
-        self, spec: AgentSpec, endpoint: Endpoint, inbox: Inbox, lending: Lending | None
+        self, spec: AgentSpec, endpoint: Endpoint, inbox: Inbox, lending: Lending | None = None
     ) -> None:
         self._spec = spec
         self._endpoint = endpoint
@@ -139,25 +133,19 @@ class _Service:
         worker: Worker | None = getattr(self, "_worker", None)  # none before the model is loaded
         return {} if worker is None else worker.batch_sizes
 
-    def run(self) -> ExitCode:
-        """Loads the model, says that it is ready, and works.
+    @property
+    def lost(self) -> str:
+        """Why the bus was lost; "" if it was not."""
+        return "" if self._lost is None else self._lost.reason
+
+    def run(self, loaded: Loaded | None = None) -> ExitCode:
+        """Loads the model (unless it is there), says that it is ready, and works.
 
         Raises:
             InputError: the model or a bridge cannot be loaded.
             BusClosed: the bus is lost.
         """
-        if self._lending is not None:
-            self._lending.begin()  # it needs its threads for loading, too
-        backend = load_backend(self._spec, self._report())
-        bridges = add_bridges(self._spec, backend)
-        if self._lending is not None and isinstance(backend, Paced):
-            backend.pace(self._lending.threads)
-        prepare(self._spec, backend)
-        # A collection that walks through a whole model library would stop a batch for 0.1 s.
-        gc.collect()
-        gc.freeze()
-        if self._lending is not None:
-            self._lending.end()
+        backend, bridges = loaded or load(self._spec, self._report(), self._lending)
         # Only now: until here there is nothing to finish, and SIGTERM may end the process at once.
         signal.signal(signal.SIGTERM, self._on_sigterm)
         self._endpoint.announce(Hello(self._spec.name, Role.AGENT, model=backend.identity))
@@ -237,6 +225,45 @@ def lending_of(birth: Birth) -> Lending | None:
     if socket is None:
         return None
     return lending_in(socket.parent, birth.agent.name, birth.agent.lends)
+
+
+Loaded: TypeAlias = tuple[Backend, dict[str, BridgeIdentity | None]]
+
+
+def load(spec: AgentSpec, progress: Progress, lending: Lending | None = None) -> Loaded:
+    """The agent's model, and its bridges by wire.
+
+    Raises:
+        InputError: they cannot be had.
+    """
+    if lending is not None:
+        lending.begin()  # it needs its threads for loading, too
+    backend = load_backend(spec, progress)
+    bridges = add_bridges(spec, backend)
+    if lending is not None and isinstance(backend, Paced):
+        backend.pace(lending.threads)
+    prepare(spec, backend)
+    # A collection that walks through a whole model library would stop a batch for 0.1 s.
+    gc.collect()
+    gc.freeze()
+    if lending is not None:
+        lending.end()
+    return backend, bridges
+
+
+def connect(
+    name: str, address: BusAddress, inbox: Inbox, transport: Transport | None = None
+) -> Endpoint:
+    """An endpoint that has said Hello as this agent, and whose messages go into ``inbox``."""
+    endpoint = Endpoint(
+        address,
+        Hello(name, Role.AGENT),
+        on_message=inbox.put,
+        on_lost=lambda reason: inbox.put(Lost(reason), time.monotonic()),
+        transport=transport,
+    )
+    endpoint.start()
+    return endpoint
 
 
 def load_backend(spec: AgentSpec, progress: Progress) -> Backend:

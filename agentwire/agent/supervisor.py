@@ -11,11 +11,12 @@ kills them with their parent. They have sessions of their own, so Ctrl-C reaches
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from agentwire.agent.keeper import Gatekeeper, Keeper
 from agentwire.agent.lifecycle import AgentEvent, AgentLimits
+from agentwire.agent.remote import RemoteKeeper
 from agentwire.agent.spec import AgentSpec
 from agentwire.bus.events import (
     BrokerEvent,
@@ -37,6 +38,7 @@ class Supervisor:
         logs: folder for <agent>.log; made if it is not there.
         on_event: told, in the loop's thread, what happens to agents.
         limits: how long they may take.
+        remote: agents that run on other machines: they are awaited, not started.
     """
 
     def __init__(
@@ -49,11 +51,14 @@ class Supervisor:
         logs: Path,
         on_event: Callable[[AgentEvent], None],
         limits: AgentLimits | None = None,
+        remote: Collection[str] = (),
     ) -> None:
         logs.mkdir(parents=True, exist_ok=True)
         self._limits = limits or AgentLimits()
-        self._keepers = {
-            name: Keeper(spec, broker, run, token, logs / f"{name}.log", on_event, self._limits)
+        self._keepers: dict[str, Keeper | RemoteKeeper] = {
+            name: RemoteKeeper(name, broker, on_event, self._limits)
+            if name in remote
+            else Keeper(spec, broker, run, token, logs / f"{name}.log", on_event, self._limits)
             for name, spec in specs.items()
         }
         self._tasks: dict[str, asyncio.Task[None]] = {}

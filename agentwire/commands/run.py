@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from agentwire.errors import ScenarioError
+
 if TYPE_CHECKING:
+    from agentwire.agent.remote import Remote
     from agentwire.scenario.plan import RunPlan
     from agentwire.scenario.resolve import Resolved
     from agentwire.scenario.result import RunResult
@@ -35,6 +39,14 @@ def run(
     out: Annotated[Path, typer.Option("--out", help="Folder of the runs.")] = Path("runs"),
     device: Annotated[
         str | None, typer.Option("--device", help="All agents on this device: cpu, cuda:0, …")
+    ] = None,
+    listen: Annotated[
+        str | None,
+        typer.Option("--listen", help="tcp://address:port where --remote agents join, with keys."),
+    ] = None,
+    remote: Annotated[
+        str | None,
+        typer.Option("--remote", help="Agents that other machines run (`agentwire agent`)."),
     ] = None,
 ) -> None:
     """Run a scenario: every method over the same rows, through real processes and the bus.
@@ -71,6 +83,7 @@ def run(
         device=device,
         quiet=as_json,
     )
+    plan = replace(plan, remote=remote_of(listen, _names(remote), list(loaded.agents)))
     result = _execute(plan, scenario, as_json=as_json)
     if as_json:
         typer.echo(result.model_dump_json(indent=2))
@@ -137,6 +150,34 @@ def _plan(
             command=_command(source, limit, methods, strict, device),
             progress=lambda stage, fraction: shown.update("rows", stage, fraction),
         )
+
+
+def remote_of(listen: str | None, names: list[str] | None, known: list[str]) -> Remote | None:
+    """Where agents of other machines join, and which they are.
+
+    Raises:
+        ScenarioError: one option without the other, or no such agent.
+    """
+    from agentwire.agent.remote import Remote
+    from agentwire.bus.access import RemoteAccess
+    from agentwire.bus.keys import AllowList
+    from agentwire.commands.keys import key_folder
+
+    if listen is None and names is None:
+        return None
+    if listen is None or not names:
+        raise ScenarioError(
+            "--listen and --remote belong together.",
+            hint="Say where agents join, and which: --listen tcp://0.0.0.0:5555 --remote llama",
+        )
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ScenarioError(
+            f"There is no agent {unknown[0]!r}.", hint=f"Agents: {', '.join(known)}."
+        )
+    keys = key_folder(None)
+    access = RemoteAccess(listen, keys.server().secret, AllowList(keys.allowed))
+    return Remote.of(access, names)
 
 
 def _names(methods: str | None) -> list[str] | None:

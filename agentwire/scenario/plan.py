@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agentwire.agent.remote import Remote
 from agentwire.config import Config
 from agentwire.errors import InputError, ScenarioError
 from agentwire.scenario.methods import METHODS, MethodSpec
@@ -39,6 +40,7 @@ class RunPlan:
         folder: where everything is written.
         command: what the user typed; goes into result.json.
         resumed: the folder holds an earlier session of the same run.
+        remote: agents that run on other machines, and where they join.
     """
 
     resolved: Resolved
@@ -51,6 +53,7 @@ class RunPlan:
     folder: Path
     command: str
     resumed: bool
+    remote: Remote | None = None
 
     @property
     def run_id(self) -> str:

@@ -152,6 +152,7 @@ class _Run:
             run_folder=plan.folder,
             journal=self._journal,
             progress=self._display.progress,
+            remote=plan.remote,
         )
 
     def _note_agents(self, runtime: Runtime) -> None:

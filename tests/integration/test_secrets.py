@@ -13,6 +13,10 @@ from agentwire.errors import RequestError
 pytestmark = pytest.mark.integration
 
 
+def files_below(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
 async def test_no_secret_reaches_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -23,7 +27,7 @@ async def test_no_secret_reaches_a_file(
         outcomes = await wire.send_batch("sender", "receiver", ["fine", "poison"])
         metrics = repr(wire.metrics()) + repr(wire.agents)
     assert isinstance(outcomes[1], RequestError)
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    files = files_below(tmp_path)
     assert {path.name for path in files} >= {"journal.jsonl", "sender.log", "deadletters.jsonl"}
     for path in files:
         assert token.encode() not in path.read_bytes(), path

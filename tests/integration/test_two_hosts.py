@@ -1,0 +1,214 @@
+"""An agent of another machine: it joins by its key, and comes back after the link or the bus did.
+
+On this machine alone a tcp proxy stands for the network. Where network namespaces can be made (as
+root on Linux), the agent runs in one of its own, behind a virtual cable with delay and loss.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from fake_run import LIMITS, TASK, fake_runtime, until
+
+from agentwire.agent.lifecycle import AgentLimits
+from agentwire.agent.remote import Remote
+from agentwire.bus.access import RemoteAccess
+from agentwire.bus.keys import AllowList, KeyFolder
+from agentwire.errors import AgentwireError
+from agentwire.model.fake import answer
+from agentwire.outcomes import Outcome
+from agentwire.reply import Reply
+from agentwire.runtime import Runtime
+from agentwire.wire.states import Timing
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
+from chaos.links import ByteLink
+
+pytestmark = pytest.mark.integration
+
+TEXTS = [f"review number {n}" for n in range(64)]
+TIMING = Timing(ping_ms=200, liveness_ms=2_000)
+AGENT = """
+import sys
+from pathlib import Path
+from agentwire.agent.remote import join
+from agentwire.agent.spec import AgentSpec
+from agentwire.bus.access import PeerKeys
+from agentwire.bus.keys import read_pair, read_public
+
+pair = read_pair(Path(sys.argv[2]))
+keys = PeerKeys(pair.public, pair.secret, read_public(sys.argv[3])[1])
+spec = AgentSpec.model_validate_json(sys.argv[4])
+sys.exit(join(spec, sys.argv[1], keys, on_news=lambda news: print(news, flush=True)))
+"""
+
+
+class Elsewhere:
+    """The other machine: keys there, and the agent's process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.keys = KeyFolder(folder / "keys")
+        self.server = self.keys.server()
+        self.pair = self.keys.new("receiver")
+        self.keys.allow("receiver", self.pair.public)
+        self.log = folder / "agent.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def remote(self, listen: str) -> Remote:
+        access = RemoteAccess(listen, self.server.secret, AllowList(self.keys.allowed))
+        return Remote.of(access, ["receiver"])
+
+    def start(self, runtime: Runtime, address: str, *before: str) -> None:
+        spec = runtime._wiring.agents["receiver"]
+        command = [*before, sys.executable, "-c", AGENT, address]
+        files = [str(self.keys.folder / name) for name in ("receiver.key", "bus.pub")]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, *files, spec.model_dump_json()], stdout=log, stderr=log
+            )
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(15)
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Elsewhere]:
+    made = Elsewhere(tmp_path)
+    yield made
+    made.stop()
+
+
+def right(outcomes: list[Outcome]) -> bool:
+    wanted = [answer(text, TASK.labels) for text in TEXTS]
+    return [o.label for o in outcomes if isinstance(o, Reply)] == wanted
+
+
+@contextlib.asynccontextmanager
+async def started(
+    runtime: Runtime, elsewhere: Elsewhere, link: list[ByteLink]
+) -> AsyncIterator[None]:
+    opening = asyncio.create_task(runtime.start())
+    try:
+        await until(lambda: bool(runtime.remote_endpoint), "the bus listens")
+        link.append(ByteLink(runtime.remote_endpoint, "tcp://127.0.0.1:0"))
+        elsewhere.start(runtime, link[0].address)
+        await opening
+        yield
+    finally:
+        await runtime.aclose()
+        for each in link:
+            each.close()
+
+
+async def test_an_agent_joins_over_tcp_and_comes_back_after_a_cut(elsewhere: Elsewhere) -> None:
+    slow = {"decode_ms": 10.0}
+    runtime = fake_runtime(
+        receiver=slow, timing=TIMING, remote=elsewhere.remote("tcp://127.0.0.1:*")
+    )
+    link: list[ByteLink] = []
+    async with started(runtime, elsewhere, link):
+        assert right(await runtime.send_batch("sender", "receiver", TEXTS))
+        first = runtime.agents["receiver"].epoch
+        assert runtime.agents["receiver"].pid == 0  # not ours
+        sending = asyncio.create_task(runtime.send_batch("sender", "receiver", TEXTS, deadline=60))
+        await asyncio.sleep(0.05)
+        link[0].cut()
+        assert right(await sending)
+        await until(lambda: runtime.agents["receiver"].epoch > first, "it is a new incarnation")
+        # The network is down for a while, rows wait.
+        link[0].refuse(True)
+        sending = asyncio.create_task(runtime.send_batch("sender", "receiver", TEXTS, deadline=60))
+        await asyncio.sleep(1.0)
+        assert not sending.done()
+        link[0].refuse(False)
+        assert right(await sending)
+    log = elsewhere.log.read_text()
+    assert log.count("is loaded") == 1 and "joining again" in log
+
+
+async def test_an_agent_joins_the_next_bus_at_the_same_address(elsewhere: Elsewhere) -> None:
+    runtime = fake_runtime(timing=TIMING, remote=elsewhere.remote("tcp://127.0.0.1:*"))
+    opening = asyncio.create_task(runtime.start())
+    await until(lambda: bool(runtime.remote_endpoint), "the bus listens")
+    address = runtime.remote_endpoint
+    elsewhere.start(runtime, address)
+    await opening
+    assert right(await runtime.send_batch("sender", "receiver", TEXTS))
+    await runtime.aclose()
+    async with fake_runtime(timing=TIMING, remote=elsewhere.remote(address)) as second:
+        assert right(await second.send_batch("sender", "receiver", TEXTS))
+    assert elsewhere.log.read_text().count("is loaded") == 1
+
+
+async def test_a_run_does_not_wait_for_ever(elsewhere: Elsewhere) -> None:
+    limits = AgentLimits(load_s=0.5, restarts=LIMITS.restarts)
+    runtime = fake_runtime(limits=limits, remote=elsewhere.remote("tcp://127.0.0.1:*"))
+    with pytest.raises(AgentwireError, match="not here") as error:
+        await runtime.start()
+    assert "agentwire agent" in (error.value.hint or "")
+
+
+# -- network namespaces ---------------------------------------------------------------------
+
+
+def shell(*command: str) -> bool:
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture
+def cable() -> Iterator[tuple[str, str]]:
+    """A network namespace and this end's address of the cable to it."""
+    ip = shutil.which("ip")
+    name, here, there = f"aw{os.getpid()}", f"awh{os.getpid() % 9999}", f"awt{os.getpid() % 9999}"
+    if ip is None or os.geteuid() != 0 or not shell(ip, "netns", "add", name):
+        pytest.skip("network namespaces cannot be made here (they need `ip` and root)")
+    try:
+        made = (
+            shell(ip, "link", "add", here, "type", "veth", "peer", "name", there)
+            and shell(ip, "link", "set", there, "netns", name)
+            and shell(ip, "addr", "add", "10.231.7.1/24", "dev", here)
+            and shell(ip, "link", "set", here, "up")
+            and shell(ip, "-n", name, "addr", "add", "10.231.7.2/24", "dev", there)
+            and shell(ip, "-n", name, "link", "set", there, "up")
+        )
+        if not made:
+            pytest.skip("virtual cables (veth) cannot be made here")
+        yield name, here
+    finally:
+        shell(ip, "link", "del", here)
+        shell(ip, "netns", "del", name)
+
+
+async def test_two_network_namespaces(elsewhere: Elsewhere, cable: tuple[str, str]) -> None:
+    """Cut, delayed and lossy: each row has its one right answer."""
+    name, here = cable
+    runtime = fake_runtime(timing=TIMING, remote=elsewhere.remote("tcp://10.231.7.1:*"))
+    opening = asyncio.create_task(runtime.start())
+    try:
+        await until(lambda: bool(runtime.remote_endpoint), "the bus listens")
+        elsewhere.start(runtime, runtime.remote_endpoint, "ip", "netns", "exec", name)
+        await opening
+        assert right(await runtime.send_batch("sender", "receiver", TEXTS, deadline=60))
+        sending = asyncio.create_task(runtime.send_batch("sender", "receiver", TEXTS, deadline=60))
+        shell("ip", "link", "set", here, "down")
+        await asyncio.sleep(2.5)  # longer than liveness: the agent counts as lost
+        shell("ip", "link", "set", here, "up")
+        assert right(await sending)
+        if shell("tc", "qdisc", "add", "dev", here, "root", "netem", "delay", "20ms", "loss", "3%"):
+            assert right(await runtime.send_batch("sender", "receiver", TEXTS, deadline=90))
+    finally:
+        await runtime.aclose()
