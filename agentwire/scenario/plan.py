@@ -7,9 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from agentwire.agent.remote import Remote
 from agentwire.config import Config
 from agentwire.errors import InputError, ScenarioError
 from agentwire.scenario.methods import METHODS, MethodSpec
@@ -18,6 +17,9 @@ from agentwire.scenario.resolve import Resolved
 from agentwire.task.datasets import Dataset, load_rows
 from agentwire.task.definitions import load_definition
 from agentwire.task.rows import rows_sha256
+
+if TYPE_CHECKING:
+    from agentwire.agent.remote import Remote
 
 CPU_LIMIT = 200
 """Rows by default where an agent computes on a CPU; all rows elsewhere."""
