@@ -65,6 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bridge.trainer": {"errors", "bridge", "scenario.schema", "task"},
     "bridge.optimise": {"bridge", "scenario.schema"},
     "bridge.problem": {"bridge", "scenario.schema"},
+    "bridge.series": {"errors", "config", "wire.messages", "bridge", "task", "scenario.schema"},
     # Trained baselines: probes, prompts, adapters. They train in the runner's own process.
     "baseline": {"errors", "config", "download", "wire.messages", "bridge", "model", "task"}
     | {"agent.spec", "scenario.schema", "scenario.resolve", "baseline"},

@@ -19,19 +19,20 @@ from agentwire.bridge import store, trainer
 from agentwire.bridge.card import BridgeCard, CardModel, CardTraining
 from agentwire.bridge.checkpoint import Checkpoint
 from agentwire.bridge.curve import draw_curve, require_plots, sparkline
+from agentwire.bridge.problem import BridgeProblem, Part
 from agentwire.bridge.resampler import Resampler, ResamplerShape
+from agentwire.bridge.series import TaskPart, task_parts
 from agentwire.bridge.states import StateCache, cache_states
 from agentwire.config import Config
-from agentwire.errors import DataError, ScenarioError
+from agentwire.errors import BridgeError, DataError, ScenarioError
 from agentwire.model.sources import public_name
 from agentwire.model.transformers import TransformersBackend, trunk
 from agentwire.scenario.resolve import Resolved
 from agentwire.scenario.schema import DataChoice, TrainSpec
 from agentwire.task.datasets import Dataset, load_rows
-from agentwire.task.definitions import load_definition
 from agentwire.task.holdout import held_out_split
 from agentwire.task.rows import rows_sha256
-from agentwire.wire.messages import ModelIdentity, TaskSpec
+from agentwire.wire.messages import ModelIdentity
 
 TRAIN_SPLIT = "train"
 RMS_SLACK = 0.05
@@ -49,6 +50,8 @@ def train_scenario(
     plot: Path | None = None,
 ) -> Path:
     """Trains the bridge of the scenario's first wire and writes ``out``/<bridge name>/.
+
+    A task of a series trains the bridge of the whole series (``series.task_parts``).
 
     Only the dataset's training split is read: part of it is held out and chooses the step. A
     training that was stopped, or killed, goes on where its last evaluation was: what it needs for
@@ -100,7 +103,6 @@ def train_scenario(
     rows, held_out = held_out_split(data, min(recipe.held_out, len(data) // 8), recipe.seed)
     if recipe.max_rows and recipe.max_rows < len(rows):
         rows = sample(rows, recipe.max_rows, recipe.seed)
-    task = load_definition(resolved.data.dataset).spec()
     started = time.monotonic()
     receiver = _load(resolved, wire.spec.receiver, _stage(progress, 0.0), recipe.precision)
     sender = _load(resolved, wire.spec.sender, _stage(progress, 0.03))
@@ -111,10 +113,12 @@ def train_scenario(
     cache, held = (c.to(receiver.device) for c in caches)
     module = _new_bridge(cache, receiver, sender_identity, wire.spec.soft_tokens, recipe)
     name = f"{wire.bridge}, layer {layer}, M = {wire.spec.soft_tokens}"
-    identity = [name, sender_identity.fingerprint, receiver.identity.fingerprint, task.task_id,
+    parts = task_parts(resolved.data, (rows, held_out), (cache, held), config)
+    identity = [name, sender_identity.fingerprint, receiver.identity.fingerprint,
+                [part.task.task_id for part in parts],
                 rows.provenance["rows_sha256"], recipe.model_dump()]  # fmt: skip
     checkpoint = _checkpoint(config, wire.bridge, identity)
-    trained = _train(module, receiver, task, cache, held, recipe, progress, checkpoint)
+    trained = _train(module, receiver, parts, recipe, progress, checkpoint)
     card = BridgeCard(
         name=wire.bridge,
         description=f"{resolved.data.dataset}: {public_name(sender_identity.name)} -> "
@@ -129,7 +133,7 @@ def train_scenario(
         feed_forward=recipe.feed_forward,
         parameters=module.count_parameters(),
         rms_range=rms_range(receiver.identity.embedding_rms),
-        prompts=(task.prompt_hash,),
+        prompts=tuple(part.task.prompt_hash for part in parts),
         training=CardTraining(
             dataset=data.name,
             split=TRAIN_SPLIT,
@@ -262,17 +266,15 @@ def _new_bridge(
 def _train(
     module: Resampler,
     receiver: TransformersBackend,
-    task: TaskSpec,
-    cache: StateCache,
-    held_out: StateCache,
+    parts: Sequence[TaskPart],
     recipe: TrainSpec,
     progress: Progress,
     checkpoint: Checkpoint,
 ) -> trainer.Trained:
-    receiver.prepare(task)
+    problem = BridgeProblem([module], [_asked(receiver, part) for part in parts], [recipe])
     losses: list[float] = []
 
-    def report(now: trainer.Evaluation) -> None:
+    def report(member: int, now: trainer.Evaluation) -> None:
         losses.append(now.train_loss)
         progress(
             f"step {now.step}: loss {now.train_loss:.3f} {sparkline(losses)}, "
@@ -280,16 +282,26 @@ def _train(
             0.28 + 0.72 * now.step / recipe.steps,
         )
 
-    def logits(soft: Tensor) -> Tensor:
-        return receiver.logits_from_soft(soft, task)
-
     # What is trained stays float32; its matrix products may take the tensor cores' TF32.
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
-        return trainer.train(module, logits, cache, held_out, recipe, report, checkpoint)
+        (done,) = trainer.train_many(problem, [recipe], report, checkpoint)
     finally:
         torch.set_float32_matmul_precision(before)
+    if isinstance(done, BridgeError):
+        raise done
+    return done
+
+
+def _asked(receiver: TransformersBackend, part: TaskPart) -> Part:
+    """A task's part of the training: the receiver is asked its question."""
+    receiver.prepare(part.task)
+
+    def logits(soft: Tensor) -> Tensor:
+        return receiver.logits_from_soft(soft, part.task)
+
+    return Part(logits, [part.cache], [part.held_out])
 
 
 def card_model(identity: ModelIdentity) -> CardModel:

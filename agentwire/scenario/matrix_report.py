@@ -84,8 +84,7 @@ def _value(row: SummaryRow, axis: str) -> Text:
 
 def _figures(row: SummaryRow) -> list[Text]:
     name = METHODS[row.method].title if row.method in METHODS else row.method
-    if row.figure == "all_right":
-        name += ", all right"
+    name += {"all_right": ", all right", "mean_of_tasks": ", mean of tasks"}.get(row.figure, "")
     title = Text(name, style="bold cyan" if row.method == "bridge" else "bold")
     if row.mean is None or row.wilson95 is None:
         return [title, Text("not scored"), Text("-"), Text("-"), Text("-")]

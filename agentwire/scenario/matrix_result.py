@@ -62,8 +62,8 @@ class SummaryRow(Part):
 
     axes: Axes = Field(description="the seed left out; for a method without a bridge, what it uses")
     method: str
-    figure: Literal["accuracy", "all_right"] = Field(
-        description="all_right: rows that are right in every task of the series"
+    figure: Literal["accuracy", "mean_of_tasks", "all_right"] = Field(
+        description="of a series: the mean over its tasks; rows that are right in every task"
     )
     seeds: list[int]
     mean: float | None = Field(description="mean accuracy over the seeds; None: random weights")

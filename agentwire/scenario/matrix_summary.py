@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeAlias
@@ -133,8 +133,8 @@ def _row(
 # -- series: tasks about the same texts, right together -------------------------------------------
 
 
-def _series_rows(cells: Sequence[CellRecord], folder: Path) -> list[SummaryRow]:
-    """One row for each method and combination that has every task of a series."""
+def _series_rows(cells: Sequence[CellRecord], folder: Path) -> Iterator[SummaryRow]:
+    """Two rows for each method and combination that has every task of a series."""
     groups: dict[tuple[str, Combination], list[CellRecord]] = {}
     for cell in cells:
         series = load_definition(cell.dataset.name).series if cell.dataset else None
@@ -142,29 +142,39 @@ def _series_rows(cells: Sequence[CellRecord], folder: Path) -> list[SummaryRow]:
             for method in cell.methods:
                 axes = {**_axes_of(method, cell.axes), "task": series}
                 groups.setdefault((method, _combination(axes)), []).append(cell)
-    rows = (_series_row(method, dict(c), same, folder) for (method, c), same in groups.items())
-    return [row for row in rows if row is not None]
+    for (method, combination), same in groups.items():
+        yield from _series_rows_of(method, dict(combination), same, folder)
 
 
-def _series_row(
+def _series_rows_of(
     method: str, axes: Axes, cells: Sequence[CellRecord], folder: Path
-) -> SummaryRow | None:
+) -> Iterator[SummaryRow]:
     tasks = {cell.axes["task"] for cell in cells}
     by_seed: dict[AxisValue | None, list[CellRecord]] = {}
     for cell in cells:
         by_seed.setdefault(cell.axes.get("seed"), []).append(cell)
     whole = [same for same in by_seed.values() if len(same) == len(tasks)]
     if len(tasks) < 2 or not whole:
-        return None
+        return
     together = [all_right([_right(folder, cell, method) for cell in same]) for same in whole]
-    return _row(
-        axes=axes,
-        method=method,
-        figure="all_right",
-        cells=[same[0] for same in whole],
-        accuracies=[sum(rows.values()) / len(rows) if rows else None for rows in together],
-        n=min(len(rows) for rows in together),
-    )
+    figures: dict[str, list[float | None]] = {
+        "mean_of_tasks": [_mean([cell.methods[method].accuracy for cell in c]) for c in whole],
+        "all_right": [sum(rows.values()) / len(rows) if rows else None for rows in together],
+    }
+    for figure, accuracies in figures.items():
+        yield _row(
+            axes=axes,
+            method=method,
+            figure=figure,
+            cells=[same[0] for same in whole],
+            accuracies=accuracies,
+            n=min(len(rows) for rows in together),
+        )
+
+
+def _mean(accuracies: Sequence[float | None]) -> float | None:
+    known = [accuracy for accuracy in accuracies if accuracy is not None]
+    return statistics.fmean(known) if len(known) == len(accuracies) else None
 
 
 def _right(folder: Path, cell: CellRecord, method: str) -> Right:

@@ -120,7 +120,9 @@ def test_a_passkey_is_right_where_all_of_its_digits_are(tmp_path: Path) -> None:
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (folder / "predictions.jsonl").write_text(text, encoding="utf-8")
     rows = summary(cells, tmp_path)
-    assert [row.figure for row in rows] == ["accuracy", "accuracy", "all_right"]
+    figures = ["accuracy", "accuracy", "mean_of_tasks", "all_right"]
+    assert [row.figure for row in rows] == figures
+    assert rows[-2].mean == 0.5
     assert dict(rows[-1].axes) == {"task": "passkey", "soft_tokens": 16}
     assert (rows[-1].mean, rows[-1].n) == (0.5, 4)
 
