@@ -13,6 +13,8 @@ from agentwire.errors import CacheError, InputError
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from agentwire.agent.spec import AgentSpec
+
 
 def doctor(
     scenarios: Annotated[
@@ -128,6 +130,7 @@ def _scenario(path: Path) -> dict[str, Any]:
                 "device": spec.device,
                 "threads": spec.threads,
                 "weights": resolved.sites[name].detail,
+                "gpu": _on_gpu(spec),
             }
             for name, spec in resolved.agents.items()
         }
@@ -139,6 +142,23 @@ def _scenario(path: Path) -> dict[str, Any]:
     except InputError as error:
         entry["problem"], entry["next"] = error.message, error.hint
     return entry
+
+
+def _on_gpu(spec: AgentSpec) -> str | None:
+    """What an agent will take of its GPU; None on a CPU, or where it is not known."""
+    from agentwire.agent.service import is_static
+    from agentwire.model.memory import estimate
+
+    if not spec.device.startswith("cuda"):
+        return None
+    found = estimate(spec)
+    if found is None:
+        return None
+    weights = f"about {found.weights / 2**30:.1f} GB of weights"
+    if not is_static(spec) or not found.shapes:
+        return weights
+    graphs = f"{found.shapes} captured shapes with about {found.graphs / 2**30:.1f} GB"
+    return f"{weights}, {graphs}"
 
 
 # -- printing -------------------------------------------------------------------------------
@@ -201,6 +221,8 @@ def _scenario_text(scenario: dict[str, Any]) -> Text:
 
     for name, agent in scenario.get("agents", {}).items():
         line(f"{name}: {agent['model']} on {agent['device']} ({agent['weights']})", name)
+        if agent["gpu"]:
+            text.append(f"    {agent['gpu']}\n", style="dim")
     if scenario.get("data"):
         line(f"rows: {scenario['data']}", "task")
     for wire, bridge in scenario.get("bridges", {}).items():
