@@ -84,7 +84,10 @@ class Step:
              for _ in problem.labels]
             for recipe in recipes
         ]  # fmt: skip
-        self._graph = self._capture() if captured else None
+        self._graph = None
+        if captured:
+            with torch.cuda.device(self.device):  # the receiver may not be on the first one
+                self._graph = self._capture()
 
     def _compute(self, rows: Sequence[Sequence[Tensor]]) -> None:
         losses = torch.stack(self.problem.losses(rows))
