@@ -61,6 +61,7 @@ def clear(devices: list[str]) -> None:
     gc.collect()
     for device in devices:
         if device != "cpu":
+            torch.zeros(1, device=device)  # its counters exist once it was used
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
 
