@@ -3,7 +3,7 @@
 Both move one payload of the 7B shape (8 x 4096 fp16, 64 KiB) from one process through a second to
 a third, over ipc: ``bare`` is DEALER-ROUTER-DEALER with frames of the same sizes and nothing else,
 ``bus`` is endpoint-broker-endpoint with sessions, checksums, routing and credit. Rounds of both
-alternate in one run, and a ratio is the median over rounds of the ratio within a round, so that it
+alternate in one run (``_curve``: the same with encrypted sockets and keys), and a ratio is the median over rounds of the ratio within a round, so that it
 stands on any machine.
 
 Latency: one message at a time, from ``send`` in the sender's process to the callback in the
@@ -23,12 +23,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
-from typing import Final
+from pathlib import Path
+from typing import Final, Literal
 
 from agentwire.agent.spec import BusAddress
 from agentwire.benchmark.buspeers import PAYLOAD_BYTES, RECEIVER, SENDER, TASK, WIRE, PeerJob
 from agentwire.benchmark.record import BusRecord
+from agentwire.bus.access import RemoteAccess
 from agentwire.bus.broker import Broker
 from agentwire.bus.endpoint import Endpoint
 from agentwire.bus.events import BrokerEvent
@@ -37,8 +40,11 @@ from agentwire.bus.zmq import libzmq_version
 from agentwire.errors import AgentwireError
 from agentwire.scenario.summary import hardware, versions
 from agentwire.wire.messages import Define, Hello, Role
+from agentwire.wire.session import UNKNOWN_RUN
 
 PARTS: Final = ("p50_us", "p99_us", "messages_per_s")
+KEYED: Final = "keys"
+"""Name of the ipc socket that asks for keys."""
 SETTLE_S: Final = 0.3  # the last hellos cross
 
 Figures = dict[str, float]
@@ -114,7 +120,7 @@ def measure_bare(messages: int, *, curve: bool = False) -> Figures:
     from agentwire.benchmark.bare import BareRouter, curve_keys
 
     keys = curve_keys() if curve else None
-    key = keys[0].hex() if keys else None
+    key = keys[0].decode() if keys else None
     with _ipc() as endpoint, BareRouter(endpoint, keys):
         return exchange(
             {
@@ -128,32 +134,62 @@ def measure_bare(messages: int, *, curve: bool = False) -> Figures:
         )
 
 
-def measure_bus(messages: int) -> Figures:
-    """One round through endpoints and broker."""
+def measure_bus(messages: int, *, curve: bool = False) -> Figures:
+    """One round through endpoints and broker; with ``curve`` both ends join by key."""
     folder, run, token = make_run_folder(), os.urandom(16), new_token()
     ready: queue.SimpleQueue[BrokerEvent] = queue.SimpleQueue()
+    doors = _Doors(folder) if curve else None
     broker = Broker(
-        run=run, folder=folder, wires={WIRE: (SENDER, RECEIVER)}, token=token, on_event=ready.put
+        run=run,
+        folder=folder,
+        wires={WIRE: (SENDER, RECEIVER)},
+        token=token,
+        on_event=ready.put,
+        remote=doors.access if doors else None,
     )
     broker.start()
-    for name in (SENDER, RECEIVER):
-        broker.expect(name, 1)
     address = BusAddress(endpoint=broker.endpoint, run=run.hex(), epoch=1, token=token)
+    there = address
+    if doors is not None:
+        # Who joins by key knows neither run nor token.
+        there = BusAddress(
+            endpoint=broker.remote_endpoint, run=UNKNOWN_RUN.hex(), epoch=1, token=""
+        )
+    for name in (SENDER, RECEIVER):
+        broker.invite(name) if doors else broker.expect(name, 1)
     hello = Hello("client", Role.CLIENT)
     client = Endpoint(address, hello, on_message=lambda m, now: None, on_lost=lambda reason: None)
     client.start()
     client.send(Define(TASK))
+
+    def job(role: Literal["sender", "receiver"], name: str) -> PeerJob:
+        keys = doors.keys[name] if doors else None
+        return PeerJob(role=role, messages=messages, address=there, keys=keys)
+
     try:
-        return exchange(
-            {
-                "sender": PeerJob(role="sender", messages=messages, address=address),
-                "receiver": PeerJob(role="receiver", messages=messages, address=address),
-            }
-        )
+        return exchange({"sender": job("sender", SENDER), "receiver": job("receiver", RECEIVER)})
     finally:
         client.close()
         broker.stop()
+        (folder / KEYED).unlink(missing_ok=True)
         folder.rmdir()
+
+
+class _Doors:
+    """Keys of a bus and of both ends, on an ipc socket of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        from agentwire.bus.curve import new_pair
+
+        public, secret = new_pair()
+        pairs = {name: new_pair() for name in (SENDER, RECEIVER)}
+        self._names = {pair[0]: name for name, pair in pairs.items()}
+        self.access = RemoteAccess(ipc_endpoint(folder, KEYED), secret, self)
+        self.keys = {name: (*pair, public) for name, pair in pairs.items()}
+
+    def name_of(self, key: str) -> str | None:
+        """As ``bus.access.Guest``."""
+        return self._names.get(key)
 
 
 @contextmanager
@@ -166,7 +202,12 @@ def _ipc() -> Iterator[str]:
         folder.rmdir()
 
 
-MEASURES: Mapping[str, Callable[[int], Figures]] = {"bare": measure_bare, "bus": measure_bus}
+MEASURES: Mapping[str, Callable[[int], Figures]] = {
+    "bare": measure_bare,
+    "bus": measure_bus,
+    "bare_curve": partial(measure_bare, curve=True),
+    "bus_curve": partial(measure_bus, curve=True),
+}
 
 
 def compare(

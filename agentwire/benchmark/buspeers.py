@@ -18,7 +18,9 @@ from pydantic import BaseModel, ConfigDict
 from agentwire.agent.process import SWITCH_S
 from agentwire.agent.spec import BusAddress
 from agentwire.benchmark.busload import Arrivals, run_phases
+from agentwire.bus.access import PeerKeys
 from agentwire.bus.endpoint import Endpoint
+from agentwire.bus.zmq import ZmqTransport
 from agentwire.wire.credit import CreditGate, CreditWindow
 from agentwire.wire.messages import (
     Credit,
@@ -45,7 +47,8 @@ class PeerJob(BaseModel):
 
     Attributes:
         endpoint: of the bare router, where ``address`` is None.
-        server_key: hex CURVE key of the bare router.
+        server_key: CURVE key of the bare router (Z85).
+        keys: what to show to a bus that asks for keys: public, secret and the bus's (Z85).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,9 +58,12 @@ class PeerJob(BaseModel):
     endpoint: str = ""
     server_key: str | None = None
     address: BusAddress | None = None
+    keys: tuple[str, str, str] | None = None
 
 
-def bus_peer(role: str, address: BusAddress, messages: int) -> dict[str, float] | None:
+def bus_peer(
+    role: str, address: BusAddress, messages: int, keys: PeerKeys | None = None
+) -> dict[str, float] | None:
     """One end on the bus. The receiver's figures; None at the sender."""
     sys.setswitchinterval(SWITCH_S)  # as agents do
     name = SENDER if role == "sender" else RECEIVER
@@ -85,7 +91,13 @@ def bus_peer(role: str, address: BusAddress, messages: int) -> dict[str, float] 
         endpoint.send(Soft(WIRE, TASK.task_id, "b" * 64, (row,), payload, origin="client"))
 
     model = ModelIdentity(name, "0" * 64, WIDTH, 32, 1.0, "bfloat16", "cpu")
-    endpoint = Endpoint(address, Hello(name, Role.AGENT), on_message=on_message, on_lost=_lost)
+    endpoint = Endpoint(
+        address,
+        Hello(name, Role.AGENT),
+        on_message=on_message,
+        on_lost=_lost,
+        transport=ZmqTransport(keys=keys),
+    )
     endpoint.start()
     endpoint.announce(Hello(name, Role.AGENT, model=model))
     if role == "receiver":
@@ -119,12 +131,13 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the runner to decide
     job = PeerJob.model_validate_json(sys.stdin.readline())
     if job.address is not None:
-        figures = bus_peer(job.role, job.address, job.messages)
+        keys = PeerKeys(*job.keys) if job.keys else None
+        figures = bus_peer(job.role, job.address, job.messages, keys)
     else:
         from agentwire.benchmark.bare import bare_peer
 
         payload = bytes(PAYLOAD_BYTES)
-        key = bytes.fromhex(job.server_key) if job.server_key else None
+        key = job.server_key.encode() if job.server_key else None
         figures = bare_peer(job.role, job.endpoint, job.messages, payload, wait_go, key)
     if figures is not None:
         print(json.dumps(figures), flush=True)
