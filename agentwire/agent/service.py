@@ -224,7 +224,8 @@ def lending_of(birth: Birth) -> Lending | None:
     socket = ipc_path(birth.bus.endpoint)
     if socket is None:
         return None
-    return lending_in(socket.parent, birth.agent.name, birth.agent.lends)
+    name = birth.agent.lends_as or birth.agent.name
+    return lending_in(socket.parent, name, birth.agent.lends)
 
 
 Loaded: TypeAlias = tuple[Backend, dict[str, BridgeIdentity | None]]

@@ -74,6 +74,10 @@ class AgentSpec(BaseModel):
         description="agents that lend each other threads while they have nothing to do, this one "
         "among them, and the threads of each; empty: none",
     )
+    lends_as: str = Field(
+        default="",
+        description="agent in whose place it lends, and beside which it never works; empty: none",
+    )
     max_batch: int = 16
     max_wait_ms: float = 2.0
     batch_by: Literal["rows", "message"] = Field(

@@ -3,8 +3,8 @@
 Both move one payload of the 7B shape (8 x 4096 fp16, 64 KiB) from one process through a second to
 a third, over ipc: ``bare`` is DEALER-ROUTER-DEALER with frames of the same sizes and nothing else,
 ``bus`` is endpoint-broker-endpoint with sessions, checksums, routing and credit. Rounds of both
-alternate in one run (``_curve``: the same with encrypted sockets and keys), and a ratio is the median over rounds of the ratio within a round, so that it
-stands on any machine.
+alternate in one run, and a ratio is the median over rounds of the ratio within a round, so that it
+stands on any machine. ``_curve``: the same with encryption, and keys on both ends.
 
 Latency: one message at a time, from ``send`` in the sender's process to the callback in the
 receiver's. Rate: as fast as credit allows (bare: as fast as the sockets take them), from the first

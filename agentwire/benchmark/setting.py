@@ -87,12 +87,14 @@ def setting_of(resolved: Resolved, plan: BenchPlan) -> Setting:
 
 
 def _replica(name: str, receiver: AgentSpec, sender: AgentSpec) -> AgentSpec:
-    """A copy of the receiver on the sender's device, on no wire."""
+    """A copy of the receiver on the sender's device and threads, on no wire."""
     return receiver.model_copy(
         update={
             "name": name,
             "device": sender.device,
             "threads": sender.threads,
+            "lends": sender.lends,
+            "lends_as": sender.name,
             "bridges": (),
             "incoming": (),
             "soft_tokens": (),
