@@ -30,6 +30,7 @@ from typing import Final, Literal
 
 from agentwire.agent.spec import BusAddress
 from agentwire.benchmark.buspeers import PAYLOAD_BYTES, RECEIVER, SENDER, TASK, WIRE, PeerJob
+from agentwire.benchmark.machine import load_average, warning
 from agentwire.benchmark.record import BusRecord
 from agentwire.bus.access import RemoteAccess
 from agentwire.bus.broker import Broker
@@ -229,6 +230,7 @@ def compare(
     started = datetime.now(UTC).isoformat(timespec="seconds")
     begin = time.monotonic()
     machine = {"versions": bus_versions(), "hardware": hardware()}
+    load = load_average()
     seen: Rounds = {kind: [] for kind in measures}
 
     def record(*, interrupted: bool) -> BusRecord:
@@ -237,7 +239,9 @@ def compare(
             seconds=round(time.monotonic() - begin, 3),
             interrupted=interrupted,
             command=command,
+            labels=list(filter(None, [warning(load)])),
             settings={
+                "load_average": load,
                 "transport": "ipc",
                 "payload_bytes": PAYLOAD_BYTES,
                 "rounds": len(seen["bus"]),

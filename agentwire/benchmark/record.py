@@ -86,6 +86,7 @@ class BusRecord(WholeRecord):
     seconds: float
     interrupted: bool
     command: str
+    labels: list[str] = Field(description="what a reader must know before any figure")
     settings: dict[str, Any]
     figures: dict[str, float]
     rounds: dict[str, list[dict[str, float]]]

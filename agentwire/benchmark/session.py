@@ -15,6 +15,7 @@ import anyio
 from agentwire.benchmark import methods
 from agentwire.benchmark.drive import Burst, Send, batches, one_by_one, sustained, warm
 from agentwire.benchmark.figures import figures_of, record_of
+from agentwire.benchmark.machine import load_average, warning
 from agentwire.benchmark.plan import Benchmark, Cell, cells_of, turns
 from agentwire.benchmark.record import BenchAgent, BenchRecord
 from agentwire.benchmark.setting import Setting
@@ -78,6 +79,7 @@ class Bench:
         if Inventory.here().gpus():
             import torch  # noqa: F401  # hardware() names GPUs only where torch is loaded
         self._versions, self._hardware = versions(), hardware()
+        self._load = load_average()
 
     async def run(self) -> BenchRecord:
         """Measures everything; an interrupt (Ctrl-C, SIGTERM) keeps what was seen until then.
@@ -208,7 +210,7 @@ class Bench:
             seconds=round(time.monotonic() - self._clock, 3),
             interrupted=interrupted,
             command=self.command,
-            labels=labels_of(setting),
+            labels=[*labels_of(setting), *filter(None, [warning(self._load)])],
             substitutions=[
                 SubstitutionRecord.model_validate(asdict(s)) for s in resolved.substitutions
             ],
@@ -219,6 +221,7 @@ class Bench:
                 "soft_tokens": resolved.wire.spec.soft_tokens,
                 "bridge": resolved.wire.bridge,
                 "layer": resolved.wire.card.layer if resolved.wire.card else None,
+                "load_average": self._load,
             },
             batches=self._batches,
             figures=figures_of(self._seen, setting.plan),

@@ -106,6 +106,8 @@ def _throughput_table(cells: list[CellRecord]) -> Table:
 
 def print_bus(record: BusRecord, console: Console) -> None:
     """The bus beside bare sockets."""
+    for label in record.labels:
+        console.print(f"* {label}", markup=False, style="dim")
     table = Table("", "p50 us", "p99 us", "messages/s", title="64 KiB one way over ipc, medians")
     for kind in record.rounds:
         figures = [

@@ -35,7 +35,7 @@ def _section(name: str, record: Record) -> str:
     return "\n\n".join(
         [
             f"## The bus beside bare sockets: {name}",
-            "\n".join(provenance(record)),
+            "\n".join([*(f"- **{label}**" for label in record["labels"]), *provenance(record)]),
             says,
             table(["", "p50 us", "p99 us", "messages/s"], rows),
         ]

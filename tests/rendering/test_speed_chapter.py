@@ -81,10 +81,12 @@ def test_the_bus_stands_beside_its_bare_sockets() -> None:
     bus = {
         **BASE,
         "benchmark": "bus",
+        "labels": ["busy"],
         "settings": {"payload_bytes": 65536, "transport": "ipc", "rounds": 5, "messages": 400},
         "rounds": {"bare": [], "bus": []},
         "figures": {**figures, **ratios},
     }
     text = document({"bus-cpu": bus})
+    assert "- **busy**" in text
     assert "| bus | 200 | 200 | 9,000 |" in text
     assert "| **bus, to bare** | **2.00 x** | **1.00 x** | **1.00 x** |" in text
