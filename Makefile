@@ -1,5 +1,8 @@
 # make demo     two language models, one bus, one bridge: the shipped scenario, end to end
 # make test     every test that this machine can run (models are downloaded once to the user cache)
+# make fuzz     the codec and the session, coverage-guided, 10 minutes
+# make soak     1,000,000 messages, or 30 minutes, an agent killed every 20 s
+# make load     twice the bus's capacity is offered: goodput, latency, refusals
 # make chaos    every fault, 20 rounds each at random moments: nothing lost, doubled or wrong
 # make test-frameworks   adapters and examples against the real frameworks (its own environments)
 # make lint types bench clean
@@ -17,7 +20,7 @@ DEMO   ?= scenarios/llama_to_mistral_sst2.yaml
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-frameworks lint types bench chaos clean distclean
+.PHONY: help venv demo test test-frameworks lint types bench chaos fuzz soak load clean distclean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -74,6 +77,10 @@ types: $(STAMP)
 
 bench: $(STAMP)
 	@$(BIN)/python bench/overhead.py $(ARGS)
+
+fuzz: $(STAMP)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt 'atheris>=3.0'
+	@$(BIN)/python bench/fuzz.py $(ARGS)
 
 chaos: $(STAMP)
 	@$(BIN)/python bench/chaos $(ARGS)

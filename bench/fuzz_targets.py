@@ -1,0 +1,74 @@
+"""What ``fuzz.py`` feeds: in a module of its own, so that the fuzzer can watch what it imports."""
+
+from __future__ import annotations
+
+import struct
+
+from agentwire.errors import LocalProtocolError, RemoteProtocolError
+from agentwire.wire import messages as m
+from agentwire.wire.codec import decode, encode, unseal
+from agentwire.wire.events import Outgoing
+from agentwire.wire.session import Session
+from agentwire.wire.states import Side, State
+
+RUN = bytes(range(16))
+HELLO = m.Hello("llama", m.Role.AGENT, token="c0ffee")
+
+
+def frames_of(data: bytes) -> list[bytes]:
+    """Frames, each after its length (uint16): whatever is left is the last."""
+    frames: list[bytes] = []
+    while data and len(frames) < 5:
+        if len(data) < 2:
+            break
+        (size,) = struct.unpack_from("<H", data)
+        frames.append(data[2 : 2 + size])
+        data = data[2 + size :]
+    return frames
+
+
+def fuzz_codec(data: bytes) -> None:
+    """Decodes; what decodes must survive a round trip."""
+    try:
+        envelope, message, _ = unseal(frames_of(data))
+    except RemoteProtocolError:
+        return
+    frames = encode(message, envelope)
+    again_envelope, again = decode(frames)
+    if again_envelope != envelope or encode(again, envelope) != frames:
+        raise AssertionError("a message does not survive a round trip")
+
+
+def fuzz_session(data: bytes) -> None:
+    """One broker's end and one peer's end; each byte says what happens next."""
+    peer = Session(Side.PEER, run=RUN, epoch=1, now=0.0, hello=HELLO)
+    broker = Session(Side.BROKER, run=RUN, epoch=1, now=0.0)
+    now = 0.0
+    if data[:1] != b"\0":
+        broker.receive(peer.open(now), now)
+        peer.receive(broker.welcome(now), now)
+    rest = data[1:]
+    while rest:
+        action, rest = rest[0], rest[1:]
+        side = peer if action & 1 else broker
+        other = broker if action & 1 else peer
+        now += (action >> 4) / 4
+        if action & 2:
+            size = rest[0] * 4 if rest else 0
+            frames, rest = frames_of(rest[1 : 1 + size]), rest[1 + size :]
+            events = side.receive(frames, now)
+        elif action & 4:
+            events = side.tick(now)[1]
+        else:
+            try:
+                events = [Outgoing(side.send(m.Ping(action), now))]
+            except LocalProtocolError:
+                continue
+        for event in events:
+            if isinstance(event, Outgoing):
+                other.receive(event.frames, now)
+        if peer.state is State.CLOSED and broker.state is State.CLOSED:
+            return
+
+
+TARGETS = {"codec": fuzz_codec, "session": fuzz_session}
