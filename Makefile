@@ -82,6 +82,9 @@ fuzz: $(STAMP)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt 'atheris>=3.0'
 	@$(BIN)/python bench/fuzz.py $(ARGS)
 
+soak load: $(STAMP)
+	@$(BIN)/python bench/stress.py $@ $(ARGS)
+
 chaos: $(STAMP)
 	@$(BIN)/python bench/chaos $(ARGS)
 

@@ -110,7 +110,7 @@ def main() -> int:
         record: dict[str, Any] = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": shlex.join(["python", "bench/fuzz.py", *sys.argv[1:]]),
-            "hardware": hardware(),
+            "hardware": hardware().model_dump(mode="json"),
             "versions": versions(),
             "settings": {"minutes": args.minutes, "seed": args.seed, "targets": list(TARGETS)},
             "figures": figures,

@@ -41,7 +41,7 @@ def record(tallies: dict[str, Tally], args: argparse.Namespace, seconds: float) 
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "bench/chaos", *sys.argv[1:]]),
-        "hardware": hardware(),
+        "hardware": hardware().model_dump(mode="json"),
         "versions": versions(),
         "settings": {
             "models": "fake backend (deterministic, no weights)",

@@ -1,0 +1,259 @@
+"""Long runs against fake agents: real processes, real sockets, no model.
+
+    python bench/stress.py soak [--messages 1000000] [--minutes 30] [--kill-every 20] [--out ...]
+    python bench/stress.py load [--minutes 5] [--factor 2] [--out ...]
+
+``soak`` sends messages of one row as fast as a few hundred outstanding ones allow and kills an
+agent every 20 s, until the messages or the minutes are through: nothing may be lost or wrong;
+memory and file descriptors of the runner are sampled, and the slope of a line through the second
+half is reported. ``load`` first measures the capacity, then offers a multiple of it, open loop:
+requests that are admitted must be answered at close to capacity and within bounded time, the rest
+is refused as overloaded, at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import random
+import shlex
+import signal
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from chaos.rig import PLENTY, TASK, TIMING, Setup, wiring_of
+
+from agentwire.agent.lifecycle import AgentLimits
+from agentwire.errors import NackCode, RequestError
+from agentwire.ledger import Admission
+from agentwire.model.fake import answer
+from agentwire.runtime import Runtime
+from agentwire.scenario.summary import hardware, versions
+
+OUTSTANDING = 256
+SAMPLE_S = 2.0
+MEASURE_S = 10.0
+QUEUE_S = 0.5
+"""Seconds of work that may be outstanding under load; more is refused."""
+FAST = Setup(sender={"encode_ms": 0.0}, receiver={"decode_ms": 0.0})
+
+
+@dataclass
+class Counts:
+    """What became of requests."""
+
+    sent: int = 0
+    answered: int = 0
+    wrong: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    latencies_ms: list[float] = field(default_factory=list)
+
+    @property
+    def lost(self) -> int:
+        return self.sent - self.answered - sum(self.errors.values())
+
+
+def runtime(admission: Admission | None = None) -> Runtime:
+    limits = AgentLimits(load_s=60.0, progress_s=60.0, stop_s=5.0, restarts=PLENTY)
+    return Runtime(wiring_of(FAST), limits=limits, timing=TIMING, admission=admission)
+
+
+async def one(wire: Runtime, number: int, counts: Counts, keep_latency: bool = False) -> None:
+    """One request; its answer is checked."""
+    text = f"review number {number}"
+    counts.sent += 1
+    try:
+        reply = await wire.send("sender", "receiver", text, deadline=120.0)
+    except RequestError as error:
+        counts.errors[error.code.value] += 1
+        return
+    counts.answered += 1
+    counts.wrong += reply.label != answer(text, TASK.labels)
+    if keep_latency:
+        counts.latencies_ms.append(reply.latency_ms)
+
+
+async def closed_loop(
+    wire: Runtime, counts: Counts, more: Callable[[], bool], outstanding: int = OUTSTANDING
+) -> None:
+    """Keeps so many requests outstanding."""
+    numbers = iter(range(10**12))
+
+    async def worker() -> None:
+        while more():
+            await one(wire, next(numbers), counts)
+
+    await asyncio.gather(*(worker() for _ in range(outstanding)))
+
+
+# -- soak -----------------------------------------------------------------------------------
+
+
+async def soak(args: argparse.Namespace) -> dict[str, float]:
+    rng = random.Random(args.seed)
+    counts, kills, samples = Counts(), 0, []
+    me = psutil.Process()
+    start = time.monotonic()
+    end = start + args.minutes * 60
+
+    def more() -> bool:
+        return counts.sent < args.messages and time.monotonic() < end
+
+    async with runtime() as wire:
+        running = asyncio.create_task(closed_loop(wire, counts, more))
+
+        async def kill() -> None:
+            nonlocal kills
+            while True:
+                await asyncio.sleep(args.kill_every)
+                info = wire.agents[rng.choice(["sender", "receiver"])]
+                try:
+                    os.kill(info.pid, signal.SIGKILL)
+                    kills += 1
+                except ProcessLookupError:
+                    pass
+
+        killing = asyncio.create_task(kill())
+        while not running.done():
+            memory = me.memory_info().rss / 2**20
+            samples.append((time.monotonic() - start, memory, me.num_fds()))
+            await asyncio.wait([running], timeout=SAMPLE_S)
+        killing.cancel()
+        await running
+    half = samples[len(samples) // 2 :]
+    seconds = time.monotonic() - start
+    return {
+        "messages": counts.sent,
+        "minutes": round(seconds / 60, 2),
+        "messages_per_s": round(counts.sent / seconds, 1),
+        "agents_killed": kills,
+        "lost": counts.lost,
+        "wrong": counts.wrong,
+        "dead_letters": counts.errors["dead_letter"],
+        "other_errors": sum(counts.errors.values()) - counts.errors["dead_letter"],
+        "memory_mb_at_half": round(half[0][1], 1),
+        "memory_mb_at_end": round(half[-1][1], 1),
+        "memory_slope_mb_per_hour": slope([(t, mb) for t, mb, _ in half]),
+        "descriptors_at_half": half[0][2],
+        "descriptors_at_end": half[-1][2],
+    }
+
+
+def slope(points: list[tuple[float, float]]) -> float:
+    """Of a least-squares line, a second's as an hour's."""
+    if len(points) < 2:
+        return 0.0
+    times, values = zip(*points, strict=True)
+    return round(statistics.linear_regression(times, values).slope * 3600, 2)
+
+
+# -- load -----------------------------------------------------------------------------------
+
+
+async def load(args: argparse.Namespace) -> dict[str, float]:
+    capacity = await measure_capacity()
+    rows = max(32, round(capacity * QUEUE_S))
+    counts = Counts()
+    offered = capacity * args.factor
+    most_memory = 0.0
+    async with runtime(Admission(rows=rows)) as wire:
+        for number in range(32):
+            await one(wire, number, Counts())
+        start = time.monotonic()
+        end = start + args.minutes * 60
+        tasks: set[asyncio.Task[None]] = set()
+        number = 0
+        while (now := time.monotonic()) < end:
+            due = int((now - start) * offered)
+            while number < due:
+                task = asyncio.create_task(one(wire, number, counts, keep_latency=True))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+                number += 1
+            most_memory = max(most_memory, psutil.Process().memory_info().rss / 2**20)
+            await asyncio.sleep(0.005)
+        seconds = time.monotonic() - start
+        answered = counts.answered
+        await asyncio.gather(*tasks)
+    latencies = sorted(counts.latencies_ms) or [0.0]
+    return {
+        "capacity_per_s": round(capacity, 1),
+        "offered_per_s": round(counts.sent / seconds, 1),
+        "goodput_per_s": round(answered / seconds, 1),
+        "goodput_of_capacity": round(answered / seconds / capacity, 4),
+        "requests": counts.sent,
+        "refused_overloaded": counts.errors[NackCode.OVERLOADED.value],
+        "other_errors": sum(counts.errors.values()) - counts.errors[NackCode.OVERLOADED.value],
+        "lost": counts.lost,
+        "wrong": counts.wrong,
+        "admitted_rows_at_once": rows,
+        "p50_ms_of_admitted": round(latencies[len(latencies) // 2], 1),
+        "p99_ms_of_admitted": round(latencies[int(len(latencies) * 0.99)], 1),
+        "peak_memory_mb": round(most_memory, 1),
+    }
+
+
+async def measure_capacity() -> float:
+    """Rows a second that are answered with as many outstanding as bring the most."""
+    async with runtime() as wire:
+        best = 0.0
+        for _ in range(2):
+            counts = Counts()
+            end = time.monotonic() + MEASURE_S
+            await closed_loop(wire, counts, lambda end=end: time.monotonic() < end)  # type: ignore[misc]
+            best = max(best, counts.answered / MEASURE_S)
+    return best
+
+
+RUNS: dict[str, Callable[[argparse.Namespace], Awaitable[dict[str, float]]]] = {
+    "soak": soak,
+    "load": load,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("what", choices=RUNS)
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--messages", type=int, default=1_000_000)
+    parser.add_argument("--kill-every", type=float, default=20.0)
+    parser.add_argument("--factor", type=float, default=2.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    logging.getLogger("agentwire").setLevel(logging.ERROR)
+    if args.minutes is None:
+        args.minutes = 30.0 if args.what == "soak" else 5.0
+    figures = asyncio.run(RUNS[args.what](args))  # type: ignore[arg-type]
+    for name, value in figures.items():
+        print(f"{name:28} {value:,}")
+    if args.out:
+        record: dict[str, Any] = {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": shlex.join(["python", "bench/stress.py", *sys.argv[1:]]),
+            "hardware": hardware().model_dump(mode="json"),
+            "versions": versions(),
+            "settings": {"models": "fake backend (deterministic, no weights)", "seed": args.seed},
+            "figures": figures,
+        }
+        args.out.write_text(json.dumps(record, indent=2) + "\n")
+    return 1 if figures["lost"] or figures["wrong"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
