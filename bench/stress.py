@@ -25,7 +25,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -110,7 +110,7 @@ async def soak(args: argparse.Namespace) -> dict[str, float]:
     end = start + args.minutes * 60
 
     def more() -> bool:
-        return counts.sent < args.messages and time.monotonic() < end
+        return bool(counts.sent < args.messages and time.monotonic() < end)
 
     async with runtime() as wire:
         running = asyncio.create_task(closed_loop(wire, counts, more))
@@ -218,7 +218,7 @@ async def measure_capacity() -> float:
     return best
 
 
-RUNS: dict[str, Callable[[argparse.Namespace], Awaitable[dict[str, float]]]] = {
+RUNS: dict[str, Callable[[argparse.Namespace], Coroutine[Any, Any, dict[str, float]]]] = {
     "soak": soak,
     "load": load,
 }
@@ -239,7 +239,7 @@ def main() -> int:
     logging.getLogger("agentwire").setLevel(logging.ERROR)
     if args.minutes is None:
         args.minutes = 30.0 if args.what == "soak" else 5.0
-    figures = asyncio.run(RUNS[args.what](args))  # type: ignore[arg-type]
+    figures = asyncio.run(RUNS[args.what](args))
     for name, value in figures.items():
         print(f"{name:28} {value:,}")
     if args.out:
