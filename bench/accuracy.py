@@ -64,5 +64,29 @@ def status(out: Out = Path("runs/accuracy")) -> None:
         print(f"{job.name:34} {state:8} {(found or {}).get('error', '')}")
 
 
+@app.command()
+def record(
+    out: Out = Path("runs/accuracy"),
+    to: Annotated[Path, typer.Option(help="The record.")] = Path(
+        "bench/results/accuracy-small.json"
+    ),
+    bridges: Annotated[Path, typer.Option(help="Bridges that ship.")] = Path("bridges"),
+    hardware: Annotated[str, typer.Option(help="In words; default: the runs' devices.")] = "",
+) -> None:
+    """Write the record of all results, and the predictions beside it."""
+    import json
+
+    from lab.files import Folder
+    from lab.record import build, save_predictions
+
+    folder = Folder(out)
+    content = build(folder, bridges, hardware, "python bench/accuracy.py work --device cuda")
+    if not hardware:
+        content["hardware"] = ", ".join(sorted({run["device"] for run in content["runs"]}))
+    to.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    save_predictions(folder, to.with_suffix(".npz"))
+    print(f"{len(content['runs'])} runs, {len(content['missed'])} jobs missed, written to {to}")
+
+
 if __name__ == "__main__":
     app()

@@ -1,0 +1,44 @@
+"""Flat figures of the studies."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Run = dict[str, Any]
+
+
+def study_figures(studies: Mapping[str, Sequence[Run]]) -> dict[str, float]:
+    """Names as in docs/accuracy-record.md."""
+    groups: dict[str, list[float]] = defaultdict(list)
+    single: dict[str, float] = {}
+    for run in studies.get("soft_tokens", ()):
+        groups[f"{_pair(run)}.soft_tokens.{run['budget']}.m{run['soft_tokens']}"].append(
+            run["accuracy"]
+        )
+    for run in studies.get("universal", ()):
+        seen = "" if run["seen"] else "unseen."
+        groups[f"universal.{seen}{run['task']}.{run['direction']}"].append(run["accuracy"])
+    for run in studies.get("passkey", ()):
+        name = f"passkey.{run['direction']}.m{run['soft_tokens']}"
+        groups[f"{name}.digit"].append(run["digit_accuracy"])
+        groups[f"{name}.exact"].append(run["exact_match"])
+    for run in studies.get("layers", ()):
+        if "held_out_accuracy" in run:
+            single[f"{_pair(run)}.layer{run['layer']}.held_out"] = run["held_out_accuracy"]
+        single[f"{_pair(run)}.layer{run['layer']}.probe_mean.held_out"] = run["probe_mean_held_out"]
+    for study in ("sensitivity", "ablation"):
+        for run in studies.get(study, ()):
+            if "held_out_accuracy" in run:
+                name = run["name"].replace(" ", "_").replace(",", "")
+                single[f"{_pair(run)}.{study}.{name}.held_out"] = run["held_out_accuracy"]
+    for name, values in groups.items():
+        single[f"{name}.mean"] = statistics.fmean(values)
+        single[f"{name}.seeds"] = len(values)
+    return single
+
+
+def _pair(run: Run) -> str:
+    return f"{run['task']}.{run['direction']}"
