@@ -34,6 +34,7 @@ def work(
     light: Annotated[
         bool | None, typer.Option("--light/--heavy", help="Prefer light or heavy jobs.")
     ] = None,
+    prefer: Annotated[str, typer.Option(help="Direction whose bridges come first.")] = "forward",
     minutes: Annotated[float, typer.Option(help="No job is begun after these.")] = 600,
     quick: Annotated[bool, typer.Option("--quick", help="A rehearsal without meaning.")] = False,
 ) -> None:
@@ -45,7 +46,7 @@ def work(
     from lab.world import World
 
     until = time.monotonic() + 60 * minutes
-    jobs = [job for job in every_job() if fnmatch.fnmatch(job.name, only)]
+    jobs = [job for job in every_job(prefer) if fnmatch.fnmatch(job.name, only)]
     world = World(torch.device(device), quick=quick)
     command = f"python bench/accuracy.py work --device {device.partition(':')[0]}"
     take(jobs, world, Folder(out), name, light=light, command=command, until=until)

@@ -20,6 +20,12 @@ from agentwire.bridge.resampler import CLAMP_SIGMAS
 from agentwire.bridge.states import StateCache
 
 L2_GRID = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+ATTENTION_GRID = tuple(
+    {"heads": heads, "learning_rate": rate, "dropout": dropout}
+    for heads in (1, 8)
+    for rate in (1e-3, 3e-3)
+    for dropout in (0.1, 0.5)
+)
 ROWS = 1024
 """Texts whose states are gathered at a time."""
 

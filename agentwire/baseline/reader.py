@@ -24,6 +24,10 @@ from agentwire.model.transformers import TransformersBackend
 from agentwire.scenario.schema import TrainSpec
 from agentwire.wire.messages import TaskSpec
 
+PROMPT_GRID = tuple(
+    {"length": length, "learning_rate": rate} for length in (8, 32) for rate in (1e-2, 5e-2)
+)
+LORA_GRID = tuple({"learning_rate": rate} for rate in (3e-4, 1e-3, 3e-3))
 EVALUATED_ROWS = 512
 """Rows of one pass in an evaluation, over all members."""
 

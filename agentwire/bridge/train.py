@@ -94,18 +94,10 @@ def train_scenario(
             f"the agent {wire.spec.sender} sends but has no `layer`.",
             hint="Say after how many of its layers the bridge reads, e.g. `layer: 16`.",
         )
-    data = load_rows(
-        resolved.data.dataset,
-        TRAIN_SPLIT,
-        config=config,
-        path=resolved.data.path,
-    )
-    rows, held_out = held_out_split(data, min(recipe.held_out, len(data) // 8), recipe.seed)
-    if recipe.max_rows and recipe.max_rows < len(rows):
-        rows = sample(rows, recipe.max_rows, recipe.seed)
+    rows, held_out = training_rows(resolved.data, recipe, config)
     started = time.monotonic()
-    receiver = _load(resolved, wire.spec.receiver, _stage(progress, 0.0), recipe.precision)
-    sender = _load(resolved, wire.spec.sender, _stage(progress, 0.03))
+    receiver = load_agent(resolved, wire.spec.receiver, _stage(progress, 0.0), recipe.precision)
+    sender = load_agent(resolved, wire.spec.sender, _stage(progress, 0.03))
     sender_identity = sender.identity
     trunk(sender.model, layer)  # refused now, not after the states of all rows
     caches = _cache(sender, rows, held_out, layer, recipe, progress)
@@ -135,7 +127,7 @@ def train_scenario(
         rms_range=rms_range(receiver.identity.embedding_rms),
         prompts=tuple(part.task.prompt_hash for part in parts),
         training=CardTraining(
-            dataset=data.name,
+            dataset=rows.name,
             split=TRAIN_SPLIT,
             rows=len(rows),
             held_out=len(held_out),
@@ -162,6 +154,20 @@ def _checkpoint(config: Config, bridge: str, identity: Sequence[object]) -> Chec
     """Named by everything that the training depends on, so that two never share one."""
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return Checkpoint(config.home / "training" / f"{bridge}-{digest[:16]}.safetensors", digest)
+
+
+def training_rows(data: DataChoice, recipe: TrainSpec, config: Config) -> tuple[Dataset, Dataset]:
+    """The rows that everything of a scenario trains on, and those that choose its settings.
+
+    Raises:
+        DataError: the rows cannot be had, or are the very rows that are scored.
+    """
+    refuse_scored_rows(data)
+    split = load_rows(data.dataset, TRAIN_SPLIT, config=config, path=data.path)
+    rows, held_out = held_out_split(split, min(recipe.held_out, len(split) // 8), recipe.seed)
+    if recipe.max_rows and recipe.max_rows < len(rows):
+        rows = sample(rows, recipe.max_rows, recipe.seed)
+    return rows, held_out
 
 
 def sample(rows: Dataset, n: int, seed: int) -> Dataset:
@@ -198,9 +204,17 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _load(
+def load_agent(
     resolved: Resolved, agent: str, progress: Progress, precision: str | None = None
 ) -> TransformersBackend:
+    """The model of an agent in this process.
+
+    Args:
+        precision: as ``TrainSpec.precision``; None: as the agent's file says.
+
+    Raises:
+        ModelError, DeviceError: see ``TransformersBackend.load``.
+    """
     # Both models share this process, so they share all its threads instead of dividing them.
     changes: dict[str, object] = {"threads": None}
     on_gpu = resolved.agents[agent].device != "cpu"

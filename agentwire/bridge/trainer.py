@@ -93,6 +93,7 @@ def train_many(
     recipes: Sequence[TrainSpec],
     report: Callable[[int, Evaluation], None] = lambda member, now: None,
     checkpoint: Checkpoint | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[Trained | BridgeError]:
     """Trains every member of ``problem`` and gives each one's best average, or why it has none.
 
@@ -102,6 +103,7 @@ def train_many(
         report: told about every evaluation of every member.
         checkpoint: where to keep what is needed to go on after a crash; a training that is there
             already is taken up. Remove it when the result is safe.
+        stop: asked after every evaluation; True ends the training with what it has by then.
 
     Raises:
         ValueError: recipes that do not go together.
@@ -109,8 +111,7 @@ def train_many(
     first = recipes[0]
     if any((r.steps, r.evaluate_every) != (first.steps, first.evaluate_every) for r in recipes):
         raise ValueError("trainings side by side need the same steps and evaluate_every")
-    loop = _Loop(problem, recipes, report, checkpoint)
-    return loop.run()
+    return _Loop(problem, recipes, report, checkpoint, stop).run()
 
 
 class _Loop:
@@ -122,8 +123,10 @@ class _Loop:
         recipes: Sequence[TrainSpec],
         report: Callable[[int, Evaluation], None],
         checkpoint: Checkpoint | None,
+        stop: Callable[[], bool],
     ) -> None:
         self.problem, self.report, self.checkpoint = problem, report, checkpoint
+        self.stop = stop
         self.started = time.monotonic()
         self.members = [_Member(recipe) for recipe in recipes]
         torch.manual_seed(recipes[0].seed)
@@ -151,7 +154,7 @@ class _Loop:
             total.zero_()
             last = number
             self._evaluate(number, means)
-            if all(member.stale() for member in self.members):
+            if all(member.stale() for member in self.members) or self.stop():
                 break
             if self.checkpoint is not None:
                 self.checkpoint.save(self._progressed(number))

@@ -37,6 +37,7 @@ class LiveView:
         self._task: TaskID | None = None
         self._done = self._correct = self._total = self._before = 0
         self._start = 0.0
+        self._stage = ""
 
     def __enter__(self) -> LiveView:
         if self._loading is not None:
@@ -66,6 +67,13 @@ class LiveView:
             self._console.print(f"{event.agent} {words}{why}", style="yellow", markup=False)
         elif self._loading is not None:
             self._loading.update(event.agent, event.stage, event.fraction)
+        elif self._task is not None:  # a baseline is trained before its first row
+            ready = event.stage == "ready"
+            figures = "" if ready else f"{event.stage} ({event.fraction:.0%})"
+            self._rows.update(self._task, figures=figures)
+        elif event.stage != self._stage:
+            self._stage = event.stage
+            self._console.print(f"{event.agent}: {event.stage}", markup=False)
 
     def method_started(self, method: MethodSpec, done: int, total: int) -> None:
         """``done`` of ``total`` rows were answered in an earlier session."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -175,6 +175,9 @@ class _Run:
         todo = self._predictions.missing(method.name, plan.rows)
         self._display.method_started(method, len(plan.rows) - len(todo), len(plan.rows))
         if todo:
+            if method.prepare is not None:
+                await method.prepare(runtime, plan.resolved, self._teller(method))
+                self._display.progress(ProgressEvent(method.title, "ready", 1.0))
             await self._warm_up(method, runtime, todo)
             self._journal.write("method_started", method=method.name, rows=len(todo))
             start = time.monotonic()
@@ -187,6 +190,10 @@ class _Run:
             self._journal.write("method_finished", method=method.name)
         record = method_record(method, plan, self._predictions, self._rates.get(method.name))
         self._display.method_finished(method, record)
+
+    def _teller(self, method: MethodSpec) -> Callable[[str, float], None]:
+        """Shows what a method does before its first batch."""
+        return lambda stage, done: self._display.progress(ProgressEvent(method.title, stage, done))
 
     async def _warm_up(self, method: MethodSpec, runtime: Runtime, todo: Sequence[int]) -> None:
         plan = self._plan

@@ -278,7 +278,23 @@ class MatrixSpec(Strict):
         }
 
 
-Method = Literal["bridge", "text_relay", "text_relay_verbatim", "receiver_direct", "sender_direct"]
+Method = Literal[
+    "bridge",
+    "text_relay",
+    "text_relay_verbatim",
+    "receiver_direct",
+    "sender_direct",
+    "probe_mean",
+    "probe_attention",
+    "encoder_linear",
+    "few_shot",
+    "prompt_tuning",
+    "lora",
+    "zero_payload",
+    "shuffled_payload",
+    "label_relay",
+    "prompt_tuning_blind",
+]
 
 
 class Scenario(Strict):

@@ -11,6 +11,8 @@ import torch
 
 from agentwire.baseline.lora import Adapter, adapters
 from agentwire.baseline.reader import (
+    LORA_GRID,
+    PROMPT_GRID,
     BlindProblem,
     Reader,
     ReaderProblem,
@@ -29,18 +31,12 @@ from lab.scored import run_entry
 from lab.world import World
 
 READER = TrainSpec(
-    steps=1500, batch_size=32, average=0.99, evaluate_every=150, weight_decay=0.0, token_dropout=0.0
+    steps=800, batch_size=32, average=0.99, evaluate_every=100, weight_decay=0.0, token_dropout=0.0
 )
 TEXT_TOKENS = 72
 """Longest text in training, in the receiver's tokens; scored texts are never cut."""
-TRIED_STEPS = 500
+TRIED_STEPS = 250
 """Steps of a run that only chooses settings."""
-PROMPT_GRID = [
-    {"length": length, "learning_rate": rate}
-    for length in (8, 32)
-    for rate in (3e-3, 1e-2, 3e-2, 1e-1)
-]
-LORA_GRID = [{"learning_rate": rate} for rate in (1e-4, 3e-4, 1e-3, 3e-3)]
 RANK = 16
 
 Settings = dict[str, Any]
@@ -122,7 +118,7 @@ class Trainer:
                 problem = ReaderProblem(
                     reader, modules, self.rows("train", half), self.rows("held_out", half), recipes
                 )
-                return train_many(problem, recipes)
+                return train_many(problem, recipes, stop=world.out_of_time)
         finally:
             torch.set_float32_matmul_precision("highest")
 
@@ -138,7 +134,7 @@ class Trainer:
 
 
 def tuned(
-    world: World, job: Job, folder: Folder, method: str, grid: list[Settings], *, relayed: bool
+    world: World, job: Job, folder: Folder, method: str, grid: Sequence[Settings], *, relayed: bool
 ) -> Answer:
     """Chooses settings on held-out rows, trains three seeds with them, scores each once."""
     trainer = Trainer(world, job, folder, relayed=relayed)
@@ -193,14 +189,16 @@ def blind(world: World, job: Job, folder: Folder) -> Answer:
     receiver.prepare(spec)
     recipes, modules = [], []
     for seed in SEEDS:
-        change = {"learning_rate": 1e-2, "seed": seed, "steps": 600}
+        change = {"learning_rate": 1e-2, "seed": seed, "steps": 300}
         recipes.append(quickened(world, READER.model_copy(update=change)))
         torch.manual_seed(seed)
         modules.append(SoftPrompt(exact, 8))
     train, held, test = (labels_of(world, job.task, p) for p in ("train", "held_out", "test"))
     problem = BlindProblem(lambda z: receiver.logits_from_soft(z, spec), modules, train, held)
     runs, predictions = [], {}
-    for seed, trained in zip(SEEDS, train_many(problem, recipes), strict=True):
+    for seed, trained in zip(
+        SEEDS, train_many(problem, recipes, stop=world.out_of_time), strict=True
+    ):
         if isinstance(trained, BridgeError) or not isinstance(trained.module, SoftPrompt):
             continue
         with torch.inference_mode():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from agentwire.baseline.encoder import embed, fetch_encoder
 from agentwire.baseline.few_shot import few_shot_task
 from agentwire.baseline.probe import (
+    ATTENTION_GRID,
     AttentionProbe,
     ProbeProblem,
     Scaler,
@@ -34,11 +36,11 @@ from lab.scored import run_entry
 from lab.world import World
 
 PROBE = TrainSpec(
-    steps=2000, batch_size=128, average=0.99, evaluate_every=200, weight_decay=0.01, clip=10.0
+    steps=1000, batch_size=64, average=0.99, evaluate_every=100, weight_decay=0.01, clip=10.0
 )
 SHOTS = {"banking77": (1,), "ag_news": (1, 2, 4)}
 SHOT_ROWS = 300
-RELAY_ROWS = 16_000
+RELAY_ROWS = 3_000
 """Training rows that are summarised for the adapter on relayed texts."""
 
 
@@ -72,14 +74,11 @@ def attention_probe(
         world.states(job.direction, job.task, layer, part) for part in ("train", "held_out", "test")
     )
     classes = world.rows(job.task).classes
-    grid = [
-        {"heads": heads, "learning_rate": rate, "dropout": dropout}
-        for heads in (1, 8)
-        for rate in (3e-4, 1e-3, 3e-3)
-        for dropout in (0.1, 0.5)
-    ]
+    grid = ATTENTION_GRID
 
-    def fit(settings: list[dict[str, Any]], seeds: list[int]) -> tuple[list[Any], list[TrainSpec]]:
+    def fit(
+        settings: Sequence[dict[str, Any]], seeds: list[int]
+    ) -> tuple[list[Any], list[TrainSpec]]:
         recipes, modules = [], []
         for one, seed in zip(settings, seeds, strict=True):
             change = {"learning_rate": one["learning_rate"], "seed": seed}

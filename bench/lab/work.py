@@ -67,6 +67,7 @@ def do(job: Job, world: World, folder: Folder, worker: str, command: str) -> Non
     predictions: Predictions = {}
     about = {"job": job.name, "kind": job.kind, "worker": worker, "command": command,
              "task": job.task, "direction": job.direction}  # fmt: skip
+    world.train_until = started + job.train_s
     try:
         with limited(job.limit_s):
             result, predictions = KINDS[job.kind](world, job, folder)
@@ -85,7 +86,7 @@ def do(job: Job, world: World, folder: Folder, worker: str, command: str) -> Non
 
 def work(
     jobs: Sequence[Job], world: World, folder: Folder, worker: str, *, light: bool | None,
-    command: str, until: float, patience_s: float = 2.0,
+    command: str, until: float, patience_s: float = 0.5,
 ) -> None:  # fmt: skip
     """Takes jobs in order until all are done, or the time is up.
 

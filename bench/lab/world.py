@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
+import os
+import time
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +21,7 @@ from agentwire.model.transformers import TransformersBackend
 from agentwire.task.datasets import Dataset, load_rows
 from agentwire.task.definitions import load_definition
 from agentwire.task.holdout import held_out_split
+from agentwire.task.rows import rows_sha256
 from agentwire.wire.messages import TaskSpec
 
 PAIR = ("smollm2-135m-instruct", "gemma-3-270m")
@@ -25,6 +30,8 @@ HELD_OUT = 1000
 TRAIN_TOKENS = 128
 """Longest text in training, in the sender's tokens; scored texts are never cut."""
 SCORED_TOKENS = 512
+ARRIVAL_S = 90
+"""How long a model is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,7 @@ class World:
 
     def __init__(self, device: torch.device, *, quick: bool = False) -> None:
         self.device, self.quick = device, quick
+        self.train_until = math.inf
         self._config = Config.from_env()
         self._models: dict[tuple[str, str, int | None], TransformersBackend] = {}
         self._rows: dict[str, Rows] = {}
@@ -76,7 +84,7 @@ class World:
         """A model; ``random``: the same shape with fresh weights of that seed."""
         key = (name, dtype, random)
         if key not in self._models:
-            folder = locate(name, config=self._config).folder
+            folder = self._wait_for(name)
             if folder is None:
                 raise FileNotFoundError(f"{name} is not in the cache: agentwire models pull {name}")
             spec = AgentSpec(
@@ -88,6 +96,19 @@ class World:
                 backend.model = self._untrained(backend, random)
             self._models[key] = backend
         return self._models[key]
+
+    def _wait_for(self, name: str) -> Path | None:
+        """The model's folder; it may still be on its way to this machine."""
+        until = time.monotonic() + ARRIVAL_S
+        while (folder := locate(name, config=self._config).folder) is None:
+            if time.monotonic() > until:
+                return None
+            time.sleep(0.5)
+        return folder
+
+    def out_of_time(self) -> bool:
+        """Whether trainings should end with what they have."""
+        return time.monotonic() > self.train_until
 
     def _untrained(self, backend: TransformersBackend, seed: int) -> torch.nn.Module:
         torch.manual_seed(1000 + seed)
@@ -103,11 +124,28 @@ class World:
             test = load_rows(task, split, config=self._config, allow_download=False)
             if self.quick:
                 train, test = _every(train, 96), _every(test, 16)
-            kept, held_out = held_out_split(train, min(HELD_OUT, len(train) // 8), 0)
+            kept, held_out = self._split(train)
             self._rows[task] = Rows(
                 task, definition.spec(), definition.labels, kept, held_out, test
             )  # fmt: skip
         return self._rows[task]
+
+    def _split(self, train: Dataset) -> tuple[Dataset, Dataset]:
+        """``held_out_split``, remembered in the cache: for SST-2 it takes most of a minute."""
+        n = min(HELD_OUT, len(train) // 8)
+        digest = rows_sha256(train.rows)
+        file = self._config.home / "splits" / f"{train.name}-{n}-{digest[:16]}.json"
+        if file.is_file():
+            kept, held = json.loads(file.read_text())
+            parts = [replace(train, rows=tuple(train.rows[i] for i in p)) for p in (kept, held)]
+            return parts[0], parts[1]
+        chosen = held_out_split(train, n, 0)
+        places = {row: i for i, row in enumerate(train.rows)}  # of equal rows the last: equal too
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}.part")
+        partial.write_text(json.dumps([[places[row] for row in p.rows] for p in chosen]))
+        os.replace(partial, file)
+        return chosen
 
     def states(
         self, direction: str, task: str, layer: int, part: str,

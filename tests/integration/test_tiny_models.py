@@ -23,7 +23,10 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = ["bridge", "text_relay", "receiver_direct", "sender_direct"]
+RIVALS = ["probe_mean", "prompt_tuning_blind", "zero_payload", "shuffled_payload", "label_relay"]
 ROWS = 48
+RIVALS_RUN = 0
+"""Stands for the run of the rivals where others have their batch size."""
 SOFT_TOKENS, WIDTH = 4, 48
 
 
@@ -94,6 +97,7 @@ def runs(
         (folder / f"batch{batch}.yaml").write_text(text)
     trained = agentwire(folder, "train", "batch16.yaml")
     results = {
+        RIVALS_RUN: agentwire(folder, "run", "batch16.yaml", "--methods", ",".join(RIVALS)),
         16: agentwire(folder, "run", "batch16.yaml"),
         1: agentwire(folder, "run", "batch1.yaml", "--methods", "bridge,receiver_direct"),
     }
@@ -123,12 +127,31 @@ def test_every_row_has_one_answer_by_every_method(runs: Runs) -> None:
 
 
 def test_each_payload_crossed_between_two_processes(runs: Runs) -> None:
-    for result in runs.results.values():
+    for result in (runs.results[1], runs.results[16]):
         pids = {agent["pid"] for agent in result["agents"].values()}
         assert len(pids) == 2 and os.getpid() not in pids
         assert result["methods"]["bridge"]["payload_bytes"] == SOFT_TOKENS * WIDTH * 2
     sizes = {r["payload_bytes"] for r in runs.predictions(16, "bridge").values()}
     assert sizes == {SOFT_TOKENS * WIDTH * 2}
+
+
+def test_rivals_and_controls_answer_the_same_rows(runs: Runs) -> None:
+    result = runs.results[RIVALS_RUN]["methods"]
+    assert list(result) == RIVALS
+    for name, method in result.items():
+        assert (method["n"], method["errors"]) == (ROWS, {}), name
+        assert sorted(runs.predictions(RIVALS_RUN, name)) == list(range(ROWS))
+    assert result["probe_mean"]["accuracy"] > 0.65  # single words give the class away
+    for name in ("prompt_tuning_blind", "zero_payload"):  # one answer for every row
+        assert len({r["predicted"] for r in runs.predictions(RIVALS_RUN, name).values()}) == 1
+    assert result["shuffled_payload"]["channels"] == {"soft": ROWS, "text": 0}
+    assert result["shuffled_payload"]["payload_bytes"] == SOFT_TOKENS * WIDTH * 2
+    assert result["label_relay"]["payload_bytes"] == 1
+    said = runs.predictions(16, "sender_direct")
+    answer = {said[row]["predicted"]: r["predicted"]
+              for row, r in runs.predictions(RIVALS_RUN, "label_relay").items()}  # fmt: skip
+    for row, record in runs.predictions(RIVALS_RUN, "label_relay").items():
+        assert record["predicted"] == answer[said[row]["predicted"]]  # the word alone decides
 
 
 def test_predictions_do_not_depend_on_the_batch(runs: Runs) -> None:

@@ -4,13 +4,37 @@ from __future__ import annotations
 
 from agentwire.scenario.methods.base import MethodSpec
 from agentwire.scenario.methods.bridge import BRIDGE
+from agentwire.scenario.methods.encoder_linear import ENCODER_LINEAR
+from agentwire.scenario.methods.few_shot import FEW_SHOT
+from agentwire.scenario.methods.label_relay import LABEL_RELAY
+from agentwire.scenario.methods.lora import LORA
+from agentwire.scenario.methods.payload_controls import SHUFFLED_PAYLOAD, ZERO_PAYLOAD
+from agentwire.scenario.methods.probe_attention import PROBE_ATTENTION
+from agentwire.scenario.methods.probe_mean import PROBE_MEAN
+from agentwire.scenario.methods.prompt_tuning import PROMPT_TUNING, PROMPT_TUNING_BLIND
 from agentwire.scenario.methods.receiver_direct import RECEIVER_DIRECT
 from agentwire.scenario.methods.sender_direct import SENDER_DIRECT
 from agentwire.scenario.methods.text_relay import TEXT_RELAY, TEXT_RELAY_VERBATIM
 
 METHODS: dict[str, MethodSpec] = {
     method.name: method
-    for method in (BRIDGE, TEXT_RELAY, TEXT_RELAY_VERBATIM, RECEIVER_DIRECT, SENDER_DIRECT)
+    for method in (
+        BRIDGE,
+        TEXT_RELAY,
+        TEXT_RELAY_VERBATIM,
+        RECEIVER_DIRECT,
+        SENDER_DIRECT,
+        PROBE_MEAN,
+        PROBE_ATTENTION,
+        ENCODER_LINEAR,
+        FEW_SHOT,
+        PROMPT_TUNING,
+        LORA,
+        ZERO_PAYLOAD,
+        SHUFFLED_PAYLOAD,
+        LABEL_RELAY,
+        PROMPT_TUNING_BLIND,
+    )
 }
 
 __all__ = ["METHODS", "MethodSpec"]

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     SendBatch: TypeAlias = Callable[[Runtime, Resolved, Sequence[str]], Awaitable[list[Outcome]]]
     """Sends one batch of texts over the run's wire: one outcome a text, in order."""
 
+    Prepare: TypeAlias = Callable[[Runtime, Resolved, "Tell"], Awaitable[None]]
+    """Done once before a method's first batch: a baseline is trained, or taken from the cache."""
+
+Tell = Callable[[str, float], None]
+"""Told what goes on and the fraction done; called in the event loop."""
+
 
 @dataclass(frozen=True, slots=True)
 class MethodSpec:
@@ -30,6 +36,7 @@ class MethodSpec:
         describe: which models do what, for the models that really run.
         send: how one batch is sent.
         needs_bridge: it measures the bridge, so its messages must be able to go as soft tokens.
+        prepare: what must be done before the first batch.
     """
 
     name: str
@@ -37,6 +44,7 @@ class MethodSpec:
     describe: Callable[[Resolved], str]
     send: SendBatch
     needs_bridge: bool = False
+    prepare: Prepare | None = None
 
 
 def sender_model(resolved: Resolved) -> str:
