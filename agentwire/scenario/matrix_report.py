@@ -23,6 +23,7 @@ def print_matrix(result: MatrixResult, folder: Path, console: Console) -> None:
     console.print(_heading(result))
     if result.summary:
         console.print(_table(result))
+        console.print(_legend(result))
     for note in (_skipped(result), _recipes(result)):
         if note is not None:
             console.print(note)
@@ -54,8 +55,6 @@ def _table(result: MatrixResult) -> Table:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         header_style="bold",
-        caption=_caption(result),
-        caption_justify="left",
     )
     for name in axes:
         table.add_column(NAMES.get(name, name.removeprefix("train.")), overflow="fold")
@@ -99,11 +98,13 @@ def _figures(row: SummaryRow) -> list[Text]:
     ]
 
 
-def _caption(result: MatrixResult) -> Text:
-    text = Text("mean over seeds; the interval (Wilson) is about rows, the spread about seeds")
+def _legend(result: MatrixResult) -> Text:
+    text = Text(
+        "mean over seeds; the interval (Wilson) is about rows, the spread about seeds", "dim"
+    )
     if result.substitutions:
         pairs = ", ".join(f"{s.used} for {s.wanted}" for s in result.substitutions)
-        text.append(f"\nstand-ins: {pairs}", style="yellow")
+        text.append(f"\nstand-ins: {pairs}", style="yellow not dim")
     return text
 
 
