@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agentwire.errors import BridgeError, MissingBridge
 from agentwire.scenario.inventory import Inventory
-from agentwire.scenario.matrix import Cell, expand
+from agentwire.scenario.matrix import AxisValue, Cell, expand
 from agentwire.scenario.methods import MethodSpec
 from agentwire.scenario.resolve import Resolved, resolve
 from agentwire.scenario.schema import Scenario
+
+SHARED_AXES = ("wire", "task")
+"""Axes that every method depends on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +24,8 @@ class CellPlan:
     Attributes:
         cell: the combination.
         resolved: what runs.
-        methods: what this cell measures. A method that needs no bridge is measured once for each
-            wire and dataset, in the first cell that has them.
+        methods: what this cell measures. A method that does not depend on every axis is measured
+            once for each combination of those that it depends on (``relevant_axes``).
         problem: why its bridge cannot be used; None: it can, or none is needed.
     """
 
@@ -80,13 +83,22 @@ def plan_cells(
     """
     base = machine.resolve(scenario)
     plans: list[CellPlan] = []
-    seen: set[tuple[str, str]] = set()
+    seen: set[tuple[object, ...]] = set()
     for cell in expand(scenario, base.choices):
-        own = tuple(m for m in methods if m.needs_bridge or cell.setting not in seen)
-        seen.add(cell.setting)
+        own = []
+        for method in methods:
+            known = (method.name, *relevant_axes(method, cell.axes).items())
+            if known not in seen:
+                seen.add(known)
+                own.append(method)
         if own:
-            plans.append(plan_cell(cell, own, machine))
+            plans.append(plan_cell(cell, tuple(own), machine))
     return tuple(plans)
+
+
+def relevant_axes(method: MethodSpec, axes: Mapping[str, AxisValue]) -> dict[str, AxisValue]:
+    """The axes of a matrix that a method's figures depend on."""
+    return {k: v for k, v in axes.items() if method.needs_bridge or k in SHARED_AXES}
 
 
 def plan_cell(cell: Cell, methods: tuple[MethodSpec, ...], machine: Machine) -> CellPlan:

@@ -54,17 +54,6 @@ class Cell:
         """The measured wire."""
         return self.scenario.wires[0]
 
-    @property
-    def group(self) -> tuple[tuple[str, AxisValue], ...]:
-        """Its axes without the seed: cells of one group are repetitions of each other."""
-        return tuple((name, value) for name, value in self.axes.items() if name != "seed")
-
-    @property
-    def setting(self) -> tuple[str, str]:
-        """Measured wire and dataset: all that methods without a bridge depend on."""
-        task = self.scenario.task
-        return self.wire.name, task.dataset if task else ""
-
 
 def expand(
     scenario: Scenario, choices: Mapping[str, ModelChoice] | None = None

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypeAlias
 
-from agentwire.scenario.cells import CellPlan
+from agentwire.scenario.cells import CellPlan, relevant_axes
 from agentwire.scenario.matrix import Cell
 from agentwire.scenario.matrix_result import Axes, AxisValue, CellBridge, CellRecord, SummaryRow
 from agentwire.scenario.methods import METHODS
@@ -18,8 +18,6 @@ from agentwire.task.definitions import load_definition
 from agentwire.task.metrics import wilson_interval
 from agentwire.telemetry.journal import read_lines
 
-SHARED = ("wire", "task")
-"""Axes that also a method without a bridge depends on."""
 Combination: TypeAlias = tuple[tuple[str, AxisValue], ...]
 Right: TypeAlias = Mapping[int, bool]
 """Row of a split -> whether the answer was right."""
@@ -82,8 +80,8 @@ def summary(cells: Sequence[CellRecord], folder: Path) -> list[SummaryRow]:
 
 def _axes_of(method: str, axes: Axes) -> Axes:
     """The axes that a method's figures depend on, the seed left out."""
-    bridge = method in METHODS and METHODS[method].needs_bridge
-    return {k: v for k, v in axes.items() if k != "seed" and (bridge or k in SHARED)}
+    relevant = relevant_axes(METHODS[method], axes) if method in METHODS else axes
+    return {name: value for name, value in relevant.items() if name != "seed"}
 
 
 def _combination(axes: Axes) -> Combination:

@@ -1,0 +1,82 @@
+"""Cells on a machine: which methods each one measures, and what a missing bridge means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from scenario_files import FAKE, write, write_rows
+
+from agentwire.config import Config
+from agentwire.errors import BridgeError, MissingBridge
+from agentwire.scenario.cells import CellPlan, Machine, check_bridges, plan_cells, without_bridges
+from agentwire.scenario.inventory import Inventory, Site
+from agentwire.scenario.load import load_scenario
+from agentwire.scenario.plan import pick_methods
+from agentwire.scenario.schema import ModelChoice
+
+TASK = "task: {dataset: movie_snippets, path: rows.jsonl}\n"
+REAL = FAKE.replace(", backend: fake", ", layer: 2")
+
+
+class Here(Inventory):
+    """A machine on which any model's weights are."""
+
+    def gpus(self) -> int:
+        return 0
+
+    def site(self, choice: ModelChoice) -> Site:
+        return Site(Path("/weights"), needed=choice.backend != "fake")
+
+    def bridge_folders(self, source: Path | None = None) -> list[Path]:
+        return []
+
+
+def plans(folder: Path, text: str, methods: list[str]) -> tuple[CellPlan, ...]:
+    write_rows(folder, 4)
+    machine = Machine(Here(Config(home=folder / "home", offline=True)))
+    return plan_cells(load_scenario(write(folder, text)), pick_methods(methods), machine)
+
+
+def test_a_method_is_measured_once_for_what_it_depends_on(tmp_path: Path) -> None:
+    text = FAKE + "  - {from: bob, to: ada}\n" + TASK
+    text += "matrix: {wires: [ada->bob, bob->ada], soft_tokens: [4, 8]}\n"
+    found = plans(tmp_path, text, ["bridge", "receiver_direct"])
+    assert [[m.name for m in plan.methods] for plan in found] == [
+        ["bridge", "receiver_direct"],
+        ["bridge"],
+        ["bridge", "receiver_direct"],
+        ["bridge"],
+    ]
+    assert len(plans(tmp_path, text, ["receiver_direct"])) == 2
+
+
+def test_a_missing_bridge_is_an_error_unless_it_is_trained(tmp_path: Path) -> None:
+    found = plans(tmp_path, REAL + TASK + "matrix: {seeds: [0, 1]}\n", ["bridge"])
+    assert all(plan.can_be_trained for plan in found)
+    assert check_bridges(found, train=True, skip=False, source=None) == ()
+    for skip in (False, True):  # nothing would be left to measure
+        with pytest.raises(MissingBridge, match="2 of 2 cells have no bridge") as caught:
+            check_bridges(found, train=False, skip=skip, source=Path("x.yaml"))
+        assert "agentwire train x.yaml" in (caught.value.hint or "")
+
+
+def test_what_needs_no_bridge_is_left_of_a_cell(tmp_path: Path) -> None:
+    methods = ["bridge", "receiver_direct"]
+    first, second = plans(tmp_path, REAL + TASK + "matrix: {seeds: [0, 1]}\n", methods)
+    left = without_bridges(first)
+    assert left is not None
+    assert [m.name for m in left.methods] == ["receiver_direct"]
+    assert without_bridges(second) is None
+
+
+def test_a_bridge_that_does_not_fit_is_never_passed_over(tmp_path: Path) -> None:
+    broken = tmp_path / "model-a--model-b--movie_snippets"
+    broken.mkdir()
+    (broken / "card.yaml").write_text("name: x\n")
+    write_rows(tmp_path, 4)
+    file = write(tmp_path, REAL + TASK + "matrix: {seeds: [0, 1]}\n")
+    machine = Machine(Here(Config(home=tmp_path / "home", offline=True)), source=file)
+    found = plan_cells(load_scenario(file), pick_methods(["bridge"]), machine)
+    with pytest.raises(BridgeError, match="cell seed0: .* is not a bridge card"):
+        check_bridges(found, train=True, skip=True, source=file)
