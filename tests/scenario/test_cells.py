@@ -78,5 +78,5 @@ def test_a_bridge_that_does_not_fit_is_never_passed_over(tmp_path: Path) -> None
     file = write(tmp_path, REAL + TASK + "matrix: {seeds: [0, 1]}\n")
     machine = Machine(Here(Config(home=tmp_path / "home", offline=True)), source=file)
     found = plan_cells(load_scenario(file), pick_methods(["bridge"]), machine)
-    with pytest.raises(BridgeError, match="cell seed0: .* is not a bridge card"):
+    with pytest.raises(BridgeError, match=r"cell seed0: .* is not a bridge card"):
         check_bridges(found, train=True, skip=True, source=file)
