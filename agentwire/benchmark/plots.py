@@ -6,6 +6,7 @@ or random weights cannot be cropped into somebody else's figure by accident.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,12 +123,15 @@ def _figure(record: BenchRecord) -> Iterator[tuple[Any, Any]]:
 def caption(record: BenchRecord) -> str:
     """What was measured, on what, when; the labels of the record."""
     hardware = record.hardware
-    where = ", ".join(hardware.gpus) or f"{hardware.cores} cores of {hardware.cpu}"
+    gpus = (f"{count} x {name}" for name, count in Counter(hardware.gpus).items())
+    where = ", ".join(gpus) or f"{hardware.cores} cores of {hardware.cpu}"
     models = " -> ".join(dict.fromkeys(agent.model for agent in record.agents.values()))
     return "\n".join([f"{models}; {where}; {record.started[:10]}", *record.labels])
 
 
 def _throughput(record: BenchRecord, axes: Any, cells: list[CellRecord]) -> None:
+    from matplotlib.ticker import LogLocator
+
     for method, title in TITLES.items():
         points = [(c.batch_size, c.rows_per_s) for c in cells if c.method == method]
         if points:
@@ -141,9 +145,9 @@ def _throughput(record: BenchRecord, axes: Any, cells: list[CellRecord]) -> None
     sizes = sorted({c.batch_size for c in cells})
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:,g}")
-    axes.yaxis.set_minor_formatter("{x:,g}")
-    axes.tick_params(axis="y", which="minor", labelsize=7)
+    axes.yaxis.set_minor_formatter("")
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.set_xlabel("batch size")
     axes.set_ylabel("samples/s (log)")

@@ -13,9 +13,10 @@ HEAD = """# Results
 
 Made by `python bench/render.py` from the records in `bench/results/`; do not edit.
 
-Every figure below was measured with **stand-ins** (small models, and where named stand-in data)
-on the hardware named beside it. None was measured with Llama-3.1-8B and Mistral-7B. Accuracies
-are fractions with 95 % Wilson intervals; times are milliseconds.
+Every accuracy below was measured with **stand-ins** (small models, and where named stand-in data)
+on the hardware named beside it; none with Llama-3.1-8B and Mistral-7B. Where a chapter of speed
+names those two, it measured their exact shapes with random weights: how fast, not how well.
+Accuracies are fractions with 95 % Wilson intervals; times are milliseconds.
 """
 
 

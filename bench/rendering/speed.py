@@ -56,6 +56,8 @@ def _section(name: str, record: Record) -> str:
         f"{settings['rounds']} rounds in which the methods take turns; seed {settings['seed']}",
         *provenance(record),
     ]
+    if record["interrupted"]:
+        facts.append("- it was ended before the last round: `-` was not measured")
     parts = [f"## Speed: {name}", "\n".join(facts)]
     parts += _latency(record) + _throughput(record) + _lengths(record) + _papers(record)
     return "\n\n".join([*parts, *_pictures(name)])
