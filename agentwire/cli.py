@@ -28,6 +28,7 @@ from agentwire.commands import (
     report,
     run,
     serve,
+    top,
     train,
     validate,
 )
@@ -56,6 +57,7 @@ app.command("validate")(validate.validate)
 app.command("serve")(serve.serve)
 app.command("doctor")(doctor.doctor)
 app.command("agent")(agent.agent)
+app.command("top")(top.top)
 app.add_typer(bench.app, name="bench")
 app.add_typer(deadletters.app, name="deadletters")
 app.add_typer(keys.app, name="keys")

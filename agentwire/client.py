@@ -32,6 +32,7 @@ from agentwire.errors import (
 from agentwire.ledger import Admission, Ledger, Request, parcels_of
 from agentwire.outcomes import EventLog, Outcome, Outcomes
 from agentwire.reply import Reply, answers_of, reply_of
+from agentwire.telemetry.live import LiveStats
 from agentwire.wire.codec import encode
 from agentwire.wire.credit import CreditGate
 from agentwire.wire.messages import (
@@ -81,6 +82,7 @@ class Client:
         journal: told which requests were admitted and finished.
         admission, detours: as for ``Ledger``.
         on_dead_letter: told each dead letter with its task, the agent, and why that died.
+        stats: totals for whoever looks.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Client:
         admission: Admission | None = None,
         detours: Mapping[str, str] | None = None,
         on_dead_letter: Callable[[Request, TaskSpec, str, str], None] = lambda *letter: None,
+        stats: LiveStats | None = None,
     ) -> None:
         self._on_dead_letter = on_dead_letter
         self._loop = asyncio.get_running_loop()
@@ -103,7 +106,7 @@ class Client:
         self._joining = False  # a new link has not been heard from
         self._ledger = Ledger(wires, admission, detours)
         self._gate = CreditGate()
-        self._outcomes = Outcomes(journal)
+        self._outcomes = Outcomes(journal, stats)
         self._defined: OrderedDict[str, TaskSpec] = OrderedDict()
         self._idle = asyncio.Event()
         self._draining = False
@@ -122,6 +125,16 @@ class Client:
     def start(self) -> None:
         """Connects; returns at once."""
         self._link.start()
+
+    @property
+    def outstanding(self) -> int:
+        """Requests that were admitted and have not ended."""
+        return len(self._ledger)
+
+    @property
+    def credits(self) -> dict[str, int]:
+        """Messages that may be sent now, by wire."""
+        return {wire: self._gate.left(wire).messages for wire in self._ledger.wires}
 
     @property
     def closed(self) -> str:
@@ -203,7 +216,7 @@ class Client:
         if self._draining:
             raise BusClosed("The bus is closing: it takes no new requests.")
         ids = list(request_ids or (os.urandom(16) for _ in texts))
-        now = self._loop.time()
+        now, trace_id = self._loop.time(), os.urandom(16)
         task_id = task.task_id
         known = {i: reply for i in ids if (reply := self._outcomes.reply(i)) is not None}
         new: dict[bytes, Request] = {}
@@ -220,7 +233,7 @@ class Client:
                 new[request_id] = Request(
                     request_id, wire, task_id, text, channel, fallback, now, now + deadline_s
                 )
-                new[request_id].mode = mode
+                new[request_id].mode, new[request_id].trace_id = mode, trace_id
         timer = self._admit(list(new.values()), task, deadline_s)
         waits = {i: self._outcomes.pending(i) for i in ids if i not in known}
         if on_piece is not None and waits:

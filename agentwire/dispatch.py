@@ -20,6 +20,7 @@ def message_of(dispatch: Dispatch, now: float) -> Encode | Text:
         Row(
             r.request_id,
             None if r.deadline == math.inf else min(MAX_MS, max(0, int((r.deadline - now) * 1000))),
+            trace_id=r.trace_id,
             size=r.size,
         )
         for r in dispatch.requests

@@ -7,8 +7,11 @@ import contextlib
 import itertools
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import anyio
 
@@ -34,11 +37,13 @@ from agentwire.ledger import Admission, Request
 from agentwire.outcomes import EventLog
 from agentwire.reply import AgentInfo, ProgressEvent
 from agentwire.telemetry.journal import Journal
+from agentwire.telemetry.live import LiveStats, write_status
 from agentwire.wire.messages import Hello, Message, Role, TaskSpec
 from agentwire.wire.states import Timing
 from agentwire.wiring import Wiring
 
 CLIENT = "client"
+SHOW_S = 1.0  # between two states of the status file
 
 
 class Host:
@@ -72,6 +77,8 @@ class Host:
         remote: Remote | None = None,
     ) -> None:
         self.agents: dict[str, AgentInfo] = {}
+        self._stats = LiveStats()
+        self._showing: asyncio.Task[None] | None = None
         self._wiring = wiring
         self._run_folder = run_folder
         self._admission = admission
@@ -134,8 +141,11 @@ class Host:
             admission=self._admission,
             detours=self._wiring.detours,
             on_dead_letter=self._keep_dead_letter,
+            stats=self._stats,
         )
         client.start()
+        if self._run_folder is not None:
+            self._showing = asyncio.create_task(self._show(self._run_folder))
         self._supervisor.start()
         await self._supervisor.ready()
         return client
@@ -148,6 +158,8 @@ class Host:
         """
         if self.client is not None and drain_s > 0:
             await self.client.drain(drain_s)
+        if self._showing is not None:
+            self._showing.cancel()
         with anyio.CancelScope(shield=True):  # an interrupted run must not leave processes behind
             try:
                 if self.client is not None:
@@ -170,6 +182,24 @@ class Host:
     def metrics(self) -> Mapping[str, int]:
         """Counters and gauges of the bus."""
         return self._broker.metrics()
+
+    def status(self) -> dict[str, Any]:
+        """Everything that can be told of this runtime now, as JSON holds it."""
+        client = self.client
+        return {
+            "pid": os.getpid(),
+            "agents": {name: asdict(info) for name, info in self.agents.items()},
+            "bus": dict(self._broker.metrics()),
+            "outstanding": 0 if client is None else client.outstanding,
+            "credits": {} if client is None else client.credits,
+            **self._stats.to_json(),
+        }
+
+    async def _show(self, folder: Path) -> None:
+        """Keeps the status file of the run's folder fresh."""
+        while True:
+            write_status(folder, self.status() | {"time": time.time()})
+            await asyncio.sleep(SHOW_S)
 
     # -- news -------------------------------------------------------------------------------
 
@@ -211,6 +241,7 @@ class Host:
                     client.agent_ready(name)
             case AgentDied(name, epoch, pid, reason, crashed, restart_in):
                 self._write("agent_died", agent=name, epoch=epoch, pid=pid, reason=reason)
+                self._stats.restarts[name] += restart_in is not None
                 if client is not None:
                     client.agent_died(name, reason, crashed=crashed)
                 if restart_in is not None:

@@ -56,6 +56,7 @@ class Request:
         deaths: agent -> how many of its deaths it was in flight at.
         not_before: it is not sent earlier.
         mode: what the sender does with the soft tokens.
+        trace_id: 16 bytes that logs on every side name; those of one call share it.
     """
 
     request_id: bytes
@@ -72,6 +73,7 @@ class Request:
     deaths: dict[str, int] = field(default_factory=dict)
     not_before: float = -math.inf
     mode: Mode = Mode.FORWARD
+    trace_id: bytes = bytes(16)
 
     @property
     def size(self) -> int:
@@ -136,6 +138,10 @@ class Ledger:
 
     def __len__(self) -> int:
         return len(self._requests)
+
+    @property
+    def wires(self) -> Collection[str]:
+        return self._wires.keys()
 
     def __contains__(self, request_id: bytes) -> bool:
         return request_id in self._requests

@@ -13,6 +13,7 @@ from agentwire.endings import RETRY_AFTER_S
 from agentwire.errors import RequestError
 from agentwire.ledger import Request
 from agentwire.reply import Reply
+from agentwire.telemetry.live import LiveStats
 from agentwire.wire.messages import TaskSpec
 
 Outcome: TypeAlias = Reply | RequestError
@@ -74,10 +75,12 @@ class Outcomes:
 
     Args:
         journal: told which requests were admitted and which are finished.
+        stats: totals for whoever looks.
     """
 
-    def __init__(self, journal: EventLog | None) -> None:
+    def __init__(self, journal: EventLog | None, stats: LiveStats | None = None) -> None:
         self._journal = journal
+        self._stats = stats or LiveStats()
         self.pace = Pace(time.monotonic)
         self._pending: dict[bytes, Pending] = {}
         self._replies: OrderedDict[bytes, Reply] = OrderedDict()
@@ -106,12 +109,20 @@ class Outcomes:
             future: asyncio.Future[Outcome] = loop.create_future()
             self._pending[request.request_id] = Pending(task, request.task, future)
         head = requests[0]
-        self._write("admitted", requests, wire=head.wire, task=task.name, channel=head.channel)
+        self._write(
+            "admitted",
+            requests,
+            wire=head.wire,
+            task=task.name,
+            channel=head.channel,
+            trace_id=head.trace_id.hex(),
+        )
 
     def answer(self, answered: Sequence[tuple[Request, Reply]]) -> None:
         """Ends requests with their replies."""
         for request, reply in answered:
             self._replies[request.request_id] = reply
+            self._stats.answered(request.wire, reply.reason, reply.stages, reply.latency_ms)
             self._end(request, reply)
         while len(self._replies) > MAX_REPLIES:
             self._replies.popitem(last=False)
@@ -123,6 +134,7 @@ class Outcomes:
     def fail(self, requests: Sequence[Request], error: RequestError) -> None:
         """Ends requests without an answer."""
         for request in requests:
+            self._stats.failed(request.wire, error.code.value)
             self._end(request, error)
         self._write("finished", requests, outcome=error.code.value, reason=error.message)
 

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 from agentwire.agent.lifecycle import AgentLimits
 from agentwire.agent.remote import Remote
@@ -197,6 +197,10 @@ class Runtime:
     def agents(self) -> Mapping[str, AgentInfo]:
         """The latest incarnation of each agent that was ready once."""
         return {} if self._host is None else dict(self._host.agents)
+
+    def status(self) -> Mapping[str, Any]:
+        """What there is to see now: agents, outcomes, fallbacks, restarts, stages, credits."""
+        return {} if self._host is None else self._host.status()
 
     @property
     def remote_endpoint(self) -> str:

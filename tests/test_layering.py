@@ -30,7 +30,7 @@ CLIENT_ROOMS = {
     "wiring",
 }
 CLIENT_MAY = (
-    {"errors", "wire", "agent.fallback", "agent.spec", "task.definitions"}
+    {"errors", "wire", "telemetry.live", "agent.fallback", "agent.spec", "task.definitions"}
     | CLIENT_ROOMS
     | {"scenario.schema", "scenario.load", "scenario.resolve"}
 )

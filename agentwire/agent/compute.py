@@ -21,6 +21,7 @@ from agentwire.agent.fallback import Decision, Refuse, UseSoft, UseText, decide,
 from agentwire.agent.kept import Kept
 from agentwire.errors import AgentwireError, NackCode, RemoteProtocolError
 from agentwire.model.backend import Backend, Encoded, Generated, Job, Pipelined, Scored, Watch
+from agentwire.telemetry.logs import TRACES
 from agentwire.wire.messages import BridgeIdentity, Channel, Mode, Row, Stages, TaskSpec
 from agentwire.wire.tensors import check_rows
 
@@ -376,7 +377,8 @@ class Compute:
             return [(items, done)]
         except Exception as error:  # whatever the model raises is the answer to these rows
             if len(items) == 1:
-                log.warning("the model raised", exc_info=error)
+                traces = [item.content.row.trace_id.hex() for item in items]
+                log.warning("the model raised", exc_info=error, extra={TRACES: traces})
                 code = NackCode.MODEL_ERROR
                 if isinstance(error, RemoteProtocolError):
                     code = error.code  # what is wrong with this row

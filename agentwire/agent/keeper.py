@@ -29,6 +29,7 @@ from agentwire.agent.restarts import RestartBudget
 from agentwire.agent.spec import AgentSpec, Birth, BusAddress
 from agentwire.bus.events import PeerBusy, PeerGone, PeerLost, PeerProgress, PeerReady
 from agentwire.errors import AgentwireError, InputError
+from agentwire.telemetry.logs import message_of
 
 GOODBYE_WAIT_S: Final = 1.0
 CUT_OFF_S: Final = 0.5
@@ -273,7 +274,7 @@ class Keeper:
         except OSError:
             tail = ""
         lines = [line.strip() for line in tail.splitlines() if line.strip()]
-        return lines[-1][:200] if lines else "the log is empty"
+        return message_of(lines[-1])[:200] if lines else "the log is empty"
 
 
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:

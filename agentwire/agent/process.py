@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from agentwire.agent.failure import ExitCode
 from agentwire.agent.spec import Birth
+from agentwire.telemetry.logs import log_json
 
 MAX_BIRTH_BYTES: Final = 1024 * 1024
 PR_SET_PDEATHSIG: Final = 1
@@ -40,10 +41,10 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the runner to decide
     _die_with_parent()
     _nap_exactly()
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level="INFO")
     birth = _read_birth()
     if birth is None:
         return ExitCode.ERROR
+    log_json(agent=birth.agent.name, epoch=birth.bus.epoch)
     threading.Thread(target=_watch_stdin, name="parent-guard", daemon=True).start()
     _set_threads(birth.agent.threads)
     # The compute loop must not keep the IO thread waiting for the interpreter for 5 ms a turn.

@@ -48,6 +48,10 @@ def run(
         str | None,
         typer.Option("--remote", help="Agents that other machines run (`agentwire agent`)."),
     ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option("--metrics-port", min=0, help="Serve Prometheus metrics on loopback; 0: any."),
+    ] = None,
 ) -> None:
     """Run a scenario: every method over the same rows, through real processes and the bus.
 
@@ -83,7 +87,11 @@ def run(
         device=device,
         quiet=as_json,
     )
-    plan = replace(plan, remote=remote_of(listen, _names(remote), list(loaded.agents)))
+    plan = replace(
+        plan,
+        remote=remote_of(listen, _names(remote), list(loaded.agents)),
+        metrics_port=metrics_port,
+    )
     result = _execute(plan, scenario, as_json=as_json)
     if as_json:
         typer.echo(result.model_dump_json(indent=2))

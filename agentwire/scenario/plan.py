@@ -43,6 +43,7 @@ class RunPlan:
         command: what the user typed; goes into result.json.
         resumed: the folder holds an earlier session of the same run.
         remote: agents that run on other machines, and where they join.
+        metrics_port: where Prometheus may scrape, on loopback; 0: any port; None: nowhere.
     """
 
     resolved: Resolved
@@ -56,6 +57,7 @@ class RunPlan:
     command: str
     resumed: bool
     remote: Remote | None = None
+    metrics_port: int | None = None
 
     @property
     def run_id(self) -> str:

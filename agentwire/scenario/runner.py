@@ -135,6 +135,11 @@ class _Run:
         async with AsyncExitStack() as stack:
             with interrupt.scope():
                 runtime = await stack.enter_async_context(self._open())
+                if plan.metrics_port is not None:
+                    from agentwire.telemetry.prometheus import serving
+
+                    port = stack.enter_context(serving(runtime.status, plan.metrics_port))
+                    self._journal.write("metrics_served", port=port)
             if interrupt.requested:
                 return
             try:

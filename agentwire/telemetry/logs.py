@@ -1,0 +1,55 @@
+"""Logs of agents: one JSON object a line, with the trace ids of the rows that a line is about."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import UTC, datetime
+from typing import Any, Final
+
+TRACES: Final = "trace_ids"
+"""``log.warning(..., extra={TRACES: [...]})``: hex ids of the rows that are concerned."""
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one line of JSON.
+
+    Args:
+        fields: what every line says besides (the agent's name).
+    """
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__()
+        self._fields = fields
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line: dict[str, Any] = {
+            "time": time.replace("+00:00", "Z"),
+            "level": record.levelname,
+            "logger": record.name,
+            **self._fields,
+        }
+        traces = getattr(record, TRACES, None)
+        if traces:
+            line[TRACES] = list(traces)
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        line["message"] = record.getMessage()
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def log_json(**fields: Any) -> None:
+    """From now on this process logs to stderr as JSON."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter(**fields))
+    logging.basicConfig(handlers=[handler], level="INFO", force=True)
+
+
+def message_of(line: str) -> str:
+    """What a log's line says; the line itself where it is not one of these."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return line
+    return str(value.get("message", line)) if isinstance(value, dict) else line
