@@ -297,6 +297,8 @@ class Endpoint:
             with self._turn:
                 told = self._take_queued()
                 self._write(link)
+            if len(self._unsent) > UNSENT_MESSAGES:
+                self._lose(f"it did not read {UNSENT_MESSAGES} messages")
             if not told:
                 return
             for message in told:
@@ -340,8 +342,6 @@ class Endpoint:
     def _write(self, link: Link) -> None:
         while self._unsent and link.send(self._unsent[0]) is Sent.TAKEN:
             self._unsent.popleft()
-        if len(self._unsent) > UNSENT_MESSAGES:
-            self._lose(f"it did not read {UNSENT_MESSAGES} messages")
 
     def _lose(self, reason: str) -> None:
         """The broker is gone: nothing can be sent any more."""
