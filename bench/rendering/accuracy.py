@@ -179,8 +179,12 @@ def _compared(
 
 
 def outcome(entry: Record) -> str:
-    """``bridge``, ``baseline``, or ``""`` where the interval of the difference holds zero."""
-    if entry["low95"] > 0:
+    """``bridge``, ``baseline``, or ``""``: they cannot be told apart.
+
+    The bridge has won only where both tests say so; against it, the interval is enough.
+    """
+    certain = entry.get("mcnemar", {}).get("p_value", 0.0) < 0.05
+    if entry["low95"] > 0 and certain:
         return "bridge"
     return "baseline" if entry["high95"] < 0 else ""
 
@@ -202,7 +206,8 @@ def _differences(record: Record, direction: str, tasks: Sequence[str]) -> str:
         [
             "Bridge minus each baseline on the same rows: mean difference, its 95 % interval "
             "(paired bootstrap over rows), and the exact McNemar p of the two best runs. "
-            "**Bold: the baseline wins**; *italics: the interval holds zero*.",
+            "**Bold: the baseline wins** (interval below zero); *italics: not told apart* (the "
+            "interval holds zero, or p is 0.05 or more).",
             table(["baseline", *map(title, tasks)], rows),
         ]
     )
@@ -231,11 +236,11 @@ def _verdict(record: Record, direction: str, tasks: Sequence[str]) -> str:
             continue
         words = []
         if outcomes["baseline"]:
-            words.append(f"beaten by {', '.join(outcomes['baseline'])}")
+            words.append(f"beaten by {'; '.join(outcomes['baseline'])}.")
         if outcomes[""]:
-            words.append(f"not told apart from {', '.join(outcomes[''])}")
-        words.append(f"above {len(outcomes['bridge'])} of {sum(map(len, outcomes.values()))}")
-        lines.append(f"- {title(task)}: the bridge is {'; '.join(words)}")
+            words.append(f"not told apart from {'; '.join(outcomes[''])}.")
+        words.append(f"above {len(outcomes['bridge'])} of {sum(map(len, outcomes.values()))}.")
+        lines.append(f"- {title(task)}: the bridge is {' It is '.join(words)}")
     return "\n".join(lines)
 
 
@@ -310,12 +315,12 @@ def _choices(record: Record) -> str:
             mine = changes.get((choice["task"], choice["direction"]), {})
             changed = ", ".join(f"{key} {value:g}" for key, value in mine.items())
             won = changed if choice.get("winner") == "changed" and changed else "nothing changed"
-            rows.append([title(choice["task"]), choice["direction"], str(choice["layer"]), won])
+            known = [won] if changes else []
+            rows.append([title(choice["task"]), choice["direction"], str(choice["layer"]), *known])
     if not rows:
         return ""
-    head = "### Settings of the scored bridges, chosen on held-out training rows"
-    header = ["task", "direction", "layer", "against the base recipe"]
-    return "\n\n".join([head, table(header, rows)])
+    header = ["task", "direction", "layer", *(["against the base recipe"] if changes else [])]
+    return "\n\n".join(["### What the scored bridges read", table(header, rows)])
 
 
 def _missed(record: Record) -> str:
@@ -324,5 +329,14 @@ def _missed(record: Record) -> str:
         by_reason.setdefault(entry["why"], []).append(entry["job"])
     if not by_reason:
         return ""
-    lines = [f"- {why}: {', '.join(jobs)}" for why, jobs in by_reason.items()]
+    lines = [f"- {why}: {', '.join(_by_kind(jobs))}" for why, jobs in by_reason.items()]
     return "\n\n".join(["### Not measured, and why", "\n".join(lines)])
+
+
+def _by_kind(jobs: Sequence[str]) -> list[str]:
+    """Jobs of one kind together: ``relay (sst2.forward, sst2.reverse)``."""
+    kinds: dict[str, list[str]] = {}
+    for job in jobs:
+        kind, _, rest = job.partition(".")
+        kinds.setdefault(kind, []).append(rest)
+    return [f"{kind} ({', '.join(rest)})" if any(rest) else kind for kind, rest in kinds.items()]

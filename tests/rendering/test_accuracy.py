@@ -90,14 +90,23 @@ def test_where_a_baseline_wins_the_table_says_so() -> None:
     assert "p < 0.001" in lora
     (probe,) = lines_with(text, "| linear probe | +0.03")
     assert "**" not in probe
-    assert "- SST-2: the bridge is beaten by LoRA; above 1 of 2" in text
+    assert "- SST-2: the bridge is beaten by LoRA. It is above 1 of 2." in text
 
 
 def test_an_interval_around_zero_is_no_victory() -> None:
     record = make_record(comparisons=[comparison("sst2", "probe_mean", 0.004, 0.01)])
     text = document({"accuracy-small": record})
     assert lines_with(text, "| linear probe | *+0.004")
-    assert "not told apart from linear probe; above 0 of 1" in text
+    assert "not told apart from linear probe. It is above 0 of 1." in text
+
+
+def test_the_bridge_wins_only_where_both_tests_say_so() -> None:
+    entry = comparison("sst2", "probe_mean", 0.011, 0.0108)
+    doubtful = {**entry, "mcnemar": {"only_first": 3, "only_second": 1, "p_value": 0.177}}
+    assert accuracy.outcome(entry) == "bridge"
+    assert accuracy.outcome(doubtful) == ""
+    lost = {**doubtful, "difference": -0.011, "low95": -0.02, "high95": -0.001}
+    assert accuracy.outcome(lost) == "baseline"
 
 
 def test_goals_are_missed_by_a_number() -> None:
@@ -199,7 +208,7 @@ def test_the_other_studies_show_their_figures() -> None:
 def test_what_was_not_measured_is_listed() -> None:
     missed = [{"job": name, "why": "not run"} for name in ("lora.trec.forward", "universal")]
     text = accuracy.chapter({"a": make_record(missed=missed)})
-    assert "- not run: lora.trec.forward, universal" in text
+    assert "- not run: lora (trec.forward), universal" in text
 
 
 def test_chosen_settings_stand_beside_the_figures() -> None:
