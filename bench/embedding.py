@@ -1,7 +1,7 @@
 """What embedding costs: one message by the bare Python API, by adapters, and by the gateway.
 
 All ways ask the same two fake agents (real processes, real bus, models that answer at once), one
-message at a time, in turns: a round asks each way for ``--messages`` labels, and a figure is the
+message at a time, in turns: each message goes by every way before the next, and a figure is the
 median over all messages. So what is left is the cost of the way itself. Ways whose libraries are
 not installed are left out, and the record says so.
 
@@ -139,16 +139,17 @@ async def measure(ways: dict[str, Way], messages: int, rounds: int) -> dict[str,
         AssertionError: two ways answer differently.
     """
     taken: dict[str, list[float]] = {name: [] for name in ways}
+    order = list(ways)
     for turn in range(-1, rounds):  # the first warms up
-        answers: dict[str, list[str]] = {}
-        for name, ask in ways.items():
-            answers[name] = []
-            for number in range(messages):
+        for number in range(messages):
+            order.append(order.pop(0))  # nobody always follows the same one
+            answers = {}
+            for name in order:
                 began = time.perf_counter()
-                answers[name].append(await ask(f"review {turn} {number}"))
+                answers[name] = await ways[name](f"review {turn} {number}")
                 if turn >= 0:
                     taken[name].append((time.perf_counter() - began) * 1000)
-        assert all(found == answers[BARE] for found in answers.values()), "answers differ"
+            assert len(set(answers.values())) == 1, answers
     return taken
 
 
@@ -200,10 +201,11 @@ def record(taken: dict[str, list[float]], options: argparse.Namespace) -> dict[s
         except metadata.PackageNotFoundError:
             versions[distribution] = "not installed"
     return {
+        "benchmark": "embedding",
+        "labels": ["FAKE AGENTS that answer at once: real processes and bus, no language model"],
         "command": "python bench/embedding.py " + shlex.join(sys.argv[1:]),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "hardware": hardware(),
-        "models": "fake agents that answer at once: real processes and bus, no language model",
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": hardware().model_dump(),
         "messages": options.messages * options.rounds,
         "versions": versions,
         "ways": ways,

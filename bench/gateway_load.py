@@ -24,6 +24,7 @@ from collections import Counter
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -136,11 +137,14 @@ def main() -> None:
     wire = next(iter(resolved.wires))
     tally, metrics = asyncio.run(load(options.scenario, wire, texts, expected, options))
     times = statistics.quantiles(tally.milliseconds, n=100)
+    models = ", ".join(agent["model"] for agent in run["agents"].values())
     result = {
+        "benchmark": "gateway_load",
+        "labels": [f"models: {models}; data: {resolved.data.dataset} {resolved.data.split}"],
         "command": "python bench/gateway_load.py " + shlex.join(sys.argv[1:]),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "hardware": hardware(),
-        "models": {name: agent["model"] for name, agent in run["agents"].items()},
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {name: metadata.version(name) for name in ("starlette", "uvicorn", "torch")},
+        "hardware": hardware().model_dump(),
         "clients": options.clients,
         "answered at once": options.requests,
         "seconds": options.seconds,
