@@ -26,7 +26,7 @@ from agentwire.bus.endpoint import Endpoint
 from agentwire.bus.transport import Transport
 from agentwire.bus.zmq import ipc_path
 from agentwire.errors import BridgeError, BusClosed, InputError, LocalProtocolError, ModelError
-from agentwire.model.backend import Backend, Paced, Progress
+from agentwire.model.backend import Backend, Paced, Pipelined, Progress
 from agentwire.telemetry.counts import BatchSizes, write_counts
 from agentwire.wire.codec import encode
 from agentwire.wire.messages import BridgeIdentity, Envelope, Hello, Message, Offer, Role
@@ -160,7 +160,11 @@ class Service:
         )
         self._worker.start()
         log.info("ready: %s", backend.identity)
-        return self._work()
+        try:
+            return self._work()
+        finally:
+            if isinstance(backend, Pipelined):
+                log.info("batches: %s", backend.summary())
 
     def _on_sigterm(self, signum: int, frame: FrameType | None) -> None:
         self._inbox.put(Leave(), time.monotonic())

@@ -161,6 +161,10 @@ class Pipelined(Protocol):
 
     def begin_score_text(self, texts: Sequence[str], task: TaskSpec) -> Job[Scored] | None: ...
 
+    def summary(self) -> str:
+        """For the log: how many batches ran in which way."""
+        ...
+
 
 @runtime_checkable
 class Paced(Protocol):

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from agentwire.agent.spec import AgentSpec
+from agentwire.errors import DeviceError
 from agentwire.model.backend import Encoded, Generated, Job, Progress, Scored, Watch
 from agentwire.model.buckets import Buckets, fill
 from agentwire.model.graphs import Device, Port, PortJob, Program
@@ -91,6 +92,12 @@ class StaticBackend:
     def identity(self) -> ModelIdentity:
         return self.plain.identity
 
+    def summary(self) -> str:
+        device = self.device
+        ran = ", ".join(f"{what} {count}" for what, count in sorted(self.counts.items()))
+        shapes = f"{device.captured} graphs with {device.captured_bytes / 2**30:.1f} GiB"
+        return f"{ran or 'none'}; {shapes}"
+
     def _tell(self, done: int, of: int) -> None:
         device = self.device
         stage = f"graphs ({device.captured}, {device.captured_bytes / 2**30:.1f} GiB)"
@@ -127,7 +134,11 @@ class StaticBackend:
     # -- sender -----------------------------------------------------------------------------
 
     def add_bridge(self, folder: Path) -> BridgeIdentity:
-        """As ``TransformersBackend.add_bridge``; captures trunk and bridge in every shape."""
+        """As ``TransformersBackend.add_bridge``; captures trunk and bridge in every shape.
+
+        Raises:
+            DeviceError: the device has too little memory for the shapes.
+        """
         identity = self.plain.add_bridge(folder)
         self._tune({n * t for n, t in self._buckets.shapes()})
         module = self.plain.bridge(identity.fingerprint)
@@ -136,7 +147,15 @@ class StaticBackend:
         ports = self._encoders[identity.fingerprint] = {}
         for i, shape in enumerate(shapes):
             self._tell(i, len(shapes))
-            ports[shape] = self._encoder(shape, identity.layer, module, prefix)
+            try:
+                ports[shape] = self._encoder(shape, identity.layer, module, prefix)
+            except torch.OutOfMemoryError as error:
+                raise DeviceError(
+                    f"{self._spec.device} has too little memory to capture {shape[0]} rows of "
+                    f"{shape[1]} tokens.",
+                    hint="Lower `max_tokens`, `batches` or `texts` under `graphs:` in the agent's "
+                    "file; what has no captured shape is computed eagerly.",
+                ) from error
         self._tell(1, 1)
         return identity
 

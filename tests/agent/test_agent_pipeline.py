@@ -83,6 +83,9 @@ class Device(FakeBackend):
         self.jobs.append(job)
         return job
 
+    def summary(self) -> str:
+        return f"{len(self.jobs)} begun"
+
 
 class Rig:
     def __init__(self, **fake: object) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from agentwire.agent.spec import AgentSpec, GraphSpec
+from agentwire.errors import DeviceError
 from agentwire.model import shapes
 from agentwire.model.backend import Pipelined
 from agentwire.model.engine import StaticBackend
@@ -177,3 +178,26 @@ def test_progress_names_the_shapes(tmp_path: Path) -> None:
     told: list[str] = []
     load(LLAMA, told).add_bridge(Path(shapes.bridge_folder(MISTRAL, 8, 2)))
     assert told.count("shapes") == 5  # four shapes, and the end
+
+
+def test_too_little_memory_for_the_shapes_says_which_setting_to_lower(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small = load(LLAMA)
+
+    def encoder(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(small, "_encoder", encoder)
+    with pytest.raises(DeviceError, match="4 rows of 48 tokens") as error:
+        small.add_bridge(Path(shapes.bridge_folder(MISTRAL, 8, 2)))
+    assert "max_tokens" in error.value.hint
+
+
+def test_its_summary_counts_both_ways(sender: StaticBackend, bridge: str) -> None:
+    before = sender.counts.copy()
+    sender.encode(TEXTS, bridge)
+    sender.encode([words(60)], bridge)
+    assert sender.counts["encode"] == before["encode"] + 1
+    assert f"encode {sender.counts['encode']}" in sender.summary()
+    assert f"encode eager {sender.counts['encode eager']}" in sender.summary()
