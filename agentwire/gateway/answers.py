@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from agentwire.errors import NackCode, RequestError
 from agentwire.gateway.catalog import Target
 from agentwire.gateway.conversation import Conversation
-from agentwire.gateway.errors import HttpError, http_error
+from agentwire.gateway.errors import INVALID, HttpError, http_error
 from agentwire.gateway.handles import Handle, HandleStore, wrong_wire
 from agentwire.gateway.schema import Extension, Request
 from agentwire.question import GenerationOptions, KeepQuestion, WireQuestion
@@ -100,6 +100,8 @@ class Answers:
         """
         extension = request.agentwire
         handle = None
+        if extension.keep:
+            target = _keeping(target)
         if said.token is not None:
             handle = self._handles.get(said.token, owner)
             target = self._with_handle(target, handle)
@@ -272,6 +274,23 @@ class Answers:
         if channel is not Channel.SOFT or info is None or not info.width:
             return 0
         return payload_bytes // (info.width * FP16_BYTES)
+
+
+def _keeping(target: Target) -> Target:
+    """The same wire, whose payload is kept.
+
+    Raises:
+        HttpError: 400, an agent that is asked directly makes no payload.
+    """
+    if target.sender is None:
+        raise HttpError(
+            400,
+            INVALID,
+            f"{target.model!r} is an agent: only a wire has a payload to keep.",
+            code="invalid_value",
+            param="agentwire.keep",
+        )
+    return replace(target, keeps=True)
 
 
 def _asked(question: WireQuestion) -> Any:

@@ -85,6 +85,10 @@ async def test_a_payload_is_handed_on_as_text_that_weighs_nothing() -> None:
     async with gateway() as url, Client(url) as ada, Client(url, BOB) as bob:
         handle = await ada.text("llama->mistral:keep", FILM)
         assert handle.startswith("<|agentwire:") and len(handle) == 46
+        other = await ada.text("llama->mistral", FILM, agentwire={"keep": True})
+        assert other.startswith("<|agentwire:") and other != handle
+        direct = await ada.chat("writer", FILM, agentwire={"keep": True})
+        assert direct.status_code == 400 and direct.json()["error"]["param"] == "agentwire.keep"
         for model in ("mistral", "llama->mistral"):
             response = await ada.chat(model, f"Here it is: {handle}")
             assert response.json()["choices"][0]["message"]["content"] == answer(FILM, TASK.labels)
