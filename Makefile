@@ -19,6 +19,10 @@ STAMP  := $(VENV)/.installed
 DEMO   ?= scenarios/llama_to_mistral_sst2.yaml
 ARGS   ?=
 
+# Compiled modules are kept in .venv, whatever the shell says: without them every agent compiles a
+# whole model library at every start.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-frameworks lint types bench chaos fuzz soak load clean distclean
 
