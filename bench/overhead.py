@@ -65,7 +65,9 @@ class InProcess:
         self._threads = [spec.threads or torch.get_num_threads() for spec in specs]
         self._all = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
         self._sender, self._receiver = (
-            TransformersBackend.load(spec.model_copy(update={"threads": None}), lambda *_: None)
+            TransformersBackend.load(
+                spec.model_copy(update={"threads": None}), lambda *_: None
+            ).for_answers()
             for spec in specs
         )
         self._bridge = self._sender.add_bridge(wire.folder).fingerprint
@@ -163,7 +165,7 @@ async def measure(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     resolved = fetch(resolve(load_scenario(args.scenario), source=args.scenario, device="cpu"))
     if args.threads:
         agents = {
-            name: spec.model_copy(update={"threads": args.threads})
+            name: spec.model_copy(update={"threads": args.threads, "lends": {}})
             for name, spec in resolved.agents.items()
         }
         resolved = replace(resolved, agents=agents)
