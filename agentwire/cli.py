@@ -25,6 +25,7 @@ from agentwire.commands import (
     inspect,
     keys,
     models,
+    replay,
     report,
     run,
     serve,
@@ -58,6 +59,7 @@ app.command("serve")(serve.serve)
 app.command("doctor")(doctor.doctor)
 app.command("agent")(agent.agent)
 app.command("top")(top.top)
+app.command("replay")(replay.replay)
 app.add_typer(bench.app, name="bench")
 app.add_typer(deadletters.app, name="deadletters")
 app.add_typer(keys.app, name="keys")

@@ -30,6 +30,7 @@ from agentwire.agent.supervisor import Supervisor
 from agentwire.bus.broker import Broker
 from agentwire.bus.endpoint import Endpoint
 from agentwire.bus.events import BrokerEvent, BrokerFailed, WireAgreed, WireRefused
+from agentwire.bus.recording import FILE_NAME, BusRecorder
 from agentwire.bus.security import make_run_folder, new_token
 from agentwire.client import Client
 from agentwire.deadletters import DeadLetters
@@ -58,6 +59,7 @@ class Host:
         timing: heartbeats of the bus.
         admission: what may be outstanding at once.
         remote: agents that run on other machines, and where they join.
+        record: write down what the bus takes in (``bus.jsonl`` in ``run_folder``).
 
     Attributes:
         agents: the latest incarnation of each agent that was ready once.
@@ -75,6 +77,7 @@ class Host:
         timing: Timing | None,
         admission: Admission | None = None,
         remote: Remote | None = None,
+        record: bool = False,
     ) -> None:
         self.agents: dict[str, AgentInfo] = {}
         self._stats = LiveStats()
@@ -92,6 +95,7 @@ class Host:
             journal = self._own_journal = Journal(run_folder / "journal.jsonl")
         self._journal = journal
         run, token = os.urandom(16), new_token()
+        self._recorder = BusRecorder(folder / FILE_NAME, token) if record and run_folder else None
         self._broker = Broker(
             run=run,
             folder=self._bus_folder,
@@ -101,6 +105,7 @@ class Host:
             on_event=self._from_broker,
             timing=timing,
             remote=remote.access if remote is not None else None,
+            recorder=self._recorder,
         )
         self._supervisor = Supervisor(
             wiring.agents,
@@ -172,6 +177,8 @@ class Host:
                 finally:
                     if self._own_journal is not None:
                         self._own_journal.close()
+                    if self._recorder is not None:
+                        self._recorder.close()
                     shutil.rmtree(self._bus_folder, ignore_errors=True)
 
     @property

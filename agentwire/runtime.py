@@ -107,6 +107,8 @@ class Runtime:
         timing: heartbeats of the bus.
         admission: what may be outstanding at once; more is refused as overloaded.
         remote: agents that run on other machines (``agentwire agent``), and where they join.
+        record: write down what the bus takes in, for ``agentwire replay``: costs the broker about
+            as much again for each message.
     """
 
     def __init__(
@@ -120,6 +122,7 @@ class Runtime:
         timing: Timing | None = None,
         admission: Admission | None = None,
         remote: Remote | None = None,
+        record: bool = False,
     ) -> None:
         self._resolved = None if isinstance(what, Wiring) else what
         self._wiring = what if isinstance(what, Wiring) else Wiring.of(what)
@@ -130,6 +133,7 @@ class Runtime:
         self._timing = timing
         self._admission = admission
         self._remote = remote
+        self._record = record
         self._host: Host | None = None
 
     # -- life -------------------------------------------------------------------------------
@@ -166,6 +170,7 @@ class Runtime:
             timing=self._timing,
             admission=self._admission,
             remote=self._remote,
+            record=self._record,
         )
         try:
             await self._host.start()

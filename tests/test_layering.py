@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors"},
     "download": {"errors", "config"},
     "wire": {"errors", "wire"},
-    "bus": {"errors", "config", "wire", "bus", "agent.spec"},
+    "bus": {"errors", "config", "wire", "bus", "agent.spec", "telemetry.journal"},
     "telemetry": {"errors", "telemetry"},
     "task": {"errors", "config", "download", "wire.messages", "task"},
     "model": {

@@ -16,6 +16,7 @@ from agentwire.bus.access import RemoteAccess
 from agentwire.bus.connections import RETRY_FULL, Connection, Connections
 from agentwire.bus.events import BrokerEvent, BrokerFailed
 from agentwire.bus.flow import RoutingLimits
+from agentwire.bus.recording import BusRecorder
 from agentwire.bus.routing import Router
 from agentwire.bus.security import check_folder, ipc_endpoint
 from agentwire.bus.stimuli import (
@@ -78,6 +79,7 @@ class Broker:
             refused.
         remote: where agents of other machines join besides, with keys.
         transport: for tests; ZeroMQ by default.
+        recorder: told everything that comes in, to be replayed.
 
     Attributes:
         endpoint: where peers connect (``ipc://…``); known after ``start``.
@@ -98,7 +100,10 @@ class Broker:
         listen: str | None = None,
         remote: RemoteAccess | None = None,
         transport: Transport | None = None,
+        recorder: BusRecorder | None = None,
     ) -> None:
+        self._recorder = recorder
+        self._clock = time.monotonic if recorder is None else recorder.clock
         self.endpoint = self.remote_endpoint = ""
         self._remote = remote
         self._run_id = run
@@ -107,7 +112,9 @@ class Broker:
         self._on_event = on_event
         self._timing = timing or Timing()
         self._transport = transport
-        self._router = Router(wires=wires, token=token, agents=agents, limits=limits)
+        self._wires, self._agents = dict(wires), sorted(agents)
+        self._limits = limits or RoutingLimits()
+        self._router = Router(wires=wires, token=token, agents=self._agents, limits=self._limits)
         self._lock = threading.Lock()  # around the router: metrics() reads it from other threads
         self._commands: queue.Queue[Stimulus] = queue.Queue(COMMANDS)
         self._connections = Connections()
@@ -202,6 +209,10 @@ class Broker:
         if listener is None:
             return
         self._ticked = self._swept = time.monotonic()
+        if self._recorder is not None:
+            self._recorder.opened(
+                self._run_id, self._wires, self._agents, self._limits, self._timing, self._swept
+            )
         try:
             while self._stop_at is None:
                 listener.wait(self._pause())
@@ -214,6 +225,8 @@ class Broker:
                 if drained or now - self._ticked > MAX_TICK_DELAY:
                     self._depart_broken()
                     self._tick(now)
+            if self._recorder is not None:
+                self._recorder.ended(self.metrics())
             self._connections.say_goodbye(listener, "the run has ended", self._stop_at)
         except BaseException as error:
             self._error = error
@@ -233,7 +246,10 @@ class Broker:
 
     def _take_commands(self) -> None:
         while not self._commands.empty():  # only this thread takes any out
-            self._route(self._commands.get_nowait())
+            command = self._commands.get_nowait()
+            if self._recorder is not None:
+                self._recorder.commanded(command)
+            self._route(command)
 
     def _receive(self, listener: Listener) -> bool:
         """Takes in what has arrived; False if there may be more."""
@@ -245,16 +261,19 @@ class Broker:
         return False
 
     def _take(self, peer: PeerId, frames: Frames) -> None:
-        now = time.monotonic()
         connection = self._connections.get(peer)
+        key = self._key_of_last()
+        if connection is None:
+            # What the owner said before this peer connected (expect) must be known before its
+            # Hello is judged, also if it was said since this thread last looked.
+            self._take_commands()
+        if self._recorder is not None:
+            self._recorder.came(peer, frames, key)
+        now = self._clock()
         if connection is not None:
             self._heed(peer, connection, connection.session.receive(frames, now))
             return
-        # What the owner said before this peer connected (expect) must be known before its Hello is
-        # judged, also if it was said since this thread last looked.
-        self._take_commands()
         # A session is kept from an accepted Hello on: strangers cost no memory.
-        key = self._listener.last_key if self._listener is not None else ""
         session = Session(
             Side.BROKER,
             run=self._run_id,
@@ -271,12 +290,18 @@ class Broker:
             self._count("dropped.stranger")
         self._heed(peer, connection, events)
 
+    def _key_of_last(self) -> str:
+        return self._listener.last_key if self._listener is not None else ""
+
     def _tick(self, now: float) -> None:
         self._ticked = now
+        due = min(self._swept + SWEEP_EVERY, self._connections.next_tick())
+        if self._recorder is not None and now >= due:
+            self._recorder.ticked(now)
         for peer, connection in self._connections.all():
             if now >= connection.tick_at and self._connections.get(peer) is connection:
-                due, events = connection.session.tick(now)
-                connection.tick_at = float("inf") if due is None else due
+                again, events = connection.session.tick(now)
+                connection.tick_at = float("inf") if again is None else again
                 self._heed(peer, connection, events)
         if now >= self._swept + SWEEP_EVERY:
             self._swept = now
@@ -331,10 +356,12 @@ class Broker:
 
     def _depart_broken(self) -> None:
         for peer, reason in self._connections.take_broken():
+            if self._recorder is not None:
+                self._recorder.broke(peer, reason)
             self._route(Departed(peer, reason))
 
     def _route(self, stimulus: Stimulus) -> None:
-        now = time.monotonic()
+        now = self._clock()
         with self._lock:
             instructions = self._router.handle(stimulus, now)
         for instruction in instructions:

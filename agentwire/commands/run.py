@@ -48,6 +48,9 @@ def run(
         str | None,
         typer.Option("--remote", help="Agents that other machines run (`agentwire agent`)."),
     ] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Write down what the bus takes in, for `replay`.")
+    ] = False,
     metrics_port: Annotated[
         int | None,
         typer.Option("--metrics-port", min=0, help="Serve Prometheus metrics on loopback; 0: any."),
@@ -91,6 +94,7 @@ def run(
         plan,
         remote=remote_of(listen, _names(remote), list(loaded.agents)),
         metrics_port=metrics_port,
+        record=record,
     )
     result = _execute(plan, scenario, as_json=as_json)
     if as_json:

@@ -43,6 +43,7 @@ class RunPlan:
         command: what the user typed; goes into result.json.
         resumed: the folder holds an earlier session of the same run.
         remote: agents that run on other machines, and where they join.
+        record: write down what the bus takes in, for ``agentwire replay``.
         metrics_port: where Prometheus may scrape, on loopback; 0: any port; None: nowhere.
     """
 
@@ -58,6 +59,7 @@ class RunPlan:
     resumed: bool
     remote: Remote | None = None
     metrics_port: int | None = None
+    record: bool = False
 
     @property
     def run_id(self) -> str:

@@ -158,6 +158,7 @@ class _Run:
             journal=self._journal,
             progress=self._display.progress,
             remote=plan.remote,
+            record=plan.record,
         )
 
     def _note_agents(self, runtime: Runtime) -> None:

@@ -55,6 +55,11 @@ class RawPeer:
         self.send(frames)
         return frames
 
+    def try_to_say(self, message: m.Message) -> None:
+        """Sends a message where there is a connection to send it over, at the latest in 0.3 s."""
+        if self.socket.poll(300, zmq.POLLOUT):
+            self.socket.send_multipart(self.frames(message, 0), zmq.NOBLOCK)
+
     def send(self, frames: list[bytes]) -> None:
         self.socket.send_multipart(frames)
 

@@ -1,0 +1,43 @@
+"""``agentwire replay``: a recorded bus through the state machines again; the outcomes must agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def replay(
+    run: Annotated[Path, typer.Argument(help="Folder of a run that was recorded.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Feed a run's recording to sessions and routing again, and compare with its journal.
+
+    Exit code 1 where they differ.
+    """
+    from agentwire.bus.recording import FILE_NAME
+    from agentwire.bus.replay import differences, to_json
+    from agentwire.bus.replay import replay as feed
+    from agentwire.telemetry.journal import read_lines, unfinished
+
+    done = feed(run / FILE_NAME)
+    journal = run / "journal.jsonl"
+    found = differences(done, journal)
+    left = unfinished(read_lines(journal))
+    if as_json:
+        typer.echo(to_json(done))
+    else:
+        ending = "" if done.recorded is not None else "; the recording was cut short"
+        typer.echo(
+            f"{done.entries} entries, {len(done.answered)} requests answered, "
+            f"{len(done.refused)} refused, {len(left)} unfinished{ending}"
+        )
+    for request_id in left:
+        typer.echo(f"unfinished: {request_id}", err=True)
+    for difference in found:
+        typer.secho(f"differs: {difference}", err=True, fg="red")
+    if found:
+        raise typer.Exit(1)
+    if not as_json:
+        typer.echo("the same outcomes as in the run")
