@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +61,7 @@ class _Broker(Broker):
             timing=Timing(**bus["timing"]),
         )
         self._done = done
+        self._key = ""
         self._readings: Iterator[float] = iter(())
         self._clock = lambda: next(self._readings)
         self._ticked = self._swept = bus["now"]
@@ -176,17 +178,12 @@ def _outcomes(journal: Path) -> dict[str, str]:
 
 def to_json(done: Replayed) -> str:
     """For programs."""
+    refused = Counter(code for codes in done.refused.values() for code in codes)
     return json.dumps(
         {
             "entries": done.entries,
             "answered": len(done.answered),
-            "refused": {
-                code: sum(code in c for c in done.refused.values()) for code in _codes(done)
-            },
+            "refused": dict(refused),
             "metrics": dict(done.metrics),
         }
     )
-
-
-def _codes(done: Replayed) -> list[str]:
-    return sorted({code for codes in done.refused.values() for code in codes})

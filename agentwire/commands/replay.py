@@ -1,4 +1,4 @@
-"""``agentwire replay``: a recorded bus through the state machines again; the outcomes must agree."""
+"""``agentwire replay``: a recorded bus through the state machines again; outcomes must agree."""
 
 from __future__ import annotations
 
