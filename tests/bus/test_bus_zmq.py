@@ -188,7 +188,8 @@ def test_a_sender_that_sees_an_arrival_wakes_the_one_who_waits(
     assert listener.send(peer, [b"down"]) is Sent.TAKEN
     deadline = time.monotonic() + PATIENCE
     while not woken():
-        assert link.send([b"up"]) is Sent.TAKEN
+        link.send([b"up"])  # nobody reads here: on a slow machine the queue may be full
+        time.sleep(0.001)
         assert time.monotonic() < deadline
         while listener.receive() is not None:
             pass
