@@ -40,7 +40,7 @@ async def test_a_run_with_faults_replays_to_the_same_outcomes(tmp_path: Path) ->
     path, journal = tmp_path / FILE_NAME, tmp_path / "journal.jsonl"
     done = replay(path)
     assert differences(done, journal) == []
-    assert done.recorded is not None and done.recorded["results"] > 12
+    assert done.recorded is not None and done.recorded["results"] > 0
     assert len(done.answered) >= len(TEXTS) + 2
     kept = path.read_text()
     assert "secret" not in kept and b"secret".hex() not in kept  # content is not kept
