@@ -28,7 +28,9 @@ def study_figures(studies: Mapping[str, Sequence[Run]]) -> dict[str, float]:
     for run in studies.get("layers", ()):
         if "held_out_accuracy" in run:
             single[f"{_pair(run)}.layer{run['layer']}.held_out"] = run["held_out_accuracy"]
-        single[f"{_pair(run)}.layer{run['layer']}.probe_mean.held_out"] = run["probe_mean_held_out"]
+        if "probe_mean_held_out" in run:
+            name = f"{_pair(run)}.layer{run['layer']}.probe_mean.held_out"
+            single[name] = run["probe_mean_held_out"]
     for study in ("sensitivity", "ablation"):
         for run in studies.get(study, ()):
             if "held_out_accuracy" in run:

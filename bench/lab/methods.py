@@ -32,7 +32,10 @@ METHODS = {
         "text relay", "baseline", "the receiver reads the sender's summary", trained=False
     ),
     "text_relay_verbatim": _method(
-        "text relay, verbatim", "baseline", "the text itself crosses", trained=False
+        "text relay, verbatim",
+        "baseline",
+        "the text crosses: the receiver reads what receiver direct reads",
+        trained=False,
     ),
     "sender_direct": _method(
         "sender direct", "baseline", "the sender reads the text and answers", trained=False

@@ -229,6 +229,12 @@ def collect_studies(results: Results) -> dict[str, list[Run]]:
     for result in results.done():
         for name, runs in result.get("studies", {}).items():
             found[name] += [{k: v for k, v in run.items() if k != "curve"} for run in runs]
+        if result["kind"] == "sweep":
+            # One setting at a time away from the base: a study of layers and of sensitivity, too.
+            for member in result["members"]:
+                run = {"task": result["task"], "direction": result["direction"], **member}
+                run.pop("curve", None)
+                found["sensitivity" if member["changes"] else "layers"].append(run)
     return dict(found)
 
 

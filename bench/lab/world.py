@@ -137,8 +137,7 @@ class World:
         file = self._config.home / "splits" / f"{train.name}-{n}-{digest[:16]}.json"
         if file.is_file():
             kept, held = json.loads(file.read_text())
-            parts = [replace(train, rows=tuple(train.rows[i] for i in p)) for p in (kept, held)]
-            return parts[0], parts[1]
+            return _part(train, "train", kept, len(held)), _part(train, "held_out", held, len(held))
         chosen = held_out_split(train, n, 0)
         places = {row: i for i, row in enumerate(train.rows)}  # of equal rows the last: equal too
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -193,6 +192,13 @@ def _without_opening(backend: TransformersBackend) -> TransformersBackend:
             return short(input_ids=ids, use_cache=False).last_hidden_state
 
     return Bare(backend.model, backend.tokenizer, backend.identity, backend.device)
+
+
+def _part(data: Dataset, name: str, chosen: list[int], n: int) -> Dataset:
+    """Some rows of a split, marked as ``held_out_split`` marks its parts."""
+    rows = tuple(data.rows[i] for i in chosen)
+    marks = {"part": f"{name} (n={n}, seed=0)", "rows_sha256": rows_sha256(rows)}
+    return replace(data, rows=rows, provenance={**data.provenance, **marks})
 
 
 def _every(data: Dataset, n: int) -> Dataset:

@@ -315,11 +315,12 @@ def _choices(record: Record) -> str:
             mine = changes.get((choice["task"], choice["direction"]), {})
             changed = ", ".join(f"{key} {value:g}" for key, value in mine.items())
             won = changed if choice.get("winner") == "changed" and changed else "nothing changed"
-            known = [won] if changes else []
-            rows.append([title(choice["task"]), choice["direction"], str(choice["layer"]), *known])
+            if own := choice.get("changes"):  # for every bridge, without a sweep of its own
+                won = ", ".join(f"{key} {value:g}" for key, value in own.items())
+            rows.append([title(choice["task"]), choice["direction"], str(choice["layer"]), won])
     if not rows:
         return ""
-    header = ["task", "direction", "layer", *(["against the base recipe"] if changes else [])]
+    header = ["task", "direction", "layer", "against the base recipe"]
     return "\n\n".join(["### What the scored bridges read", table(header, rows)])
 
 
