@@ -74,7 +74,8 @@ async def runner_killed(rng: random.Random, tally: Tally, expected: Answers) -> 
         await asyncio.sleep(rng.uniform(0.0, 0.3))
         process.kill()
         killed = time.monotonic()
-        said = (await process.stdout.read()).decode().splitlines()
+        output = (await process.stdout.read()).decode()
+        said = output[: output.rfind("\n") + 1].splitlines()  # its death may cut the last line
         await process.wait()
         await asyncio.to_thread(psutil.wait_procs, _processes(pids), 10)
         stayed = time.monotonic() - killed
