@@ -17,6 +17,7 @@ from agentwire.wire import fields
 from agentwire.wire.codec import decode
 from agentwire.wire.limits import DEFAULT_LIMITS
 from agentwire.wire.messages import MessageType
+from agentwire.wire.states import MAY_SEND, Side, State
 
 PROTOCOL = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"
 
@@ -72,3 +73,17 @@ def test_the_docs_name_every_type_field_code_and_limit() -> None:
         assert f"| `{code}` |" in text
     for name in DEFAULT_LIMITS.__dataclass_fields__:
         assert f"| `{name}` | {getattr(DEFAULT_LIMITS, name):,} |" in text
+
+
+def test_the_docs_name_every_state_and_who_may_say_what() -> None:
+    text = PROTOCOL.read_text()
+    for state in State:
+        assert state.name in text
+    always = {MessageType.NACK, MessageType.CREDIT, MessageType.PING, MessageType.PONG}
+    for (side, role), kinds in MAY_SEND.items():
+        ends = (role.value, "broker") if side is Side.PEER else ("broker", role.value)
+        row = next(
+            line for line in text.splitlines() if line.startswith(f"| {' -> '.join(ends)} |")
+        )
+        named = set(re.findall(r"[A-Z][a-z]+", re.sub(r"\(.*?\)", "", row)))
+        assert named == {k.name.capitalize() for k in kinds - always - {MessageType.GOODBYE}}

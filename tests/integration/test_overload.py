@@ -1,0 +1,78 @@
+"""More than agents can do: refused at once, bounded, and one slow receiver stalls nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import Any
+
+import pytest
+from fake_run import LIMITS, TASK, fake_runtime, until
+
+from agentwire.agent.spec import AgentSpec, FakeModel, OutgoingBridge
+from agentwire.errors import NackCode, RequestError
+from agentwire.ledger import Admission
+from agentwire.model.fake import answer
+from agentwire.reply import Reply
+from agentwire.runtime import Runtime
+from agentwire.scenario.schema import WireSpec
+from agentwire.wiring import Wiring
+
+pytestmark = pytest.mark.integration
+
+TEXTS = [f"review number {n}" for n in range(96)]
+
+
+def star() -> Runtime:
+    """One sender with a wire to each of two receivers."""
+    names = ("slow", "fast")
+    wires = [WireSpec.model_validate({"from": "hub", "to": name}) for name in names]
+    bridges = tuple(
+        OutgoingBridge(wire=wire.name, receiver=wire.receiver, folder=f"fake:{wire.receiver}")
+        for wire in wires
+    )
+    common: dict[str, Any] = {"backend": "fake", "threads": 1, "fake": FakeModel()}
+    agents = {name: AgentSpec(name=name, model=name, **common) for name in names}
+    agents["hub"] = AgentSpec(name="hub", model="hub", bridges=bridges, **common)
+    return Runtime(Wiring.of_specs(agents, wires, task=TASK), limits=LIMITS)
+
+
+def labels(outcomes: list[Any]) -> list[str | None]:
+    return [outcome.label for outcome in outcomes if isinstance(outcome, Reply)]
+
+
+async def test_a_receiver_that_does_not_read_stalls_no_other_wire() -> None:
+    wanted = [answer(text, TASK.labels) for text in TEXTS]
+    async with star() as wire:
+        os.kill(wire.agents["slow"].pid, signal.SIGSTOP)
+        # More than every queue on the way to it holds.
+        stuck = [
+            asyncio.create_task(wire.send_batch("hub", "slow", TEXTS[:16], deadline=60))
+            for _ in range(80)
+        ]
+        await until(lambda: wire.metrics()["queued_messages"] > 0, "its queues fill up")
+        for _ in range(3):
+            assert labels(await wire.send_batch("hub", "fast", TEXTS, deadline=60)) == wanted
+        metrics = wire.metrics()
+        assert not any(task.done() for task in stuck)
+        assert metrics["queued_messages"] <= 2 * 16 + 2  # two hops, one lane each
+        os.kill(wire.agents["slow"].pid, signal.SIGCONT)
+        for batch in await asyncio.gather(*stuck):
+            assert labels(batch) == wanted[:16]
+
+
+async def test_what_is_not_admitted_is_refused_at_once_and_says_for_how_long() -> None:
+    slow = {"encode_ms": 50}
+    async with fake_runtime(sender=slow, admission=Admission(rows=64)) as wire:
+        calls = [wire.send_batch("sender", "receiver", TEXTS[:16], deadline=60) for _ in range(10)]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        refused = [r for r in results if isinstance(r, RequestError)]
+        admitted = [r for r in results if not isinstance(r, BaseException)]
+        assert len(admitted) == 4 and len(refused) == 6
+        assert {error.code for error in refused} == {NackCode.OVERLOADED}
+        assert all(error.retry_after_s and error.retry_after_s <= 30 for error in refused)
+        # There is room again.
+        again = await wire.send_batch("sender", "receiver", TEXTS[:16], deadline=60)
+    for batch in [*admitted, again]:
+        assert labels(batch) == [answer(text, TASK.labels) for text in TEXTS[:16]]
