@@ -77,8 +77,10 @@ class Program:
 
     Args:
         device: where.
-        compute: the computation; reads and writes the same memory at every call.
-        output: where it leaves its result, if it does not return it: it returns the tensor.
+        compute: the computation; it reads the same memory at every call, and returns its result.
+
+    Attributes:
+        output: the result of the last launch, on the device.
     """
 
     def __init__(self, device: Device, compute: Callable[[], Tensor]) -> None:
