@@ -99,7 +99,7 @@ def _rest() -> Iterator[Job]:
         if task not in ("sst2", "trec"):
             yield _random(task, direction, pair)
     for task in TASKS:
-        yield Job(f"encoder.{task}", "encoder", task, light=True)
+        yield Job(f"encoder.{task}", "encoder", task, light=True, limit_s=2000)
     for task, direction, pair in _pairs():
         yield Job(f"direct.{pair}", "direct", task, direction, light=True)
     for task, direction, pair in _pairs():
