@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from agentwire.config import Config
+from agentwire.errors import MissingBridge
+from agentwire.scenario.cells import Machine, check_bridges, plan_cells
 from agentwire.scenario.inventory import Inventory
 from agentwire.scenario.load import load_scenario
 from agentwire.scenario.matrix import expand
+from agentwire.scenario.plan import pick_methods
 from agentwire.scenario.resolve import resolve
 from agentwire.scenario.schema import Scenario
 from agentwire.task.datasets import where
@@ -17,6 +20,8 @@ from agentwire.task.datasets import where
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "scenarios").glob("*.yaml"))
 SMALL = {"smollm2-135m-instruct", "gemma-3-270m"}
+WITHOUT_BRIDGE = {"passkey"}
+"""Studies for which no bridge ships: they name the command that trains it."""
 WITHOUT_DOWNLOAD = {"sample", "generated"}
 
 
@@ -56,6 +61,31 @@ def test_it_resolves_on_a_bare_machine(file: Path, bare: Bare) -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_its_name_is_its_files(file: Path) -> None:
     assert load_scenario(file).name == file.stem
+
+
+def measured(file: Path, bare: Bare) -> list[str]:
+    """Bridges that this scenario's cells measure here; of a matrix only those that are there."""
+    scenario = load_scenario(file)
+    if scenario.task is None:
+        return []
+    if scenario.matrix is None:
+        return [resolve(scenario, source=file, inventory=bare).wire.bridge]
+    machine = Machine(bare, source=file)
+    plans = plan_cells(scenario, pick_methods(scenario.methods), machine)
+    skip = scenario.matrix.missing == "skip"
+    passed_over = check_bridges(plans, train=False, skip=skip, source=file)
+    return [plan.resolved.wire.bridge for plan in plans if plan not in passed_over]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_bridge_that_ships_serves_it_on_a_bare_machine(file: Path, bare: Bare) -> None:
+    if file.stem in WITHOUT_BRIDGE:
+        with pytest.raises(MissingBridge, match="have no bridge here"):
+            measured(file, bare)
+        return
+    used = measured(file, bare)
+    assert used or load_scenario(file).task is None
+    assert {name for name in used if not (ROOT / "bridges" / name).is_dir()} == set()
 
 
 def test_both_directions_of_every_task_ship() -> None:
