@@ -239,9 +239,23 @@ def _verdict(record: Record, direction: str, tasks: Sequence[str]) -> str:
             words.append(f"beaten by {'; '.join(outcomes['baseline'])}.")
         if outcomes[""]:
             words.append(f"not told apart from {'; '.join(outcomes[''])}.")
-        words.append(f"above {len(outcomes['bridge'])} of {sum(map(len, outcomes.values()))}.")
+        words.append(
+            f"above {len(outcomes['bridge'])} of {sum(map(len, outcomes.values()))} baselines "
+            f"measured there{_unmeasured(record, direction, task)}."
+        )
         lines.append(f"- {title(task)}: the bridge is {' It is '.join(words)}")
     return "\n".join(lines)
+
+
+def _unmeasured(record: Record, direction: str, task: str) -> str:
+    """Baselines that have a figure somewhere, but none here: they might win."""
+    absent = [
+        about["title"]
+        for method, about in record["methods"].items()
+        if about["kind"] == "baseline"
+        and f"{task}.{direction}.{method}.mean" not in record["figures"]
+    ]
+    return f" (not measured there: {'; '.join(absent)})" if absent else ""
 
 
 # -- the rest -------------------------------------------------------------------------------------
@@ -340,4 +354,9 @@ def _by_kind(jobs: Sequence[str]) -> list[str]:
     for job in jobs:
         kind, _, rest = job.partition(".")
         kinds.setdefault(kind, []).append(rest)
-    return [f"{kind} ({', '.join(rest)})" if any(rest) else kind for kind, rest in kinds.items()]
+    found = []
+    for kind, rest in kinds.items():
+        of = [name for name in rest if name]
+        found += [kind] if len(of) < len(rest) else []
+        found += [f"{kind} ({', '.join(of)})"] if of else []
+    return found

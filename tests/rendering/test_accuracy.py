@@ -90,14 +90,24 @@ def test_where_a_baseline_wins_the_table_says_so() -> None:
     assert "p < 0.001" in lora
     (probe,) = lines_with(text, "| linear probe | +0.03")
     assert "**" not in probe
-    assert "- SST-2: the bridge is beaten by LoRA. It is above 1 of 2." in text
+    assert (
+        "- SST-2: the bridge is beaten by LoRA. It is above 1 of 2 baselines measured there."
+        in text
+    )
+
+
+def test_a_baseline_that_was_not_measured_there_is_named() -> None:
+    record = make_record(comparisons=[comparison("sst2", "probe_mean", 0.05, 0.01)])
+    del record["figures"]["sst2.forward.lora.mean"]
+    text = document({"accuracy-small": record})
+    assert "above 1 of 1 baselines measured there (not measured there: LoRA)." in text
 
 
 def test_an_interval_around_zero_is_no_victory() -> None:
     record = make_record(comparisons=[comparison("sst2", "probe_mean", 0.004, 0.01)])
     text = document({"accuracy-small": record})
     assert lines_with(text, "| linear probe | *+0.004")
-    assert "not told apart from linear probe. It is above 0 of 1." in text
+    assert "not told apart from linear probe. It is above 0 of 1 baselines measured there." in text
 
 
 def test_the_bridge_wins_only_where_both_tests_say_so() -> None:
@@ -206,9 +216,9 @@ def test_the_other_studies_show_their_figures() -> None:
 
 
 def test_what_was_not_measured_is_listed() -> None:
-    missed = [{"job": name, "why": "not run"} for name in ("lora.trec.forward", "universal")]
+    missed = [{"job": name, "why": "not run"} for name in ("lora.trec.forward", "sweep", "sweep.x")]
     text = accuracy.chapter({"a": make_record(missed=missed)})
-    assert "- not run: lora (trec.forward), universal" in text
+    assert "- not run: lora (trec.forward), sweep, sweep (x)" in text
 
 
 def test_chosen_settings_stand_beside_the_figures() -> None:
