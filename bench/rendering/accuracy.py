@@ -354,9 +354,9 @@ def _by_kind(jobs: Sequence[str]) -> list[str]:
     for job in jobs:
         kind, _, rest = job.partition(".")
         kinds.setdefault(kind, []).append(rest)
-    found = []
-    for kind, rest in kinds.items():
-        of = [name for name in rest if name]
-        found += [kind] if len(of) < len(rest) else []
-        found += [f"{kind} ({', '.join(of)})"] if of else []
-    return found
+    shown: list[str] = []
+    for kind, rests in kinds.items():
+        named = [name for name in rests if name]
+        shown += [kind] if len(named) < len(rests) else []
+        shown += [f"{kind} ({', '.join(named)})"] if named else []
+    return shown
