@@ -44,7 +44,14 @@ Answer = tuple[dict[str, Any], Predictions]
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One bridge of a stack."""
+    """One bridge of a stack.
+
+    Attributes:
+        random: seed of a sender with fresh random weights; None: the real one.
+        opening: whether the sender gets its opening token (off in an ablation).
+        kind: class of the module (others in an ablation).
+        changes: what differs from the base recipe, for the record.
+    """
 
     recipe: TrainSpec
     layer: int
@@ -52,6 +59,7 @@ class Member:
     name: str = ""
     random: int | None = None
     opening: bool = True
+    kind: type[Resampler] = Resampler
     changes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -76,7 +84,7 @@ def new_bridge(world: World, direction: str, cache: Any, member: Member) -> Resa
         heads=recipe.heads,
         feed_forward=recipe.feed_forward,
     )
-    module = Resampler(shape, dropout=recipe.dropout).to(world.device)
+    module = member.kind(shape, dropout=recipe.dropout).to(world.device)
     mean, std = cache.statistics()
     module.mean.copy_(mean)
     module.std.copy_(std)

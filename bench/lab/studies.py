@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -135,41 +134,22 @@ def ablation(world: World, job: Job, folder: Folder) -> Answer:
         "no opening token, no clamp": {},
     }
     members = [
-        member_of(name, layer, base, changes, opening="no opening" not in name)
+        member_of(name, layer, base, changes, opening="no opening" not in name, kind=_kind_of(name))
         for name, changes in off.items()
     ]
-    found = []
-    done = _train_variants(world, job, members)
-    for member, trained in zip(members, done, strict=True):
-        found.append({"task": job.task, "direction": job.direction, **note(member, trained)})
+    done = train_stack(world, job, members)
+    found = [
+        {"task": job.task, "direction": job.direction, **note(member, trained)}
+        for member, trained in zip(members, done, strict=True)
+    ]
     return {"studies": {"ablation": found}}, {}
 
 
-def _train_variants(
-    world: World, job: Job, members: Sequence[Member]
-) -> list[Trained | BridgeError]:
-    recipes = [quickened(world, member.recipe) for member in members]
-
-    def caches(part: str) -> list[StateCache]:
-        return [world.states(job.direction, job.task, m.layer, part, opening=m.opening)
-                for m in members]  # fmt: skip
-
-    train = caches("train")
-    modules = [new_bridge(world, job.direction, c, m) for c, m in zip(train, members, strict=True)]
-    for module, member in zip(modules, members, strict=True):
-        if "no standardisation" in member.name:
-            module.__class__ = Unstandardised
-        elif "no clamp" in member.name:
-            module.__class__ = Unclamped
-    receiver = world.model(world.names(job.direction)[1], world.half)
-    spec = world.rows(job.task).spec
-    receiver.prepare(spec)
-    part = Part(lambda z: receiver.logits_from_soft(z, spec), train, caches("held_out"))
-    torch.set_float32_matmul_precision("high")
-    try:
-        return train_many(BridgeProblem(modules, [part], recipes), recipes, stop=world.out_of_time)
-    finally:
-        torch.set_float32_matmul_precision("highest")
+def _kind_of(name: str) -> type[Resampler]:
+    """The module of an ablation; z-scores that are not made need not be cut either."""
+    if "no standardisation" in name:
+        return Unstandardised
+    return Unclamped if "no clamp" in name else Resampler
 
 
 def universal(world: World, job: Job, folder: Folder) -> Answer:
