@@ -158,7 +158,9 @@ async def test_more_than_the_bus_holds_is_refused_at_the_deadline() -> None:
         assert len(outcomes) == 120 * 16
         assert codes == {NackCode.DEADLINE, NackCode.OVERLOADED}
         metrics = wire.metrics()
-        assert not [name for name in metrics if name.startswith("refused")]
+        # The bus may find out about a deadline before the client says so, and nothing else.
+        refused = {name for name in metrics if name.startswith("refused")}
+        assert refused <= {"refused.deadline"}
 
 
 async def test_leaving_send_many_early_cancels_the_rest() -> None:
