@@ -97,8 +97,16 @@ def plan_cells(
 
 
 def relevant_axes(method: MethodSpec, axes: Mapping[str, AxisValue]) -> dict[str, AxisValue]:
-    """The axes of a matrix that a method's figures depend on."""
-    return {k: v for k, v in axes.items() if method.needs_bridge or k in SHARED_AXES}
+    """The axes of a matrix that a method's figures depend on.
+
+    A baseline that is trained reads the same layer and takes its settings from the same recipe as
+    the bridge, but knows no soft tokens.
+    """
+    if method.needs_bridge:
+        return dict(axes)
+    if method.prepare is not None:
+        return {name: value for name, value in axes.items() if name != "soft_tokens"}
+    return {name: value for name, value in axes.items() if name in SHARED_AXES}
 
 
 def plan_cell(cell: Cell, methods: tuple[MethodSpec, ...], machine: Machine) -> CellPlan:

@@ -51,6 +51,24 @@ def test_a_method_is_measured_once_for_what_it_depends_on(tmp_path: Path) -> Non
     assert len(plans(tmp_path, text, ["receiver_direct"])) == 2
 
 
+def test_a_trained_baseline_depends_on_layer_and_seed_but_not_on_soft_tokens(
+    tmp_path: Path,
+) -> None:
+    text = FAKE.replace("model-a, backend: fake", "model-a, backend: fake, layer: 2") + TASK
+    text += "matrix: {soft_tokens: [4, 8], layers: [1, 2], seeds: [0, 1]}\n"
+    found = plans(tmp_path, text, ["probe_mean", "receiver_direct"])
+    assert [plan.cell.id for plan in found] == [
+        "layer1--m4--seed0",
+        "layer1--m4--seed1",
+        "layer2--m4--seed0",
+        "layer2--m4--seed1",
+    ]
+    assert [[m.name for m in plan.methods] for plan in found][:2] == [
+        ["probe_mean", "receiver_direct"],
+        ["probe_mean"],
+    ]
+
+
 def test_a_missing_bridge_is_an_error_unless_it_is_trained(tmp_path: Path) -> None:
     found = plans(tmp_path, REAL + TASK + "matrix: {seeds: [0, 1]}\n", ["bridge"])
     assert all(plan.can_be_trained for plan in found)
