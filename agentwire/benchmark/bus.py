@@ -30,7 +30,7 @@ from typing import Final, Literal
 
 from agentwire.agent.spec import BusAddress
 from agentwire.benchmark.buspeers import PAYLOAD_BYTES, RECEIVER, SENDER, TASK, WIRE, PeerJob
-from agentwire.benchmark.machine import load_average, warning
+from agentwire.benchmark.machine import conditions, load_average
 from agentwire.benchmark.record import BusRecord
 from agentwire.bus.access import RemoteAccess
 from agentwire.bus.broker import Broker
@@ -239,7 +239,7 @@ def compare(
             seconds=round(time.monotonic() - begin, 3),
             interrupted=interrupted,
             command=command,
-            labels=list(filter(None, [warning(load)])),
+            labels=conditions(load),
             settings={
                 "load_average": load,
                 "transport": "ipc",

@@ -1,4 +1,4 @@
-"""Whether the machine had something else to do, which no figure should hide."""
+"""Whether the machine had something else to do, and who came first: no figure should hide it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,22 @@ def load_average() -> float | None:
         return round(os.getloadavg()[0], 2)
     except (AttributeError, OSError):  # not on every system
         return None
+
+
+def priority() -> str | None:
+    """How this process, and so its children, is preferred to others; None: it is not."""
+    try:
+        if os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR):
+            return "it ran with real-time priority: other programs had to wait for it"
+    except (AttributeError, OSError):  # not on every system
+        return None
+    nice = os.nice(0)
+    return f"it ran before other programs (niceness {nice})" if nice < 0 else None
+
+
+def conditions(load: float | None) -> list[str]:
+    """What a reader must know of the machine, where ``load`` was measured before the start."""
+    return [said for said in (warning(load), priority()) if said is not None]
 
 
 def warning(load: float | None) -> str | None:

@@ -15,7 +15,7 @@ import anyio
 from agentwire.benchmark import methods
 from agentwire.benchmark.drive import Burst, Send, batches, one_by_one, sustained, warm
 from agentwire.benchmark.figures import figures_of, record_of
-from agentwire.benchmark.machine import load_average, warning
+from agentwire.benchmark.machine import conditions, load_average
 from agentwire.benchmark.plan import Benchmark, Cell, cells_of, turns
 from agentwire.benchmark.record import BenchAgent, BenchRecord
 from agentwire.benchmark.setting import Setting
@@ -210,7 +210,7 @@ class Bench:
             seconds=round(time.monotonic() - self._clock, 3),
             interrupted=interrupted,
             command=self.command,
-            labels=[*labels_of(setting), *filter(None, [warning(self._load)])],
+            labels=[*labels_of(setting), *conditions(self._load)],
             substitutions=[
                 SubstitutionRecord.model_validate(asdict(s)) for s in resolved.substitutions
             ],

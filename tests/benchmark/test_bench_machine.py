@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import psutil
+import os
 
-from agentwire.benchmark.machine import BUSY, load_average, warning
+import psutil
+import pytest
+
+from agentwire.benchmark.machine import BUSY, conditions, load_average, priority, warning
 
 
 def test_only_a_machine_with_other_work_is_named() -> None:
@@ -18,3 +21,13 @@ def test_only_a_machine_with_other_work_is_named() -> None:
 def test_the_load_is_a_number_or_unknown() -> None:
     load = load_average()
     assert load is None or load >= 0
+
+
+def test_a_process_that_comes_first_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "nice", lambda by: 0)
+    monkeypatch.setattr(os, "sched_getscheduler", lambda pid: os.SCHED_OTHER, raising=False)
+    assert priority() is None and conditions(0.0) == []
+    monkeypatch.setattr(os, "nice", lambda by: -15)
+    assert "niceness -15" in (priority() or "")
+    monkeypatch.setattr(os, "sched_getscheduler", lambda pid: os.SCHED_FIFO, raising=False)
+    assert conditions(0.0) == [priority()] and "real-time" in (priority() or "")
