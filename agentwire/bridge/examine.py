@@ -26,6 +26,8 @@ from agentwire.model.prompting import MAX_TEXT_TOKENS
 from agentwire.model.transformers import TransformersBackend, trunk
 
 BATCH = 32
+COMPARED = 256
+"""Soft tokens that are compared with the whole vocabulary for a mean: more would take minutes."""
 Progress = Callable[[str, float], None]
 
 
@@ -73,7 +75,9 @@ class Spread(Part):
     mean_cosine: float | None = Field(description="off the diagonal; null for M = 1")
     effective_rank_soft_tokens: float = Field(description="of one text's M soft tokens, mean; <= M")
     effective_rank_payloads: float = Field(description="of the centred payloads [rows, M * d]")
-    nearest_cosine: float = Field(description="of a soft token to its nearest token, mean")
+    nearest_cosine: float = Field(
+        description="of a soft token to its nearest token, mean of 256 spread over the rows"
+    )
 
 
 class Inspection(Part):
@@ -183,7 +187,9 @@ class Examiner:
         mean = inspection.off_diagonal_mean(cosines)
         flat = payloads.flatten(1)
         ranks = [inspection.effective_rank(soft) for soft in payloads]
-        near = inspection.nearest(payloads.flatten(0, 1), self._table, 1)[0]
+        every = payloads.flatten(0, 1)
+        some = every[:: max(1, len(every) // COMPARED)][:COMPARED]
+        near = inspection.nearest(some, self._table, 1)[0]
         return Spread(
             rows=len(payloads),
             pairwise_cosine=[[round(float(x), 4) for x in row] for row in cosines],
