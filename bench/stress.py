@@ -255,7 +255,11 @@ def main() -> int:
             "command": shlex.join(["python", "bench/stress.py", *sys.argv[1:]]),
             "hardware": hardware().model_dump(mode="json"),
             "versions": versions(),
-            "settings": {"models": "fake backend (deterministic, no weights)", "seed": args.seed},
+            "settings": {
+                "models": "fake backend (deterministic, no weights)",
+                "seed": args.seed,
+                "load_average": os.getloadavg()[1],
+            },
             "figures": figures,
         }
         args.out.write_text(json.dumps(record, indent=2) + "\n")

@@ -32,6 +32,8 @@ def _matrix(name: str, record: Record) -> str:
         "faults, or an error that the fault does not excuse. Errors: those that it does "
         f"(docs/guarantees.md). {settings['minutes']} minutes, seed {settings['seed']}."
     )
+    if "note" in settings:
+        says += f" Note: {settings['note']}."
     head = ["fault", "rounds", "requests", "lost", "twice", "wrong", "errors"]
     lines = "\n".join(provenance(record))
     return "\n\n".join([f"## Faults: {name}", lines, says, table(head, rows)])
