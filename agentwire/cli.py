@@ -39,6 +39,7 @@ OPTIONAL = {
     **dict.fromkeys(("torch", "transformers", "gguf", "accelerate"), "models"),
     **dict.fromkeys(("starlette", "uvicorn", "prometheus_client"), "gateway"),
     **dict.fromkeys(("matplotlib", "sklearn"), "inspect"),
+    "ray": "ray",
 }
 """Libraries that a machine may lack -> the extra that brings them."""
 

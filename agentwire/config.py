@@ -87,6 +87,19 @@ class Config:
         return self.home / "bridges"
 
 
+def set_defaults(variables: Mapping[str, str]) -> None:
+    """Sets variables that a library reads when it is imported, where the user has set none."""
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+
+
+def show_gpu(index: int) -> None:
+    """Lets libraries that start from now on see one GPU only: the ``index``-th of this process."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = [name.strip() for name in shown.split(",") if name.strip()]
+    os.environ["CUDA_VISIBLE_DEVICES"] = names[index] if index < len(names) else str(index)
+
+
 def ensure_writable(folder: Path) -> Path:
     """Makes ``folder`` (and its parents) and proves that a file can be written there.
 

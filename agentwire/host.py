@@ -116,6 +116,7 @@ class Host:
             on_event=self._on_agent,
             limits=limits,
             remote=remote.agents if remote is not None else (),
+            launcher=remote.launcher if remote is not None else None,
         )
 
         epochs = itertools.count(1)

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from agentwire.agent.lifecycle import AgentLimits
 from agentwire.agent.remote import Remote
@@ -55,6 +55,9 @@ from agentwire.transcript import Transcript
 from agentwire.wire.messages import Channel, Mode, TaskSpec, direct_wire
 from agentwire.wire.states import Timing
 from agentwire.wiring import Wiring
+
+if TYPE_CHECKING:
+    from agentwire.launch.ray import RayLauncher
 
 __all__ = [
     "AgentInfo",
@@ -134,6 +137,7 @@ class Runtime:
         self._admission = admission
         self._remote = remote
         self._record = record
+        self._launcher: RayLauncher | None = None
         self._host: Host | None = None
 
     # -- life -------------------------------------------------------------------------------
@@ -161,6 +165,7 @@ class Runtime:
             raise AgentwireError("This runtime was started before.", hint="Open a new one.")
         if self._resolved is not None:
             self._wiring = await self._fetch(self._resolved)
+        await self._launch()
         self._host = Host(
             self._wiring,
             run_folder=self._run_folder,
@@ -187,6 +192,19 @@ class Runtime:
         """
         if self._host is not None:
             await self._host.aclose(drain_s)
+        if self._launcher is not None:
+            await asyncio.to_thread(self._launcher.close)
+            self._launcher = None
+
+    async def _launch(self) -> None:
+        """Joins the cluster that the scenario names, if it names one."""
+        scenario = self._resolved.scenario if self._resolved is not None else None
+        if scenario is None or scenario.launcher != "ray" or self._remote is not None:
+            return
+        from agentwire.launch.ray import RayLauncher
+
+        launcher = await asyncio.to_thread(RayLauncher, scenario.address)
+        self._launcher, self._remote = launcher, launcher.remote(self._wiring.agents)
 
     async def _fetch(self, resolved: Resolved) -> Wiring:
         loop = asyncio.get_running_loop()

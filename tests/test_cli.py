@@ -14,6 +14,7 @@ import agentwire
 from agentwire.bridge.card import BridgeCard, CardModel, CardTraining, write_card
 from agentwire.cli import main
 from agentwire.model.registry import GEMMA3, MODELS, SMOLLM2
+from agentwire.scenario.inventory import Inventory
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "scenarios" / "llama_to_mistral_sst2.yaml"
@@ -456,3 +457,43 @@ def test_an_interrupt_before_the_run(shell: Shell, monkeypatch: pytest.MonkeyPat
     code, _, err = shell("run", "scenario.yaml")
     assert code == 130
     assert "Traceback" not in err
+
+
+def on_vllm(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A scenario with an agent on vLLM, on a machine without it."""
+    monkeypatch.setattr(Inventory, "installed", lambda self, library: False)
+    agents = {**SCENARIO["agents"], "bob": {**SCENARIO["agents"]["bob"], "backend": "vllm"}}
+    return {**SCENARIO, "agents": agents}
+
+
+def test_a_missing_engine_is_shown_before_anything_runs(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell.rows({"text": "good", "label": 1})
+    path = shell.write(on_vllm(monkeypatch))
+    code, out, err = shell("validate", path)
+    assert code == 0 and "valid" in out
+    assert "agents.bob cannot run here: vLLM is not installed" in err
+    assert "agentwire[vllm]" in err
+    code, out, _ = shell("validate", path, "--json")
+    assert "agents.bob" in json.loads(out)[0]["lacks"][0]["problem"]
+    code, out, _ = shell("doctor", path, "--json")
+    (entry,) = json.loads(out)["scenarios"]
+    assert not entry["runs"] and "vLLM is not installed" in entry["problem"]
+
+
+def test_a_run_with_a_missing_engine_ends_with_the_next_step(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell.rows({"text": "good", "label": 1})
+    error, step = shell.refused("run", shell.write(on_vllm(monkeypatch)))
+    assert "agents.bob" in error and "vLLM is not installed" in error
+    assert "pip install 'agentwire[vllm]'" in step and "make vllm" in step
+
+
+def test_a_launcher_is_one_of_those_that_exist(shell: Shell) -> None:
+    path = shell.write(fakes())
+    error, step = shell.refused("run", path, "--launcher", "slurm")
+    assert "'slurm'" in error and "--launcher ray" in step
+    error, _ = shell.refused("run", path, "--address", "auto")
+    assert "Ray" in error

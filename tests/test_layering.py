@@ -77,9 +77,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The client's half of the runtime.
     **{room: CLIENT_MAY for room in CLIENT_ROOMS},
     "host": {"errors", "wire", "bus", "agent", "telemetry"} | CLIENT_ROOMS,
-    "runtime": {"host", "errors", "config", "wire", "bus", "agent", "telemetry", "task"}
+    "runtime": {"host", "launch", "errors", "config", "wire", "bus", "agent", "telemetry", "task"}
     | CLIENT_ROOMS
     | {"scenario.schema", "scenario.load", "scenario.resolve", "scenario.fetch"},
+    "launch": {"errors", "config", "agent", "bus", "model.sources"},
     "gateway": {"errors", "runtime", "question", "reply", "ledger", "wiring", "wire.messages"}
     | {"scenario.resolve", "telemetry", "gateway"},
     "adapters": {"errors", "runtime", "wiring", "gateway", "adapters"}
@@ -104,6 +105,7 @@ ONLY_IN = {
     # bare: the bus's yardstick
     "zmq": {"agentwire/bus/zmq.py", "agentwire/bus/curve.py", "agentwire/benchmark/bare.py"},
     "uvicorn": {"agentwire/gateway/server.py"},
+    "ray": {"agentwire/launch/ray.py"},
     "pickle": set(),
     "cPickle": set(),
     "dill": set(),

@@ -18,8 +18,9 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from agentwire.agent.failure import ExitCode
-from agentwire.agent.spec import Birth
+from agentwire.agent.failure import ExitCode, describe
+from agentwire.agent.spec import Birth, GuestKeys
+from agentwire.errors import InputError
 from agentwire.telemetry.logs import log_json
 
 MAX_BIRTH_BYTES: Final = 1024 * 1024
@@ -52,10 +53,26 @@ def main() -> int:
     from agentwire.agent.service import serve
 
     try:
+        if birth.keys is not None:
+            return _join(birth, birth.keys)
         return serve(birth)
     except Exception:
         logging.getLogger(__name__).exception("the agent ends by a bug")
         return ExitCode.ERROR
+
+
+def _join(birth: Birth, keys: GuestKeys) -> int:
+    """Is an agent of a bus elsewhere; what the user can mend is said on stdout."""
+    from agentwire.agent.remote import join
+    from agentwire.bus.access import PeerKeys
+
+    own = PeerKeys(keys.public, keys.secret, keys.server)
+    news = logging.getLogger("agentwire").info
+    try:
+        return join(birth.agent, birth.bus.endpoint, own, on_news=news)
+    except InputError as error:
+        print(describe(error), flush=True)
+        return ExitCode.INPUT
 
 
 def _read_birth() -> Birth | None:

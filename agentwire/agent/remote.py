@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from agentwire.agent.failure import ExitCode, parse
 from agentwire.agent.lifecycle import (
@@ -31,6 +31,9 @@ from agentwire.bus.events import PeerBusy, PeerGone, PeerLost, PeerProgress, Pee
 from agentwire.errors import AgentwireError, BusClosed, InputError
 from agentwire.wire.session import UNKNOWN_RUN
 
+if TYPE_CHECKING:
+    from agentwire.agent.launched import Launcher
+
 log = logging.getLogger(__name__)
 PAUSE_S: Final = 0.2
 """Before an agent joins again; doubles with each attempt that brings nothing, up to:"""
@@ -44,10 +47,12 @@ class Remote:
     Attributes:
         access: address, keys and list.
         agents: their names.
+        launcher: starts them; None: somebody else does (``agentwire agent``).
     """
 
     access: RemoteAccess
     agents: frozenset[str]
+    launcher: Launcher | None = None
 
     @classmethod
     def of(cls, access: RemoteAccess, agents: Collection[str]) -> Remote:

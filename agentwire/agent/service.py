@@ -281,6 +281,10 @@ def load_backend(spec: AgentSpec, progress: Progress) -> Backend:
         from agentwire.model.fake import FakeBackend
 
         return FakeBackend.load(spec, progress)
+    if spec.backend == "vllm":
+        from agentwire.model.vllm import VllmBackend
+
+        return VllmBackend.load(spec, progress)
     from agentwire.model.transformers import TransformersBackend
 
     if not is_static(spec):
@@ -302,6 +306,8 @@ def load_backend(spec: AgentSpec, progress: Progress) -> Backend:
 
 def is_static(spec: AgentSpec) -> bool:
     """Whether the static engine is tried: where asked for, and on a GPU."""
+    if spec.backend != "transformers":
+        return False
     return spec.engine == "static" or (spec.engine == "auto" and spec.device.startswith("cuda"))
 
 

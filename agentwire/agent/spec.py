@@ -56,13 +56,31 @@ class GraphSpec(BaseModel):
     max_tokens: Annotated[int, Field(ge=1)] = 32_768
 
 
+class Placement(BaseModel):
+    """What an agent needs of the machine that a launcher puts it on (``launcher: ray``).
+
+    Attributes:
+        cpus: default: the agent's threads.
+        gpus: default: one if its device is a GPU, else none; a fraction shares one.
+        labels: of the node, each with its value (``!value`` and ``in(a, b)`` as Ray reads them).
+        resources: Ray's own names for anything else, and how much of each.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cpus: float | None = Field(default=None, ge=0)
+    gpus: float | None = Field(default=None, ge=0)
+    labels: dict[str, str] = Field(default_factory=dict)
+    resources: dict[str, float] = Field(default_factory=dict)
+
+
 class AgentSpec(BaseModel):
     """One agent process."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    backend: Literal["transformers", "fake"]
+    backend: Literal["transformers", "vllm", "fake"]
     model: str = Field(description="registry name, hub name, or local folder")
     folder: str | None = Field(default=None, description="local folder with the weights, resolved")
     weights: Literal["pretrained", "random"] = "pretrained"
@@ -96,6 +114,17 @@ class AgentSpec(BaseModel):
         default=None, description="prepared before the agent says that it is ready"
     )
     fake: FakeModel = Field(default_factory=FakeModel)
+    place: Placement = Field(default_factory=Placement)
+
+
+class GuestKeys(BaseModel):
+    """CURVE keys (Z85) of an agent that joins the bus of another machine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    public: str
+    secret: str = Field(repr=False)
+    server: str
 
 
 class BusAddress(BaseModel):
@@ -116,6 +145,9 @@ class Birth(BaseModel):
 
     agent: AgentSpec
     bus: BusAddress
+    keys: GuestKeys | None = Field(
+        default=None, description="joins a bus on another machine; None: its parent's own bus"
+    )
     telemetry: str | None = Field(
         default=None, description="file for what the incarnation counted, written when it ends"
     )

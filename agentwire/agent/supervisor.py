@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from agentwire.agent.keeper import Gatekeeper, Keeper
+from agentwire.agent.launched import LaunchedKeeper, Launcher
 from agentwire.agent.lifecycle import AgentEvent, AgentLimits
 from agentwire.agent.remote import RemoteKeeper
 from agentwire.agent.spec import AgentSpec
@@ -39,6 +40,7 @@ class Supervisor:
         on_event: told, in the loop's thread, what happens to agents.
         limits: how long they may take.
         remote: agents that run on other machines: they are awaited, not started.
+        launcher: starts those elsewhere; None: somebody else does.
     """
 
     def __init__(
@@ -52,15 +54,22 @@ class Supervisor:
         on_event: Callable[[AgentEvent], None],
         limits: AgentLimits | None = None,
         remote: Collection[str] = (),
+        launcher: Launcher | None = None,
     ) -> None:
         logs.mkdir(parents=True, exist_ok=True)
         self._limits = limits or AgentLimits()
-        self._keepers: dict[str, Keeper | RemoteKeeper] = {
-            name: RemoteKeeper(name, broker, on_event, self._limits)
-            if name in remote
-            else Keeper(spec, broker, run, token, logs / f"{name}.log", on_event, self._limits)
-            for name, spec in specs.items()
-        }
+
+        def keeper(name: str, spec: AgentSpec) -> Keeper | RemoteKeeper:
+            if name not in remote:
+                log = logs / f"{name}.log"
+                return Keeper(spec, broker, run, token, log, on_event, self._limits)
+            if launcher is None:
+                return RemoteKeeper(name, broker, on_event, self._limits)
+            return LaunchedKeeper(
+                spec, broker, lambda: broker.remote_endpoint, launcher, on_event, self._limits
+            )
+
+        self._keepers = {name: keeper(name, spec) for name, spec in specs.items()}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def start(self) -> None:

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from agentwire.errors import BridgeError
-from agentwire.wire.messages import BridgeIdentity
+from agentwire.wire.messages import BridgeIdentity, ModelIdentity
 
 CARD_FILE = "card.yaml"
 WEIGHTS_FILE = "weights.safetensors"
@@ -146,3 +146,22 @@ def write_card(folder: Path, card: BridgeCard) -> None:
         card.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100
     )
     (folder / CARD_FILE).write_text(text, encoding="utf-8")
+
+
+def check_sender(card: BridgeCard, model: ModelIdentity) -> None:
+    """
+    Raises:
+        BridgeError: the bridge reads other weights, or its card gives its sender another shape.
+    """
+    if card.sender.fingerprint != model.fingerprint:
+        raise BridgeError(
+            f"the bridge {card.name} reads {card.sender.model}, not the weights of "
+            f"{model.name} that are here.",
+            hint="Train one with `agentwire train`, or name another under `bridge:`.",
+        )
+    if (card.sender.width, card.sender.layers) != (model.width, model.layers):
+        raise BridgeError(
+            f"the card of the bridge {card.name} gives its sender {card.sender.layers} layers "
+            f"of width {card.sender.width}; {model.name} has {model.layers} of {model.width}.",
+            hint="Restore the folder, or train it again with `agentwire train`.",
+        )

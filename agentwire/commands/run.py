@@ -55,6 +55,13 @@ def run(
         int | None,
         typer.Option("--metrics-port", min=0, help="Serve Prometheus metrics on loopback; 0: any."),
     ] = None,
+    launcher: Annotated[
+        str | None,
+        typer.Option("--launcher", help="local (processes here) or ray (a cluster)."),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="Of the Ray cluster: auto, local, host:port.")
+    ] = None,
 ) -> None:
     """Run a scenario: every method over the same rows, through real processes and the bus.
 
@@ -62,7 +69,7 @@ def run(
     """
     from agentwire.scenario.load import load_scenario
 
-    loaded = load_scenario(scenario)
+    loaded = launched_by(load_scenario(scenario), launcher, address)
     if loaded.matrix is not None:
         from agentwire.commands.matrix import Options, run_cells
 
@@ -162,6 +169,24 @@ def _plan(
             command=_command(source, limit, methods, strict, device),
             progress=lambda stage, fraction: shown.update("rows", stage, fraction),
         )
+
+
+def launched_by(scenario: Scenario, launcher: str | None, address: str | None) -> Scenario:
+    """The scenario with the launcher that the options name.
+
+    Raises:
+        ScenarioError: no such launcher, or an address without Ray.
+    """
+    changes = {"launcher": launcher, "address": address}
+    given = {name: value for name, value in changes.items() if value is not None}
+    if launcher not in (None, "local", "ray"):
+        raise ScenarioError(
+            f"There is no launcher {launcher!r}.", hint="Give --launcher local or --launcher ray."
+        )
+    changed = scenario.model_copy(update=given)
+    if address is not None and changed.launcher != "ray":
+        raise ScenarioError("--address is of a Ray cluster.", hint="Add --launcher ray.")
+    return changed
 
 
 def remote_of(listen: str | None, names: list[str] | None, known: list[str]) -> Remote | None:

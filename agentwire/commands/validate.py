@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from agentwire.errors import InputError
+
+if TYPE_CHECKING:
+    from agentwire.scenario.schema import Scenario
 
 
 def validate(
@@ -29,7 +32,15 @@ def validate(
                 {"file": str(path), "valid": False, "error": error.message, "hint": error.hint}
             )
         else:
-            found.append({"file": str(path), "valid": True, "name": scenario.name, "cells": cells})
+            found.append(
+                {
+                    "file": str(path),
+                    "valid": True,
+                    "name": scenario.name,
+                    "cells": cells,
+                    "lacks": missing_libraries(scenario),
+                }
+            )
     if as_json:
         print_json(found)
     for item in found:
@@ -37,9 +48,24 @@ def validate(
             if not as_json:
                 count = f", {len(item['cells'])} cells" if item["cells"] else ""
                 typer.echo(f"{item['file']}: valid ({item['name']}{count})")
+                for problem in item["lacks"]:
+                    typer.secho(f"note:  {problem['problem']}", err=True, fg="yellow")
+                    typer.echo(f"next:  {problem['next']}", err=True)
             continue
         typer.secho(f"error: {item['error']}", err=True, fg="red")
         if item["hint"]:
             typer.echo(f"next:  {item['hint']}", err=True)
     if not all(item["valid"] for item in found):
         raise typer.Exit(2)
+
+
+def missing_libraries(scenario: Scenario) -> list[dict[str, str]]:
+    """What agents of a scenario would need installed here: the file is valid all the same."""
+    from agentwire.scenario.inventory import Inventory
+
+    inventory = Inventory.here()
+    return [
+        {"problem": f"agents.{name} cannot run here: {problem.reason}.", "next": problem.hint}
+        for name, agent in scenario.agents.items()
+        if (problem := inventory.missing_library(agent)) is not None
+    ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Final, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,10 @@ from agentwire.wire.messages import BridgeIdentity, ModelIdentity, TaskSpec
 
 T = TypeVar("T", covariant=True)
 
+INSTALL_VLLM: Final = (
+    "Run `pip install 'agentwire[vllm]'` (with a GPU), or `make vllm` for the CPU build in an "
+    "environment of its own; or set `backend: transformers`."
+)
 Progress = Callable[[str, float], None]
 """Called while something slow goes on: (stage, fraction in 0..1)."""
 Watch = Callable[[int, str], bool]

@@ -87,10 +87,15 @@ class Answers:
         """Whether each row is done, [n]; called by the library after each token."""
         for row, token in enumerate(input_ids[:, -1].tolist()):
             if not self._done[row]:
-                self._take(row, int(token))
+                self.take(row, int(token))
         return torch.tensor(self._done, device=input_ids.device)
 
-    def _take(self, row: int, token: int) -> None:
+    def is_done(self, row: int) -> bool:
+        """Whether nothing more is to be added to a row."""
+        return self._done[row]
+
+    def take(self, row: int, token: int) -> None:
+        """Adds one token to a row that is not done."""
         if token in self._ends:
             self._done[row] = True
             return

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from agentwire.agent.spec import AgentSpec
 from agentwire.bridge import store
+from agentwire.bridge.card import check_sender
 from agentwire.bridge.resampler import Resampler
-from agentwire.errors import BridgeError, DeviceError, ModelError
+from agentwire.errors import DeviceError, ModelError
 from agentwire.model import shapes
 from agentwire.model.backend import Encoded, Generated, Progress, Scored, Watch
 from agentwire.model.chat import check_room, generation_ids
@@ -317,19 +318,7 @@ class TransformersBackend:
             return identity
         loaded = store.load(folder)
         card = loaded.card
-        if card.sender.fingerprint != self._identity.fingerprint:
-            raise BridgeError(
-                f"the bridge {card.name} reads {card.sender.model}, not the weights of "
-                f"{self._identity.name} that are here.",
-                hint="Train one with `agentwire train`, or name another under `bridge:`.",
-            )
-        if (card.sender.width, card.sender.layers) != (self._identity.width, self._identity.layers):
-            raise BridgeError(
-                f"the card of the bridge {card.name} gives its sender {card.sender.layers} layers "
-                f"of width {card.sender.width}; {self._identity.name} has "
-                f"{self._identity.layers} of {self._identity.width}.",
-                hint="Restore the folder, or train it again with `agentwire train`.",
-            )
+        check_sender(card, self._identity)
         module = loaded.module.to(self.device)
         short = trunk(self.model, card.layer)
         # A GPU at these sizes is bound by launches, not by padding, and wants static shapes.

@@ -6,6 +6,7 @@ there at all. Tests hand ``resolve`` an inventory of their own.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 from collections.abc import Callable
@@ -19,6 +20,7 @@ import psutil
 from agentwire.config import Config
 from agentwire.errors import DataError, DeviceError, InputError, ModelError
 from agentwire.model import fake, registry, shapes, sources
+from agentwire.model.backend import INSTALL_VLLM
 from agentwire.scenario.schema import DataChoice, ModelChoice
 from agentwire.task import datasets
 
@@ -54,7 +56,7 @@ class Problem:
 
     reason: str
     hint: str
-    kind: Literal["device", "model"]
+    kind: Literal["device", "model", "library"]
 
     def error(self, where: str) -> InputError:
         """The error for a scenario in which nothing may stand in."""
@@ -113,11 +115,23 @@ class Inventory:
         Raises:
             ModelError: no such model exists under that name.
         """
+        if library := self.missing_library(choice):
+            return library
         weights = self._missing_weights(choice)
         device = self._missing_device(choice.device)
         if device and weights:
             return replace(device, reason=f"{device.reason}, and {weights.reason}")
         return device or weights
+
+    def missing_library(self, choice: ModelChoice) -> Problem | None:
+        """The library that this choice's backend needs, if it is not here."""
+        if choice.backend != "vllm" or self.installed("vllm"):
+            return None
+        return Problem("vLLM is not installed", INSTALL_VLLM, "library")
+
+    def installed(self, library: str) -> bool:
+        """Whether this Python can import a library; nothing is imported to find out."""
+        return importlib.util.find_spec(library) is not None
 
     def _missing_device(self, device: str) -> Problem | None:
         if not device.startswith("cuda:"):

@@ -213,6 +213,7 @@ def _specs(
             graphs=choice.graphs,
             max_batch=scenario.batch_size,
             max_wait_ms=choice.max_wait_ms,
+            place=choice.place,
             bridges=outgoing,
             incoming=tuple(w for w, r in wires.items() if r.spec.receiver == name),
             soft_tokens=tuple(
@@ -230,7 +231,7 @@ def _lending(
     lends = {
         name: spec.threads or 1
         for name, spec in specs.items()
-        if spec.device == "cpu" and spec.backend != "fake" and choices[name].threads is None
+        if spec.device == "cpu" and spec.backend == "transformers" and choices[name].threads is None
     }
     # With more agents than cores they share cores already: there is nothing to lend.
     if len(lends) < 2 or sum(lends.values()) > cpus:

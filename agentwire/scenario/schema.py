@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
-from agentwire.agent.spec import GraphSpec
+from agentwire.agent.spec import GraphSpec, Placement
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 """Names of agents and scenarios: lower case, digits, ``_`` and ``-``."""
@@ -29,8 +29,11 @@ class ModelChoice(Strict):
         weights: ``random`` builds the model's exact shape without weights (speed only).
         layer: hidden states are read after this many layers, when this agent sends.
         device: ``auto`` takes a free GPU, else the CPU.
-        engine: ``static`` computes by hand-written forward passes in captured shapes; ``auto``
-            does so on a GPU, and else (or where the model is not one of those) as transformers do.
+        backend: ``vllm`` computes in a vLLM engine (docs/engines.md); ``fake`` is for tests.
+        engine: of ``backend: transformers``. ``static`` computes by hand-written forward passes in
+            captured shapes; ``auto`` does so on a GPU, and else (or where the model is not one of
+            those) as transformers do.
+        place: what the agent needs of its machine, where a launcher chooses it.
         graphs: which shapes the static engine captures when the agent starts.
         max_wait_ms: how long the first row of a batch waits for company.
     """
@@ -42,8 +45,9 @@ class ModelChoice(Strict):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda:\d+)$")] = "auto"
     threads: Annotated[int, Field(ge=1)] | None = None
-    backend: Literal["transformers", "fake"] = "transformers"
+    backend: Literal["transformers", "vllm", "fake"] = "transformers"
     engine: Literal["auto", "transformers", "static"] = "auto"
+    place: Placement = Field(default_factory=Placement)
     graphs: GraphSpec = Field(default_factory=GraphSpec)
     max_wait_ms: Annotated[float, Field(ge=0, le=10_000)] = 2.0
 
@@ -298,10 +302,19 @@ Method = Literal[
 
 
 class Scenario(Strict):
-    """One experiment: agents, wires, and (optionally) a task to run through them."""
+    """One experiment: agents, wires, and (optionally) a task to run through them.
+
+    Attributes:
+        launcher: ``local``: every agent is a process of this machine. ``ray``: agents are placed on
+            a Ray cluster (docs/scaling.md).
+        address: of the Ray cluster; ``auto``: the one that this machine is in; ``local``: a fresh
+            one on this machine.
+    """
 
     name: Name
     description: str = ""
+    launcher: Literal["local", "ray"] = "local"
+    address: str = "auto"
     agents: dict[Name, Agent]
     wires: list[WireSpec] = Field(min_length=1)
     task: TaskChoice | None = None

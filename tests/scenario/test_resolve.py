@@ -350,3 +350,21 @@ def test_tasks_of_one_series_share_a_bridge(tmp_path: Path) -> None:
     machine = Machine(tmp_path, data=("passkey_4",))
     found = without_bridges(machine, task={"dataset": "passkey_4"})
     assert found.wire.bridge == "small-a--small-b--passkey"
+
+
+class WithoutVllm(Machine):
+    def installed(self, library: str) -> bool:
+        return library != "vllm"
+
+
+def test_a_backend_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    agents = {
+        "llama": {"model": "fake-a", "backend": "fake"},
+        "mistral": {"model": "gemma-3-270m", "backend": "vllm", "device": "cpu"},
+    }
+    wanted = Scenario.model_validate(
+        {"name": "x", "agents": agents, "wires": [{"from": "llama", "to": "mistral"}]}
+    )
+    with pytest.raises(ModelError, match=r"agents\.mistral .*vLLM is not installed") as caught:
+        resolve(wanted, inventory=WithoutVllm(tmp_path), require_bridges=False)
+    assert "agentwire[vllm]" in (caught.value.hint or "")

@@ -26,10 +26,13 @@ WITHOUT_DOWNLOAD = {"sample", "generated"}
 
 
 class Bare(Inventory):
-    """A machine without GPUs, data, hub and models."""
+    """A machine without GPUs, data, hub and models; every library is installed."""
 
     def gpus(self) -> int:
         return 0
+
+    def installed(self, library: str) -> bool:
+        return True
 
 
 @pytest.fixture

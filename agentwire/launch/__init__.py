@@ -1,0 +1,1 @@
+"""Who starts agents on the machines of a cluster."""

@@ -1,0 +1,236 @@
+"""Agents as Ray actors: placed where their needs are met, started again by Ray, also elsewhere.
+
+An actor is a small process that Ray watches; the agent is its child, the same process as on one
+machine, and joins the bus over tcp with a CURVE key of its own that was made for this run and lives
+in memory alone. A child that dies takes its actor along, and Ray starts another, on another node if
+that one is gone. Data never passes through Ray: payloads cross the bus; its broker is the runner's.
+
+The nodes need the same environment (agentwire and its extras). Weights are looked for where the
+runner has them, then by name in the node's own cache; bridges travel with the actor. Whoever can
+talk to Ray's head can run code on every node: Ray's network is trusted, the bus's need not be.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import ray
+from ray.exceptions import RayActorError, RayError
+
+from agentwire.agent.failure import ExitCode
+from agentwire.agent.remote import Remote
+from agentwire.agent.spec import AgentSpec, Birth, BusAddress, GuestKeys
+from agentwire.bus.access import RemoteAccess
+from agentwire.bus.curve import new_pair
+from agentwire.errors import AgentwireError, InputError
+
+log = logging.getLogger(__name__)
+UNKNOWN_RUN: Final = "00" * 16
+Files = Mapping[str, Mapping[str, bytes]]
+"""Bridge folder -> file name -> content."""
+
+
+class Guests:
+    """The public keys of one run's agents, by name; in memory."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+
+    def add(self, name: str, public: str) -> None:
+        self._names[public] = name
+
+    def name_of(self, key: str) -> str | None:
+        return self._names.get(key)
+
+
+class RayLauncher:
+    """Starts the agents of one run on a Ray cluster.
+
+    Args:
+        address: of the cluster, as ``ray.init`` takes it; ``auto``: the one of this machine;
+            ``local``: a fresh one on this machine alone.
+
+    Raises:
+        InputError: there is no such cluster.
+    """
+
+    def __init__(self, address: str = "auto") -> None:
+        self._ours = not ray.is_initialized()
+        if self._ours:
+            try:
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                first = (str(error).splitlines() or [type(error).__name__])[0]
+                raise InputError(
+                    f"There is no Ray cluster at {address!r}: {first}",
+                    hint="Start one (`ray start --head`), or give --address local.",
+                ) from None
+        self._guests = Guests()
+        self._public, self._secret = new_pair()
+        self._actors: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def remote(self, agents: Mapping[str, object]) -> Remote:
+        """What a runtime needs to take these agents in."""
+        host = ray.util.get_node_ip_address()
+        access = RemoteAccess(f"tcp://{host}:*", self._secret, self._guests)
+        return Remote(access, frozenset(agents), self)
+
+    def close(self) -> None:
+        """Leaves the cluster, if this launcher joined it."""
+        if self._ours and ray.is_initialized():
+            ray.shutdown()
+
+    # -- Launcher ---------------------------------------------------------------------------
+
+    def launch(self, spec: AgentSpec, endpoint: str, restarts: int) -> None:
+        """Creates the actor.
+
+        Raises:
+            AgentwireError: Ray refuses it.
+        """
+        public, secret = new_pair()
+        self._guests.add(spec.name, public)
+        birth = Birth(
+            agent=on_its_node(spec),
+            bus=BusAddress(endpoint=endpoint, run=UNKNOWN_RUN, epoch=0, token=""),
+            keys=GuestKeys(public=public, secret=secret, server=self._public),
+        )
+        try:
+            actor = (
+                ray.remote(AgentActor)
+                .options(**needs(spec), max_restarts=restarts, max_task_retries=-1)
+                .remote(birth.model_dump_json(), files_of(spec))
+            )
+        except (RayError, ValueError) as error:
+            raise AgentwireError(f"Ray does not take the agent {spec.name}: {error}") from error
+        with self._lock:
+            self._actors[spec.name] = actor
+
+    def wait(self, name: str) -> str:
+        actor = self._actors[name]
+        try:
+            return str(ray.get(actor.ended.remote()))
+        except RayActorError as error:
+            first = (str(error).strip().splitlines() or ["it died"])[0]
+            return f"Ray starts it no more: {first}"
+        except RayError as error:
+            return f"Ray lost it: {error}"
+
+    def where(self, name: str) -> str:
+        free = ray.available_resources()
+        shown = {k: v for k, v in free.items() if k in ("CPU", "GPU")}
+        return f"Ray has free: {shown}; `ray status` shows what waits"
+
+    def restart(self, name: str) -> None:
+        ray.kill(self._actors[name], no_restart=False)
+
+    def stop(self, name: str) -> None:
+        with self._lock:
+            actor = self._actors.pop(name, None)
+        if actor is not None:
+            ray.kill(actor, no_restart=True)
+
+
+def needs(spec: AgentSpec) -> dict[str, Any]:
+    """What Ray must have free for an agent: its ``place``, or what follows from its device."""
+    place = spec.place
+    gpu = spec.device.startswith("cuda")
+    options: dict[str, Any] = {
+        "num_cpus": place.cpus if place.cpus is not None else (spec.threads or 1),
+        "num_gpus": place.gpus if place.gpus is not None else float(gpu),
+    }
+    if place.resources:
+        options["resources"] = dict(place.resources)
+    if place.labels:
+        options["label_selector"] = dict(place.labels)
+    return options
+
+
+def on_its_node(spec: AgentSpec) -> AgentSpec:
+    """The agent as its node sees it: Ray shows an actor its own GPU only; nobody lends threads."""
+    device = "cuda:0" if spec.device.startswith("cuda") else spec.device
+    return spec.model_copy(update={"device": device, "lends": {}})
+
+
+def files_of(spec: AgentSpec) -> dict[str, dict[str, bytes]]:
+    """The files of the agent's bridges, by folder."""
+    folders = [Path(b.folder) for b in spec.bridges if b.folder is not None]
+    return {
+        str(folder): {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+        for folder in folders
+        if folder.is_dir()
+    }
+
+
+# -- on the node ----------------------------------------------------------------------------
+
+
+class AgentActor:
+    """An agent's actor: has the agent as its child, and ends with it.
+
+    Args:
+        birth: the child's, as JSON.
+        files: of its bridges.
+    """
+
+    def __init__(self, birth: str, files: dict[str, dict[str, bytes]]) -> None:
+        made = Birth.model_validate_json(birth)
+        made = made.model_copy(update={"agent": here(made.agent, files)})
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "agentwire.agent.process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self._child.stdin is not None
+        self._child.stdin.write(made.model_dump_json().encode() + b"\n")
+        self._child.stdin.flush()  # it stays open: its end is the child's end
+
+    def ended(self) -> str:
+        """Returns when the child has left in order: its last words. Ends the actor otherwise."""
+        assert self._child.stdout is not None
+        words = self._child.stdout.read().decode(errors="replace").strip()
+        code = self._child.wait()
+        if code in (ExitCode.DONE, ExitCode.INPUT):
+            return words or "it left"
+        # Ray takes a process that exits for a failure, and starts the actor again.
+        sys.stderr.flush()
+        leave(ExitCode.ERROR)
+        return ""
+
+
+def leave(code: int) -> None:
+    import os
+
+    os._exit(code)
+
+
+def here(spec: AgentSpec, files: Files) -> AgentSpec:
+    """The agent with its folders on this node: bridges are written where they are missing.
+
+    Weights that are not where the runner has them are looked for by name (and fetched, if they
+    are of the registry).
+    """
+    moved: dict[str | None, str] = {}
+    for folder, contents in files.items():
+        if not Path(folder).is_dir():
+            moved[folder] = tempfile.mkdtemp(prefix="agentwire-bridge-")
+            for name, content in contents.items():
+                (Path(moved[folder]) / Path(name).name).write_bytes(content)
+    bridges = tuple(
+        b.model_copy(update={"folder": moved.get(b.folder, b.folder)}) for b in spec.bridges
+    )
+    weights = spec.folder
+    if weights is not None and not Path(weights).is_dir():
+        from agentwire.config import Config
+        from agentwire.model import sources
+
+        weights = str(sources.fetch(spec.model, config=Config.from_env(), progress=None))
+    return spec.model_copy(update={"bridges": bridges, "folder": weights})

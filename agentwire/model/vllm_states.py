@@ -1,0 +1,115 @@
+"""Hidden states of one layer out of a vLLM engine of this process, in eager mode.
+
+A hook on a decoder layer sees the tokens of all requests of a step in one long row. Which token
+belongs to whom is not assumed: the engine's own input embeddings are caught beside the states and
+compared with those of the ids that were asked for, so no text can get the states of another.
+
+While only states are wanted, the layers behind the last one that is read are left out, as a
+pipeline stage leaves them out: such a request ends with its first step, and nobody reads the keys
+and values that it did not write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agentwire.errors import ModelError
+
+
+class StateTap:
+    """Catches the states after ``layer`` layers of a vLLM model.
+
+    Args:
+        model: the model inside the engine (``apply_model`` hands it out).
+        layer: 1 to the number of layers; equals transformers' ``hidden_states[layer]``, but
+            without the final norm behind the last one.
+
+    Raises:
+        ModelError: it is not built of stacked layers that hand on states and residual.
+    """
+
+    def __init__(self, model: Any, layer: int) -> None:
+        self._decoder = decoder_of(model)
+        if not 1 <= layer <= len(self._decoder.layers):
+            raise ModelError(
+                f"layer {layer} of a model with {len(self._decoder.layers)} layers cannot be read.",
+                hint=f"Set `layer` to 1 to {len(self._decoder.layers)}.",
+            )
+        self._layer = layer
+        self._inputs: list[Tensor] = []
+        self._states: list[Tensor] = []
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Catches what passes while the context is open; what an earlier one caught is dropped."""
+        self._inputs, self._states = [], []
+        layers = self._decoder.layers
+        end = self._decoder.end_layer
+        hooks = [
+            layers[0].register_forward_pre_hook(self._catch_input, with_kwargs=True),
+            layers[self._layer - 1].register_forward_hook(self._catch_states),
+        ]
+        self._decoder.end_layer = self._layer
+        try:
+            yield
+        finally:
+            self._decoder.end_layer = end
+            for hook in hooks:
+                hook.remove()
+
+    def _catch_input(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        states = args[1] if len(args) > 1 else kwargs["hidden_states"]
+        self._inputs.append(states.detach().clone())
+
+    def _catch_states(self, module: nn.Module, args: Any, output: Any) -> None:
+        states, residual = output
+        self._states.append((states + residual).detach().clone())
+
+    @torch.inference_mode()
+    def states(self, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+        """States [len(row), width] of each row of ids, which all passed in one step.
+
+        Raises:
+            RuntimeError: something else passed, or in another order.
+        """
+        device = next(self._decoder.parameters()).device
+        ids = torch.tensor([token for row in rows for token in row], device=device)
+        expected = self._decoder.embed_input_ids(ids)
+        if len(self._states) != 1 or len(self._inputs[0]) < len(ids):
+            raise RuntimeError(f"the engine took {len(self._states)} steps for one batch of texts")
+        # Behind the requests' tokens a step may be padded.
+        if not torch.equal(self._inputs[0][: len(ids)].to(expected.dtype), expected):
+            raise RuntimeError("the engine read the texts of a batch in another order")
+        return list(torch.split(self._states[0][: len(ids)], [len(row) for row in rows]))
+
+
+def decoder_of(model: Any) -> Any:
+    """The stack of layers inside a vLLM model.
+
+    Raises:
+        ModelError: there is none that can be read.
+    """
+    inner = getattr(model, "language_model", model)
+    decoder = getattr(inner, "model", None)
+    needed = ("layers", "end_layer", "embed_input_ids")
+    if decoder is None or not all(hasattr(decoder, name) for name in needed):
+        raise ModelError(
+            f"vLLM's {type(model).__name__} is not a decoder of stacked layers.",
+            hint="Use a Llama-, Mistral-, Qwen- or Gemma-like model, or `backend: transformers`.",
+        )
+    return decoder
+
+
+def embedding_rms(model: Any) -> float:
+    """RMS of the model's own input embeddings as its layers see them (Gemma scales them)."""
+    decoder = decoder_of(model)
+    weight = decoder.embed_tokens.weight
+    count = min(decoder.config.vocab_size, weight.shape[0])
+    ids = torch.arange(0, count, max(1, count // 4096), device=weight.device)
+    with torch.inference_mode():
+        return float(decoder.embed_input_ids(ids).float().pow(2).mean().sqrt())

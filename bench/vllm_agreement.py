@@ -1,0 +1,190 @@
+"""Does vLLM say the same as transformers? The shipped bridge on a whole split, engine by engine.
+
+A part runs one pair of engines as agents (real processes, real bus) over every row: through the
+bridge, and each agent reading the text itself. Its scores go into a scratch folder batch by batch,
+so a part that was stopped goes on where it was; the record is made again from all parts that are
+whole, each beside ``transformers-transformers`` of the same environment. Run it where vLLM is
+installed (``make vllm``), one part at a time:
+
+    for part in transformers-transformers vllm-transformers transformers-vllm vllm-vllm; do
+        .venv-vllm/bin/python bench/vllm_agreement.py $part
+    done
+
+``vllm-transformers``: the sender is on vLLM, the receiver on transformers. Differences are of the
+probability of the second label, between 0 and 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agentwire.config import Config
+from agentwire.dispatch import batches_of
+from agentwire.outcomes import answered
+from agentwire.reply import Reply
+from agentwire.runtime import Runtime
+from agentwire.scenario.resolve import resolve
+from agentwire.scenario.schema import Scenario
+from agentwire.scenario.summary import hardware, versions
+from agentwire.task.datasets import load_rows
+
+SENDER, RECEIVER = ("smollm2-135m-instruct", 15), ("gemma-3-270m", 10)
+ENGINES = ("transformers", "vllm")
+PARTS = [f"{sender}-{receiver}" for sender in ENGINES for receiver in ENGINES]
+REFERENCE = PARTS[0]
+CLOSE = 0.05  # as far as a probability may be from one half for its row to be called close
+BATCH = 16
+METHODS = ("bridge", "receiver_direct", "sender_direct")
+
+
+def scenario(part: str, dataset: str, split: str) -> Scenario:
+    """The small pair, each agent on the engine that ``part`` names."""
+    first, second = part.split("-")
+    return Scenario.model_validate(
+        {
+            "name": "agreement",
+            "agents": {
+                "sender": {"model": SENDER[0], "layer": SENDER[1], "backend": first},
+                "receiver": {"model": RECEIVER[0], "layer": RECEIVER[1], "backend": second},
+            },
+            "wires": [{"from": "sender", "to": "receiver", "fallback": "error"}],
+            "task": {"dataset": dataset, "split": split},
+            "batch_size": BATCH,
+        }
+    )
+
+
+class Scores:
+    """Scores [rows, labels] of one part by method, in a file that grows with every batch."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.methods: dict[str, list[list[float]]] = {method: [] for method in METHODS}
+        if file.exists():
+            for line in file.read_text(encoding="utf-8").splitlines():
+                batch = json.loads(line)
+                self.methods[batch["method"]] += batch["scores"]
+
+    def add(self, method: str, replies: Sequence[Reply]) -> None:
+        scores = [list(reply.scores.values()) for reply in replies]
+        self.methods[method] += scores
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"method": method, "scores": scores}) + "\n")
+
+
+async def score(part: str, dataset: str, split: str, texts: Sequence[str], found: Scores) -> str:
+    """Scores every row that has none yet; returns which bridge was used."""
+    resolved = resolve(scenario(part, dataset, split))
+    card = resolved.wire.card
+    assert card is not None
+    async with Runtime(resolved) as wire:
+        for method, scores in found.methods.items():
+            for batch in batches_of(texts[len(scores) :], BATCH):
+                if method == "bridge":
+                    outcomes = await wire.send_batch("sender", "receiver", batch)
+                else:
+                    outcomes = await wire.direct_batch(method.removesuffix("_direct"), batch)
+                found.add(method, answered(outcomes))
+    return f"{card.name}, sha256 {card.weights_sha256}"
+
+
+def compare(scores: Any, reference: Any, labels: Sequence[int]) -> dict[str, Any]:
+    """Figures of one method: what differs from the reference, and by how much."""
+    ours, theirs = np.exp(np.array(scores)), np.exp(np.array(reference))
+    off = np.abs(ours[:, 1] - theirs[:, 1])
+    chosen, expected = ours.argmax(axis=1), theirs.argmax(axis=1)
+    differs = np.flatnonzero(chosen != expected)
+    return {
+        "rows": len(ours),
+        "other_label": len(differs),
+        "rows_with_another_label": differs.tolist(),
+        "farthest_of_those_from_half": _rounded(np.abs(theirs[differs, 1] - 0.5).max(initial=0)),
+        "rows_close_to_half": int((np.abs(theirs[:, 1] - 0.5) < CLOSE).sum()),
+        "largest_difference": _rounded(off.max()),
+        "mean_difference": _rounded(off.mean()),
+        "accuracy": _rounded((chosen == np.array(labels)).mean()),
+        "accuracy_of_reference": _rounded((expected == np.array(labels)).mean()),
+    }
+
+
+def _rounded(value: Any) -> float:
+    return float(f"{float(value):.3g}") if value < 0.001 else round(float(value), 6)
+
+
+def record(parts: dict[str, dict[str, Any]], labels: Sequence[int], data: str) -> dict[str, Any]:
+    """What is published, from the parts that are there."""
+    figures = {}
+    if REFERENCE in parts:
+        reference = parts[REFERENCE]["scores"]
+        figures = {
+            part: {m: compare(s, reference[m], labels) for m, s in found["scores"].items()}
+            for part, found in parts.items()
+            if part != REFERENCE
+        }
+    return {
+        "what": "predictions of vLLM beside those of transformers, small pair on a CPU",
+        "parts": {
+            part: {k: found[k] for k in ("started", "command", "versions", "bridge")}
+            for part, found in parts.items()
+        },
+        "hardware": hardware().model_dump(),
+        "models": {"sender": SENDER[0], "receiver": RECEIVER[0], "dtype": "float32"},
+        "data": data,
+        "batch_size": BATCH,
+        "figures": figures,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=PARTS, help="<sender's engine>-<receiver's engine>")
+    parser.add_argument("--dataset", default="sst2")
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--scratch", type=Path, default=Path(".scratch/vllm-agreement"))
+    parser.add_argument("--out", type=Path, default=Path("bench/results/vllm-cpu.json"))
+    arguments = parser.parse_args()
+    split = load_rows(arguments.dataset, arguments.split, config=Config.from_env())
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    arguments.scratch.mkdir(parents=True, exist_ok=True)
+    texts = [row.text for row in split.rows]
+    scores = Scores(arguments.scratch / f"{arguments.part}.jsonl")
+    bridge = asyncio.run(score(arguments.part, arguments.dataset, arguments.split, texts, scores))
+    found = {
+        "started": started,
+        "command": shlex.join(["python", *sys.argv]),
+        "versions": versions() | {"vllm-cpu": metadata.version("vllm-cpu")},
+        "bridge": bridge,
+        "scores": scores.methods,
+    }
+    (arguments.scratch / f"{arguments.part}.json").write_text(json.dumps(found), encoding="utf-8")
+    parts = {
+        part: json.loads(file.read_text(encoding="utf-8"))
+        for part in PARTS
+        if (file := arguments.scratch / f"{part}.json").exists()
+    }
+    digest = split.provenance["sha256"]
+    data = f"{arguments.dataset} {arguments.split}, {len(split)} rows, sha256 {digest}"
+    whole = record(parts, [row.label for row in split.rows], data)
+    arguments.out.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+    for part, figures in whole["figures"].items():
+        for method, f in figures.items():
+            print(
+                f"{part} {method}: {f['other_label']} of {f['rows']} labels differ; "
+                f"probabilities by {f['largest_difference']} at most"
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""Agents on a Ray cluster of three nodes on this machine: real raylets, real actors, fake models.
+
+One node holds nothing but the runner; agents are placed on the others by their labels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import agentwire
+from agentwire.agent.lifecycle import AgentLimits
+from agentwire.agent.restarts import RestartPolicy
+from agentwire.errors import AgentwireError, InputError, RequestError
+from agentwire.model.fake import answer
+from agentwire.outcomes import Outcome
+from agentwire.reply import Reply
+from agentwire.runtime import Runtime
+from agentwire.scenario.resolve import resolve
+from agentwire.scenario.schema import Scenario
+
+pytest.importorskip("ray", reason="Ray is not installed here: make test-ray")
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.timeout(300),
+    # Ray leaves sockets and files to the interpreter's end.
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+LABELS = ["good", "bad", "mixed"]
+ASKED = {"prompt": "Is it?", "labels": LABELS}
+TEXTS = [f"text number {i}" for i in range(64)]
+LIMITS = AgentLimits(load_s=180, progress_s=60, restarts=RestartPolicy(restarts=2))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Head without CPUs, and two nodes with one label each."""
+    with pytest.MonkeyPatch.context() as patch:
+        # On a busy machine Ray's helper processes take longer to start than it waits by default.
+        patch.setenv("RAY_agent_register_timeout_ms", "180000")
+        patch.setenv("RAY_raylet_start_wait_time_s", "180")
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        import ray
+        from ray.cluster_utils import Cluster
+
+        made = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+        )
+        for room in ("a", "b"):
+            made.add_node(num_cpus=2, labels={"room": room})
+        yield made
+        ray.shutdown()
+        made.shutdown()
+
+
+def scenario(cluster: Any, **receiver: Any) -> Scenario:
+    return Scenario.model_validate(
+        {
+            "name": "on-a-cluster",
+            "launcher": "ray",
+            "address": cluster.address,
+            "agents": {
+                "sender": {
+                    "model": "s",
+                    "backend": "fake",
+                    "threads": 1,
+                    "place": {"labels": {"room": "a"}},
+                },
+                "receiver": {"model": "r", "backend": "fake", "threads": 1, **receiver},
+            },
+            "wires": [{"from": "sender", "to": "receiver"}],
+        }
+    )
+
+
+def runtime(cluster: Any, fake: dict[str, Any] | None = None, **receiver: Any) -> Runtime:
+    from agentwire.agent.spec import FakeModel
+    from agentwire.launch.ray import RayLauncher
+    from agentwire.wiring import Wiring
+
+    wiring = Wiring.of(resolve(scenario(cluster, **receiver)))
+    agents = dict(wiring.agents)
+    settings = FakeModel.model_validate(fake or {})
+    agents["receiver"] = agents["receiver"].model_copy(update={"fake": settings})
+    built = Wiring(agents=agents, wires=wiring.wires)
+    remote = RayLauncher(cluster.address).remote(agents)
+    return Runtime(built, limits=LIMITS, remote=remote)
+
+
+def assert_right(outcomes: list[Outcome]) -> None:
+    assert len(outcomes) == len(TEXTS)
+    for text, outcome in zip(TEXTS, outcomes, strict=True):
+        assert isinstance(outcome, Reply), outcome
+        assert outcome.label == answer(text, LABELS)
+
+
+async def without(room: str) -> None:
+    """Returns when Ray has seen that the node with this label is gone."""
+    import ray
+
+    for _ in range(600):
+        alive = [node["Labels"].get("room") for node in ray.nodes() if node["Alive"]]
+        if room not in alive:
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"{alive} are still there")
+
+
+async def test_the_same_file_says_the_same_on_a_cluster_and_on_one_machine(cluster: Any) -> None:
+    wanted = scenario(cluster, place={"labels": {"room": "b"}})
+    async with agentwire.open(wanted) as wire:
+        assert set(wire.agents) == {"sender", "receiver"}
+        assert {info.pid for info in wire.agents.values()} == {0}  # none is a process of ours
+        assert wire.remote_endpoint.startswith("tcp://")
+        there = await wire.send_batch("sender", "receiver", TEXTS, **ASKED)
+    async with agentwire.open(wanted.model_copy(update={"launcher": "local"})) as wire:
+        here = await wire.send_batch("sender", "receiver", TEXTS, **ASKED)
+    assert_right(there)
+    for a, b in zip(there, here, strict=True):
+        assert isinstance(a, Reply) and isinstance(b, Reply)
+        assert (a.label, dict(a.scores), a.channel) == (b.label, dict(b.scores), b.channel)
+
+
+async def test_a_killed_process_is_started_again_by_ray(cluster: Any) -> None:
+    """A request that kills its agent twice ends in an error, all others are answered."""
+    async with runtime(cluster, {"crash_on": "poison"}) as wire:
+        first = wire.agents["receiver"].epoch
+        with pytest.raises(RequestError) as caught:
+            await wire.send("sender", "receiver", "poison", deadline=120, **ASKED)
+        assert caught.value.code == "dead_letter"
+        assert_right(await wire.send_batch("sender", "receiver", TEXTS, deadline=120, **ASKED))
+        assert wire.agents["receiver"].epoch > first
+
+
+async def test_a_node_killed_in_mid_run_loses_no_row(cluster: Any) -> None:
+    victim = cluster.add_node(num_cpus=2, labels={"room": "victim"})
+    fake = {"decode_ms": 150.0}
+    # Only the victim will do, until another node comes that will do as well.
+    place = {"labels": {"room": "in(victim, refuge)"}}
+    async with runtime(cluster, fake, place=place) as wire:
+        refuge = cluster.add_node(num_cpus=2, labels={"room": "refuge"})  # in the main thread only
+        assert_right(await wire.send_batch("sender", "receiver", TEXTS, deadline=200, **ASKED))
+        first = wire.agents["receiver"].epoch
+        sending = [
+            asyncio.create_task(wire.send_batch("sender", "receiver", TEXTS, deadline=200, **ASKED))
+            for _ in range(4)
+        ]
+        await asyncio.sleep(0.4)
+        assert not any(task.done() for task in sending)
+        await asyncio.to_thread(cluster.remove_node, victim, allow_graceful=False)
+        await without("victim")
+        for task in sending:
+            assert_right(await task)
+        assert wire.agents["receiver"].epoch > first
+    cluster.remove_node(refuge)
+
+
+async def test_what_no_node_has_is_said(cluster: Any) -> None:
+    limits = AgentLimits(load_s=30, restarts=RestartPolicy(restarts=0))
+    wire = runtime(cluster, place={"resources": {"moon": 1}})
+    wire._limits = limits
+    with pytest.raises(AgentwireError, match="receiver is gone: it did not come within 30 s"):
+        await wire.start()
+
+
+async def test_what_the_user_can_mend_comes_back_as_that(cluster: Any) -> None:
+    from agentwire.agent.spec import AgentSpec
+    from agentwire.launch.ray import RayLauncher
+    from agentwire.scenario.schema import WireSpec
+    from agentwire.wiring import Wiring
+
+    pytest.importorskip("torch")
+    empty = AgentSpec(name="receiver", backend="transformers", model="nothing", threads=1)
+    sender = AgentSpec(name="sender", backend="fake", model="s", threads=1)
+    agents = {"sender": sender, "receiver": empty}
+    wire = WireSpec.model_validate({"from": "sender", "to": "receiver"})
+    remote = RayLauncher(cluster.address).remote(agents)
+    with pytest.raises(InputError, match="weights of nothing are not on this machine"):
+        await Runtime(Wiring.of_specs(agents, [wire]), limits=LIMITS, remote=remote).start()
+
+
+async def test_no_cluster_is_an_input_error() -> None:
+    import ray
+
+    from agentwire.launch.ray import RayLauncher
+
+    if ray.is_initialized():
+        pytest.skip("this process is in a cluster already")
+    with pytest.raises(InputError, match="no Ray cluster"):
+        RayLauncher("127.0.0.1:1")
