@@ -83,9 +83,22 @@ def _head(record: Record) -> str:
             "All trained methods saw the same training rows; settings were chosen on held-out "
             "training rows, and test rows were scored once for each frozen configuration. `a ± b` "
             "is the mean over seeds and its standard deviation; a range is the 95 % Wilson "
-            "interval of that mean over the test rows.",
+            f"interval of that mean over the test rows.{scored_again(record)}",
             table(header, rows),
         ]
+    )
+
+
+def scored_again(record: Record) -> str:
+    """A sentence on runs whose test rows were scored more than once, or nothing."""
+    again = [run for run in record["runs"] if run.get("test_scorings", 1) > 1]
+    if not again:
+        return ""
+    places = sorted({f"{title(run['task'])} {run['direction']}" for run in again})
+    methods = sorted({record["methods"][run["method"]]["title"] for run in again})
+    return (
+        f" Scored twice, unchanged, after a job was lost: {', '.join(methods)} on "
+        f"{', '.join(places)}."
     )
 
 
