@@ -11,8 +11,6 @@ differs is recorded with its margin: by how much its best label leads.
 from __future__ import annotations
 
 import argparse
-import asyncio
-import json
 import shlex
 import sys
 from dataclasses import replace
@@ -21,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from overhead import SCENARIO, Scores, over_bus
+from overhead import SCENARIO, Scores, over_bus, recorded
 from rich.console import Console
 
 from agentwire.config import Config
-from agentwire.errors import AgentwireError, InputError
+from agentwire.errors import InputError
 from agentwire.runtime import Runtime
 from agentwire.scenario.fetch import fetch
 from agentwire.scenario.load import load_scenario
@@ -108,18 +106,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    console = Console(stderr=True)
-    try:
-        record = asyncio.run(measure(args, console))
-    except AgentwireError as error:
-        console.print(f"agentwire: {error}", markup=False)
-        return 2
-    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    if args.out:
-        args.out.write_text(text, encoding="utf-8")
-    else:
-        print(text, end="")
-    return 0
+    return recorded(measure, args)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -207,18 +207,11 @@ async def measure(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--scenario", type=Path, default=SCENARIO)
-    parser.add_argument("--rows", type=int, default=480)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--in-flight", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--single", type=int, default=200, help="rows that also go one by one")
-    parser.add_argument("--threads", type=int, help="of each agent, instead of its share")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+def recorded(
+    measure: Callable[[argparse.Namespace, Console], Coroutine[Any, Any, dict[str, Any]]],
+    args: argparse.Namespace,
+) -> int:
+    """Measures, and writes the record to ``args.out`` or prints it; the exit code."""
     console = Console(stderr=True)
     try:
         record = asyncio.run(measure(args, console))
@@ -231,6 +224,21 @@ def main() -> int:
     else:
         print(text, end="")
     return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--scenario", type=Path, default=SCENARIO)
+    parser.add_argument("--rows", type=int, default=480)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--in-flight", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--single", type=int, default=200, help="rows that also go one by one")
+    parser.add_argument("--threads", type=int, help="of each agent, instead of its share")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    return recorded(measure, args)
 
 
 if __name__ == "__main__":
