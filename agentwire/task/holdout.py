@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from agentwire.errors import DataError
 from agentwire.task.datasets import Dataset
@@ -37,7 +38,7 @@ def held_out_split(dataset: Dataset, n: int, seed: int = 0) -> tuple[Dataset, Da
             hint=f"Set `held_out` to at most {len(chosen)}.",
         )
     held_words = {words[i] for i in chosen}
-    inside = _Lines(sorted(held_words))
+    inside = _Texts(sorted(held_words))
     kept = [i for i, text in enumerate(words) if not inside.contain(text)]
 
     def part(name: str, indices: Sequence[int]) -> Dataset:
@@ -48,30 +49,46 @@ def held_out_split(dataset: Dataset, n: int, seed: int = 0) -> tuple[Dataset, Da
     return part("train", kept), part("held_out", chosen)
 
 
-class _Lines:
-    """Texts, one a line, each between spaces: finds whole words only."""
+class _Texts:
+    """Texts, searched for whole words by the rarest word of what is looked for."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        self._lines = "".join(f"\n {text} " for text in texts) + "\n"
+        self._lines = [f" {text} " for text in texts]
+        self._holders: dict[str, list[int]] = {}
+        for index, text in enumerate(texts):
+            for word in set(text.split()):
+                self._holders.setdefault(word, []).append(index)
+        # A text on two rows that follow each other counts as part of another. Nothing asks for
+        # that, but the bridges that ship were chosen on such splits, so they stay as they are.
+        self._doubled = {text for text, after in pairwise(texts) if text == after}
+
+    def _holding(self, text: str) -> Iterator[str]:
+        """Those that are ``text``, or that it stands inside."""
+        places = [self._holders.get(word, ()) for word in text.split()]
+        wanted = f" {text} "
+        for index in min(places, key=len, default=()):
+            if wanted in self._lines[index]:
+                yield self._lines[index]
 
     def contain(self, text: str) -> bool:
         """Whether ``text`` is one of them, or stands inside one of them."""
-        return f" {text} " in self._lines
+        return any(True for _ in self._holding(text))
 
     def extend(self, text: str) -> bool:
         """Whether ``text`` stands inside a longer one of them."""
-        return self._lines.count(f" {text} ") > self._lines.count(f"\n {text} \n")
+        longer = any(len(line) > len(text) + 2 for line in self._holding(text))
+        return longer or text in self._doubled
 
 
 def _whole_texts(words: Sequence[str], n: int, seed: int) -> list[int]:
     """Indices of the first n different texts, in hash order, that are not part of another."""
-    lines = _Lines(words)
+    texts = _Texts(words)
     keys = [hashlib.sha256(f"{seed}:{text}".encode()).digest() for text in words]
     chosen: list[int] = []
     seen: set[str] = set()
     for index in sorted(range(len(words)), key=keys.__getitem__):
         text = words[index]
-        if not text or text in seen or lines.extend(text):
+        if not text or text in seen or texts.extend(text):
             continue
         seen.add(text)
         chosen.append(index)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -251,6 +252,40 @@ def test_equal_sentences_never_stand_on_both_sides() -> None:
 def test_too_many_held_out_rows_are_refused(n: int) -> None:
     with pytest.raises(DataError, match=f"Cannot hold out {n} of the 10 rows"):
         held_out_split(dataset_of([str(index) for index in range(10)]), n)
+
+
+def split_by_searching_everything(words: list[str], n: int, seed: int) -> tuple[set[int], set[int]]:
+    """What ``held_out_split`` promises, without an index: kept and held-out row numbers."""
+    lines = "".join(f"\n {text} " for text in words) + "\n"
+    order = sorted(
+        range(len(words)), key=lambda i: hashlib.sha256(f"{seed}:{words[i]}".encode()).digest()
+    )
+    held: list[int] = []
+    seen: set[str] = set()
+    for index in order:
+        text = words[index]
+        longer = lines.count(f" {text} ") > lines.count(f"\n {text} \n")
+        if text and text not in seen and not longer and len(held) < n:
+            seen.add(text)
+            held.append(index)
+    inside = "".join(f"\n {words[i]} " for i in held) + "\n"
+    return {i for i, text in enumerate(words) if f" {text} " not in inside}, set(held)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_index_finds_what_searching_every_row_finds(seed: int) -> None:
+    """Few words, short texts, repetitions (also on rows that follow each other), and no words."""
+    draw = random.Random(seed)
+    texts = [" ".join(draw.choices("abcdef", k=draw.randint(1, 5))) for _ in range(90)]
+    texts += [" ".join(draw.choices("uvwxyz", k=9)) for _ in range(12)]
+    texts += [texts[-1], texts[-2], "... !", "?"]
+    dataset = dataset_of(texts)
+    words = [normalise(text) for text in texts]
+    kept, held = split_by_searching_everything(words, 6, seed)
+    assert len(held) == 6
+    parts = held_out_split(dataset, 6, seed)
+    for part, expected in zip(parts, (kept, held), strict=True):
+        assert list(part.rows) == [dataset.rows[i] for i in sorted(expected)]
 
 
 def test_which_datasets_share_sentences() -> None:
