@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from rendering import speed
+from rendering import accuracy, speed
 from rendering.document import document, read_records
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,6 +25,7 @@ def main() -> int:
     check = "--check" in sys.argv[1:]
     if not check and "--no-pictures" not in sys.argv[1:]:
         speed.draw(records)
+        accuracy.draw(records, DOCUMENT.parent / "figures")
     text = document(records)
     if check:
         return 0 if DOCUMENT.is_file() and DOCUMENT.read_text(encoding="utf-8") == text else 1

@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
-from rendering import papers, studies
+from rendering import goals, papers, relay, studies
+from rendering.compared import DASH, figure, outcome, title
 from rendering.markdown import Record, Records, provenance, table
-
-TITLES = {
-    "sst2": "SST-2",
-    "ag_news": "AG News",
-    "trec": "TREC",
-    "banking77": "Banking77",
-    "movie_snippets": "movie snippets",
-}
-GOALS = {"sst2": 0.88, "ag_news": 0.91, "trec": 0.97, "banking77": 0.88}
-"""Set before anything was measured: forward, mean of the seeds, whole test set."""
-DASH = "–"
 
 
 def owns(name: str, record: Record) -> bool:
@@ -29,13 +20,19 @@ def chapter(records: Records) -> str:
     return "\n\n".join(_record(record) for record in records.values())
 
 
+def draw(records: Records, folder: Path) -> list[Path]:
+    """The pictures of each accuracy record, as SVG and PNG."""
+    mine = [record for name, record in records.items() if owns(name, record)]
+    return [file for record in mine for file in studies.draw(record, folder)]
+
+
 def _record(record: Record) -> str:
     parts = [
         "## Accuracy: bridges, baselines and controls",
         _head(record),
         *(_direction(record, direction) for direction in record["directions"]),
-        _goals(record),
-        _gaps(record),
+        goals.section(record),
+        relay.section(record),
         _choices(record),
         *studies.sections(record),
         _shipped(record),
@@ -100,16 +97,6 @@ def scored_again(record: Record) -> str:
         f" Scored twice, unchanged, after a job was lost: {', '.join(methods)} on "
         f"{', '.join(places)}."
     )
-
-
-def title(task: str) -> str:
-    """A task's name for people."""
-    return TITLES.get(task, task)
-
-
-def figure(value: object, digits: int = 3) -> str:
-    """A fraction, or a dash where there is none."""
-    return f"{value:.{digits}f}" if isinstance(value, int | float) else DASH
 
 
 def tasks_of(record: Record, direction: str) -> list[str]:
@@ -191,17 +178,6 @@ def _compared(
             yield entry["task"], entry["second"], entry
 
 
-def outcome(entry: Record) -> str:
-    """``bridge``, ``baseline``, or ``""``: they cannot be told apart.
-
-    The bridge has won only where both tests say so; against it, the interval is enough.
-    """
-    certain = entry.get("mcnemar", {}).get("p_value", 0.0) < 0.05
-    if entry["low95"] > 0 and certain:
-        return "bridge"
-    return "baseline" if entry["high95"] < 0 else ""
-
-
 def _differences(record: Record, direction: str, tasks: Sequence[str]) -> str:
     by_method: dict[str, dict[str, Record]] = {}
     for task, method, entry in _compared(record, direction, tasks):
@@ -255,6 +231,7 @@ def _verdict(record: Record, direction: str, tasks: Sequence[str]) -> str:
         words.append(
             f"above {len(outcomes['bridge'])} of {sum(map(len, outcomes.values()))} baselines "
             f"measured there{_unmeasured(record, direction, task)}."
+            f"{_untested(record, direction, task, outcomes)}"
         )
         lines.append(f"- {title(task)}: the bridge is {' It is '.join(words)}")
     return "\n".join(lines)
@@ -271,37 +248,22 @@ def _unmeasured(record: Record, direction: str, task: str) -> str:
     return f" (not measured there: {'; '.join(absent)})" if absent else ""
 
 
+def _untested(
+    record: Record, direction: str, task: str, outcomes: Mapping[str, Sequence[str]]
+) -> str:
+    """Baselines with a figure here but no paired test: nothing is claimed about them."""
+    tested = {name for names in outcomes.values() for name in names}
+    absent = [
+        about["title"]
+        for method, about in record["methods"].items()
+        if about["kind"] == "baseline"
+        and f"{task}.{direction}.{method}.mean" in record["figures"]
+        and about["title"] not in tested
+    ]
+    return f" No paired test: {'; '.join(absent)}." if absent else ""
+
+
 # -- the rest -------------------------------------------------------------------------------------
-
-
-def _goals(record: Record) -> str:
-    figures = record["figures"]
-    rows = []
-    for task, goal in GOALS.items():
-        mean = figures.get(f"{task}.forward.bridge.mean")
-        if mean is not None:
-            missed = f"missed by {goal - mean:.3f}"
-            rows.append(
-                [title(task), f"{goal:.2f}", f"{mean:.3f}", "reached" if mean >= goal else missed]
-            )
-    if not rows:
-        return ""
-    head = "### Goals set before measuring (forward, mean of the seeds)"
-    return "\n\n".join([head, table(["task", "goal", "bridge", ""], rows)])
-
-
-def _gaps(record: Record) -> str:
-    figures = record["figures"]
-    rows = []
-    for task in record["tasks"]:
-        gap = figures.get(f"{task}.gap.bridge.difference")
-        if gap is not None:
-            ends = [figures.get(f"{task}.{d}.bridge.mean") for d in ("forward", "reverse")]
-            rows.append([title(task), *map(figure, ends), f"{gap:+.3f}"])
-    if not rows:
-        return ""
-    head = "### Forward minus reverse"
-    return "\n\n".join([head, table(["task", "forward", "reverse", "difference"], rows)])
 
 
 def _shipped(record: Record) -> str:

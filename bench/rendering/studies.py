@@ -1,17 +1,16 @@
-"""Studies of the accuracy record: soft tokens, layers, settings, passkey, universal bridge."""
+"""Studies of the accuracy record, each with what its figures say: the words are computed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from statistics import fmean, stdev
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
 
-from rendering import papers
+from rendering import papers, soft_tokens, universal
 from rendering.markdown import Record, table
+from rendering.sample import DASH, Sample, listed, minus, sample, shown
 
-DASH = "–"
-CLEAR = 0.02
-"""Two points: a smaller difference between two M is not called one."""
+LAYERS_PICTURE = "layers-sst2"
 
 
 def sections(record: Record) -> Iterator[str]:
@@ -22,171 +21,254 @@ def sections(record: Record) -> Iterator[str]:
             yield render(record, found[name])
 
 
-def _over_seeds(runs: Sequence[Record], key: str = "accuracy") -> str:
-    values = [run[key] for run in runs if run.get(key) is not None]
-    if not values:
-        return DASH
-    spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{fmean(values):.3f}{spread}" + (f" ({len(values)} seeds)" if spread else "")
+def draw(record: Record, folder: Path) -> list[Path]:
+    """The studies' pictures."""
+    return [*soft_tokens.draw(record, folder), *_draw_layers(record, folder)]
 
 
-def _mean(runs: Sequence[Record], key: str = "accuracy") -> float | None:
-    values = [run[key] for run in runs if run.get(key) is not None]
-    return fmean(values) if values else None
+def _pairs(runs: Sequence[Record]) -> list[tuple[str, str]]:
+    """(task, direction), in the order of the runs."""
+    return list(dict.fromkeys((run["task"], run["direction"]) for run in runs))
 
 
-def _fraction(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, int | float) else DASH
+def _of(runs: Sequence[Record], pair: tuple[str, str]) -> list[Record]:
+    return [run for run in runs if (run["task"], run["direction"]) == pair]
 
 
-def _values(runs: Sequence[Record], key: str) -> list[Any]:
-    return sorted({run[key] for run in runs if key in run})
+def _held_out_rows(record: Record, task: str) -> int:
+    rows = record["tasks"].get(task, {}).get("held_out_rows", 0)
+    return int(rows)
 
 
-# -- soft tokens ----------------------------------------------------------------------------------
+# -- layers ---------------------------------------------------------------------------------------
 
 
-def _soft_tokens(record: Record, runs: Sequence[Record]) -> str:
-    def of(m: int, budget: str) -> list[Record]:
-        return [r for r in runs if r.get("soft_tokens") == m and r.get("budget") == budget]
-
-    counts = _values(runs, "soft_tokens")
-    rows = [
-        [
-            str(m),
-            _over_seeds(of(m, "papers")),
-            _over_seeds(of(m, "converged")),
-            _rates(of(m, "converged")),
-            _fraction(papers.SOFT_TOKENS.get(m)),
-        ]
-        for m in counts
-    ]
-    header = ["M", "the papers' budget", "longer, rate tuned for each M", "its rate"]
-    return "\n\n".join(
-        [
-            "### How many soft tokens (Banking77, forward)",
-            table([*header, "Telepathy reports (8B -> 7B, 200 rows)"], rows),
-            _soft_token_verdict(
-                {m: _mean(of(m, "papers")) for m in counts},
-                {m: _mean(of(m, "converged")) for m in counts},
-            ),
-        ]
-    )
-
-
-def _rates(runs: Sequence[Record]) -> str:
-    found = [run.get("hyperparameters", {}).get("learning_rate") for run in runs]
-    return ", ".join(f"{rate:g}" for rate in dict.fromkeys(found) if rate is not None) or DASH
-
-
-def _soft_token_verdict(papers_budget: dict[int, Any], converged: dict[int, Any]) -> str:
-    """What the two budgets say about "fewer is better", from their ends M = 16 and the largest."""
-
-    def drop(figures: dict[int, Any]) -> float | None:
-        known = {m: a for m, a in figures.items() if a is not None and m >= 16}
-        return known[min(known)] - known[max(known)] if len(known) > 1 else None
-
-    short, long = drop(papers_budget), drop(converged)
-    if short is None or long is None:
-        return ""
-    text = (
-        f"From M = 16 to the largest M accuracy changes by {-short:+.3f} at the papers' budget and "
-        f"by {-long:+.3f} after longer training. "
-    )
-    if short <= CLEAR:
-        return text + '"Fewer is better" does not show here at either budget.'
-    if long <= CLEAR:
-        return text + (
-            "The drop is there at the papers' budget and gone after longer training: the data "
-            "support slow optimisation of larger M, not a limit of what more soft tokens can carry."
-        )
-    if long < short / 2:
-        return text + (
-            "Longer training takes away more than half of the drop: mostly slow optimisation of "
-            "larger M; what is left may be either."
-        )
-    return text + "Most of the drop stays after longer training: budget alone does not explain it."
-
-
-# -- layers, sensitivity, ablation: on held-out training rows -------------------------------------
+def _by_rows(runs: Sequence[Record]) -> dict[tuple[str, int], list[Record]]:
+    """Runs by direction and number of training rows (0: all): only those compare."""
+    found: dict[tuple[str, int], list[Record]] = {}
+    for run in sorted(runs, key=lambda run: run["layer"]):
+        found.setdefault((run["direction"], run.get("train_rows", 0)), []).append(run)
+    return found
 
 
 def _layers(record: Record, runs: Sequence[Record]) -> str:
     parts = ["### After which layer to read (SST-2, held-out training rows)"]
-    for direction in dict.fromkeys(run["direction"] for run in runs):
+    for (direction, count), mine in _by_rows(runs).items():
         rows = [
             [
                 str(run["layer"]),
-                _fraction(run.get("held_out_accuracy")),
-                _fraction(run.get("probe_mean_held_out")),
+                shown(run.get("held_out_accuracy")),
+                shown(run.get("probe_mean_held_out")),
             ]
-            for run in sorted(runs, key=lambda run: run["layer"])
-            if run["direction"] == direction
+            for run in mine
         ]
-        parts += [f"{direction.capitalize()}:", table(["layer", "bridge", "mean probe"], rows)]
+        trained = f"{count:,} training rows" if count else "all training rows"
+        parts += [
+            f"{direction.capitalize()}, {trained}:",
+            table(["layer", "bridge", "mean probe"], rows),
+            _layer_verdict(record, mine),
+        ]
+    if any(count for _, count in _by_rows(runs)):
+        parts.append(f"![Accuracy by layer](figures/{LAYERS_PICTURE}.svg)")
     theirs = ", ".join(f"layer {layer}: {value:.3f}" for layer, value in papers.LAYERS.items())
     parts.append(f"Telepathy reports for Llama 3.1 8B, M = 32, 200 test rows (theirs): {theirs}.")
-    return "\n\n".join(parts)
+    return "\n\n".join(part for part in parts if part)
+
+
+def _layer_verdict(record: Record, runs: Sequence[Record]) -> str:
+    figures = {
+        run["layer"]: one
+        for run in runs
+        if (one := sample([run], "held_out_accuracy", _held_out_rows(record, run["task"])))
+    }
+    if len(figures) < 2:
+        return ""
+    best = max(figures, key=lambda layer: figures[layer].mean)
+    worse = [n for n in figures if minus(figures[best], figures[n]).sign]
+    alike = [str(n) for n in figures if n != best and n not in worse]
+    text = f"Best after layer {best}"
+    text += f", not told apart from {listed(alike)}" if alike else ""
+    last = max(figures)
+    if last in worse:
+        text += f"; the deepest one that was read, {last}, is worse by "
+        text += f"{figures[best].mean - figures[last].mean:.3f}"
+    return text + "."
+
+
+def _draw_layers(record: Record, folder: Path) -> list[Path]:
+    from rendering.pictures import Line, draw_lines
+
+    lines = []
+    for (direction, count), mine in _by_rows(record.get("studies", {}).get("layers", [])).items():
+        if not count:
+            continue
+        deepest = max(run["layer"] for run in mine)
+        for key, name in (("held_out_accuracy", "bridge"), ("probe_mean_held_out", "mean probe")):
+            points = [
+                (run["layer"] / deepest, one.mean, 1.96 * one.variance**0.5)
+                for run in mine
+                if (one := sample([run], key, _held_out_rows(record, run["task"])))
+            ]
+            if points:
+                sender = record["directions"][direction]["sender"]
+                lines.append(Line(f"{name} on {sender} (held-out rows)", points))
+    if not lines:
+        return []
+    theirs = [(layer / 32, value, 0.0) for layer, value in papers.LAYERS.items()]
+    lines.append(Line("Telepathy reports (theirs: 8B, 200 test rows)", theirs, theirs=True))
+    return draw_lines(
+        lines,
+        folder / LAYERS_PICTURE,
+        title="SST-2: accuracy by the sender's layer",
+        x="layer / deepest layer",
+    )
+
+
+# -- sensitivity and ablation: on held-out training rows ------------------------------------------
 
 
 def _changes(run: Record) -> str:
     changes = run.get("changes") or {}
-    if changes:
-        return ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
-                         for key, value in changes.items())  # fmt: skip
-    return str(run.get("name", DASH))
+    return ", ".join(
+        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in changes.items()
+    )
 
 
-def _held_out_table(title: str, runs: Sequence[Record], key: str) -> str:
-    rows = [
-        [
-            str(run.get("task", DASH)),
-            str(run.get("direction", DASH)),
-            _changes(run) if key == "changes" else str(run.get(key, DASH)),
-            _fraction(run.get("held_out_accuracy")),
-            _fraction(run.get("loss")),
-        ]
-        for run in runs
+def _against(record: Record, title: str, runs: Sequence[Record], base: Base) -> str:
+    """A table a pair: each variant, and its difference to the base where there is one."""
+    parts = [title]
+    for task, direction in _pairs(runs):
+        n = _held_out_rows(record, task)
+        mine = _of(runs, (task, direction))
+        named = _by_name(mine)
+        zero = base(record, mine)
+        reference = sample(zero, "held_out_accuracy", n)
+        rows, lines = [], []
+        for name, same in named.items():
+            one = sample(same, "held_out_accuracy", n)
+            difference = None
+            if one is not None and reference is not None and not _same(same, zero):
+                difference = minus(one, reference)
+                if difference.sign:
+                    lines.append(f"{name} ({difference.value:+.3f})")
+            loss = sample(same, "loss")
+            failed = next((run["failed"] for run in same if run.get("failed")), None)
+            rows.append(
+                [
+                    name,
+                    shown(one) if one is not None or not failed else f"failed: {failed}",
+                    DASH if loss is None else f"{loss.mean:.3f}",
+                    DASH if difference is None else str(difference),
+                ]
+            )
+        header = ["what changes", "accuracy", "loss", "against the base (95 %)"]
+        parts += [f"{task}, {direction}:", table(header, rows)]
+        if reference is not None:
+            said = f"Told apart from the base: {', '.join(lines)}." if lines else (
+                "None of them can be told apart from the base."
+            )  # fmt: skip
+            at_chance = _at_chance(record, task, named, n)
+            parts.append(said + (f" At chance: {', '.join(at_chance)}." if at_chance else ""))
+    return "\n\n".join(parts)
+
+
+Base = Callable[[Record, Sequence[Record]], list[Record]]
+"""(record, runs of one pair) -> the runs that the others are compared with."""
+
+
+def _same(runs: Sequence[Record], others: Sequence[Record]) -> bool:
+    return any(run is other for run in runs for other in others)
+
+
+def _by_name(runs: Sequence[Record]) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
+    for run in runs:
+        found.setdefault(_changes(run) if _is_setting(run) else str(run["name"]), []).append(run)
+    return found
+
+
+def _is_setting(run: Record) -> bool:
+    """Whether its name says less than its changes do: ``learning_rate=0.001``, ``learning_rate``"""
+    changes = run.get("changes") or {}
+    return bool(changes) and str(run.get("name", "")).split("=")[0] in changes
+
+
+def _at_chance(
+    record: Record, task: str, named: dict[str, list[Record]], n: int
+) -> list[str]:  # fmt: skip
+    """Variants that cannot be told apart from always saying the largest class."""
+    largest = record["tasks"].get(task, {}).get("majority")
+    if largest is None:
+        return []
+    chance = Sample((largest,), n)
+    return [
+        name
+        for name, same in named.items()
+        if (one := sample(same, "held_out_accuracy", n)) and minus(one, chance).sign <= 0
     ]
-    header = ["task", "direction", "what changes", "accuracy", "loss"]
-    return "\n\n".join([title, table(header, rows)])
+
+
+def _settings_base(record: Record, runs: Sequence[Record]) -> list[Record]:
+    """The run without changes: of the study itself, or of the sweep that the settings are from."""
+    own = [run for run in runs if not run.get("changes")]
+    if own:
+        return own
+    first = runs[0]
+    return [
+        run
+        for run in record.get("studies", {}).get("layers", [])
+        if "train_rows" not in run
+        and all(run.get(key) == first.get(key) for key in ("task", "direction", "layer"))
+    ]
 
 
 def _sensitivity(record: Record, runs: Sequence[Record]) -> str:
-    return _held_out_table(
+    return _against(
+        record,
         "### Sensitivity to training settings (one at a time, held-out training rows)",
         runs,
-        "changes",
+        _settings_base,
     )
+
+
+def _whole_recipe(record: Record, runs: Sequence[Record]) -> list[Record]:
+    return [run for run in runs if run.get("name") == "all on"]
 
 
 def _ablation(record: Record, runs: Sequence[Record]) -> str:
-    return _held_out_table(
-        "### What the recipe's parts are worth (held-out training rows, one seed)", runs, "name"
+    return _against(
+        record,
+        "### What the recipe's parts are worth (one thing off at a time, held-out training rows)",
+        runs,
+        _whole_recipe,
     )
 
 
-# -- passkey, universal ---------------------------------------------------------------------------
+# -- passkey --------------------------------------------------------------------------------------
 
 
 def _passkey(record: Record, runs: Sequence[Record]) -> str:
-    rows = []
-    for m in _values(runs, "soft_tokens"):
+    rows, digits, exact = [], {}, {}
+    for m in sorted({run["soft_tokens"] for run in runs}):
         same = [run for run in runs if run["soft_tokens"] == m]
+        digits[m], exact[m] = sample(same, "digit_accuracy"), sample(same, "exact_match")
         rows.append(
             [
                 str(m),
-                _over_seeds(same, "digit_accuracy"),
-                _over_seeds(same, "exact_match"),
+                shown(digits[m]),
+                shown(exact[m]),
                 _by_place(same),
-                _fraction(papers.PASSKEY_DIGITS.get(m)),
+                shown(papers.PASSKEY_DIGITS.get(m)),
             ]
         )
     header = ["M", "per digit", "all five digits", "by place, first to last"]
+    counted = next((f", {run['n']:,} passkeys" for run in runs if "n" in run), "")
     return "\n\n".join(
         [
-            "### Passkey: five digits hidden in a text (chance 0.1 a digit)",
-            table([*header, "Telepathy reports, per digit"], rows),
+            f"### Passkey: five digits hidden in a text (chance 0.1 a digit{counted})",
+            table([*header, "Telepathy reports, per digit (theirs)"], rows),
+            " ".join([_against_chance(digits), _more_tokens(exact)]).strip(),
         ]
     )
 
@@ -196,28 +278,32 @@ def _by_place(runs: Sequence[Record]) -> str:
     return ", ".join(f"{fmean(values):.3f}" for values in zip(*places, strict=True)) or DASH
 
 
-def _universal(record: Record, runs: Sequence[Record]) -> str:
-    rows = []
-    for task in dict.fromkeys(run["task"] for run in runs):
-        same = [run for run in runs if run["task"] == task]
-        seen = "yes" if same[0].get("seen", True) else "**never**"
-        single = record["figures"].get(f"{task}.{same[0].get('direction')}.bridge.mean")
-        rows.append([task, seen, _over_seeds(same), _fraction(single)])
-    return "\n\n".join(
-        [
-            "### One universal bridge for four tasks, and for tasks that it never saw",
-            "One bridge, trained on the four tasks at once; the question is the receiver's prompt "
-            "alone.",
-            table(["task", "seen in training", "universal bridge", "bridge of that task"], rows),
-        ]
-    )
+def _against_chance(digits: dict[int, Sample | None]) -> str:
+    known = {m: one for m, one in digits.items() if one is not None}
+    above = [f"M = {m}" for m, one in known.items() if minus(one, Sample((0.1,), one.n)).sign > 0]
+    rest = [f"M = {m}" for m in known if f"M = {m}" not in above]
+    said = [f"Digits are above chance at {listed(above)}." if above else ""]
+    said += [f"At chance: {listed(rest)}." if rest else ""]
+    return " ".join(word for word in said if word)
 
 
-STUDIES = {
-    "soft_tokens": _soft_tokens,
+def _more_tokens(exact: dict[int, Sample | None]) -> str:
+    known = {m: one for m, one in exact.items() if one is not None}
+    if len(known) < 2:
+        return ""
+    few, many = min(known), max(known)
+    difference = minus(known[many], known[few])
+    if not difference.sign:
+        return f"M = {many} and M = {few} cannot be told apart in whole passkeys ({difference})."
+    more = "more" if difference.sign > 0 else "fewer"
+    return f"M = {many} carries {more} whole passkeys than M = {few} ({difference})."
+
+
+STUDIES: dict[str, Callable[[Record, Sequence[Record]], str]] = {
+    "universal": universal.section,
+    "soft_tokens": soft_tokens.section,
+    "passkey": _passkey,
     "layers": _layers,
     "sensitivity": _sensitivity,
     "ablation": _ablation,
-    "passkey": _passkey,
-    "universal": _universal,
 }

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-from rendering import accuracy, studies
+from rendering import accuracy
 from rendering.document import document
 
 
@@ -122,7 +121,72 @@ def test_the_bridge_wins_only_where_both_tests_say_so() -> None:
 def test_goals_are_missed_by_a_number() -> None:
     text = document({"accuracy-small": make_record()})
     assert "| SST-2 | 0.88 | 0.876 | missed by 0.004 |" in text
-    assert "| SST-2 | 0.876 | 0.860 | +0.017 |" in text
+    assert "| SST-2 | 0.876 | 0.860 | +0.017 | reached |" in text
+    record = make_record()
+    record["figures"]["sst2.gap.bridge.difference"] = 0.0421
+    assert "| +0.042 | missed by 0.012 |" in document({"accuracy-small": record})
+
+
+def probes(**differences: float) -> list[dict[str, Any]]:
+    return [comparison(task, "probe_mean", value, 0.01) for task, value in differences.items()]
+
+
+def test_the_goals_against_probes_are_computed() -> None:
+    won = make_record(comparisons=probes(sst2=0.04, trec=0.03, banking77=0.02, ag_news=-0.009))
+    text = document({"accuracy-small": won})
+    assert "on 3 tasks: reached, on 3 of 4 (SST-2, TREC and Banking77)." in text
+    assert "below a probe: reached; the least of all differences is -0.009 (AG News" in text
+    lost = make_record(comparisons=probes(sst2=0.04, trec=0.019, banking77=0.02, ag_news=-0.025))
+    text = document({"accuracy-small": lost})
+    assert "on 3 tasks: missed, on 2 of 4 (SST-2 and Banking77)." in text
+    assert "below a probe: missed by 0.015; the least of all differences is -0.025" in text
+
+
+def test_reverse_is_held_against_each_probe_of_the_senders_own_states() -> None:
+    entry = {**comparison("sst2", "probe_mean", -0.004, 0.01), "direction": "reverse"}
+    text = document({"accuracy-small": make_record(comparisons=[entry])})
+    said = "reverse: at or above linear probe, of the sender's own states, everywhere: "
+    assert f"{said}missed on SST-2 (-0.004)." in text
+
+
+def test_a_payload_that_says_nothing_and_helps_is_named() -> None:
+    record = make_record()
+    low = "sst2.forward.zero_payload.wilson95_low"
+    record["figures"][low] = 0.48
+    said = "forward: zero payload no better than the largest class: "
+    assert f"{said}reached (1 task)." in document({"accuracy-small": record})
+    record["figures"][low] = 0.52
+    assert f"{said}missed on SST-2 (1 task)." in document({"accuracy-small": record})
+
+
+def test_a_baseline_without_a_paired_test_is_named() -> None:
+    record = make_record(comparisons=[comparison("sst2", "probe_mean", 0.05, 0.01)])
+    text = document({"accuracy-small": record})
+    assert "above 1 of 1 baselines measured there. No paired test: LoRA." in text
+
+
+RELAY = {
+    "bridge": {"title": "bridge", "kind": "bridge"},
+    "text_relay": {"title": "text relay", "kind": "baseline", "about": "reads the summary"},
+    "lora_relay": {"title": "text relay, LoRA", "kind": "baseline", "about": "trained on it"},
+}
+
+
+def test_a_receiver_trained_on_the_relay_has_a_chapter_that_says_who_wins() -> None:
+    won, lost = (comparison("sst2", "lora_relay", value, 0.01) for value in (0.1, -0.03))
+    record = make_record(methods=RELAY, comparisons=[won, {**lost, "direction": "reverse"}])
+    record["figures"] |= {
+        "sst2.forward.lora_relay.mean": 0.776,
+        "sst2.reverse.lora_relay.mean": 0.89,
+        "sst2.forward.text_relay.mean": 0.6,
+    }
+    text = document({"accuracy-small": record})
+    assert "| SST-2, forward | 0.876 | 0.600 | 0.776 | +0.100 (+0.090 .. +0.110) |" in text
+    assert "| SST-2, reverse | 0.860 | – | 0.890 | -0.030 (-0.040 .. -0.020) |" in text
+    assert "The bridge is above text relay, LoRA on SST-2 forward." in text
+    assert "**text relay, LoRA beats the bridge on SST-2 reverse.**" in text
+    assert "reverse: above text relay, LoRA on every task: missed, on 0 of 1; **beaten on" in text
+    assert "with a receiver trained to read it" not in document({"a": make_record()})
 
 
 def test_the_papers_figures_are_marked_as_theirs() -> None:
@@ -149,70 +213,6 @@ def test_sections_appear_only_where_the_record_has_them() -> None:
     assert "reverse" in text.lower()
     bare = make_record(figures={}, comparisons=[])
     assert "### Forward" not in accuracy.chapter({"a": bare})
-
-
-def soft_token_runs(papers: dict[int, float], converged: dict[int, float]) -> list[dict[str, Any]]:
-    budgets = {"papers": papers, "converged": converged}
-    return [
-        {
-            "soft_tokens": m,
-            "budget": budget,
-            "accuracy": value,
-            "hyperparameters": {"learning_rate": 0.001},
-        }
-        for budget, values in budgets.items()
-        for m, value in values.items()
-    ]
-
-
-@pytest.mark.parametrize(
-    ("papers", "converged", "said"),
-    [
-        ({16: 0.5, 128: 0.5}, {16: 0.8, 128: 0.8}, "does not show here"),
-        ({16: 0.5, 128: 0.2}, {16: 0.8, 128: 0.79}, "slow optimisation of larger M, not a limit"),
-        ({16: 0.5, 128: 0.2}, {16: 0.8, 128: 0.75}, "more than half of the drop"),
-        ({16: 0.5, 128: 0.2}, {16: 0.8, 128: 0.5}, "Most of the drop stays"),
-    ],
-)
-def test_what_the_soft_token_data_support(
-    papers: dict[int, float], converged: dict[int, float], said: str
-) -> None:
-    runs = soft_token_runs(papers, converged)
-    text = accuracy.chapter({"a": make_record(studies={"soft_tokens": runs})})
-    assert said in text
-    assert "| 16 | 0.500 | 0.800 | 0.001 | 0.215 |" in text
-
-
-def test_the_other_studies_show_their_figures() -> None:
-    held = {"task": "sst2", "direction": "forward", "held_out_accuracy": 0.812, "loss": 0.4}
-    found = {
-        "layers": [{**held, "layer": 10, "probe_mean_held_out": 0.789}],
-        "sensitivity": [{**held, "name": "x", "changes": {"learning_rate": 1e-4}}],
-        "ablation": [{**held, "name": "no clamp", "changes": {}}],
-        "passkey": [
-            {
-                "soft_tokens": 16,
-                "seed": seed,
-                "digit_accuracy": 0.5 + seed / 10,
-                "exact_match": 0.1,
-                "by_place": [0.9, 0.1],
-            }
-            for seed in (0, 1)
-        ],
-        "universal": [
-            {"task": "sst2", "direction": "forward", "accuracy": 0.85, "seen": True},
-            {"task": "subj", "direction": "forward", "accuracy": 0.61, "seen": False},
-        ],
-    }
-    text = "\n\n".join(studies.sections(make_record(studies=found)))
-    assert "| 10 | 0.812 | 0.789 |" in text
-    assert "| sst2 | forward | learning_rate 0.0001 | 0.812 | 0.400 |" in text
-    assert "| sst2 | forward | no clamp | 0.812 | 0.400 |" in text
-    assert (
-        "| 16 | 0.550 ± 0.071 (2 seeds) | 0.100 ± 0.000 (2 seeds) | 0.900, 0.100 | 0.234 |" in text
-    )
-    assert "| sst2 | yes | 0.850 | 0.876 |" in text
-    assert "| subj | **never** | 0.610 | – |" in text
 
 
 def test_what_was_not_measured_is_listed() -> None:

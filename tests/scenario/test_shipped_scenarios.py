@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from agentwire.bridge.card import read_card
 from agentwire.config import Config
 from agentwire.errors import MissingBridge
 from agentwire.scenario.cells import Machine, check_bridges, plan_cells
@@ -89,6 +90,26 @@ def test_a_bridge_that_ships_serves_it_on_a_bare_machine(file: Path, bare: Bare)
     used = measured(file, bare)
     assert used or load_scenario(file).task is None
     assert {name for name in used if not (ROOT / "bridges" / name).is_dir()} == set()
+
+
+@pytest.mark.parametrize(
+    "file", [file for file in FILES if "_to_" in file.stem], ids=lambda file: file.stem
+)
+def test_its_recipe_is_that_of_the_bridge_that_ships(file: Path, bare: Bare) -> None:
+    """``agentwire train`` of it makes the bridge that was measured; which seed ships is chosen."""
+    scenario = load_scenario(file)
+    assert scenario.task is not None
+    sender, receiver = (
+        stand_in.model
+        for agent in (
+            scenario.agents[scenario.wires[0].sender],
+            scenario.agents[scenario.wires[0].receiver],
+        )
+        if (stand_in := agent.stand_in) is not None
+    )
+    card = read_card(ROOT / "bridges" / f"{sender}--{receiver}--{scenario.task.dataset}")
+    recipe = {**card.training.recipe, "seed": scenario.train.seed}
+    assert scenario.train.model_dump() == recipe
 
 
 def test_both_directions_of_every_task_ship() -> None:

@@ -1,0 +1,137 @@
+"""One bridge for all tasks: against the bridge of each task, and on tasks that it never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rendering.markdown import Record, table
+from rendering.sample import DASH, Sample, listed, minus, sample, shown
+
+
+def section(record: Record, runs: Sequence[Record]) -> str:
+    """Two tables, and a sentence for each."""
+    parts = [
+        "### One universal bridge for four tasks, and for tasks that it never saw",
+        "One bridge, trained on the four tasks at once; the question is the receiver's prompt "
+        "alone.",
+        _seen(record, [run for run in runs if run.get("seen", True)]),
+        _unseen([run for run in runs if not run.get("seen", True)]),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _by_task(runs: Sequence[Record]) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
+    for run in runs:
+        found.setdefault(run["task"], []).append(run)
+    return found
+
+
+# -- tasks that it was trained on -----------------------------------------------------------------
+
+
+def _seen(record: Record, runs: Sequence[Record]) -> str:
+    rows, said = [], []
+    for task, mine in _by_task(runs).items():
+        direction = mine[0]["direction"]
+        one, single = sample(mine), _single(record, task, direction)
+        paired = _paired(record, task, direction)
+        if paired is not None:  # of the record: the bridge of the task minus the universal one
+            value, low, high = -paired["difference"], -paired["high95"], -paired["low95"]
+            text, sign = f"{value:+.3f} ({low:+.3f} .. {high:+.3f})", (low > 0) - (high < 0)
+        elif one is not None and single is not None:
+            difference = minus(one, single)
+            value, text, sign = difference.value, str(difference), difference.sign
+        else:
+            value, text, sign = None, DASH, None
+        rows.append([task, shown(one), shown(single), text])
+        said.append((task, value, sign))
+    if not rows:
+        return ""
+    header = ["task", "universal bridge", "bridge of that task", "difference (95 %)"]
+    return "\n\n".join([table(header, rows), _seen_verdict(said)])
+
+
+def _single(record: Record, task: str, direction: str) -> Sample | None:
+    """The main table's figure of the task's own bridge."""
+    figures, name = record["figures"], f"{task}.{direction}.bridge"
+    seeds = [figures[f"{name}.seed{k}"] for k in range(100) if f"{name}.seed{k}" in figures]
+    values = seeds or [figures[f"{name}.mean"]] if f"{name}.mean" in figures else []
+    return Sample(tuple(values), int(figures.get(f"{name}.n", 0))) if values else None
+
+
+def _paired(record: Record, task: str, direction: str) -> Record | None:
+    for entry in record.get("comparisons", []):
+        if (entry["task"], entry["direction"], entry["second"]) == (task, direction, "universal"):
+            return dict(entry)
+    return None
+
+
+def _seen_verdict(said: Sequence[tuple[str, float | None, int | None]]) -> str:
+    known = [(task, value, sign) for task, value, sign in said if value is not None]
+    by_sign = {
+        sign: [f"{task} ({value:+.3f})" for task, value, found in known if found == sign]
+        for sign in (-1, 0, 1)
+    }
+    words = []
+    if by_sign[-1]:
+        words.append(f"below the bridge of the task on {listed(by_sign[-1])}")
+    if by_sign[0]:
+        words.append(f"not told apart from it on {listed(by_sign[0])}")
+    if by_sign[1]:
+        words.append(f"above it on {listed(by_sign[1])}")
+    return f"The universal bridge is {'; '.join(words)}." if words else ""
+
+
+# -- tasks that it never saw ----------------------------------------------------------------------
+
+
+def _unseen(runs: Sequence[Record]) -> str:
+    rows, said = [], []
+    for task, mine in _by_task(runs).items():
+        one = sample(mine)
+        if one is None:
+            continue
+        direct = sample(mine[:1], "receiver_direct", one.n)
+        chance = sample(mine[:1], "majority", one.n)
+        held = sample([run for run in mine if "payload_probe" in run][:1], "payload_probe", one.n)
+        rows.append([task, shown(one), *(shown(x and x.mean) for x in (chance, direct, held))])
+        said.append(_unseen_verdict(task, one, chance, direct, held))
+    if not rows:
+        return ""
+    header = [
+        "task (**never seen**)",
+        "universal bridge",
+        "largest class",
+        "receiver reads the text, zero-shot",
+        "probe on the payloads",
+    ]
+    about = (
+        "Tasks that it never saw. The last column was fitted on the task's own training rows: it "
+        "is what the soft tokens hold of the task, whether or not the receiver can say it."
+    )
+    return "\n\n".join([about, table(header, rows), "\n".join(f"- {line}" for line in said)])
+
+
+def _unseen_verdict(
+    task: str, one: Sample, chance: Sample | None, direct: Sample | None, held: Sample | None
+) -> str:
+    words = []
+    if chance is not None:
+        words.append(_words(one, chance, "always saying the largest class"))
+    if direct is not None:
+        words.append(_words(one, direct, "the receiver that reads the text itself"))
+    text = f"{task}: the universal bridge is {'; '.join(words) or shown(one)}."
+    if held is not None and minus(held, one).sign > 0:
+        text += (
+            f" Its payloads hold more than the receiver says: a probe on them reaches "
+            f"{held.mean:.3f}."
+        )
+    return text
+
+
+def _words(first: Sample, second: Sample, name: str) -> str:
+    difference = minus(first, second)
+    if not difference.sign:
+        return f"not told apart from {name}"
+    return f"{'above' if difference.sign > 0 else 'below'} {name} by {abs(difference.value):.3f}"
