@@ -1,6 +1,6 @@
-"""docs/results.md and its pictures from the records: ``python bench/render.py``.
+"""docs/results.md, its pictures and README's accuracies from the records: ``bench/render.py``.
 
-``--check`` compares the document only; ``--no-pictures`` leaves the pictures as they are.
+``--check`` compares the texts only; ``--no-pictures`` leaves the pictures as they are.
 
 Every table names the command, hardware, models, data, seed and date of its record; no figure in the
 document is written by hand. The chapters are modules of ``bench/rendering``.
@@ -11,25 +11,32 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from rendering import accuracy, speed
+from rendering import accuracy, readme, speed
 from rendering.document import document, read_records
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "bench" / "results"
 DOCUMENT = ROOT / "docs" / "results.md"
+README = ROOT / "README.md"
 
 
 def main() -> int:
-    """Writes the document; with ``--check``, exits with 1 where it is not what would be written."""
+    """Writes both; with ``--check``, exits with 1 where one is not what would be written."""
     records = read_records(RECORDS)
     check = "--check" in sys.argv[1:]
     if not check and "--no-pictures" not in sys.argv[1:]:
         speed.draw(records)
         accuracy.draw(records, DOCUMENT.parent / "figures")
-    text = document(records)
+    wanted = {
+        DOCUMENT: document(records),
+        README: readme.renewed(README.read_text(encoding="utf-8"), records),
+    }
     if check:
-        return 0 if DOCUMENT.is_file() and DOCUMENT.read_text(encoding="utf-8") == text else 1
-    DOCUMENT.write_text(text, encoding="utf-8")
+        old = [f for f, text in wanted.items() if not f.is_file() or f.read_text("utf-8") != text]
+        print(*(f"{file.name} is not what the records give" for file in old), file=sys.stderr)
+        return 1 if old else 0
+    for file, text in wanted.items():
+        file.write_text(text, encoding="utf-8")
     return 0
 
 

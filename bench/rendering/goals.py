@@ -150,21 +150,33 @@ def _relays(record: Record, direction: str) -> Iterator[str]:
 
 def _payloads(record: Record, direction: str) -> Iterator[str]:
     """Payloads that say nothing of the row must not do better than the largest class."""
-    figures = record["figures"]
     for method in PAYLOADS:
-        lows = {
-            task: figures.get(f"{task}.{direction}.{method}.wilson95_low")
-            for task in record["tasks"]
-        }
-        known = {task: low for task, low in lows.items() if low is not None}
-        above = [title(t) for t, low in known.items() if low > record["tasks"][t]["majority"]]
-        if known:
+        above = above_chance(record, direction, method)
+        if above is not None:
             name = record["methods"][method]["title"]
+            measured = [
+                t for t in record["tasks"] if _low(record, t, direction, method) is not None
+            ]
             verdict = f"missed on {listed(above)}" if above else "reached"
             yield (
                 f"{direction}: {name} no better than the largest class: {verdict} "
-                f"({_count(known)})."
+                f"({_count(measured)})."
             )
+
+
+def above_chance(record: Record, direction: str, method: str) -> list[str] | None:
+    """Tasks where a control's interval lies above the share of the largest class; None: it was
+    measured nowhere."""
+    lows = {task: _low(record, task, direction, method) for task in record["tasks"]}
+    known = {task: low for task, low in lows.items() if low is not None}
+    if not known:
+        return None
+    return [title(t) for t, low in known.items() if low > record["tasks"][t]["majority"]]
+
+
+def _low(record: Record, task: str, direction: str, method: str) -> float | None:
+    low: float | None = record["figures"].get(f"{task}.{direction}.{method}.wilson95_low")
+    return low
 
 
 def _count(known: Collection[str]) -> str:

@@ -1,0 +1,144 @@
+"""README's short table of accuracies, between two markers: computed, never written by hand."""
+
+from __future__ import annotations
+
+from rendering.compared import DASH, figure, outcome, title
+from rendering.goals import PAYLOADS, above_chance
+from rendering.markdown import Record, Records, table
+from rendering.sample import listed
+
+BEGIN = "<!-- accuracies: made by bench/render.py -->"
+END = "<!-- end of accuracies -->"
+
+
+def renewed(readme: str, records: Records) -> str:
+    """The README with the part between its markers made from the accuracy record.
+
+    Raises:
+        ValueError: the markers are not there, once each and in order.
+    """
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end) or BEGIN in after or END in after:
+        raise ValueError(f"README.md needs the lines {BEGIN} and {END}, once each")
+    record = next(r for r in records.values() if r.get("kind") == "accuracy")
+    return f"{before}{BEGIN}\n\n{block(record)}\n\n{END}{after}"
+
+
+def block(record: Record) -> str:
+    """The table, and who wins where."""
+    header = ["task", "test rows"]
+    for ends in record["directions"].values():
+        pair = " -> ".join(name.split("-")[0] for name in (ends["sender"], ends["receiver"]))
+        header += [f"{pair}: bridge", "best baseline"]
+    rows = []
+    for task, about in record["tasks"].items():
+        row = [title(task), f"{about['rows']:,}"]
+        for direction in record["directions"]:
+            row += _cells(record, task, direction)
+        rows.append(row)
+    parts = [table(header, rows), _verdict(record), _partly(record), _universal(record)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _baselines(record: Record, task: str, direction: str) -> dict[str, float]:
+    """Means of the baselines that were measured there."""
+    found = {
+        method: record["figures"].get(f"{task}.{direction}.{method}.mean")
+        for method, about in record["methods"].items()
+        if about["kind"] == "baseline"
+    }
+    return {method: mean for method, mean in found.items() if mean is not None}
+
+
+def _cells(record: Record, task: str, direction: str) -> tuple[str, str]:
+    own = figure(record["figures"].get(f"{task}.{direction}.bridge.mean"))
+    means = _baselines(record, task, direction)
+    if not means:
+        return own, DASH
+    best = max(means, key=lambda method: means[method])
+    text = f"{record['methods'][best]['title']} {means[best]:.3f}"
+    return own, f"**{text}**" if _outcomes(record, task, direction).get(
+        best
+    ) == "baseline" else text
+
+
+def _outcomes(record: Record, task: str, direction: str) -> dict[str, str]:
+    return {
+        entry["second"]: outcome(entry)
+        for entry in record.get("comparisons", [])
+        if (entry["task"], entry["direction"]) == (task, direction)
+    }
+
+
+def _verdict(record: Record) -> str:
+    places: dict[str, list[str]] = {"baseline": [], "": []}
+    for direction in record["directions"]:
+        for task in record["tasks"]:
+            means = _baselines(record, task, direction)
+            outcomes = _outcomes(record, task, direction)
+            for kind, found in places.items():
+                named = [
+                    f"{record['methods'][method]['title']} ({mean:.3f})"
+                    for method, mean in means.items()
+                    if outcomes.get(method) == kind
+                ]
+                found += [f"{title(task)} {direction}: {', '.join(named)}"] if named else []
+    words = []
+    if places["baseline"]:
+        words.append(
+            f"**Bold: the baseline beats the bridge** on the same rows. Baselines that do: "
+            f"{'; '.join(places['baseline'])}."
+        )
+    elif places[""]:
+        words.append("No baseline that was measured beats the bridge.")
+    if places[""]:
+        words.append(f"Not told apart from it: {'; '.join(places[''])}.")
+    chance = [
+        name
+        for method in PAYLOADS
+        for direction in record["directions"]
+        for name in above_chance(record, direction, method) or []
+    ]
+    if chance:
+        words.append(f"Zero or shuffled payloads do better than chance on {listed(chance)}.")
+    else:
+        words.append("Zero and shuffled payloads stay at chance.")
+    return " ".join(words)
+
+
+def _partly(record: Record) -> str:
+    """Baselines that lack a figure where the bridge has one: they might win there."""
+    pairs = [
+        (task, direction)
+        for direction in record["directions"]
+        for task in record["tasks"]
+        if f"{task}.{direction}.bridge.mean" in record["figures"]
+        and _baselines(record, task, direction)
+    ]
+    lacking: dict[int, list[str]] = {}
+    for method, about in record["methods"].items():
+        if about["kind"] == "baseline":
+            there = sum(f"{t}.{d}.{method}.mean" in record["figures"] for t, d in pairs)
+            if there < len(pairs):
+                lacking.setdefault(there, []).append(about["title"])
+    if not lacking:
+        return ""
+    words = [
+        f"{', '.join(names)} on {there} of {len(pairs)}" for there, names in sorted(lacking.items())
+    ]
+    return f"Measured on some tasks and directions alone: {'; '.join(words)}."
+
+
+def _universal(record: Record) -> str:
+    figures = record["figures"]
+    means = [
+        f"{title(task)} {figures[name]:.3f}"
+        for task in record["tasks"]
+        for direction in record["directions"]
+        if (name := f"universal.{task}.{direction}.mean") in figures
+    ]
+    if not means:
+        return ""
+    return f"One universal bridge for all of them, the question asked of the receiver alone: " \
+           f"{', '.join(means)}."  # fmt: skip
