@@ -3,7 +3,8 @@
 A part runs one pair of engines as agents (real processes, real bus) over every row: through the
 bridge, and each agent reading the text itself. Its scores go into a scratch folder batch by batch,
 so a part that was stopped goes on where it was; the record is made again from all parts that are
-whole, each beside ``transformers-transformers`` of the same environment. Run it where vLLM is
+whole, each beside ``transformers-transformers`` of the same environment. A part that this scratch folder
+lacks stays in the record as it was, if it was made with the same bridge, data and versions. Run it where vLLM is
 installed (``make vllm``), one part at a time:
 
     for part in transformers-transformers vllm-transformers transformers-vllm vllm-vllm; do
@@ -122,27 +123,45 @@ def _rounded(value: Any) -> float:
     return float(f"{float(value):.3g}") if value < 0.001 else round(float(value), 6)
 
 
-def record(parts: dict[str, dict[str, Any]], labels: Sequence[int], data: str) -> dict[str, Any]:
-    """What is published, from the parts that are there."""
+def kept(old: dict[str, Any], parts: dict[str, dict[str, Any]], data: str) -> list[str]:
+    """Parts of an earlier record that still hold beside those that are there now."""
+    now = next(iter(parts.values()))
+    return [
+        part
+        for part, found in old.get("parts", {}).items()
+        if part not in parts
+        and part in old["figures"]
+        and old["data"] == data
+        and all(found[same] == now[same] for same in ("bridge", "versions"))
+    ]
+
+
+def record(
+    parts: dict[str, dict[str, Any]], labels: Sequence[int], data: str, old: dict[str, Any]
+) -> dict[str, Any]:
+    """What is published, from the parts that are there and those of an earlier record."""
     figures = {}
+    stays = kept(old, parts, data)
     if REFERENCE in parts:
         reference = parts[REFERENCE]["scores"]
         figures = {
             part: {m: compare(s, reference[m], labels) for m, s in found["scores"].items()}
             for part, found in parts.items()
             if part != REFERENCE
-        }
+        } | {part: old["figures"][part] for part in stays}
+    facts = parts | {part: old["parts"][part] for part in stays}
     return {
         "what": "predictions of vLLM beside those of transformers, small pair on a CPU",
         "parts": {
-            part: {k: found[k] for k in ("started", "command", "versions", "bridge")}
-            for part, found in parts.items()
+            part: {k: facts[part][k] for k in ("started", "command", "versions", "bridge")}
+            for part in PARTS
+            if part in facts
         },
         "hardware": hardware().model_dump(),
         "models": {"sender": SENDER[0], "receiver": RECEIVER[0], "dtype": "float32"},
         "data": data,
         "batch_size": BATCH,
-        "figures": figures,
+        "figures": {part: figures[part] for part in PARTS if part in figures},
     }
 
 
@@ -175,7 +194,8 @@ def main() -> int:
     }
     digest = split.provenance["sha256"]
     data = f"{arguments.dataset} {arguments.split}, {len(split)} rows, sha256 {digest}"
-    whole = record(parts, [row.label for row in split.rows], data)
+    old = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {}
+    whole = record(parts, [row.label for row in split.rows], data, old)
     arguments.out.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
     for part, figures in whole["figures"].items():
         for method, f in figures.items():
