@@ -3,9 +3,9 @@
 A part runs one pair of engines as agents (real processes, real bus) over every row: through the
 bridge, and each agent reading the text itself. Its scores go into a scratch folder batch by batch,
 so a part that was stopped goes on where it was; the record is made again from all parts that are
-whole, each beside ``transformers-transformers`` of the same environment. A part that this scratch folder
-lacks stays in the record as it was, if it was made with the same bridge, data and versions. Run it where vLLM is
-installed (``make vllm``), one part at a time:
+whole, each beside ``transformers-transformers`` of the same environment. A part that this scratch
+folder lacks stays in the record if it was made with the same bridge, data and versions. Run it
+where vLLM is installed (``make vllm``), one part at a time:
 
     for part in transformers-transformers vllm-transformers transformers-vllm vllm-vllm; do
         .venv-vllm/bin/python bench/vllm_agreement.py $part

@@ -150,7 +150,8 @@ def needs(spec: AgentSpec) -> dict[str, Any]:
     if place.resources:
         options["resources"] = dict(place.resources)
     if place.labels:
-        options["label_selector"] = dict(place.labels)
+        # Ray takes `in(a, b)` but compares with " b": its parser keeps the space behind a comma.
+        options["label_selector"] = {k: "".join(v.split()) for k, v in place.labels.items()}
     return options
 
 

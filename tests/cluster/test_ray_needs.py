@@ -32,7 +32,7 @@ def test_a_place_says_it_all() -> None:
     assert needs(spec(device="cuda:0", place=place)) == {
         "num_cpus": 4,
         "num_gpus": 0.5,
-        "label_selector": {"rack": "in(a, b)"},
+        "label_selector": {"rack": "in(a,b)"},  # Ray would look for " b"
         "resources": {"fast": 1},
     }
 
