@@ -91,7 +91,7 @@ def test_rows(task: str) -> Dataset:
 def build(folder: Folder, bridges: Path | None, hardware: str, command: str) -> dict[str, Any]:
     """The whole record; keys that could not be measured are absent."""
     results = Results(folder, every_job())
-    comparisons = [*compare(results), *compare_universal(results)]
+    comparisons = list(compare(results))
     studies = collect_studies(results)
     figures = main_figures(results.runs) | gaps(results.runs)
     for one in comparisons:
@@ -193,47 +193,17 @@ def compare(results: Results) -> Iterable[dict[str, Any]]:
         ours = results.runs.get((task, direction, "bridge"))
         if method == "bridge" or not ours:
             continue
-        yield compared(task, direction, method, *(
-            ([results.right(run) for run in mine], results.right(best(mine)))
-            for mine in (ours, theirs)
-        ))  # fmt: skip
-
-
-def compare_universal(results: Results) -> Iterable[dict[str, Any]]:
-    """The bridge of each task against the universal one, where that was trained on the task."""
-    found = results.found.get("universal")
-    if found is None or found["status"] != "ok":
-        return
-    predicted = results.folder.predictions("universal")
-    seen = [run for run in found["studies"]["universal"] if run["seen"]]
-    for task, direction in dict.fromkeys((run["task"], run["direction"]) for run in seen):
-        ours = results.runs.get((task, direction, "bridge"))
-        theirs = [run for run in seen if (run["task"], run["direction"]) == (task, direction)]
-        if not ours:
-            continue
-        labels = results.labels(task)
-        right = [predicted[f"universal.{task}.seed{run['seed']}"] == labels for run in theirs]
-        yield compared(
-            task, direction, "universal",
-            ([results.right(run) for run in ours], results.right(best(ours))),
-            (right, right[theirs.index(best(theirs))]),
-        )  # fmt: skip
-
-
-def compared(
-    task: str, direction: str, method: str,
-    ours: tuple[Sequence[Right], Right], theirs: tuple[Sequence[Right], Right],
-) -> dict[str, Any]:  # fmt: skip
-    """A comparison of the record: of each method every seed's rows, and those of its best run."""
-    first, second = (np.mean(right, axis=0) for right, _ in (ours, theirs))
-    difference = paired_bootstrap(first, second)
-    test = mcnemar(ours[1].tolist(), theirs[1].tolist())
-    return {
-        "task": task, "direction": direction, "first": "bridge", "second": method,
-        "difference": difference.difference, "low95": difference.low, "high95": difference.high,
-        "mcnemar": {"only_first": test.only_first, "only_second": test.only_second,
-                    "p_value": test.p_value},
-    }  # fmt: skip
+        first = np.mean([results.right(run) for run in ours], axis=0)
+        second = np.mean([results.right(run) for run in theirs], axis=0)
+        difference = paired_bootstrap(first, second)
+        test = mcnemar(results.right(best(ours)).tolist(), results.right(best(theirs)).tolist())
+        yield {
+            "task": task, "direction": direction, "first": "bridge", "second": method,
+            "difference": difference.difference, "low95": difference.low,
+            "high95": difference.high,
+            "mcnemar": {"only_first": test.only_first, "only_second": test.only_second,
+                        "p_value": test.p_value},
+        }  # fmt: skip
 
 
 def best(runs: Sequence[Run]) -> Run:

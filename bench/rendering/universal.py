@@ -34,17 +34,17 @@ def _seen(record: Record, runs: Sequence[Record]) -> str:
     rows, said = [], []
     for task, mine in _by_task(runs).items():
         direction = mine[0]["direction"]
-        one, single = sample(mine), _single(record, task, direction)
+        one, own = sample(mine), single(record, task, direction)
         paired = _paired(record, task, direction)
-        if paired is not None:  # of the record: the bridge of the task minus the universal one
-            value, low, high = -paired["difference"], -paired["high95"], -paired["low95"]
+        if paired is not None:
+            value, low, high = (paired[key] for key in ("difference", "low95", "high95"))
             text, sign = f"{value:+.3f} ({low:+.3f} .. {high:+.3f})", (low > 0) - (high < 0)
-        elif one is not None and single is not None:
-            difference = minus(one, single)
+        elif one is not None and own is not None:
+            difference = minus(one, own)
             value, text, sign = difference.value, str(difference), difference.sign
         else:
             value, text, sign = None, DASH, None
-        rows.append([task, shown(one), shown(single), text])
+        rows.append([task, shown(one), shown(own), text])
         said.append((task, value, sign))
     if not rows:
         return ""
@@ -52,7 +52,7 @@ def _seen(record: Record, runs: Sequence[Record]) -> str:
     return "\n\n".join([table(header, rows), _seen_verdict(said)])
 
 
-def _single(record: Record, task: str, direction: str) -> Sample | None:
+def single(record: Record, task: str, direction: str) -> Sample | None:
     """The main table's figure of the task's own bridge."""
     figures, name = record["figures"], f"{task}.{direction}.bridge"
     seeds = [figures[f"{name}.seed{k}"] for k in range(100) if f"{name}.seed{k}" in figures]
@@ -61,8 +61,9 @@ def _single(record: Record, task: str, direction: str) -> Sample | None:
 
 
 def _paired(record: Record, task: str, direction: str) -> Record | None:
-    for entry in record.get("comparisons", []):
-        if (entry["task"], entry["direction"], entry["second"]) == (task, direction, "universal"):
+    """Universal minus the task's own bridge, row by row."""
+    for entry in record.get("studies", {}).get("universal_minus_bridge", []):
+        if (entry["task"], entry["direction"]) == (task, direction):
             return dict(entry)
     return None
 

@@ -75,30 +75,3 @@ def test_predictions_that_do_not_fit_their_figures_are_refused(
     monkeypatch.setattr(results, "labels", lambda task: np.array([1, 0]))
     with pytest.raises(ValueError, match="do not fit"):
         results.right(run)
-
-
-def test_the_universal_bridge_is_tested_against_the_bridge_of_each_task_row_by_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from lab import record
-
-    folder = Folder(tmp_path)
-    same = {"task": "sst2", "direction": "forward", "seed": 0, "n": 8}
-    labels = np.array([1, 0] * 4)
-    own = {**same, "method": "bridge", "job": "first", "correct": 8}
-    folder.write("first", {"status": "ok", "runs": [own | {"accuracy": 1.0}]},
-                 {"bridge.seed0": labels})  # fmt: skip
-    runs = [
-        {**same, "seed": seed, "seen": True, "held_out_accuracy": held}
-        for seed, held in ((0, 0.2), (1, 0.6))
-    ]
-    runs.append({**same, "task": "emotion", "seen": False})
-    half = np.where(np.arange(8) < 4, labels, 1 - labels)
-    folder.write("universal", {"status": "ok", "studies": {"universal": runs}},
-                 {"universal.sst2.seed0": labels, "universal.sst2.seed1": half})  # fmt: skip
-    results = record.Results(folder, [FIRST, Job("universal", "universal")])
-    monkeypatch.setattr(results, "labels", lambda task: labels)
-    (entry,) = record.compare_universal(results)
-    assert (entry["task"], entry["second"]) == ("sst2", "universal")
-    assert entry["difference"] == pytest.approx(0.25)  # all right, against all and half
-    assert entry["mcnemar"]["only_first"] == 4  # the run that did best on held-out rows

@@ -249,16 +249,21 @@ def test_the_universal_bridge_against_the_bridge_of_each_task() -> None:
 
 
 def test_a_paired_test_is_taken_where_the_record_has_one() -> None:
-    entry = comparison("sst2", "universal", 0.02, 0.015)
-    record = make_record(
-        studies={"universal": [universal("sst2", 0.856, seen=True)]}, comparisons=[entry]
-    )
-    text = "\n\n".join(studies.sections(record))
+    entry = comparison("sst2", "bridge", -0.02, 0.015)
+    text = chapter(universal=[universal("sst2", 0.856, seen=True)], universal_minus_bridge=[entry])
     assert "| sst2 | 0.856 | 0.876 | -0.020 (-0.035 .. -0.005) |" in text
-    assert "below the bridge of the task on sst2" in text
-    assert (
-        "universal" not in accuracy.chapter({"a": record}).split("### Forward")[1].split("###")[0]
-    )
+    assert "below the bridge of the task on sst2 (-0.020)" in text
+
+
+def test_a_searched_recipe_stands_beside_the_one_that_ships() -> None:
+    searched = [
+        {"task": "sst2", "direction": "forward", "seed": seed, "accuracy": value, "n": 872,
+         "held_out_accuracy": 0.9, "chosen_from": 8}
+        for seed, value in ((0, 0.88), (1, 0.9))
+    ]  # fmt: skip
+    text = chapter(searched=searched)
+    assert "| SST-2, forward | 0.890 ± 0.014 (2 seeds) | 0.876 | +0.014" in text
+    assert "not told apart from it on SST-2 forward." in text
 
 
 def test_tasks_that_it_never_saw_stand_beside_what_to_read_them_with() -> None:
