@@ -31,6 +31,13 @@ def work(
     device: Annotated[str, typer.Option(help="cpu, cuda:0, …")] = "cpu",
     name: Annotated[str, typer.Option(help="Of this worker; unique.")] = "worker",
     only: Annotated[str, typer.Option(help="Jobs whose names match (with * and ?).")] = "*",
+    plan: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Files of job names, one a line: these jobs, in this order; may be "
+            "repeated, and what another worker has is passed over."
+        ),
+    ] = None,
     light: Annotated[
         bool | None, typer.Option("--light/--heavy", help="Prefer light or heavy jobs.")
     ] = None,
@@ -41,12 +48,18 @@ def work(
     """Do jobs until none is left."""
     import torch
     from lab.files import Folder
-    from lab.jobs import every_job
+    from lab.jobs import every_job, planned
     from lab.work import work as take
     from lab.world import World
 
     until = time.monotonic() + 60 * minutes
     jobs = [job for job in every_job(prefer) if fnmatch.fnmatch(job.name, only)]
+    if plan:
+        names = dict.fromkeys(name for file in plan for name in file.read_text().split())
+        try:
+            jobs = planned(jobs, names)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--plan") from None
     world = World(torch.device(device), quick=quick)
     command = f"python bench/accuracy.py work --device {device.partition(':')[0]}"
     take(jobs, world, Folder(out), name, light=light, command=command, until=until)

@@ -74,6 +74,7 @@ class Step:
                 lr=rate if captured else recipe.learning_rate,
                 betas=(0.9, 0.98),
                 capturable=captured,
+                fused=captured or None,  # otherwise hundreds of launches a member
             )
             for module, recipe, rate in zip(problem.modules, recipes, self.rates, strict=True)
         ]

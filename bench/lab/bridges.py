@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from agentwire.bridge.problem import BridgeProblem, Part, scores_of
+from agentwire.bridge.problem import Part, scores_of
 from agentwire.bridge.resampler import Resampler, ResamplerShape
 from agentwire.bridge.trainer import Evaluation, Trained, train_many
 from agentwire.errors import BridgeError
 from agentwire.scenario.schema import TrainSpec
 from lab.files import Folder, Predictions
 from lab.jobs import BASE_LAYER, LAYERS, SEEDS, Job
+from lab.onepass import OnePass
 from lab.scored import run_entry
 from lab.ship import save_bridge
-from lab.world import World
+from lab.world import Opening, World
 
 BASE = TrainSpec(
     steps=1500, batch_size=64, average=0.995, held_out=1000, evaluate_every=250,
@@ -48,7 +50,8 @@ class Member:
 
     Attributes:
         random: seed of a sender with fresh random weights; None: the real one.
-        opening: whether the sender gets its opening token (off in an ablation).
+        opening: what becomes of the sender's opening token (others in an ablation).
+        rows: of the training part only so many; 0: all.
         kind: class of the module (others in an ablation).
         changes: what differs from the base recipe, for the record.
     """
@@ -58,7 +61,8 @@ class Member:
     soft_tokens: int = 8
     name: str = ""
     random: int | None = None
-    opening: bool = True
+    opening: Opening = "dropped"
+    rows: int = 0
     kind: type[Resampler] = Resampler
     changes: dict[str, Any] = field(default_factory=dict)
 
@@ -101,9 +105,10 @@ def train_stack(
 
     def caches(part: str) -> list[Any]:
         return [
-            world.states(job.direction, task, m.layer, part, random=m.random, opening=m.opening)
+            world.states(job.direction, task, m.layer, part, random=m.random, opening=m.opening,
+                         most=m.rows)
             for m in members
-        ]
+        ]  # fmt: skip
 
     train, held_out = caches("train"), caches("held_out")
     modules = [new_bridge(world, job.direction, c, m) for c, m in zip(train, members, strict=True)]
@@ -111,9 +116,17 @@ def train_stack(
     spec = world.rows(task).spec
     receiver.prepare(spec)
     part = Part(lambda soft: receiver.logits_from_soft(soft, spec), train, held_out)
+    problem = OnePass(modules, [part], recipes, receiver, [spec])
+    with fast_products():
+        return train_many(problem, recipes, stop=world.out_of_time)
+
+
+@contextmanager
+def fast_products() -> Iterator[None]:
+    """Float32 matrix products in TF32, for training alone: figures that count are exact."""
     torch.set_float32_matmul_precision("high")
     try:
-        return train_many(BridgeProblem(modules, [part], recipes), recipes, stop=world.out_of_time)
+        yield
     finally:
         torch.set_float32_matmul_precision("highest")
 
@@ -247,6 +260,7 @@ def score_bridges(
                 job, method, device=world.device, seed=seed, predicted=predicted, labels=labels,
                 held_out=right(world, job, held, "held_out"), seconds=trained.seconds,
                 layer=member.layer, soft_tokens=member.soft_tokens, step=trained.best.step,
+                steps_done=trained.history[-1].step, train_loss=trained.history[-1].train_loss,
                 parameters=sum(p.numel() for p in module.parameters()),
                 hyperparameters=quickened(world, member.recipe).model_dump(), chosen_from=tried,
                 **more,

@@ -12,10 +12,10 @@ SEEDS = (0, 1, 2)
 BASE_LAYER = {"forward": 15, "reverse": 10}
 LAYERS = {"forward": (10, 15, 20, 25), "reverse": (6, 10, 13, 16)}
 ALL_LAYERS = {"forward": (1, 5, 10, 15, 20, 25, 30), "reverse": (1, 4, 7, 10, 13, 16, 18)}
-EARLY = (("sst2", "forward"), ("trec", "forward"))
 Pair = tuple[str, str, str]
 """Task, direction, and the two as a name."""
-SOFT_TOKENS = (2, 4, 8, 16, 32, 64, 128)
+SOFT_TOKENS = ((2, 8, 16), (128,), (4, 32, 64))
+"""Ms that are trained side by side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,53 +74,87 @@ def _controls() -> Iterator[Job]:
         if task in ("sst2", "trec"):
             yield _random(task, direction, pair)
     for kind in ("lora", "prompt_tuning"):
-        yield Job(f"{kind}.sst2.forward", kind, "sst2", "forward", train_s=100)
-    yield Job("universal", "universal", train_s=60)
-    for m in (16, 128):
-        yield _soft_tokens(m)
-    for kind in ("lora", "prompt_tuning"):
-        yield Job(f"{kind}.trec.forward", kind, "trec", "forward", train_s=100)
-    yield Job("passkey.16", "passkey", options={"soft_tokens": 16}, train_s=60)
+        yield _reader(kind, "sst2", "forward", "sst2.forward")
 
 
 def _random(task: str, direction: str, pair: str) -> Job:
-    return Job(f"random.{pair}", "random_sender", task, direction, (f"bridge.{pair}",))
+    return Job(f"random.{pair}", "random_sender", task, direction, (f"bridge.{pair}",),
+               limit_s=110, train_s=70)  # fmt: skip
 
 
-def _soft_tokens(m: int) -> Job:
-    after = ("bridge.banking77.forward",)
-    return Job(f"soft_tokens.{m}", "soft_tokens", "banking77", after=after,
-               options={"soft_tokens": m}, train_s=100)  # fmt: skip
+def _reader(kind: str, task: str, direction: str, pair: str) -> Job:
+    after = (f"relay.{pair}",) if kind == "lora_relay" else ()
+    return Job(f"{kind}.{pair}", kind, task, direction, after, limit_s=150, train_s=90)
+
+
+def _soft_tokens() -> Iterator[Job]:
+    """The Ms that matter most first; of the others one seed is trained for long."""
+    for group in SOFT_TOKENS:
+        names = "-".join(map(str, group))
+        options = {"soft_tokens": group}
+        yield Job(f"soft_tokens_papers.{names}", "soft_tokens_papers", "banking77",
+                  options=options, limit_s=170, train_s=130)  # fmt: skip
+        yield Job(f"soft_tokens_rates.{names}", "soft_tokens_rates", "banking77",
+                  options=options, limit_s=110, train_s=80)  # fmt: skip
+        seeds = SEEDS if group != SOFT_TOKENS[-1] else SEEDS[:1]
+        yield Job(f"soft_tokens.{names}", "soft_tokens", "banking77",
+                  after=(f"soft_tokens_rates.{names}",),
+                  options=options | {"seeds": seeds}, limit_s=200, train_s=150)  # fmt: skip
 
 
 def _rest() -> Iterator[Job]:
-    """What is left; names that stood further up are skipped."""
+    yield Job("universal", "universal", limit_s=400, train_s=280)
+    yield from _soft_tokens()
+    rates = (1e-3, 5e-4, 2e-3)
+    yield Job(
+        "passkey.16",
+        "passkey",
+        limit_s=200,
+        train_s=140,
+        options={
+            "soft_tokens": 16,
+            "runs": [(1e-3, s) for s in SEEDS] + [(rate, 0) for rate in rates[1:]],
+        },
+    )
+    yield Job("passkey.128", "passkey", limit_s=200, train_s=140,
+              options={"soft_tokens": 128, "runs": [(rate, 0) for rate in rates[:2]],
+                       "recipe": {"steps": 2000}})  # fmt: skip
+    for task, direction, pair in _pairs():
+        yield Job(f"relay.{pair}", "relay", task, direction, light=True, limit_s=260)
+    for kind in ("lora", "prompt_tuning", "lora_relay"):
+        for task, direction, pair in _pairs():
+            if kind == "lora_relay" or (task, direction) != ("sst2", "forward"):
+                yield _reader(kind, task, direction, pair)
+    yield Job("ablation", "ablation", "sst2", "reverse", limit_s=170, train_s=100)
     for task, direction, pair in _pairs():
         if task not in ("sst2", "trec"):
             yield _random(task, direction, pair)
+    for direction in DIRECTIONS:
+        yield Job(f"layers.{direction}", "layers", "sst2", direction, limit_s=150, train_s=80)
+    yield Job("sensitivity", "sensitivity", "sst2", limit_s=130, train_s=90)
+    yield Job("sensitivity.trec", "sensitivity", "trec", limit_s=130, train_s=90)
     for task in TASKS:
-        yield Job(f"encoder.{task}", "encoder", task, light=True, limit_s=2000)
+        yield Job(f"encoder.{task}", "encoder", task, light=True, limit_s=300)
     for task, direction, pair in _pairs():
         yield Job(f"direct.{pair}", "direct", task, direction, light=True)
-    for task, direction, pair in _pairs():
-        yield Job(f"relay.{pair}", "relay", task, direction, light=True)
-    for kind in ("lora", "prompt_tuning", "lora_relay"):
-        for task, direction, pair in _pairs():
-            if kind == "lora_relay" or (task, direction) not in EARLY:
-                after = (f"relay.{pair}",) if kind == "lora_relay" else ()
-                yield Job(f"{kind}.{pair}", kind, task, direction, after)
-    for m in SOFT_TOKENS:
-        if m not in (16, 128):
-            yield _soft_tokens(m)
-    yield Job("ablation", "ablation", "sst2", "reverse")
-    yield Job("passkey.128", "passkey", options={"soft_tokens": 128})
-    yield Job("sensitivity", "sensitivity", "sst2")
-    yield Job("sensitivity.trec", "sensitivity", "trec")
-    for direction in DIRECTIONS:
-        yield Job(f"layers.{direction}", "layers", "sst2", direction)
     yield from _sweeps()
+
+
+def planned(jobs: Iterable[Job], names: Iterable[str]) -> list[Job]:
+    """The named jobs, in the order of the names.
+
+    Raises:
+        ValueError: no job has one of the names.
+    """
+    known = {job.name: job for job in jobs}
+    wanted = list(names)
+    if unknown := [name for name in wanted if name not in known]:
+        raise ValueError(f"no such job: {', '.join(unknown)}")
+    return [known[name] for name in wanted]
 
 
 def _sweeps() -> Iterator[Job]:
     for task, direction, pair in _pairs():
         yield Job(f"sweep.{pair}", "sweep", task, direction)
+    for task in ("trec", "sst2"):
+        yield Job(f"search.{task}.forward", "search", task, limit_s=170, train_s=130)

@@ -60,7 +60,7 @@ class Results:
 
     def predicted(self, run: Run) -> npt.NDArray[np.uint8]:
         """The predicted classes of a run."""
-        return self.folder.predictions(run["job"])[f"{run['method']}.seed{run['seed']}"]
+        return self.folder.predictions(run["job"])[prediction_key(run)]
 
     def right(self, run: Run) -> Right:
         """Which test rows a run got right.
@@ -80,6 +80,12 @@ class Results:
             rows = test_rows(task).rows
             self._labels[task] = np.array([row.label for row in rows])
         return self._labels[task]
+
+
+def prediction_key(run: Run) -> str:
+    """Under which name a job keeps a run's predictions; a universal bridge answers many tasks."""
+    task = f"{run['task']}." if run["method"] == "universal" else ""
+    return f"{run['method']}.{task}seed{run['seed']}"
 
 
 def test_rows(task: str) -> Dataset:
@@ -193,17 +199,25 @@ def compare(results: Results) -> Iterable[dict[str, Any]]:
         ours = results.runs.get((task, direction, "bridge"))
         if method == "bridge" or not ours:
             continue
-        first = np.mean([results.right(run) for run in ours], axis=0)
-        second = np.mean([results.right(run) for run in theirs], axis=0)
-        difference = paired_bootstrap(first, second)
-        test = mcnemar(results.right(best(ours)).tolist(), results.right(best(theirs)).tolist())
-        yield {
-            "task": task, "direction": direction, "first": "bridge", "second": method,
-            "difference": difference.difference, "low95": difference.low,
-            "high95": difference.high,
-            "mcnemar": {"only_first": test.only_first, "only_second": test.only_second,
-                        "p_value": test.p_value},
-        }  # fmt: skip
+        yield {"task": task, "direction": direction, "first": "bridge", "second": method,
+               **paired_difference(results, ours, theirs)}  # fmt: skip
+
+
+def paired_difference(
+    results: Results, ours: Sequence[Run], theirs: Sequence[Run]
+) -> dict[str, Any]:
+    """Bootstrap of the seeds' means over rows, and McNemar's test of the best run of each."""
+    first = np.mean([results.right(run) for run in ours], axis=0)
+    second = np.mean([results.right(run) for run in theirs], axis=0)
+    difference = paired_bootstrap(first, second)
+    test = mcnemar(results.right(best(ours)).tolist(), results.right(best(theirs)).tolist())
+    return {
+        "difference": difference.difference,
+        "low95": difference.low,
+        "high95": difference.high,
+        "mcnemar": {"only_first": test.only_first, "only_second": test.only_second,
+                    "p_value": test.p_value},
+    }  # fmt: skip
 
 
 def best(runs: Sequence[Run]) -> Run:
@@ -229,13 +243,30 @@ def collect_studies(results: Results) -> dict[str, list[Run]]:
     for result in results.done():
         for name, runs in result.get("studies", {}).items():
             found[name] += [{k: v for k, v in run.items() if k != "curve"} for run in runs]
+    known = {(run["task"], run["direction"]) for run in found["layers"]}
+    for result in results.done():
         if result["kind"] == "sweep":
             # One setting at a time away from the base: a study of layers and of sensitivity, too.
             for member in result["members"]:
                 run = {"task": result["task"], "direction": result["direction"], **member}
                 run.pop("curve", None)
-                found["sensitivity" if member["changes"] else "layers"].append(run)
-    return dict(found)
+                if member["changes"]:
+                    found["sensitivity"].append(run)
+                elif (result["task"], result["direction"]) not in known:  # on other training rows
+                    found["layers"].append(run)
+    found["universal_minus_bridge"] = list(universal_minus_bridge(results, found["universal"]))
+    return {name: runs for name, runs in found.items() if runs}
+
+
+def universal_minus_bridge(results: Results, runs: Sequence[Run]) -> Iterable[dict[str, Any]]:
+    """The universal bridge against the tasks' own bridges, on the same rows."""
+    for task, direction in dict.fromkeys((run["task"], run["direction"]) for run in runs):
+        ours = [run for run in runs if (run["task"], run["direction"]) == (task, direction)]
+        theirs = results.runs.get((task, direction, "bridge"))
+        if theirs:
+            paired = paired_difference(results, ours, theirs)
+            yield {"task": task, "direction": direction, "first": "universal", "second": "bridge",
+                   **paired}  # fmt: skip
 
 
 def shipped(bridges: Path, results: Results) -> dict[str, dict[str, Any]]:
@@ -261,9 +292,17 @@ def shipped(bridges: Path, results: Results) -> dict[str, dict[str, Any]]:
 def save_predictions(folder: Folder, file: Path) -> None:
     """Every run's predicted classes in one file: ``<task>.<direction>.<method>.seed<k>``."""
     results = Results(folder, every_job())
-    arrays = {
-        f"{task}.{direction}.{method}.seed{run['seed']}": results.predicted(run)
-        for (task, direction, method), runs in sorted(results.runs.items())
+    scored = [run for _, runs in sorted(results.runs.items()) for run in runs]
+    studied = [
+        run
+        for runs in collect_studies(results).values()
         for run in runs
+        if "method" in run and prediction_key(run) in folder.predictions(run["job"])
+    ]
+    arrays = {
+        f"{run['task']}.{run['direction']}.{run['method']}.seed{run['seed']}": results.predicted(
+            run
+        )
+        for run in [*scored, *studied]
     }
     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from agentwire.bridge.trainer import Trained
 from agentwire.errors import BridgeError
 from lab.files import Folder
 from lab.jobs import Job
-from lab.world import World
+from lab.world import Rows, World
 
 if TYPE_CHECKING:
     from lab.bridges import Member
@@ -56,15 +56,20 @@ def world_hash(world: World, task: str) -> str:
 
 def write_bridge(
     world: World, job: Job, target: Path, member: Member, trained: Trained, held_out: float,
-    prompts: tuple[str, ...], dataset: str | None = None,
+    prompts: tuple[str, ...], tasks: Sequence[str] = (), dataset: str | None = None,
 ) -> None:  # fmt: skip
-    """One bridge with its card."""
+    """One bridge with its card.
+
+    Args:
+        tasks: whose rows it was trained on; none: the job's.
+        dataset: what the card calls them; None: their names.
+    """
     sender, receiver = (world.model(name).identity for name in world.names(job.direction))
     module, recipe = trained.module, member.recipe
     if not isinstance(module, Resampler):
         raise TypeError("only a Resampler can be shipped")
-    rows = world.rows(job.task or "sst2")
-    data = dataset or rows.name
+    parts = [world.rows(task) for task in tasks or (job.task,)]
+    data = dataset or "+".join(rows.name for rows in parts)
     card = BridgeCard(
         name=target.name,
         description=f"{data}: {sender.name} -> {receiver.name}",
@@ -82,17 +87,23 @@ def write_bridge(
         training=CardTraining(
             dataset=data,
             split="train",
-            rows=len(rows.train),
-            held_out=len(rows.held_out),
+            rows=sum(len(rows.train) for rows in parts),
+            held_out=sum(len(rows.held_out) for rows in parts),
             held_out_accuracy=round(held_out, 4),
             step=trained.best.step,
             seconds=round(trained.seconds, 1),
             device=device_name(world.device),
             recipe=recipe.model_dump(),
-            provenance=public_provenance(rows.train),
+            provenance=_provenance(parts),
             versions={name: importlib.metadata.version(name) for name in ("torch", "transformers")},
             date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         ),
         weights_sha256="0" * 64,  # ``save`` fills it in
     )
     store.save(target, card, module)
+
+
+def _provenance(parts: Sequence[Rows]) -> dict[str, Any]:
+    """Where the training rows are from; of several tasks, by task."""
+    found = {rows.name: public_provenance(rows.train) for rows in parts}
+    return found if len(found) > 1 else next(iter(found.values()))

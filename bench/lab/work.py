@@ -12,7 +12,7 @@ from types import FrameType
 
 import torch
 
-from lab import bridges, readers, rivals, studies
+from lab import bridges, readers, rivals, search, soft_tokens, studies, together
 from lab.bridges import Answer
 from lab.files import Folder, Predictions
 from lab.jobs import Job
@@ -30,12 +30,15 @@ KINDS: dict[str, Callable[[World, Job, Folder], Answer]] = {
     "lora": readers.lora,
     "lora_relay": readers.lora_relay,
     "blind": readers.blind,
-    "soft_tokens": studies.soft_tokens,
+    "soft_tokens_papers": soft_tokens.papers_budget,
+    "soft_tokens_rates": soft_tokens.rates,
+    "soft_tokens": soft_tokens.converged,
     "layers": studies.layers,
     "sensitivity": studies.sensitivity,
     "ablation": studies.ablation,
-    "universal": studies.universal,
-    "passkey": studies.passkey,
+    "universal": together.universal,
+    "passkey": together.passkey,
+    "search": search.search,
 }
 ROOM = 24 << 30
 """Bytes on the device above which cached states are dropped between jobs."""

@@ -6,14 +6,19 @@ import copy
 import json
 import math
 import os
+import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from agentwire.agent.spec import AgentSpec
+from agentwire.baseline.reader import TextRows
 from agentwire.bridge.states import StateCache, cache_states
 from agentwire.config import Config
 from agentwire.model.sources import locate
@@ -21,8 +26,9 @@ from agentwire.model.transformers import TransformersBackend
 from agentwire.task.datasets import Dataset, load_rows
 from agentwire.task.definitions import load_definition
 from agentwire.task.holdout import held_out_split
-from agentwire.task.rows import rows_sha256
+from agentwire.task.rows import Example, rows_sha256
 from agentwire.wire.messages import TaskSpec
+from lab.norms import fuse_norms
 
 PAIR = ("smollm2-135m-instruct", "gemma-3-270m")
 TEST_SPLITS = {"sst2": "validation"}
@@ -30,8 +36,10 @@ HELD_OUT = 1000
 TRAIN_TOKENS = 128
 """Longest text in training, in the sender's tokens; scored texts are never cut."""
 SCORED_TOKENS = 512
-ARRIVAL_S = 90
+ARRIVAL_S = 240
 """How long a model is waited for."""
+Opening = Literal["dropped", "kept", "absent"]
+"""The sender's opening token: read but hidden from the bridge; read and shown to it; not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +54,7 @@ class Rows:
     test: Dataset
 
     def part(self, name: str) -> Dataset:
+        """``train``, ``held_out`` or ``test``."""
         return {"train": self.train, "held_out": self.held_out, "test": self.test}[name]
 
     @property
@@ -64,10 +73,11 @@ class World:
     def __init__(self, device: torch.device, *, quick: bool = False) -> None:
         self.device, self.quick = device, quick
         self.train_until = math.inf
+        self.tokenised: dict[tuple[str, str, str, bool], TextRows] = {}
         self._config = Config.from_env()
         self._models: dict[tuple[str, str, int | None], TransformersBackend] = {}
         self._rows: dict[str, Rows] = {}
-        self._states: dict[tuple[str, int | None, str, int, str, bool], StateCache] = {}
+        self._states: dict[tuple[str, int | None, str, int, str, Opening, int], StateCache] = {}
 
     def names(self, direction: str) -> tuple[str, str]:
         """Sender and receiver."""
@@ -94,6 +104,8 @@ class World:
             backend = TransformersBackend.load(spec, lambda stage, fraction: None)
             if random is not None:
                 backend.model = self._untrained(backend, random)
+            if dtype != "float32":
+                fuse_norms(backend.model)
             self._models[key] = backend
         return self._models[key]
 
@@ -109,6 +121,10 @@ class World:
     def out_of_time(self) -> bool:
         """Whether trainings should end with what they have."""
         return time.monotonic() > self.train_until
+
+    def time_left(self) -> float:
+        """Seconds that trainings may still take."""
+        return self.train_until - time.monotonic()
 
     def _untrained(self, backend: TransformersBackend, seed: int) -> torch.nn.Module:
         torch.manual_seed(1000 + seed)
@@ -148,21 +164,27 @@ class World:
 
     def states(
         self, direction: str, task: str, layer: int, part: str,
-        *, random: int | None = None, opening: bool = True,
+        *, random: int | None = None, opening: Opening = "dropped", most: int = 0,
     ) -> StateCache:  # fmt: skip
-        """The sender's states after ``layer`` layers for a part of the task's rows."""
+        """The sender's states after ``layer`` layers for a part of the task's rows.
+
+        Args:
+            most: of the training part only so many rows, drawn at random; 0: all.
+        """
         sender = self.names(direction)[0]
-        key = (sender, random, task, layer, part, opening)
+        key = (sender, random, task, layer, part, opening, most if part == "train" else 0)
         if key not in self._states:
-            data = self.rows(task).part(part)
+            rows = self.rows(task).part(part).rows
+            if key[-1]:
+                rows = _drawn(rows, most)
             torch.set_float32_matmul_precision("highest")
             backend = self.model(sender, random=random)
-            if not opening:
-                backend = _without_opening(backend)
+            if opening != "dropped":
+                backend = _with_opening(backend, opening)
             self._states[key] = cache_states(
                 backend,
-                [row.text for row in data.rows],
-                [row.label for row in data.rows],
+                [row.text for row in rows],
+                [row.label for row in rows],
                 layer=layer,
                 max_tokens=SCORED_TOKENS if part == "test" else TRAIN_TOKENS,
                 batch_size=256 if self.device.type == "cuda" else 16,
@@ -172,26 +194,37 @@ class World:
     def forget_states(self) -> None:
         """Makes room on the device."""
         self._states.clear()
+        self.tokenised.clear()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
-def _without_opening(backend: TransformersBackend) -> TransformersBackend:
-    """The same sender without its opening token: the text's first word comes first (ablation)."""
+def _drawn(rows: tuple[Example, ...], most: int) -> tuple[Example, ...]:
+    """At most so many rows, in their order; the same ones each time."""
+    if len(rows) <= most:
+        return rows
+    chosen = sorted(random.Random(0).sample(range(len(rows)), most))
+    return tuple(rows[i] for i in chosen)
 
-    class Bare(TransformersBackend):
-        def _opening(self) -> list[int]:
-            return []
 
-        def tokens(self, texts):  # type: ignore[no-untyped-def]
-            ids, mask = super().tokens(texts)
+def _with_opening(backend: TransformersBackend, opening: Opening) -> TransformersBackend:
+    """The same sender whose opening token the bridge sees, or that reads none (ablation)."""
+
+    class Shown(TransformersBackend):
+        def opening(self) -> list[int]:
+            return super().opening() if opening == "kept" else []
+
+        def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+            ids, mask = super().tokens(texts)  # the mask leaves the first token out
             lengths = mask.sum(dim=1) + 1
-            return ids, torch.arange(ids.shape[1], device=ids.device)[None] < lengths[:, None]
+            shown = torch.arange(ids.shape[1], device=ids.device)[None] < lengths[:, None]
+            return ids[:, :TRAIN_TOKENS], shown[:, :TRAIN_TOKENS]
 
-        def states(self, short, ids):  # type: ignore[no-untyped-def]
-            return short(input_ids=ids, use_cache=False).last_hidden_state
+        def states(self, short: Any, ids: Tensor) -> Tensor:
+            output: Tensor = short(input_ids=ids, use_cache=False).last_hidden_state
+            return output
 
-    return Bare(backend.model, backend.tokenizer, backend.identity, backend.device)
+    return Shown(backend.model, backend.tokenizer, backend.identity, backend.device)
 
 
 def _part(data: Dataset, name: str, chosen: list[int], n: int) -> Dataset:

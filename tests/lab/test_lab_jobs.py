@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from lab import bridges, jobs, studies, world
+from lab import bridges, jobs, search, soft_tokens, studies, together, world
 from lab.files import Folder
 from lab.jobs import Job, every_job
 from lab.work import KINDS, do
@@ -70,12 +70,18 @@ def done(
     with pytest.MonkeyPatch.context() as patch:
         for name, layers in (("LAYERS", (1, 2)), ("ALL_LAYERS", (1, 3)), ("BASE_LAYER", 2)):
             both = {"forward": layers, "reverse": layers}
-            for module in (jobs, bridges, studies):
+            for module in (jobs, bridges, studies, together):
                 if hasattr(module, name):
                     patch.setattr(module, name, both)
         small = bridges.BASE.model_copy(update={"hidden": 16, "heads": 2})
         patch.setattr(bridges, "BASE", small)
-        patch.setattr(studies, "BASE", small)
+        for module in (studies, soft_tokens, together):
+            patch.setattr(module, "BASE", small)
+        patch.setattr(
+            search,
+            "CANDIDATES",
+            {"as it is": {}, "layer 1": {"layer": 1}, "16 soft tokens": {"soft_tokens": 16}},
+        )
         folder = Folder(tmp_path_factory.mktemp("lab"))
         here = TinyWorld(dict(zip(world.PAIR, (tiny_llama, tiny_gemma), strict=True)))
         found = {}
@@ -92,7 +98,7 @@ def done(
 
 def first(kind: str) -> Job:
     job = next(job for job in every_job() if job.kind == kind)
-    if job.task and kind != "soft_tokens":
+    if job.task and not kind.startswith("soft_tokens"):
         return replace(job, task="sst2", name=job.name.replace(job.task, "sst2"))
     return job
 
