@@ -74,6 +74,8 @@ class Unclamped(Resampler):
         return (states.to(self.mean.dtype) - self.mean) / self.std
 
 
+ABLATION_ROWS = 32_768
+"""Training rows of the ablation, whose states are computed for each opening."""
 PLAIN: dict[str, Any] = {"average": 0.0, "token_dropout": 0.0, "batch_size": 16}
 """What the first experiments had: no averaging, nothing hidden, small batches."""
 VARIANTS: dict[str, tuple[dict[str, Any], Opening]] = {
@@ -98,13 +100,22 @@ def ablation(world: World, job: Job, folder: Folder) -> Answer:
     layer, _ = chosen(folder, job)
     base = BASE.model_copy(update={"steps": 750})
     members = [
-        member_of(name, layer, base, changes | {"seed": seed}, opening=opening, kind=_kind_of(name))
+        member_of(
+            name,
+            layer,
+            base,
+            changes | {"seed": seed},
+            opening=opening,
+            kind=_kind_of(name),
+            rows=ABLATION_ROWS,
+        )
         for seed in job.options.get("seeds", SEEDS[:1])
         for name, (changes, opening) in VARIANTS.items()
     ]
     done = train_stack(world, job, members)
     found = [
         {"task": job.task, "direction": job.direction, "opening": member.opening,
+         "train_rows": ABLATION_ROWS,
          **note(member, trained)}
         for member, trained in zip(members, done, strict=True)
     ]  # fmt: skip
