@@ -31,6 +31,7 @@ from agentwire.errors import (
 )
 from agentwire.ledger import Admission, Ledger, Request, parcels_of
 from agentwire.outcomes import EventLog, Outcome, Outcomes
+from agentwire.replicas import Routes
 from agentwire.reply import Reply, answers_of, reply_of
 from agentwire.telemetry.live import LiveStats
 from agentwire.wire.codec import encode
@@ -80,7 +81,7 @@ class Client:
         connect: makes an endpoint from (on_message, on_lost), each time as a new incarnation.
         wires: wire -> agents on it, direct wires included.
         journal: told which requests were admitted and finished.
-        admission, detours: as for ``Ledger``.
+        admission, detours, routes: as for ``Ledger``.
         on_dead_letter: told each dead letter with its task, the agent, and why that died.
         stats: totals for whoever looks.
     """
@@ -93,6 +94,7 @@ class Client:
         *,
         admission: Admission | None = None,
         detours: Mapping[str, str] | None = None,
+        routes: Mapping[str, Routes] | None = None,
         on_dead_letter: Callable[[Request, TaskSpec, str, str], None] = lambda *letter: None,
         stats: LiveStats | None = None,
     ) -> None:
@@ -104,7 +106,7 @@ class Client:
         self._lost_in_a_row = 0
         self._rejoin: asyncio.TimerHandle | None = None
         self._joining = False  # a new link has not been heard from
-        self._ledger = Ledger(wires, admission, detours)
+        self._ledger = Ledger(wires, admission, detours, routes)
         self._gate = CreditGate()
         self._outcomes = Outcomes(journal, stats)
         self._defined: OrderedDict[str, TaskSpec] = OrderedDict()
@@ -133,8 +135,8 @@ class Client:
 
     @property
     def credits(self) -> dict[str, int]:
-        """Messages that may be sent now, by wire."""
-        return {wire: self._gate.left(wire).messages for wire in self._ledger.wires}
+        """Messages that may be sent now, by route (a wire without replicas is its own)."""
+        return {route: self._gate.left(route).messages for route in self._ledger.routes}
 
     @property
     def closed(self) -> str:
@@ -194,6 +196,7 @@ class Client:
         deadline_s: float,
         request_ids: Sequence[bytes] | None = None,
         mode: Mode = Mode.FORWARD,
+        via: Sequence[str] | None = None,
         on_piece: Callable[[int, str], None] | None = None,
     ) -> list[Outcome]:
         """One outcome a text, in order. They travel together, as far as messages allow.
@@ -204,6 +207,7 @@ class Client:
 
         Args:
             mode: what the sender does with the soft tokens.
+            via: for each text the only process that it may go through ("": any).
             on_piece: told what comes of the only text's answer: (offset in bytes, piece).
 
         Raises:
@@ -220,7 +224,7 @@ class Client:
         task_id = task.task_id
         known = {i: reply for i in ids if (reply := self._outcomes.reply(i)) is not None}
         new: dict[bytes, Request] = {}
-        for request_id, text in zip(ids, texts, strict=True):
+        for request_id, text, process in zip(ids, texts, via or [""] * len(texts), strict=True):
             old = self._ledger.get(request_id) or new.get(request_id)
             if old is not None and not _is_same(
                 old, text, {wire, self._ledger.detour(wire)}, task_id
@@ -231,9 +235,18 @@ class Client:
                 )
             if old is None and request_id not in known:
                 new[request_id] = Request(
-                    request_id, wire, task_id, text, channel, fallback, now, now + deadline_s
+                    request_id,
+                    wire,
+                    task_id,
+                    text,
+                    channel,
+                    fallback,
+                    now,
+                    now + deadline_s,
+                    mode=mode,
+                    trace_id=trace_id,
+                    via=process,
                 )
-                new[request_id].mode, new[request_id].trace_id = mode, trace_id
         timer = self._admit(list(new.values()), task, deadline_s)
         waits = {i: self._outcomes.pending(i) for i in ids if i not in known}
         if on_piece is not None and waits:

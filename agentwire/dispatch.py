@@ -46,7 +46,7 @@ def cancels_of(requests: Iterable[Request]) -> Iterator[Cancel]:
     wires: dict[str, list[bytes]] = {}
     for request in requests:
         if request.attempts:
-            wires.setdefault(request.wire, []).append(request.request_id)
+            wires.setdefault(request.route, []).append(request.request_id)
     for wire, ids in wires.items():
         for start in range(0, len(ids), MAX_CANCELS):
             yield Cancel(wire, tuple(ids[start : start + MAX_CANCELS]))

@@ -62,7 +62,7 @@ class Host:
         record: write down what the bus takes in (``bus.jsonl`` in ``run_folder``).
 
     Attributes:
-        agents: the latest incarnation of each agent that was ready once.
+        agents: the latest incarnation of each agent that was ready once, replica by replica.
         client: to ask agents with; after ``start``.
     """
 
@@ -101,14 +101,14 @@ class Host:
             folder=self._bus_folder,
             wires=wiring.ends,
             token=token,
-            agents=wiring.agents,
+            agents=wiring.processes,
             on_event=self._from_broker,
             timing=timing,
             remote=remote.access if remote is not None else None,
             recorder=self._recorder,
         )
         self._supervisor = Supervisor(
-            wiring.agents,
+            wiring.processes,
             self._broker,
             run=run,
             token=token,
@@ -142,10 +142,11 @@ class Host:
         self._broker.start()
         client = self.client = Client(
             self._connect,
-            self._wiring.routes,
+            self._wiring.wires_of_agents,
             self._journal,
             admission=self._admission,
             detours=self._wiring.detours,
+            routes=self._wiring.routes,
             on_dead_letter=self._keep_dead_letter,
             stats=self._stats,
         )

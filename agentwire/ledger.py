@@ -4,10 +4,13 @@ The rules:
 
 * A request ends once: the first ``settle`` hands it out, every later one gets None.
 * It is sent only while every agent of its wire is ready, and as far as credit goes.
+* A wire to or from an agent with replicas has several routes (``replicas``). A request takes the
+  route with the least in flight when it is sent, and may take another when it is sent again.
 * When an agent dies, each request that was in flight through it is a *suspect*. Suspects are sent
   again one at a time, alone (``solo``), with nothing else in flight through their agents; nobody
   else is sent through those agents until the suspects have ended. So whoever is in flight when the
-  agent dies again is the culprit: a second death ends a request as a dead letter.
+  agent dies again is the culprit: a second death ends a request as a dead letter. Of an agent with
+  replicas one is kept for the suspects, the others work on; deaths of its replicas add up.
 * A refused request goes again, later or on the other channel, ahead of those that wait.
 * Where an agent is gone for good, requests of a wire that has a detour take it, as text; all
   others through that agent have ended.
@@ -16,13 +19,14 @@ The rules:
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from agentwire.endings import down_error, full_error
 from agentwire.errors import NackCode
+from agentwire.replicas import Load, Routes, agent_of, choose
 from agentwire.wire.messages import Channel, Mode
 
 DEATHS: Final = 2
@@ -50,6 +54,8 @@ class Request:
 
     Attributes:
         task: ``TaskSpec.task_id``.
+        via: it may only go through this process; "": through any.
+        route: which it was last sent on; "": it never was.
         channel, reason: of the next attempt.
         in_flight: it was sent and not answered, by an incarnation that still lives.
         attempts: how often it was sent.
@@ -74,6 +80,8 @@ class Request:
     not_before: float = -math.inf
     mode: Mode = Mode.FORWARD
     trace_id: bytes = bytes(16)
+    via: str = ""
+    route: str = ""
 
     @property
     def size(self) -> int:
@@ -83,7 +91,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
-    """Requests to send now, as one message."""
+    """Requests to send now, as one message; ``wire`` is the route that they take."""
 
     wire: str
     requests: tuple[Request, ...]
@@ -116,6 +124,7 @@ class Ledger:
         wires: wire -> agents on it, direct wires included.
         admission: what may be outstanding at once.
         detours: wire -> the direct wire that its texts take where an agent on it is gone for good.
+        routes: wire -> its routes, where there are several.
     """
 
     def __init__(
@@ -123,15 +132,22 @@ class Ledger:
         wires: Mapping[str, Sequence[str]],
         admission: Admission | None = None,
         detours: Mapping[str, str] | None = None,
+        routes: Mapping[str, Routes] | None = None,
     ) -> None:
-        self._wires = {wire: tuple(agents) for wire, agents in wires.items()}
+        several = routes or {}
+        self._routes: dict[str, Routes] = {
+            wire: several.get(wire) or {wire: tuple(agents)} for wire, agents in wires.items()
+        }
+        self._on = {name: agents for ways in self._routes.values() for name, agents in ways.items()}
+        self._sent: Counter[str] = Counter()  # messages, by route
         self._admission = admission or Admission()
         self._detours = dict(detours or {})
         self._requests: dict[bytes, Request] = {}
         self._bytes = 0  # of the texts of all requests
-        self._waiting: dict[str, deque[tuple[Request, ...]]] = {w: deque() for w in wires}
+        # By wire, and by the only process that they may go through.
+        self._waiting: dict[tuple[str, str], deque[tuple[Request, ...]]] = {}
         self._suspects: dict[bytes, Request] = {}  # in the order of their first death
-        agents = {agent for ends in wires.values() for agent in ends}
+        agents = {agent for ends in self._on.values() for agent in ends}
         self._in_flight: dict[str, dict[bytes, Request]] = {agent: {} for agent in agents}
         self._ready: set[str] = set()
         self._down: dict[str, str] = {}
@@ -140,8 +156,9 @@ class Ledger:
         return len(self._requests)
 
     @property
-    def wires(self) -> Collection[str]:
-        return self._wires.keys()
+    def routes(self) -> Collection[str]:
+        """Every route of every wire; a wire without replicas is its own."""
+        return self._on.keys()
 
     def __contains__(self, request_id: bytes) -> bool:
         return request_id in self._requests
@@ -161,7 +178,8 @@ class Ledger:
             RequestError: an agent of the wire is down, or too much is outstanding.
         """
         wire = parcels[0][0].wire
-        down = next((agent for agent in self._wires[wire] if agent in self._down), None)
+        vias = {parcel[0].via for parcel in parcels}
+        down = next((gone for via in vias if (gone := self._gone(wire, via))), None)
         detour = self._detour_of(parcels[0][0]) if down is not None else None
         if down is not None and detour is None:
             raise down_error(down, self._down[down])
@@ -176,12 +194,25 @@ class Ledger:
             self._requests.update((request.request_id, request) for request in parcel)
             if detour is not None:
                 _divert(parcel, detour)
-            self._waiting[detour or wire].append(tuple(parcel))
+            self._queue(parcel[0]).append(tuple(parcel))
+
+    def _queue(self, request: Request) -> deque[tuple[Request, ...]]:
+        return self._waiting.setdefault((request.wire, request.via), deque())
+
+    def _gone(self, wire: str, via: str = "") -> str | None:
+        """The process that is gone for good, if therefore no route is left."""
+        ways = self._ways(wire, via)
+        gone = [next((a for a in self._on[way] if a in self._down), None) for way in ways]
+        return next(iter(gone), None) if all(gone) else None
+
+    def _ways(self, wire: str, via: str = "") -> list[str]:
+        """The routes that a request may take."""
+        return [way for way, agents in self._routes[wire].items() if not via or via in agents]
 
     def detour(self, wire: str) -> str | None:
         """The direct wire that texts of ``wire`` may take; None if there is none that works."""
         detour = self._detours.get(wire)
-        if detour is None or any(agent in self._down for agent in self._wires[detour]):
+        if detour is None or self._gone(detour) is not None:
             return None
         return detour
 
@@ -222,13 +253,16 @@ class Ledger:
             if request.request_id not in self._suspects:
                 again.append(request)
         for parcel in reversed(_alike(again)):
-            self._waiting[parcel[0].wire].appendleft(parcel)
+            self._queue(parcel[0]).appendleft(parcel)
 
     # -- agents -----------------------------------------------------------------------------
 
     def is_ready(self, wire: str) -> bool:
-        """Whether every agent of the wire is ready."""
-        return all(agent in self._ready for agent in self._wires[wire])
+        """Whether every agent of the wire is ready, of one of its routes."""
+        return any(self._is_open(way) for way in self._routes[wire])
+
+    def _is_open(self, way: str) -> bool:
+        return all(agent in self._ready for agent in self._on[way])
 
     def ready(self, agent: str) -> None:
         """An incarnation of the agent can work."""
@@ -249,8 +283,9 @@ class Ledger:
         dead: list[Request] = []
         recalled: list[Request] = []
         for request in list(self._in_flight.get(agent, {}).values()):
-            deaths = request.deaths.get(agent, 0) + 1
-            request.deaths[agent] = deaths
+            whose = agent_of(agent)
+            deaths = request.deaths.get(whose, 0) + 1
+            request.deaths[whose] = deaths
             if deaths >= DEATHS:
                 self.settle(request.request_id)
                 dead.append(request)
@@ -268,7 +303,13 @@ class Ledger:
         """
         self._ready.discard(agent)
         self._down[agent] = reason
-        through = [r for r in self._requests.values() if agent in self._wires[r.wire]]
+        lost = {wire for wire in self._routes if self._gone(wire) is not None}
+        through = [
+            request
+            for request in self._requests.values()
+            if (request.wire in lost and self._leads_through(request.wire, agent))
+            or (request.via and self._gone(request.wire, request.via) is not None)
+        ]
         ended = [request for request in through if self._detour_of(request) is None]
         for request in ended:
             self.settle(request.request_id)
@@ -280,12 +321,17 @@ class Ledger:
                 self._suspects.pop(request.request_id, None)
                 _divert([request], detour)
                 diverted.setdefault(detour, []).append(request)
-        for wire, agents in self._wires.items():
-            if agent in agents:
-                self._waiting[wire].clear()
-        for detour, requests in diverted.items():
-            self._waiting[detour].extend(_alike(requests))
+        for (wire, _), waiting in self._waiting.items():
+            if wire in lost:
+                waiting.clear()
+        for requests in diverted.values():
+            for parcel in _alike(requests):
+                self._queue(parcel[0]).append(parcel)
+        self.retry(list(self._in_flight.get(agent, {}).values()), now=-math.inf)
         return tuple(ended)
+
+    def _leads_through(self, wire: str, agent: str) -> bool:
+        return any(agent in agents for agents in self._routes[wire].values())
 
     # -- sending ----------------------------------------------------------------------------
 
@@ -296,21 +342,75 @@ class Ledger:
             now: monotonic seconds.
             may_send: whether there is credit for one more message on a wire.
         """
-        for request in self._suspects.values():
-            if self._may_probe(request, now) and may_send(request.wire):
-                return self._launch((request,), solo=True)
-        suspected = {a for r in self._suspects.values() for a in self._wires[r.wire]}
-        for wire, waiting in self._waiting.items():
-            if not self.is_ready(wire) or not suspected.isdisjoint(self._wires[wire]):
-                continue
+        probes, kept = self._probes()
+        for request, probe in probes:
+            if request.not_before <= now and self._is_clear(request, probe) and may_send(probe):
+                return self._launch((request,), probe, solo=True)
+        for (wire, via), waiting in self._waiting.items():
             while waiting:
                 parcel = tuple(r for r in waiting[0] if r.request_id in self._requests)
-                if parcel and (_not_before(parcel) > now or not may_send(wire)):
+                way: str | None = None
+                if parcel and _not_before(parcel) <= now:
+                    way = self._way(wire, via, len(parcel), kept, may_send)
+                if parcel and way is None:
                     break
                 waiting.popleft()
-                if parcel:
-                    return self._launch(parcel, solo=False)
+                if way is not None:
+                    return self._launch(parcel, way, solo=False)
         return None
+
+    def _way(
+        self, wire: str, via: str, rows: int, kept: set[str], may_send: Callable[[str], bool]
+    ) -> str | None:
+        """The route that so many rows take now; None: they wait."""
+        ways = [
+            way
+            for way in self._ways(wire, via)
+            if self._is_open(way) and kept.isdisjoint(self._on[way]) and may_send(way)
+        ]
+        if len(self._routes[wire]) == 1:
+            return ways[0] if ways else None
+        loads = [
+            Load(way, sum(len(self._in_flight[a]) for a in self._on[way]), self._sent[way])
+            for way in ways
+        ]
+        return choose(loads, rows)
+
+    def _probes(self) -> tuple[list[tuple[Request, str]], set[str]]:
+        """Suspects that are to be sent, each with its route; and the agents kept for suspects."""
+        kept: set[str] = set()
+        for request in self._suspects.values():
+            if request.in_flight:
+                kept.update(self._suspected(request, request.route))
+        probes: list[tuple[Request, str]] = []
+        for request in self._suspects.values():
+            if not request.in_flight:
+                way = self._probe_way(request, kept)
+                kept.update(self._suspected(request, way))
+                probes.append((request, way))
+        return probes, kept
+
+    def _probe_way(self, request: Request, kept: set[str]) -> str:
+        """An open route before others, then one that suspects have already, then an idle one."""
+
+        def key(way: str) -> tuple[bool, bool, int]:
+            agents = self._suspected(request, way)
+            busy = sum(len(self._in_flight[agent]) for agent in agents)
+            return not self._is_open(way), not kept.issuperset(agents), busy
+
+        return min(self._ways(request.wire, request.via), key=key)
+
+    def _suspected(self, request: Request, way: str) -> tuple[str, ...]:
+        """Those of its agents through which nobody else is sent beside this suspect."""
+        agents = self._on[way]
+        if len(self._routes[request.wire]) == 1:
+            return agents
+        return tuple(agent for agent in agents if agent_of(agent) in request.deaths)
+
+    def _is_clear(self, request: Request, way: str) -> bool:
+        return self._is_open(way) and not any(
+            self._in_flight[agent] for agent in self._suspected(request, way)
+        )
 
     def next_event(self, now: float) -> float:
         """When a pause ends, after which ``next`` may have something; ``math.inf``: none runs."""
@@ -318,35 +418,29 @@ class Ledger:
         pauses += [_not_before(waiting[0]) for waiting in self._waiting.values() if waiting]
         return min((pause for pause in pauses if pause > now), default=math.inf)
 
-    def _may_probe(self, request: Request, now: float) -> bool:
-        return (
-            not request.in_flight
-            and request.not_before <= now
-            and self.is_ready(request.wire)
-            and not any(self._in_flight[agent] for agent in self._wires[request.wire])
-        )
-
-    def _launch(self, requests: tuple[Request, ...], *, solo: bool) -> Dispatch:
-        wire = requests[0].wire
+    def _launch(self, requests: tuple[Request, ...], way: str, *, solo: bool) -> Dispatch:
         for request in requests:
             request.in_flight = True
+            request.route = way
             request.attempts += 1
-            for agent in self._wires[wire]:
+            for agent in self._on[way]:
                 self._in_flight[agent][request.request_id] = request
-        return Dispatch(wire, requests, solo)
+        self._sent[way] += 1
+        return Dispatch(way, requests, solo)
 
     def _land(self, request: Request) -> None:
         request.in_flight = False
-        for agent in self._wires[request.wire]:
+        for agent in self._on.get(request.route, ()):
             self._in_flight[agent].pop(request.request_id, None)
 
 
 def parcels_of(requests: Sequence[Request]) -> Iterator[list[Request]]:
-    """Groups that fit a message each."""
+    """Groups that fit a message each, of requests that differ in nothing but id, text and via."""
     parcel: list[Request] = []
     size = 0
     for request in requests:
-        if parcel and (len(parcel) == MESSAGE_ROWS or size + request.size > MESSAGE_BYTES):
+        full = len(parcel) == MESSAGE_ROWS or size + request.size > MESSAGE_BYTES
+        if parcel and (full or request.via != parcel[0].via):
             yield parcel
             parcel, size = [], 0
         parcel.append(request)
@@ -359,7 +453,8 @@ def _alike(requests: Collection[Request]) -> list[tuple[Request, ...]]:
     """Groups that can share a message, and fit one."""
     groups: dict[tuple[str, ...], list[Request]] = {}
     for r in requests:
-        groups.setdefault((r.wire, r.task, r.channel, r.fallback, r.reason, r.mode), []).append(r)
+        alike = (r.wire, r.task, r.channel, r.fallback, r.reason, r.mode, r.via)
+        groups.setdefault(alike, []).append(r)
     return [tuple(parcel) for group in groups.values() for parcel in parcels_of(group)]
 
 

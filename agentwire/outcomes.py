@@ -122,7 +122,7 @@ class Outcomes:
         """Ends requests with their replies."""
         for request, reply in answered:
             self._replies[request.request_id] = reply
-            self._stats.answered(request.wire, reply.reason, reply.stages, reply.latency_ms)
+            self._stats.answered(request.route, reply.reason, reply.stages, reply.latency_ms)
             self._end(request, reply)
         while len(self._replies) > MAX_REPLIES:
             self._replies.popitem(last=False)
@@ -134,7 +134,7 @@ class Outcomes:
     def fail(self, requests: Sequence[Request], error: RequestError) -> None:
         """Ends requests without an answer."""
         for request in requests:
-            self._stats.failed(request.wire, error.code.value)
+            self._stats.failed(request.route or request.wire, error.code.value)
             self._end(request, error)
         self._write("finished", requests, outcome=error.code.value, reason=error.message)
 

@@ -248,6 +248,11 @@ def names_of(
     return [payload.request_id for payload in kept], Mode.KEPT
 
 
+def processes_for(texts: Sequence[str | KeptPayload]) -> list[str]:
+    """For each text the only process that can read it: of what is kept, the one that keeps it."""
+    return [text.process if isinstance(text, KeptPayload) else "" for text in texts]
+
+
 def over_wire(keep: KeepQuestion) -> tuple[WireQuestion, Question]:
     """What a call that keeps a payload says of the wire, and of the answer."""
     over = WireQuestion(

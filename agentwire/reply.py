@@ -32,6 +32,7 @@ class Reply:
         prompt_tokens: tokens that the agent which answered read, soft tokens among them; 0 where
             its engine does not count them.
         completion_tokens: tokens that it wrote; 1 for a label.
+        route: the wire that it came over; of agents with replicas, between which (``a->b.2``).
     """
 
     request_id: str
@@ -46,6 +47,7 @@ class Reply:
     payload_bytes: int
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    route: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class KeptPayload:
         reason: why (a ``NackCode``), or "".
         payload_bytes: M * d * 2.
         latency_ms: from admission until it was kept.
+        process: of the sender, which keeps it: a replica, where it has several.
     """
 
     sender: str
@@ -71,6 +74,7 @@ class KeptPayload:
     reason: str
     payload_bytes: int
     latency_ms: float
+    process: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,4 +158,5 @@ def reply_of(
         payload_bytes=result.payload_bytes,
         prompt_tokens=read,
         completion_tokens=written,
+        route=result.wire,
     )

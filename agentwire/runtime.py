@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -25,6 +26,7 @@ from agentwire.agent.remote import Remote
 from agentwire.deadletters import DeadLetter
 from agentwire.dispatch import batches_of
 from agentwire.errors import AgentwireError, RequestError, ScenarioError
+from agentwire.fanout import Receivers, fan_out
 from agentwire.host import Host
 from agentwire.ledger import Admission
 from agentwire.outcomes import EventLog, Outcome, answered
@@ -45,13 +47,14 @@ from agentwire.question import (
     only,
     over_wire,
     parse_request_ids,
+    processes_for,
 )
 from agentwire.reply import AgentInfo, KeptPayload, ProgressEvent, Reply
 from agentwire.scenario.fetch import fetch
 from agentwire.scenario.load import load_scenario
 from agentwire.scenario.resolve import Resolved, resolve
 from agentwire.scenario.schema import Scenario
-from agentwire.transcript import Transcript
+from agentwire.transcript import streamed
 from agentwire.wire.messages import Channel, Mode, TaskSpec, direct_wire
 from agentwire.wire.states import Timing
 from agentwire.wiring import Wiring
@@ -204,7 +207,7 @@ class Runtime:
         from agentwire.launch.ray import RayLauncher
 
         launcher = await asyncio.to_thread(RayLauncher, scenario.address)
-        self._launcher, self._remote = launcher, launcher.remote(self._wiring.agents)
+        self._launcher, self._remote = launcher, launcher.remote(self._wiring.processes)
 
     async def _fetch(self, resolved: Resolved) -> Wiring:
         loop = asyncio.get_running_loop()
@@ -218,7 +221,7 @@ class Runtime:
 
     @property
     def agents(self) -> Mapping[str, AgentInfo]:
-        """The latest incarnation of each agent that was ready once."""
+        """The latest incarnation of each agent that was ready once: its replicas one by one."""
         return {} if self._host is None else dict(self._host.agents)
 
     def status(self) -> Mapping[str, Any]:
@@ -322,7 +325,15 @@ class Runtime:
         wire, channel, fallback = self._over(sender, receiver, question)
         task = self._task(question, question.get("relay"))
         return await self._ask(
-            wire, names, channel, fallback, task, question, request_ids=request_ids, mode=mode
+            wire,
+            names,
+            channel,
+            fallback,
+            task,
+            question,
+            request_ids=request_ids,
+            mode=mode,
+            via=processes_for(texts),
         )
 
     def _over(
@@ -393,7 +404,29 @@ class Runtime:
             kept.reason,
             kept.payload_bytes,
             kept.latency_ms,
+            self._wiring.routes[wire][kept.route][0],
         )
+
+    async def fan_out(
+        self, sender: str, receivers: Receivers, text: str, **question: Unpack[WireQuestion]
+    ) -> dict[str, Outcome]:
+        """Hands one text, which the sender reads once, to several receivers.
+
+        Their wires must have the same bridge. Where no soft tokens can be had, each gets the text
+        as ``send`` would relay it.
+
+        Args:
+            receivers: their names; or for each what it is asked, over what ``question`` says.
+            question: what all are asked, as for ``send``; the deadline is for all together.
+
+        Returns:
+            Receiver -> its reply, or the RequestError that it ended with.
+
+        Raises:
+            ScenarioError: as for ``send``; or the wires' bridges differ.
+            BusClosed: the runtime is closed.
+        """
+        return await fan_out(self, self._wiring, sender, receivers, text, question)
 
     async def stream(
         self,
@@ -415,7 +448,10 @@ class Runtime:
         names, mode = names_of(sender, receiver, [text])
         wire, channel, fallback = self._over(sender, receiver, question)
         task = self._task(question, question.get("relay"), stream=True)
-        pieces = self._streamed(wire, names, channel, fallback, task, question, mode)
+        ask = functools.partial(
+            self._ask, wire, names, channel, fallback, task, question, mode=mode
+        )
+        pieces = streamed(lambda tell: ask(via=processes_for([text]), on_piece=tell))
         async with contextlib.aclosing(pieces):
             async for piece in pieces:
                 yield piece
@@ -426,49 +462,13 @@ class Runtime:
         """As ``direct``, streamed as in ``stream``."""
         self._wiring.check_agent(agent)
         task = self._task(question, stream=True)
-        pieces = self._streamed(
-            direct_wire(agent), [text], Channel.TEXT, "error", task, question, Mode.FORWARD
+        ask = functools.partial(
+            self._ask, direct_wire(agent), [text], Channel.TEXT, "error", task, question
         )
+        pieces = streamed(lambda tell: ask(on_piece=tell))
         async with contextlib.aclosing(pieces):
             async for piece in pieces:
                 yield piece
-
-    async def _streamed(
-        self,
-        wire: str,
-        texts: Sequence[str],
-        channel: Channel,
-        fallback: Fallback,
-        task: TaskSpec,
-        question: Question,
-        mode: Mode,
-    ) -> AsyncGenerator[str | Reply]:
-        transcript = Transcript()
-        arrived: asyncio.Queue[tuple[int, str] | None] = asyncio.Queue()
-        asked = asyncio.create_task(
-            self._ask(
-                wire,
-                texts,
-                channel,
-                fallback,
-                task,
-                question,
-                mode=mode,
-                on_piece=lambda offset, piece: arrived.put_nowait((offset, piece)),
-            )
-        )
-        asked.add_done_callback(lambda _: arrived.put_nowait(None))
-        try:
-            while (piece := await arrived.get()) is not None:
-                if new := transcript.add(*piece):
-                    yield new
-            reply = answered(await asked)[0]
-            if rest := transcript.finish(reply.text or ""):
-                yield rest
-            yield reply
-        finally:
-            asked.cancel()
-            await asyncio.gather(asked, return_exceptions=True)
 
     async def direct(
         self, agent: str, text: str, *, request_id: str | None = None, **question: Unpack[Question]
@@ -512,11 +512,11 @@ class Runtime:
             ScenarioError: this scenario has no such wire.
             BusClosed: the runtime is closed.
         """
-        routes = self._wiring.routes
-        if letter.wire not in routes:
+        wires = self._wiring.wires_of_agents
+        if letter.wire not in wires:
             raise ScenarioError(
                 f"There is no wire {letter.wire} in this scenario.",
-                hint=f"Wires: {', '.join(routes)}.",
+                hint=f"Wires: {', '.join(wires)}.",
             )
         question: Question = {} if deadline is None else {"deadline": deadline}
         try:
@@ -545,6 +545,7 @@ class Runtime:
         *,
         request_ids: Sequence[str] | None = None,
         mode: Mode = Mode.FORWARD,
+        via: Sequence[str] | None = None,
         on_piece: Callable[[int, str], None] | None = None,
     ) -> list[Outcome]:
         client = None if self._host is None else self._host.client
@@ -565,5 +566,6 @@ class Runtime:
             deadline_s=deadline_s,
             request_ids=ids,
             mode=mode,
+            via=via,
             on_piece=on_piece,
         )

@@ -1,4 +1,4 @@
-"""One answer while it is generated: pieces in, only what is new out. No IO.
+"""One answer while it is generated: pieces in, only what is new out.
 
 Pieces may come twice (an agent died and generates again) and never out of order within one
 incarnation. What was handed out cannot be taken back, so an answer that goes on differently the
@@ -7,7 +7,16 @@ second time ends the stream with an error.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import TypeAlias
+
 from agentwire.errors import NackCode, RequestError
+from agentwire.outcomes import Outcome, answered
+from agentwire.reply import Reply
+
+Asking: TypeAlias = Callable[[Callable[[int, str], None]], Awaitable[list[Outcome]]]
+"""Asks one question; what it is given is told the pieces: (offset in bytes, piece)."""
 
 
 class Transcript:
@@ -57,3 +66,26 @@ def diverged() -> RequestError:
         "The answer was generated again and went on differently from what was streamed.",
         hint="Ask again; with temperature 0, or a seed, the same agent gives the same answer.",
     )
+
+
+async def streamed(asking: Asking) -> AsyncGenerator[str | Reply]:
+    """What is new of each piece as it comes, then the reply; closed early, it cancels the question.
+
+    Raises:
+        RequestError: there is no answer, or it contradicts what was handed out.
+    """
+    transcript = Transcript()
+    arrived: asyncio.Queue[tuple[int, str] | None] = asyncio.Queue()
+    asked = asyncio.ensure_future(asking(lambda offset, piece: arrived.put_nowait((offset, piece))))
+    asked.add_done_callback(lambda _: arrived.put_nowait(None))
+    try:
+        while (piece := await arrived.get()) is not None:
+            if new := transcript.add(*piece):
+                yield new
+        reply = answered(await asked)[0]
+        if rest := transcript.finish(reply.text or ""):
+            yield rest
+        yield reply
+    finally:
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from agentwire.agent.spec import AgentSpec
+from agentwire.agent.spec import AgentSpec, OutgoingBridge
 from agentwire.errors import ScenarioError
+from agentwire.replicas import Routes, direct_routes_of, processes_of, routes_of
 from agentwire.scenario.load import suggestion
 from agentwire.scenario.resolve import Resolved
 from agentwire.scenario.schema import WireSpec
@@ -19,13 +20,15 @@ class Wiring:
     """Everything a runtime starts from.
 
     Attributes:
-        agents: what each process is born with, by name.
+        agents: what each agent is born with, by name.
         wires: by wire name.
         task: what is asked where a call does not say; None: each call must.
         batch_size: rows of one message of ``send_many``.
         in_flight: messages of ``send_many`` that may be outstanding.
         deadline_s: of a request where a call does not say, in seconds.
         bridges: wire name -> name of its bridge (None: it has none).
+        devices: agent -> the device of each of its replicas; an agent that is not in here has one
+            process, on the device that its spec says.
     """
 
     agents: Mapping[str, AgentSpec]
@@ -35,6 +38,7 @@ class Wiring:
     in_flight: int = 2
     deadline_s: float = 300.0
     bridges: Mapping[str, str | None] = field(default_factory=dict)
+    devices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, resolved: Resolved) -> Wiring:
@@ -46,9 +50,10 @@ class Wiring:
             wires={name: wire.spec for name, wire in resolved.wires.items()},
             task=task,
             batch_size=scenario.batch_size,
-            in_flight=scenario.in_flight,
+            in_flight=scenario.in_flight * resolved.most_replicas,
             deadline_s=scenario.deadline_s,
             bridges={n: w.bridge if w.folder else None for n, w in resolved.wires.items()},
+            devices=resolved.devices,
         )
 
     @classmethod
@@ -61,11 +66,15 @@ class Wiring:
         batch_size: int = 16,
         in_flight: int = 2,
         deadline_s: float = 300.0,
+        replicas: Mapping[str, int] | None = None,
     ) -> Wiring:
         """A wiring built by hand; the wires' ends are filled into the specs.
 
         An agent's own ``bridges`` entry says which bridge folder a wire uses; a wire without one
         has no bridge.
+
+        Args:
+            replicas: agent -> how many processes it has, where that is not one.
         """
         by_name = {wire.name: wire for wire in wires}
         filled: dict[str, AgentSpec] = {}
@@ -74,12 +83,61 @@ class Wiring:
             fallback = {w.name: w.fallback for w in wires if w.sender == name}
             filled[name] = spec.model_copy(update={"incoming": incoming, "fallback": fallback})
         bridges = {b.wire: b.folder for spec in filled.values() for b in spec.bridges}
-        return cls(filled, by_name, task, batch_size, in_flight, deadline_s, bridges)
+        devices = {name: (agents[name].device,) * n for name, n in (replicas or {}).items()}
+        return cls(filled, by_name, task, batch_size, in_flight, deadline_s, bridges, devices)
+
+    def processes_of(self, agent: str) -> tuple[str, ...]:
+        """Names of an agent's processes."""
+        return processes_of(agent, len(self.devices.get(agent, ("",))))
+
+    @property
+    def processes(self) -> dict[str, AgentSpec]:
+        """What each process is born with, by its name: replicas one by one."""
+        if not self.devices:
+            return dict(self.agents)
+        return {
+            process: self._born(spec, process, device)
+            for agent, spec in self.agents.items()
+            for process, device in zip(
+                self.processes_of(agent), self.devices.get(agent, (spec.device,)), strict=True
+            )
+        }
+
+    def _born(self, spec: AgentSpec, process: str, device: str) -> AgentSpec:
+        """One process of an agent, with the routes that lead to it and from it."""
+        joined = {
+            wire: [(way, ends) for way, ends in self.routes[wire].items() if process in ends]
+            for wire in self.wires
+        }
+        return spec.model_copy(
+            update={
+                "name": process,
+                "device": device,
+                "bridges": tuple(
+                    OutgoingBridge(wire=way, receiver=receiver, folder=bridge.folder)
+                    for bridge in spec.bridges
+                    for way, (_, receiver) in joined.get(bridge.wire, [])
+                ),
+                "incoming": tuple(way for wire in spec.incoming for way, _ in joined[wire]),
+                "fallback": {
+                    way: policy for wire, policy in spec.fallback.items() for way, _ in joined[wire]
+                },
+                "lends": {
+                    neighbour: threads
+                    for agent, threads in spec.lends.items()
+                    for neighbour in self.processes_of(agent)
+                },
+            }
+        )
 
     @property
     def ends(self) -> dict[str, tuple[str, str]]:
-        """Wire name -> (sender, receiver)."""
-        return {name: (wire.sender, wire.receiver) for name, wire in self.wires.items()}
+        """Route -> (sender, receiver), by process: the wires that the bus knows."""
+        return {
+            way: (sender, receiver)
+            for wire in self.wires
+            for way, (sender, receiver) in self.routes[wire].items()
+        }
 
     @property
     def detours(self) -> dict[str, str]:
@@ -91,9 +149,19 @@ class Wiring:
         }
 
     @property
-    def routes(self) -> dict[str, tuple[str, ...]]:
+    def wires_of_agents(self) -> dict[str, tuple[str, ...]]:
         """Wire name -> agents on it, direct wires included."""
-        return {**self.ends, **{direct_wire(name): (name,) for name in self.agents}}
+        between = {name: (wire.sender, wire.receiver) for name, wire in self.wires.items()}
+        return {**between, **{direct_wire(name): (name,) for name in self.agents}}
+
+    @property
+    def routes(self) -> dict[str, Routes]:
+        """Wire name -> its routes, direct wires included."""
+        routes: dict[str, Routes] = {}
+        for name, ends in self.wires_of_agents.items():
+            processes = [self.processes_of(agent) for agent in ends]
+            routes[name] = routes_of(*processes) if len(ends) == 2 else direct_routes_of(*processes)
+        return routes
 
     def wire(self, sender: str, receiver: str) -> WireSpec:
         """The wire between two agents.

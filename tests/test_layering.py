@@ -27,6 +27,8 @@ CLIENT_ROOMS = {
     "question",
     "dispatch",
     "client",
+    "replicas",
+    "fanout",
     "wiring",
 }
 CLIENT_MAY = (
@@ -72,7 +74,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bridge.states": {"errors", "bridge", "model"},
     "bridge.examine": {"errors", "bridge", "model"},
     # What a scenario says and means; the runtime starts from it.
-    "scenario": {"errors", "config", "agent.spec", "bridge.card", "wire.messages", "scenario"}
+    "scenario": {
+        "errors",
+        "config",
+        "replicas",
+        "agent.spec",
+        "bridge.card",
+        "wire.messages",
+        "scenario",
+    }
     | {"model", "task"},
     # The client's half of the runtime.
     **{room: CLIENT_MAY for room in CLIENT_ROOMS},
@@ -81,7 +91,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     | CLIENT_ROOMS
     | {"scenario.schema", "scenario.load", "scenario.resolve", "scenario.fetch"},
     "launch": {"errors", "config", "agent", "bus", "model.sources"},
-    "gateway": {"errors", "runtime", "question", "reply", "ledger", "wiring", "wire.messages"}
+    "gateway": {
+        "errors",
+        "runtime",
+        "replicas",
+        "question",
+        "reply",
+        "ledger",
+        "wiring",
+        "wire.messages",
+    }
     | {"scenario.resolve", "telemetry", "gateway"},
     "adapters": {"errors", "runtime", "wiring", "gateway", "adapters"}
     | {"scenario.load", "scenario.resolve"},

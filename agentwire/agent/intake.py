@@ -146,7 +146,7 @@ class Intake:
             request_id = bytes.fromhex(name)
         except ValueError:
             return None
-        return self._kept.get(KeptKey(lane.origin, lane.wire, request_id), now)
+        return self._kept.get(KeptKey(lane.origin, request_id), now)
 
     def _is_mine(self, message: Encode | Soft | Text) -> bool:
         if isinstance(message, Encode):

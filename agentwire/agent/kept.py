@@ -1,8 +1,9 @@
 """Payloads that a sender keeps for a later request (mode ``keep``): bounded, and not for ever.
 
-What was kept is named by the request id that it was made under, and only for the client and the
-wire that it was made for. It is gone when its time is up, when newer ones need the room, and with
-the process: the answer then is EXPIRED, never another payload.
+What was kept is named by the request id that it was made under, and only for the client that it was
+made for. It goes on over any of the sender's wires whose bridge is the one that made it. It is gone
+when its time is up, when newer ones need the room, and with the process: the answer is
+EXPIRED then, never another payload.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ class KeptKey:
     """Whose it is: nobody else can name it."""
 
     origin: str
-    wire: str
     request_id: bytes
 
 

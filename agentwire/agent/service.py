@@ -329,11 +329,14 @@ def add_bridges(spec: AgentSpec, backend: Backend) -> dict[str, BridgeIdentity |
         BridgeError: one is corrupt, or made for something else.
     """
     bridges: dict[str, BridgeIdentity | None] = {}
+    loaded: dict[str, BridgeIdentity] = {}  # a bridge may serve several wires
     for out in spec.bridges:
         bridges[out.wire] = None
         if out.folder is not None:
-            identity = bridges[out.wire] = backend.add_bridge(Path(out.folder))
-            _check_offer(Offer(out.wire, identity))
+            if out.folder not in loaded:
+                loaded[out.folder] = backend.add_bridge(Path(out.folder))
+            bridges[out.wire] = loaded[out.folder]
+            _check_offer(Offer(out.wire, loaded[out.folder]))
     return bridges
 
 

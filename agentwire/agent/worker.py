@@ -386,7 +386,7 @@ class Worker:
             payload = np.frombuffer(reply.payload, dtype=np.float16).reshape(reply.shape)
         lane = item.lane
         self._kept.put(
-            KeptKey(lane.origin, lane.wire, item.request_id),
+            KeptKey(lane.origin, item.request_id),
             self._clock(),
             text=item.content.text,
             payload=payload,

@@ -160,7 +160,7 @@ class Bench:
     def _in_flight(self, cell: Cell) -> int:
         if cell.kind == "latency":
             return 1
-        most = self.setting.plan.in_flight
+        most = self.setting.plan.in_flight * self.setting.resolved.most_replicas
         if cell.method == "text_relay":
             return min(most, RELAY_IN_FLIGHT)
         return most * (2 if cell.method == "receiver_replicas" else 1)
@@ -186,7 +186,7 @@ class Bench:
         return {**ways, "in_process": reference}, reference.close
 
     def _note_agents(self, runtime: Runtime) -> None:
-        for name, spec in self.setting.wiring.agents.items():
+        for name, spec in self.setting.wiring.processes.items():
             info = runtime.agents.get(name)
             self._agents[name] = BenchAgent(
                 model=spec.model,

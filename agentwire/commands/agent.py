@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def agent(
     scenario: Annotated[Path, typer.Argument(help="Scenario file, the same as there.")],
-    name: Annotated[str, typer.Argument(help="Which of its agents to be.")],
+    name: Annotated[
+        str, typer.Argument(help="Which of its agents to be (of replicas: name.1, name.2, …).")
+    ],
     connect: Annotated[str, typer.Option("--connect", help="tcp://host:port of the bus.")],
     key: Annotated[Path, typer.Option("--key", help="This agent's <name>.key.")],
     server: Annotated[str, typer.Option("--server", help="The bus's bus.pub, or its key.")],
@@ -50,11 +52,12 @@ def spec_of(scenario: Path, name: str, device: str | None) -> AgentSpec:
     from agentwire.scenario.fetch import fetch
     from agentwire.scenario.load import load_scenario
     from agentwire.scenario.resolve import resolve
+    from agentwire.wiring import Wiring
 
     loaded = load_scenario(scenario)
-    if name not in loaded.agents:
+    if name not in loaded.processes:
         raise ScenarioError(
-            f"{scenario} has no agent {name!r}.", hint=f"Agents: {', '.join(loaded.agents)}."
+            f"{scenario} has no agent {name!r}.", hint=f"Agents: {', '.join(loaded.processes)}."
         )
     resolved = resolve(loaded, source=scenario, device=check_device(device), require_bridges=False)
-    return fetch(resolved).agents[name]
+    return Wiring.of(fetch(resolved)).processes[name]

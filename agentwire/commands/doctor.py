@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agentwire.errors import CacheError, InputError
+from agentwire.replicas import agent_of
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -127,6 +128,7 @@ def _scenario(path: Path) -> dict[str, Any]:
     from agentwire.scenario.inventory import Inventory
     from agentwire.scenario.load import load_scenario
     from agentwire.scenario.resolve import resolve
+    from agentwire.wiring import Wiring
 
     entry: dict[str, Any] = {"file": str(path), "runs": False}
     try:
@@ -138,10 +140,10 @@ def _scenario(path: Path) -> dict[str, Any]:
                 "model": spec.model,
                 "device": spec.device,
                 "threads": spec.threads,
-                "weights": resolved.sites[name].detail,
+                "weights": resolved.sites[agent_of(name)].detail,
                 "gpu": _on_gpu(spec),
             }
-            for name, spec in resolved.agents.items()
+            for name, spec in Wiring.of(resolved).processes.items()
         }
         entry["data"] = f"{resolved.data.dataset} {resolved.data.split}" if resolved.data else None
         entry["substitutions"] = [asdict(s) for s in resolved.substitutions]
@@ -229,7 +231,8 @@ def _scenario_text(scenario: dict[str, Any]) -> Text:
             text.append(f"{instead[subject]['reason']}\n", style="dim")
 
     for name, agent in scenario.get("agents", {}).items():
-        line(f"{name}: {agent['model']} on {agent['device']} ({agent['weights']})", name)
+        shown = f"{name}: {agent['model']} on {agent['device']} ({agent['weights']})"
+        line(shown, agent_of(name))
         if agent["gpu"]:
             text.append(f"    {agent['gpu']}\n", style="dim")
     if scenario.get("data"):

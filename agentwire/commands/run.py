@@ -99,7 +99,7 @@ def run(
     )
     plan = replace(
         plan,
-        remote=remote_of(listen, _names(remote), list(loaded.agents)),
+        remote=remote_of(listen, _names(remote), loaded.processes),
         metrics_port=metrics_port,
         record=record,
     )

@@ -270,7 +270,9 @@ class Answers:
 
     def _soft_tokens(self, channel: Channel, payload_bytes: int, receiver: str) -> int:
         """M, from the bytes of a payload and the width of who reads it."""
-        info = self._runtime.agents.get(receiver)
+        processes = self._wiring.processes_of(receiver)
+        infos = (self._runtime.agents.get(process) for process in processes)
+        info = next((info for info in infos if info is not None), None)
         if channel is not Channel.SOFT or info is None or not info.width:
             return 0
         return payload_bytes // (info.width * FP16_BYTES)

@@ -112,9 +112,8 @@ class Gateway:
         return JSONResponse(self._catalog.card(http.path_params["model"]))
 
     async def _healthz(self, http: HttpRequest) -> Response:
-        ready, agents = self._health.report(self._runtime.agents)
-        state = "ok" if ready else "degraded"
-        return JSONResponse({"status": state, "agents": agents}, 200 if ready else 503)
+        state, able, agents = self._health.report(self._runtime.agents)
+        return JSONResponse({"status": state, "agents": agents}, 200 if able else 503)
 
     async def _exposition(self, http: HttpRequest) -> Response:
         return Response(exposition(self._metrics.registry), media_type=CONTENT_TYPE)

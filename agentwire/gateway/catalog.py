@@ -44,9 +44,10 @@ class Catalog:
     def __init__(self, wiring: Wiring, created: int) -> None:
         self._created = created
         self._targets: dict[str, Target] = {name: Target(name, name) for name in wiring.agents}
-        for name, (sender, receiver) in wiring.ends.items():
-            self._targets[name] = Target(name, receiver, sender)
-            self._targets[name + KEEP] = Target(name + KEEP, receiver, sender, keeps=True)
+        for name, wire in wiring.wires.items():
+            self._targets[name] = Target(name, wire.receiver, wire.sender)
+            kept = Target(name + KEEP, wire.receiver, wire.sender, keeps=True)
+            self._targets[name + KEEP] = kept
 
     @property
     def names(self) -> list[str]:

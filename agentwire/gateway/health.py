@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from agentwire.replicas import agent_of
 from agentwire.reply import AgentInfo, ProgressEvent
 
 
@@ -12,14 +13,14 @@ class Health:
     """Listens to a runtime's progress.
 
     Args:
-        agents: names of all agents.
+        processes: names of all agents' processes: an agent works while one of them does.
         then: told the same news.
     """
 
     def __init__(
-        self, agents: list[str], then: Callable[[ProgressEvent], None] = lambda event: None
+        self, processes: list[str], then: Callable[[ProgressEvent], None] = lambda event: None
     ) -> None:
-        self._states = {name: "starting" for name in agents}
+        self._states = {name: "starting" for name in processes}
         self._then = then
 
     def __call__(self, event: ProgressEvent) -> None:
@@ -29,12 +30,16 @@ class Health:
             self._states[event.agent] = known.get(event.stage, "starting")
         self._then(event)
 
-    def report(self, infos: Mapping[str, AgentInfo]) -> tuple[bool, dict[str, Any]]:
-        """Whether all can work, and the state of each."""
+    def report(self, infos: Mapping[str, AgentInfo]) -> tuple[str, bool, dict[str, Any]]:
+        """``ok``, or ``degraded`` where a process cannot work; whether every agent has one that
+        can; and the state of each process.
+        """
         agents: dict[str, Any] = {}
         for name, state in self._states.items():
             info = infos.get(name)
             agents[name] = {"state": state}
             if info is not None:
                 agents[name] |= {"model": info.model, "device": info.device, "starts": info.epoch}
-        return all(state == "ready" for state in self._states.values()), agents
+        up = {name for name, state in self._states.items() if state == "ready"}
+        able = {agent_of(name) for name in up} == {agent_of(name) for name in self._states}
+        return "ok" if len(up) == len(self._states) else "degraded", able, agents

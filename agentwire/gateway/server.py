@@ -85,7 +85,7 @@ async def serve(
     """
     check(options)
     wiring = what if isinstance(what, Wiring) else Wiring.of(what)
-    health = Health(list(wiring.agents), progress)
+    health = Health(list(wiring.processes), progress)
     listener = _listen(options.host, options.port)
     try:
         admission = Admission(rows=4 * options.limits.requests + 256)

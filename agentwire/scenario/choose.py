@@ -97,7 +97,9 @@ def _can_be_fetched(problem: Problem, choice: ModelChoice, inventory: Inventory)
 
 
 def _on(device: str | None, choice: ModelChoice) -> ModelChoice:
-    return choice if device is None else choice.model_copy(update={"device": device})
+    if device is None:
+        return choice
+    return choice.model_copy(update={"device": device, "devices": []})
 
 
 def _keep_pairs_together(

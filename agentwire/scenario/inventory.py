@@ -118,7 +118,8 @@ class Inventory:
         if library := self.missing_library(choice):
             return library
         weights = self._missing_weights(choice)
-        device = self._missing_device(choice.device)
+        problems = map(self._missing_device, choice.devices or [choice.device])
+        device = next(filter(None, problems), None)
         if device and weights:
             return replace(device, reason=f"{device.reason}, and {weights.reason}")
         return device or weights

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from agentwire.errors import ScenarioError
 from agentwire.scenario.document import Document, Location, Origin, shown_path
-from agentwire.scenario.schema import Agent, Scenario
+from agentwire.scenario.schema import Agent, Scenario, fanned
 
 
 def load_scenario(path: str | Path) -> Scenario:
@@ -39,6 +39,7 @@ def load_scenario(path: str | Path) -> Scenario:
     origins = dict(document.origins)
     _use_agent_files(data, file.parent, origins)
     _absolute_paths(data, origins)
+    _spread_wires(data, origins)
     _check_wires(data, origins)
     try:
         return Scenario.model_validate(data)
@@ -137,6 +138,24 @@ def _absolute_paths(data: dict[str, Any], origins: dict[Location, Origin]) -> No
 
 def _is_local(model: Any) -> bool:
     return isinstance(model, str) and model.startswith(("./", "../", "/", "~"))
+
+
+def _spread_wires(data: dict[str, Any], origins: dict[Location, Origin]) -> None:
+    """Makes one wire for each receiver of ``to: [a, b]``, where lines can still be named."""
+    wires = data.get("wires")
+    if not isinstance(wires, list):
+        return
+    spread: list[Any] = []
+    places: dict[Location, Origin] = {}
+    for i, wire in enumerate(wires):
+        below = {at[2:]: origin for at, origin in origins.items() if at[:2] == ("wires", i)}
+        for one in fanned(wire):
+            places |= {("wires", len(spread), *at): origin for at, origin in below.items()}
+            spread.append(one)
+    for at in [at for at in origins if at[:1] == ("wires",) and len(at) > 1]:
+        del origins[at]
+    origins |= places
+    data["wires"] = spread
 
 
 def _check_wires(data: dict[str, Any], origins: dict[Location, Origin]) -> None:

@@ -7,10 +7,11 @@ same for the dataset. Every substitution is recorded with its reason; ``strict``
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from agentwire.agent.spec import AgentSpec, OutgoingBridge
 from agentwire.bridge.card import BridgeCard, read_card
@@ -55,7 +56,8 @@ class Resolved:
     Attributes:
         scenario: as written.
         source: the scenario file; None where it was built in Python.
-        agents: what each process is born with, by agent name.
+        agents: what each agent is born with, by name.
+        devices: of agents with replicas, the device of each of them.
         choices: the model choice behind each of them.
         sites: where each model's weights are, or how they come.
         wires: by wire name.
@@ -71,6 +73,12 @@ class Resolved:
     wires: Mapping[str, ResolvedWire]
     data: DataChoice | None
     substitutions: tuple[Substitution, ...]
+    devices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def most_replicas(self) -> int:
+        """Of any agent: so many times as many messages keep them all busy."""
+        return max(map(len, self.devices.values()), default=1)
 
     @property
     def wire(self) -> ResolvedWire:
@@ -80,7 +88,8 @@ class Resolved:
     @property
     def on_cpu(self) -> bool:
         """Whether any agent computes on the CPU."""
-        return any(agent.device == "cpu" for agent in self.agents.values())
+        devices = [agent.device for agent in self.agents.values()]
+        return "cpu" in itertools.chain(devices, *self.devices.values())
 
     def to_json(self) -> dict[str, Any]:
         """The resolved configuration, as ``runs/<run>/config.json`` holds it."""
@@ -88,6 +97,7 @@ class Resolved:
             "scenario": self.scenario.model_dump(mode="json", by_alias=True),
             "source": str(self.source) if self.source else None,
             "agents": {name: spec.model_dump(mode="json") for name, spec in self.agents.items()},
+            "devices": {name: list(devices) for name, devices in self.devices.items()},
             "layers": {name: choice.layer for name, choice in self.choices.items()},
             "wires": {
                 name: {
@@ -137,7 +147,7 @@ def resolve(
     records = (*model_records, *data_records)
     if strict and records:
         raise strictly(records[0], len(records) - 1, inventory)
-    devices = _place(choices, inventory)
+    devices = _place(scenario, choices, inventory)
     wires = _join(scenario, choices, data, source, inventory, required=need_bridges)
     sites = {name: inventory.site(choice) for name, choice in choices.items()}
     return Resolved(
@@ -146,6 +156,7 @@ def resolve(
         agents=_lending(
             _specs(scenario, choices, sites, devices, wires, inventory.cpus()),
             choices,
+            devices,
             inventory.cpus(),
         ),
         choices=choices,
@@ -153,41 +164,53 @@ def resolve(
         wires=wires,
         data=data,
         substitutions=records,
+        devices={name: where for name, where in devices.items() if len(where) > 1},
     )
 
 
 # -- devices and processes ---------------------------------------------------------------------
 
 
-def _place(choices: Mapping[str, ModelChoice], inventory: Inventory) -> dict[str, str]:
-    """The device of each agent: ``auto`` spreads agents over the GPUs, else takes the CPU."""
-    taken = {c.device for c in choices.values() if c.device.startswith("cuda:")}
-    devices: dict[str, str] = {}
+Devices: TypeAlias = Mapping[str, tuple[str, ...]]
+"""Agent -> the device of each of its processes."""
+
+
+def _place(scenario: Scenario, choices: Mapping[str, ModelChoice], inventory: Inventory) -> Devices:
+    """The device of each process: ``auto`` spreads them over the GPUs, else takes the CPU."""
+    wanted = {
+        name: choice.devices or [choice.device] * scenario.agents[name].processes
+        for name, choice in choices.items()
+    }
+    taken = {device for devices in wanted.values() for device in devices if _is_gpu(device)}
     gpus: list[str] = []
-    if any(c.device == "auto" and c.backend != "fake" for c in choices.values()):
+    if any("auto" in wanted[n] and c.backend != "fake" for n, c in choices.items()):
         gpus = [f"cuda:{i}" for i in range(inventory.gpus())]
         gpus = [g for g in gpus if g not in taken] or gpus
-    turn = 0
-    for name, choice in choices.items():
-        if choice.device != "auto":
-            devices[name] = choice.device
-        elif gpus and choice.backend != "fake":
-            devices[name] = gpus[turn % len(gpus)]
-            turn += 1
-        else:
-            devices[name] = "cpu"
-    return devices
+    turns = itertools.cycle(gpus)
+    return {
+        name: tuple(
+            (next(turns, "cpu") if choices[name].backend != "fake" else "cpu")
+            if device == "auto"
+            else device
+            for device in devices
+        )
+        for name, devices in wanted.items()
+    }
+
+
+def _is_gpu(device: str) -> bool:
+    return device.startswith("cuda:")
 
 
 def _specs(
     scenario: Scenario,
     choices: Mapping[str, ModelChoice],
     sites: Mapping[str, Site],
-    devices: Mapping[str, str],
+    devices: Devices,
     wires: Mapping[str, ResolvedWire],
     cpus: int,
 ) -> dict[str, AgentSpec]:
-    share = max(1, cpus // len(choices))
+    share = max(1, cpus // sum(map(len, devices.values())))
     specs: dict[str, AgentSpec] = {}
     for name, choice in choices.items():
         outgoing = tuple(
@@ -207,7 +230,7 @@ def _specs(
             folder=str(folder) if folder else None,
             weights=choice.weights,
             dtype=choice.dtype,
-            device=devices[name],
+            device=devices[name][0],
             threads=choice.threads or share,
             engine=choice.engine,
             graphs=choice.graphs,
@@ -225,16 +248,23 @@ def _specs(
 
 
 def _lending(
-    specs: dict[str, AgentSpec], choices: Mapping[str, ModelChoice], cpus: int
+    specs: dict[str, AgentSpec],
+    choices: Mapping[str, ModelChoice],
+    devices: Devices,
+    cpus: int,
 ) -> dict[str, AgentSpec]:
     """Agents on the CPU lend each other idle threads; not one whose scenario sets its number."""
     lends = {
         name: spec.threads or 1
         for name, spec in specs.items()
-        if spec.device == "cpu" and spec.backend == "transformers" and choices[name].threads is None
+        if {*devices[name]} == {"cpu"}
+        and spec.backend == "transformers"
+        and choices[name].threads is None
     }
+    processes = {name: len(devices[name]) for name in lends}
     # With more agents than cores they share cores already: there is nothing to lend.
-    if len(lends) < 2 or sum(lends.values()) > cpus:
+    threads = sum(count * processes[name] for name, count in lends.items())
+    if sum(processes.values()) < 2 or threads > cpus:
         return specs
     return {
         name: spec.model_copy(update={"lends": lends}) if name in lends else spec

@@ -1,9 +1,10 @@
 """Runs a plan: every method over the same rows, through processes and bus.
 
 Methods run one after the other. Each sends its rows in batches of ``batch_size`` with
-``in_flight`` batches outstanding. One warm-up batch before each method is not counted: the first
-batch pays for memory, thread pools and graphs that no later one needs. Predictions are written as
-answers arrive, so Ctrl-C loses no answer, and a resumed run sends only the rows that are missing.
+``in_flight`` batches outstanding (for each replica of the agent that has most). One warm-up batch
+before each method is not counted: the first batch pays for memory, thread pools and graphs that no
+later one needs. Predictions are written as answers arrive, so Ctrl-C loses no answer, and a resumed
+run sends only the rows that are missing.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from agentwire.scenario.predictions import Predictions, failure_of, record_of
 from agentwire.scenario.result import AgentRecord, MethodRecord, RunResult
 from agentwire.scenario.summary import method_record, summarise
 from agentwire.telemetry.journal import Journal
+from agentwire.wiring import Wiring
 
 WARM_UP_ROWS = 4
 """Rows of a warm-up batch on a CPU; on GPUs it is a whole batch."""
@@ -163,7 +165,7 @@ class _Run:
 
     def _note_agents(self, runtime: Runtime) -> None:
         ready = runtime.agents
-        for name, spec in self._plan.resolved.agents.items():
+        for name, spec in Wiring.of(self._plan.resolved).processes.items():
             info = ready.get(name)
             if info is None:
                 continue
@@ -217,7 +219,7 @@ class _Run:
 
     async def _score(self, method: MethodSpec, runtime: Runtime, todo: Sequence[int]) -> None:
         scenario = self._plan.resolved.scenario
-        outstanding = anyio.Semaphore(scenario.in_flight)
+        outstanding = anyio.Semaphore(scenario.in_flight * self._plan.resolved.most_replicas)
 
         async def one(rows: Sequence[int]) -> None:
             try:

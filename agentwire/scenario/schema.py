@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
 from agentwire.agent.spec import GraphSpec, Placement
+from agentwire.replicas import processes_of
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 """Names of agents and scenarios: lower case, digits, ``_`` and ``-``."""
+
+
+MOST_REPLICAS = 64
 
 
 class Strict(BaseModel):
@@ -29,6 +33,7 @@ class ModelChoice(Strict):
         weights: ``random`` builds the model's exact shape without weights (speed only).
         layer: hidden states are read after this many layers, when this agent sends.
         device: ``auto`` takes a free GPU, else the CPU.
+        devices: of an agent with replicas, the device of each.
         backend: ``vllm`` computes in a vLLM engine (docs/engines.md); ``fake`` is for tests.
         engine: of ``backend: transformers``. ``static`` computes by hand-written forward passes in
             captured shapes; ``auto`` does so on a GPU, and else (or where the model is not one of
@@ -44,6 +49,7 @@ class ModelChoice(Strict):
     layer: Annotated[int, Field(ge=1)] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda:\d+)$")] = "auto"
+    devices: list[Annotated[str, Field(pattern=r"^(auto|cpu|cuda:\d+)$")]] = []
     threads: Annotated[int, Field(ge=1)] | None = None
     backend: Literal["transformers", "vllm", "fake"] = "transformers"
     engine: Literal["auto", "transformers", "static"] = "auto"
@@ -53,9 +59,34 @@ class ModelChoice(Strict):
 
 
 class Agent(ModelChoice):
-    """An agent, and the model that may stand in where its own cannot run."""
+    """An agent, and the model that may stand in where its own cannot run.
+
+    Attributes:
+        replicas: how many processes it is, between which requests are balanced; default: one for
+            each of ``devices``, or one.
+    """
 
     stand_in: ModelChoice | None = None
+    replicas: Annotated[int, Field(ge=1, le=MOST_REPLICAS)] | None = None
+
+    @property
+    def processes(self) -> int:
+        """How many there are."""
+        return self.replicas or max(1, len(self.devices))
+
+    @model_validator(mode="after")
+    def _each_replica_has_a_device(self) -> Agent:
+        for choice in (self, self.stand_in):
+            if choice is None or not choice.devices:
+                continue
+            if choice.device != "auto":
+                raise ValueError("give `device` or `devices`, not both")
+            if len(choice.devices) != self.processes:
+                raise ValueError(
+                    f"{len(choice.devices)} devices for {self.processes} replicas: give one for "
+                    "each"
+                )
+        return self
 
 
 class WireSpec(Strict):
@@ -86,6 +117,13 @@ class WireSpec(Strict):
     def name(self) -> str:
         """Wire id on the bus."""
         return f"{self.sender}->{self.receiver}"
+
+
+def fanned(wire: Any) -> list[Any]:
+    """The wires that one entry of ``wires:`` stands for: ``to: [a, b]`` is a wire to each."""
+    if not isinstance(wire, dict) or not isinstance(wire.get("to"), list):
+        return [wire]
+    return [{**wire, "to": receiver} for receiver in wire["to"]] or [wire]
 
 
 class DataChoice(Strict):
@@ -329,6 +367,19 @@ class Scenario(Strict):
     train: TrainSpec = Field(default_factory=TrainSpec)
     bench: BenchSpec = Field(default_factory=BenchSpec)
     matrix: MatrixSpec | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_wire_to_several_is_several_wires(cls, data: Any) -> Any:
+        wires = data.get("wires") if isinstance(data, dict) else None
+        if not isinstance(wires, list):
+            return data
+        return {**data, "wires": [one for wire in wires for one in fanned(wire)]}
+
+    @property
+    def processes(self) -> list[str]:
+        """Names of all agents' processes: replicas one by one."""
+        return [p for name, a in self.agents.items() for p in processes_of(name, a.processes)]
 
     @model_validator(mode="after")
     def _matrix_fits(self) -> Scenario:

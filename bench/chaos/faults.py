@@ -17,6 +17,7 @@ from agentwire.agent.restarts import RestartPolicy
 from agentwire.errors import BusClosed, NackCode, RequestError
 from agentwire.ledger import Admission
 from agentwire.outcomes import Outcome
+from agentwire.reply import Reply
 from chaos.links import Harm
 from chaos.rig import PLENTY, TEXTS, Answers, Rig, Setup, Tally
 
@@ -59,6 +60,15 @@ def signalled(agent: str, number: int) -> Round:
         tally.count(rig.books, TEXTS, outcomes, expected)
 
     return round
+
+
+async def replica_killed(rig: Rig, tally: Tally, expected: Answers) -> None:
+    """One of several processes of an agent dies: the others take over what it had."""
+    victim = rig.rng.choice([name for name in rig.runtime.agents if "." in name])
+    await rig.alive(victim)
+    outcomes = await _while_sending(rig, lambda: rig.signal(victim, signal.SIGKILL))
+    tally.count(rig.books, TEXTS, outcomes, expected)
+    tally.notes.update(o.route for o in outcomes if isinstance(o, Reply))
 
 
 async def stuck_compute(rig: Rig, tally: Tally, expected: Answers) -> None:
@@ -211,6 +221,12 @@ CRASHING = Setup(sender={"crash_on": "poison"}, limits=TIGHT)
 FAULTS: tuple[Fault, ...] = (
     Fault("sender_killed", "sender gets SIGKILL", PLAIN, signalled("sender", signal.SIGKILL)),
     Fault("receiver_killed", "receiver gets SIGKILL", PLAIN, signalled("receiver", signal.SIGKILL)),
+    Fault(
+        "replica_killed",
+        "one of two senders or of two receivers gets SIGKILL",
+        Setup(replicas={"sender": 2, "receiver": 2}),
+        replica_killed,
+    ),
     Fault("sender_hangs", "sender gets SIGSTOP", PLAIN, signalled("sender", signal.SIGSTOP)),
     Fault("receiver_hangs", "receiver gets SIGSTOP", PLAIN, signalled("receiver", signal.SIGSTOP)),
     Fault(

@@ -11,7 +11,7 @@ import contextlib
 import os
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -135,6 +135,7 @@ class Setup:
     when_down: str = "error"
     limits: AgentLimits = PATIENT
     admission: Admission | None = None
+    replicas: Mapping[str, int] = field(default_factory=dict)
     link: str = ""  # "": none; "messages" or "bytes": every peer connects through one
 
 
@@ -149,6 +150,15 @@ class Rig:
 
     def pid(self, agent: str) -> int:
         return self.runtime.agents[agent].pid
+
+    async def alive(self, process: str) -> None:
+        """Returns when that process is there: it may have been killed a moment ago."""
+        for _ in range(3_000):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid(process), 0)
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"{process} does not come back")
 
     def signal(self, agent: str, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):  # it died of the last round's signal
@@ -205,7 +215,7 @@ def wiring_of(setup: Setup) -> Wiring:
         )
         for name, faults in (("sender", setup.sender), ("receiver", setup.receiver))
     }
-    return Wiring.of_specs(agents, [wire], task=TASK)
+    return Wiring.of_specs(agents, [wire], task=TASK, replicas=setup.replicas)
 
 
 @contextlib.asynccontextmanager

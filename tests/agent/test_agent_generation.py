@@ -20,12 +20,14 @@ from test_agent_worker import (
 )
 
 from agentwire.agent.kept import KEPT_S, KeptKey, KeptPayloads
-from agentwire.agent.spec import FakeModel
+from agentwire.agent.spec import FakeModel, OutgoingBridge
 from agentwire.errors import NackCode
 from agentwire.model.fake import FakeBackend, answer
 from agentwire.wire.messages import (
+    Accept,
     Cancel,
     Channel,
+    Credit,
     Decoding,
     Define,
     Mode,
@@ -87,6 +89,47 @@ def test_what_is_not_there_or_not_yours_is_expired(changes: dict[str, Any]) -> N
     assert not bench.take(Soft) and not bench.take(Text)
 
 
+def test_what_was_kept_goes_to_another_receiver_of_the_same_bridge_and_is_encoded_once() -> None:
+    bridges = {"sender->twin": "fake:receiver", "sender->other": "fake:other"}
+    bench = sender(
+        bridges=tuple(
+            OutgoingBridge(wire=wire, receiver=wire.partition("->")[2], folder=folder)
+            for wire, folder in {WIRE: "fake:receiver", **bridges}.items()
+        ),
+        agree=False,
+    )
+    for wire in (WIRE, *bridges):
+        identity = bench.worker._agreements.bridge(wire)
+        assert identity is not None
+        bench.handle(Accept(wire, identity.fingerprint), Credit(wire, 16, 1 << 20))
+    texts: list[str] = []
+    encoder = bench.backend.encode
+
+    def counted(batch: Any, bridge: str) -> Any:
+        texts.extend(batch)
+        return encoder(batch, bridge)
+
+    bench.backend.encode = counted  # type: ignore[method-assign]
+    (note,) = keep(bench, ["a film"])
+    name = note.rows[0].request_id
+    for number, wire in enumerate((WIRE, "sender->twin", "sender->other"), 5):
+        bench.handle(kept(name, number, wire=wire))
+        bench.run()
+    first, second = bench.take(Soft)
+    assert (first.wire, second.wire) == (WIRE, "sender->twin")
+    assert bytes(first.payload.data) == bytes(second.payload.data)
+    assert texts == ["a film"]  # once
+    (text,) = bench.take(Text)  # another receiver's language was not kept: the text speaks
+    assert (text.wire, text.texts, text.reason) == (
+        "sender->other",
+        ("a film",),
+        NackCode.NO_BRIDGE,
+    )
+    bench.handle(kept(name, 9, wire="sender->other", fallback="error"))
+    bench.run()
+    assert [n.code for n in bench.take(Nack)] == [NackCode.NO_BRIDGE]
+
+
 def test_time_ends_what_was_kept() -> None:
     bench = sender()
     (note,) = keep(bench, ["a film"])
@@ -121,7 +164,7 @@ def test_a_retry_as_text_relays_the_text_that_was_kept() -> None:
 
 def test_the_store_is_bounded_and_drops_the_oldest() -> None:
     store = KeptPayloads(max_bytes=25, seconds=10)
-    keys = [KeptKey("c", WIRE, bytes([n])) for n in range(4)]
+    keys = [KeptKey("c", bytes([n])) for n in range(4)]
     for now, key in enumerate(keys):
         store.put(key, float(now), text="x" * 10)
     assert [store.get(key, 4.0) is not None for key in keys] == [False, False, True, True]

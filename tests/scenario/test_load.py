@@ -9,6 +9,7 @@ from scenario_files import FAKE, write
 
 from agentwire.errors import ScenarioError
 from agentwire.scenario.load import load_agent, load_scenario
+from agentwire.scenario.schema import Scenario
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,6 +36,25 @@ def test_a_scenario_without_a_task_is_one(tmp_path: Path) -> None:
     scenario = load_scenario(write(tmp_path, FAKE))
     assert scenario.task is None
     assert [wire.name for wire in scenario.wires] == ["ada->bob"]
+
+
+def test_a_wire_to_several_receivers_is_a_wire_to_each(tmp_path: Path) -> None:
+    text = FAKE.replace("to: bob}", "to: [bob, eve], fallback: error}").replace(
+        "  bob:", "  eve: {model: model-b, backend: fake}\n  bob:"
+    )
+    scenario = load_scenario(write(tmp_path, text))
+    assert [wire.name for wire in scenario.wires] == ["ada->bob", "ada->eve"]
+    assert {wire.fallback for wire in scenario.wires} == {"error"}
+    assert Scenario.model_validate(scenario.model_dump(by_alias=True)) == scenario
+    built = Scenario.model_validate(
+        {"name": "x", "agents": scenario.agents, "wires": [{"from": "ada", "to": ["bob", "eve"]}]}
+    )
+    assert [wire.name for wire in built.wires] == ["ada->bob", "ada->eve"]
+    error = error_of(tmp_path, text.replace("[bob, eve]", "[bob, evelyn]"))
+    assert "scenario.yaml:7" in error.message and "'evelyn'" in error.message
+    error = error_of(tmp_path, text + "  - {from: eve, to: bob, soft_token: 4}\n")
+    assert "scenario.yaml:8" in error.message and "soft_token" in error.message
+    assert "wires" in error_of(tmp_path, text.replace("[bob, eve]", "[]")).message
 
 
 def test_use_takes_a_file_and_what_stands_beside_it_overrides(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from scenario_files import make_card, write_bridge
 
 from agentwire.config import Config
@@ -13,6 +14,7 @@ from agentwire.errors import BridgeError, DataError, DeviceError, ModelError, Sc
 from agentwire.scenario.inventory import Inventory, Site
 from agentwire.scenario.resolve import Resolved, resolve
 from agentwire.scenario.schema import DataChoice, ModelChoice, Scenario
+from agentwire.wiring import Wiring
 
 HERE = Site(Path("/weights"), kind="local", fetchable=False, detail="in /weights")
 REGISTRY = Site(None, kind="registry", fetchable=True, detail="not downloaded yet (93 MB)")
@@ -193,6 +195,50 @@ def test_auto_leaves_a_named_gpu_to_its_agent(tmp_path: Path) -> None:
     agents = {"a": {"model": "m"}, "b": {"model": "m", "device": "cuda:0"}}
     found = without_bridges(Machine(tmp_path, gpus=2), agents=agents)
     assert [s.device for s in found.agents.values()] == ["cuda:1", "cuda:0"]
+
+
+def test_replicas_take_gpus_in_turn_or_as_written(tmp_path: Path) -> None:
+    agents = {"a": {"model": "m"}, "b": {"model": "m", "replicas": 3}}
+    found = without_bridges(Machine(tmp_path, gpus=2), agents=agents)
+    assert found.devices == {"b": ("cuda:1", "cuda:0", "cuda:1")} and found.most_replicas == 3
+    agents["b"] = {"model": "m", "devices": ["cuda:1", "cpu"]}
+    found = without_bridges(Machine(tmp_path, gpus=2, cpus=6), agents=agents)
+    assert found.agents["a"].device == "cuda:0" and found.devices == {"b": ("cuda:1", "cpu")}
+    assert [s.threads for s in found.agents.values()] == [2, 2] and found.on_cpu
+    processes = Wiring.of(found).processes
+    assert [(n, s.device) for n, s in processes.items()] == [
+        ("a", "cuda:0"),
+        ("b.1", "cuda:1"),
+        ("b.2", "cpu"),
+    ]
+    assert Wiring.of(found).in_flight == 2 * found.scenario.in_flight
+    with pytest.raises(DeviceError, match="cuda:1 is not there"):
+        without_bridges(Machine(tmp_path, gpus=1, models={"m": HERE}), agents=agents)
+    forced = resolve(
+        found.scenario, inventory=Machine(tmp_path), device="cpu", require_bridges=False
+    )
+    assert forced.devices == {"b": ("cpu", "cpu")}
+
+
+def test_replicas_on_the_cpu_share_its_cores_and_lend_each_other_threads(tmp_path: Path) -> None:
+    agents = {"a": {"model": "m"}, "b": {"model": "m", "replicas": 2}}
+    found = without_bridges(Machine(tmp_path, cpus=6), agents=agents)
+    assert [s.threads for s in found.agents.values()] == [2, 2]
+    assert Wiring.of(found).processes["b.2"].lends == {"a": 2, "b.1": 2, "b.2": 2}
+    assert not without_bridges(Machine(tmp_path, cpus=2), agents=agents).agents["b"].lends
+
+
+@pytest.mark.parametrize(
+    ("agent", "words"),
+    [
+        ({"device": "cpu", "devices": ["cpu", "cpu"]}, "not both"),
+        ({"replicas": 3, "devices": ["cpu", "cpu"]}, "2 devices for 3 replicas"),
+        ({"replicas": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_replicas_that_do_not_fit_their_devices(agent: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        scenario(agents={"a": {"model": "m"}, "b": {"model": "m", **agent}})
 
 
 def test_device_overrides_every_agent(tmp_path: Path) -> None:

@@ -101,6 +101,38 @@ def scenario(tmp_path: Path) -> Path:
     return write(tmp_path, FAKE_TASK)
 
 
+def test_replicas_of_a_run_are_seen_everywhere_and_change_no_answer(tmp_path: Path) -> None:
+    write_rows(tmp_path, 60)
+    one, two = tmp_path / "one", tmp_path / "two"
+    answers = []
+    for folder, text in ((one, FAKE_TASK), (two, FAKE_TASK.replace("fake}", "fake, replicas: 2}"))):
+        folder.mkdir()
+        write_rows(folder, 60)
+        done = run(folder, write(folder, text).name, "--methods", "bridge,receiver_direct")
+        assert done.returncode == 0, done.stderr
+        rows = {(r["method"], r["row"]): r["predicted"] for r in predictions(folder)}
+        assert len(rows) == 120
+        answers.append(rows)
+    assert answers[0] == answers[1]
+    result = RunResult.model_validate_json((only_run(two) / "result.json").read_text())
+    assert set(result.agents) == {"ada.1", "ada.2", "bob.1", "bob.2"}
+    assert len({agent.pid for agent in result.agents.values()}) == 4
+    assert {path.stem for path in (only_run(two) / "logs").glob("*.log")} == set(result.agents)
+    status = json.loads((only_run(two) / "status.json").read_text())
+    wires = {row[0] for row in status["outcomes"]}
+    assert wires >= {"@bob.1", "@bob.2"} and {w.split("->")[0] for w in wires} >= {"ada.1", "ada.2"}
+    shown = subprocess.run(
+        command("doctor", "scenario.yaml", "--json"),
+        cwd=two,
+        env=environment(two),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (entry,) = json.loads(shown.stdout)["scenarios"]
+    assert set(entry["agents"]) == set(result.agents)
+
+
 def test_a_run_on_screen_and_on_disk(tmp_path: Path, scenario: Path) -> None:
     done = run(tmp_path, scenario.name)
     assert done.returncode == 0, done.stderr
