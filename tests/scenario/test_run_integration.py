@@ -101,7 +101,7 @@ def scenario(tmp_path: Path) -> Path:
     return write(tmp_path, FAKE_TASK)
 
 
-def test_replicas_of_a_run_are_seen_everywhere_and_change_no_answer(tmp_path: Path) -> None:
+def test_replicas_of_a_run_are_seen_by_name_and_change_no_answer(tmp_path: Path) -> None:
     write_rows(tmp_path, 60)
     one, two = tmp_path / "one", tmp_path / "two"
     answers = []
@@ -118,9 +118,6 @@ def test_replicas_of_a_run_are_seen_everywhere_and_change_no_answer(tmp_path: Pa
     assert set(result.agents) == {"ada.1", "ada.2", "bob.1", "bob.2"}
     assert len({agent.pid for agent in result.agents.values()}) == 4
     assert {path.stem for path in (only_run(two) / "logs").glob("*.log")} == set(result.agents)
-    status = json.loads((only_run(two) / "status.json").read_text())
-    wires = {row[0] for row in status["outcomes"]}
-    assert wires >= {"@bob.1", "@bob.2"} and {w.split("->")[0] for w in wires} >= {"ada.1", "ada.2"}
     shown = subprocess.run(
         command("doctor", "scenario.yaml", "--json"),
         cwd=two,
