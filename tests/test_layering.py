@@ -64,6 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Training reads models and data.
     "bridge.train": {"errors", "config", "wire.messages", "bridge", "model", "task", "agent.spec"}
     | {"scenario.schema", "scenario.resolve"},
+    "bridge.rows": {"errors", "config", "scenario.schema", "task"},
     "bridge.trainer": {"errors", "bridge", "scenario.schema", "task"},
     "bridge.optimise": {"bridge", "scenario.schema"},
     "bridge.problem": {"bridge", "scenario.schema"},

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agentwire.bridge.problem import Score
+from agentwire.bridge.problem import Draws, Score
 from agentwire.bridge.resampler import CLAMP_SIGMAS
 from agentwire.bridge.states import StateCache
 
@@ -159,7 +159,8 @@ class ProbeProblem:
     ) -> None:
         self.modules: Sequence[nn.Module] = list(modules)
         self.cache, self.held_out = cache, held_out
-        self.labels: Sequence[Tensor] = [cache.labels]
+        self.labels: Sequence[Sequence[Tensor]] = [[cache.labels]] * len(self.modules)
+        self.draws: Sequence[Draws] = ()
         self.device = cache.flat.device
         self._longest = cache.longest
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agentwire.baseline.lora import Adapted, Adapter
-from agentwire.bridge.problem import Score
+from agentwire.bridge.problem import Draws, Score
 from agentwire.model.prompting import text_ids
 from agentwire.model.texts import pad_right
 from agentwire.model.transformers import TransformersBackend
@@ -153,7 +153,8 @@ class ReaderProblem:
         self.reader, self.rows, self.held_out = reader, rows, held_out
         self.modules: Sequence[nn.Module] = list(modules)
         self.recipes = list(recipes)
-        self.labels: Sequence[Tensor] = [rows.labels]
+        self.labels: Sequence[Sequence[Tensor]] = [[rows.labels]] * len(self.modules)
+        self.draws: Sequence[Draws] = ()
         self.device = rows.ids.device
 
     def losses(self, rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
@@ -185,14 +186,15 @@ class BlindProblem:
     ) -> None:
         self.logits = logits
         self.modules: Sequence[nn.Module] = list(modules)
-        self.labels: Sequence[Tensor] = [labels]
+        self.labels: Sequence[Sequence[Tensor]] = [[labels]] * len(self.modules)
+        self.draws: Sequence[Draws] = ()
         self.held_out = held_out
         self.device = labels.device
 
     def losses(self, rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         answers = self.logits(torch.stack([prompt() for prompt in self.modules]))
         return [
-            F.cross_entropy(answer.expand(len(numbers), -1), self.labels[0][numbers])
+            F.cross_entropy(answer.expand(len(numbers), -1), self.labels[0][0][numbers])
             for answer, (numbers,) in zip(answers, rows, strict=True)
         ]
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)

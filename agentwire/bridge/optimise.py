@@ -82,8 +82,8 @@ class Step:
         self.losses = torch.zeros(len(self.recipes), device=self.device)
         self._rows = [
             [torch.zeros(recipe.batch_size, dtype=torch.long, device=self.device)
-             for _ in problem.labels]
-            for recipe in recipes
+             for _ in mine]
+            for recipe, mine in zip(recipes, problem.labels, strict=True)
         ]  # fmt: skip
         self._graph = None
         if captured:

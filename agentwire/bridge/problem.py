@@ -7,7 +7,8 @@ other, so no member's gradient depends on its neighbours. Bridges of another M p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,17 +36,47 @@ class Score:
     parts: tuple[float, ...] = ()
 
 
+class Draws:
+    """A member's own random numbers, so that none depends on who trains beside it.
+
+    On a CPU alone: a CUDA graph draws from one generator, whose place in it is captured.
+
+    Attributes:
+        state: of the generator, [bytes].
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.state = torch.Generator().manual_seed(seed).get_state()
+        self._own = device.type == "cpu"
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Inside, torch draws from this stream."""
+        if not self._own:
+            yield
+            return
+        others = torch.get_rng_state()
+        torch.set_rng_state(self.state)
+        try:
+            yield
+        finally:
+            self.state = torch.get_rng_state()
+            torch.set_rng_state(others)
+
+
 class Problem(Protocol):
     """S trainings that share frozen models.
 
     Attributes:
         modules: what each of them learns.
-        labels: of the training rows, one tensor a part.
+        labels: of the training rows, for each member one tensor a part.
+        draws: each member's own random numbers; empty: nothing but the schedule is random.
         device: where everything is.
     """
 
     modules: Sequence[nn.Module]
-    labels: Sequence[Tensor]
+    labels: Sequence[Sequence[Tensor]]
+    draws: Sequence[Draws]
     device: torch.device
 
     def losses(self, rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
@@ -92,8 +123,11 @@ class BridgeProblem:
         self.modules: Sequence[nn.Module] = list(modules)
         self.parts = list(parts)
         self.recipes = list(recipes)
-        self.labels: Sequence[Tensor] = [part.cache[0].labels for part in parts]
+        self.labels: Sequence[Sequence[Tensor]] = [
+            [part.cache[s].labels for part in parts] for s in range(len(modules))
+        ]
         self.device = parts[0].cache[0].flat.device
+        self.draws: Sequence[Draws] = [Draws(recipe.seed, self.device) for recipe in recipes]
         # Read now: inside a CUDA graph nothing may wait for the device.
         self._longest = [[cache.longest for cache in part.cache] for part in parts]
         self._groups = _by_soft_tokens(modules)
@@ -113,9 +147,10 @@ class BridgeProblem:
         static = self.device.type == "cuda"
         width = self._longest[p][member] if static else int(cache.lengths[rows].max())
         states, mask = cache.gather(rows, width)
-        if self.recipes[member].token_dropout:
-            mask = drop_tokens(mask, self.recipes[member].token_dropout)
-        soft: Tensor = self.modules[member](states, mask)
+        with self.draws[member]():
+            if self.recipes[member].token_dropout:
+                mask = drop_tokens(mask, self.recipes[member].token_dropout)
+            soft: Tensor = self.modules[member](states, mask)
         return soft
 
     def _loss(self, member: int, soft: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
@@ -177,7 +212,7 @@ def scores_of(
 ) -> list[Tensor]:
     """Label logits [n, L] of all rows of each cache, for bridges with the same M.
 
-    All caches hold the same rows. Payloads are rounded to fp16, as they cross the bus.
+    All caches hold as many rows. Payloads are rounded to fp16, as they cross the bus.
     """
     size = max(1, batch_rows // len(modules))
     found: list[list[Tensor]] = [[] for _ in modules]

@@ -18,7 +18,8 @@ class StateCache:
     """Hidden states of many texts, without padding.
 
     Attributes:
-        flat: fp16 [total tokens, width], all texts one after the other, in any order.
+        flat: fp16 [total tokens, width], all texts one after the other, in any order; it may hold
+            other texts, too.
         offsets: [n] index of each text's first token in ``flat``.
         lengths: [n] tokens of each text.
         labels: [n] class ids.
@@ -53,19 +54,34 @@ class StateCache:
         index = (self.offsets[rows][:, None] + steps[None, :]).clamp_(max=self.flat.shape[0] - 1)
         return self.flat[index], mask
 
+    def part(self, rows: Tensor, labels: Tensor) -> StateCache:
+        """The texts at ``rows`` with these labels; the states are shared, not copied."""
+        return StateCache(self.flat, self.offsets[rows], self.lengths[rows], labels)
+
+    def _uses(self) -> Tensor:
+        """How many texts each token of ``flat`` belongs to; not every one is some text's here."""
+        ends = torch.zeros(self.flat.shape[0] + 1, dtype=torch.float64, device=self.flat.device)
+        one = torch.ones(len(self), dtype=torch.float64, device=self.flat.device)
+        ends.index_add_(0, self.offsets, one)
+        ends.index_add_(0, self.offsets + self.lengths, -one)
+        return ends.cumsum(0)[:-1]
+
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Per-feature mean and standard deviation [d] over all tokens, in fp32.
+        """Per-feature mean and standard deviation [d] over all tokens of the texts, in fp32.
 
         The deviation has a floor of 1e-3 of its median, so that a dead feature is not blown up.
         """
         total = torch.zeros(self.flat.shape[1], dtype=torch.float64, device=self.flat.device)
         square = torch.zeros_like(total)
-        for part in torch.split(self.flat, 65536):
+        for part, times in zip(
+            torch.split(self.flat, 65536), torch.split(self._uses(), 65536), strict=True
+        ):
             wide = part.double()
-            total += wide.sum(0)
-            square += wide.pow(2).sum(0)
-        mean = total / self.flat.shape[0]
-        std = (square / self.flat.shape[0] - mean.pow(2)).clamp_(min=0).sqrt()
+            total += times @ wide
+            square += times @ wide.pow(2)
+        tokens = int(self.lengths.sum())
+        mean = total / tokens
+        std = (square / tokens - mean.pow(2)).clamp_(min=0).sqrt()
         std = std.clamp(min=1e-3 * float(std.median()))
         return mean.float(), std.float()
 

@@ -6,39 +6,37 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
-import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from agentwire.bridge import store, trainer
 from agentwire.bridge.card import BridgeCard, CardModel, CardTraining
 from agentwire.bridge.checkpoint import Checkpoint
-from agentwire.bridge.curve import draw_curve, require_plots, sparkline
-from agentwire.bridge.problem import BridgeProblem, Part
+from agentwire.bridge.curve import draw_curve, require_plots
+from agentwire.bridge.problem import BridgeProblem, LogitsFromSoft, Part
+from agentwire.bridge.reporting import Progress, Report
 from agentwire.bridge.resampler import Resampler, ResamplerShape
+from agentwire.bridge.rows import TRAIN_SPLIT, refuse_scored_rows, training_rows
 from agentwire.bridge.series import TaskPart, task_parts
 from agentwire.bridge.states import StateCache, cache_states
 from agentwire.config import Config
-from agentwire.errors import BridgeError, DataError, ScenarioError
+from agentwire.errors import BridgeError, ScenarioError
 from agentwire.model.sources import public_name
 from agentwire.model.transformers import TransformersBackend, trunk
-from agentwire.scenario.resolve import Resolved
+from agentwire.scenario.resolve import Resolved, training_key
 from agentwire.scenario.schema import DataChoice, TrainSpec
-from agentwire.task.datasets import Dataset, load_rows
-from agentwire.task.holdout import held_out_split
-from agentwire.task.rows import rows_sha256
-from agentwire.wire.messages import ModelIdentity
+from agentwire.task.datasets import Dataset
+from agentwire.wire.messages import ModelIdentity, TaskSpec
 
-TRAIN_SPLIT = "train"
+ROWS_AT_ONCE = {"cpu": 64, "cuda": 1024}
+"""Rows of one step, over all bridges that train side by side. A CPU gains nothing from more than
+fill its caches, and they cost memory; a GPU that lacks the memory takes half as many."""
 RMS_SLACK = 0.05
 """Soft tokens have RMS alpha by construction; fp16 rounding moves it by far less than this part."""
-
-Progress = Callable[[str, float], None]
 
 
 def train_scenario(
@@ -71,9 +69,78 @@ def train_scenario(
         DataError: the rows cannot be had, or are the very rows that are scored.
         ModelError, DeviceError, BridgeError: see the called functions.
     """
+    plots = {resolved.wire.bridge: plot} if plot is not None else {}
+    (folder,) = train_scenarios([resolved], out=out, progress=progress, config=config, plots=plots)
+    return folder
+
+
+def train_scenarios(
+    resolved: Sequence[Resolved],
+    *,
+    out: Path,
+    progress: Progress,
+    config: Config | None = None,
+    plots: Mapping[str, Path] | None = None,
+) -> list[Path]:
+    """Trains the bridges of scenarios that may share a training (``resolve.training_key``).
+
+    Models load once, and the sender reads each text once for every layer that is asked for. As
+    many bridges as ``ROWS_AT_ONCE`` allows go through each pass of the receiver, the others after
+    them; each is written when its training ends. On a CPU each is the bridge that it would be
+    alone, but for the rounding of sums; on a GPU what dropout hides depends on the neighbours.
+
+    Args:
+        plots: files for pictures of the losses, by bridge.
+
+    Returns:
+        the bridges' folders, in order.
+
+    Raises:
+        ValueError: they may not share a training.
+        BridgeError: a loss is not finite any more; the other bridges are written.
+        ScenarioError, DataError, ModelError, DeviceError: see ``train_scenario``.
+    """
+    if len({training_key(one) for one in resolved}) > 1:
+        raise ValueError("these scenarios differ in more than what their bridges may differ in")
     config = config or Config.from_env()
-    if plot is not None:
+    if plots:
         require_plots()
+    orders = [_order(one, config) for one in resolved]
+    return _Session(orders, out, progress, config, plots or {}).run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """A bridge to be trained, and its rows."""
+
+    resolved: Resolved
+    data: DataChoice
+    layer: int
+    rows: Dataset
+    held_out: Dataset
+
+    @property
+    def recipe(self) -> TrainSpec:
+        return self.resolved.scenario.train
+
+    @property
+    def bridge(self) -> str:
+        return self.resolved.wire.bridge
+
+    @property
+    def soft_tokens(self) -> int:
+        return self.resolved.wire.spec.soft_tokens
+
+    @property
+    def title(self) -> str:
+        return f"{self.bridge}, layer {self.layer}, M = {self.soft_tokens}"
+
+
+def _order(resolved: Resolved, config: Config) -> _Order:
+    """
+    Raises:
+        ScenarioError, DataError: it cannot be trained.
+    """
     if resolved.data is None:
         raise ScenarioError(
             "the scenario has no `task:`, so there is nothing to train for.",
@@ -85,118 +152,208 @@ def train_scenario(
             hint="Set `weights: pretrained`; `python bench/train_step.py` times the steps.",
         )
     refuse_scored_rows(resolved.data)
-    recipe = resolved.scenario.train
-    torch.manual_seed(recipe.seed)
-    wire = resolved.wire
-    layer = resolved.choices[wire.spec.sender].layer
+    sender = resolved.wire.spec.sender
+    layer = resolved.choices[sender].layer
     if layer is None:
         raise ScenarioError(
-            f"the agent {wire.spec.sender} sends but has no `layer`.",
+            f"the agent {sender} sends but has no `layer`.",
             hint="Say after how many of its layers the bridge reads, e.g. `layer: 16`.",
         )
-    rows, held_out = training_rows(resolved.data, recipe, config)
-    started = time.monotonic()
-    receiver = load_agent(resolved, wire.spec.receiver, _stage(progress, 0.0), recipe.precision)
-    sender = load_agent(resolved, wire.spec.sender, _stage(progress, 0.03))
-    sender_identity = sender.identity
-    trunk(sender.model, layer)  # refused now, not after the states of all rows
-    caches = _cache(sender, rows, held_out, layer, recipe, progress)
-    del sender  # a large sender makes room for the receiver's activations
-    cache, held = (c.to(receiver.device) for c in caches)
-    module = _new_bridge(cache, receiver, sender_identity, wire.spec.soft_tokens, recipe)
-    name = f"{wire.bridge}, layer {layer}, M = {wire.spec.soft_tokens}"
-    parts = task_parts(resolved.data, (rows, held_out), (cache, held), config)
-    identity = [name, sender_identity.fingerprint, receiver.identity.fingerprint,
-                [part.task.task_id for part in parts],
-                rows.provenance["rows_sha256"], recipe.model_dump()]  # fmt: skip
-    checkpoint = _checkpoint(config, wire.bridge, identity)
-    trained = _train(module, receiver, parts, recipe, progress, checkpoint)
-    card = BridgeCard(
-        name=wire.bridge,
-        description=f"{resolved.data.dataset}: {public_name(sender_identity.name)} -> "
-        f"{public_name(receiver.identity.name)}",
-        sender=card_model(sender_identity),
-        receiver=card_model(receiver.identity),
-        layer=layer,
-        soft_tokens=wire.spec.soft_tokens,
-        hidden=recipe.hidden,
-        blocks=recipe.blocks,
-        heads=recipe.heads,
-        feed_forward=recipe.feed_forward,
-        parameters=module.count_parameters(),
-        rms_range=rms_range(receiver.identity.embedding_rms),
-        prompts=tuple(part.task.prompt_hash for part in parts),
-        training=CardTraining(
-            dataset=rows.name,
-            split=TRAIN_SPLIT,
-            rows=len(rows),
-            held_out=len(held_out),
-            held_out_accuracy=round(trained.best.accuracy, 4),
-            step=trained.best.step,
-            seconds=round(time.monotonic() - started, 1),
-            device=device_name(receiver.device),
-            recipe=recipe.model_dump(),
-            provenance=public_provenance(rows),
-            versions={name: importlib.metadata.version(name) for name in ("torch", "transformers")},
-            date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        ),
-        weights_sha256="0" * 64,  # ``save`` fills it in
-    )
-    folder = out / wire.bridge
-    store.save(folder, card, module)
-    checkpoint.remove()
-    if plot is not None:
-        draw_curve(trained.history, name, plot)
-    return folder
+    rows, held_out = training_rows(resolved.data, resolved.scenario.train, config)
+    return _Order(resolved, resolved.data, layer, rows, held_out)
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A bridge in training: its module, and the parts of its task with its states."""
+
+    order: _Order
+    module: Resampler
+    parts: Sequence[TaskPart]
+
+
+class _Session:
+    """The bridges of one call: models and states are there once for all of them."""
+
+    def __init__(
+        self,
+        orders: Sequence[_Order],
+        out: Path,
+        progress: Progress,
+        config: Config,
+        plots: Mapping[str, Path],
+    ) -> None:
+        self.orders, self.out, self.config, self.plots = list(orders), out, config, plots
+        self.progress = progress
+        self.started = time.monotonic()
+        first = self.orders[0]
+        wire = first.resolved.wire.spec
+        self.receiver = load_agent(
+            first.resolved, wire.receiver, _stage(progress, 0.0), first.recipe.precision
+        )
+        sender = load_agent(first.resolved, wire.sender, _stage(progress, 0.03))
+        self.sender = sender.identity
+        self.states = self._states(sender)
+
+    def _states(self, sender: TransformersBackend) -> dict[int, StateCache]:
+        """The states of every text after each layer that is read, where the receiver is.
+
+        The sender is not kept: it makes room for the receiver's activations.
+        """
+        texts = list(self._places())
+        layers = sorted({order.layer for order in self.orders})
+        for layer in layers:
+            trunk(sender.model, layer)  # refused now, not after the states of all rows
+        found = {}
+        share = 0.22 / len(layers)
+        for number, layer in enumerate(layers):
+
+            def told(done: float, begin: float = 0.06 + share * number) -> None:
+                self.progress("the sender's states", begin + share * done)
+
+            cache = cache_states(
+                sender,
+                texts,
+                [0] * len(texts),
+                layer=layer,
+                max_tokens=self.orders[0].recipe.max_text_tokens,
+                progress=told,
+            )
+            found[layer] = cache.to(self.receiver.device)
+        return found
+
+    def _places(self) -> dict[str, int]:
+        """Every text of the training and held-out rows, once, and where its states stand."""
+        parts = (rows for order in self.orders for rows in (order.rows, order.held_out))
+        texts = dict.fromkeys(row.text for rows in parts for row in rows.rows)
+        return {text: place for place, text in enumerate(texts)}
+
+    def run(self) -> list[Path]:
+        places = self._places()
+        on_cpu = self.receiver.device.type == "cpu"
+        groups = side_by_side(
+            [order.recipe.batch_size for order in self.orders],
+            ROWS_AT_ONCE["cpu" if on_cpu else "cuda"],
+        )
+        failures: list[BridgeError] = []
+        while groups:
+            numbers = groups.pop(0)
+            try:
+                failures += self._train(
+                    [self._member(self.orders[i], places) for i in numbers], numbers
+                )
+            except torch.OutOfMemoryError:
+                if len(numbers) == 1:
+                    raise
+                half = len(numbers) // 2
+                groups[:0] = [numbers[:half], numbers[half:]]
+        if failures:
+            raise failures[0]
+        return [self.out / order.bridge for order in self.orders]
+
+    def _member(self, order: _Order, places: Mapping[str, int]) -> _Member:
+        states = self.states[order.layer]
+
+        def part(rows: Dataset) -> StateCache:
+            chosen = torch.tensor(
+                [places[row.text] for row in rows.rows], device=states.flat.device
+            )
+            labels = torch.tensor([row.label for row in rows.rows], device=states.flat.device)
+            return states.part(chosen, labels)
+
+        cache, held_out = part(order.rows), part(order.held_out)
+        torch.manual_seed(order.recipe.seed)
+        module = _new_bridge(cache, self.receiver, self.sender, order.soft_tokens, order.recipe)
+        parts = task_parts(order.data, (order.rows, order.held_out), (cache, held_out), self.config)
+        return _Member(order, module, parts)
+
+    def _train(self, members: Sequence[_Member], numbers: Sequence[int]) -> list[BridgeError]:
+        """Trains bridges side by side and writes each; why some could not be."""
+        orders = [member.order for member in members]
+        checkpoint = _checkpoint(self.config, orders[0].bridge, self._identity(members))
+        report = Report(
+            self.progress, len(members), orders[0].recipe.steps, numbers[0], len(self.orders)
+        )
+        done = _trained(members, self.receiver, report, checkpoint)
+        failures = []
+        for member, result in zip(members, done, strict=True):
+            if isinstance(result, BridgeError):
+                who = f"{member.order.bridge}: " if len(self.orders) > 1 else ""
+                failures.append(BridgeError(f"{who}{result.message}", hint=result.hint))
+                continue
+            self._write(member, result, len(members))
+        checkpoint.remove()
+        return failures
+
+    def _identity(self, members: Sequence[_Member]) -> list[object]:
+        """Everything that the training depends on."""
+        return [self.sender.fingerprint, self.receiver.identity.fingerprint,
+                *([m.order.title, [part.task.task_id for part in m.parts],
+                   m.order.rows.provenance["rows_sha256"], m.order.recipe.model_dump()]
+                  for m in members)]  # fmt: skip
+
+    def _write(self, member: _Member, trained: trainer.Trained, together: int) -> None:
+        order, recipe = member.order, member.order.recipe
+        receiver = self.receiver.identity
+        device = device_name(self.receiver.device)
+        card = BridgeCard(
+            name=order.bridge,
+            description=f"{order.data.dataset}: {public_name(self.sender.name)} -> "
+            f"{public_name(receiver.name)}",
+            sender=card_model(self.sender),
+            receiver=card_model(receiver),
+            layer=order.layer,
+            soft_tokens=order.soft_tokens,
+            hidden=recipe.hidden,
+            blocks=recipe.blocks,
+            heads=recipe.heads,
+            feed_forward=recipe.feed_forward,
+            parameters=member.module.count_parameters(),
+            rms_range=rms_range(receiver.embedding_rms),
+            prompts=tuple(part.task.prompt_hash for part in member.parts),
+            training=CardTraining(
+                dataset=order.rows.name,
+                split=TRAIN_SPLIT,
+                rows=len(order.rows),
+                held_out=len(order.held_out),
+                held_out_accuracy=round(trained.best.accuracy, 4),
+                step=trained.best.step,
+                seconds=round(time.monotonic() - self.started, 1),
+                device=device + (f", {together} side by side" if together > 1 else ""),
+                recipe=recipe.model_dump(),
+                provenance=public_provenance(order.rows),
+                versions={
+                    name: importlib.metadata.version(name) for name in ("torch", "transformers")
+                },
+                date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+            ),
+            weights_sha256="0" * 64,  # ``save`` fills it in
+        )
+        store.save(self.out / order.bridge, card, member.module)
+        if order.bridge in self.plots:
+            draw_curve(trained.history, order.title, self.plots[order.bridge])
+
+
+def side_by_side(batch_sizes: Sequence[int], most: int) -> list[list[int]]:
+    """Numbers of the trainings, in order, in groups of at most ``most`` rows a step.
+
+    A training whose batch is larger than that has a group of its own.
+    """
+    groups: list[list[int]] = []
+    room = 0
+    for number, rows in enumerate(batch_sizes):
+        if rows > room or not groups:
+            groups.append([])
+            room = most
+        groups[-1].append(number)
+        room -= rows
+    return groups
 
 
 def _checkpoint(config: Config, bridge: str, identity: Sequence[object]) -> Checkpoint:
     """Named by everything that the training depends on, so that two never share one."""
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return Checkpoint(config.home / "training" / f"{bridge}-{digest[:16]}.safetensors", digest)
-
-
-def training_rows(data: DataChoice, recipe: TrainSpec, config: Config) -> tuple[Dataset, Dataset]:
-    """The rows that everything of a scenario trains on, and those that choose its settings.
-
-    Raises:
-        DataError: the rows cannot be had, or are the very rows that are scored.
-    """
-    refuse_scored_rows(data)
-    split = load_rows(data.dataset, TRAIN_SPLIT, config=config, path=data.path)
-    rows, held_out = held_out_split(split, min(recipe.held_out, len(split) // 8), recipe.seed)
-    if recipe.max_rows and recipe.max_rows < len(rows):
-        rows = sample(rows, recipe.max_rows, recipe.seed)
-    return rows, held_out
-
-
-def sample(rows: Dataset, n: int, seed: int) -> Dataset:
-    """At most n rows, drawn at random (files are often sorted by class); the source's order."""
-    chosen = sorted(random.Random(seed).sample(range(len(rows)), min(n, len(rows))))
-    kept = tuple(rows.rows[i] for i in chosen)
-    marks = {
-        "sample": f"{len(kept)} of {len(rows)} (seed={seed})",
-        "rows_sha256": rows_sha256(kept),
-    }
-    return replace(rows, rows=kept, provenance={**rows.provenance, **marks})
-
-
-def refuse_scored_rows(data: DataChoice) -> None:
-    """A bridge is never trained on the rows that its scenario scores.
-
-    Raises:
-        DataError: the scenario scores the training split, or names one file for both.
-    """
-    if data.path is not None and Path(data.path).expanduser().is_file():
-        raise DataError(
-            f"{data.path} is one file: training on it would learn the rows that are scored.",
-            hint=f"Set `path` to a folder with {TRAIN_SPLIT}.jsonl and {data.split}.jsonl.",
-        )
-    if data.split == TRAIN_SPLIT:
-        raise DataError(
-            f"the scenario scores the split {data.split!r} of {data.dataset}: training reads it.",
-            hint="Set `task.split` to another split, e.g. `test`.",
-        )
 
 
 def device_name(device: torch.device) -> str:
@@ -229,29 +386,6 @@ def _stage(progress: Progress, begin: float) -> Progress:
     return lambda stage, fraction: progress(f"loading: {stage}", begin + 0.03 * fraction)
 
 
-def _cache(
-    sender: TransformersBackend,
-    rows: Dataset,
-    held_out: Dataset,
-    layer: int,
-    recipe: TrainSpec,
-    progress: Progress,
-) -> tuple[StateCache, StateCache]:
-    """The sender's states for both parts."""
-
-    def one(part: Dataset, begin: float, share: float) -> StateCache:
-        return cache_states(
-            sender,
-            [row.text for row in part.rows],
-            [row.label for row in part.rows],
-            layer=layer,
-            max_tokens=recipe.max_text_tokens,
-            progress=lambda done: progress("the sender's states", begin + share * done),
-        )
-
-    return one(rows, 0.06, 0.2), one(held_out, 0.26, 0.02)
-
-
 def _new_bridge(
     cache: StateCache,
     receiver: TransformersBackend,
@@ -277,45 +411,37 @@ def _new_bridge(
     return module
 
 
-def _train(
-    module: Resampler,
+def _trained(
+    members: Sequence[_Member],
     receiver: TransformersBackend,
-    parts: Sequence[TaskPart],
-    recipe: TrainSpec,
-    progress: Progress,
+    report: Report,
     checkpoint: Checkpoint,
-) -> trainer.Trained:
-    problem = BridgeProblem([module], [_asked(receiver, part) for part in parts], [recipe])
-    losses: list[float] = []
-
-    def report(member: int, now: trainer.Evaluation) -> None:
-        losses.append(now.train_loss)
-        progress(
-            f"step {now.step}: loss {now.train_loss:.3f} {sparkline(losses)}, "
-            f"held-out {now.accuracy:.3f}",
-            0.28 + 0.72 * now.step / recipe.steps,
+) -> list[trainer.Trained | BridgeError]:
+    recipes = [member.order.recipe for member in members]
+    parts = [
+        Part(
+            _asked(receiver, same[0].task),
+            [part.cache for part in same],
+            [part.held_out for part in same],
         )
-
+        for same in zip(*(member.parts for member in members), strict=True)
+    ]
+    problem = BridgeProblem([member.module for member in members], parts, recipes)
     # What is trained stays float32; its matrix products may take the tensor cores' TF32.
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
-        (done,) = trainer.train_many(problem, [recipe], report, checkpoint)
+        return trainer.train_many(
+            problem, recipes, report.evaluated, checkpoint, stepped=report.stepped
+        )
     finally:
         torch.set_float32_matmul_precision(before)
-    if isinstance(done, BridgeError):
-        raise done
-    return done
 
 
-def _asked(receiver: TransformersBackend, part: TaskPart) -> Part:
-    """A task's part of the training: the receiver is asked its question."""
-    receiver.prepare(part.task)
-
-    def logits(soft: Tensor) -> Tensor:
-        return receiver.logits_from_soft(soft, part.task)
-
-    return Part(logits, [part.cache], [part.held_out])
+def _asked(receiver: TransformersBackend, task: TaskSpec) -> LogitsFromSoft:
+    """The receiver, asked a task's question."""
+    receiver.prepare(task)
+    return lambda soft: receiver.logits_from_soft(soft, task)
 
 
 def card_model(identity: ModelIdentity) -> CardModel:

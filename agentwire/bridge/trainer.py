@@ -94,6 +94,7 @@ def train_many(
     report: Callable[[int, Evaluation], None] = lambda member, now: None,
     checkpoint: Checkpoint | None = None,
     stop: Callable[[], bool] = lambda: False,
+    stepped: Callable[[int], None] = lambda number: None,
 ) -> list[Trained | BridgeError]:
     """Trains every member of ``problem`` and gives each one's best average, or why it has none.
 
@@ -104,6 +105,7 @@ def train_many(
         checkpoint: where to keep what is needed to go on after a crash; a training that is there
             already is taken up. Remove it when the result is safe.
         stop: asked after every evaluation; True ends the training with what it has by then.
+        stepped: told the number of every step that is done (on a GPU: that is on its way).
 
     Raises:
         ValueError: recipes that do not go together.
@@ -111,7 +113,7 @@ def train_many(
     first = recipes[0]
     if any((r.steps, r.evaluate_every) != (first.steps, first.evaluate_every) for r in recipes):
         raise ValueError("trainings side by side need the same steps and evaluate_every")
-    return _Loop(problem, recipes, report, checkpoint, stop).run()
+    return _Loop(problem, recipes, report, checkpoint, stop, stepped).run()
 
 
 class _Loop:
@@ -124,9 +126,10 @@ class _Loop:
         report: Callable[[int, Evaluation], None],
         checkpoint: Checkpoint | None,
         stop: Callable[[], bool],
+        stepped: Callable[[int], None],
     ) -> None:
         self.problem, self.report, self.checkpoint = problem, report, checkpoint
-        self.stop = stop
+        self.stop, self.stepped = stop, stepped
         self.started = time.monotonic()
         self.members = [_Member(recipe) for recipe in recipes]
         torch.manual_seed(recipes[0].seed)
@@ -134,8 +137,8 @@ class _Loop:
             module.train()
         self.step = Step(problem, recipes)
         self.batches = [
-            [schedule(labels, recipe, problem.device) for labels in problem.labels]
-            for recipe in recipes
+            [schedule(labels, recipe, problem.device) for labels in mine]
+            for recipe, mine in zip(recipes, problem.labels, strict=True)
         ]
         self.earlier = 0.0
 
@@ -148,6 +151,7 @@ class _Loop:
             rows = [[part[number - 1] for part in mine] for mine in self.batches]
             self.step(rates, rows)
             total += self.step.losses
+            self.stepped(number)
             if number % every and number != steps:
                 continue
             means = (total / (number - last)).tolist()
@@ -166,7 +170,7 @@ class _Loop:
     def _evaluate(self, number: int, means: Sequence[float]) -> None:
         scores = self.problem.evaluate(self.step.averages)
         for s, (member, score, mean) in enumerate(zip(self.members, scores, means, strict=True)):
-            if member.failure is not None:
+            if member.stale():  # it has ended; its neighbours go on
                 continue
             if not (math.isfinite(mean) and math.isfinite(score.loss)):
                 self._roll_back(s, member, number)
@@ -210,6 +214,8 @@ class _Loop:
         for s, member in enumerate(self.members):
             tensors |= {f"{s}/now/{key}": v for key, v in self.step.state(s).items()}
             tensors |= {f"{s}/best/{key}": v for key, v in member.best_state.items()}
+            if self.problem.draws:
+                tensors[f"{s}/draws"] = self.problem.draws[s].state
             notes.append(
                 {
                     "history": [_plain(e) for e in member.history],
@@ -229,6 +235,8 @@ class _Loop:
         for s, (member, note) in enumerate(zip(self.members, found.notes, strict=True)):
             now = _under(found.tensors, f"{s}/now/")
             self.step.restore(s, now)
+            if self.problem.draws:
+                self.problem.draws[s].state = found.tensors[f"{s}/draws"].cpu()
             member.best_state = _under(found.tensors, f"{s}/best/")
             member.history = [_from_plain(e) for e in note["history"]]
             member.best = None if note["best"] is None else _from_plain(note["best"])

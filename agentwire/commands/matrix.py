@@ -31,6 +31,7 @@ class Options:
     out: Path = field(default=Path("runs"))
     device: str | None = None
     bridges: Path = field(default=Path("bridges"))
+    plot: Path | None = None
 
 
 def run_cells(source: Path, scenario: Scenario, options: Options, command: str) -> None:
@@ -69,7 +70,7 @@ def train_cells(source: Path, scenario: Scenario, options: Options) -> list[Path
     """
     from agentwire.commands.matrix_view import MatrixView
     from agentwire.commands.terminal import err
-    from agentwire.scenario.cells import check_bridges, plan_cell
+    from agentwire.scenario.cells import check_bridges, plan_cell, trained_together
     from agentwire.scenario.methods import METHODS
 
     bridge: tuple[MethodSpec, ...] = (METHODS["bridge"],)
@@ -81,10 +82,11 @@ def train_cells(source: Path, scenario: Scenario, options: Options) -> list[Path
         train = _trainer(options, view)
         for number, plan in enumerate(plans, start=1):
             view.cell_started(plan, number, len(plans))
-            again = plan_cell(plan.cell, bridge, machine)
+            again, *later = (plan_cell(p.cell, bridge, machine) for p in plans[number - 1 :])
             if again.can_be_trained:
-                train(again)
-                made.append(options.bridges / again.resolved.wire.bridge)
+                together = trained_together(again, later)
+                train(together)
+                made += [options.bridges / p.resolved.wire.bridge for p in together]
     return made
 
 
@@ -175,17 +177,23 @@ def _prepared(
     )
 
 
-def _trainer(options: Options, view: MatrixView) -> Callable[[CellPlan], None]:
-    """Trains the bridge of one cell into the folder of bridges."""
+def _trainer(options: Options, view: MatrixView) -> Callable[[Sequence[CellPlan]], None]:
+    """Trains the bridges of cells into the folder of bridges."""
 
-    def train(plan: CellPlan) -> None:
-        from agentwire.bridge.train import train_scenario
+    def train(plans: Sequence[CellPlan]) -> None:
+        from agentwire.bridge.train import train_scenarios
         from agentwire.config import ensure_writable
         from agentwire.scenario.fetch import fetch
 
         ensure_writable(options.bridges)
-        ready = fetch(plan.resolved, progress=view.fetching)
-        train_scenario(ready, out=options.bridges, progress=view.training)
+        view.training_started(plans)
+        first = fetch(plans[0].resolved, progress=view.fetching)
+        # The others run the same models, which are here now.
+        ready = [first, *(fetch(plan.resolved) for plan in plans[1:])]
+        plot = options.plot
+        names = [one.wire.bridge for one in ready]
+        plots = {n: plot.with_name(f"{plot.stem}--{n}{plot.suffix}") for n in names} if plot else {}
+        train_scenarios(ready, out=options.bridges, progress=view.training, plots=plots)
 
     return train
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -83,8 +84,14 @@ class MatrixView:
         """A model or rows are fetched."""
         self._step(f"{stage} {what}", fraction)
 
+    def training_started(self, plans: Sequence[CellPlan]) -> None:
+        """The bridges of these cells are trained in one go."""
+        if len(plans) > 1:
+            names = ", ".join(plan.cell.id for plan in plans)
+            self._console.print(f"  training {len(plans)} bridges: {names}", markup=False)
+
     def training(self, stage: str, fraction: float) -> None:
-        """The cell's bridge is trained; ``fraction`` of the whole."""
+        """Bridges are trained; ``fraction`` of the whole."""
         self._step(f"training: {stage}", fraction)
 
     def _step(self, text: str, fraction: float) -> None:

@@ -21,7 +21,8 @@ def train(
         str | None, typer.Option("--device", help="Train on this device: cpu, cuda:0, …")
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="Draw the loss into this PNG file.")
+        Path | None,
+        typer.Option("--plot", help="Draw the loss into this PNG file; of a matrix, one a bridge."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -34,7 +35,7 @@ def train(
     if loaded.matrix is not None:
         from agentwire.commands.matrix import Options, train_cells
 
-        options = Options(strict=strict, device=device, bridges=out)
+        options = Options(strict=strict, device=device, bridges=out, plot=plot)
         made = train_cells(scenario, loaded, options)
         if as_json:
             print_json([{"bridge": folder.name, "folder": str(folder)} for folder in made])

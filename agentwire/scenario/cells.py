@@ -10,7 +10,7 @@ from agentwire.errors import BridgeError, MissingBridge
 from agentwire.scenario.inventory import Inventory
 from agentwire.scenario.matrix import AxisValue, Cell, expand
 from agentwire.scenario.methods import MethodSpec
-from agentwire.scenario.resolve import Resolved, resolve
+from agentwire.scenario.resolve import Resolved, resolve, training_key
 from agentwire.scenario.schema import Scenario
 
 SHARED_AXES = ("wire", "task")
@@ -116,6 +116,17 @@ def plan_cell(cell: Cell, methods: tuple[MethodSpec, ...], machine: Machine) -> 
         return CellPlan(cell, machine.resolve(cell.scenario, needed), methods)
     except BridgeError as problem:
         return CellPlan(cell, machine.resolve(cell.scenario), methods, problem)
+
+
+def trained_together(plan: CellPlan, later: Sequence[CellPlan]) -> tuple[CellPlan, ...]:
+    """The cell, and those of ``later`` whose missing bridges can be trained in one go with its own:
+    one cell for each bridge (tasks of one series share theirs)."""
+    key = training_key(plan.resolved)
+    found = {plan.resolved.wire.bridge: plan}
+    for other in later:
+        if other.can_be_trained and training_key(other.resolved) == key:
+            found.setdefault(other.resolved.wire.bridge, other)
+    return tuple(found.values())
 
 
 def without_bridges(plan: CellPlan) -> CellPlan | None:

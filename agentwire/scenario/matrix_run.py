@@ -19,7 +19,13 @@ import anyio
 from pydantic import ValidationError
 
 from agentwire.errors import ScenarioError
-from agentwire.scenario.cells import CellPlan, Machine, plan_cell, without_bridges
+from agentwire.scenario.cells import (
+    CellPlan,
+    Machine,
+    plan_cell,
+    trained_together,
+    without_bridges,
+)
 from agentwire.scenario.fetch import FetchProgress, fetch
 from agentwire.scenario.matrix_result import FILE, CellRecord, MatrixResult
 from agentwire.scenario.matrix_summary import all_axes, record_of_cell, substitutions, summary
@@ -32,8 +38,8 @@ CELLS = "cells"
 SETTINGS = "settings.json"
 """What a resumed matrix must have in common with its first session."""
 
-Train = Callable[[CellPlan], None]
-"""Makes the bridge of a cell."""
+Train = Callable[[Sequence[CellPlan]], None]
+"""Makes the bridges of cells that can be trained together (``cells.trained_together``)."""
 
 
 class MatrixDisplay(Display, Protocol):
@@ -57,7 +63,7 @@ class MatrixRun:
         folder: where everything is written.
         limit: rows of each cell; None: as ``plan_run``.
         command: what the user typed.
-        train: makes a missing bridge; None: cells without one are passed over.
+        train: makes missing bridges; None: cells without one are passed over.
     """
 
     name: str
@@ -149,21 +155,27 @@ class _Session:
     def go(self) -> None:
         for index in range(len(self._plans)):
             self._display.cell_started(self._plans[index], index + 1, len(self._plans))
-            self._plans[index] = plan = self._with_bridge(self._plans[index])
+            self._plans[index] = plan = self._with_bridge(index)
             self._cell(plan)
             self.write()
             if self.interrupted:
                 return
 
-    def _with_bridge(self, plan: CellPlan) -> CellPlan:
-        """The plan once more, its bridge trained if it may be. A cell before may have trained it
-        already: tasks of one series share theirs."""
+    def _with_bridge(self, index: int) -> CellPlan:
+        """The plan once more, its bridge trained if it may be, and with it those of later cells
+        that can share the training. A cell before may have trained it already."""
+        plan = self._plans[index]
         if not plan.can_be_trained or self._run.train is None:
             return plan
         again = plan_cell(plan.cell, plan.methods, self._run.machine)
         if not again.can_be_trained:
             return again
-        self._run.train(again)
+        later = [
+            plan_cell(other.cell, other.methods, self._run.machine)
+            for other in self._plans[index + 1 :]
+            if other.can_be_trained
+        ]
+        self._run.train(trained_together(again, later))
         return plan_cell(plan.cell, plan.methods, self._run.machine)
 
     def _cell(self, plan: CellPlan) -> None:

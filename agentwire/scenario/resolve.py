@@ -8,6 +8,7 @@ same for the dataset. Every substitution is recorded with its reason; ``strict``
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -110,6 +111,26 @@ class Resolved:
             "data": self.data.model_dump(mode="json") if self.data else None,
             "substitutions": [asdict(s) for s in self.substitutions],
         }
+
+
+def training_key(resolved: Resolved) -> str:
+    """What scenarios have in common whose bridges can be trained side by side, as JSON.
+
+    They read the same texts with the same models, and evaluate at the same steps; layer, M, seed
+    and every other setting of the training may differ.
+    """
+    ends = (resolved.wire.spec.sender, resolved.wire.spec.receiver)
+    train = resolved.scenario.train
+    return json.dumps(
+        [
+            [resolved.choices[end].model_dump(exclude={"layer"}) for end in ends],
+            [resolved.agents[end].device for end in ends],
+            resolved.data.model_dump() if resolved.data else None,
+            [train.steps, train.evaluate_every, train.held_out],
+            [train.max_text_tokens, train.precision],
+        ],
+        sort_keys=True,
+    )
 
 
 def resolve(

@@ -101,3 +101,12 @@ def test_a_dead_feature_is_not_blown_up() -> None:
     cache = made(*[[[float(i), 5.0, -float(i)]] for i in range(9)])
     std = cache.statistics()[1]
     assert std[1] == pytest.approx(1e-3 * float(std[0]), rel=1e-3)
+
+
+def test_statistics_of_some_of_the_texts_are_theirs_alone() -> None:
+    cache = made([[1.0, 5.0]], [[2.0, 0.0], [6.0, 4.0]], [[100.0, -100.0]])
+    part = cache.part(torch.tensor([1, 0, 1]), torch.tensor([0, 1, 1]))
+    assert part.labels.tolist() == [0, 1, 1]
+    alone = made([[2.0, 0.0], [6.0, 4.0]], [[1.0, 5.0]], [[2.0, 0.0], [6.0, 4.0]])
+    for value, expected in zip(part.statistics(), alone.statistics(), strict=True):
+        torch.testing.assert_close(value, expected)

@@ -12,12 +12,14 @@ import tiny
 import torch
 
 from agentwire.agent.spec import AgentSpec
-from agentwire.bridge import store
+from agentwire.bridge import store, trainer
 from agentwire.bridge.curve import sparkline
-from agentwire.bridge.train import refuse_scored_rows, sample, train_scenario
+from agentwire.bridge.rows import refuse_scored_rows, sample
+from agentwire.bridge.train import side_by_side, train_scenario, train_scenarios
 from agentwire.config import Config
-from agentwire.errors import DataError, ModelError, ScenarioError
+from agentwire.errors import BridgeError, DataError, ModelError, ScenarioError
 from agentwire.model.fingerprint import fingerprint
+from agentwire.model.transformers import TransformersBackend
 from agentwire.scenario.inventory import Inventory
 from agentwire.scenario.resolve import Resolved, resolve
 from agentwire.scenario.schema import DataChoice, Scenario
@@ -266,6 +268,168 @@ def test_another_recipe_is_another_training(
                 prepared(train={"learning_rate": rate}), out=tmp_path / "out", progress=stops
             )
     assert len(list((tmp_path / "home" / "training").iterdir())) == 2
+
+
+SIDE_BY_SIDE: list[dict[str, Any]] = [
+    {"train": {"seed": 0}},
+    {"train": {"seed": 1, "learning_rate": 1e-3}},
+    {"train": {"seed": 0, "dropout": 0.0, "balanced": True}, "soft": 2},
+    {"train": {"seed": 2, "patience": 10, "diversity": 0.1}, "layer": 2},
+]
+
+
+def variants(prepared: Callable[..., Resolved], tiny_llama: Path, folder: Path) -> list[Resolved]:
+    """Scenarios that differ in everything that bridges side by side may differ in."""
+    short = {"steps": 12, "evaluate_every": 4, "dropout": 0.1, "token_dropout": 0.2}
+    short |= {"max_rows": 100}
+    found = []
+    for number, raw in enumerate(SIDE_BY_SIDE):
+        wire = {"from": "ada", "to": "bob", "bridge": f"b{number}"}
+        agent = {"model": str(tiny_llama), "layer": raw.get("layer", 1), "device": "cpu"}
+        resolved = prepared(
+            train={**short, **raw["train"]},
+            wires=[{**wire, "soft_tokens": raw.get("soft", 4)}],
+            agents={"ada": agent},
+        )
+        found.append(resolved)
+    return found
+
+
+@pytest.fixture
+def alone(
+    prepared: Callable[..., Resolved], tiny_llama: Path, tmp_path: Path
+) -> tuple[list[Resolved], list[store.Bridge]]:
+    scenarios = variants(prepared, tiny_llama, tmp_path)
+    return scenarios, [store.load(trained(one, tmp_path / "alone")) for one in scenarios]
+
+
+def no_news(stage: str, fraction: float) -> None:
+    pass
+
+
+def assert_the_same(folders: list[Path], expected: list[store.Bridge]) -> None:
+    for folder, other in zip(folders, expected, strict=True):
+        mine = store.load(folder)
+        for (name, value), wanted in zip(
+            mine.module.state_dict().items(), other.module.state_dict().values(), strict=True
+        ):
+            # Sums are rounded otherwise, and AdamW makes steps of small gradients as large as any:
+            # single weights move by a step or two; another seed moves all of them by hundreds.
+            assert float((value - wanted).abs().mean()) < 3e-4, name
+        assert mine.card.training.step == other.card.training.step
+        assert mine.card.training.held_out_accuracy == pytest.approx(
+            other.card.training.held_out_accuracy, abs=0.02
+        )
+        assert mine.card.training.recipe == other.card.training.recipe
+        assert (mine.card.layer, mine.card.soft_tokens) == (
+            other.card.layer,
+            other.card.soft_tokens,
+        )
+
+
+def test_side_by_side_each_becomes_the_bridge_that_it_is_alone(
+    alone: tuple[list[Resolved], list[store.Bridge]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scenarios, expected = alone
+    loaded: list[str] = []
+    load = TransformersBackend.load
+    monkeypatch.setattr(
+        "agentwire.bridge.train.TransformersBackend.load",
+        lambda spec, progress: loaded.append(spec.name) or load(spec, progress),
+    )
+    told: list[tuple[str, float]] = []
+    folders = train_scenarios(
+        scenarios, out=tmp_path / "together", progress=lambda *news: told.append(news)
+    )
+    assert_the_same(folders, expected)
+    assert sorted(loaded) == ["ada", "bob"]
+    fractions = [fraction for _, fraction in told]
+    assert fractions == sorted(fractions) and fractions[-1] == 1.0
+    assert any(stage.endswith("(bridges 1 to 4 of 4)") for stage, _ in told)
+    assert store.load(folders[0]).card.training.device == "cpu, 4 side by side"
+
+
+def test_side_by_side_a_stopped_training_goes_on(
+    alone: tuple[list[Resolved], list[store.Bridge]], tmp_path: Path
+) -> None:
+    scenarios, expected = alone
+
+    def stops(stage: str, fraction: float) -> None:
+        if stage.startswith("step 8"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_scenarios(scenarios, out=tmp_path / "out", progress=stops)
+    assert len(list((tmp_path / "home" / "training").iterdir())) == 1
+    told: list[str] = []
+    folders = train_scenarios(
+        scenarios, out=tmp_path / "out", progress=lambda stage, _: told.append(stage)
+    )
+    assert [s.split(":")[0] for s in told if s.startswith("step")] == ["step 8", "step 12"]
+    assert_the_same(folders, expected)
+    assert not any((tmp_path / "home" / "training").iterdir())
+
+
+def test_where_memory_does_not_last_half_as_many_train_at_once(
+    alone: tuple[list[Resolved], list[store.Bridge]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scenarios, expected = alone
+    tried: list[int] = []
+    train_many = trainer.train_many
+
+    def small(problem: Any, recipes: Any, *rest: Any, **more: Any) -> Any:
+        tried.append(len(recipes))
+        if len(recipes) > 2:
+            raise torch.OutOfMemoryError("too many")
+        return train_many(problem, recipes, *rest, **more)
+
+    monkeypatch.setattr("agentwire.bridge.trainer.train_many", small)
+    folders = train_scenarios(scenarios, out=tmp_path / "out", progress=no_news)
+    assert tried == [4, 2, 2]
+    assert_the_same(folders, expected)
+
+
+def test_one_that_fails_does_not_cost_the_others(
+    prepared: Callable[..., Resolved], tmp_path: Path
+) -> None:
+    scenarios = [
+        prepared(
+            train={"steps": 4, "evaluate_every": 2, "learning_rate": rate, "clip": clip},
+            wires=[{"from": "ada", "to": "bob", "soft_tokens": 4, "bridge": name}],
+        )
+        for name, rate, clip in (("bad", 1.0, 1e30), ("good", 1e-3, 1.0))
+    ]
+    scenarios[0].scenario.train.__dict__["learning_rate"] = float("inf")
+    with pytest.raises(BridgeError, match="bad: the loss is not finite"):
+        train_scenarios(scenarios, out=tmp_path / "out", progress=no_news)
+    assert store.verify(tmp_path / "out" / "good").training.step
+    assert not (tmp_path / "out" / "bad").exists()
+
+
+def test_what_differs_in_more_than_its_bridge_is_refused(
+    prepared: Callable[..., Resolved], tmp_path: Path
+) -> None:
+    pair = [prepared(train={"steps": steps}) for steps in (1, 2)]
+    with pytest.raises(ValueError, match="differ"):
+        train_scenarios(pair, out=tmp_path / "out", progress=no_news)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "groups"),
+    [
+        ([8] * 10, [[0, 1, 2, 3, 4, 5, 6, 7], [8, 9]]),
+        ([64, 64], [[0], [1]]),
+        ([128, 8, 64], [[0], [1], [2]]),
+        ([8, 16, 128, 8], [[0, 1], [2], [3]]),
+        ([], []),
+    ],
+)
+def test_groups_of_trainings(sizes: list[int], groups: list[list[int]]) -> None:
+    assert side_by_side(sizes, 64) == groups
 
 
 def test_the_loss_is_drawn(prepared: Callable[..., Resolved], tmp_path: Path) -> None:

@@ -71,6 +71,8 @@ def test_missing_bridges_are_named_then_trained_then_measured(
 
     trained = agentwire(tmp_path, "run", "sweep.yaml", "--train", "--json")
     assert trained.returncode == 0, trained.stderr
+    assert "training 2 bridges: m2, m4" in trained.stderr
+    assert trained.stderr.count("training: loading: weights") <= 2  # once for both
     result = json.loads(trained.stdout)
     bridges = [cell["bridge"] for cell in result["cells"]]
     assert [b["name"] for b in bridges] == [f"{BASE}--m2", BASE]

@@ -9,7 +9,14 @@ from scenario_files import FAKE, write, write_rows
 
 from agentwire.config import Config
 from agentwire.errors import BridgeError, MissingBridge
-from agentwire.scenario.cells import CellPlan, Machine, check_bridges, plan_cells, without_bridges
+from agentwire.scenario.cells import (
+    CellPlan,
+    Machine,
+    check_bridges,
+    plan_cells,
+    trained_together,
+    without_bridges,
+)
 from agentwire.scenario.inventory import Inventory, Site
 from agentwire.scenario.load import load_scenario
 from agentwire.scenario.plan import pick_methods
@@ -98,3 +105,33 @@ def test_a_bridge_that_does_not_fit_is_never_passed_over(tmp_path: Path) -> None
     found = plan_cells(load_scenario(file), pick_methods(["bridge"]), machine)
     with pytest.raises(BridgeError, match=r"cell seed0: .* is not a bridge card"):
         check_bridges(found, train=True, skip=True, source=file)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "together"),
+    [
+        ("{seeds: [0, 1], soft_tokens: [4, 8], layers: [1, 2]}", 8),
+        ("{train: {learning_rate: [0.001, 0.01], batch_size: [8, 16], dropout: [0.0, 0.2]}}", 8),
+        ("{train: {steps: [10, 20]}}", 1),
+        ("{train: {held_out: [100, 200], max_text_tokens: [32, 64]}}", 1),
+        ("{wires: [ada->bob, bob->ada]}", 1),
+    ],
+)
+def test_which_cells_can_be_trained_in_one_go(tmp_path: Path, matrix: str, together: int) -> None:
+    text = REAL + "  - {from: bob, to: ada}\n" + TASK
+    found = plans(tmp_path, f"{text}matrix: {matrix}\n", ["bridge"])
+    first, *later = found
+    group = trained_together(first, later)
+    assert group[0] is first
+    assert [plan.cell.id for plan in group] == [plan.cell.id for plan in found[:together]]
+
+
+def test_tasks_of_a_series_are_one_bridge_of_a_training(tmp_path: Path) -> None:
+    tasks = ", ".join(f"{{dataset: passkey_{n}, split: test}}" for n in (1, 2))
+    text = REAL + "task: {dataset: passkey_1, split: test}\n"
+    found = plans(
+        tmp_path, f"{text}matrix: {{tasks: [{tasks}], soft_tokens: [4, 8]}}\n", ["bridge"]
+    )
+    group = trained_together(found[0], found[1:])
+    assert [plan.cell.axes["soft_tokens"] for plan in group] == [4, 8]
+    assert len(found) == 4
