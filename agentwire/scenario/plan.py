@@ -123,9 +123,11 @@ def plan_run(
     """
     scenario, data = resolved.scenario, resolved.data
     if data is None:
+        hint = "Add a task, or open it from Python: agentwire.open(...)."
+        if "bench" in scenario.model_fields_set:
+            hint = f"It measures speed: `agentwire bench all {resolved.source or '<scenario>'}`."
         raise ScenarioError(
-            f"the scenario {scenario.name} has no `task:`, so there is nothing to score.",
-            hint="Add a task, or open it from Python: agentwire.open(...).",
+            f"the scenario {scenario.name} has no `task:`, so there is nothing to score.", hint=hint
         )
     earlier = _read_config(resume) if resume else None
     limit = _limit(resolved, limit, earlier)

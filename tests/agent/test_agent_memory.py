@@ -62,5 +62,5 @@ def test_how_engines_say_that_memory_is_short(error: Exception, full: bool) -> N
 
 
 def test_torch_says_it_in_its_own_class() -> None:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="`make test` installs torch")
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))

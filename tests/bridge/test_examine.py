@@ -120,7 +120,7 @@ def test_the_command_prints_json_and_draws_a_map(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="`make test` installs sklearn")
     tiny.write_rows(tmp_path / "data" / "movie_snippets" / "test.jsonl", 20, seed=3)
     monkeypatch.setenv("AGENTWIRE_DATA", str(tmp_path / "data"))
     file = tmp_path / "map.png"

@@ -75,8 +75,8 @@ def test_attention_is_what_the_last_block_mixes_with() -> None:
 
 
 def test_a_map_keeps_classes_apart_and_is_a_png(tmp_path: Path) -> None:
-    pytest.importorskip("sklearn")
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("sklearn", reason="`make test` installs sklearn")
+    pytest.importorskip("matplotlib", reason="`make test` installs matplotlib")
     generator = np.random.default_rng(0)
     centres = np.repeat(np.eye(2, 8) * 10, 15, axis=0)
     payloads = (centres + generator.normal(size=(30, 8))).astype(np.float32)
@@ -91,6 +91,6 @@ def test_a_map_keeps_classes_apart_and_is_a_png(tmp_path: Path) -> None:
 
 
 def test_too_few_payloads_make_no_map() -> None:
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="`make test` installs sklearn")
     with pytest.raises(ValueError, match="5 are the fewest"):
         tsne.project(np.zeros((4, 8), np.float32))

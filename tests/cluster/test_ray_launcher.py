@@ -211,7 +211,7 @@ async def test_what_the_user_can_mend_comes_back_as_that(cluster: Any) -> None:
     from agentwire.scenario.schema import WireSpec
     from agentwire.wiring import Wiring
 
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="`make test` installs torch")
     empty = AgentSpec(name="receiver", backend="transformers", model="nothing", threads=1)
     sender = AgentSpec(name="sender", backend="fake", model="s", threads=1)
     agents = {"sender": sender, "receiver": empty}
@@ -227,6 +227,6 @@ async def test_no_cluster_is_an_input_error() -> None:
     from agentwire.launch.ray import RayLauncher
 
     if ray.is_initialized():
-        pytest.skip("this process is in a cluster already")
+        pytest.skip("this process is in a cluster already: run the file alone")
     with pytest.raises(InputError, match="no Ray cluster"):
         RayLauncher("127.0.0.1:1")

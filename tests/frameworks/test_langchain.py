@@ -75,7 +75,7 @@ class State(TypedDict):
 
 
 def graph(agents: LocalAgents, saver: object) -> object:
-    langgraph = pytest.importorskip("langgraph.graph")
+    langgraph = pytest.importorskip("langgraph.graph", reason="`make test-frameworks`")
     reader = ChatAgentwire(agents=agents, model="llama->mistral:keep")
     judge = ChatAgentwire(agents=agents, model="mistral", labels=["negative", "positive"])
     built = langgraph.StateGraph(State)
@@ -87,7 +87,9 @@ def graph(agents: LocalAgents, saver: object) -> object:
 
 
 def test_a_checkpoint_keeps_its_handle(agents: LocalAgents) -> None:
-    saver = pytest.importorskip("langgraph.checkpoint.memory").InMemorySaver()
+    saver = pytest.importorskip(
+        "langgraph.checkpoint.memory", reason="`make test-frameworks`"
+    ).InMemorySaver()
     threads = {text: {"configurable": {"thread_id": text}} for text in (GOOD, BAD)}
     for text, config in threads.items():
         state = graph(agents, saver).invoke({"review": text, "messages": []}, config)
@@ -102,7 +104,9 @@ def test_a_checkpoint_keeps_its_handle(agents: LocalAgents) -> None:
 
 
 def test_a_checkpoint_restored_too_late_says_so(fake_agents: LocalAgents) -> None:
-    saver = pytest.importorskip("langgraph.checkpoint.memory").InMemorySaver()
+    saver = pytest.importorskip(
+        "langgraph.checkpoint.memory", reason="`make test-frameworks`"
+    ).InMemorySaver()
     config = {"configurable": {"thread_id": "1"}}
     graph(fake_agents, saver).invoke({"review": GOOD, "messages": []}, config)
     time.sleep(1.1)

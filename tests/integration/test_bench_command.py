@@ -67,7 +67,7 @@ def write(folder: Path, scenario: dict[str, Any]) -> str:
 
 
 def test_all_of_it_with_fake_models(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="`make test` installs matplotlib")
     scenario = write(tmp_path, FAKE)
     done = bench(tmp_path, "all", scenario, "--json", "--out", "out/r.json", "--plots", "pictures")
     assert done.returncode == 0, done.stderr

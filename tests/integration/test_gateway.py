@@ -17,7 +17,7 @@ from gateway_run import ADA, BOB, gateway, wiring
 from agentwire.gateway.limits import GatewayLimits
 from agentwire.model.fake import answer, text_hash
 
-httpx = pytest.importorskip("httpx2")
+httpx = pytest.importorskip("httpx2", reason="`make test` installs httpx2")
 pytestmark = pytest.mark.integration
 
 FILM = "a warm and moving film"

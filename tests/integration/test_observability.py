@@ -26,7 +26,9 @@ def scrape(port: int) -> str:
 
 
 async def test_everything_that_happens_can_be_seen(tmp_path: Path) -> None:
-    prometheus = pytest.importorskip("agentwire.telemetry.prometheus")
+    prometheus = pytest.importorskip(
+        "agentwire.telemetry.prometheus", reason="`make test` installs prometheus_client"
+    )
     run = tmp_path / "runs" / "one"
     faults = {"raise_on": "boom", "nan_on": "nan"}
     async with fake_runtime(sender=faults, run_folder=run) as wire:

@@ -186,7 +186,7 @@ def cable() -> Iterator[tuple[str, str]]:
             and shell(ip, "-n", name, "link", "set", there, "up")
         )
         if not made:
-            pytest.skip("virtual cables (veth) cannot be made here")
+            pytest.skip("virtual cables (veth) cannot be made here (they need `ip` and root)")
         yield name, here
     finally:
         shell(ip, "link", "del", here)

@@ -16,7 +16,10 @@ from agentwire.wire.messages import RelaySpec, TaskSpec
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use"),
+    pytest.mark.skipif(
+        not torch.cuda.is_available(),
+        reason="no GPU that torch can use: run them on a machine with one",
+    ),
 ]
 DEVICES = [f"cuda:{i}" for i in range(min(2, torch.cuda.device_count()))] or ["cuda:0"]
 LLAMA, MISTRAL = "random/tiny-llama", "random/tiny-mistral"

@@ -21,7 +21,7 @@ from agentwire.model.registry import GEMMA3, MODELS, SMOLLM2, RegistryModel
 from agentwire.model.sources import fingerprint, locate
 from agentwire.model.tokenizer_json import implied_merges
 
-gguf = pytest.importorskip("gguf")
+gguf = pytest.importorskip("gguf", reason="`make test` installs gguf")
 
 WIDTH, HEADS = 64, 2
 TOKENS = ["<eos>", "<bos>", "a", "b", "ab", "  "]
@@ -177,7 +177,7 @@ def test_merges_follow_from_the_order_of_the_vocabulary() -> None:
 
 
 def test_bfloat16_rounds_as_torch_does() -> None:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="`make test` installs torch")
     generator = np.random.default_rng(1)
     values = generator.normal(size=10_000).astype(np.float32) * np.float32(
         10

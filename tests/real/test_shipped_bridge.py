@@ -120,7 +120,7 @@ def right(rows: list[Example], chosen: list[int | None]) -> float:
 
 def test_its_card_holds_what_it_promises() -> None:
     if not (BRIDGE / CARD_FILE).is_file():
-        pytest.skip(f"there is no bridge {BRIDGE.name}")
+        pytest.skip(f"there is no bridge {BRIDGE.name} (it ships under bridges/)")
     card = verify(BRIDGE)
     assert card.name == BRIDGE.name
     assert (card.sender.model, card.receiver.model) == (SENDER, RECEIVER)

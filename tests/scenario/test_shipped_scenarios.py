@@ -8,12 +8,12 @@ import pytest
 
 from agentwire.bridge.card import read_card
 from agentwire.config import Config
-from agentwire.errors import MissingBridge
+from agentwire.errors import MissingBridge, ScenarioError
 from agentwire.scenario.cells import Machine, check_bridges, plan_cells
 from agentwire.scenario.inventory import Inventory
 from agentwire.scenario.load import load_scenario
 from agentwire.scenario.matrix import expand
-from agentwire.scenario.plan import pick_methods
+from agentwire.scenario.plan import pick_methods, plan_run
 from agentwire.scenario.resolve import resolve
 from agentwire.scenario.schema import Scenario
 from agentwire.task.datasets import where
@@ -90,6 +90,14 @@ def test_a_bridge_that_ships_serves_it_on_a_bare_machine(file: Path, bare: Bare)
     used = measured(file, bare)
     assert used or load_scenario(file).task is None
     assert {name for name in used if not (ROOT / "bridges" / name).is_dir()} == set()
+
+
+def test_what_measures_speed_names_the_command_that_does(bare: Bare, tmp_path: Path) -> None:
+    file = ROOT / "scenarios" / "throughput.yaml"
+    resolved = resolve(load_scenario(file), source=file, inventory=bare, require_bridges=False)
+    with pytest.raises(ScenarioError, match="no `task:`") as caught:
+        plan_run(resolved, config=bare.config, methods=["bridge"], out=tmp_path)
+    assert caught.value.hint == f"It measures speed: `agentwire bench all {file}`."
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from agentwire.task.definitions import definitions
 @pytest.mark.real
 @pytest.mark.parametrize("model", list(MODELS))
 def test_label_words_differ_in_their_first_token(model: str) -> None:
-    tokenizers = pytest.importorskip("tokenizers")
+    tokenizers = pytest.importorskip("tokenizers", reason="`make test` installs tokenizers")
     folder = locate(model, config=Config.from_env()).folder
     if folder is None:
         pytest.skip(f"{model} is not in the cache (`agentwire models pull {model}`)")
