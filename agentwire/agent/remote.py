@@ -117,6 +117,8 @@ class RemoteKeeper:
         if epoch == self._epoch and self._here.is_set():
             self._here.clear()
             self._away.set()
+            if self._stopping.is_set():
+                return  # it leaves with the run, however it does
             self._on_event(AgentDied(self._name, epoch, 0, reason, crashed, 0.0))
 
     def begin_stop(self) -> None:

@@ -13,6 +13,7 @@ talk to Ray's head can run code on every node: Ray's network is trusted, the bus
 from __future__ import annotations
 
 import logging
+import socket
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,10 @@ from agentwire.errors import AgentwireError, InputError
 
 log = logging.getLogger(__name__)
 UNKNOWN_RUN: Final = "00" * 16
+KNOCK_S: Final = 10.0
+"""How long a cluster's head may take to answer, in seconds."""
+LEAVE_S: Final = 3.0
+"""How long an agent may take to leave in order, in seconds."""
 Files = Mapping[str, Mapping[str, bytes]]
 """Bridge folder -> file name -> content."""
 
@@ -50,6 +55,19 @@ class Guests:
         return self._names.get(key)
 
 
+def knock(address: str) -> None:
+    """Whether somebody listens at ``host:port``; other forms of address are Ray's to look up.
+
+    Ray itself tries for minutes, and then ends the process.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, colon, port = address.rpartition(":")
+    if colon and host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
+
+
 class RayLauncher:
     """Starts the agents of one run on a Ray cluster.
 
@@ -65,8 +83,9 @@ class RayLauncher:
         self._ours = not ray.is_initialized()
         if self._ours:
             try:
+                knock(address)
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-            except (ConnectionError, ValueError, RuntimeError) as error:
+            except (OSError, ValueError, RuntimeError, SystemExit) as error:
                 first = (str(error).splitlines() or [type(error).__name__])[0]
                 raise InputError(
                     f"There is no Ray cluster at {address!r}: {first}",
@@ -75,6 +94,7 @@ class RayLauncher:
         self._guests = Guests()
         self._public, self._secret = new_pair()
         self._actors: dict[str, Any] = {}
+        self._endings: dict[str, Any] = {}
         self._lock = threading.Lock()
 
     def remote(self, agents: Mapping[str, object]) -> Remote:
@@ -106,7 +126,12 @@ class RayLauncher:
         try:
             actor = (
                 ray.remote(AgentActor)
-                .options(**needs(spec), max_restarts=restarts, max_task_retries=-1)
+                .options(
+                    **needs(spec),
+                    max_restarts=restarts,
+                    max_task_retries=-1,
+                    max_concurrency=2,  # one call waits for its end all the time
+                )
                 .remote(birth.model_dump_json(), files_of(spec))
             )
         except (RayError, ValueError) as error:
@@ -115,9 +140,10 @@ class RayLauncher:
             self._actors[spec.name] = actor
 
     def wait(self, name: str) -> str:
-        actor = self._actors[name]
+        with self._lock:
+            ending = self._endings[name] = self._actors[name].ended.remote()
         try:
-            return str(ray.get(actor.ended.remote()))
+            return str(ray.get(ending))
         except RayActorError as error:
             first = (str(error).strip().splitlines() or ["it died"])[0]
             return f"Ray starts it no more: {first}"
@@ -135,8 +161,13 @@ class RayLauncher:
     def stop(self, name: str) -> None:
         with self._lock:
             actor = self._actors.pop(name, None)
-        if actor is not None:
-            ray.kill(actor, no_restart=True)
+            ending = self._endings.pop(name, None)
+        if actor is None:
+            return
+        leaving = [actor.dismiss.remote(), *([ending] if ending is not None else [])]
+        # An actor that was never placed, or has just lost its node, hears nothing.
+        ray.wait(leaving, num_returns=len(leaving), timeout=LEAVE_S + 1)
+        ray.kill(actor, no_restart=True)
 
 
 def needs(spec: AgentSpec) -> dict[str, Any]:
@@ -193,18 +224,28 @@ class AgentActor:
         assert self._child.stdin is not None
         self._child.stdin.write(made.model_dump_json().encode() + b"\n")
         self._child.stdin.flush()  # it stays open: its end is the child's end
+        self._dismissed = False
 
     def ended(self) -> str:
         """Returns when the child has left in order: its last words. Ends the actor otherwise."""
         assert self._child.stdout is not None
         words = self._child.stdout.read().decode(errors="replace").strip()
         code = self._child.wait()
-        if code in (ExitCode.DONE, ExitCode.INPUT):
+        if self._dismissed or code in (ExitCode.DONE, ExitCode.INPUT):
             return words or "it left"
         # Ray takes a process that exits for a failure, and starts the actor again.
         sys.stderr.flush()
         leave(ExitCode.ERROR)
         return ""
+
+    def dismiss(self) -> None:
+        """Tells the child to leave, and returns when it is gone."""
+        self._dismissed = True
+        self._child.terminate()
+        try:
+            self._child.wait(LEAVE_S)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
 
 
 def leave(code: int) -> None:

@@ -150,6 +150,8 @@ def test_the_small_pair_predicts_the_same_on_a_cluster(cluster: Any, tmp_path: P
             [*command, *options], capture_output=True, text=True, timeout=280, check=False
         )
         assert done.returncode == 0, done.stderr[-3000:]
+        for alarm in ("starts again", "will be retried"):  # it ended in order
+            assert alarm not in done.stdout + done.stderr
         (file,) = out.glob("*/predictions.jsonl")
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         found[launcher[1]] = {(line["method"], line["row"]): line for line in lines}
@@ -219,14 +221,3 @@ async def test_what_the_user_can_mend_comes_back_as_that(cluster: Any) -> None:
     remote = RayLauncher(cluster.address).remote(agents)
     with pytest.raises(InputError, match="weights of nothing are not on this machine"):
         await Runtime(Wiring.of_specs(agents, [wire]), limits=LIMITS, remote=remote).start()
-
-
-async def test_no_cluster_is_an_input_error() -> None:
-    import ray
-
-    from agentwire.launch.ray import RayLauncher
-
-    if ray.is_initialized():
-        pytest.skip("this process is in a cluster already: run the file alone")
-    with pytest.raises(InputError, match="no Ray cluster"):
-        RayLauncher("127.0.0.1:1")

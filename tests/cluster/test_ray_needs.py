@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from agentwire.agent.spec import AgentSpec, OutgoingBridge
+from agentwire.errors import InputError
 
 pytest.importorskip("ray", reason="Ray is not installed here: make test-ray")
 
@@ -60,3 +61,10 @@ def test_bridges_travel_to_nodes_that_lack_them(tmp_path: Path) -> None:
     assert moved is not None and moved != str(folder)
     assert (Path(moved) / "weights.safetensors").read_bytes() == b"\x00\x01"
     assert (Path(moved) / "card.yaml").read_text() == "name: x\n"
+
+
+def test_no_cluster_is_an_input_error() -> None:
+    from agentwire.launch.ray import RayLauncher
+
+    with pytest.raises(InputError, match="no Ray cluster"):
+        RayLauncher("127.0.0.1:1")
