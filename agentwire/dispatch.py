@@ -1,14 +1,17 @@
-"""Requests -> the messages that carry them."""
+"""Texts -> requests -> the messages that carry them, as many at once as may be."""
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Iterable, Iterator
-from typing import Final
+from collections import deque
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
+from typing import Any, Final, TypeVar
 
 from agentwire.ledger import Dispatch, Request
 from agentwire.wire.messages import DIRECT_PREFIX, Cancel, Encode, Row, Text
 
+T = TypeVar("T")
 MAX_MS: Final = 2**31 - 1
 MAX_CANCELS: Final = 256  # request ids in one Cancel
 
@@ -62,3 +65,23 @@ def batches_of(texts: Iterable[str], size: int) -> Iterator[list[str]]:
             batch = []
     if batch:
         yield batch
+
+
+async def in_order(calls: Iterable[Coroutine[Any, Any, T]], most: int) -> AsyncGenerator[T]:
+    """The results of calls, in order, of which at most so many run at once; closed early, or where
+    one fails, it cancels those that run.
+    """
+    tasks: deque[asyncio.Task[T]] = deque()
+    try:
+        for call in calls:
+            tasks.append(asyncio.create_task(call))
+            while len(tasks) >= most:
+                yield await tasks[0]
+                tasks.popleft()
+        while tasks:
+            yield await tasks[0]
+            tasks.popleft()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

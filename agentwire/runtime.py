@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -24,8 +23,9 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from agentwire.agent.lifecycle import AgentLimits
 from agentwire.agent.remote import Remote
 from agentwire.deadletters import DeadLetter
-from agentwire.dispatch import batches_of
+from agentwire.dispatch import batches_of, in_order
 from agentwire.errors import AgentwireError, RequestError, ScenarioError
+from agentwire.fanin import FanIn
 from agentwire.fanout import Receivers, fan_out
 from agentwire.host import Host
 from agentwire.ledger import Admission
@@ -369,21 +369,13 @@ class Runtime:
             ScenarioError, BusClosed: as for ``send``.
         """
         most = in_flight or self._wiring.in_flight
-        tasks: deque[asyncio.Task[list[Outcome]]] = deque()
-        try:
-            for batch in batches_of(texts, batch_size or self._wiring.batch_size):
-                call = self.send_batch(sender, receiver, batch, **question)
-                tasks.append(asyncio.create_task(call))
-                while len(tasks) >= most:
-                    yield answered(await tasks[0])
-                    tasks.popleft()
-            while tasks:
-                yield answered(await tasks[0])
-                tasks.popleft()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        calls = (
+            self.send_batch(sender, receiver, batch, **question)
+            for batch in batches_of(texts, batch_size or self._wiring.batch_size)
+        )
+        async with contextlib.aclosing(in_order(calls, most)) as batches:
+            async for outcomes in batches:
+                yield answered(outcomes)
 
     async def keep(
         self, sender: str, receiver: str, text: str, **question: Unpack[KeepQuestion]
@@ -427,6 +419,41 @@ class Runtime:
             BusClosed: the runtime is closed.
         """
         return await fan_out(self, self._wiring, sender, receivers, text, question)
+
+    async def fan_in(
+        self, texts: Mapping[str, str], receiver: str, **question: Unpack[WireQuestion]
+    ) -> Reply:
+        """Hands the receiver what several senders have read, in one question.
+
+        Their bridges must have been trained together, in the order of the scenario's wire
+        (``from: [a, b]``): soft tokens of other bridges are refused, and nothing goes as text.
+
+        Args:
+            texts: what each sender reads, by name.
+            question: as for ``send``; ``bridge``, ``channel`` and ``fallback`` say nothing here.
+
+        Raises:
+            RequestError, BusClosed: as for ``send``.
+            ScenarioError: no wire joins these senders to the receiver, or its bridges are not here.
+        """
+        declared = self._wiring.joint_order(list(texts), receiver)
+        rows = [[texts[sender] for sender in declared]]
+        return answered(await self.fan_in_batch(declared, receiver, rows, **question))[0]
+
+    async def fan_in_batch(
+        self,
+        senders: Sequence[str],
+        receiver: str,
+        rows: Sequence[Sequence[str]],
+        **question: Unpack[WireQuestion],
+    ) -> list[Outcome]:
+        """As ``fan_in`` for rows that travel together: of each a text for every sender, in the
+        order of the wire; one outcome a row, in order.
+        """
+        parts = self._wiring.joint(senders, receiver)
+        return await FanIn(self._ask, self._wiring, parts, self._task(question)).batch(
+            rows, question
+        )
 
     async def stream(
         self,

@@ -178,6 +178,39 @@ class Wiring:
             )
         return self.wires[name]
 
+    def joint(self, senders: Sequence[str], receiver: str) -> list[WireSpec]:
+        """The wires of several senders that one receiver reads together, in that order.
+
+        Raises:
+            ScenarioError: no such agent; no wire joins them so; or its bridges are not here.
+        """
+        for agent in (*senders, receiver):
+            self.check_agent(agent)
+        name = f"{'+'.join(senders)}->{receiver}"
+        parts = [w for s in senders if (w := self.wires.get(f"{s}->{receiver}")) is not None]
+        if not parts or any(part.joint != tuple(senders) for part in parts):
+            known = dict.fromkeys(wire.set_name for wire in self.wires.values() if wire.joint)
+            order = f" (there is {', '.join(known)})" if known else ""
+            raise ScenarioError(
+                f"No wire joins {name}{order}: soft tokens of several senders are read together "
+                "only by a receiver whose bridges were trained for that, in that order.",
+                hint=f"Write `- {{from: [{', '.join(senders)}], to: {receiver}}}` into the "
+                "scenario's wires, and train it: agentwire train <scenario>.",
+            )
+        if not any(one.name == name for one in self.agents[receiver].joint):
+            raise ScenarioError(
+                f"The bridges of wire {name} are not here: {receiver} cannot read its senders' "
+                "soft tokens together.",
+                hint="Train them together: agentwire train <scenario>.",
+            )
+        return parts
+
+    def joint_order(self, senders: Sequence[str], receiver: str) -> tuple[str, ...]:
+        """These senders in the order of the wire that they share; as they are without one."""
+        wire = self.wires.get(f"{senders[0]}->{receiver}") if senders else None
+        declared = wire.joint if wire is not None else ()
+        return declared if {*declared} == {*senders} else tuple(senders)
+
     def check_agent(self, agent: str) -> None:
         """
         Raises:

@@ -29,6 +29,7 @@ CLIENT_ROOMS = {
     "client",
     "replicas",
     "fanout",
+    "fanin",
     "wiring",
 }
 CLIENT_MAY = (
@@ -65,6 +66,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bridge.train": {"errors", "config", "wire.messages", "bridge", "model", "task", "agent.spec"}
     | {"scenario.schema", "scenario.resolve"},
     "bridge.rows": {"errors", "config", "scenario.schema", "task"},
+    "bridge.train_joint": {"errors", "config", "wire.messages", "bridge", "model", "task"}
+    | {"agent.spec", "scenario.schema", "scenario.resolve", "scenario.bridging", "scenario.shares"},
     "bridge.trainer": {"errors", "bridge", "scenario.schema", "task"},
     "bridge.optimise": {"bridge", "scenario.schema"},
     "bridge.problem": {"bridge", "scenario.schema"},

@@ -307,6 +307,8 @@ class Compute:
     # -- as the receiver --------------------------------------------------------------------
 
     def _answer_soft(self, items: Items, task: TaskSpec, begun: Job[Any] | None) -> list[Outcome]:
+        if task.asks_nothing:
+            return [Done(Form.RESULT, items, [_held(item) for item in items], {})]
         if not task.labels:
             return self._generated(
                 items, lambda b, watch: self._backend.generate_soft(_payload(b), task, watch)
@@ -429,6 +431,14 @@ def _answer(
     return CachedReply(
         text=text, scores=scores, reason=item.lane.reason, payload_bytes=size, tokens=tokens
     )
+
+
+def _held(item: Item[Work]) -> CachedReply:
+    """A note that a payload is held here."""
+    payload = _payload([item])[0]
+    m, d = payload.shape
+    size = item.content.ticket.payload_bytes
+    return CachedReply(payload.tobytes(), (m, d), item.lane.bridge, text="", payload_bytes=size)
 
 
 def _counted(tokens: Sequence[tuple[int, int]], rows: int) -> Sequence[tuple[int, int] | None]:

@@ -50,11 +50,9 @@ def messages(form: Form, pairs: Pairs, stages: Stages, now: float) -> list[Messa
 
 def form_of(item: Item[Work], reply: CachedReply) -> Form:
     """Which message carries a cached reply."""
-    if item.lane.mode == Mode.KEEP:
+    if item.lane.mode == Mode.KEEP or item.lane.kind is not Kind.ENCODE:
         return Form.RESULT
-    if reply.payload is not None:
-        return Form.SOFT
-    return Form.TEXT if item.lane.kind is Kind.ENCODE else Form.RESULT
+    return Form.TEXT if reply.payload is None else Form.SOFT
 
 
 def _soft(pairs: Pairs, stages: Stages, now: float) -> Soft:

@@ -9,6 +9,7 @@ Client (``after_nack``): what becomes of a row that an agent or the broker refus
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Literal, TypeAlias
@@ -61,10 +62,16 @@ def knows_prompt(bridge: BridgeIdentity, task: TaskSpec) -> bool:
     """Whether the bridge was trained for the task: its prompt and labels, or every such one.
 
     A bridge for any prompt has learned to answer with label words; generated text is another
-    thing, and only a bridge that says ``free_text`` promises it.
+    thing, and only a bridge that says ``free_text`` promises it. What asks nothing is looked at
+    when something is asked.
     """
+    return task.asks_nothing or knows_any(bridge.prompts, task)
+
+
+def knows_any(prompts: Collection[str], task: TaskSpec) -> bool:
+    """Whether a task is among these (``BridgeIdentity.prompts``)."""
     universal = ANY_PROMPT if task.labels else FREE_TEXT
-    return universal in bridge.prompts or task.prompt_hash in bridge.prompts
+    return universal in prompts or task.prompt_hash in prompts
 
 
 def decide(

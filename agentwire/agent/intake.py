@@ -14,6 +14,7 @@ import numpy.typing as npt
 from agentwire.agent.agreements import Agreements
 from agentwire.agent.batching import Item, Kind, Lane
 from agentwire.agent.compute import Ticket, Work, WorkKey
+from agentwire.agent.joint import Joint
 from agentwire.agent.kept import Kept, KeptKey, KeptPayloads
 from agentwire.agent.spec import AgentSpec
 from agentwire.bus.lanes import body_bytes
@@ -47,6 +48,7 @@ class Intake:
         self._tasks: OrderedDict[str, TaskSpec] = OrderedDict()
         self._unusable: dict[str, str] = {}  # task id -> why the model cannot answer it
         self._messages = itertools.count(1)
+        self._joint = Joint(spec.joint)
 
     def define(self, task: TaskSpec) -> None:
         """Keeps a task; the one not used for longest goes where there are too many."""
@@ -98,6 +100,13 @@ class Intake:
             work = Work(row, ticket, key, payload=None if payload is None else payload[i])
             if not isinstance(message, Soft):
                 work.text = message.texts[i]
+            if isinstance(message, Text) and self._tasks[lane.task].form == "kept":
+                try:
+                    items.append(self._together(lane, work, arrival, message.solo))
+                except RemoteProtocolError as error:
+                    code, why, origin = error.code, error.message, lane.origin
+                    refusals.append(Nack(code, why, lane.wire, (row,), origin=origin))
+                continue
             if lane.mode == Mode.KEPT:
                 kept = self._find_kept(lane, work.text, arrival)
                 if kept is None:
@@ -105,9 +114,24 @@ class Intake:
                     refusals.append(Nack(code, why, lane.wire, (row,), origin=lane.origin))
                     continue
                 work.text, work.kept = kept.text, kept
-            deadline = math.inf if row.ms_left is None else arrival + row.ms_left / 1000
-            items.append(Item(row.request_id, lane, arrival, work, deadline, message.solo))
+            items.append(_item(lane, work, arrival, message.solo))
         return ticket, items, refusals
+
+    def _together(self, lane: Lane, work: Work, arrival: float, solo: bool) -> Item[Work]:
+        """A row that asks about several payloads which are held here, read as one.
+
+        Raises:
+            RemoteProtocolError: they are not here, or no bridges were trained for that.
+        """
+        found = self._joint.read(
+            work.text,
+            self._tasks[lane.task],
+            lambda request_id: self._kept.get(KeptKey(lane.origin, request_id), arrival),
+        )
+        lane = replace(lane, kind=Kind.SOFT, channel=Channel.SOFT.value, bridge=found.name)
+        work.key = replace(work.key, kind=lane.kind, channel=lane.channel)
+        work.payload = found.payload
+        return _item(lane, work, arrival, solo)
 
     def _lane(self, message: Encode | Soft | Text, closing: bool) -> Lane:
         """What the rows ask for.
@@ -170,6 +194,12 @@ class Intake:
         task = self._tasks[message.task]
         bridge = self._agreements.check(message.wire, message.bridge, shape, task)
         return payload, check_rows(payload, bridge.rms_range)
+
+
+def _item(lane: Lane, work: Work, arrival: float, solo: bool) -> Item[Work]:
+    row = work.row
+    deadline = math.inf if row.ms_left is None else arrival + row.ms_left / 1000
+    return Item(row.request_id, lane, arrival, work, deadline, solo)
 
 
 def _ticket(message: Encode | Soft | Text, arrival: float) -> Ticket:

@@ -19,6 +19,22 @@ class OutgoingBridge(BaseModel):
     folder: str | None
 
 
+class JointBridges(BaseModel):
+    """Bridges whose soft tokens an agent reads together: they were trained for that.
+
+    Attributes:
+        name: of the set.
+        bridges: fingerprints, in the order in which their payloads stand before the prompt.
+        prompts: what the set was trained for, as in ``BridgeIdentity.prompts``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    bridges: tuple[str, ...]
+    prompts: tuple[str, ...]
+
+
 class FakeModel(BaseModel):
     """Settings of the fake backend: deterministic, no torch, with faults on demand (for tests)."""
 
@@ -104,6 +120,7 @@ class AgentSpec(BaseModel):
     )
     bridges: tuple[OutgoingBridge, ...] = ()
     incoming: tuple[str, ...] = ()  # wires on which this agent is the receiver
+    joint: tuple[JointBridges, ...] = ()  # what it reads together as the receiver
     fallback: dict[str, Literal["text", "error"]] = Field(default_factory=dict)
     engine: Literal["auto", "transformers", "static"] = Field(
         default="auto", description="static: the forward pass by hand; auto: it on a GPU"

@@ -370,7 +370,8 @@ class Worker:
         pairs = list(zip(done.items, done.replies, strict=True))
         for item, reply in pairs:
             self._dedup.finish(item.content.key, reply, reply.size)
-            if item.lane.mode == Mode.KEEP:
+            held = item.lane.kind is Kind.SOFT and reply.payload is not None
+            if held or item.lane.mode == Mode.KEEP:
                 self._keep(item, reply)
         stages = {"queue": queue_ms, **done.stages}
         wanted = [pair for pair in pairs if not pair[0].content.cancelled]

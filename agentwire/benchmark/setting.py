@@ -64,6 +64,11 @@ def setting_of(resolved: Resolved, plan: BenchPlan) -> Setting:
         ScenarioError: nothing says what the receiver is asked.
     """
     wire = resolved.wire.spec
+    if wire.joint:
+        raise ScenarioError(
+            f"wire {wire.set_name} has several senders, which no benchmark measures yet.",
+            hint="Measure a wire with one sender.",
+        )
     largest = max(*plan.batch_sizes, plan.length_batch, 1)
     task = task_of(resolved, plan)
     # A message is one batch, whatever else waits: a figure for 16 rows is one of 16 rows.

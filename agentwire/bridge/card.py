@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -64,6 +65,31 @@ class CardTraining(CardPart):
     date: str
 
 
+class CardJoint(CardPart):
+    """Of a bridge that was trained together with others: what the set is. Alone it means nothing.
+
+    Attributes:
+        name: of the set.
+        place: of this one's soft tokens among those of all, from 1.
+        senders: the models that the set reads, in that order.
+        parts: fingerprints of all its bridges, in that order.
+        prompts: what the set was trained for.
+        reads: what each sender read of a text (``scenario.schema.WireSpec.reads``).
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=128)]
+    place: Annotated[int, Field(ge=1, le=16)]
+    senders: tuple[str, ...] = Field(min_length=2, max_length=16)
+    parts: tuple[Sha256, ...] = Field(min_length=2, max_length=16)
+    prompts: tuple[Prompt, ...] = Field(min_length=1, max_length=256)
+    reads: Literal["whole", "share"] = "whole"
+
+
+def part_prompt(name: str, place: int) -> str:
+    """The only prompt that one bridge of a set knows: none, so that nobody asks it alone."""
+    return hashlib.sha256(f"bridge {place} of {name}, never alone".encode()).hexdigest()
+
+
 class BridgeCard(CardPart):
     """card.yaml. ``weights_sha256`` is the bridge's fingerprint on the wire."""
 
@@ -82,6 +108,7 @@ class BridgeCard(CardPart):
     prompts: tuple[Prompt, ...] = Field(min_length=1, max_length=256)
     training: CardTraining
     weights_sha256: Sha256
+    joint: CardJoint | None = None
 
     @model_validator(mode="after")
     def _is_consistent(self) -> BridgeCard:
@@ -91,6 +118,12 @@ class BridgeCard(CardPart):
             raise ValueError(f"{self.heads} heads do not divide the inner width {self.hidden}")
         if not 0 < self.rms_range[0] < self.rms_range[1]:
             raise ValueError("rms_range must be two rising positive numbers")
+        if self.joint is not None:
+            place, parts = self.joint.place, self.joint.parts
+            if place > len(parts) or parts[place - 1] != self.weights_sha256:
+                raise ValueError("joint.parts does not name these weights at their place")
+            if self.prompts != (part_prompt(self.joint.name, place),):
+                raise ValueError("a bridge of a set knows no prompt alone")
         return self
 
     @property
@@ -142,8 +175,12 @@ def read_card(folder: Path) -> BridgeCard:
 
 def write_card(folder: Path, card: BridgeCard) -> None:
     """Writes card.yaml, keys in the order of the class."""
+    without = {"joint"} if card.joint is None else None
     text = yaml.safe_dump(
-        card.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100
+        card.model_dump(mode="json", exclude=without),
+        sort_keys=False,
+        allow_unicode=True,
+        width=100,
     )
     (folder / CARD_FILE).write_text(text, encoding="utf-8")
 

@@ -47,8 +47,9 @@ def schedule(labels: Tensor, recipe: TrainSpec, device: torch.device) -> Tensor:
 def weight_groups(module: nn.Module, recipe: TrainSpec) -> list[dict[str, object]]:
     """Weight decay for matrices only: not for biases, norms and latent queries."""
     named = list(module.named_parameters())
-    matrices = [p for name, p in named if p.ndim == 2 and name != "latents"]
-    others = [p for name, p in named if not (p.ndim == 2 and name != "latents")]
+    latents = {name for name, _ in named if name.rpartition(".")[2] == "latents"}
+    matrices = [p for name, p in named if p.ndim == 2 and name not in latents]
+    others = [p for name, p in named if p.ndim != 2 or name in latents]
     return [
         {"params": matrices, "weight_decay": recipe.weight_decay},
         {"params": others, "weight_decay": 0.0},

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agentwire.bridge.diversity import diversity_loss
+from agentwire.bridge.joint import JointBridge
 from agentwire.bridge.resampler import Resampler
-from agentwire.bridge.states import StateCache
+from agentwire.bridge.states import States
 from agentwire.scenario.schema import TrainSpec
 
 LogitsFromSoft = Callable[[Tensor], Tensor]
@@ -92,13 +93,13 @@ class Part:
 
     Attributes:
         logits: the frozen receiver, asked this task's question.
-        cache: training states, for each member (it may read another layer).
+        cache: training states, for each member (it may read another layer, or several senders).
         held_out: held-out states, for each member.
     """
 
     logits: LogitsFromSoft
-    cache: Sequence[StateCache]
-    held_out: Sequence[StateCache]
+    cache: Sequence[States]
+    held_out: Sequence[States]
 
 
 def drop_tokens(mask: Tensor, rate: float) -> Tensor:
@@ -118,7 +119,10 @@ class BridgeProblem:
     """
 
     def __init__(
-        self, modules: Sequence[Resampler], parts: Sequence[Part], recipes: Sequence[TrainSpec]
+        self,
+        modules: Sequence[Resampler | JointBridge],
+        parts: Sequence[Part],
+        recipes: Sequence[TrainSpec],
     ) -> None:
         self.modules: Sequence[nn.Module] = list(modules)
         self.parts = list(parts)
@@ -147,9 +151,12 @@ class BridgeProblem:
         static = self.device.type == "cuda"
         width = self._longest[p][member] if static else int(cache.lengths[rows].max())
         states, mask = cache.gather(rows, width)
+        rate = self.recipes[member].token_dropout
         with self.draws[member]():
-            if self.recipes[member].token_dropout:
-                mask = drop_tokens(mask, self.recipes[member].token_dropout)
+            if rate and isinstance(mask, tuple):  # of several senders
+                mask = tuple(drop_tokens(part, rate) for part in mask)
+            elif rate:
+                mask = drop_tokens(mask, rate)
             soft: Tensor = self.modules[member](states, mask)
         return soft
 
@@ -175,7 +182,7 @@ class BridgeProblem:
         ]
 
 
-def _by_soft_tokens(modules: Sequence[Resampler]) -> list[list[int]]:
+def _by_soft_tokens(modules: Sequence[Resampler | JointBridge]) -> list[list[int]]:
     """Members whose soft tokens can stand in one batch: those with the same M."""
     groups: dict[int, list[int]] = {}
     for index, module in enumerate(modules):
@@ -187,7 +194,7 @@ def held_out_scores(
     modules: Sequence[nn.Module],
     groups: Sequence[Sequence[int]],
     logits: LogitsFromSoft,
-    caches: Sequence[StateCache],
+    caches: Sequence[States],
     batch_rows: int = EVALUATED_ROWS,
 ) -> list[tuple[float, float]]:
     """Mean cross-entropy and accuracy of each module; payloads rounded to fp16, as they ship."""
@@ -207,7 +214,7 @@ def held_out_scores(
 def scores_of(
     modules: Sequence[nn.Module],
     logits: LogitsFromSoft,
-    caches: Sequence[StateCache],
+    caches: Sequence[States],
     batch_rows: int = EVALUATED_ROWS,
 ) -> list[Tensor]:
     """Label logits [n, L] of all rows of each cache, for bridges with the same M.

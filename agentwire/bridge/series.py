@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 
-from agentwire.bridge.states import StateCache
+from agentwire.bridge.joint import JointStates
+from agentwire.bridge.states import StateCache, States
 from agentwire.config import Config
 from agentwire.errors import DataError
 from agentwire.scenario.schema import DataChoice
@@ -19,20 +21,22 @@ from agentwire.task.datasets import Dataset, load_rows
 from agentwire.task.definitions import definitions, load_definition
 from agentwire.wire.messages import TaskSpec
 
+S = TypeVar("S", StateCache, JointStates)
+
 
 @dataclass(frozen=True, slots=True)
 class TaskPart:
     """One task of a training: its question, and the states with its labels."""
 
     task: TaskSpec
-    cache: StateCache
-    held_out: StateCache
+    cache: States
+    held_out: States
 
 
 def task_parts(
     data: DataChoice,
     rows: tuple[Dataset, Dataset],
-    caches: tuple[StateCache, StateCache],
+    caches: tuple[S, S],
     config: Config,
 ) -> list[TaskPart]:
     """The tasks that a bridge for ``data`` is trained on: its own, or all of its series.
@@ -63,7 +67,7 @@ def task_parts(
     return parts
 
 
-def _with_labels(cache: StateCache, rows: Dataset, labels: dict[str, int], name: str) -> StateCache:
+def _with_labels(cache: S, rows: Dataset, labels: dict[str, int], name: str) -> S:
     missing = next((row.text for row in rows.rows if row.text not in labels), None)
     if missing is not None:
         raise DataError(

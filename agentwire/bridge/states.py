@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -84,6 +85,21 @@ class StateCache:
         std = (square / tokens - mean.pow(2)).clamp_(min=0).sqrt()
         std = std.clamp(min=1e-3 * float(std.median()))
         return mean.float(), std.float()
+
+
+class States(Protocol):
+    """What a training needs of its rows' states: of one sender (StateCache), or of several."""
+
+    @property
+    def flat(self) -> Tensor: ...
+    @property
+    def lengths(self) -> Tensor: ...
+    @property
+    def labels(self) -> Tensor: ...
+    @property
+    def longest(self) -> int: ...
+    def __len__(self) -> int: ...
+    def gather(self, rows: Tensor, width: int) -> tuple[Any, Any]: ...
 
 
 @torch.no_grad()

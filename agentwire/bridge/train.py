@@ -62,13 +62,17 @@ def train_scenario(
         plot: file for a picture of the loss.
 
     Returns:
-        the bridge's folder.
+        the bridge's folder; of a wire that several senders share, the first one's.
 
     Raises:
         ScenarioError: the scenario has no task, or its sender has no layer.
         DataError: the rows cannot be had, or are the very rows that are scored.
         ModelError, DeviceError, BridgeError: see the called functions.
     """
+    if resolved.wire.spec.joint:
+        from agentwire.bridge.train_joint import train_joint
+
+        return train_joint(resolved, out=out, progress=progress, config=config, plot=plot)[0]
     plots = {resolved.wire.bridge: plot} if plot is not None else {}
     (folder,) = train_scenarios([resolved], out=out, progress=progress, config=config, plots=plots)
     return folder
@@ -141,6 +145,18 @@ def _order(resolved: Resolved, config: Config) -> _Order:
     Raises:
         ScenarioError, DataError: it cannot be trained.
     """
+    data = check_trainable(resolved)
+    layer = layer_of(resolved, resolved.wire.spec.sender)
+    rows, held_out = training_rows(data, resolved.scenario.train, config)
+    return _Order(resolved, data, layer, rows, held_out)
+
+
+def check_trainable(resolved: Resolved) -> DataChoice:
+    """What a scenario's bridges train on.
+
+    Raises:
+        ScenarioError, DataError: there is nothing that they could learn from.
+    """
     if resolved.data is None:
         raise ScenarioError(
             "the scenario has no `task:`, so there is nothing to train for.",
@@ -152,15 +168,22 @@ def _order(resolved: Resolved, config: Config) -> _Order:
             hint="Set `weights: pretrained`; `python bench/train_step.py` times the steps.",
         )
     refuse_scored_rows(resolved.data)
-    sender = resolved.wire.spec.sender
+    return resolved.data
+
+
+def layer_of(resolved: Resolved, sender: str) -> int:
+    """After how many of its layers a sender is read.
+
+    Raises:
+        ScenarioError: nothing says so.
+    """
     layer = resolved.choices[sender].layer
     if layer is None:
         raise ScenarioError(
             f"the agent {sender} sends but has no `layer`.",
             hint="Say after how many of its layers the bridge reads, e.g. `layer: 16`.",
         )
-    rows, held_out = training_rows(resolved.data, resolved.scenario.train, config)
-    return _Order(resolved, resolved.data, layer, rows, held_out)
+    return layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,14 +286,14 @@ class _Session:
 
         cache, held_out = part(order.rows), part(order.held_out)
         torch.manual_seed(order.recipe.seed)
-        module = _new_bridge(cache, self.receiver, self.sender, order.soft_tokens, order.recipe)
+        module = new_bridge(cache, self.receiver, self.sender, order.soft_tokens, order.recipe)
         parts = task_parts(order.data, (order.rows, order.held_out), (cache, held_out), self.config)
         return _Member(order, module, parts)
 
     def _train(self, members: Sequence[_Member], numbers: Sequence[int]) -> list[BridgeError]:
         """Trains bridges side by side and writes each; why some could not be."""
         orders = [member.order for member in members]
-        checkpoint = _checkpoint(self.config, orders[0].bridge, self._identity(members))
+        checkpoint = checkpoint_of(self.config, orders[0].bridge, self._identity(members))
         report = Report(
             self.progress, len(members), orders[0].recipe.steps, numbers[0], len(self.orders)
         )
@@ -350,7 +373,7 @@ def side_by_side(batch_sizes: Sequence[int], most: int) -> list[list[int]]:
     return groups
 
 
-def _checkpoint(config: Config, bridge: str, identity: Sequence[object]) -> Checkpoint:
+def checkpoint_of(config: Config, bridge: str, identity: Sequence[object]) -> Checkpoint:
     """Named by everything that the training depends on, so that two never share one."""
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return Checkpoint(config.home / "training" / f"{bridge}-{digest[:16]}.safetensors", digest)
@@ -386,7 +409,7 @@ def _stage(progress: Progress, begin: float) -> Progress:
     return lambda stage, fraction: progress(f"loading: {stage}", begin + 0.03 * fraction)
 
 
-def _new_bridge(
+def new_bridge(
     cache: StateCache,
     receiver: TransformersBackend,
     sender: ModelIdentity,
@@ -420,13 +443,20 @@ def _trained(
     recipes = [member.order.recipe for member in members]
     parts = [
         Part(
-            _asked(receiver, same[0].task),
+            asked(receiver, same[0].task),
             [part.cache for part in same],
             [part.held_out for part in same],
         )
         for same in zip(*(member.parts for member in members), strict=True)
     ]
     problem = BridgeProblem([member.module for member in members], parts, recipes)
+    return learned(problem, recipes, report, checkpoint)
+
+
+def learned(
+    problem: BridgeProblem, recipes: Sequence[TrainSpec], report: Report, checkpoint: Checkpoint
+) -> list[trainer.Trained | BridgeError]:
+    """Trains, and tells how it goes."""
     # What is trained stays float32; its matrix products may take the tensor cores' TF32.
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
@@ -438,7 +468,7 @@ def _trained(
         torch.set_float32_matmul_precision(before)
 
 
-def _asked(receiver: TransformersBackend, task: TaskSpec) -> LogitsFromSoft:
+def asked(receiver: TransformersBackend, task: TaskSpec) -> LogitsFromSoft:
     """The receiver, asked a task's question."""
     receiver.prepare(task)
     return lambda soft: receiver.logits_from_soft(soft, task)

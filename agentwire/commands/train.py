@@ -47,6 +47,17 @@ def train(
         print_json({"bridge": folder.name, "folder": str(folder)})
     else:
         stdout().print(f"trained [bold]{folder.name}[/bold], written to {folder}/")
+        for other in others_of(folder):
+            stdout().print(f"and with it [bold]{other.name}[/bold], written to {other}/")
+
+
+def others_of(folder: Path) -> list[Path]:
+    """The folders of the bridges that were trained together with this one."""
+    from agentwire.bridge.card import read_card
+
+    joint = read_card(folder).joint
+    count = len(joint.parts) if joint is not None else 1
+    return [folder.with_suffix(f".{place}") for place in range(2, count + 1)]
 
 
 def train_bridge(

@@ -45,6 +45,8 @@ class Catalog:
         self._created = created
         self._targets: dict[str, Target] = {name: Target(name, name) for name in wiring.agents}
         for name, wire in wiring.wires.items():
+            if wire.joint:
+                continue  # its soft tokens mean something beside the others' alone
             self._targets[name] = Target(name, wire.receiver, wire.sender)
             kept = Target(name + KEEP, wire.receiver, wire.sender, keeps=True)
             self._targets[name + KEEP] = kept

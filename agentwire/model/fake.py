@@ -40,6 +40,11 @@ def fingerprint(model: str) -> str:
     return hashlib.sha256(f"fake model {model}".encode()).hexdigest()
 
 
+def bridge_fingerprint(sender: str, folder: str) -> str:
+    """Fingerprint of the fake bridge ``folder`` of the fake model ``sender``."""
+    return hashlib.sha256(f"{sender} {folder}".encode()).hexdigest()
+
+
 def text_hash(text: str) -> int:
     """The 32 bits that an answer depends on."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
@@ -56,6 +61,17 @@ def label_scores(digest: int, labels: int) -> npt.NDArray[np.float32]:
 def answer(text: str, labels: Sequence[str]) -> str:
     """The label that every fake model answers for ``text``."""
     return labels[int(label_scores(text_hash(text), len(labels)).argmax())]
+
+
+def joint_answer(texts: Sequence[str], labels: Sequence[str]) -> str:
+    """What a fake model answers to the soft tokens of several texts, in this order."""
+    digest = _combined([text_hash(text) for text in texts])
+    return labels[int(label_scores(digest, len(labels)).argmax())]
+
+
+def _combined(digests: Sequence[int]) -> int:
+    """The hash of one text, or one that depends on all and on their order."""
+    return digests[0] if len(digests) == 1 else text_hash(" ".join(map(str, digests)))
 
 
 class OutOfMemoryError(RuntimeError):
@@ -125,7 +141,7 @@ class FakeBackend:
         _, receiver, *prompts = name.split(":")
         return BridgeIdentity(
             name=f"{self._identity.name}--{receiver}",
-            fingerprint=hashlib.sha256(f"{self._identity.name} {name}".encode()).hexdigest(),
+            fingerprint=bridge_fingerprint(self._identity.name, name),
             sender=self._identity.fingerprint,
             receiver=fingerprint(receiver),
             layer=max(1, self._identity.layers // 2),
@@ -263,10 +279,11 @@ class FakeBackend:
 
 
 def _digests(payload: npt.NDArray[np.float16]) -> list[int]:
-    """The hashes that the signs of n payloads carry."""
-    signs = payload.reshape(len(payload), -1)[:, :HASH_BITS] < 0
+    """The hashes that the signs of n payloads carry; each may be of several texts."""
+    texts = max(1, payload.shape[1] // SOFT_TOKENS)
+    signs = payload.reshape(len(payload), texts, -1)[:, :, :HASH_BITS] < 0
     weights = 1 << np.arange(HASH_BITS, dtype=np.uint64)
-    return [int(digest) for digest in (signs * weights).sum(axis=1)]
+    return [_combined([int(d) for d in row]) for row in (signs * weights).sum(axis=2)]
 
 
 def _crash() -> None:

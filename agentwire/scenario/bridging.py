@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from agentwire.bridge.card import CARD_FILE, WEIGHTS_FILE, BridgeCard
+from agentwire.bridge.card import CARD_FILE, WEIGHTS_FILE, BridgeCard, part_prompt
 from agentwire.errors import BridgeError, DataError, MissingBridge
 from agentwire.model import shapes
 from agentwire.model.fake import BRIDGE_PREFIX
@@ -35,17 +35,26 @@ def slug(model: str) -> str:
 def bridge_name(wire: WireSpec, choices: Mapping[str, ModelChoice], data: DataChoice | None) -> str:
     """The bridge's folder name: as written, or for ``auto`` by what really runs.
 
+    Where several senders share a wire, each one's bridge has the set's name and its place.
+
     Raises:
         BridgeError: the written name is not the name of a folder.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", wire.bridge):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", wire.bridge):
         raise BridgeError(
             f"wire {wire.name}: {wire.bridge!r} is not the name of a bridge folder.",
             hint="Give the folder's name only; `agentwire bridges list` shows those here.",
         )
+    name = set_name(wire, choices, data)
+    return f"{name}.{wire.place}" if wire.joint else name
+
+
+def set_name(wire: WireSpec, choices: Mapping[str, ModelChoice], data: DataChoice | None) -> str:
+    """Name of the wire's bridge, or of the set of bridges where several senders share it."""
     if not wire.auto_bridge:
         return wire.bridge
-    parts = [slug(choices[wire.sender].model), slug(choices[wire.receiver].model)]
+    senders = [slug(choices[sender].model) for sender in wire.joint or (wire.sender,)]
+    parts = ["+".join(senders), slug(choices[wire.receiver].model)]
     if data is not None:
         parts.append(slug(load_definition(data.dataset).series or data.dataset))
     return "--".join(parts) + wire.bridge.removeprefix("auto")
@@ -57,7 +66,10 @@ def fake_bridge(wire: WireSpec, choices: Mapping[str, ModelChoice]) -> str | Non
         return None
     if wire.bridge.startswith(BRIDGE_PREFIX):
         return wire.bridge
-    return f"{BRIDGE_PREFIX}{choices[wire.receiver].model}" if wire.auto_bridge else None
+    if not wire.auto_bridge:
+        return None
+    name = f"{BRIDGE_PREFIX}{choices[wire.receiver].model}"
+    return f"{name}:{part_prompt(wire.set_name, wire.place)}" if wire.joint else name
 
 
 def random_bridge(wire: WireSpec, choices: Mapping[str, ModelChoice]) -> str | None:
@@ -69,6 +81,11 @@ def random_bridge(wire: WireSpec, choices: Mapping[str, ModelChoice]) -> str | N
     ends = [choices[wire.sender], choices[wire.receiver]]
     if all(end.weights != "random" for end in ends):
         return None
+    if wire.joint:
+        raise BridgeError(
+            f"wire {wire.set_name}: a set of bridges cannot have random weights.",
+            hint="Set `weights: pretrained`, or give the wire one sender.",
+        )
     sender, receiver = ends
     if sender.weights != receiver.weights:
         raise BridgeError(
@@ -113,6 +130,12 @@ def list_bridges(folders: Sequence[Path]) -> list[Path]:
 def missing_bridge(wire: WireSpec, name: str, source: Path | None) -> MissingBridge:
     """The error for a bridge that is nowhere, naming the command that makes it."""
     command = f"agentwire train {source}" if source else "agentwire train <scenario>"
+    if wire.joint:
+        return MissingBridge(
+            f"wire {wire.set_name}: the bridge {name!r} of {wire.sender} is not here, and soft "
+            "tokens of several senders are read together only if their bridges were trained so.",
+            hint=f"Train the set with `{command}`, or add --train to train it first.",
+        )
     return MissingBridge(
         f"wire {wire.name}: there is no bridge {name!r} here.",
         hint=f"Train it with `{command}`, or add --train to train it first.",
@@ -146,6 +169,7 @@ def check_card(
                 f"{made_for.model} ({made_for.fingerprint[:12]}), but {end} runs {runs}{shown}.",
                 hint=RETRAIN,
             )
+    _check_joint(card, wire)
     layer = choices[wire.sender].layer
     if layer is not None and card.layer != layer:
         raise BridgeError(
@@ -159,6 +183,44 @@ def check_card(
             f"but the wire says {wire.soft_tokens}.",
             hint=RETRAIN,
         )
+
+
+def _check_joint(card: BridgeCard, wire: WireSpec) -> None:
+    joint = card.joint
+    if joint is None and not wire.joint:
+        return
+    problem = ""
+    if joint is None:
+        problem = f"the bridge {card.name} was trained alone, for one sender"
+    elif not wire.joint:
+        problem = (
+            f"the bridge {card.name} is one of a set for {len(joint.parts)} senders, and means "
+            "nothing alone"
+        )
+    elif (joint.place, len(joint.parts)) != (wire.place, len(wire.joint)):
+        problem = (
+            f"the bridge {card.name} was trained to stand at place {joint.place} of "
+            f"{len(joint.parts)}, not {wire.place} of {len(wire.joint)}"
+        )
+    elif joint.reads != wire.reads:
+        problem = f"the bridge {card.name} was trained with `reads: {joint.reads}`"
+    if problem:
+        raise BridgeError(f"wire {wire.set_name}: {problem}.", hint=RETRAIN)
+
+
+def check_set(wires: Sequence[WireSpec], cards: Sequence[BridgeCard]) -> None:
+    """Refuses bridges of different trainings for a wire that several senders share.
+
+    Raises:
+        BridgeError: they were not trained together.
+    """
+    for card in cards:  # none: fake ones, or none are here
+        if card.joint is None or card.joint.parts != tuple(c.weights_sha256 for c in cards):
+            raise BridgeError(
+                f"wire {wires[0].set_name}: the bridges {', '.join(c.name for c in cards)} are not "
+                "of one training.",
+                hint=RETRAIN,
+            )
 
 
 def check_data(card: BridgeCard, wire: WireSpec, data: DataChoice | None) -> None:

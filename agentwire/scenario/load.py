@@ -141,7 +141,7 @@ def _is_local(model: Any) -> bool:
 
 
 def _spread_wires(data: dict[str, Any], origins: dict[Location, Origin]) -> None:
-    """Makes one wire for each receiver of ``to: [a, b]``, where lines can still be named."""
+    """Makes one wire for each end of ``to: [a, b]``, where lines can still be named."""
     wires = data.get("wires")
     if not isinstance(wires, list):
         return

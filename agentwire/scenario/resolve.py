@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from agentwire.agent.spec import AgentSpec, OutgoingBridge
-from agentwire.bridge.card import BridgeCard, read_card
+from agentwire.agent.spec import AgentSpec, JointBridges, OutgoingBridge
+from agentwire.bridge.card import ANY_PROMPT, BridgeCard, read_card
 from agentwire.errors import BridgeError
+from agentwire.model.fake import bridge_fingerprint
 from agentwire.scenario.bridging import (
     bridge_name,
     check_card,
     check_data,
+    check_set,
     check_weights,
     fake_bridge,
     find_bridge,
@@ -85,6 +87,13 @@ class Resolved:
     def wire(self) -> ResolvedWire:
         """The first wire: the one that a task runs over."""
         return next(iter(self.wires.values()))
+
+    @property
+    def parts(self) -> tuple[ResolvedWire, ...]:
+        """That wire from each of its senders, in the order in which the receiver reads them."""
+        spec = self.wire.spec
+        senders = spec.joint or (spec.sender,)
+        return tuple(self.wires[f"{sender}->{spec.receiver}"] for sender in senders)
 
     @property
     def on_cpu(self) -> bool:
@@ -260,8 +269,15 @@ def _specs(
             place=choice.place,
             bridges=outgoing,
             incoming=tuple(w for w, r in wires.items() if r.spec.receiver == name),
+            joint=joint_bridges([r for r in wires.values() if r.spec.receiver == name], choices),
             soft_tokens=tuple(
-                sorted({r.spec.soft_tokens for r in wires.values() if r.spec.receiver == name})
+                sorted(
+                    {
+                        r.spec.soft_tokens * max(1, len(r.spec.joint))
+                        for r in wires.values()
+                        if r.spec.receiver == name
+                    }
+                )
             ),
             fallback={w: r.spec.fallback for w, r in wires.items() if r.spec.sender == name},
         )
@@ -334,4 +350,41 @@ def _join(
             wires[wire.name] = ResolvedWire(wire, name, None, None)
             continue
         wires[wire.name] = ResolvedWire(wire, name, folder, card)
+    for group in _sets(wires.values()):
+        cards = [wire.card for wire in group if wire.card is not None]
+        try:
+            check_set([wire.spec for wire in group], cards)
+        except BridgeError:
+            if any(wire.spec.name in required for wire in group):
+                raise
+            wires |= {w.spec.name: ResolvedWire(w.spec, w.bridge, None, None) for w in group}
     return wires
+
+
+def _sets(wires: Iterable[ResolvedWire]) -> list[list[ResolvedWire]]:
+    """Wires that are read together, in the order in which they are."""
+    groups: dict[str, list[ResolvedWire]] = {}
+    for wire in sorted((w for w in wires if w.spec.joint), key=lambda w: w.spec.place):
+        groups.setdefault(wire.spec.set_name, []).append(wire)
+    return list(groups.values())
+
+
+def joint_bridges(
+    wires: Iterable[ResolvedWire], choices: Mapping[str, ModelChoice]
+) -> tuple[JointBridges, ...]:
+    """The sets of bridges that a receiver reads together, as far as all of a set are here."""
+    found: list[JointBridges] = []
+    for group in _sets(wires):
+        cards = [wire.card for wire in group]
+        name = group[0].spec.set_name
+        if all(card is not None and card.joint is not None for card in cards):
+            joints = [card.joint for card in cards if card is not None and card.joint is not None]
+            found.append(
+                JointBridges(name=name, bridges=joints[0].parts, prompts=joints[0].prompts)
+            )
+        elif all(choices[wire.spec.sender].backend == "fake" for wire in group):
+            bridges = tuple(
+                bridge_fingerprint(choices[wire.spec.sender].model, wire.bridge) for wire in group
+            )
+            found.append(JointBridges(name=name, bridges=bridges, prompts=(ANY_PROMPT,)))
+    return tuple(found)

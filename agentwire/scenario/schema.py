@@ -99,6 +99,10 @@ class WireSpec(Strict):
         fallback: where soft tokens cannot be had: relay as ``text``, or end in an ``error``.
         when_down: where the sender is gone for good (its restart budget is spent): end in an
             ``error`` at once, or hand the ``text`` itself to the receiver.
+        joint: of a wire that several senders share (``from: [a, b]``), all of them, in the order in
+            which the receiver reads their soft tokens.
+        reads: of such a wire, what each sender reads of a text: all of it, or its ``share``, which
+            is as many words as the others', one after the other.
     """
 
     sender: Name = Field(alias="from")
@@ -107,6 +111,28 @@ class WireSpec(Strict):
     soft_tokens: Annotated[int, Field(ge=1, le=512)] = 8
     fallback: Literal["text", "error"] = "text"
     when_down: Literal["text", "error"] = "error"
+    joint: tuple[Name, ...] = ()
+    reads: Literal["whole", "share"] = "whole"
+
+    @model_validator(mode="after")
+    def _joins_several(self) -> WireSpec:
+        if self.joint and (len({*self.joint}) != len(self.joint) or len(self.joint) < 2):
+            raise ValueError("`from: [...]` takes two senders or more, each once")
+        if self.joint and self.sender not in self.joint:
+            raise ValueError(f"{self.sender} is not among {', '.join(self.joint)}")
+        if self.reads != "whole" and not self.joint:
+            raise ValueError("`reads` is of a wire with several senders (`from: [a, b]`)")
+        return self
+
+    @property
+    def place(self) -> int:
+        """Where its soft tokens stand among those that are read together, from 1."""
+        return self.joint.index(self.sender) + 1 if self.joint else 1
+
+    @property
+    def set_name(self) -> str:
+        """Name of the whole wire, where several senders share it: ``a+b->c``."""
+        return f"{'+'.join(self.joint or (self.sender,))}->{self.receiver}"
 
     @property
     def auto_bridge(self) -> bool:
@@ -120,10 +146,19 @@ class WireSpec(Strict):
 
 
 def fanned(wire: Any) -> list[Any]:
-    """The wires that one entry of ``wires:`` stands for: ``to: [a, b]`` is a wire to each."""
-    if not isinstance(wire, dict) or not isinstance(wire.get("to"), list):
+    """The wires that one entry of ``wires:`` stands for.
+
+    ``to: [a, b]`` is a wire to each, ``from: [a, b]`` one from each, whose soft tokens are read
+    together.
+    """
+    if not isinstance(wire, dict):
         return [wire]
-    return [{**wire, "to": receiver} for receiver in wire["to"]] or [wire]
+    senders, receivers = wire.get("from"), wire.get("to")
+    if isinstance(receivers, list) and not isinstance(senders, list):
+        return [{**wire, "to": receiver} for receiver in receivers] or [wire]
+    if isinstance(senders, list) and not isinstance(receivers, list):
+        return [{**wire, "from": sender, "joint": senders} for sender in senders] or [wire]
+    return [wire]
 
 
 class DataChoice(Strict):
@@ -387,6 +422,8 @@ class Scenario(Strict):
             return self
         if self.task is None:
             raise ValueError("a matrix needs a `task:` to score")
+        if any(wire.joint for wire in self.wires):
+            raise ValueError("a matrix cannot vary a wire with several senders")
         names = [wire.name for wire in self.wires]
         for wire in self.matrix.wires:
             if wire not in names:
@@ -409,4 +446,9 @@ class Scenario(Strict):
             if wire.name in seen:
                 raise ValueError(f"wire {wire.name} is defined twice")
             seen.add(wire.name)
+        for wire in self.wires:
+            for sender in wire.joint:
+                others = [w.joint for w in self.wires if w.name == f"{sender}->{wire.receiver}"]
+                if others != [wire.joint]:
+                    raise ValueError(f"wire {wire.set_name} has no part from {sender}")
         return self

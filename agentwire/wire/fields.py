@@ -286,7 +286,7 @@ TASK: Mapping[str, Check] = {
     "relay": record(m.RelaySpec, RELAY),
     "max_new_tokens": integer(0, "new_tokens"),
     "decoding": record(m.Decoding, DECODING),
-    "form": member("text", "plain", "chat"),
+    "form": member("text", "plain", "chat", "kept"),
 }
 
 Body: TypeAlias = Literal["none", "model", "task", "bridge", "texts", "payload", "answers"]

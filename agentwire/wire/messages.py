@@ -206,7 +206,9 @@ class TaskSpec:
         decoding: how free text is generated.
         form: what a text is where the model reads it itself: ``text``, put into ``text_prompt``
             and into the model's chat template if it has one; ``plain``, the same without the
-            template; ``chat``, a JSON array of ``{"role", "content"}``, rendered in the template.
+            template; ``chat``, a JSON array of ``{"role", "content"}``, rendered in the template;
+            ``kept``, the hex ids of payloads that the agent holds, in the order in which it reads
+            them.
     """
 
     name: str
@@ -216,7 +218,12 @@ class TaskSpec:
     relay: RelaySpec = field(default_factory=RelaySpec)
     max_new_tokens: int = 0
     decoding: Decoding = field(default_factory=Decoding)
-    form: Literal["text", "plain", "chat"] = "text"
+    form: Literal["text", "plain", "chat", "kept"] = "text"
+
+    @property
+    def asks_nothing(self) -> bool:
+        """Whether soft tokens of it are only held, for a question that comes later."""
+        return not self.labels and not self.max_new_tokens
 
     def _digest(self, value: object) -> str:
         text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

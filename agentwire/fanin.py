@@ -1,0 +1,171 @@
+"""Fan-in: several senders, one receiver that reads the soft tokens of all of them together.
+
+Each sender's payload goes to the receiver and is held there (a task that asks nothing); then the
+receiver is asked about what it holds, in the declared order. It does so only for bridges that were
+trained together (``agent.joint``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol
+
+from agentwire.errors import NackCode, RequestError, ScenarioError
+from agentwire.outcomes import Outcome
+from agentwire.question import KEEP, Question, WireQuestion, check_deadline
+from agentwire.reply import Reply
+from agentwire.scenario.schema import WireSpec
+from agentwire.wire.messages import Channel, TaskSpec, direct_wire
+from agentwire.wiring import Wiring
+
+READS: Final = 3
+"""How often the senders read, where the receiver dies before it was asked about what it held."""
+
+
+class Ask(Protocol):
+    """``Runtime._ask``."""
+
+    def __call__(
+        self,
+        wire: str,
+        texts: Sequence[str],
+        channel: Channel,
+        fallback: Any,
+        task: TaskSpec,
+        question: Question,
+        *,
+        via: Sequence[str] | None = None,
+    ) -> Awaitable[list[Outcome]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FanIn:
+    """Asks a receiver about rows of several texts, one for each sender.
+
+    Args:
+        ask: sends requests.
+        wiring: of the runtime.
+        parts: the wires from the senders, in the order in which they are read.
+        task: what is asked.
+    """
+
+    ask: Ask
+    wiring: Wiring
+    parts: Sequence[WireSpec]
+    task: TaskSpec
+
+    async def batch(self, rows: Sequence[Sequence[str]], question: WireQuestion) -> list[Outcome]:
+        """One outcome a row, in order.
+
+        Raises:
+            ScenarioError: a row has not one text for each sender.
+            BusClosed: the runtime is closed.
+        """
+        for row in rows:
+            if len(row) != len(self.parts):
+                raise ScenarioError(
+                    f"{len(row)} texts for {len(self.parts)} senders.",
+                    hint=f"Give one for each of {', '.join(p.sender for p in self.parts)}.",
+                )
+        loop = asyncio.get_running_loop()
+        end = loop.time() + check_deadline(question.get("deadline"), self.wiring.deadline_s)
+        outcomes: dict[int, Outcome] = {}
+        for _ in range(READS):
+            left = [i for i in range(len(rows)) if not _is_final(outcomes.get(i))]
+            if not left:
+                break
+            outcomes |= await self._once({i: rows[i] for i in left}, end)
+        return [outcomes[i] for i in range(len(rows))]
+
+    async def _once(self, rows: Mapping[int, Sequence[str]], end: float) -> dict[int, Outcome]:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        held = await self._hold(rows, end)
+        outcomes: dict[int, Outcome] = {}
+        ready: dict[int, list[Reply]] = {}
+        for i, parts in held.items():
+            error = next((note for note in parts if isinstance(note, RequestError)), None)
+            if error is not None:
+                outcomes[i] = error
+            else:
+                ready[i] = [note for note in parts if isinstance(note, Reply)]
+        if ready:
+            answers = await self._asked(
+                direct_wire(self.parts[0].receiver),
+                [" ".join(note.request_id for note in notes) for notes in ready.values()],
+                replace(self.task, form="kept"),
+                end,
+                via=[self._end_of(notes[0], 1) for notes in ready.values()],
+            )
+            ms = (loop.time() - begun) * 1000
+            for (i, notes), answer in zip(ready.items(), answers, strict=True):
+                outcomes[i] = answer
+                if isinstance(answer, Reply):
+                    outcomes[i] = self._together(notes, answer, ms)
+        return outcomes
+
+    async def _hold(
+        self, rows: Mapping[int, Sequence[str]], end: float
+    ) -> dict[int, list[Outcome]]:
+        """Lets every sender read, and one process of the receiver hold what they made."""
+
+        async def one(place: int, via: Sequence[str] | None) -> list[Outcome]:
+            texts = [row[place] for row in rows.values()]
+            return await self._asked(self.parts[place].name, texts, KEEP, end, via=via)
+
+        processes = self.wiring.processes_of(self.parts[0].receiver)
+        others = range(1, len(self.parts))
+        if len(processes) == 1:
+            parts = await asyncio.gather(*(one(place, None) for place in range(len(self.parts))))
+        else:  # where the first one's went, the others' must go
+            first = await one(0, None)
+            via = [self._end_of(o, 1) if isinstance(o, Reply) else "" for o in first]
+            parts = [first, *await asyncio.gather(*(one(place, via) for place in others))]
+        return {i: list(notes) for i, *notes in zip(rows, *parts, strict=True)}
+
+    async def _asked(
+        self,
+        wire: str,
+        texts: Sequence[str],
+        task: TaskSpec,
+        end: float,
+        *,
+        via: Sequence[str] | None,
+    ) -> list[Outcome]:
+        """As ``ask``, but what is not admitted is every row's outcome."""
+        left = max(1e-3, end - asyncio.get_running_loop().time())
+        question = Question(deadline=left)
+        try:
+            return await self.ask(wire, texts, Channel.SOFT, "error", task, question, via=via)
+        except RequestError as error:
+            return [error] * len(texts)
+
+    def _end_of(self, note: Reply, end: int) -> str:
+        """The process that a note's payload came from (0) or went to (1)."""
+        wire = next(p.name for p in self.parts if note.route in self.wiring.routes[p.name])
+        return self.wiring.routes[wire][note.route][end]
+
+    def _together(self, notes: Sequence[Reply], answer: Reply, ms: float) -> Reply:
+        """The answer, with what all of it took: its senders worked side by side."""
+        slowest = max(notes, key=lambda note: note.latency_ms)
+        stages = {k: v for k, v in slowest.stages.items() if k != "wire"}
+        for stage, spent in answer.stages.items():
+            if stage != "wire":
+                stages[stage] = stages.get(stage, 0.0) + spent
+        stages["wire"] = ms - sum(stages.values())
+        senders = "+".join(self._end_of(note, 0) for note in notes)
+        return replace(
+            answer,
+            stages=stages,
+            latency_ms=ms,
+            payload_bytes=sum(note.payload_bytes for note in notes),
+            route=f"{senders}->{self._end_of(notes[0], 1)}",
+        )
+
+
+def _is_final(outcome: Outcome | None) -> bool:
+    """What expired died with the receiver: it can be made again."""
+    expired = isinstance(outcome, RequestError) and outcome.code is NackCode.EXPIRED
+    return outcome is not None and not expired

@@ -1,0 +1,113 @@
+"""Payloads that a receiver holds, and is asked about together: a fake backend and a fake clock."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from test_agent_worker import TASK, Bench, ids, labels, receiver, soft
+from test_agent_worker import bridge as plain
+
+from agentwire.agent.spec import JointBridges
+from agentwire.errors import NackCode
+from agentwire.model.fake import joint_answer
+from agentwire.question import KEEP
+from agentwire.wire.messages import Channel, Define, Nack, Offer, Result, Row, Text, direct_wire
+
+OTHER = "second->receiver"
+SECOND = replace(plain(), fingerprint="ab" * 32)
+BOTH = (plain().fingerprint, SECOND.fingerprint)
+ASKED = replace(TASK, form="kept")
+
+
+def joint(*sets: tuple[str, ...], prompts: tuple[str, ...] = ("any",)) -> Bench:
+    """A receiver of two wires that reads these sets of bridges together."""
+    spec = tuple(JointBridges(name="set", bridges=one, prompts=prompts) for one in sets)
+    bench = receiver(incoming=("sender->receiver", OTHER), joint=spec)
+    bench.handle(Offer(OTHER, SECOND), Define(KEEP), Define(ASKED))
+    bench.sent.clear()
+    return bench
+
+
+def hold(bench: Bench, text: str, number: int, wire: str = "sender->receiver") -> bytes:
+    """The name under which a payload is held."""
+    fingerprint = BOTH[wire == OTHER]
+    bench.handle(soft([text], first=number, task=KEEP.task_id, wire=wire, bridge=fingerprint))
+    bench.run()
+    (note,) = bench.take(Result)
+    assert (note.texts, note.labels, note.channel) == (("",), 0, Channel.SOFT)
+    assert (note.payload_bytes, ids(note)) == (8 * 16 * 2, [number])
+    return note.rows[0].request_id
+
+
+def ask(*names: bytes, number: int = 9, **changes: Any) -> Text:
+    text = " ".join(name.hex() for name in names)
+    row = Row(number.to_bytes(16, "big"), size=len(text))
+    wire = direct_wire("receiver")
+    return replace(Text(wire, ASKED.task_id, (row,), (text,), origin="client"), **changes)
+
+
+def test_what_is_held_is_read_in_the_order_that_is_asked() -> None:
+    bench = joint(BOTH, BOTH[::-1])
+    first, second = hold(bench, "a plot", 1), hold(bench, "an actor", 2, OTHER)
+    cases = [((first, second), ["a plot", "an actor"]), ((second, first), ["an actor", "a plot"])]
+    for number, (names, texts) in enumerate(cases, 5):
+        bench.handle(ask(*names, number=number))
+        bench.run()
+        (result,) = bench.take(Result)
+        assert result.channel is Channel.SOFT and result.wire == "@receiver"
+        assert labels(result) == [joint_answer(texts, TASK.labels)]
+
+
+def test_an_order_that_no_bridges_were_trained_for_is_refused_in_words_that_help() -> None:
+    bench = joint(BOTH)
+    first, second = hold(bench, "a", 1), hold(bench, "b", 2, OTHER)
+    for names in ((second, first), (first, first), (first,)):
+        bench.handle(ask(*names))
+        bench.run()
+        (nack,) = bench.take(Nack)
+        assert nack.code is NackCode.BRIDGE_MISMATCH and "agentwire train" in nack.reason
+    assert not bench.take(Result)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "code"),
+    [(("ab" * 32,), NackCode.PROMPT_MISMATCH), ((TASK.prompt_hash,), None)],
+)
+def test_a_set_is_asked_what_it_was_trained_for(
+    prompts: tuple[str, ...], code: NackCode | None
+) -> None:
+    bench = joint(BOTH, prompts=prompts)
+    bench.handle(ask(hold(bench, "a", 1), hold(bench, "b", 2, OTHER)))
+    bench.run()
+    assert [nack.code for nack in bench.take(Nack)] == ([code] if code else [])
+    assert len(bench.take(Result)) == (code is None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"origin": "somebody"}, NackCode.EXPIRED),
+        ({"texts": ("ab" * 16,)}, NackCode.EXPIRED),
+        ({"texts": ("no hex",)}, NackCode.MALFORMED),
+        ({"texts": (" ".join(["ab" * 16] * 17),)}, NackCode.MALFORMED),
+    ],
+    ids=str,
+)
+def test_names_that_stand_for_nothing(changes: dict[str, Any], code: NackCode) -> None:
+    bench = joint(BOTH)
+    bench.handle(ask(hold(bench, "a", 1), hold(bench, "b", 2, OTHER), **changes))
+    bench.run()
+    (nack,) = bench.take(Nack)
+    assert (nack.code, ids(nack)) == (code, [9]) and not bench.take(Result)
+
+
+def test_rows_that_are_asked_together_share_a_batch_and_credit_comes_back() -> None:
+    bench = joint(BOTH)
+    names = [(hold(bench, f"a {n}", n), hold(bench, f"b {n}", 20 + n, OTHER)) for n in range(3)]
+    texts = tuple(f"{a.hex()} {b.hex()}" for a, b in names)
+    rows = tuple(Row((40 + n).to_bytes(16, "big"), size=len(t)) for n, t in enumerate(texts))
+    bench.handle(Text("@receiver", ASKED.task_id, rows, texts, origin="client"))
+    bench.run()
+    (result,) = bench.take(Result)
+    assert labels(result) == [joint_answer([f"a {n}", f"b {n}"], TASK.labels) for n in range(3)]
+    assert bench.worker.batch_sizes["soft"][3] == 1 and bench.worker.idle
