@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from agentwire.errors import InputError, RequestError
+from agentwire.errors import InputError, RequestError, ScenarioError
 from agentwire.ledger import Request
 from agentwire.outcomes import Outcome
 from agentwire.wire.messages import Channel, Mode, TaskSpec
@@ -148,3 +148,39 @@ def pick(letters: Collection[DeadLetter], ids: Collection[str]) -> list[DeadLett
         for letter in letters
         if letter.open and (not ids or any(letter.request_id.startswith(i) for i in ids))
     ]
+
+
+async def ask_again(
+    ask: Callable[..., Awaitable[list[Outcome]]],
+    wires: Collection[str],
+    letter: DeadLetter,
+    deadline: float | None,
+) -> Outcome:
+    """Asks a dead letter again, by its id.
+
+    Args:
+        ask: as ``Runtime`` asks.
+        wires: of the scenario, direct ones included.
+        deadline: seconds; None: the scenario's.
+
+    Raises:
+        ScenarioError: there is no such wire.
+    """
+    if letter.wire not in wires:
+        raise ScenarioError(
+            f"There is no wire {letter.wire} in this scenario.", hint=f"Wires: {', '.join(wires)}."
+        )
+    try:
+        (outcome,) = await ask(
+            letter.wire,
+            [letter.text],
+            letter.channel,
+            letter.fallback,
+            letter.task,
+            {} if deadline is None else {"deadline": deadline},
+            request_ids=[letter.request_id],
+            mode=letter.mode,
+        )
+    except RequestError as error:
+        return error
+    return outcome

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from agentwire.agent.lifecycle import AgentLimits
 from agentwire.agent.remote import Remote
-from agentwire.deadletters import DeadLetter
+from agentwire.deadletters import DeadLetter, ask_again
 from agentwire.dispatch import batches_of, in_order
-from agentwire.errors import AgentwireError, RequestError, ScenarioError
+from agentwire.errors import AgentwireError
 from agentwire.fanin import FanIn
 from agentwire.fanout import Receivers, fan_out
 from agentwire.host import Host
@@ -539,27 +539,7 @@ class Runtime:
             ScenarioError: this scenario has no such wire.
             BusClosed: the runtime is closed.
         """
-        wires = self._wiring.wires_of_agents
-        if letter.wire not in wires:
-            raise ScenarioError(
-                f"There is no wire {letter.wire} in this scenario.",
-                hint=f"Wires: {', '.join(wires)}.",
-            )
-        question: Question = {} if deadline is None else {"deadline": deadline}
-        try:
-            (outcome,) = await self._ask(
-                letter.wire,
-                [letter.text],
-                letter.channel,
-                letter.fallback,
-                letter.task,
-                question,
-                request_ids=[letter.request_id],
-                mode=letter.mode,
-            )
-        except RequestError as error:
-            return error
-        return outcome
+        return await ask_again(self._ask, self._wiring.wires_of_agents, letter, deadline)
 
     async def _ask(
         self,
