@@ -1,0 +1,67 @@
+"""Two readers, one judge: each reads one half of a review, the judge answers from both.
+
+    agentwire train examples/fan_in.yaml          # a set of two bridges, trained together
+    python examples/fan_in.py --rows 200
+
+Prints what each half is worth: the judge's accuracy with both halves, and with one of them taken from
+another review (chosen by --seed), so that only the other one is of any use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+from pathlib import Path
+
+import agentwire
+from agentwire.config import Config
+from agentwire.scenario.load import load_scenario
+from agentwire.scenario.resolve import resolve
+from agentwire.scenario.shares import shares
+from agentwire.task.datasets import load_rows
+from agentwire.task.definitions import load_definition
+from agentwire.task.metrics import wilson_interval
+
+SCENARIO = Path(__file__).with_name("fan_in.yaml")
+SENDERS = ["first", "second"]
+BATCH = 16
+
+
+async def main(rows: int, seed: int) -> None:
+    resolved = resolve(load_scenario(SCENARIO), source=SCENARIO)
+    data = resolved.data
+    assert data is not None
+    split = load_rows(data.dataset, data.split, config=Config.from_env(), path=data.path).rows
+    chosen = random.Random(seed).sample(split, min(rows, len(split)))
+    words = load_definition(data.dataset).label_words
+    halves = [shares(row.text, 2) for row in chosen]
+    others = halves[1:] + halves[:1]  # the next review's: the sample is in random order
+    inputs = {
+        "both halves": halves,
+        "first half alone": [[a, b] for (a, _), (_, b) in zip(halves, others, strict=True)],
+        "second half alone": [[a, b] for (_, b), (a, _) in zip(halves, others, strict=True)],
+    }
+    print(f"{len(chosen)} rows of {data.dataset} {data.split}, seed {seed}")
+    async with agentwire.open(SCENARIO) as wire:
+        for title, texts in inputs.items():
+            right = 0
+            for begin in range(0, len(texts), BATCH):
+                part = slice(begin, begin + BATCH)
+                outcomes = await wire.fan_in_batch(SENDERS, "judge", texts[part])
+                right += sum(
+                    isinstance(outcome, agentwire.Reply) and outcome.label == words[row.label]
+                    for row, outcome in zip(chosen[part], outcomes, strict=True)
+                )
+            low, high = wilson_interval(right, len(texts))
+            print(f"{title:<18} {right / len(texts):.3f}  [{low:.3f}, {high:.3f}]")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    asyncio.run(main(options.rows, options.seed))
