@@ -3,8 +3,8 @@
     agentwire train examples/fan_in.yaml          # a set of two bridges, trained together
     python examples/fan_in.py --rows 200
 
-Prints what each half is worth: the judge's accuracy with both halves, and with one of them taken from
-another review (chosen by --seed), so that only the other one is of any use.
+Prints what each half is worth: the judge's accuracy with both halves, and with one of them taken
+from another review (chosen by --seed), so that only the other one is of any use.
 """
 
 from __future__ import annotations

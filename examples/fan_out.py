@@ -2,8 +2,9 @@
 
     python examples/fan_out.py --texts 40
 
-The same is asked twice: by ``fan_out``, and by a ``send`` to each judge at the same time, for which the
-reader reads the text twice. Both in turns; the answers must be the same, the medians stand at the end.
+The same is asked twice: by ``fan_out``, and by a ``send`` to each judge at the same time, for which
+the reader reads the text twice. Both in turns; the answers must be the same, and the medians stand
+at the end.
 """
 
 from __future__ import annotations
