@@ -462,6 +462,7 @@ def _divert(requests: Iterable[Request], detour: str) -> None:
     for request in requests:
         request.wire, request.channel = detour, Channel.TEXT
         request.reason = NackCode.AGENT_DOWN.value
+        request.via = ""
 
 
 def _not_before(parcel: tuple[Request, ...]) -> float:

@@ -9,8 +9,10 @@ import pytest
 
 from agentwire.bus.keys import KeyFolder
 from agentwire.cli import main
+from agentwire.commands.agent import spec_of
 from agentwire.commands.run import remote_of
 from agentwire.errors import ScenarioError
+from agentwire.scenario.load import load_scenario
 
 SCENARIO = "scenarios/llama_to_mistral_sst2.yaml"
 ADDRESS = "tcp://0.0.0.0:5555"
@@ -48,3 +50,21 @@ def test_an_agent_without_its_keys_is_an_input_error(
         assert ended.value.code == 2
         shown = capsys.readouterr().err
         assert words in shown and "next:" in shown and "Traceback" not in shown
+
+
+def test_a_replica_can_run_on_another_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENTWIRE_KEYS", str(tmp_path / "keys"))
+    file = tmp_path / "scenario.yaml"
+    file.write_text(
+        "name: two\nagents:\n  a: {model: m, backend: fake}\n"
+        "  b: {model: n, backend: fake, replicas: 2}\nwires: [{from: a, to: b}]\n"
+    )
+    spec = spec_of(file, "b.2", None)
+    assert (spec.name, spec.incoming) == ("b.2", ("a->b.2",))
+    with pytest.raises(ScenarioError, match="no agent 'b'") as caught:
+        spec_of(file, "b", None)
+    assert "a, b.1, b.2" in (caught.value.hint or "")
+    remote = remote_of(ADDRESS, ["b.2"], load_scenario(file).processes)
+    assert remote is not None and remote.agents == {"b.2"}

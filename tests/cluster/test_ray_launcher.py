@@ -135,6 +135,20 @@ async def test_the_same_file_says_the_same_on_a_cluster_and_on_one_machine(clust
         assert (a.label, dict(a.scores), a.channel) == (b.label, dict(b.scores), b.channel)
 
 
+async def test_replicas_are_actors_of_their_own(cluster: Any) -> None:
+    wanted = scenario(cluster, replicas=2, place={"labels": {"room": "b"}})
+    async with agentwire.open(wanted) as wire:
+        assert set(wire.agents) == {"sender", "receiver.1", "receiver.2"}
+        calls = [
+            wire.send_batch("sender", "receiver", TEXTS[i : i + 8], **ASKED)
+            for i in range(0, 64, 8)
+        ]
+        outcomes = [outcome for batch in await asyncio.gather(*calls) for outcome in batch]
+    assert_right(outcomes)
+    routes = {outcome.route for outcome in outcomes if isinstance(outcome, Reply)}
+    assert routes == {"sender->receiver.1", "sender->receiver.2"}
+
+
 @pytest.mark.real
 def test_the_small_pair_predicts_the_same_on_a_cluster(cluster: Any, tmp_path: Path) -> None:
     """``agentwire run`` as its user calls it: one scenario file, both launchers, real models."""

@@ -1,0 +1,21 @@
+"""What a gateway says of its agents: an agent with replicas works while one of them does."""
+
+from agentwire.gateway.health import Health
+from agentwire.reply import ProgressEvent
+
+
+def test_an_agent_works_while_one_of_its_replicas_does() -> None:
+    health = Health(["a", "b.1", "b.2"])
+
+    def then(process: str, stage: str) -> tuple[str, bool]:
+        health(ProgressEvent(process, stage, 1.0))
+        return health.report({})[:2]
+
+    assert health.report({})[:2] == ("degraded", False)
+    assert then("a", "ready") == ("degraded", False)
+    assert then("b.1", "ready") == ("degraded", True)
+    assert then("b.2", "ready") == ("ok", True)
+    assert then("b.1", "lost") == ("degraded", True)
+    assert then("b.2", "down") == ("degraded", False)
+    states = {name: entry["state"] for name, entry in health.report({})[2].items()}
+    assert states == {"a": "ready", "b.1": "restarting", "b.2": "down"}
