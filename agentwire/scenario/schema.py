@@ -18,6 +18,8 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 
 
 MOST_REPLICAS = 64
+MOST_ROUTES = 1024
+"""Wires that may have credit at once (``wire.credit.CreditGate``)."""
 
 
 class Strict(BaseModel):
@@ -446,6 +448,13 @@ class Scenario(Strict):
             if wire.name in seen:
                 raise ValueError(f"wire {wire.name} is defined twice")
             seen.add(wire.name)
+        count = {name: agent.processes for name, agent in self.agents.items()}
+        routes = sum(count[w.sender] * count[w.receiver] for w in self.wires) + sum(count.values())
+        if routes > MOST_ROUTES:
+            raise ValueError(
+                f"{routes} routes between replicas are more than the {MOST_ROUTES} that a bus has: "
+                "give its agents fewer replicas"
+            )
         for wire in self.wires:
             for sender in wire.joint:
                 others = [w.joint for w in self.wires if w.name == f"{sender}->{wire.receiver}"]

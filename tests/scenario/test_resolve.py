@@ -241,6 +241,14 @@ def test_replicas_that_do_not_fit_their_devices(agent: dict[str, Any], words: st
         scenario(agents={"a": {"model": "m"}, "b": {"model": "m", **agent}})
 
 
+def test_more_routes_than_a_bus_has_are_refused() -> None:
+    agents = {"a": {"model": "m", "replicas": 30}, "b": {"model": "m", "replicas": 32}}
+    assert len(scenario(agents=agents).processes) == 62  # 960 + 62 routes
+    agents["b"]["replicas"] = 33
+    with pytest.raises(ValidationError, match="1053 routes"):
+        scenario(agents=agents)
+
+
 def test_device_overrides_every_agent(tmp_path: Path) -> None:
     machine = Machine(tmp_path, gpus=1, models={"big/A": HERE, "big/B": HERE})
     found = resolve(scenario(), inventory=machine, device="cuda:0", require_bridges=False)
