@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, Protocol
 
 from agentwire.agent.fallback import AfterNack, after_nack
 from agentwire.dispatch import cancels_of, message_of
-from agentwire.endings import dead_letter_error, down_error, late_error
+from agentwire.endings import dead_letter_error, down_error, full_error, late_error
 from agentwire.errors import (
     BusClosed,
     InputError,
@@ -219,6 +219,10 @@ class Client:
             raise BusClosed(f"The bus is closed: {self._closed}.")
         if self._draining:
             raise BusClosed("The bus is closing: it takes no new requests.")
+        if request_ids is None and self._ledger.is_full(len(texts)):
+            # New ids cannot be known here: refused before anything is made for them, so that
+            # refusing costs next to nothing of what answers the others.
+            raise self._overloaded(full_error(self.outstanding))
         ids = list(request_ids or (os.urandom(16) for _ in texts))
         now, trace_id = self._loop.time(), os.urandom(16)
         task_id = task.task_id
@@ -268,14 +272,18 @@ class Client:
         try:
             self._ledger.admit(list(parcels_of(requests)))
         except RequestError as error:
-            if error.code is NackCode.OVERLOADED:  # for as long as a tenth of them takes to end
-                error.retry_after_s = self._outcomes.pace.seconds_for(len(self._ledger) // 10)
-            raise
+            raise self._overloaded(error) from None
         self._outcomes.expect(requests, task)
         self._pump()
         if deadline_s == math.inf:
             return None
         return self._loop.call_later(deadline_s, self._expire, requests)
+
+    def _overloaded(self, error: RequestError) -> RequestError:
+        """The error, with when to ask again: once a tenth of what is outstanding has ended."""
+        if error.code is NackCode.OVERLOADED:
+            error.retry_after_s = self._outcomes.pace.seconds_for(self.outstanding // 10)
+        return error
 
     def _abandon(self, request_ids: Sequence[bytes]) -> None:
         """Cancels requests that nobody waits for any more."""

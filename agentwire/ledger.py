@@ -171,6 +171,10 @@ class Ledger:
 
     # -- requests ---------------------------------------------------------------------------
 
+    def is_full(self, rows: int) -> bool:
+        """Whether so many new requests would be refused as too many, whatever they ask."""
+        return not self._down and len(self._requests) + rows > self._admission.rows
+
     def admit(self, parcels: Sequence[Sequence[Request]]) -> None:
         """Takes in requests that are alike in all but id and text; each parcel is one message.
 
@@ -201,6 +205,8 @@ class Ledger:
 
     def _gone(self, wire: str, via: str = "") -> str | None:
         """The process that is gone for good, if therefore no route is left."""
+        if not self._down:
+            return None
         ways = self._ways(wire, via)
         gone = [next((a for a in self._on[way] if a in self._down), None) for way in ways]
         return next(iter(gone), None) if all(gone) else None

@@ -6,9 +6,9 @@
 ``soak`` sends messages of one row as fast as a few hundred outstanding ones allow and kills an
 agent every 20 s, until the messages or the minutes are through: nothing may be lost or wrong;
 memory and file descriptors of the runner are sampled, and the slope of a line through the second
-half is reported. ``load`` first measures the capacity, then offers a multiple of it, open loop:
+half is reported. ``load`` measures the capacity and offers a multiple of it, open loop, in turns:
 requests that are admitted must be answered at close to capacity and within bounded time, the rest
-is refused as overloaded, at once.
+is refused as overloaded, at once. ``--minutes`` are those of overload.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import psutil
 
@@ -47,8 +47,13 @@ from agentwire.scenario.summary import hardware, versions
 OUTSTANDING = 256
 SAMPLE_S = 2.0
 MEASURE_S = 10.0
+OVERLOAD_S = 30.0
+"""One phase of overload; the capacity is measured before and after each."""
 QUEUE_S = 0.5
 """Seconds of work that may be outstanding under load; more is refused."""
+REFUSALS = 2_000
+Run: TypeAlias = tuple[dict[str, float], dict[str, list[float]]]
+"""The figures of a run, and those of each of its phases in turn."""
 FAST = Setup(sender={"encode_ms": 0.0}, receiver={"decode_ms": 0.0})
 
 
@@ -103,7 +108,7 @@ async def closed_loop(
 # -- soak -----------------------------------------------------------------------------------
 
 
-async def soak(args: argparse.Namespace) -> dict[str, float]:
+async def soak(args: argparse.Namespace) -> Run:
     rng = random.Random(args.seed)
     counts, kills, samples = Counts(), 0, []
     me = psutil.Process()
@@ -136,7 +141,7 @@ async def soak(args: argparse.Namespace) -> dict[str, float]:
         await running
     half = samples[len(samples) // 2 :]
     seconds = time.monotonic() - start
-    return {
+    figures = {
         "messages": counts.sent,
         "minutes": round(seconds / 60, 2),
         "messages_per_s": round(counts.sent / seconds, 1),
@@ -151,6 +156,7 @@ async def soak(args: argparse.Namespace) -> dict[str, float]:
         "descriptors_at_half": half[0][2],
         "descriptors_at_end": half[-1][2],
     }
+    return figures, {}
 
 
 def slope(points: list[tuple[float, float]]) -> float:
@@ -164,68 +170,136 @@ def slope(points: list[tuple[float, float]]) -> float:
 # -- load -----------------------------------------------------------------------------------
 
 
-async def load(args: argparse.Namespace) -> dict[str, float]:
-    capacity = await measure_capacity()
-    rows = max(32, round(capacity * QUEUE_S))
-    counts = Counts()
-    offered = capacity * args.factor
-    most_memory = 0.0
-    async with runtime(Admission(rows=rows)) as wire:
-        for number in range(32):
-            await one(wire, number, Counts())
-        start = time.monotonic()
-        end = start + args.minutes * 60
-        tasks: set[asyncio.Task[None]] = set()
+class Load:
+    """Phases of more than can be answered, between phases that measure what can.
+
+    The capacity of a shared machine drifts within minutes: so it is measured before and after each
+    phase of overload, in the same processes, with as many outstanding as bring the most.
+    """
+
+    def __init__(self, wire: Runtime, factor: float, outstanding: int) -> None:
+        self.wire = wire
+        self.factor = factor
+        self.outstanding = outstanding
+        self.counts = Counts()
+        self.capacities: list[float] = []
+        self.offered: list[float] = []
+        self.goodputs: list[float] = []
+
+    async def measure(self) -> None:
+        self.capacities.append(await closed_rate(self.wire, self.outstanding))
+
+    async def overload(self, seconds: float) -> None:
+        """Open loop: requests come when they are due, whatever became of those before."""
+        counts, rate = self.counts, self.capacities[-1] * self.factor
+        before, first = counts.answered, counts.sent
         number = 0
-        while (now := time.monotonic()) < end:
-            due = int((now - start) * offered)
+        start = time.monotonic()
+        tasks: set[asyncio.Task[None]] = set()
+        while (now := time.monotonic()) < start + seconds:
+            due = int((now - start) * rate)
             while number < due:
-                task = asyncio.create_task(one(wire, number, counts, keep_latency=True))
+                task = asyncio.create_task(one(self.wire, number, counts, keep_latency=True))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
                 number += 1
-            most_memory = max(most_memory, psutil.Process().memory_info().rss / 2**20)
             await asyncio.sleep(0.005)
-        seconds = time.monotonic() - start
-        answered = counts.answered
+        elapsed = time.monotonic() - start
+        self.goodputs.append((counts.answered - before) / elapsed)
+        self.offered.append((counts.sent - first) / elapsed)
         await asyncio.gather(*tasks)
-    after = await measure_capacity()  # others may use the machine meanwhile: both are reported
+
+    @property
+    def ratios(self) -> list[float]:
+        """Of each phase: its goodput, of the mean of the capacities before and after it."""
+        around = zip(self.capacities, self.capacities[1:], strict=False)
+        return [
+            goodput / ((before + after) / 2)
+            for goodput, (before, after) in zip(self.goodputs, around, strict=True)
+        ]
+
+
+async def load(args: argparse.Namespace) -> Run:
+    outstanding, capacity = await best_outstanding()
+    rows = max(outstanding, round(capacity * QUEUE_S))
+    phases = max(1, round(args.minutes * 60 / OVERLOAD_S))
+    most_memory = 0.0
+    async with runtime(Admission(rows=rows)) as wire:
+        run = Load(wire, args.factor, outstanding)
+        await run.measure()
+        for _ in range(phases):
+            await run.overload(args.minutes * 60 / phases)
+            most_memory = max(most_memory, psutil.Process().memory_info().rss / 2**20)
+            await run.measure()
+        refusal_us = await cost_of_refusing(wire, rows)
+    counts = run.counts
     latencies = sorted(counts.latencies_ms) or [0.0]
-    return {
-        "capacity_before_per_s": round(capacity, 1),
-        "capacity_after_per_s": round(after, 1),
-        "offered_per_s": round(counts.sent / seconds, 1),
-        "goodput_per_s": round(answered / seconds, 1),
-        "goodput_of_capacity": round(answered / seconds / max(capacity, after), 4),
+    capacity, goodput = statistics.median(run.capacities), statistics.median(run.goodputs)
+    figures = {
+        "capacity_per_s": round(capacity, 1),
+        "offered_per_s": round(statistics.median(run.offered), 1),
+        "goodput_per_s": round(goodput, 1),
+        "goodput_of_capacity": round(goodput / capacity, 4),
+        "goodput_of_capacity_worst_phase": round(min(run.ratios), 4),
+        "phases": phases,
         "requests": counts.sent,
         "refused_overloaded": counts.errors[NackCode.OVERLOADED.value],
         "other_errors": sum(counts.errors.values()) - counts.errors[NackCode.OVERLOADED.value],
         "lost": counts.lost,
         "wrong": counts.wrong,
+        "refusal_us": round(refusal_us, 1),
+        "served_row_us": round(1e6 / capacity, 1),
+        "outstanding_for_capacity": outstanding,
         "admitted_rows_at_once": rows,
         "p50_ms_of_admitted": round(latencies[len(latencies) // 2], 1),
         "p99_ms_of_admitted": round(latencies[int(len(latencies) * 0.99)], 1),
         "peak_memory_mb": round(most_memory, 1),
     }
+    in_turn: dict[str, list[float]] = {
+        "capacities_per_s": [round(rate) for rate in run.capacities],
+        "goodputs_per_s": [round(rate) for rate in run.goodputs],
+    }
+    return figures, in_turn
 
 
 def _before(end: float) -> bool:
     return time.monotonic() < end
 
 
-async def measure_capacity() -> float:
-    """Rows a second that are answered with as many outstanding as bring the most."""
+async def closed_rate(wire: Runtime, outstanding: int) -> float:
+    """Rows a second that are answered with so many outstanding."""
+    counts = Counts()
+    end = time.monotonic() + MEASURE_S
+    await closed_loop(wire, counts, functools.partial(_before, end), outstanding)
+    return counts.answered / MEASURE_S
+
+
+async def best_outstanding() -> tuple[int, float]:
+    """How many outstanding requests bring the most rows a second, and how many that are."""
     async with runtime() as wire:
-        best = 0.0
-        for outstanding in (32, 128, 512):
-            counts = Counts()
-            end = time.monotonic() + MEASURE_S
-            await closed_loop(wire, counts, functools.partial(_before, end), outstanding)
-            best = max(best, counts.answered / MEASURE_S)
-    return best
+        await closed_rate(wire, 32)  # nothing is warm yet
+        rates = {n: await closed_rate(wire, n) for n in (32, 128, 512)}
+    best = max(rates, key=lambda n: rates[n])
+    return best, rates[best]
 
 
-RUNS: dict[str, Callable[[argparse.Namespace], Coroutine[Any, Any, dict[str, float]]]] = {
+async def cost_of_refusing(wire: Runtime, rows: int) -> float:
+    """Microseconds of one refusal. The loop gets no turn meanwhile: nothing else runs in it."""
+    filled, counts = Counts(), Counts()
+    waiting = [asyncio.create_task(one(wire, number, filled)) for number in range(rows)]
+    await asyncio.sleep(0)
+    start = time.perf_counter()
+    for number in range(REFUSALS):
+        await one(wire, number, counts)
+    seconds = time.perf_counter() - start
+    await asyncio.gather(*waiting)
+    refused = counts.errors[NackCode.OVERLOADED.value]
+    if refused != REFUSALS:
+        raise RuntimeError(f"{REFUSALS - refused} of {REFUSALS} were not refused")
+    return seconds / REFUSALS * 1e6
+
+
+RUNS: dict[str, Callable[[argparse.Namespace], Coroutine[Any, Any, Run]]] = {
     "soak": soak,
     "load": load,
 }
@@ -246,9 +320,11 @@ def main() -> int:
     logging.getLogger("agentwire").setLevel(logging.ERROR)
     if args.minutes is None:
         args.minutes = 30.0 if args.what == "soak" else 5.0
-    figures = asyncio.run(RUNS[args.what](args))
+    figures, phases = asyncio.run(RUNS[args.what](args))
     for name, value in figures.items():
-        print(f"{name:28} {value:,}")
+        print(f"{name:32} {value:,}")
+    for name, values in phases.items():
+        print(f"{name:32} {values}")
     if args.out:
         record: dict[str, Any] = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -261,7 +337,7 @@ def main() -> int:
                 "load_average": os.getloadavg()[1],
             },
             "figures": figures,
-        }
+        } | ({"phases": phases} if phases else {})
         args.out.write_text(json.dumps(record, indent=2) + "\n")
     return 1 if figures["lost"] or figures["wrong"] else 0
 

@@ -10,6 +10,7 @@ import pytest
 
 from agentwire.client import REJOINS, Client
 from agentwire.errors import BusClosed, InputError, NackCode, RequestError, ScenarioError
+from agentwire.ledger import Admission
 from agentwire.outcomes import Outcome
 from agentwire.reply import Reply
 from agentwire.wire.messages import (
@@ -68,7 +69,7 @@ class Link:
 
 
 class Bench:
-    def __init__(self) -> None:
+    def __init__(self, admission: Admission | None = None) -> None:
         self.link = Link()
         self.connected = asyncio.Event()
         self.events: list[tuple[str, dict[str, Any]]] = []
@@ -78,7 +79,7 @@ class Bench:
             self.link.on_message, self.link.on_lost = on_message, on_lost
             return self.link
 
-        self.client = Client(connect, {WIRE: ("a", "b"), "@b": ("b",)}, self)
+        self.client = Client(connect, {WIRE: ("a", "b"), "@b": ("b",)}, self, admission=admission)
         self.client.start()
 
     def write(self, event: str, **fields: Any) -> None:
@@ -181,6 +182,27 @@ async def test_refused_rows_go_as_text_or_end(bench: Bench) -> None:
     (encode,) = await bench.sent()
     bench.link.on_message(Nack(NackCode.BAD_PAYLOAD, "nan", WIRE, encode.rows), 0.0)
     assert [code(o) for o in await by_error] == [NackCode.BAD_PAYLOAD]
+
+
+async def test_what_is_too_much_leaves_no_trace_but_a_known_request_is_never_too_much() -> None:
+    bench = Bench(Admission(rows=1))
+    bench.ready()
+    one = bytes(16)
+    first = bench.ask("x", request_ids=[one])
+    await bench.sent(Define)
+    (encode,) = await bench.sent()
+    events, other = list(bench.events), TaskSpec("other", "Other:", "{text} Other:", ("a", "b"))
+    with pytest.raises(RequestError) as refused:
+        await bench.client.ask(
+            WIRE, other, ["y"], channel=Channel.SOFT, fallback="text", deadline_s=30.0
+        )
+    assert refused.value.code is NackCode.OVERLOADED and refused.value.retry_after_s
+    assert (bench.events, bench.link.sent, bench.client.outstanding) == (events, [], 1)
+    again = bench.ask("x", request_ids=[one])  # outstanding: it waits for the first
+    assert await bench.sent() == [] and not again.done()
+    bench.answer(encode)
+    assert await first == await again == await bench.ask("x", request_ids=[one])
+    await bench.client.close("the test ends")
 
 
 async def test_overloaded_rows_go_again_later(bench: Bench) -> None:

@@ -15,6 +15,7 @@ A wire whose name starts with ``@`` is a *direct* wire (client -> one agent): th
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -225,36 +226,42 @@ class TaskSpec:
         """Whether soft tokens of it are only held, for a question that comes later."""
         return not self.labels and not self.max_new_tokens
 
-    def _digest(self, value: object) -> str:
-        text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
-
     @property
     def prompt_hash(self) -> str:
         """Hex sha256 of what a bridge is trained for: the prompt and the label words."""
-        return self._digest({"prompt": self.prompt, "labels": list(self.labels)})
+        return _digest({"prompt": self.prompt, "labels": list(self.labels)})
 
     @property
     def task_id(self) -> str:
         """Hex sha256 of the whole definition."""
-        return self._digest(
-            {
-                "name": self.name,
-                "prompt": self.prompt,
-                "text_prompt": self.text_prompt,
-                "labels": list(self.labels),
-                "relay": [self.relay.template, self.relay.max_new_tokens],
-                "max_new_tokens": self.max_new_tokens,
-                "decoding": [
-                    self.decoding.temperature,
-                    self.decoding.top_p,
-                    self.decoding.seed,
-                    list(self.decoding.stop),
-                    self.decoding.stream,
-                ],
-                "form": self.form,
-            }
-        )
+        return _task_id(self)
+
+
+def _digest(value: object) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=1024)  # every call needs it, and nearly all ask the same task
+def _task_id(task: TaskSpec) -> str:
+    return _digest(
+        {
+            "name": task.name,
+            "prompt": task.prompt,
+            "text_prompt": task.text_prompt,
+            "labels": list(task.labels),
+            "relay": [task.relay.template, task.relay.max_new_tokens],
+            "max_new_tokens": task.max_new_tokens,
+            "decoding": [
+                task.decoding.temperature,
+                task.decoding.top_p,
+                task.decoding.seed,
+                list(task.decoding.stop),
+                task.decoding.stream,
+            ],
+            "form": task.form,
+        }
+    )
 
 
 @dataclass(frozen=True, slots=True)
