@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -99,7 +100,10 @@ class LaunchedKeeper(RemoteKeeper):
             self._down(error.message, error)
             return
         self._on_event(AgentStarted(name, 0, 0))
-        gone = asyncio.ensure_future(asyncio.to_thread(self._launcher.wait, name))
+        # A thread of its own: asyncio's are few, and this one is taken while the agent lives.
+        waiter = ThreadPoolExecutor(1, thread_name_prefix=f"waits for {name}")
+        loop = asyncio.get_running_loop()
+        gone = asyncio.ensure_future(loop.run_in_executor(waiter, self._launcher.wait, name))
         try:
             while not self._stopping.is_set():
                 here = await self._first(gone, self._here.wait(), self._limits.load_s)
@@ -116,6 +120,7 @@ class LaunchedKeeper(RemoteKeeper):
             await asyncio.to_thread(self._launcher.stop, name)
             with contextlib.suppress(Exception):
                 await gone
+            waiter.shutdown(wait=False)
 
     async def _first(
         self, gone: asyncio.Future[str], event: Coroutine[Any, Any, bool], seconds: float | None

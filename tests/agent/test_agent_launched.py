@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
@@ -117,6 +117,25 @@ async def test_it_is_launched_awaited_and_stopped() -> None:
         assert rig.broker.invited == ["a"]
     assert rig.cluster.asked == [f"launch a at {ENDPOINT}, 3 restarts", "stop a"]
     assert rig.keeper.error is None
+
+
+async def test_any_number_is_launched_however_few_threads_there_are() -> None:
+    rigs = [Rig() for _ in range(80)]  # asyncio has 32 threads at the most
+    async with AsyncExitStack() as stack:
+        for rig in rigs:
+            await stack.enter_async_context(rig.kept())
+        for rig in rigs:
+            await rig.ready(7)
+    assert all(rig.cluster.asked[-1] == "stop a" for rig in rigs)
+
+
+async def test_leaving_with_the_run_is_no_death() -> None:
+    rig = Rig()
+    async with rig.kept():
+        await rig.ready(7)
+        rig.keeper.begin_stop()
+        rig.keeper.handle(PeerLost("a", 7, "the connection was closed", True))
+    assert rig.died() == []
 
 
 async def test_a_lost_process_is_to_blame_and_may_come_back() -> None:
