@@ -215,7 +215,11 @@ class Runtime:
         def report(what: str, stage: str, fraction: float) -> None:
             loop.call_soon_threadsafe(self._progress, ProgressEvent(what, stage, fraction))
 
-        return Wiring.of(await asyncio.to_thread(fetch, resolved, progress=report))
+        remote = self._remote
+        elsewhere = remote.agents if remote is not None and remote.launcher is None else ()
+        return Wiring.of(
+            await asyncio.to_thread(fetch, resolved, progress=report, elsewhere=elsewhere)
+        )
 
     # -- what runs --------------------------------------------------------------------------
 

@@ -60,4 +60,5 @@ def spec_of(scenario: Path, name: str, device: str | None) -> AgentSpec:
             f"{scenario} has no agent {name!r}.", hint=f"Agents: {', '.join(loaded.processes)}."
         )
     resolved = resolve(loaded, source=scenario, device=check_device(device), require_bridges=False)
-    return Wiring.of(fetch(resolved)).processes[name]
+    others = [process for process in loaded.processes if process != name]
+    return Wiring.of(fetch(resolved, elsewhere=others)).processes[name]

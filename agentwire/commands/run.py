@@ -96,13 +96,9 @@ def run(
         out=out,
         device=device,
         quiet=as_json,
-    )
-    plan = replace(
-        plan,
         remote=remote_of(listen, _names(remote), loaded.processes),
-        metrics_port=metrics_port,
-        record=record,
     )
+    plan = replace(plan, metrics_port=metrics_port, record=record)
     result = _execute(plan, scenario, as_json=as_json)
     if as_json:
         typer.echo(result.model_dump_json(indent=2))
@@ -123,6 +119,7 @@ def _plan(
     out: Path,
     device: str | None,
     quiet: bool,
+    remote: Remote | None = None,
 ) -> RunPlan:
     """Everything that can be found out before a process starts."""
     from agentwire.commands.devices import check_device
@@ -136,7 +133,11 @@ def _plan(
     names = _names(methods)
     if names is None:
         names = methods_of(resume) if resume else list(loaded.methods)
-    needs_bridge = any(method.needs_bridge for method in pick_methods(names))
+    chosen = pick_methods(names)
+    needs_bridge = any(method.needs_bridge for method in chosen)
+    # What is trained first is trained here, with the weights of every agent.
+    trains = any(method.prepare is not None for method in chosen)
+    elsewhere = remote.agents if remote is not None and not trains else ()
     inventory = Inventory.here(ask_hub=True)
 
     def resolved(*, bridges: bool) -> Resolved:
@@ -158,8 +159,8 @@ def _plan(
     if notice is not None:
         err().print(notice)
     with steps() as shown:
-        ready = fetch(decided, inventory=inventory, progress=shown.update)
-        return plan_run(
+        ready = fetch(decided, inventory=inventory, progress=shown.update, elsewhere=elsewhere)
+        plan = plan_run(
             ready,
             config=inventory.config,
             methods=names,
@@ -169,6 +170,7 @@ def _plan(
             command=_command(source, limit, methods, strict, device),
             progress=lambda stage, fraction: shown.update("rows", stage, fraction),
         )
+    return replace(plan, remote=remote)
 
 
 def launched_by(scenario: Scenario, launcher: str | None, address: str | None) -> Scenario:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from agentwire.agent.spec import AgentSpec
+from agentwire.replicas import processes_of
 from agentwire.scenario.inventory import Inventory, Site
 from agentwire.scenario.resolve import Resolved
 
@@ -18,8 +19,12 @@ def fetch(
     *,
     inventory: Inventory | None = None,
     progress: FetchProgress | None = None,
+    elsewhere: Collection[str] = (),
 ) -> Resolved:
     """Downloads and converts the models that the agents need and that are not here yet.
+
+    Args:
+        elsewhere: processes of other machines, which get their weights themselves.
 
     Raises:
         DownloadError, CacheError, ModelError: a model cannot be had.
@@ -28,7 +33,8 @@ def fetch(
     agents: dict[str, AgentSpec] = dict(resolved.agents)
     sites: dict[str, Site] = dict(resolved.sites)
     for name, site in resolved.sites.items():
-        if site.needed and site.folder is None:
+        processes = processes_of(name, len(resolved.devices.get(name, ("",))))
+        if site.needed and site.folder is None and not set(processes) <= set(elsewhere):
             model = resolved.choices[name].model
             report = None
             if progress is not None:
