@@ -22,11 +22,14 @@ from agentwire.bridge.train import train_scenario
 from agentwire.commands.train import others_of
 from agentwire.config import Config
 from agentwire.errors import BridgeError, MissingBridge, ScenarioError
-from agentwire.reply import Reply
+from agentwire.reply import ProgressEvent, Reply
 from agentwire.runtime import Runtime
 from agentwire.scenario.inventory import Inventory
+from agentwire.scenario.methods import MethodSpec
 from agentwire.scenario.plan import plan_run
 from agentwire.scenario.resolve import Resolved, resolve
+from agentwire.scenario.result import MethodRecord
+from agentwire.scenario.runner import run_plan
 from agentwire.scenario.schema import Scenario
 from agentwire.scenario.shares import shares, texts_for
 from agentwire.task.definitions import load_definition
@@ -65,6 +68,15 @@ def build(
 
 def trained(resolved: Resolved, out: Path) -> Path:
     return train_scenario(resolved, out=out, progress=lambda stage, fraction: None)
+
+
+class Silent:
+    """Nobody looks at the run."""
+
+    def progress(self, event: ProgressEvent) -> None: ...
+    def method_started(self, method: MethodSpec, done: int, total: int) -> None: ...
+    def rows_done(self, method: MethodSpec, rows: int, correct: int) -> None: ...
+    def method_finished(self, method: MethodSpec, record: MethodRecord) -> None: ...
 
 
 # -- shares and modules ---------------------------------------------------------------------
@@ -144,6 +156,14 @@ async def test_a_set_is_trained_its_cards_say_so_and_a_run_reads_both(
     assert {reply.payload_bytes for reply in replies} == {2 * 4 * 48 * 2}
     right = [task.labels[label] for _, label in tiny.sentences(40, seed=2)]
     assert np.mean([r.label == label for r, label in zip(replies, right, strict=True)]) > 0.7
+
+    plan = plan_run(resolved, config=Config.from_env(), methods=["bridge"], out=tmp_path / "runs")
+    result = await run_plan(plan, Silent())
+    record = result.methods["bridge"]
+    assert (record.n, record.channels.soft) == (40, 40) and not record.errors
+    assert "(each reads a share of the text) -> 2 x 4 soft tokens" in record.label
+    assert record.correct == sum(r.label == label for r, label in zip(replies, right, strict=True))
+    assert {bridge.name for bridge in result.bridges} == {f"{SET}.1", f"{SET}.2"}
 
 
 def test_what_is_not_one_set_is_refused_with_what_to_train(build: Build, tmp_path: Path) -> None:
