@@ -65,9 +65,12 @@ def signalled(agent: str, number: int) -> Round:
 async def replica_killed(rig: Rig, tally: Tally, expected: Answers) -> None:
     """One of several processes of an agent dies: the others take over what it had."""
     victim = rig.rng.choice([name for name in rig.runtime.agents if "." in name])
-    await rig.alive(victim)
+    pid = rig.pid(victim)
     outcomes = await _while_sending(rig, lambda: rig.signal(victim, signal.SIGKILL))
     tally.count(rig.books, TEXTS, outcomes, expected)
+    # Killed after its last row, it would be found dead in the next round, whose own victim would
+    # be the second death of the same rows: which is a dead letter, as promised.
+    await rig.replaced(victim, pid)
     tally.notes.update(o.route for o in outcomes if isinstance(o, Reply))
 
 

@@ -151,11 +151,10 @@ class Rig:
     def pid(self, agent: str) -> int:
         return self.runtime.agents[agent].pid
 
-    async def alive(self, process: str) -> None:
-        """Returns when that process is there: it may have been killed a moment ago."""
+    async def replaced(self, process: str, pid: int) -> None:
+        """Returns when an incarnation after the one with this pid is ready."""
         for _ in range(3_000):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid(process), 0)
+            if self.pid(process) != pid:
                 return
             await asyncio.sleep(0.01)
         raise AssertionError(f"{process} does not come back")
