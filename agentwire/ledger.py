@@ -26,7 +26,7 @@ from typing import Final, Literal
 
 from agentwire.endings import down_error, full_error
 from agentwire.errors import NackCode
-from agentwire.replicas import Load, Routes, agent_of, choose
+from agentwire.replicas import Load, Routes, agent_of, apart, choose
 from agentwire.wire.messages import Channel, Mode
 
 DEATHS: Final = 2
@@ -139,6 +139,7 @@ class Ledger:
             wire: several.get(wire) or {wire: tuple(agents)} for wire, agents in wires.items()
         }
         self._on = {name: agents for ways in self._routes.values() for name, agents in ways.items()}
+        self._apart = {way: p for ways in self._routes.values() for way, p in apart(ways).items()}
         self._sent: Counter[str] = Counter()  # messages, by route
         self._admission = admission or Admission()
         self._detours = dict(detours or {})
@@ -377,7 +378,7 @@ class Ledger:
         if len(self._routes[wire]) == 1:
             return ways[0] if ways else None
         loads = [
-            Load(way, sum(len(self._in_flight[a]) for a in self._on[way]), self._sent[way])
+            Load(way, tuple(len(self._in_flight[a]) for a in self._apart[way]), self._sent[way])
             for way in ways
         ]
         return choose(loads, rows)

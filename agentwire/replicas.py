@@ -47,17 +47,23 @@ def direct_routes_of(agent: Sequence[str]) -> dict[str, tuple[str, ...]]:
     return {direct_wire(process): (process,) for process in agent}
 
 
+def apart(routes: Routes) -> dict[str, tuple[str, ...]]:
+    """Of each route the processes that are not on all of them: those that there is a choice of."""
+    common = set.intersection(*(set(processes) for processes in routes.values()))
+    return {way: tuple(p for p in ends if p not in common) for way, ends in routes.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """What goes on on a route that has credit.
 
     Attributes:
-        rows: in flight through its processes.
+        rows: in flight through each of its processes that other routes of the wire do without.
         sent: messages so far.
     """
 
     route: str
-    rows: int
+    rows: tuple[int, ...]
     sent: int
 
 
@@ -66,5 +72,5 @@ def choose(loads: Iterable[Load], rows: int) -> str | None:
     the one that was sent least. None: all have as much as they can work on for now.
     """
     most = max(WINDOW_ROWS, WINDOW_MESSAGES * rows)
-    free = [load for load in loads if not load.rows or load.rows + rows <= most]
-    return min(free, key=lambda load: (load.rows, load.sent)).route if free else None
+    free = [load for load in loads if all(not busy or busy + rows <= most for busy in load.rows)]
+    return min(free, key=lambda load: (sum(load.rows), load.sent)).route if free else None

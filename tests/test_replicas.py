@@ -12,6 +12,7 @@ from agentwire.replicas import (
     WINDOW_ROWS,
     Load,
     agent_of,
+    apart,
     choose,
     direct_routes_of,
     processes_of,
@@ -32,17 +33,26 @@ def test_names() -> None:
 
 
 def test_the_least_loaded_is_chosen_then_the_least_used() -> None:
-    assert choose([Load("x", 8, 1), Load("y", 4, 9)], 4) == "y"
-    assert choose([Load("x", 4, 3), Load("y", 4, 2)], 4) == "y"
+    assert choose([Load("x", (8,), 1), Load("y", (4,), 9)], 4) == "y"
+    assert choose([Load("x", (4,), 3), Load("y", (4,), 2)], 4) == "y"
+    assert choose([Load("x", (8, 1), 1), Load("y", (5, 3), 9)], 4) == "y"  # of both its ends
     assert choose([], 1) is None
 
 
 def test_a_busy_replica_is_not_given_all_that_waits() -> None:
-    assert choose([Load("x", WINDOW_ROWS, 1)], 1) is None
-    assert choose([Load("x", WINDOW_ROWS - 1, 1)], 1) == "x"
-    assert choose([Load("x", 300, 1), Load("y", 200, 1)], 100) == "y"  # messages of their size
-    assert choose([Load("x", 400, 1)], 100) is None
-    assert choose([Load("x", 0, 1)], 10_000) == "x"  # one message always fits an idle one
+    assert choose([Load("x", (WINDOW_ROWS,), 1)], 1) is None
+    assert choose([Load("x", (0, WINDOW_ROWS), 1)], 1) is None
+    assert choose([Load("x", (WINDOW_ROWS - 1, WINDOW_ROWS - 1), 1)], 1) == "x"
+    # Messages of their size.
+    assert choose([Load("x", (300,), 1), Load("y", (200,), 1)], 100) == "y"
+    assert choose([Load("x", (400,), 1)], 100) is None
+    assert choose([Load("x", (0,), 1)], 10_000) == "x"  # one message always fits an idle one
+
+
+def test_what_all_routes_share_is_no_choice() -> None:
+    assert apart(routes_of(("a",), ("b.1", "b.2"))) == {"a->b.1": ("b.1",), "a->b.2": ("b.2",)}
+    assert apart(routes_of(("a.1", "a.2"), ("b",)))["a.2->b"] == ("a.2",)
+    assert apart(routes_of(("a",), ("b",))) == {"a->b": ()}
 
 
 # -- the ledger -----------------------------------------------------------------------------
@@ -95,6 +105,14 @@ def test_messages_take_turns_and_an_answer_makes_room() -> None:
         book.settle(row.request_id)
     admit(book, 5)
     assert sent(book) == [("a->b.1", [5])]
+
+
+def test_a_sender_that_all_replicas_share_does_not_hold_them_back() -> None:
+    book = ledger()
+    for start in range(0, 10 * 16, 16):
+        admit(book, *range(start, start + 16))
+    flying = [len(numbers) for _, numbers in sent(book)]
+    assert flying == [16] * 8  # four messages for each of two replicas
 
 
 def test_a_direct_question_goes_where_less_is_in_flight_over_the_wire() -> None:
