@@ -46,7 +46,7 @@ wires: [{from: reader, to: critic}]
 """
 Way = Callable[[str], Awaitable[str]]
 BARE = "Python API"
-DISTRIBUTIONS = {"langchain": "langchain-core", "autogen": "autogen-core", "openai": "openai"}
+DISTRIBUTIONS = ("langchain-core", "autogen-core", "agent-framework-core", "openai")
 
 
 def adapters(agents: LocalAgents) -> dict[str, Way]:
@@ -195,7 +195,7 @@ def record(taken: dict[str, list[float]], options: argparse.Namespace) -> dict[s
             "ratio": round(p50 / base, 2),
         }
     versions = {}
-    for distribution in ("starlette", "uvicorn", *DISTRIBUTIONS.values()):
+    for distribution in ("starlette", "uvicorn", *DISTRIBUTIONS):
         try:
             versions[distribution] = metadata.version(distribution)
         except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""docs/results.md, its pictures and README's accuracies from the records: ``bench/render.py``.
+"""docs/results.md, its pictures, parts of README and of other pages, from the records.
 
 ``--check`` compares the texts only; ``--no-pictures`` leaves the pictures as they are.
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from rendering import accuracy, readme, speed
+from rendering import accuracy, pages, readme, speed
 from rendering.document import document, read_records
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,7 +21,7 @@ README = ROOT / "README.md"
 
 
 def main() -> int:
-    """Writes both; with ``--check``, exits with 1 where one is not what would be written."""
+    """Writes them; with ``--check``, exits with 1 where one is not what would be written."""
     records = read_records(RECORDS)
     check = "--check" in sys.argv[1:]
     if not check and "--no-pictures" not in sys.argv[1:]:
@@ -31,6 +31,9 @@ def main() -> int:
         DOCUMENT: document(records),
         README: readme.renewed(README.read_text(encoding="utf-8"), records),
     }
+    for page in pages.PARTS:
+        file = ROOT / page
+        wanted[file] = pages.renewed(page, file.read_text(encoding="utf-8"), records)
     if check:
         old = [f for f, text in wanted.items() if not f.is_file() or f.read_text("utf-8") != text]
         print(*(f"{file.name} is not what the records give" for file in old), file=sys.stderr)

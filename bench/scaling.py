@@ -1,14 +1,21 @@
-"""How many sender-receiver pairs one runner carries, by agents that wait as a GPU would compute.
+"""How much one runner carries, by agents that wait as a GPU would compute.
 
 Fake agents in real processes on the real bus; each batch "computes" for ``--compute-ms`` without
 using a core, and carries payloads of the 7B shape (8 x 4096 fp16, 64 KiB a row). So what ends the
-growth is runner and bus (client, broker) and the agents' own work around the model. With ``--ray``
-the same agents are Ray actors of one local cluster, on tcp with CURVE keys.
+growth is runner and bus (client, broker) and the agents' own work around the model. Ways:
 
-    python bench/scaling.py [--pairs 1 2 4 8] [--seconds 5] [--ray] [--out FILE]
+* ``ipc``: sender-receiver pairs, processes of this machine.
+* ``tcp``: the same pairs, each agent joined over tcp with CURVE keys, as from a machine of its own.
+* ``idle``: one busy pair among others that have nothing to do: what more wires and agents cost.
+* ``gateway``: pairs behind one ``serve``, asked one text at a time by many HTTP clients.
+* ``ray``: the pairs as Ray actors of one local cluster (where Ray is installed).
 
-Figures: messages and rows a second of all pairs together, as a share of what the pairs would do if
-nothing but the compute took time, and the median latency of a message.
+    python bench/scaling.py [--ways ipc tcp idle gateway] [--pairs 1 2 4 8] [--seconds 3]
+
+Figures: messages and rows a second, CPU milliseconds that the runner and all agents together spend
+on a message (the callers that ask are part of the runner, but not of a gateway), and the median
+latency. CPU time hardly depends on what else the machine does; rates do. Each call replaces the
+ways that it measured in the record, and keeps the others.
 """
 
 from __future__ import annotations
@@ -16,137 +23,135 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import shlex
 import statistics
 import sys
 import time
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
+from scale.load import IN_FLIGHT, Load, ask_gateway, ask_runtime
+from scale.pairs import PAYLOAD_BYTES, OverTcp, wiring
 
-from agentwire.agent.spec import AgentSpec, FakeModel, OutgoingBridge, Placement
-from agentwire.outcomes import answered
+from agentwire.agent.remote import Remote
+from agentwire.benchmark.machine import conditions, load_average
 from agentwire.runtime import Runtime
-from agentwire.scenario.schema import WireSpec
 from agentwire.scenario.summary import hardware, versions
-from agentwire.wire.messages import TaskSpec
 from agentwire.wiring import Wiring
 
-WIDTH = 4096
-TASK = TaskSpec("scaling", "Answer:", "{text}\nAnswer:", ("good", "bad"))
+HERE = Path(__file__).resolve().parent
+WAYS = ("ipc", "tcp", "idle", "gateway", "ray")
+CLIENTS = 32  # of each pair, where HTTP clients ask: two batches
 
 
-def wiring(pairs: int, batch: int, compute_ms: float) -> Wiring:
-    """``pairs`` senders, each with a receiver of its own."""
-    fake = FakeModel(width=WIDTH, encode_ms=compute_ms, decode_ms=compute_ms)
-    agents: dict[str, AgentSpec] = {}
-    wires = []
-    for i in range(pairs):
-        sender, receiver = f"sender-{i}", f"receiver-{i}"
-        wire = WireSpec.model_validate({"from": sender, "to": receiver, "fallback": "error"})
-        wires.append(wire)
-        bridge = OutgoingBridge(wire=wire.name, receiver=receiver, folder="fake:receiver")
-        for name, model, bridges in ((sender, "sender", (bridge,)), (receiver, "receiver", ())):
-            agents[name] = AgentSpec(
-                name=name,
-                backend="fake",
-                model=model,
-                threads=1,
-                max_batch=batch,
-                batch_by="message",
-                bridges=bridges,
-                fake=fake,
-                place=Placement(cpus=0),  # they only wait: more of them than cores
-            )
-    return Wiring.of_specs(agents, wires, task=TASK)
-
-
-async def load(wire: Runtime, pair: int, batch: int, until: float) -> list[float]:
-    """Asks one pair, two messages in flight, until the time is over: latencies in ms."""
-    taken: list[float] = []
-
-    async def caller(which: int) -> None:
-        count = 0
-        while time.perf_counter() < until:
-            texts = [f"{pair} {which} {count} {row}" for row in range(batch)]
-            start = time.perf_counter()
-            answered(await wire.send_batch(f"sender-{pair}", f"receiver-{pair}", texts))
-            taken.append((time.perf_counter() - start) * 1000)
-            count += 1
-
-    await asyncio.gather(*(caller(which) for which in range(2)))
-    return taken
-
-
-async def measure(pairs: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Figures of so many pairs."""
-    batch, compute = arguments.batch, arguments.compute_ms
-    what = wiring(pairs, batch, compute)
-    launcher = None
-    if arguments.ray:
+def remote_of(way: str, what: Wiring, stack: AsyncExitStack, address: str) -> Remote | None:
+    """How agents join that are no processes of the runner's; None: they are."""
+    if way == "tcp":
+        return OverTcp().remote(frozenset(what.agents))
+    if way == "ray":
         from agentwire.launch.ray import RayLauncher
 
-        launcher = RayLauncher(arguments.address)
-    remote = launcher.remote(what.agents) if launcher is not None else None
-    async with Runtime(what, remote=remote) as wire:
-        warm = time.perf_counter() + 0.5
-        await asyncio.gather(*(load(wire, i, batch, warm) for i in range(pairs)))
-        runner = psutil.Process()
-        before, start = runner.cpu_times(), time.perf_counter()
-        end = start + arguments.seconds
-        taken = await asyncio.gather(*(load(wire, i, batch, end) for i in range(pairs)))
-        elapsed, after = time.perf_counter() - start, runner.cpu_times()
-    latencies = [ms for each in taken for ms in each]
-    rows_per_s = len(latencies) * batch / elapsed
-    cpu = (after.user + after.system - before.user - before.system) / len(latencies)
+        launcher = RayLauncher(address)
+        stack.callback(launcher.close)
+        return launcher.remote(what.agents)
+    return None
+
+
+async def by_runtime(way: str, pairs: int, idle: int, options: argparse.Namespace) -> Load:
+    """Load on ``pairs`` pairs, beside ``idle`` others."""
+    what = wiring(pairs + idle, options.batch, options.compute_ms)
+    async with AsyncExitStack() as stack:
+        remote = remote_of(way, what, stack, options.address)
+        wire = await stack.enter_async_context(Runtime(what, remote=remote))
+        return await ask_runtime(wire, pairs, options.batch, options.seconds)
+
+
+async def by_gateway(pairs: int, options: argparse.Namespace) -> Load:
+    """Load on ``pairs`` pairs behind one gateway."""
+    command = [str(HERE / "scale" / "gateway.py"), str(pairs), str(options.batch)]
+    server = await asyncio.create_subprocess_exec(
+        sys.executable, *command, str(options.compute_ms), stdout=asyncio.subprocess.PIPE
+    )
+    assert server.stdout is not None
+    try:
+        url = (await server.stdout.readline()).decode().strip()
+        return await ask_gateway(url, server.pid, pairs, CLIENTS, options.seconds)
+    finally:
+        server.terminate()
+        await server.wait()
+
+
+def figures(load: Load, pairs: int, idle: int) -> dict[str, Any]:
+    """What is published of one load."""
+    messages = len(load.milliseconds)
+
+    def each(seconds: float | None) -> float | None:
+        return None if seconds is None else round(1000 * seconds / messages, 3)
+
     return {
         "pairs": pairs,
-        "launcher": "ray" if arguments.ray else "local",
-        "messages_per_s": round(len(latencies) / elapsed, 2),
-        "rows_per_s": round(rows_per_s, 1),
-        "share_of_ideal": round(rows_per_s / (pairs * batch * 1000 / compute), 4),
-        "p50_ms": round(statistics.median(latencies), 2),
-        "runner_cpu_ms_per_message": round(cpu * 1000, 3),
+        "idle_pairs": idle,
+        "messages_per_s": round(messages / load.seconds, 2),
+        "rows_per_s": round(messages * load.rows / load.seconds, 1),
+        "p50_ms": round(statistics.median(load.milliseconds), 2),
+        "runner_cpu_ms": each(load.runner_s),
+        "agents_cpu_ms": each(load.agents_s),
     }
+
+
+def measure(way: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Figures of one way, by number of pairs (``idle``: of other pairs)."""
+    found = []
+    for count in options.pairs:
+        pairs, idle = (1, count - 1) if way == "idle" else (count, 0)
+        if way == "gateway":
+            load = asyncio.run(by_gateway(pairs, options))
+        else:
+            load = asyncio.run(by_runtime(way, pairs, idle, options))
+        found.append(figures(load, pairs, idle))
+        print(way, found[-1], flush=True)
+    return found
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS[:-1]))
     parser.add_argument("--pairs", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--compute-ms", type=float, default=50.0)
-    parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--address", default="local", help="of the Ray cluster")
     parser.add_argument("--out", type=Path, default=Path("bench/results/scaling-cpu.json"))
-    arguments = parser.parse_args()
-    figures = []
-    started = datetime.now(UTC).isoformat(timespec="seconds")
-    for pairs in arguments.pairs:
-        figures.append(asyncio.run(measure(pairs, arguments)))
-        print(figures[-1], flush=True)
-    # Both launchers share a record; each run replaces its own half.
-    record = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-    record["ray" if arguments.ray else "local"] = {
-        "started": started,
-        "command": shlex.join(["python", *sys.argv]),
-        "hardware": hardware().model_dump(),
-        "load_average": [round(value, 2) for value in os.getloadavg()],
-        "versions": versions(),
-        "labels": ["fake models that wait", "payloads of the 7B shape, not its accuracy or speed"],
-        "settings": {
-            "batch": arguments.batch,
-            "compute_ms": arguments.compute_ms,
-            "seconds": arguments.seconds,
-            "payload_bytes": 8 * WIDTH * 2,
-            "messages_in_flight_per_pair": 2,
-        },
-        "figures": figures,
-    }
-    arguments.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    options = parser.parse_args()
+    record: dict[str, Any] = {"benchmark": "scaling", "ways": {}}
+    if options.out.exists():
+        record = json.loads(options.out.read_text(encoding="utf-8"))
+    for way in options.ways:
+        started, load = datetime.now(UTC).isoformat(timespec="seconds"), load_average()
+        began = time.perf_counter()
+        found = measure(way, options)
+        record["ways"][way] = {
+            "started": started,
+            "seconds": round(time.perf_counter() - began, 1),
+            "command": shlex.join(["python", *sys.argv]),
+            "hardware": hardware().model_dump(),
+            "versions": versions(),
+            "labels": [
+                "FAKE MODELS that wait: payloads of the 7B shape, not its accuracy or speed",
+                *conditions(load),
+            ],
+            "settings": {
+                "rows_of_a_message": 1 if way == "gateway" else options.batch,
+                "compute_ms": options.compute_ms,
+                "seconds": options.seconds,
+                "payload_bytes_of_a_row": PAYLOAD_BYTES,
+                "in_flight_of_a_pair": CLIENTS if way == "gateway" else IN_FLIGHT,
+            },
+            "figures": found,
+        }
+        options.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return 0
 
 

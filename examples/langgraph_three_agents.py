@@ -4,9 +4,9 @@
     python examples/langgraph_three_agents.py                     # 12 reviews of this file
     python examples/langgraph_three_agents.py --data rows.jsonl --rows 40
 
-The same graph runs twice, on the same models: once with the reader's payload (a handle in the
-state), once with the reader's summary as text. Accuracy, tokens, bytes and latency stand beside
-each other at the end.
+Every review goes twice through the same graph, on the same models: once with the reader's payload
+(a handle in the state), once with the reader's summary as text. Accuracy, tokens, bytes and latency
+stand beside each other at the end. ``bench/three_agents.py`` does it for more rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -87,31 +87,50 @@ def text(agents: LocalAgents) -> Any:
     return build(lambda state: {"message": sums_up.invoke(asked + state["review"])}, agents)
 
 
-def measure(graph: Any, rows: list[tuple[str, int]]) -> dict[str, Any]:
-    """Runs every row through a graph and sums up what crossed from reader to judge."""
-    right, seconds, hops = 0, [], []
-    tokens, in_state, on_bus = [], [], []
-    for review, label in rows:
-        began = time.perf_counter()
-        state = graph.invoke({"review": review})
-        seconds.append(time.perf_counter() - began)
-        right += state["verdict"].content == LABELS[label]
-        message, verdict = state["message"], state["verdict"]
-        facts = [m.response_metadata["agentwire"] for m in (message, verdict)]
-        hops.append(sum(fact["latency_ms"] for fact in facts))
-        tokens.append(message.usage_metadata["output_tokens"])
-        in_state.append(len(str(message.content).encode()))
-        on_bus.append(facts[1]["payload_bytes"])
+def ask(graph: Any, review: str, label: int) -> dict[str, Any]:
+    """Sends one review through a graph: whether it was judged right, and what it took."""
+    began = time.perf_counter()
+    state = graph.invoke({"review": review})
+    seconds = time.perf_counter() - began
+    message, verdict = state["message"], state["verdict"]
+    read, judged = (m.response_metadata["agentwire"] for m in (message, verdict))
+    return {
+        "right": verdict.content == LABELS[label],
+        "channel": judged["channel"],
+        "tokens reader -> judge": message.usage_metadata["output_tokens"],
+        "bytes in the graph's state": len(str(message.content).encode()),
+        "bytes on the bus": judged["payload_bytes"],
+        "reader + judge, ms": read["latency_ms"] + judged["latency_ms"],
+        "whole graph, ms": 1000 * seconds,
+    }
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means of what crossed from reader to judge, medians of the times."""
+
+    def mean(name: str) -> float:
+        return statistics.mean(row[name] for row in rows)
+
     return {
         "rows": len(rows),
-        "accuracy": right / len(rows),
-        "channel": facts[1]["channel"],
-        "tokens reader -> judge": statistics.mean(tokens),
-        "bytes in the graph's state": statistics.mean(in_state),
-        "bytes on the bus": statistics.mean(on_bus),
-        "reader + judge, p50 ms": statistics.median(hops),
-        "whole graph, p50 ms": 1000 * statistics.median(seconds),
+        "accuracy": mean("right"),
+        "channel": " and ".join(sorted({row["channel"] for row in rows})),
+        "tokens reader -> judge": mean("tokens reader -> judge"),
+        "bytes in the graph's state": mean("bytes in the graph's state"),
+        "bytes on the bus": mean("bytes on the bus"),
+        "reader + judge, p50 ms": statistics.median(row["reader + judge, ms"] for row in rows),
+        "whole graph, p50 ms": statistics.median(row["whole graph, ms"] for row in rows),
     }
+
+
+def compare(
+    graphs: dict[str, Any], reviews: Sequence[tuple[str, int]]
+) -> Iterator[dict[str, dict[str, Any]]]:
+    """Every review through every graph; who goes first changes from one to the next."""
+    order = list(graphs)
+    for review, label in reviews:
+        yield {name: ask(graphs[name], review, label) for name in order}
+        order.append(order.pop(0))
 
 
 def main() -> None:
@@ -129,7 +148,8 @@ def main() -> None:
         graphs = {"latent": latent(agents), "text": text(agents)}
         for graph in graphs.values():  # what is slow once is not what is compared
             graph.invoke({"review": rows[0][0]})
-        results = {name: measure(graph, rows) for name, graph in graphs.items()}
+        asked = list(compare(graphs, rows))
+    results = {name: summary([row[name] for row in asked]) for name in graphs}
     if options.json:
         print(json.dumps(results, indent=2))
         return

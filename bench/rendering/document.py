@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Protocol
 
-from rendering import accuracy, bus, embedding, engines, faults, figures, runs, speed
+from rendering import accuracy, bus, embedding, engines, faults, figures, runs, scaling, speed
 from rendering.markdown import Record, Records
 
 HEAD = """# Results
@@ -30,7 +30,17 @@ class Chapter(Protocol):
         """Markdown of this chapter's records."""
 
 
-CHAPTERS: tuple[Chapter, ...] = (accuracy, runs, speed, bus, embedding, engines, faults, figures)
+CHAPTERS: tuple[Chapter, ...] = (
+    accuracy,
+    runs,
+    speed,
+    bus,
+    scaling,
+    embedding,
+    engines,
+    faults,
+    figures,
+)
 """In the order of the document; the first that owns a record gets it, ``figures`` the rest."""
 
 

@@ -38,6 +38,15 @@ def graphs(record: Record) -> str:
     return table(["", "reader -> judge as soft tokens", "as text"], rows)
 
 
+def paired(record: Record) -> str:
+    """Who judged right where the other did not."""
+    found = record["paired"]
+    return (
+        f"Judged right by soft tokens alone: {found['only latent right']} rows, by text alone: "
+        f"{found['only text right']} (exact McNemar p {found['p']:.2g})."
+    )
+
+
 def answers(record: Record) -> str:
     """What clients under load were answered."""
     rows = [[name, f"{count:,}"] for name, count in record["statuses"].items()]
@@ -64,7 +73,8 @@ def _load(name: str, record: Record) -> str:
 
 def _graphs(name: str, record: Record) -> str:
     says = (
-        "The same three agents, prompts and rows; only what the reader hands to the judge differs."
+        "The same three agents, prompts and rows; only what the reader hands to the judge differs. "
+        + paired(record)
     )
     return _section(f"Three agents in a graph: {name}", record, says, graphs(record))
 
@@ -75,7 +85,11 @@ def _section(title: str, record: Record, says: str, shown: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    return f"{value:,.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 100 else f"{value:,.3f}".rstrip("0").rstrip(".")
+    return str(value)
 
 
 SECTIONS = {"embedding": _costs, "gateway_load": _load, "three_agents": _graphs}

@@ -35,3 +35,16 @@ def provenance(record: Record) -> list[str]:
 def described(facts: Mapping[str, Any]) -> str:
     """A mapping in one line, empty values left out."""
     return ", ".join(f"{key} {value}" for key, value in facts.items() if value)
+
+
+def replaced(text: str, begin: str, end: str, made: str) -> str:
+    """A text with what stands between two marking lines replaced.
+
+    Raises:
+        ValueError: the markers are not there, once each and in order.
+    """
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed) or begin in after or end in after:
+        raise ValueError(f"the lines {begin} and {end} are needed, once each")
+    return f"{before}{begin}\n\n{made}\n\n{end}{after}"

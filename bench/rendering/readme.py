@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rendering.compared import DASH, figure, outcome, title
 from rendering.goals import PAYLOADS, above_chance
-from rendering.markdown import Record, Records, table
+from rendering.markdown import Record, Records, replaced, table
 from rendering.sample import listed
 
 BEGIN = "<!-- accuracies: made by bench/render.py -->"
@@ -17,12 +17,8 @@ def renewed(readme: str, records: Records) -> str:
     Raises:
         ValueError: the markers are not there, once each and in order.
     """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end) or BEGIN in after or END in after:
-        raise ValueError(f"README.md needs the lines {BEGIN} and {END}, once each")
     record = next(r for r in records.values() if r.get("kind") == "accuracy")
-    return f"{before}{BEGIN}\n\n{block(record)}\n\n{END}{after}"
+    return replaced(readme, BEGIN, END, block(record))
 
 
 def block(record: Record) -> str:

@@ -1,0 +1,1 @@
+"""What ``bench/scaling.py`` runs: agents that wait, ways to reach them, and load on them."""

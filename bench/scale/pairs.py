@@ -1,0 +1,107 @@
+"""Sender-receiver pairs of fake agents that wait as a GPU would compute; over ipc, or over tcp."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Final
+
+from agentwire.agent.remote import Remote
+from agentwire.agent.spec import (
+    AgentSpec,
+    Birth,
+    BusAddress,
+    FakeModel,
+    GuestKeys,
+    OutgoingBridge,
+    Placement,
+)
+from agentwire.bus.access import RemoteAccess
+from agentwire.bus.curve import new_pair
+from agentwire.scenario.schema import WireSpec
+from agentwire.wire.messages import TaskSpec
+from agentwire.wiring import Wiring
+
+WIDTH: Final = 4096
+PAYLOAD_BYTES: Final = 8 * WIDTH * 2  # of a row, fp16
+TASK: Final = TaskSpec("scaling", "Answer:", "{text}\nAnswer:", ("good", "bad"))
+
+
+def wiring(pairs: int, batch: int, compute_ms: float, *, by_message: bool = True) -> Wiring:
+    """``pairs`` senders, each with a receiver of its own.
+
+    Args:
+        compute_ms: that each agent waits for a batch.
+        by_message: a message is a batch; else rows of several messages share one.
+    """
+    fake = FakeModel(width=WIDTH, encode_ms=compute_ms, decode_ms=compute_ms)
+    agents: dict[str, AgentSpec] = {}
+    wires = []
+    for i in range(pairs):
+        sender, receiver = f"sender-{i}", f"receiver-{i}"
+        wire = WireSpec.model_validate({"from": sender, "to": receiver, "fallback": "error"})
+        wires.append(wire)
+        bridge = OutgoingBridge(wire=wire.name, receiver=receiver, folder="fake:receiver")
+        for name, model, bridges in ((sender, "sender", (bridge,)), (receiver, "receiver", ())):
+            agents[name] = AgentSpec(
+                name=name,
+                backend="fake",
+                model=model,
+                threads=1,
+                max_batch=batch,
+                batch_by="message" if by_message else "rows",
+                bridges=bridges,
+                fake=fake,
+                place=Placement(cpus=0),  # they only wait: more of them than cores
+            )
+    return Wiring.of_specs(agents, wires, task=TASK)
+
+
+class OverTcp:
+    """Starts each agent as its machine would: it joins the bus over tcp with keys of its own.
+
+    A launcher (``agentwire.agent.launched.Launcher``) without a cluster.
+    """
+
+    def __init__(self) -> None:
+        self._public, self._secret = new_pair()
+        self._names: dict[str, str] = {}
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+
+    def remote(self, agents: frozenset[str]) -> Remote:
+        """What a runtime needs to take these agents in."""
+        return Remote(RemoteAccess("tcp://127.0.0.1:*", self._secret, self), agents, self)
+
+    def name_of(self, key: str) -> str | None:
+        """Which agent a public key is of."""
+        return self._names.get(key)
+
+    def launch(self, spec: AgentSpec, endpoint: str, restarts: int) -> None:
+        public, secret = new_pair()
+        self._names[public] = spec.name
+        birth = Birth(
+            agent=spec,
+            bus=BusAddress(endpoint=endpoint, run="00" * 16, epoch=0, token=""),
+            keys=GuestKeys(public=public, secret=secret, server=self._public),
+        )
+        child = subprocess.Popen(
+            [sys.executable, "-m", "agentwire.agent.process"],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        assert child.stdin is not None
+        child.stdin.write(birth.model_dump_json().encode() + b"\n")
+        child.stdin.flush()
+        self._children[spec.name] = child
+
+    def wait(self, name: str) -> str:
+        return f"it ended with {self._children[name].wait()}"
+
+    def where(self, name: str) -> str:
+        return ""
+
+    def restart(self, name: str) -> None:
+        self._children[name].kill()  # a benchmark does not go on after that
+
+    def stop(self, name: str) -> None:
+        self._children[name].kill()
