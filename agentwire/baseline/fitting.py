@@ -42,6 +42,7 @@ from agentwire.baseline.reader import (
 )
 from agentwire.baseline.setting import Setting
 from agentwire.bridge.problem import Problem
+from agentwire.bridge.reporting import Pace
 from agentwire.bridge.trainer import Evaluation, Trained, train_many
 from agentwire.errors import BridgeError
 from agentwire.scenario.schema import TrainSpec
@@ -107,10 +108,18 @@ def _train(
         BridgeError: none did.
     """
 
-    def report(member: int, now: Evaluation) -> None:
-        setting.tell(f"{stage}: held-out {now.accuracy:.3f}", now.step / recipes[0].steps)
+    steps = recipes[0].steps
+    pace = Pace(steps)
 
-    done = train_many(problem, recipes, report)
+    def report(member: int, now: Evaluation) -> None:
+        setting.tell(f"{stage}: held-out {now.accuracy:.3f}", now.step / steps)
+
+    def stepped(number: int) -> None:
+        said = pace.stepped(number)
+        if said:
+            setting.tell(f"{stage}: {said}", number / steps)
+
+    done = train_many(problem, recipes, report, stepped=stepped)
     good = [one for one in done if isinstance(one, Trained)]
     if not good:
         raise next(one for one in done if isinstance(one, BridgeError))

@@ -20,6 +20,31 @@ Progress = Callable[[str, float], None]
 """Told the stage and the fraction done."""
 
 
+class Pace:
+    """How long a training will still take.
+
+    Args:
+        steps: of the whole training.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.began = self.told = time.monotonic()
+        self.first: int | None = None
+
+    def stepped(self, number: int) -> str:
+        """Words for a user once in ``TOLD_EVERY_S``, else nothing; call it after every step."""
+        if self.first is None:  # of this session: an earlier one may have done some
+            self.first, self.began = number, time.monotonic()
+            return ""
+        now = time.monotonic()
+        if now - self.told < TOLD_EVERY_S:
+            return ""
+        self.told = now
+        left = (now - self.began) / (number - self.first) * (self.steps - number)
+        return f"{number:,} of {self.steps:,} steps, about {duration(left)} left"
+
+
 class Report:
     """The progress of bridges that train side by side.
 
@@ -39,8 +64,7 @@ class Report:
         self.losses: list[float] = []
         self.now: dict[int, Evaluation] = {}
         self.last = members - 1
-        self.began = self.told = time.monotonic()
-        self.first: int | None = None
+        self.pace = Pace(steps)
 
     def evaluated(self, member: int, now: Evaluation) -> None:
         """One member's evaluation; told once for all of them, as means."""
@@ -60,18 +84,9 @@ class Report:
 
     def stepped(self, number: int) -> None:
         """A step is done; what is left is told now and then."""
-        if self.first is None:  # of this session: an earlier one may have done some
-            self.first, self.began = number, time.monotonic()
-            return
-        now = time.monotonic()
-        if now - self.told < TOLD_EVERY_S:
-            return
-        self.told = now
-        left = (now - self.began) / (number - self.first) * (self.steps - number)
-        self._say(
-            f"{number:,} of {self.steps:,} steps, about {duration(left)} left{self._whose()}",
-            number,
-        )
+        said = self.pace.stepped(number)
+        if said:
+            self._say(f"{said}{self._whose()}", number)
 
     def _whose(self) -> str:
         if self.total == 1:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -102,7 +103,6 @@ class States(Protocol):
     def gather(self, rows: Tensor, width: int) -> tuple[Any, Any]: ...
 
 
-@torch.no_grad()
 def cache_states(
     sender: TransformersBackend,
     texts: Sequence[str],
@@ -121,27 +121,67 @@ def cache_states(
         max_tokens: longer texts are cut.
         progress: called with the fraction done.
     """
-    short = trunk(sender.model, layer)
+    return cache_layers(
+        sender, texts, labels, layers=[layer], max_tokens=max_tokens, batch_size=batch_size,
+        progress=progress,
+    )[layer]  # fmt: skip
+
+
+@torch.no_grad()
+def cache_layers(
+    sender: TransformersBackend,
+    texts: Sequence[str],
+    labels: Sequence[int],
+    *,
+    layers: Sequence[int],
+    max_tokens: int,
+    batch_size: int = 64,
+    progress: Callable[[float], None] | None = None,
+) -> dict[int, StateCache]:
+    """``cache_states`` after several layers, in one pass through the deepest of them."""
+    short = trunk(sender.model, max(layers))
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-    parts: list[Tensor] = []
+    parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     sizes: list[Tensor] = []
-    for begin in range(0, len(order), batch_size):
-        chosen = order[begin : begin + batch_size]
-        ids, mask = sender.tokens([texts[i] for i in chosen])
-        ids, mask = ids[:, : max_tokens + 1], mask[:, :max_tokens]
-        # Gemma's largest features can pass what fp16 holds; an infinity would spoil the statistics.
-        states = sender.states(short, ids).clamp(-HALF_MAX, HALF_MAX).half()
-        parts.append(states[mask])
-        sizes.append(mask.sum(dim=1))
-        if progress is not None:
-            progress(min(1.0, (begin + batch_size) / len(order)))
+    with _seen(short, [layer for layer in layers if layer < max(layers)]) as seen:
+        for begin in range(0, len(order), batch_size):
+            chosen = order[begin : begin + batch_size]
+            ids, mask = sender.tokens([texts[i] for i in chosen])
+            ids, mask = ids[:, : max_tokens + 1], mask[:, :max_tokens]
+            last = sender.states(short, ids)
+            for layer, mine in parts.items():
+                states = seen[layer][:, 1:] if layer in seen else last
+                # Gemma's largest features can pass what fp16 holds; an infinity would spoil the
+                # statistics.
+                mine.append(states.clamp(-HALF_MAX, HALF_MAX).half()[mask])
+            sizes.append(mask.sum(dim=1))
+            if progress is not None:
+                progress(min(1.0, (begin + batch_size) / len(order)))
     # ``flat`` is in the order of computing; the texts keep theirs.
     place = torch.tensor(order, device=sender.device).argsort()
     ends = torch.cat(sizes).cumsum(0)
     lengths = torch.cat(sizes)[place]
-    return StateCache(
-        flat=torch.cat(parts),
-        offsets=ends[place] - lengths,
-        lengths=lengths,
-        labels=torch.tensor(list(labels), device=sender.device),
-    )
+    known = torch.tensor(list(labels), device=sender.device)
+    return {
+        layer: StateCache(torch.cat(mine), ends[place] - lengths, lengths, known)
+        for layer, mine in parts.items()
+    }
+
+
+@contextmanager
+def _seen(short: Any, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """What comes out of these layers [n, 1 + T, width] in the last pass through ``short``."""
+    found: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Callable[..., None]:
+        def hook(module: Any, given: Any, output: Any) -> None:
+            found[layer] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    hooks = [short.layers[n - 1].register_forward_hook(keep(n)) for n in layers]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()

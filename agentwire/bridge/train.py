@@ -22,7 +22,7 @@ from agentwire.bridge.reporting import Progress, Report
 from agentwire.bridge.resampler import Resampler, ResamplerShape
 from agentwire.bridge.rows import TRAIN_SPLIT, refuse_scored_rows, training_rows
 from agentwire.bridge.series import TaskPart, task_parts
-from agentwire.bridge.states import StateCache, cache_states
+from agentwire.bridge.states import StateCache, cache_layers
 from agentwire.config import Config
 from agentwire.errors import BridgeError, ScenarioError
 from agentwire.model.sources import public_name
@@ -88,7 +88,7 @@ def train_scenarios(
 ) -> list[Path]:
     """Trains the bridges of scenarios that may share a training (``resolve.training_key``).
 
-    Models load once, and the sender reads each text once for every layer that is asked for. As
+    Models load once, and the sender reads each text once, for all layers that are asked for. As
     many bridges as ``ROWS_AT_ONCE`` allows go through each pass of the receiver, the others after
     them; each is written when its training ends. On a CPU each is the bridge that it would be
     alone, but for the rounding of sums; on a GPU what dropout hides depends on the neighbours.
@@ -227,23 +227,15 @@ class _Session:
         layers = sorted({order.layer for order in self.orders})
         for layer in layers:
             trunk(sender.model, layer)  # refused now, not after the states of all rows
-        found = {}
-        share = 0.22 / len(layers)
-        for number, layer in enumerate(layers):
-
-            def told(done: float, begin: float = 0.06 + share * number) -> None:
-                self.progress("the sender's states", begin + share * done)
-
-            cache = cache_states(
-                sender,
-                texts,
-                [0] * len(texts),
-                layer=layer,
-                max_tokens=self.orders[0].recipe.max_text_tokens,
-                progress=told,
-            )
-            found[layer] = cache.to(self.receiver.device)
-        return found
+        found = cache_layers(
+            sender,
+            texts,
+            [0] * len(texts),
+            layers=layers,
+            max_tokens=self.orders[0].recipe.max_text_tokens,
+            progress=lambda done: self.progress("the sender's states", 0.06 + 0.22 * done),
+        )
+        return {layer: cache.to(self.receiver.device) for layer, cache in found.items()}
 
     def _places(self) -> dict[str, int]:
         """Every text of the training and held-out rows, once, and where its states stand."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import RAGGED, spec
 
-from agentwire.bridge.states import HALF_MAX, StateCache, cache_states
+from agentwire.bridge.states import HALF_MAX, StateCache, cache_layers, cache_states
 from agentwire.model.transformers import TransformersBackend
 
 TEXTS = [*RAGGED, *(f"review {n} " * n for n in range(1, 8))]
@@ -38,6 +38,28 @@ def test_each_text_has_the_states_that_it_has_alone(sender: TransformersBackend)
         assert length == expected.shape[0]
         found = cache.flat[begin : begin + length].float()
         assert torch.allclose(found, expected.clamp(-HALF_MAX, HALF_MAX), rtol=2e-3, atol=2e-3)
+
+
+def test_several_layers_are_read_in_one_pass(
+    sender: TransformersBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = {layer: cached(sender, layer=layer) for layer in (1, 2, 3)}
+
+    def hooks() -> int:
+        return sum(len(module._forward_hooks) for module in sender.model.modules())
+
+    before, passes = hooks(), list[int]()
+    states = sender.states
+    monkeypatch.setattr(
+        sender, "states", lambda short, ids: passes.append(len(short.layers)) or states(short, ids)
+    )
+    found = cache_layers(sender, TEXTS, LABELS, layers=[2, 3, 1], max_tokens=40)
+    assert passes == [3]
+    assert list(found) == [2, 3, 1]
+    for layer, cache in found.items():
+        assert torch.equal(cache.flat, alone[layer].flat)
+        assert torch.equal(cache.offsets, alone[layer].offsets)
+    assert hooks() == before  # none is left behind
 
 
 def test_long_texts_are_cut(sender: TransformersBackend) -> None:
