@@ -13,6 +13,7 @@ import functools
 import logging
 import math
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, Protocol
@@ -29,6 +30,7 @@ from agentwire.errors import (
     RequestError,
     ScenarioError,
 )
+from agentwire.hearing import Hearing
 from agentwire.ledger import Admission, Ledger, Request, parcels_of
 from agentwire.outcomes import EventLog, Outcome, Outcomes
 from agentwire.replicas import Routes
@@ -66,7 +68,10 @@ class Link(Protocol):
 
     final: bool
 
+    @property
+    def descriptors(self) -> tuple[int, ...]: ...
     def start(self) -> None: ...
+    def attend(self, seconds: float) -> bool: ...
     def send(self, message: Message) -> None: ...
     def close(self, reason: str = "", timeout: float = 2.0) -> None: ...
 
@@ -101,6 +106,8 @@ class Client:
         self._on_dead_letter = on_dead_letter
         self._loop = asyncio.get_running_loop()
         self._connect = connect
+        self._thread = threading.get_ident()
+        self._hearing: Hearing | None = None
         self._links = 0  # how many there were
         self._link = self._new_link()
         self._lost_in_a_row = 0
@@ -116,9 +123,12 @@ class Client:
         self._closed = ""
 
     def _from_io(self, call: Callable[..., None]) -> Callable[..., None]:
-        """``call``, from the endpoint's IO thread into the loop."""
+        """``call``, from whichever thread listens to the endpoint, into the loop."""
 
         def forward(*args: Any) -> None:
+            if threading.get_ident() == self._thread:
+                self._loop.call_soon(call, *args)
+                return
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(call, *args)
 
@@ -126,7 +136,17 @@ class Client:
 
     def start(self) -> None:
         """Connects; returns at once."""
+        self._start_link()
+
+    def _start_link(self) -> None:
+        self._stop_hearing()
         self._link.start()
+        self._hearing = Hearing(self._loop, self._link)
+
+    def _stop_hearing(self) -> None:
+        if self._hearing is not None:
+            self._hearing.close()
+            self._hearing = None
 
     @property
     def outstanding(self) -> int:
@@ -153,6 +173,7 @@ class Client:
     async def close(self, reason: str) -> None:
         """Ends every outstanding request with CLOSING, and leaves the bus."""
         self._end_all(reason)
+        self._stop_hearing()
         await asyncio.to_thread(self._link.close, reason, 2.0)
 
     # -- agents -----------------------------------------------------------------------------
@@ -453,7 +474,7 @@ class Client:
             return
         self._link = self._new_link()
         self._joining = True
-        self._link.start()
+        self._start_link()
         in_flight = [r for r in self._ledger.outstanding() if r.in_flight]
         self._ledger.retry(in_flight, now=self._loop.time())
         self._pump()

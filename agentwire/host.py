@@ -106,6 +106,7 @@ class Host:
             timing=timing,
             remote=remote.access if remote is not None else None,
             recorder=self._recorder,
+            awake_s=max(spec.awake_ms for spec in wiring.agents.values()) / 1000,
         )
         self._supervisor = Supervisor(
             wiring.processes,
@@ -127,7 +128,13 @@ class Host:
             endpoint, epoch = self._broker.endpoint, next(epochs)
             address = BusAddress(endpoint=endpoint, run=run.hex(), epoch=epoch, token=token)
             hello = Hello(CLIENT, Role.CLIENT)
-            return Endpoint(address, hello, on_message=on_message, on_lost=on_lost)
+            return Endpoint(
+                address,
+                hello,
+                on_message=on_message,
+                on_lost=on_lost,
+                transport=self._broker.inside,
+            )
 
         self._connect = connect
         self.client: Client | None = None

@@ -191,6 +191,9 @@ def main() -> int:
     parser.add_argument("--sender", default=LLAMA)
     parser.add_argument("--receiver", default=MISTRAL)
     parser.add_argument("--devices", nargs="+", default=["cuda:0"])
+    parser.add_argument(
+        "--counts", type=int, nargs="+", help="use so many of the devices; default: 1, 2, ..."
+    )
     parser.add_argument("--layer", type=int, default=16)
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--soft-tokens", type=int, default=8)
@@ -202,7 +205,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     runs: dict[str, Any] = {}
-    for count in range(1, len(args.devices) + 1):
+    for count in args.counts or range(1, len(args.devices) + 1):
         runs[str(count)] = measure(args, args.devices[:count])
         text = json.dumps(record_of(args, runs), indent=2) + "\n"
         if args.out:  # after every part: what is measured is measured

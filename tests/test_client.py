@@ -39,9 +39,13 @@ class Link:
         self.sent: list[Message] = []
         self.closed = False
         self.final = False
+        self.descriptors: tuple[int, ...] = ()
         self.news = asyncio.Event()
         self.on_message: Callable[[Message, float], None]
         self.on_lost: Callable[[str], None]
+
+    def attend(self, seconds: float) -> bool:
+        return False
 
     def start(self) -> None:
         pass

@@ -20,6 +20,7 @@ IDS = [str(p.relative_to(ROOT)) for p in FILES]
 CLIENT_ROOMS = {
     "deadletters",
     "endings",
+    "hearing",
     "ledger",
     "outcomes",
     "reply",

@@ -104,7 +104,7 @@ def _die_with_parent() -> None:
 
 
 def _nap_exactly() -> None:
-    """Naps of microseconds (``Inbox.get_unless``) take no longer on Linux than they should."""
+    """Naps of microseconds (``Endpoint.attend``) take no longer on Linux than they should."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, TIMER_SLACK_NS, 0, 0, 0)

@@ -1,6 +1,8 @@
 """What an agent process does between birth and exit: connect, load, work, leave.
 
-Two threads: the endpoint's IO thread puts what arrives into an inbox, the main thread computes.
+The main thread computes, and listens to the bus itself while it has nothing else to do: to be woken
+by another thread for each message would cost more than reading it. The endpoint's IO thread stands
+in while a batch is computed in this thread. What arrives goes through an inbox either way.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -39,10 +40,6 @@ INBOX: Final = 8192
 DRAIN_S: Final = 5.0
 PROGRESS_EVERY_S: Final = 0.1
 LONGEST_WAIT_S: Final = 60.0
-NAP_S: Final = 20e-6
-NAPS_S: Final = 0.1
-LONG_NAP_S: Final = 500e-6
-"""After ``NAPS_S``: a batch that takes so long does not notice."""
 
 
 class Leave:
@@ -71,35 +68,21 @@ class Inbox:
         elif self._queue.qsize() == INBOX:
             self._queue.put((Lost("the bus sends more than was granted"), arrival))
 
-    def get(self, wait: float) -> tuple[Arrival, float] | None:
-        """The next arrival, or None after ``wait`` seconds."""
+    def get(self) -> tuple[Arrival, float] | None:
+        """The next arrival; None if there is none now."""
         try:
-            if wait <= 0:
-                return self._queue.get_nowait()
-            return self._queue.get(timeout=min(wait, LONGEST_WAIT_S))
+            return self._queue.get_nowait()
         except Empty:
             return None
 
-    def get_unless(self, done: Callable[[], bool], until: float) -> tuple[Arrival, float] | None:
-        """The next arrival; None as soon as ``done`` says so, or at ``until``.
-
-        It looks instead of waiting to be woken: a device's batch ends in this very thread's
-        hands, not two threads later, and the processor does not fall asleep meanwhile. The naps
-        leave the interpreter to the IO thread.
-        """
-        start = time.monotonic()
-        while self._queue.empty():
-            now = time.monotonic()
-            if done() or now >= until:
-                return None
-            time.sleep(NAP_S if now - start < NAPS_S else LONG_NAP_S)
-        return self.get(0.0)
+    def __bool__(self) -> bool:
+        return not self._queue.empty()
 
 
 def serve(birth: Birth) -> ExitCode:
     """Runs the agent until it is told to leave or the bus is lost."""
     inbox = Inbox()
-    endpoint = connect(birth.agent.name, birth.bus, inbox)
+    endpoint = connect(birth.agent.name, birth.bus, inbox, awake_s=birth.agent.awake_ms / 1000)
     service = Service(birth.agent, endpoint, inbox, lending_of(birth))
     try:
         return service.run()
@@ -168,6 +151,7 @@ class Service:
 
     def _on_sigterm(self, signum: int, frame: FrameType | None) -> None:
         self._inbox.put(Leave(), time.monotonic())
+        self._endpoint.nudge()
 
     def _work(self) -> ExitCode:
         worker = self._worker
@@ -178,16 +162,16 @@ class Service:
                 return ExitCode.BUS_LOST
             if now >= self._leave_at or (worker.closing and worker.idle):
                 return ExitCode.DONE
-            until = min(worker.next_event(), self._leave_at)
-            if worker.computing:
-                self._take(self._inbox.get_unless(worker.is_done, until))
-            else:
-                self._take(self._inbox.get(until - now))
+            wait = min(worker.next_event(), self._leave_at) - now
+            if not self._inbox and wait > 0:
+                done = worker.is_done if worker.computing else None
+                self._endpoint.attend(min(wait, LONGEST_WAIT_S), done)
             self._poll()
             worker.run_once()
 
     def _poll(self) -> None:
-        while self._take(self._inbox.get(0.0)):
+        self._endpoint.attend(0.0)
+        while self._take(self._inbox.get()):
             pass
 
     def _take(self, arrived: tuple[Arrival, float] | None) -> bool:
@@ -257,7 +241,12 @@ def load(spec: AgentSpec, progress: Progress, lending: Lending | None = None) ->
 
 
 def connect(
-    name: str, address: BusAddress, inbox: Inbox, transport: Transport | None = None
+    name: str,
+    address: BusAddress,
+    inbox: Inbox,
+    transport: Transport | None = None,
+    *,
+    awake_s: float = 0.0,
 ) -> Endpoint:
     """An endpoint that has said Hello as this agent, and whose messages go into ``inbox``."""
     endpoint = Endpoint(
@@ -266,6 +255,7 @@ def connect(
         on_message=inbox.put,
         on_lost=lambda reason: inbox.put(Lost(reason), time.monotonic()),
         transport=transport,
+        awake_s=awake_s,
     )
     endpoint.start()
     return endpoint
@@ -279,8 +269,9 @@ def load_backend(spec: AgentSpec, progress: Progress) -> Backend:
     """
     if spec.backend == "fake":
         from agentwire.model.fake import FakeBackend
+        from agentwire.model.fake_device import FakeDevice
 
-        return FakeBackend.load(spec, progress)
+        return (FakeDevice if spec.fake.pipelined else FakeBackend).load(spec, progress)
     if spec.backend == "vllm":
         from agentwire.model.vllm import VllmBackend
 

@@ -52,6 +52,7 @@ class FakeModel(BaseModel):
     hang_on: str = ""  # compute never returns when a text holds this
     memory_rows: int = 0  # the device holds so many rows at once, more is out of memory; 0: all
     memory_on: str = ""  # a row with this text is out of memory even alone
+    pipelined: bool = False  # the delays are those of a device beside the thread, as a GPU's
 
 
 class GraphSpec(BaseModel):
@@ -62,11 +63,13 @@ class GraphSpec(BaseModel):
         texts: tokens of a text. A text runs in the smallest that holds it.
         batches: rows of a batch; those above the agent's largest batch are left out.
         max_tokens: rows * tokens of the largest shape; larger batches run eagerly.
+        express: a row that is alone has a graph that moves its data itself.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     enabled: bool = True
+    express: bool = True
     texts: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = (16, 32, 48, 64, 96, 128, 256, 512)
     batches: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = (1, 2, 4, 8, 16, 32, 64, 128)
     max_tokens: Annotated[int, Field(ge=1)] = 32_768
@@ -117,6 +120,12 @@ class AgentSpec(BaseModel):
     batch_by: Literal["rows", "message"] = Field(
         default="rows",
         description="rows: rows of several messages share a batch; message: each has its own",
+    )
+    awake_ms: float = Field(
+        default=0.0,
+        ge=0,
+        description="after a message, the process looks for the next one so long instead of "
+        "sleeping: it takes a core, and a core that sleeps takes its time to wake up",
     )
     bridges: tuple[OutgoingBridge, ...] = ()
     incoming: tuple[str, ...] = ()  # wires on which this agent is the receiver

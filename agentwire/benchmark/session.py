@@ -152,7 +152,8 @@ class Bench:
             await warm(send, messages, plan.warm_up)
         if cell.kind == "latency":
             most = max(LEAST, plan.messages // plan.rounds)
-            return await one_by_one(send, messages, most=most, least=LEAST, seconds=plan.seconds)
+            seconds = plan.latency_seconds or plan.seconds
+            return await one_by_one(send, messages, most=most, least=LEAST, seconds=seconds)
         return await sustained(
             send, messages, in_flight=self._in_flight(cell), seconds=plan.seconds
         )

@@ -38,7 +38,7 @@ from agentwire.bus.stimuli import (
     Stimulus,
     Tick,
 )
-from agentwire.bus.transport import Frame, Frames, Listener, Transport
+from agentwire.bus.transport import Connects, Frame, Frames, Inside, Listener, Transport
 from agentwire.errors import LocalProtocolError
 from agentwire.wire.events import (
     Announced,
@@ -80,6 +80,7 @@ class Broker:
         remote: where agents of other machines join besides, with keys.
         transport: for tests; ZeroMQ by default.
         recorder: told everything that comes in, to be replayed.
+        awake_s: how long after a message the thread keeps its processor awake for the next one.
 
     Attributes:
         endpoint: where peers connect (``ipc://…``); known after ``start``.
@@ -101,7 +102,9 @@ class Broker:
         remote: RemoteAccess | None = None,
         transport: Transport | None = None,
         recorder: BusRecorder | None = None,
+        awake_s: float = 0.0,
     ) -> None:
+        self._awake_s = awake_s
         self._recorder = recorder
         self._clock = time.monotonic if recorder is None else recorder.clock
         self.endpoint = self.remote_endpoint = ""
@@ -138,6 +141,7 @@ class Broker:
         if self._listen is None:
             check_folder(self._folder)
         self._listener = self._open(self._listen or ipc_endpoint(self._folder))
+        self._listener.awake_s = self._awake_s
         self.endpoint = self._listener.endpoint
         self.remote_endpoint = getattr(self._listener, "remote_endpoint", "")
         self._thread = threading.Thread(target=self._run, name="agentwire-broker", daemon=True)
@@ -149,6 +153,17 @@ class Broker:
 
             self._transport = ZmqTransport(remote=self._remote)
         return self._transport.listen(endpoint)
+
+    @property
+    def inside(self) -> Connects | None:
+        """Where peers of this process connect; None: as all others do, at ``endpoint``."""
+        listener = self._listener
+        connect = getattr(listener, "connect_inside", None)
+        if connect is None or listener is None or listener.endpoint != self.endpoint:
+            return None
+        if self._stop_at is not None or self._error is not None:
+            return None  # its socket closes
+        return Inside(connect)
 
     def stop(self, timeout: float = 2.0) -> None:
         """Says Goodbye to every peer, closes within ``timeout`` seconds, ends the thread.

@@ -4,6 +4,10 @@ A message leaves in the thread that sends it: to wake the IO thread for it would
 the rest of a send. Only what cannot leave at once (no session yet, or the broker does not read)
 waits for the IO thread. ``_turn`` keeps the order: whoever numbers a message writes it before the
 next one is numbered. It is never held while the owner's callbacks run.
+
+An owner that has a thread to listen with may do that itself (``attend``), which spares waking it
+when something arrives. From then on the IO thread only looks in ``AWAY_S`` after nobody has:
+heartbeats never depend on the owner.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from agentwire.bus.lanes import body_bytes
-from agentwire.bus.transport import Frame, Link, Sent, Transport
+from agentwire.bus.transport import Connects, Frame, Link, Sent
 from agentwire.errors import BusClosed, LocalProtocolError, NackCode
 from agentwire.wire.events import Closed, Event, Gap, Lost, Outgoing, Received, Refused
 from agentwire.wire.messages import (
@@ -36,6 +40,10 @@ from agentwire.wire.states import Side, State, Timing
 QUEUE_MESSAGES = 256  # that wait for the IO thread; the next sender is held up
 UNSENT_MESSAGES = 1024  # that the broker does not read; then it is given up
 RECEIVE_BUDGET = 64  # messages taken in before the thread writes again
+AWAY_S = 0.05  # how long an owner that listens may be away before the IO thread looks in
+NAP_S = 20e-6  # between two looks at what the owner computes
+NAPS_S = 0.1
+LONG_NAP_S = 500e-6  # after ``NAPS_S``: what takes so long does not notice
 
 
 class Address(Protocol):
@@ -58,13 +66,15 @@ class Endpoint:
         address: where the bus is; its token and epoch go into every Hello.
         hello: how this peer introduces itself (its ``token`` is filled in from ``address``).
         on_message: called with each message and the ``time.monotonic()`` of its arrival, for
-            every type but Welcome, Ping and Pong. Runs in the IO thread: it must not block.
+            every type but Welcome, Ping and Pong. Runs in the thread that listens (the IO thread,
+            or the one in ``attend``): it must not block.
             A client also gets a Nack for rows that could not cross: not fit for the wire, or
             answered by frames that do not decode. What did not fit gives its credit back.
         on_lost: called once, with the reason, when the broker is lost, said Goodbye, or refused
-            this peer; not after ``close``. Runs in the IO thread: it must not block.
+            this peer; not after ``close``. Runs as ``on_message`` does.
         timing: limits until the broker's Welcome brings its own.
         transport: for tests; ZeroMQ by default.
+        awake_s: how long after a message ``attend`` keeps its processor awake for the next one.
 
     Attributes:
         busy_since: ``time.monotonic()`` of the start of the batch that is being computed; None
@@ -81,7 +91,8 @@ class Endpoint:
         on_message: Callable[[Message, float], None],
         on_lost: Callable[[str], None],
         timing: Timing | None = None,
-        transport: Transport | None = None,
+        transport: Connects | None = None,
+        awake_s: float = 0.0,
     ) -> None:
         self.busy_since: float | None = None
         self.final = False
@@ -105,7 +116,17 @@ class Endpoint:
         self._close_at: float | None = None
         self._goodbye = ""
         self._unsent: deque[list[Frame]] = deque()  # numbered; written by the IO thread
-        self._broken = False  # IO thread only
+        self._awake_s = awake_s
+        # Held by whoever listens; taken before the two others.
+        self._ears = threading.Lock()
+        self._listener = 0  # that thread's ident
+        self._due: float | None = None  # of the session's next heartbeat; under _ears
+        self._broken = False  # under _ears
+        self._attends = False  # the owner listens
+        self._listened = 0.0  # when anybody last did; under _ears
+        self._nudged = False
+        self._arrived = 0  # messages so far; under _ears
+        self._rest = threading.Event()  # set: the IO thread must not rest
         self._link: Link | None = None
         self._thread: threading.Thread | None = None
 
@@ -125,6 +146,7 @@ class Endpoint:
 
             self._transport = ZmqTransport()
         self._link = self._transport.connect(self._address.endpoint)
+        self._link.awake_s = self._awake_s
         self._thread = threading.Thread(target=self._run, name="agentwire-endpoint", daemon=True)
         self._thread.start()
 
@@ -133,18 +155,18 @@ class Endpoint:
 
         Messages queued before the broker's Welcome leave after it. The queue is bounded (256
         messages): where it is full (the broker does not read), this blocks until there is room
-        or the broker is lost. In the IO thread (inside ``on_message``) it never blocks.
+        or the broker is lost. Inside ``on_message`` it never blocks.
 
         Raises:
             BusClosed: the endpoint is closed, or the broker is lost.
-            LocalProtocolError: in the IO thread, twice the bound is queued: ``on_message``
-                answers more than it is sent.
+            LocalProtocolError: inside ``on_message``, twice the bound is queued: it answers more
+                than it is sent.
         """
-        in_io_thread = threading.current_thread() is self._thread
-        if not in_io_thread and self._send_now(message):
+        listens = threading.get_ident() == self._listener
+        if not listens and self._send_now(message):
             return
         with self._room:
-            if in_io_thread:
+            if listens:
                 if len(self._queue) >= 2 * QUEUE_MESSAGES:
                     raise LocalProtocolError(
                         f"{2 * QUEUE_MESSAGES} messages wait to be sent.",
@@ -157,7 +179,7 @@ class Endpoint:
             if self._ended is not None:
                 raise BusClosed(f"The bus is closed: {self._ended}.")
             self._queue.append(message)
-        if self._link is not None and not in_io_thread:
+        if self._link is not None and not listens:
             self._link.wake()
 
     def _send_now(self, message: Message) -> bool:
@@ -198,13 +220,70 @@ class Endpoint:
             if self._close_at is None:
                 self._close_at = time.monotonic() + timeout
             self._room.notify_all()
+        self._rest.set()
         thread = self._thread
         if thread is not None and self._link is not None:
             self._link.wake()
             if thread is not threading.current_thread():
                 thread.join(timeout + 1.0)
 
-    # -- the IO thread ----------------------------------------------------------------------
+    def attend(self, seconds: float, done: Callable[[], bool] | None = None) -> bool:
+        """Listens in the caller's thread until something has arrived, or so long.
+
+        One thread may do that, and not inside ``on_message``. What arrives goes to ``on_message``
+        before this returns.
+
+        Args:
+            done: also ends the wait; it is asked again and again.
+
+        Returns:
+            Whether more may have arrived than was taken in.
+        """
+        link = self._link
+        if link is None or self._thread is None or self._ended is not None:
+            return False
+        if not self._attends:
+            self._attends = True
+            link.wake()  # the IO thread waits: it leaves the ears to us from now on
+        with self._ears:
+            try:
+                self._listener = threading.get_ident()
+                return self._attend(link, time.monotonic() + seconds, done)
+            except BaseException as error:
+                self._lose(f"a bug in the bus: {error!r}")
+                raise
+            finally:
+                self._listener = 0
+
+    def _attend(self, link: Link, end: float, done: Callable[[], bool] | None) -> bool:
+        start = now = time.monotonic()
+        while not (self._broken or self._ended is not None):
+            before = self._arrived
+            if not self._listen(link, 0.0 if done is not None else end - now):
+                return True
+            if self._arrived != before:
+                break
+            now = time.monotonic()
+            if now >= end or self._nudged or (done is not None and done()):
+                self._nudged = False
+                break
+            if done is not None and not self._awake_s:
+                time.sleep(NAP_S if now - start < NAPS_S else LONG_NAP_S)
+        return False
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Files that become readable when ``attend`` has something to do; known after ``start``.
+
+        None where the transport has none.
+        """
+        return () if self._link is None else self._link.descriptors
+
+    def nudge(self) -> None:
+        """Makes ``attend`` return, within ``AWAY_S``. Safe in a signal handler: takes no lock."""
+        self._nudged = True
+
+    # -- whoever listens --------------------------------------------------------------------
 
     def _run(self) -> None:
         link = self._link
@@ -213,23 +292,52 @@ class Endpoint:
         try:
             with self._turn:
                 self._unsent.append(self._session.open(time.monotonic()))
-            due: float | None = None
             while not (self._broken or self._finished()):
-                now = time.monotonic()
-                until = min(t for t in (due, self._close_at, now + 1.0) if t is not None)
-                link.wait(max(0.0, until - now), writable=bool(self._unsent))
-                if self._receive(link):
-                    due = self._tick()
-                self._flush(link)
-            self._write(link)
+                if self._attends and self._close_at is None:
+                    self._rest.wait(AWAY_S)
+                    if self._nudged:
+                        link.wake()
+                if not self._attends or self._close_at is not None:
+                    self._take_turn(link, 1.0)
+                elif time.monotonic() >= self._listened + AWAY_S:
+                    self._take_turn(link, 0.0)
+            with self._ears:
+                self._write(link)
         except BaseException as error:
             self._lose(f"a bug in the bus: {error!r}")
             raise
         finally:
             # Goodbye was written; what is still in the socket has the rest of close()'s time.
             left = (self._close_at or 0.0) - time.monotonic()
-            link.close(max(0.0, left))
+            with self._ears:
+                link.close(max(0.0, left))
             self._lose("the session has ended")
+
+    def _take_turn(self, link: Link, seconds: float) -> None:
+        """``_listen`` in the IO thread, unless somebody does."""
+        if self._ears.acquire(blocking=seconds > 0):
+            try:
+                self._listener = threading.get_ident()
+                self._listen(link, seconds)
+            finally:
+                self._listener = 0
+                self._ears.release()
+
+    def _listen(self, link: Link, seconds: float) -> bool:
+        """One turn: waits, takes in what has arrived, says what is due.
+
+        Returns:
+            False: more may have arrived than was taken in.
+        """
+        now = time.monotonic()
+        until = min(t for t in (self._due, self._close_at, now + seconds) if t is not None)
+        link.wait(max(0.0, until - now), writable=bool(self._unsent))
+        drained = self._receive(link)
+        if drained:
+            self._due = self._tick()
+        self._flush(link)
+        self._listened = time.monotonic()
+        return drained
 
     def _finished(self) -> bool:
         """Whether ``close`` was called and everything is said, or its time is up."""
@@ -253,6 +361,7 @@ class Endpoint:
             frames = link.receive()
             if frames is None:
                 return True
+            self._arrived += 1
             now = time.monotonic()
             with self._turn:
                 events = self._session.receive(frames, now, self._busy_ms(now))

@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol, TypeAlias
 
@@ -27,9 +28,11 @@ class Listener(Protocol):
 
     Attributes:
         last_key: the public key that whoever sent the last message has; "" where none is asked for.
+        awake_s: so long after the last message ``wait`` stays awake instead of sleeping.
     """
 
     last_key: str
+    awake_s: float
 
     @property
     def endpoint(self) -> str:
@@ -58,7 +61,18 @@ class Listener(Protocol):
 
 
 class Link(Protocol):
-    """An endpoint's side: one socket to one broker. Who calls ``send`` in turn keeps the order."""
+    """An endpoint's side: one socket to one broker. Who calls ``send`` in turn keeps the order.
+
+    Attributes:
+        awake_s: as in ``Listener``.
+        descriptors: files that become readable when ``wait`` would return; none where there are
+            none.
+    """
+
+    awake_s: float
+
+    @property
+    def descriptors(self) -> tuple[int, ...]: ...
 
     def wait(self, seconds: float, *, writable: bool = False) -> None:
         """As in ``Listener``; with ``writable`` it also returns when ``send`` may succeed."""
@@ -81,7 +95,25 @@ class Link(Protocol):
         ...
 
 
-class Transport(Protocol):
+class Connects(Protocol):
+    """The half of a transport that an endpoint needs."""
+
+    def connect(self, endpoint: str) -> Link:
+        """Opens an endpoint's socket; returns before the connection stands."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """Connects to a listener of this process, whatever the address says."""
+
+    link: Callable[[], Link]
+
+    def connect(self, endpoint: str) -> Link:
+        return self.link()
+
+
+class Transport(Connects, Protocol):
     """Opens sockets. Each call owns its resources: nothing is shared or process-global."""
 
     def listen(self, endpoint: str) -> Listener:

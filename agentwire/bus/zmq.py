@@ -3,7 +3,8 @@
 Decisions:
 
 * Every socket has a context of its own, with one IO thread: nothing is process-global, and
-  closing one bus cannot hang on the sockets of another.
+  closing one bus cannot hang on the sockets of another. Links from the broker's own process
+  share its context instead (``inproc``): their messages need neither IO threads nor the system.
 * The ROUTER chooses the peers' identities (a DEALER sets none), so no peer can take the identity
   of another: chosen identities cannot begin with the zero byte that the ROUTER's own begin with.
 * Frames of our own are copied when they are sent. Zero-copy sends were slower up to 1 MiB a frame
@@ -17,13 +18,16 @@ Decisions:
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import socket
 import stat
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeAlias
 
 import zmq
 
@@ -34,11 +38,17 @@ from agentwire.bus.transport import Frame, Frames, Sent
 from agentwire.errors import InputError
 from agentwire.wire.limits import DEFAULT_LIMITS
 
+INNER = "inproc://bus"  # in the listener's own context: another bus has another
 HIGH_WATER = 64  # messages for each peer; a backstop behind credit
 HANDSHAKE_MS = 5_000
+NAP_S = 20e-6
+CLOSING_S = 0.005
 MESSAGE_FRAMES = 3  # header, rows, body
 COPIED_BYTES = 4096  # up to here a received frame becomes bytes; beyond it is a view
 KEPT_FRAMES = MESSAGE_FRAMES + 1  # enough for the codec to see that there are too many
+
+
+Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 
 
 def libzmq_version() -> str:
@@ -88,10 +98,17 @@ class _Socket:
 
     It waits on the socket's descriptor, which says that something *may* have happened: every
     ``wait`` asks for the events first, and one that ends may have ended for nothing.
+
+    Attributes:
+        awake_s: so long after the last message ``wait`` looks again and again instead of sleeping:
+            a processor that has slept takes its time to wake up, and forgets what it was doing.
     """
 
-    def __init__(self, kind: int, frame_bytes: int) -> None:
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+    def __init__(self, kind: int, frame_bytes: int, shared: Context | None = None) -> None:
+        self.awake_s = 0.0
+        self._last = -math.inf  # when something came or left
+        self._owns_context = shared is None
+        self._context: Context = shared or zmq.Context(io_threads=1)
         self._wakeup = Wakeup()
         self._socket = self._context.socket(kind)
         self._socket.set(zmq.SNDHWM, HIGH_WATER)
@@ -99,16 +116,35 @@ class _Socket:
         self._socket.set(zmq.MAXMSGSIZE, frame_bytes)  # for each frame; ZeroMQ cuts the peer off
         self._socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         self._socket.set(zmq.LINGER, 0)  # until close() says otherwise
+        self._files = (self._socket.fileno(), self._wakeup.fileno())
         self._descriptors = select.poll()
-        self._descriptors.register(self._socket.fileno(), select.POLLIN)
-        self._descriptors.register(self._wakeup.fileno(), select.POLLIN)
+        for file in self._files:
+            self._descriptors.register(file, select.POLLIN)
 
     def wait(self, seconds: float, *, writable: bool = False) -> None:
         wanted = zmq.POLLIN | zmq.POLLOUT if writable else zmq.POLLIN
-        if not self._may(wanted):
-            for ready, _ in self._descriptors.poll(max(0, round(seconds * 1000))):
-                if ready == self._wakeup.fileno():
-                    self._wakeup.clear()
+        if self._may(wanted):
+            return
+        now = time.monotonic()
+        end = now + seconds
+        awake_until = min(end, self._last + self.awake_s)
+        while now < awake_until:
+            if self._nap() or self._may(wanted):
+                return
+            now = time.monotonic()
+        self._poll(end - now)
+
+    def _nap(self) -> bool:
+        """A look at the descriptors without sleeping; as ``_poll``."""
+        return self._poll(0.0)
+
+    def _poll(self, seconds: float) -> bool:
+        """Sleeps until a descriptor says something, without the interpreter; whether one did."""
+        found = self._descriptors.poll(max(0, round(seconds * 1000)))
+        for ready, _ in found:
+            if ready == self._wakeup.fileno():
+                self._wakeup.clear()
+        return bool(found)
 
     def _may(self, wanted: int) -> bool:
         """``_ready`` for who waits."""
@@ -126,12 +162,14 @@ class _Socket:
         if not self._socket.closed:
             self._wakeup.close()
             self._socket.close(linger=max(0, round(linger * 1000)))
-            self._context.term()  # returns within the linger: this context has no other socket
+            if self._owns_context:
+                self._context.term()  # returns within the linger: it has no other socket
 
     def _receive_all(self, kept: int) -> list[Frame] | None:
         """The frames of the next message, at most ``kept`` of them; the rest is thrown away."""
         if not self._ready(zmq.POLLIN):
             return None  # an exception would cost more than asking
+        self._last = time.monotonic()
         frames: list[Frame] = []
         more = True
         while more:
@@ -149,6 +187,7 @@ class _Socket:
 
     def _send_all(self, frames: Iterable[Frame]) -> None:
         """Hands over one message whole, or raises ``zmq.Again`` and nothing has left."""
+        self._last = time.monotonic()
         *others, last = frames
         for frame in others:
             self._send(frame, zmq.NOBLOCK | zmq.SNDMORE)
@@ -171,7 +210,10 @@ class ZmqListener(_Socket):
         self._endpoint = self.remote_endpoint = ""
         self._socket.set(zmq.ROUTER_MANDATORY, 1)
         self._doorman: Doorman | None = None
+        self._inner: list[ZmqLink] = []
+        self._frame_bytes = frame_bytes
         self._endpoint = self._bind(endpoint)
+        self._bind(INNER)  # before there are keys: it is this process alone
         if remote is not None:
             # Options hold for later binds alone: the ipc socket stays without keys.
             self._doorman = Doorman(self._context, remote.guests)
@@ -193,9 +235,27 @@ class ZmqListener(_Socket):
     def endpoint(self) -> str:
         return self._endpoint
 
+    def connect_inside(self) -> ZmqLink:
+        """A link from this process, whose messages take no way through the system.
+
+        Raises:
+            InputError: this listener is closed.
+        """
+        if self._socket.closed:
+            raise InputError("The bus is closed.", hint="Start a new one.")
+        link = ZmqLink(INNER, self._frame_bytes, shared=self._context)
+        self._inner = [known for known in self._inner if not known.closed] + [link]
+        return link
+
     def close(self, linger: float) -> None:
         listened = not self._socket.closed
         if listened:
+            # What was said last waits in these links' own sockets.
+            end = time.monotonic() + linger
+            while not all(link.closed for link in self._inner) and time.monotonic() < end:
+                time.sleep(CLOSING_S)
+            for link in self._inner:
+                link.cut()  # a context ends when its last socket has
             self._wakeup.close()
             self._socket.close(linger=max(0, round(linger * 1000)))
             if self._doorman is not None:
@@ -218,6 +278,12 @@ class ZmqListener(_Socket):
             return None
         return bytes(frames[0]), frames[1:]
 
+    def _nap(self) -> bool:
+        # Other threads of this process work for the same message: a thread that looked without
+        # pause would keep the interpreter from them.
+        ready, _, _ = select.select(self._files, (), (), NAP_S)
+        return bool(ready) and self._poll(0.0)
+
     def send(self, peer: bytes, frames: Frames) -> Sent:
         try:
             self._send_all([peer, *frames])
@@ -237,8 +303,14 @@ class ZmqLink(_Socket):
     so a sender that sees something to receive wakes the one who waits.
     """
 
-    def __init__(self, endpoint: str, frame_bytes: int, keys: PeerKeys | None = None) -> None:
-        super().__init__(zmq.DEALER, frame_bytes)
+    def __init__(
+        self,
+        endpoint: str,
+        frame_bytes: int,
+        keys: PeerKeys | None = None,
+        shared: Context | None = None,
+    ) -> None:
+        super().__init__(zmq.DEALER, frame_bytes, shared)
         if keys is not None:
             present(self._socket, keys)
         self._lock = threading.Lock()
@@ -253,12 +325,30 @@ class ZmqLink(_Socket):
                 hint="Use ipc:///path/to/socket or tcp://host:port.",
             ) from None
 
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        return self._files
+
     def _may(self, wanted: int) -> bool:
         with self._lock:
             return self._ready(wanted)
 
+    def _ready(self, wanted: int) -> bool:
+        return not self._socket.closed and super()._ready(wanted)
+
+    @property
+    def closed(self) -> bool:
+        return self._socket.closed
+
+    def cut(self) -> None:
+        """Its listener closes: nothing comes or leaves any more. Safe in another thread."""
+        with self._lock:
+            self._socket.close(linger=0)
+        self.wake()
+
     def close(self, linger: float) -> None:
         with self._lock:
+            self._wakeup.close()
             super().close(linger)
 
     def receive(self) -> list[Frame] | None:

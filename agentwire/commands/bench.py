@@ -104,6 +104,9 @@ def _measure(benchmark: Benchmark) -> Callable[..., None]:
         seconds: Annotated[
             float | None, typer.Option("--seconds", help="Of one method and size in one round.")
         ] = None,
+        latency_seconds: Annotated[
+            float | None, typer.Option("--latency-seconds", help="The same for latency.")
+        ] = None,
         in_flight: Annotated[
             int | None, typer.Option("--in-flight", help="Messages outstanding (throughput).")
         ] = None,
@@ -126,6 +129,7 @@ def _measure(benchmark: Benchmark) -> Callable[..., None]:
             "text_tokens": _numbers(text_tokens, "--text-tokens"),
             "rounds": rounds,
             "seconds": seconds,
+            "latency_seconds": latency_seconds,
             "in_flight": in_flight,
         }
         file = _check_out(out or _default_out(benchmark))

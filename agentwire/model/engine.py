@@ -27,7 +27,7 @@ from agentwire.agent.spec import AgentSpec
 from agentwire.errors import DeviceError
 from agentwire.model.backend import Encoded, Generated, Job, Progress, Scored, Watch
 from agentwire.model.buckets import Buckets, fill
-from agentwire.model.graphs import Device, Port, PortJob, Program
+from agentwire.model.graphs import Device, Port, PortJob
 from agentwire.model.greedy import Generation
 from agentwire.model.ops import PlainOps
 from agentwire.model.prompting import around_text, plain_ids, text_ids
@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 PORTS = 256
 """Captured shapes that are kept for tasks and texts; the one not used for longest goes."""
 PREFIXES = 16
+EXPRESS_ROWS = 1
+"""Batches up to here have a graph of their own for when nothing else is under way."""
 
 
 def ops_for(device: torch.device) -> PlainOps:
@@ -107,6 +109,9 @@ class StaticBackend:
         for count in sorted(rows):
             self.decoder.tune(count)
 
+    def _express(self, rows: int) -> bool:
+        return self._spec.graphs.express and rows <= EXPRESS_ROWS
+
     def _prefix(self, ids: Sequence[int]) -> Prefix:
         key = tuple(ids)
         if key not in self._prefixes:
@@ -169,7 +174,7 @@ class StaticBackend:
             soft: Tensor = module(states, steps < packed[:, t:]).half()
             return soft
 
-        return Port(self.device, [packed], Program(self.device, compute))
+        return Port.of(self.device, [packed], compute, express=self._express(n))
 
     def begin_encode(self, texts: Sequence[str], bridge: str) -> Job[Encoded] | None:
         start = time.perf_counter()
@@ -235,7 +240,7 @@ class StaticBackend:
             x = torch.cat([soft.to(decoder.dtype), prompt.expand(n, -1, -1)], dim=1)
             return torch.log_softmax(head(decoder.last(x, last, prefix)), dim=-1)
 
-        port = Port(self.device, [soft], Program(self.device, compute))
+        port = Port.of(self.device, [soft], compute, express=self._express(n))
         return _TaskPort(port, prompt, head)
 
     def begin_score_soft(
@@ -299,7 +304,8 @@ class StaticBackend:
             states = decoder.last(x, packed[:, t] - 1, prefix)
             return torch.log_softmax(head(states), dim=-1)
 
-        return _TaskPort(Port(self.device, [packed], Program(self.device, compute)), None, head)
+        port = Port.of(self.device, [packed], compute, express=self._express(n))
+        return _TaskPort(port, None, head)
 
     def score_text(self, texts: Sequence[str], task: TaskSpec) -> Scored:
         job = self.begin_score_text(texts, task)

@@ -10,12 +10,17 @@ so that the copies of one batch run beside the products of another:
 
 Nothing waits but where the data says so: the graph for its input, the download for the graph, and
 the host for the download.
+
+Where nothing is under way there is nothing to overlap with. A port of few rows therefore has a
+second graph with both copies inside (``express``): one launch and one event instead of three
+streams that wait for each other.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +30,7 @@ import psutil
 import torch
 from torch import Tensor
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 WARM_UPS = 2
 
@@ -41,6 +47,7 @@ class Device:
         self.device = device
         self.is_cuda = device.type == "cuda"
         self.graphs = graphs and self.is_cuda
+        self.under_way = 0  # batches that were launched and not collected
         self.captured = 0
         self.captured_bytes = 0
         self.compute = self.upload = self.download = None
@@ -135,6 +142,7 @@ class Slot:
         self.on_device = [torch.empty_like(tensor) for tensor in inputs]
         self.kept: Tensor | None = None  # the output, put aside
         self.host_out: Tensor | None = None
+        self.express: Program | None = None  # moves this slot's data itself
         self.took = 0.0  # milliseconds, on a CPU
         if device.is_cuda:
             make: Any = torch.cuda.Event
@@ -144,7 +152,8 @@ class Slot:
 
     def took_ms(self) -> float:
         """What the device took, once it is done; what came before on its stream not counted."""
-        return float(self.began.elapsed_time(self.computed)) if self.kept is not None else self.took
+        on_device = self.kept is not None or self.express is not None
+        return float(self.began.elapsed_time(self.computed)) if on_device else self.took
 
 
 @dataclass(eq=False)
@@ -160,9 +169,35 @@ class Port:
     inputs: list[Tensor]
     program: Program
     free: list[Slot] = field(default_factory=list)
+    express: Slot | None = None  # while it is free
+
+    @classmethod
+    def of(
+        cls,
+        device: Device,
+        inputs: list[Tensor],
+        compute: Callable[[], Tensor],
+        *,
+        express: bool = False,
+    ) -> Port:
+        """Captures ``compute``, which reads ``inputs``.
+
+        Args:
+            express: a graph that moves its data itself, too, for when nothing else is under way.
+        """
+        port = cls(device, inputs, Program(device, compute))
+        if express and device.graphs:
+            try:
+                port.express = _express(device, inputs, compute)
+            except RuntimeError as error:  # a driver that cannot capture copies, say
+                log.warning("no graph with its copies inside: %s", error)
+        return port
 
     def slot(self) -> Slot:
         """A slot to fill: write the inputs to its ``host_in``."""
+        if self.express is not None and not self.device.under_way:
+            slot, self.express = self.express, None
+            return slot
         return self.free.pop() if self.free else Slot(self.device, self.inputs)
 
     def launch(self, slot: Slot, bind: Callable[[], None] | None = None) -> None:
@@ -172,6 +207,15 @@ class Port:
             bind: called on the compute stream before the program.
         """
         device = self.device
+        device.under_way += 1
+        if slot.express is not None:
+            with torch.cuda.stream(device.compute):
+                if bind is not None:
+                    bind()
+                slot.began.record(device.compute)
+                slot.express.launch()
+                slot.computed.record(device.compute)
+            return
         if not device.is_cuda:
             for static, given in zip(self.inputs, slot.host_in, strict=True):
                 static.copy_(given)
@@ -204,6 +248,33 @@ class Port:
             slot.host_out.copy_(slot.kept, non_blocking=True)
             slot.downloaded.record(device.download)
 
+    def give_back(self, slot: Slot) -> None:
+        """Its result was read."""
+        self.device.under_way -= 1
+        if slot.express is not None:
+            self.express = slot
+        else:
+            self.free.append(slot)
+
+
+def _express(device: Device, inputs: Sequence[Tensor], compute: Callable[[], Tensor]) -> Slot:
+    slot = Slot(device, inputs)
+    for given, static in zip(slot.host_in, inputs, strict=True):
+        given.copy_(static)  # what the warm-up computes must be sound
+    slot.downloaded = slot.computed
+
+    def moved() -> Tensor:
+        for static, given in zip(inputs, slot.host_in, strict=True):
+            static.copy_(given, non_blocking=True)
+        output = compute()
+        if slot.host_out is None:
+            slot.host_out = device.host(output)
+        slot.host_out.copy_(output, non_blocking=True)
+        return output
+
+    slot.express = Program(device, moved)
+    return slot
+
 
 class PortJob(Generic[T]):
     """A batch that was launched (``backend.Job``).
@@ -234,7 +305,7 @@ class PortJob(Generic[T]):
         self.wait()
         self._slot = None
         value = self._read(slot.host_out, slot.took_ms())
-        self._port.free.append(slot)
+        self._port.give_back(slot)
         return value
 
 

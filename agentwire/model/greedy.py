@@ -101,7 +101,7 @@ class Generation:
                 if self._ends and done % ASK_EVERY == 0 and self._all_ended(len(rows), done + 1):
                     break
             written = self._written[: len(rows), : self._most].tolist()
-        self._port.free.append(slot)
+        self._port.give_back(slot)
         return [self._cut(row) for row in written]
 
     def _all_ended(self, rows: int, length: int) -> bool:

@@ -43,6 +43,8 @@ class ModelChoice(Strict):
         place: what the agent needs of its machine, where a launcher chooses it.
         graphs: which shapes the static engine captures when the agent starts.
         max_wait_ms: how long the first row of a batch waits for company.
+        awake_ms: so long after a message the agent looks for the next one instead of sleeping,
+            which takes a core.
     """
 
     model: str
@@ -58,6 +60,7 @@ class ModelChoice(Strict):
     place: Placement = Field(default_factory=Placement)
     graphs: GraphSpec = Field(default_factory=GraphSpec)
     max_wait_ms: Annotated[float, Field(ge=0, le=10_000)] = 2.0
+    awake_ms: Annotated[float, Field(ge=0, le=60_000)] = 0.0
 
 
 class Agent(ModelChoice):
@@ -250,6 +253,7 @@ class BenchPlan(Strict):
         rounds: how often all of them take turns; figures are medians over rounds.
         messages: most messages of one latency figure, over all rounds.
         seconds: of one method and size in one round.
+        latency_seconds: the same where latency is measured; null: ``seconds``.
     """
 
     task: str | None = None
@@ -269,6 +273,7 @@ class BenchPlan(Strict):
     rounds: Annotated[int, Field(ge=1, le=100)] = 3
     messages: Annotated[int, Field(ge=3)] = 300
     seconds: Annotated[float, Field(gt=0)] = 2.0
+    latency_seconds: Annotated[float, Field(gt=0)] | None = None
 
 
 class BenchSpec(BenchPlan):

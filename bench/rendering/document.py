@@ -6,7 +6,18 @@ import json
 from pathlib import Path
 from typing import Protocol
 
-from rendering import accuracy, bus, embedding, engines, faults, figures, runs, scaling, speed
+from rendering import (
+    accuracy,
+    bus,
+    embedding,
+    engines,
+    faults,
+    figures,
+    runs,
+    scaling,
+    speed,
+    training,
+)
 from rendering.markdown import Record, Records
 
 HEAD = """# Results
@@ -34,6 +45,7 @@ CHAPTERS: tuple[Chapter, ...] = (
     accuracy,
     runs,
     speed,
+    training,
     bus,
     scaling,
     embedding,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -12,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from agentwire.agent.service import Inbox
 from agentwire.agent.spec import AgentSpec, FakeModel, OutgoingBridge
 from agentwire.agent.worker import DEPTH, Worker
 from agentwire.model.backend import Encoded, Job, Scored
@@ -250,20 +248,3 @@ def test_time_spent_behind_another_batch_is_queue_time() -> None:
     for soft in rig.take(Soft):
         spent = sum(ms for stage, ms in soft.stages.items() if stage != "queue")
         assert soft.stages["queue"] + spent == pytest.approx(3020, abs=1.0)
-
-
-def test_an_inbox_is_left_for_a_device_that_is_done_and_for_a_message() -> None:
-    inbox = Inbox()
-    looks = 0
-
-    def done() -> bool:
-        nonlocal looks
-        looks += 1
-        return looks > 3
-
-    assert inbox.get_unless(done, math.inf) is None
-    assert looks == 4
-    assert inbox.get_unless(lambda: False, time.monotonic() - 1) is None
-    message = Define(TASK)
-    inbox.put(message, 7.0)
-    assert inbox.get_unless(lambda: True, math.inf) == (message, 7.0)

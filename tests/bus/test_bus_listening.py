@@ -1,0 +1,290 @@
+"""Endpoints whose owner listens itself, links inside the broker's process, and staying awake."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bus_messages import TASK, WIDE, encode, hello, result, rows
+from bus_rig import PATIENCE, Kept, Rig
+
+from agentwire.bus import events as e
+from agentwire.bus.endpoint import AWAY_S, Endpoint
+from agentwire.bus.security import ipc_endpoint, make_run_folder
+from agentwire.bus.zmq import ZmqTransport
+from agentwire.errors import InputError
+from agentwire.hearing import Hearing
+from agentwire.wire import messages as m
+from agentwire.wire.states import Timing
+
+pytestmark = pytest.mark.integration
+QUICK = Timing(ping_ms=50, liveness_ms=400, handshake_ms=10_000)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    folder = make_run_folder()
+    yield folder
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+
+
+class Listening:
+    """An agent whose own thread listens."""
+
+    def __init__(self, rig: Rig, name: str, **changes: float) -> None:
+        rig.broker.expect(name, 1)
+        self.heard: list[m.Message] = []
+        self.lost = Kept()
+        self.threads: set[int] = set()
+        self.endpoint = Endpoint(
+            rig.address(), hello(name), on_message=self._hear, on_lost=self.lost.add, **changes
+        )
+        self.endpoint.start()
+        self.endpoint.announce(hello(name, ready=True))
+        rig.events.wait_for(e.PeerReady, lambda event: event.name == name)
+        self.endpoint.send(WIDE)
+
+    def _hear(self, message: m.Message, arrival: float) -> None:
+        self.threads.add(threading.get_ident())
+        self.heard.append(message)
+
+    def works(self) -> list[m.Encode]:
+        return [message for message in self.heard if isinstance(message, m.Encode)]
+
+    def attend_until(self, count: int) -> None:
+        """Listens until so many pieces of work have come."""
+        deadline = time.monotonic() + PATIENCE
+        while len(self.works()) < count:
+            assert time.monotonic() < deadline
+            self.endpoint.attend(0.2)
+
+
+@pytest.mark.parametrize("awake_s", [0.0, 0.005])
+def test_who_attends_hears_in_its_own_thread_and_in_order(folder: Path, awake_s: float) -> None:
+    with Rig(folder) as rig:
+        rig.agent("mistral")
+        llama = Listening(rig, "llama", awake_s=awake_s)
+        client = rig.client()
+        llama.endpoint.attend(0.0)
+        llama.threads.clear()
+        for i in range(20):
+            client.send(encode(i))
+            llama.attend_until(i + 1)
+            llama.endpoint.send(m.Credit("llama->mistral", 1, 1000))
+        assert [work.rows for work in llama.works()] == [rows(i, size=1) for i in range(20)]
+        assert threading.get_ident() in llama.threads
+        llama.endpoint.close()
+
+
+def test_an_owner_that_is_away_is_stood_in_for(folder: Path) -> None:
+    """Once it has attended and then computes for long: heartbeats and messages go on."""
+    with Rig(folder, timing=QUICK) as rig:
+        rig.agent("mistral")
+        llama = Listening(rig, "llama")
+        client = rig.client()
+        llama.endpoint.attend(0.0)
+        client.send(encode(1))
+        deadline = time.monotonic() + PATIENCE
+        while not llama.works():
+            assert time.monotonic() < deadline
+            time.sleep(AWAY_S / 5)
+        assert threading.get_ident() not in llama.threads
+        time.sleep(3 * QUICK.liveness_ms / 1000)
+        assert not rig.events.of(e.PeerLost)
+        llama.endpoint.close()
+
+
+def test_attend_ends_with_what_is_computed_with_a_nudge_and_with_the_bus(folder: Path) -> None:
+    rig = Rig(folder)
+    llama = Listening(rig, "llama")
+    looks = iter(range(1000))
+    start = time.monotonic()
+    while (look := next(looks)) < 5:  # a heartbeat may arrive, which ends it as well
+        llama.endpoint.attend(PATIENCE, lambda: next(looks) >= 5)
+    assert look < 10
+    for _ in range(3):
+        threading.Timer(0.05, llama.endpoint.nudge).start()
+        llama.endpoint.attend(PATIENCE)
+    assert time.monotonic() - start < PATIENCE / 2
+    threading.Timer(0.05, lambda: rig.broker.stop(1.0)).start()
+    while not llama.lost.items:
+        llama.endpoint.attend(PATIENCE)
+    assert llama.endpoint.attend(PATIENCE) is False
+    llama.endpoint.close("", 1.0)
+
+
+def test_messages_sent_while_attending_leave_behind_those_before(folder: Path) -> None:
+    """What is sent from inside ``on_message`` waits for the end of the turn, not for ever."""
+    with Rig(folder) as rig:
+        rig.agent("mistral")
+        llama = Listening(rig, "llama")
+        client = rig.client()
+        heard = llama._hear
+
+        def answer(message: m.Message, arrival: float) -> None:
+            heard(message, arrival)
+            if isinstance(message, m.Encode):
+                llama.endpoint.send(
+                    m.Nack(
+                        m.NackCode.OVERLOADED,
+                        "no",
+                        message.wire,
+                        message.rows,
+                        origin=message.origin,
+                    )
+                )
+
+        llama.endpoint._on_message = answer
+        client.send(encode(1))
+        llama.attend_until(1)
+        client.inbox.wait_for(m.Nack, lambda nack: nack.rows[0].request_id == rows(1)[0].request_id)
+        llama.endpoint.close()
+
+
+# -- inside the process ---------------------------------------------------------------------
+
+
+def test_a_client_of_the_broker_s_own_process_is_as_any_other(folder: Path) -> None:
+    with Rig(folder) as rig:
+        rig.transport = rig.broker.inside  # type: ignore[assignment]
+        client = rig.client()
+        rig.transport = None
+        llama, mistral = rig.agent("llama"), rig.agent("mistral")
+        for i in range(10):
+            client.send(encode(i))
+            work = llama.inbox.wait_for(m.Encode, lambda w, i=i: w.rows == rows(i, size=1))
+            mistral.send(result(i, origin=work.origin))
+            client.inbox.wait_for(m.Result, lambda r, i=i: r.rows == rows(i))
+            llama.send(m.Credit("llama->mistral", 1, 1000))
+        client.endpoint.close("done", 1.0)
+        rig.events.wait_for(e.PeerGone, lambda event: event.name == "client")
+
+
+def test_a_broker_that_stops_takes_the_links_inside_with_it(folder: Path) -> None:
+    rig = Rig(folder)
+    rig.transport = rig.broker.inside  # type: ignore[assignment]
+    client = rig.client()
+    start = time.monotonic()
+    rig.broker.stop(1.0)
+    assert "Goodbye" in client.lost()
+    assert rig.broker.inside is None
+    client.endpoint.close("", 1.0)
+    assert time.monotonic() - start < PATIENCE / 2
+
+
+def test_a_broker_that_others_are_led_around_has_no_inside(folder: Path) -> None:
+    with Rig(folder) as rig:
+        assert rig.broker.inside is not None
+        rig.broker.endpoint = "ipc:///somewhere/else"
+        assert rig.broker.inside is None
+
+
+def test_a_closed_listener_takes_no_links_and_cuts_those_it_has(folder: Path) -> None:
+    listener = ZmqTransport().listen(ipc_endpoint(folder))
+    link = listener.connect_inside()
+    other = ZmqTransport().listen("tcp://127.0.0.1:0")
+    assert other.connect_inside() is not link  # each bus has an inside of its own
+    listener.close(0)
+    assert link.closed
+    assert link.receive() is None
+    link.close(0)
+    with pytest.raises(InputError, match="closed"):
+        listener.connect_inside()
+    other.close(0)
+
+
+# -- an asyncio loop that listens -----------------------------------------------------------
+
+
+async def test_a_loop_hears_what_arrives_in_its_own_thread(folder: Path) -> None:
+    loop = asyncio.get_running_loop()
+    with Rig(folder) as rig:
+        llama, mistral = rig.agent("llama"), rig.agent("mistral")
+        threads: list[int] = []
+        results: asyncio.Queue[m.Result] = asyncio.Queue()
+        credit = asyncio.Event()
+
+        def hear(message: m.Message, arrival: float) -> None:
+            threads.append(threading.get_ident())
+            if isinstance(message, m.Result):
+                loop.call_soon_threadsafe(results.put_nowait, message)
+            if isinstance(message, m.Credit):
+                loop.call_soon_threadsafe(credit.set)
+
+        client = Endpoint(
+            rig.address(),
+            hello("client"),
+            on_message=hear,
+            on_lost=lambda reason: None,
+            transport=rig.broker.inside,
+        )
+        client.start()
+        hearing = Hearing(loop, client)
+        await asyncio.wait_for(credit.wait(), PATIENCE)
+        client.send(m.Define(TASK))
+        threads.clear()
+        for i in range(50):
+            client.send(encode(i))
+            work = await asyncio.to_thread(
+                llama.inbox.wait_for, m.Encode, lambda w, i=i: w.rows == rows(i, size=1)
+            )
+            llama.send(m.Credit("llama->mistral", 1, 1000))
+            mistral.send(result(i, origin=work.origin))
+            assert (await asyncio.wait_for(results.get(), PATIENCE)).rows == rows(i)
+        assert threading.get_ident() in threads
+        hearing.close()
+        hearing.close()
+        client.send(encode(50))  # from now on its own thread listens
+        work = await asyncio.to_thread(
+            llama.inbox.wait_for, m.Encode, lambda w: w.rows == rows(50, size=1)
+        )
+        mistral.send(result(50, origin=work.origin))
+        assert (await asyncio.wait_for(results.get(), PATIENCE)).rows == rows(50)
+        await asyncio.to_thread(client.close)
+
+
+async def test_a_loop_that_is_blocked_does_not_lose_the_bus(folder: Path) -> None:
+    with Rig(folder, timing=QUICK) as rig:
+        lost = Kept()
+        client = Endpoint(
+            rig.address(), hello("client"), on_message=lambda m, at: None, on_lost=lost.add
+        )
+        client.start()
+        hearing = Hearing(asyncio.get_running_loop(), client)
+        await asyncio.sleep(0.1)
+        time.sleep(3 * QUICK.liveness_ms / 1000)  # noqa: ASYNC251  # that is what is tested
+        await asyncio.sleep(0.1)
+        assert not lost.items
+        assert not rig.events.of(e.PeerLost)
+        hearing.close()
+        client.close()
+
+
+class NoReaders(asyncio.SelectorEventLoop):
+    """A loop that cannot watch files, as the proactor loop of Windows."""
+
+    def add_reader(self, fd: object, callback: object, *args: object) -> None:  # type: ignore[override]
+        raise NotImplementedError
+
+
+def test_where_a_loop_cannot_watch_files_the_thread_listens(folder: Path) -> None:
+    loop = NoReaders()
+    with Rig(folder) as rig:
+        heard = Kept()
+        client = Endpoint(
+            rig.address(),
+            hello("client"),
+            on_message=lambda message, at: heard.add(message),
+            on_lost=lambda reason: None,
+        )
+        client.start()
+        Hearing(loop, client)
+        heard.wait_for(m.Credit)
+        client.close()
+    loop.close()

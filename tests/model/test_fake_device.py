@@ -1,0 +1,42 @@
+"""The fake backend whose delays pass beside the thread."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from agentwire.agent.spec import FakeModel
+from agentwire.model.backend import Pipelined
+from agentwire.model.fake import FakeBackend
+from agentwire.model.fake_device import FakeDevice
+from agentwire.wire.messages import TaskSpec
+
+TASK = TaskSpec("t", "Answer:", "{text}\nAnswer:", ("good", "bad", "mixed"))
+TEXTS = ["one", "two", "three"]
+
+
+def test_its_answers_are_the_plain_backend_s() -> None:
+    device, plain = FakeDevice("a", FakeModel()), FakeBackend("a", FakeModel())
+    assert isinstance(device, Pipelined) and not isinstance(plain, Pipelined)
+    bridge = device.add_bridge(Path("fake:b")).fingerprint
+    plain.add_bridge(Path("fake:b"))
+    encoded = device.begin_encode(TEXTS, bridge).result()
+    np.testing.assert_array_equal(encoded.payload, plain.encode(TEXTS, bridge).payload)
+    soft = device.begin_score_soft(encoded.payload, TASK).result().scores
+    text = device.begin_score_text(TEXTS, TASK).result().scores
+    np.testing.assert_array_equal(soft, plain.score_soft(encoded.payload, TASK).scores)
+    np.testing.assert_array_equal(text, soft)
+    assert device.summary() == "encode 1, soft 1, text 1"
+
+
+def test_work_is_begun_at_once_and_done_in_turn() -> None:
+    device = FakeDevice("a", FakeModel(encode_ms=60_000.0, decode_ms=60_000.0))
+    bridge = device.add_bridge(Path("fake:b")).fingerprint
+    jobs = [device.begin_encode(TEXTS, bridge), device.begin_score_text(TEXTS, TASK)]
+    assert not any(job.done() for job in jobs)
+    quick = FakeDevice("a", FakeModel(encode_ms=1.0))
+    quick.add_bridge(Path("fake:b"))
+    job = quick.begin_encode(TEXTS, bridge)
+    job.wait()
+    assert job.done() and job.result().stages == {"encode": 1.0}
