@@ -1,0 +1,88 @@
+"""Every scenario that ships, from its file to its result, on a machine without its data.
+
+Fake models (real processes and a real bus, no weights) take the place of the models, as a stand-in
+does; the rows are those that stand in on a bare machine. A matrix keeps two values of each axis.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import yaml
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).resolve().parents[2]
+NOT_RUN = {
+    "throughput": "it measures speed: tests/integration/test_bench_command.py",
+    "llama_to_mistral_sst2_vllm": "it needs vLLM: tests/vllm_cpu",
+}
+FILES = [f for f in sorted((ROOT / "scenarios").glob("*.yaml")) if f.stem not in NOT_RUN]
+ROWS = 4
+
+
+def with_fake_models(file: Path) -> dict[str, Any]:
+    """The scenario; its agents name what they name, and a fake model may stand in."""
+    raw: dict[str, Any] = yaml.safe_load(file.read_text())
+    for name, agent in raw["agents"].items():
+        own = yaml.safe_load((file.parent / agent.pop("use")).resolve().read_text())
+        stand_in = {"model": f"fake-{name}", "backend": "fake", "layer": own["layer"]}
+        agent |= {"model": own["model"], "layer": own["layer"], "stand_in": stand_in}
+    if matrix := raw.get("matrix"):
+        axes = matrix.get("train", {})
+        shorter = {name: values[:2] for name, values in matrix.items() if isinstance(values, list)}
+        matrix |= shorter
+        if axes:
+            matrix["train"] = {name: values[:2] for name, values in axes.items()}
+    return raw
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_it_runs_with_what_a_bare_machine_has(file: Path, tmp_path: Path) -> None:
+    raw = with_fake_models(file)
+    (tmp_path / file.name).write_text(yaml.safe_dump(raw, sort_keys=False))
+    # The snippets, which stand in for SST-2, would be downloaded.
+    tiny.write_rows(tmp_path / "data" / "movie_snippets" / "test.jsonl", 12, seed=2)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "AGENTWIRE_OFFLINE": "1"}
+    env |= {"AGENTWIRE_HOME": str(tmp_path / "home"), "AGENTWIRE_DATA": str(tmp_path / "data")}
+    env.pop("AGENTWIRE_BRIDGES", None)
+    command = [sys.executable, "-m", "agentwire.cli", "run", file.name, "--json"]
+    done = subprocess.run(
+        [*command, "--limit", str(ROWS)],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    check(json.loads(done.stdout), raw)
+
+
+def check(result: dict[str, Any], raw: dict[str, Any]) -> None:
+    """Every cell was measured by the scenario's methods, on rows that say what they are."""
+    assert {s["kind"] for s in result["substitutions"]} >= {"model"}
+    cells = result["cells"] if "matrix" in raw else [result]
+    assert {name for cell in cells for name in cell["methods"]} == set(raw["methods"])
+    for cell in cells:
+        provenance = cell["dataset"]["provenance"]
+        expected = {"passkey": "generated", "movie_s": "folder"}
+        assert provenance["source"] == expected.get(cell["dataset"]["name"][:7], "sample")
+        if provenance["source"] == "sample":
+            assert "no part of" in provenance["note"]
+        assert {record["n"] for record in cell["methods"].values()} == {ROWS}
+        if "bridge" in cell["methods"]:
+            assert cell["methods"]["bridge"]["channels"] == {"soft": ROWS, "text": 0}
+
+
+def test_nothing_that_ships_is_left_out() -> None:
+    stems = {file.stem for file in (ROOT / "scenarios").glob("*.yaml")}
+    assert {file.stem for file in FILES} | set(NOT_RUN) == stems
