@@ -249,8 +249,9 @@ class Host:
                 self._progress(ProgressEvent(name, stage, fraction))
             case AgentReady(name, epoch, pid, model):
                 self._write("agent_ready", agent=name, epoch=epoch, pid=pid)
+                again = self._stats.restarts[name]
                 self.agents[name] = AgentInfo(
-                    pid, model.name, model.device, model.fingerprint, epoch, model.width
+                    pid, model.name, model.device, model.fingerprint, epoch, again, model.width
                 )
                 self._progress(ProgressEvent(name, "ready", 1.0))
                 if client is not None:

@@ -82,7 +82,9 @@ class AgentInfo:
     """One agent's living incarnation.
 
     Attributes:
-        epoch: counts incarnations from 1.
+        epoch: of this incarnation, higher than every earlier one; a count from 1 only where this
+            program starts it.
+        restarts: how often it was started again.
         width: of the model's embedding space, d.
     """
 
@@ -91,6 +93,7 @@ class AgentInfo:
     device: str
     fingerprint: str
     epoch: int
+    restarts: int
     width: int = 0
 
 

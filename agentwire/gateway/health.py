@@ -39,7 +39,8 @@ class Health:
             info = infos.get(name)
             agents[name] = {"state": state}
             if info is not None:
-                agents[name] |= {"model": info.model, "device": info.device, "starts": info.epoch}
+                starts = info.restarts + 1
+                agents[name] |= {"model": info.model, "device": info.device, "starts": starts}
         up = {name for name, state in self._states.items() if state == "ready"}
         able = {agent_of(name) for name in up} == {agent_of(name) for name in self._states}
         return "ok" if len(up) == len(self._states) else "degraded", able, agents

@@ -175,7 +175,7 @@ class _Run:
                 device=info.device,
                 fingerprint=info.fingerprint,
                 dtype=spec.dtype,
-                restarts=info.epoch - 1,
+                restarts=info.restarts,
             )
 
     async def _run_method(self, method: MethodSpec, runtime: Runtime) -> None:

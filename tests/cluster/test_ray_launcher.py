@@ -166,6 +166,8 @@ def test_the_small_pair_predicts_the_same_on_a_cluster(cluster: Any, tmp_path: P
         assert done.returncode == 0, done.stderr[-3000:]
         for alarm in ("starts again", "will be retried"):  # it ended in order
             assert alarm not in done.stdout + done.stderr
+        agents = json.loads(done.stdout)["agents"]
+        assert {agent["restarts"] for agent in agents.values()} == {0}
         (file,) = out.glob("*/predictions.jsonl")
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         found[launcher[1]] = {(line["method"], line["row"]): line for line in lines}
@@ -187,6 +189,7 @@ async def test_a_killed_process_is_started_again_by_ray(cluster: Any) -> None:
         assert caught.value.code == "dead_letter"
         assert_right(await wire.send_batch("sender", "receiver", TEXTS, deadline=120, **ASKED))
         assert wire.agents["receiver"].epoch > first
+        assert wire.agents["receiver"].restarts == 2
 
 
 async def test_a_node_killed_in_mid_run_loses_no_row(cluster: Any) -> None:

@@ -1,7 +1,7 @@
 """What a gateway says of its agents: an agent with replicas works while one of them does."""
 
 from agentwire.gateway.health import Health
-from agentwire.reply import ProgressEvent
+from agentwire.reply import AgentInfo, ProgressEvent
 
 
 def test_an_agent_works_while_one_of_its_replicas_does() -> None:
@@ -19,3 +19,9 @@ def test_an_agent_works_while_one_of_its_replicas_does() -> None:
     assert then("b.2", "down") == ("degraded", False)
     states = {name: entry["state"] for name, entry in health.report({})[2].items()}
     assert states == {"a": "ready", "b.1": "restarting", "b.2": "down"}
+
+
+def test_starts_are_counted_also_where_an_epoch_is_a_time() -> None:
+    """An agent of another machine numbers its incarnations by the clock."""
+    info = AgentInfo(0, "m", "cpu", "0" * 64, epoch=1_795_627_278_303, restarts=2)
+    assert Health(["a"]).report({"a": info})[2]["a"]["starts"] == 3
