@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable, Sequence
 
@@ -32,6 +33,24 @@ async def run_fault(fault: Fault, rounds: int, seed: int, expected: Answers) -> 
             await fault.round(made, tally, expected)
             tally.rounds += 1
     return tally
+
+
+async def run_together(
+    rounds: int, seed: int, expected: Answers, most: int
+) -> dict[str, Tally | BaseException]:
+    """Every fault that happens inside a runtime, so many at once: they wait most of the time.
+
+    Returns:
+        By fault what became of it; the exception that it ended with, if it did.
+    """
+    turn = asyncio.Semaphore(most)
+
+    async def one(fault: Fault) -> Tally:
+        async with turn:
+            return await run_fault(fault, rounds, seed, expected)
+
+    results = await asyncio.gather(*map(one, FAULTS), return_exceptions=True)
+    return dict(zip(names(), results, strict=True))
 
 
 async def run_runner(rounds: int, seed: int, expected: Answers) -> Tally:

@@ -12,6 +12,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -238,32 +239,38 @@ async def rig(
             yield made
 
 
+class LinkableBroker(Broker):
+    """A broker whose peers are told the address of a link to it, where ``linked`` says so."""
+
+    def start(self) -> None:
+        super().start()
+        make = LINKING.get()
+        if make is not None:
+            self.endpoint = make(self.endpoint)
+
+
+LINKING: ContextVar[Callable[[str], str] | None] = ContextVar("LINKING", default=None)
+vars(host)["Broker"] = LinkableBroker  # for good: runtimes side by side differ in what they want
+
+
 @contextlib.contextmanager
 def linked(kind: str, rng: random.Random) -> Iterator[list[Any]]:
-    """While this lasts, peers of a new runtime are told the address of a link to their broker."""
+    """In this task, peers of a new runtime are told the address of a link to their broker."""
     links: list[Any] = []
-    if not kind:
-        yield links
-        return
 
-    class LinkedBroker(Broker):
-        def start(self) -> None:
-            super().start()
-            address = beside(self.endpoint, "link")
-            make: Callable[[], Any] = (
-                (lambda: MessageLink(self.endpoint, address, rng))
-                if kind == "messages"
-                else (lambda: ByteLink(self.endpoint, address))
-            )
-            links.append(make())
-            self.endpoint = address
+    def make(endpoint: str) -> str:
+        address = beside(endpoint, "link")
+        messages = kind == "messages"
+        links.append(
+            MessageLink(endpoint, address, rng) if messages else ByteLink(endpoint, address)
+        )
+        return address
 
-    plain = vars(host)["Broker"]
-    vars(host)["Broker"] = LinkedBroker
+    before = LINKING.set(make if kind else None)
     try:
         yield links
     finally:
-        vars(host)["Broker"] = plain
+        LINKING.reset(before)
         for link in links:
             link.close()
 
