@@ -87,7 +87,8 @@ def _budgets(runs: Sequence[Record]) -> str:
             steps = sorted({recipe["steps"] for recipe in recipes})
             batches = sorted({recipe["batch_size"] for recipe in recipes})
             said.append(f"{name}: {_or(steps)} steps of {_or(batches)} rows")
-    return f"{'; '.join(said)}.".capitalize() if said else ""
+    text = f"{'; '.join(said)}."
+    return text[0].upper() + text[1:] if said else ""
 
 
 def _or(values: Sequence[int]) -> str:

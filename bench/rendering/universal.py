@@ -76,11 +76,11 @@ def _seen_verdict(said: Sequence[tuple[str, float | None, int | None]]) -> str:
     }
     words = []
     if by_sign[-1]:
-        words.append(f"below the bridge of the task on {listed(by_sign[-1])}")
+        words.append(f"**below the bridge of the task** on {listed(by_sign[-1])}")
     if by_sign[0]:
-        words.append(f"not told apart from it on {listed(by_sign[0])}")
+        words.append(f"not told apart from the bridge of the task on {listed(by_sign[0])}")
     if by_sign[1]:
-        words.append(f"above it on {listed(by_sign[1])}")
+        words.append(f"above the bridge of the task on {listed(by_sign[1])}")
     return f"The universal bridge is {'; '.join(words)}." if words else ""
 
 

@@ -35,6 +35,8 @@ def with_fake_models(file: Path) -> dict[str, Any]:
         own = yaml.safe_load((file.parent / agent.pop("use")).resolve().read_text())
         stand_in = {"model": f"fake-{name}", "backend": "fake", "layer": own["layer"]}
         agent |= {"model": own["model"], "layer": own["layer"], "stand_in": stand_in}
+    for wire in raw["wires"]:
+        wire.pop("bridge", None)  # a fake model makes its own
     if matrix := raw.get("matrix"):
         axes = matrix.get("train", {})
         shorter = {name: values[:2] for name, values in matrix.items() if isinstance(values, list)}

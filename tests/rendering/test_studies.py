@@ -74,7 +74,7 @@ def test_soft_tokens_beside_the_papers_own_figures() -> None:
     assert "| 8 | 0.301 ± 0.001 (3 seeds) | 4.30 | – | – | – | – |" in text
     assert "From M = 16 to M = 128 accuracy changes by -0.300 ± 0.023 at the papers' budget" in text
     assert "Best: M = 16 at the papers' budget; M = 16 after longer training (not told" in text
-    assert "The papers' budget: 3,000 steps of 8 rows" in text
+    assert "The papers' budget: 3,000 steps of 8 rows; longer, rate tuned for each M: 3,000" in text
     assert "figures/soft-tokens-banking77.svg" in text
 
 
@@ -243,16 +243,16 @@ def test_the_universal_bridge_against_the_bridge_of_each_task() -> None:
     record["figures"]["sst2.forward.bridge.n"] = 872
     text = "\n\n".join(studies.sections(record))
     assert "| sst2 | 0.800 | 0.876 | -0.076 ± 0.034 |" in text
-    assert "The universal bridge is below the bridge of the task on sst2 (-0.076)." in text
+    assert "The universal bridge is **below the bridge of the task** on sst2 (-0.076)." in text
     alike = chapter(universal=[universal("sst2", 0.87, seen=True)])
-    assert "not told apart from it on sst2 (-0.006)." in alike
+    assert "not told apart from the bridge of the task on sst2 (-0.006)." in alike
 
 
 def test_a_paired_test_is_taken_where_the_record_has_one() -> None:
     entry = comparison("sst2", "bridge", -0.02, 0.015)
     text = chapter(universal=[universal("sst2", 0.856, seen=True)], universal_minus_bridge=[entry])
     assert "| sst2 | 0.856 | 0.876 | -0.020 (-0.035 .. -0.005) |" in text
-    assert "below the bridge of the task on sst2 (-0.020)" in text
+    assert "**below the bridge of the task** on sst2 (-0.020)" in text
 
 
 def test_a_searched_recipe_stands_beside_the_one_that_ships() -> None:
