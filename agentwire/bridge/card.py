@@ -43,7 +43,7 @@ class CardTraining(CardPart):
     """How the bridge was trained, and what it reached on held-out *training* rows.
 
     Attributes:
-        dataset: name of the data set.
+        dataset: name of the data set; of a universal bridge, those of all tasks, joined by ``+``.
         rows: training rows, held-out rows not among them.
         held_out: rows that chose the step.
         held_out_accuracy: fraction right on them at ``step``.

@@ -229,17 +229,19 @@ def check_data(card: BridgeCard, wire: WireSpec, data: DataChoice | None) -> Non
     Raises:
         BridgeError: its training data and ``data`` share sentences.
     """
-    trained_on = card.training.dataset
-    try:
-        leak = data is not None and shares_sentences(trained_on, data.dataset)
-    except DataError:  # trained on a dataset that is not known here
+    if data is None:
         return
-    if leak and data is not None:
-        raise BridgeError(
-            f"wire {wire.name}: the bridge {card.name} was trained on {trained_on}, which shares "
-            f"sentences with {data.dataset}: its accuracy there would mean nothing.",
-            hint=f"Use a bridge trained on {data.dataset}, or score on {trained_on}.",
-        )
+    for trained_on in card.training.dataset.split("+"):  # of a universal bridge: all its tasks
+        try:
+            leak = shares_sentences(trained_on, data.dataset)
+        except DataError:  # trained on a dataset that is not known here
+            continue
+        if leak:
+            raise BridgeError(
+                f"wire {wire.name}: the bridge {card.name} was trained on {trained_on}, which "
+                f"shares sentences with {data.dataset}: its accuracy there would mean nothing.",
+                hint=f"Use a bridge trained on {data.dataset}, or score on {trained_on}.",
+            )
 
 
 def check_weights(folder: Path, card: BridgeCard) -> None:

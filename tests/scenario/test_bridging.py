@@ -13,12 +13,13 @@ from agentwire.bridge.card import read_card
 from agentwire.errors import BridgeError
 from agentwire.scenario.bridging import (
     check_card,
+    check_data,
     check_weights,
     find_bridge,
     list_bridges,
     slug,
 )
-from agentwire.scenario.schema import ModelChoice, WireSpec
+from agentwire.scenario.schema import DataChoice, ModelChoice, WireSpec
 
 WIRE = WireSpec.model_validate({"from": "a", "to": "b"})
 CHOICES = {"a": ModelChoice(model="model-a"), "b": ModelChoice(model="model-b")}
@@ -58,6 +59,16 @@ def test_a_sound_bridge_passes(tmp_path: Path) -> None:
 def test_fingerprints_decide_where_they_are_known(tmp_path: Path) -> None:
     with pytest.raises(BridgeError, match="made for the sender"):
         check_card(make_card(), WIRE, CHOICES, {"a": "f" * 64})
+
+
+@pytest.mark.parametrize("trained_on", ["sst2", "trec+sst2+ag_news", "unknown+sst2"])
+def test_rows_that_a_bridge_saw_under_another_name_are_refused(trained_on: str) -> None:
+    training = make_card().training.model_copy(update={"dataset": trained_on})
+    card = make_card(training=training)
+    check_data(card, WIRE, DataChoice(dataset="sst2", split="validation"))
+    check_data(card, WIRE, DataChoice(dataset="trec", split="test"))
+    with pytest.raises(BridgeError, match="trained on sst2, which shares sentences"):
+        check_data(card, WIRE, DataChoice(dataset="movie_snippets", split="test"))
 
 
 def header(content: object, body: bytes = b"") -> bytes:
