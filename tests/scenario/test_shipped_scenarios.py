@@ -8,7 +8,7 @@ import pytest
 
 from agentwire.bridge.card import read_card
 from agentwire.config import Config
-from agentwire.errors import MissingBridge, ScenarioError
+from agentwire.errors import ScenarioError
 from agentwire.scenario.cells import Machine, check_bridges, plan_cells
 from agentwire.scenario.inventory import Inventory
 from agentwire.scenario.load import load_scenario
@@ -21,8 +21,6 @@ from agentwire.task.datasets import where
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "scenarios").glob("*.yaml"))
 SMALL = {"smollm2-135m-instruct", "gemma-3-270m"}
-WITHOUT_BRIDGE = {"passkey"}
-"""Studies for which no bridge ships: they name the command that trains it."""
 WITHOUT_DOWNLOAD = {"sample", "generated"}
 
 
@@ -83,10 +81,6 @@ def measured(file: Path, bare: Bare) -> list[str]:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_bridge_that_ships_serves_it_on_a_bare_machine(file: Path, bare: Bare) -> None:
-    if file.stem in WITHOUT_BRIDGE:
-        with pytest.raises(MissingBridge, match="have no bridge here"):
-            measured(file, bare)
-        return
     used = measured(file, bare)
     assert used or load_scenario(file).task is None
     assert {name for name in used if not (ROOT / "bridges" / name).is_dir()} == set()
