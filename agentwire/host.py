@@ -106,7 +106,6 @@ class Host:
             timing=timing,
             remote=remote.access if remote is not None else None,
             recorder=self._recorder,
-            awake_s=max(spec.awake_ms for spec in wiring.agents.values()) / 1000,
         )
         self._supervisor = Supervisor(
             wiring.processes,

@@ -1,31 +1,35 @@
 """What one message costs beside the devices: every hop between threads and processes, by stage.
 
-Two fake agents with devices that take a fixed time and cost no processor (``FakeModel.pipelined``),
-real processes and the real bus, payloads of the 7B shape (8 x 4096 float16). What is left of a
-message's latency when the devices' time is taken off is the cost of agents, broker and client. With
-``--compare`` runs of several settings take turns in one call.
+Two fake agents whose devices take a fixed time and no processor (``FakeModel.pipelined``), real
+processes and the real bus, payloads of the 7B shape (8 x 4096 float16). What is left of a
+message's latency when the devices' time is taken off is the cost of agents, broker and client. A
+figure is the median over rounds, each with agents of its own.
 
-    python bench/hops.py [--messages 200] [--encode-ms 3.4] [--decode-ms 6] [--out ...]
+    python bench/hops.py [--messages 200] [--rounds 3] [--out bench/results/hops-cpu.json]
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import json
+import shlex
 import statistics
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from overhead import recorded
+from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from chaos.rig import TASK, WIRE
 
-from agentwire import host
 from agentwire.agent.spec import AgentSpec, FakeModel, OutgoingBridge
+from agentwire.benchmark.machine import conditions, load_average
 from agentwire.runtime import Runtime
 from agentwire.scenario.schema import WireSpec
+from agentwire.scenario.summary import hardware, versions
 from agentwire.task.metrics import percentile
 from agentwire.wiring import Wiring
 
@@ -33,7 +37,14 @@ WARM_UP = 20
 TEXT = "a text of a few words, as they are sent one after another, number {}"
 
 
-def wiring_of(args: argparse.Namespace, changes: dict[str, Any]) -> Wiring:
+class NoJournal:
+    """A journal would write a line for every message that is timed."""
+
+    def write(self, event: str, **fields: Any) -> None:
+        pass
+
+
+def wiring_of(args: argparse.Namespace) -> Wiring:
     wire = WireSpec.model_validate({"from": "sender", "to": "receiver", "fallback": "error"})
     fake = FakeModel(width=4096, encode_ms=args.encode_ms, decode_ms=args.decode_ms, pipelined=True)
     bridges = (OutgoingBridge(wire=WIRE, receiver="receiver", folder="fake:receiver-model"),)
@@ -43,90 +54,76 @@ def wiring_of(args: argparse.Namespace, changes: dict[str, Any]) -> Wiring:
             backend="fake",
             model=f"{name}-model",
             threads=1,
-            max_batch=16,
             max_wait_ms=0.0,
             bridges=bridges if name == "sender" else (),
             fake=fake,
-            **changes,
         )
         for name in ("sender", "receiver")
     }
     return Wiring.of_specs(agents, [wire], task=TASK)
 
 
-class _NoJournal:
-    def write(self, event: str, **fields: Any) -> None:
-        pass
+async def one_round(args: argparse.Namespace) -> dict[str, float]:
+    """Milliseconds beside the devices, and the medians of the stages that are not theirs.
 
-
-async def measure(args: argparse.Namespace, changes: dict[str, Any]) -> dict[str, float]:
-    """One setting: latency beside the devices in milliseconds, and the medians of the stages."""
-    devices = args.encode_ms + args.decode_ms
+    Raises:
+        RequestError: a message was not answered.
+    """
     over: list[float] = []
-    stages: dict[str, list[float]] = {}
-    changes = dict(changes)
-    broker_ms = changes.pop("broker_awake_ms", changes.get("awake_ms", 0.0))
-    plain = vars(host)["Broker"]
-    vars(host)["Broker"] = lambda **kw: plain(**{**kw, "awake_s": broker_ms / 1000})
-    async with Runtime(wiring_of(args, changes), journal=_NoJournal()) as runtime:
-        vars(host)["Broker"] = plain
+    stages: dict[str, list[float]] = {"queue": [], "wire": [], "client": []}
+    async with Runtime(wiring_of(args), journal=NoJournal()) as runtime:
         for number in range(WARM_UP + args.messages):
-            text = TEXT.format(number)
             start = time.perf_counter()
-            (reply,) = await runtime.send_batch("sender", "receiver", [text])
+            (reply,) = await runtime.send_batch("sender", "receiver", [TEXT.format(number)])
             took = (time.perf_counter() - start) * 1000
             if isinstance(reply, Exception):
                 raise reply
-            if number >= WARM_UP:
-                over.append(took - devices)
-                for stage, ms in {**reply.stages, "client": took - reply.latency_ms}.items():
-                    stages.setdefault(stage, []).append(ms)
-            await asyncio.sleep(args.pause_ms / 1000)
-        rate = await flood(runtime, args.seconds)
+            if number < WARM_UP:
+                continue
+            over.append(took - args.encode_ms - args.decode_ms)
+            seen = {**reply.stages, "client": took - reply.latency_ms}
+            for stage, spent in stages.items():
+                spent.append(seen[stage])
     return {
-        "p50_ms": percentile(over, 50),
-        "p95_ms": percentile(over, 95),
-        "p99_ms": percentile(over, 99),
-        **{f"{stage}_ms": statistics.median(ms) for stage, ms in stages.items()},
-        "messages_per_s": rate,
+        "beside_devices_p50_ms": percentile(over, 50),
+        "beside_devices_p99_ms": percentile(over, 99),
+        **{f"{stage}_ms": statistics.median(spent) for stage, spent in stages.items()},
     }
 
 
-async def flood(runtime: Runtime, seconds: float) -> float:
-    """Messages a second with four in flight."""
-    count, start = 0, time.perf_counter()
-
-    async def lane() -> None:
-        nonlocal count
-        while time.perf_counter() - start < seconds:
-            await runtime.send_batch("sender", "receiver", [TEXT.format(count)])
-            count += 1
-
-    await asyncio.gather(*(lane() for _ in range(4)))
-    return count / (time.perf_counter() - start)
+async def measure(args: argparse.Namespace, console: Console) -> dict[str, Any]:
+    load, rounds = load_average(), []
+    for number in range(args.rounds):
+        rounds.append(await one_round(args))
+        shown = ", ".join(f"{name} {value:.2f}" for name, value in rounds[-1].items())
+        console.print(f"round {number + 1} of {args.rounds}: {shown}")
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "bench/hops.py", *sys.argv[1:]]),
+        "hardware": hardware().model_dump(),
+        "versions": versions(),
+        "settings": {
+            "devices": f"fake, {args.encode_ms} and {args.decode_ms} ms",
+            "payload_bytes": 8 * 4096 * 2,
+            "messages": args.messages,
+            "rounds": args.rounds,
+            "load": "; ".join(conditions(load)) or "nothing else at work",
+        },
+        "figures": {
+            name: round(statistics.median(found[name] for found in rounds), 3) for name in rounds[0]
+        },
+        "rounds": rounds,
+    }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--messages", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--encode-ms", type=float, default=3.4)
     parser.add_argument("--decode-ms", type=float, default=6.0)
-    parser.add_argument("--pause-ms", type=float, default=0.0)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of the flood")
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--compare", nargs="+", default=["{}"], help="changes of the agents, JSON")
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    seen: dict[str, list[dict[str, float]]] = {name: [] for name in args.compare}
-    for _ in range(args.rounds):
-        for name in args.compare:
-            figures = asyncio.run(measure(args, json.loads(name)))
-            seen[name].append(figures)
-            shown = ", ".join(f"{key} {value:.2f}" for key, value in figures.items())
-            print(f"{name}: {shown}", flush=True)
-            if args.out:
-                args.out.write_text(json.dumps(seen, indent=2) + "\n", encoding="utf-8")
-    return 0
+    return recorded(measure, parser.parse_args())
 
 
 if __name__ == "__main__":

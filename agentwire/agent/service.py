@@ -82,7 +82,7 @@ class Inbox:
 def serve(birth: Birth) -> ExitCode:
     """Runs the agent until it is told to leave or the bus is lost."""
     inbox = Inbox()
-    endpoint = connect(birth.agent.name, birth.bus, inbox, awake_s=birth.agent.awake_ms / 1000)
+    endpoint = connect(birth.agent.name, birth.bus, inbox)
     service = Service(birth.agent, endpoint, inbox, lending_of(birth))
     try:
         return service.run()
@@ -241,12 +241,7 @@ def load(spec: AgentSpec, progress: Progress, lending: Lending | None = None) ->
 
 
 def connect(
-    name: str,
-    address: BusAddress,
-    inbox: Inbox,
-    transport: Transport | None = None,
-    *,
-    awake_s: float = 0.0,
+    name: str, address: BusAddress, inbox: Inbox, transport: Transport | None = None
 ) -> Endpoint:
     """An endpoint that has said Hello as this agent, and whose messages go into ``inbox``."""
     endpoint = Endpoint(
@@ -255,7 +250,6 @@ def connect(
         on_message=inbox.put,
         on_lost=lambda reason: inbox.put(Lost(reason), time.monotonic()),
         transport=transport,
-        awake_s=awake_s,
     )
     endpoint.start()
     return endpoint

@@ -121,12 +121,6 @@ class AgentSpec(BaseModel):
         default="rows",
         description="rows: rows of several messages share a batch; message: each has its own",
     )
-    awake_ms: float = Field(
-        default=0.0,
-        ge=0,
-        description="after a message, the process looks for the next one so long instead of "
-        "sleeping: it takes a core, and a core that sleeps takes its time to wake up",
-    )
     bridges: tuple[OutgoingBridge, ...] = ()
     incoming: tuple[str, ...] = ()  # wires on which this agent is the receiver
     joint: tuple[JointBridges, ...] = ()  # what it reads together as the receiver

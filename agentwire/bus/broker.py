@@ -80,7 +80,6 @@ class Broker:
         remote: where agents of other machines join besides, with keys.
         transport: for tests; ZeroMQ by default.
         recorder: told everything that comes in, to be replayed.
-        awake_s: how long after a message the thread keeps its processor awake for the next one.
 
     Attributes:
         endpoint: where peers connect (``ipc://…``); known after ``start``.
@@ -102,9 +101,7 @@ class Broker:
         remote: RemoteAccess | None = None,
         transport: Transport | None = None,
         recorder: BusRecorder | None = None,
-        awake_s: float = 0.0,
     ) -> None:
-        self._awake_s = awake_s
         self._recorder = recorder
         self._clock = time.monotonic if recorder is None else recorder.clock
         self.endpoint = self.remote_endpoint = ""
@@ -141,7 +138,6 @@ class Broker:
         if self._listen is None:
             check_folder(self._folder)
         self._listener = self._open(self._listen or ipc_endpoint(self._folder))
-        self._listener.awake_s = self._awake_s
         self.endpoint = self._listener.endpoint
         self.remote_endpoint = getattr(self._listener, "remote_endpoint", "")
         self._thread = threading.Thread(target=self._run, name="agentwire-broker", daemon=True)

@@ -74,7 +74,6 @@ class Endpoint:
             this peer; not after ``close``. Runs as ``on_message`` does.
         timing: limits until the broker's Welcome brings its own.
         transport: for tests; ZeroMQ by default.
-        awake_s: how long after a message ``attend`` keeps its processor awake for the next one.
 
     Attributes:
         busy_since: ``time.monotonic()`` of the start of the batch that is being computed; None
@@ -92,7 +91,6 @@ class Endpoint:
         on_lost: Callable[[str], None],
         timing: Timing | None = None,
         transport: Connects | None = None,
-        awake_s: float = 0.0,
     ) -> None:
         self.busy_since: float | None = None
         self.final = False
@@ -116,7 +114,6 @@ class Endpoint:
         self._close_at: float | None = None
         self._goodbye = ""
         self._unsent: deque[list[Frame]] = deque()  # numbered; written by the IO thread
-        self._awake_s = awake_s
         # Held by whoever listens; taken before the two others.
         self._ears = threading.Lock()
         self._listener = 0  # that thread's ident
@@ -146,7 +143,6 @@ class Endpoint:
 
             self._transport = ZmqTransport()
         self._link = self._transport.connect(self._address.endpoint)
-        self._link.awake_s = self._awake_s
         self._thread = threading.Thread(target=self._run, name="agentwire-endpoint", daemon=True)
         self._thread.start()
 
@@ -267,7 +263,7 @@ class Endpoint:
             if now >= end or self._nudged or (done is not None and done()):
                 self._nudged = False
                 break
-            if done is not None and not self._awake_s:
+            if done is not None:
                 time.sleep(NAP_S if now - start < NAPS_S else LONG_NAP_S)
         return False
 

@@ -181,7 +181,6 @@ class MemoryListener:
     """The broker's side of a MemoryTransport."""
 
     def __init__(self, bus: MemoryTransport, endpoint: str) -> None:
-        self.awake_s = 0.0  # nothing sleeps long here
         self._bus = bus
         self.endpoint = endpoint
         self.last_key = ""
@@ -209,7 +208,6 @@ class MemoryLink:
     descriptors: tuple[int, ...] = ()
 
     def __init__(self, bus: MemoryTransport, target: str, identity: bytes) -> None:
-        self.awake_s = 0.0
         self._bus = bus
         self.target = target
         self.identity = identity

@@ -28,11 +28,9 @@ class Listener(Protocol):
 
     Attributes:
         last_key: the public key that whoever sent the last message has; "" where none is asked for.
-        awake_s: so long after the last message ``wait`` stays awake instead of sleeping.
     """
 
     last_key: str
-    awake_s: float
 
     @property
     def endpoint(self) -> str:
@@ -64,12 +62,9 @@ class Link(Protocol):
     """An endpoint's side: one socket to one broker. Who calls ``send`` in turn keeps the order.
 
     Attributes:
-        awake_s: as in ``Listener``.
         descriptors: files that become readable when ``wait`` would return; none where there are
             none.
     """
-
-    awake_s: float
 
     @property
     def descriptors(self) -> tuple[int, ...]: ...

@@ -18,7 +18,6 @@ Decisions:
 
 from __future__ import annotations
 
-import math
 import os
 import select
 import socket
@@ -41,7 +40,6 @@ from agentwire.wire.limits import DEFAULT_LIMITS
 INNER = "inproc://bus"  # in the listener's own context: another bus has another
 HIGH_WATER = 64  # messages for each peer; a backstop behind credit
 HANDSHAKE_MS = 5_000
-NAP_S = 20e-6
 CLOSING_S = 0.005
 MESSAGE_FRAMES = 3  # header, rows, body
 COPIED_BYTES = 4096  # up to here a received frame becomes bytes; beyond it is a view
@@ -98,15 +96,9 @@ class _Socket:
 
     It waits on the socket's descriptor, which says that something *may* have happened: every
     ``wait`` asks for the events first, and one that ends may have ended for nothing.
-
-    Attributes:
-        awake_s: so long after the last message ``wait`` looks again and again instead of sleeping:
-            a processor that has slept takes its time to wake up, and forgets what it was doing.
     """
 
     def __init__(self, kind: int, frame_bytes: int, shared: Context | None = None) -> None:
-        self.awake_s = 0.0
-        self._last = -math.inf  # when something came or left
         self._owns_context = shared is None
         self._context: Context = shared or zmq.Context(io_threads=1)
         self._wakeup = Wakeup()
@@ -125,26 +117,9 @@ class _Socket:
         wanted = zmq.POLLIN | zmq.POLLOUT if writable else zmq.POLLIN
         if self._may(wanted):
             return
-        now = time.monotonic()
-        end = now + seconds
-        awake_until = min(end, self._last + self.awake_s)
-        while now < awake_until:
-            if self._nap() or self._may(wanted):
-                return
-            now = time.monotonic()
-        self._poll(end - now)
-
-    def _nap(self) -> bool:
-        """A look at the descriptors without sleeping; as ``_poll``."""
-        return self._poll(0.0)
-
-    def _poll(self, seconds: float) -> bool:
-        """Sleeps until a descriptor says something, without the interpreter; whether one did."""
-        found = self._descriptors.poll(max(0, round(seconds * 1000)))
-        for ready, _ in found:
+        for ready, _ in self._descriptors.poll(max(0, round(seconds * 1000))):
             if ready == self._wakeup.fileno():
                 self._wakeup.clear()
-        return bool(found)
 
     def _may(self, wanted: int) -> bool:
         """``_ready`` for who waits."""
@@ -169,7 +144,6 @@ class _Socket:
         """The frames of the next message, at most ``kept`` of them; the rest is thrown away."""
         if not self._ready(zmq.POLLIN):
             return None  # an exception would cost more than asking
-        self._last = time.monotonic()
         frames: list[Frame] = []
         more = True
         while more:
@@ -187,7 +161,6 @@ class _Socket:
 
     def _send_all(self, frames: Iterable[Frame]) -> None:
         """Hands over one message whole, or raises ``zmq.Again`` and nothing has left."""
-        self._last = time.monotonic()
         *others, last = frames
         for frame in others:
             self._send(frame, zmq.NOBLOCK | zmq.SNDMORE)
@@ -277,12 +250,6 @@ class ZmqListener(_Socket):
         if frames is None:
             return None
         return bytes(frames[0]), frames[1:]
-
-    def _nap(self) -> bool:
-        # Other threads of this process work for the same message: a thread that looked without
-        # pause would keep the interpreter from them.
-        ready, _, _ = select.select(self._files, (), (), NAP_S)
-        return bool(ready) and self._poll(0.0)
 
     def send(self, peer: bytes, frames: Frames) -> Sent:
         try:

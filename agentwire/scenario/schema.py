@@ -43,8 +43,6 @@ class ModelChoice(Strict):
         place: what the agent needs of its machine, where a launcher chooses it.
         graphs: which shapes the static engine captures when the agent starts.
         max_wait_ms: how long the first row of a batch waits for company.
-        awake_ms: so long after a message the agent looks for the next one instead of sleeping,
-            which takes a core.
     """
 
     model: str
@@ -60,7 +58,6 @@ class ModelChoice(Strict):
     place: Placement = Field(default_factory=Placement)
     graphs: GraphSpec = Field(default_factory=GraphSpec)
     max_wait_ms: Annotated[float, Field(ge=0, le=10_000)] = 2.0
-    awake_ms: Annotated[float, Field(ge=0, le=60_000)] = 0.0
 
 
 class Agent(ModelChoice):

@@ -31,6 +31,18 @@ RATIOS = {
     "vs_direct@16": ("samples_per_s@16", "direct_samples_per_s@16"),
 }
 
+NOTES = {
+    "speed-h100x2": (
+        "threads of agents and broker looked for the next message for 20 ms before they slept; "
+        "that setting is gone, since without it the median is the same and the slowest messages "
+        "are faster (`latency-h100x2`)"
+    ),
+    "latency-h100x2": (
+        "the code without that setting, on the same day and another such machine as `speed-h100x2`"
+    ),
+}
+"""What a record does not say of the code that made it."""
+
 
 def owns(name: str, record: Record) -> bool:
     """A record of cells."""
@@ -58,6 +70,8 @@ def _section(name: str, record: Record) -> str:
     ]
     if record["interrupted"]:
         facts.append("- it was ended before the last round: `-` was not measured")
+    if name in NOTES:
+        facts.append(f"- {NOTES[name]}")
     parts = [f"## Speed: {name}", "\n".join(facts)]
     parts += _latency(record) + _throughput(record) + _lengths(record) + _papers(record)
     return "\n\n".join([*parts, *_pictures(name)])

@@ -1,4 +1,4 @@
-"""Endpoints whose owner listens itself, links inside the broker's process, and staying awake."""
+"""Endpoints whose owner listens itself, links inside the broker's process."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def folder() -> Iterator[Path]:
 class Listening:
     """An agent whose own thread listens."""
 
-    def __init__(self, rig: Rig, name: str, **changes: float) -> None:
+    def __init__(self, rig: Rig, name: str) -> None:
         rig.broker.expect(name, 1)
         self.heard: list[m.Message] = []
         self.lost = Kept()
         self.threads: set[int] = set()
         self.endpoint = Endpoint(
-            rig.address(), hello(name), on_message=self._hear, on_lost=self.lost.add, **changes
+            rig.address(), hello(name), on_message=self._hear, on_lost=self.lost.add
         )
         self.endpoint.start()
         self.endpoint.announce(hello(name, ready=True))
@@ -65,11 +65,10 @@ class Listening:
             self.endpoint.attend(0.2)
 
 
-@pytest.mark.parametrize("awake_s", [0.0, 0.005])
-def test_who_attends_hears_in_its_own_thread_and_in_order(folder: Path, awake_s: float) -> None:
+def test_who_attends_hears_in_its_own_thread_and_in_order(folder: Path) -> None:
     with Rig(folder) as rig:
         rig.agent("mistral")
-        llama = Listening(rig, "llama", awake_s=awake_s)
+        llama = Listening(rig, "llama")
         client = rig.client()
         llama.endpoint.attend(0.0)
         llama.threads.clear()

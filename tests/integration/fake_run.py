@@ -28,7 +28,6 @@ def fake_runtime(
     bridge: str | None = "fake:receiver-model",
     fallback: str = "text",
     limits: AgentLimits = LIMITS,
-    awake_ms: float = 0.0,
     wiring: dict[str, Any] | None = None,
     **kw: Any,
 ) -> Runtime:
@@ -41,7 +40,6 @@ def fake_runtime(
             backend="fake",
             model="sender-model",
             threads=1,
-            awake_ms=awake_ms,
             bridges=bridges,
             fake=FakeModel.model_validate(sender or {}),
         ),
@@ -50,7 +48,6 @@ def fake_runtime(
             backend="fake",
             model="receiver-model",
             threads=1,
-            awake_ms=awake_ms,
             fake=FakeModel.model_validate(receiver or {}),
         ),
     }

@@ -45,9 +45,9 @@ async def test_200_rows_through_the_soft_channel() -> None:
 
 
 async def test_agents_whose_devices_work_beside_them() -> None:
-    """Batches that are begun and collected, with agents that stay awake for the next message."""
+    """Batches that are begun and collected."""
     fake = {"pipelined": True, "encode_ms": 1.0, "decode_ms": 1.0}
-    async with fake_runtime(sender=fake, receiver=fake, awake_ms=2.0) as wire:
+    async with fake_runtime(sender=fake, receiver=fake) as wire:
         replies = [r async for batch in wire.send_many("sender", "receiver", TEXTS) for r in batch]
         alone = [await wire.send("sender", "receiver", text) for text in TEXTS[:5]]
     assert [r.label for r in replies] == expected(TEXTS)

@@ -268,12 +268,6 @@ def test_threads_as_written_stay(tmp_path: Path) -> None:
     assert [s.threads for s in found.agents.values()] == [3, 4]
 
 
-def test_an_agent_stays_awake_as_its_file_says(tmp_path: Path) -> None:
-    agents = {"a": {"model": "m", "awake_ms": 3}, "b": {"model": "m"}}
-    found = without_bridges(Machine(tmp_path), agents=agents)
-    assert [spec.awake_ms for spec in found.agents.values()] == [3.0, 0.0]
-
-
 def test_agents_on_the_cpu_lend_each_other_threads(tmp_path: Path) -> None:
     def lends(cpus: int, **agents: dict[str, Any]) -> list[dict[str, int]]:
         found = without_bridges(Machine(tmp_path, cpus=cpus, gpus=1), agents=agents)
