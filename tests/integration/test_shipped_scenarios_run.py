@@ -32,9 +32,11 @@ def with_fake_models(file: Path) -> dict[str, Any]:
     """The scenario; its agents name what they name, and a fake model may stand in."""
     raw: dict[str, Any] = yaml.safe_load(file.read_text())
     for name, agent in raw["agents"].items():
-        own = yaml.safe_load((file.parent / agent.pop("use")).resolve().read_text())
-        stand_in = {"model": f"fake-{name}", "backend": "fake", "layer": own["layer"]}
-        agent |= {"model": own["model"], "layer": own["layer"], "stand_in": stand_in}
+        used = agent.pop("use", None)
+        own = yaml.safe_load((file.parent / used).resolve().read_text()) if used else dict(agent)
+        layer = {"layer": own["layer"]} if "layer" in own else {}
+        stand_in = {"model": f"fake-{name}", "backend": "fake", **layer}
+        agent |= {"model": own["model"], **layer, "stand_in": stand_in}
     for wire in raw["wires"]:
         wire.pop("bridge", None)  # a fake model makes its own
     if matrix := raw.get("matrix"):
