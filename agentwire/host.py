@@ -183,6 +183,9 @@ class Host:
                 try:
                     await asyncio.to_thread(self._broker.stop)
                 finally:
+                    if self._showing is not None and self._run_folder is not None:
+                        self._show_now(self._run_folder, ended=True)
+                        self._showing = None
                     if self._own_journal is not None:
                         self._own_journal.close()
                     if self._recorder is not None:
@@ -213,8 +216,11 @@ class Host:
     async def _show(self, folder: Path) -> None:
         """Keeps the status file of the run's folder fresh."""
         while True:
-            write_status(folder, self.status() | {"time": time.time()})
+            self._show_now(folder, ended=False)
             await asyncio.sleep(SHOW_S)
+
+    def _show_now(self, folder: Path, *, ended: bool) -> None:
+        write_status(folder, self.status() | {"time": time.time(), "ended": ended})
 
     # -- news -------------------------------------------------------------------------------
 

@@ -46,7 +46,7 @@ from agentwire.scenario.summary import hardware, versions
 
 OUTSTANDING = 256
 SAMPLE_S = 2.0
-MEASURE_S = 10.0
+MEASURE_S = 6.0
 OVERLOAD_S = 30.0
 """One phase of overload; the capacity is measured before and after each."""
 QUEUE_S = 0.5

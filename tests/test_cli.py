@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -497,3 +499,9 @@ def test_a_launcher_is_one_of_those_that_exist(shell: Shell) -> None:
     assert "'slurm'" in error and "--launcher ray" in step
     error, _ = shell.refused("run", path, "--address", "auto")
     assert "Ray" in error
+
+
+def test_it_also_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "agentwire", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == f"agentwire {agentwire.__version__}\n"

@@ -120,6 +120,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scenario.methods": {"*"},
     "benchmark": {"*"},
     "cli": {"*"},
+    "__main__": {"cli"},
     "commands": {"*"},
 }
 

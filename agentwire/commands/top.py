@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 STALE_S = 5.0
-"""A status older than this is of a run that has ended, or hangs."""
+"""A status older than this is of a run that was killed, or hangs: one that ends says so."""
 
 
 def top(
@@ -26,7 +26,7 @@ def top(
         float, typer.Option("--every", min=0.2, help="Seconds between two looks.")
     ] = 1,
 ) -> None:
-    """Show a run while it goes on; Ctrl-C leaves."""
+    """Show a run until it ends; Ctrl-C leaves before."""
     from rich.live import Live
 
     from agentwire.commands.terminal import out
@@ -42,7 +42,7 @@ def top(
         out().print(view(folder, status, None))
         return
     with Live(view(folder, status, None), console=out(), auto_refresh=False) as live:
-        while True:
+        while not status.get("ended"):
             time.sleep(every)
             before, status = status, read_status(folder) or status
             live.update(view(folder, status, before), refresh=True)
@@ -68,7 +68,8 @@ def view(folder: Path, status: dict[str, Any], before: dict[str, Any] | None) ->
     from rich.text import Text
 
     age = time.time() - status["time"]
-    state = "running" if age < STALE_S else f"ended, or silent for {age:.0f} s"
+    silent = "running" if age < STALE_S else f"killed, or silent for {age:.0f} s"
+    state = "ended" if status.get("ended") else silent
     bus = status["bus"]
     line = (
         f"{folder}: {state}; {status['outstanding']} outstanding; "

@@ -53,6 +53,11 @@ async def test_everything_that_happens_can_be_seen(tmp_path: Path) -> None:
     for words in ("sender-model", "sender->receiver", "running", "decode"):
         assert words in shown.output
     assert newest(run.parent) == run
+    last = read_status(run)  # what is left of a run says that it ended, and all that came of it
+    assert last is not None and last["ended"] and last["outstanding"] == 0
+    assert last["outcomes"] == status["outcomes"]
+    shown = CliRunner().invoke(_app(), [str(run)])  # leaves by itself
+    assert shown.exit_code == 0 and "ended" in shown.output
     # The row on which the model raised can be followed from the journal into the agent's log.
     lines = [json.loads(line) for line in (run / "logs" / "sender.log").read_text().splitlines()]
     raised = next(line for line in lines if "raised" in line["message"])
