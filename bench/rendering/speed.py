@@ -33,12 +33,12 @@ RATIOS = {
 
 NOTES = {
     "speed-h100x2": (
-        "threads of agents and broker looked for the next message for 20 ms before they slept; "
-        "that setting is gone, since without it the median is the same and the slowest messages "
-        "are faster (`latency-h100x2`)"
+        "threads of agents and broker looked for the next message, without a pause, for 20 ms "
+        "before they slept: that is no longer in the code (docs/design/engine.md)"
     ),
     "latency-h100x2": (
-        "the code without that setting, on the same day and another such machine as `speed-h100x2`"
+        "as `speed-h100x2`, on the same day and another such machine, but the broker slept for "
+        "20 us between two looks, which left the interpreter to the client"
     ),
 }
 """What a record does not say of the code that made it."""
