@@ -36,7 +36,9 @@ def with_fake_models(file: Path) -> dict[str, Any]:
         own = yaml.safe_load((file.parent / used).resolve().read_text()) if used else dict(agent)
         layer = {"layer": own["layer"]} if "layer" in own else {}
         stand_in = {"model": f"fake-{name}", "backend": "fake", **layer}
-        agent |= {"model": own["model"], **layer, "stand_in": stand_in}
+        # A model of the registry would be fetched, and not stood in for.
+        agent |= {"model": own["model"] if used else f"nobody/{name}", **layer}
+        agent["stand_in"] = stand_in
     for wire in raw["wires"]:
         wire.pop("bridge", None)  # a fake model makes its own
     if matrix := raw.get("matrix"):
