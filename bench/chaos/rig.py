@@ -102,26 +102,27 @@ class Tally:
         for text, outcome in zip(texts, outcomes, strict=True):
             if outcome is None:
                 self.lost += 1
-                self._complain(f"{text!r}: no outcome")
+                self.complain(f"{text!r}: no outcome")
             elif isinstance(outcome, RequestError):
                 if outcome.code in excused:
                     self.errors[outcome.code.value] += 1
                 else:
                     self.wrong += 1
-                    self._complain(f"{text!r}: {outcome}")
+                    self.complain(f"{text!r}: {outcome}")
             elif answer_of(outcome) != expected[text]:
                 self.wrong += 1
-                self._complain(f"{text!r}: {answer_of(outcome)} is not {expected[text]}")
+                self.complain(f"{text!r}: {answer_of(outcome)} is not {expected[text]}")
         unfinished = books.admitted - books.ends.keys()
         self.lost += len(unfinished)
         twice = [request_id for request_id, times in books.ends.items() if times > 1]
         self.duplicated += len(twice)
         for request_id in [*unfinished, *twice]:
-            self._complain(f"request {request_id} ended {books.ends[request_id]} times")
+            self.complain(f"request {request_id} ended {books.ends[request_id]} times")
         books.admitted.clear()
         books.ends.clear()
 
-    def _complain(self, what: str) -> None:
+    def complain(self, what: str) -> None:
+        """Says what is wrong, for people."""
         if len(self.complaints) < 10:
             self.complaints.append(what)
 

@@ -7,7 +7,6 @@ ended, so that whoever comes next asks those again, by the same ids.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import sys
 import tempfile
@@ -74,16 +73,17 @@ async def runner_killed(rng: random.Random, tally: Tally, expected: Answers) -> 
         await asyncio.sleep(rng.uniform(0.0, 0.3))
         process.kill()
         killed = time.monotonic()
+        await asyncio.to_thread(_wait_for_the_end_of, pids, killed + 5 * LEAVE_S)
+        stayed = time.monotonic() - killed
         output = (await process.stdout.read()).decode()
         said = output[: output.rfind("\n") + 1].splitlines()  # its death may cut the last line
         await process.wait()
-        await asyncio.to_thread(psutil.wait_procs, _processes(pids), 10)
-        stayed = time.monotonic() - killed
         tally.notes["agents that outlived the runner"] += sum(_lives(pid) for pid in pids)
         tally.notes["slowest exit of an agent, ms"] = max(
             tally.notes["slowest exit of an agent, ms"], round(1000 * stayed)
         )
         if stayed > LEAVE_S:
+            tally.complain(f"agents stayed for {stayed:.1f} s after their runner was killed")
             tally.wrong += 1
         await _settle(Path(folder), ids_of(seed), said, tally, expected, rng)
 
@@ -115,15 +115,13 @@ async def _settle(
     tally.requests += len(ids) - len(again)
 
 
-def _processes(pids: list[int]) -> list[psutil.Process]:
-    found = []
-    for pid in pids:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            found.append(psutil.Process(pid))
-    return found
+def _wait_for_the_end_of(pids: list[int], until: float) -> None:
+    while any(map(_lives, pids)) and time.monotonic() < until:
+        time.sleep(0.005)
 
 
 def _lives(pid: int) -> bool:
+    """Whether it runs: a zombie does not, which its new parent reaps at leisure."""
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
