@@ -137,15 +137,26 @@ def _relays(record: Record, direction: str) -> Iterator[str]:
                 kind: [title(task) for task, entry in entries.items() if outcome(entry) == kind]
                 for kind in ("bridge", "", "baseline")
             }
-            verdict = "reached" if len(words["bridge"]) == len(entries) else "missed"
+            won, lacking = len(words["bridge"]), _lacking(record, direction, entries)
+            verdict = "missed" if won < len(entries) else "open" if lacking else "reached"
             name = record["methods"][method]["title"]
             yield (
-                f"{direction}: above {name} on every task: {verdict}, on {len(words['bridge'])} of "
+                f"{direction}: above {name} on every task: {verdict}, on {won} of "
                 f"{len(entries)}"
+                + (f"; not measured on {listed(lacking)}" if lacking else "")
                 + (f"; not told apart on {listed(words[''])}" if words[""] else "")
                 + (f"; **beaten on {listed(words['baseline'])}**" if words["baseline"] else "")
                 + "."
             )
+
+
+def _lacking(record: Record, direction: str, known: Collection[str]) -> list[str]:
+    """Tasks with a goal where the bridge was measured and something else was not."""
+    return [
+        title(task)
+        for task in ACCURACY
+        if f"{task}.{direction}.bridge.mean" in record["figures"] and task not in known
+    ]
 
 
 def _payloads(record: Record, direction: str) -> Iterator[str]:

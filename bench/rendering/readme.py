@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 from rendering.compared import DASH, figure, outcome, title
 from rendering.goals import PAYLOADS, above_chance
 from rendering.markdown import Record, Records, replaced, table
@@ -121,9 +123,9 @@ def _partly(record: Record) -> str:
     if not lacking:
         return ""
     words = [
-        f"{', '.join(names)} on {there} of {len(pairs)}" for there, names in sorted(lacking.items())
+        f"{there} of {len(pairs)} ({'; '.join(names)})" for there, names in sorted(lacking.items())
     ]
-    return f"Measured on some tasks and directions alone: {'; '.join(words)}."
+    return f"Measured on some of the tasks and directions alone: {', '.join(words)}."
 
 
 def _universal(record: Record) -> str:
@@ -136,5 +138,17 @@ def _universal(record: Record) -> str:
     ]
     if not means:
         return ""
-    return f"One universal bridge for all of them, the question asked of the receiver alone: " \
-           f"{', '.join(means)}."  # fmt: skip
+    text = (
+        "One universal bridge for all of them, the question asked of the receiver alone: "
+        f"{', '.join(means)}."
+    )
+    unseen: dict[str, list[Record]] = {}
+    for run in record.get("studies", {}).get("universal", []):
+        if not run["seen"]:
+            unseen.setdefault(run["task"].replace("_", " "), []).append(run)
+    words = [
+        f"{task} {fmean(run['accuracy'] for run in runs):.3f} (largest class "
+        f"{runs[0]['majority']:.3f})"
+        for task, runs in unseen.items()
+    ]
+    return text + (f" On tasks that it never saw: {', '.join(words)}." if words else "")

@@ -186,6 +186,10 @@ def test_a_receiver_trained_on_the_relay_has_a_chapter_that_says_who_wins() -> N
     assert "The bridge is above text relay, LoRA on SST-2 forward." in text
     assert "**text relay, LoRA beats the bridge on SST-2 reverse.**" in text
     assert "reverse: above text relay, LoRA on every task: missed, on 0 of 1; **beaten on" in text
+    assert "forward: above text relay, LoRA on every task: reached, on 1 of 1." in text
+    record["figures"]["trec.forward.bridge.mean"] = 0.9
+    said = "forward: above text relay, LoRA on every task: open, on 1 of 1; not measured on TREC."
+    assert said in document({"accuracy-small": record})
     assert "with a receiver trained to read it" not in document({"a": make_record()})
 
 

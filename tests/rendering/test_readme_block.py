@@ -35,8 +35,15 @@ def test_what_was_measured_in_places_only_and_the_universal_bridge() -> None:
     record["figures"]["sst2.reverse.probe_mean.mean"] = 0.8
     record["figures"]["universal.sst2.forward.mean"] = 0.87
     text = readme.block(record)
-    assert "Measured on some tasks and directions alone: LoRA on 1 of 2." in text
+    assert "Measured on some of the tasks and directions alone: 1 of 2 (LoRA)." in text
     assert "the question asked of the receiver alone: SST-2 0.870." in text
+    assert "never saw" not in text
+    runs = [
+        {"task": "big_news", "seen": False, "accuracy": value, "majority": 0.4}
+        for value in (0.5, 0.6)
+    ]
+    text = readme.block({**record, "studies": {"universal": runs}})
+    assert "On tasks that it never saw: big news 0.550 (largest class 0.400)." in text
 
 
 def test_only_what_stands_between_the_markers_is_renewed() -> None:
