@@ -148,7 +148,10 @@ def _explained(at_papers: Difference, after: Difference) -> str:
                 "The drop is not there at the papers' budget and appears after longer training: "
                 "slow optimisation does not explain it."
             )
-        return '"Fewer is better" does not show here at either budget.'
+        return (
+            '"Fewer is better" does not show here at either budget: on this pair neither slow '
+            "optimisation nor a limit of what more soft tokens can carry has anything to explain."
+        )
     if not _falls(after):
         return (
             "The drop is there at the papers' budget and gone after longer training: the data "
