@@ -333,6 +333,7 @@ def main() -> int:
             "versions": versions(),
             "settings": {
                 "models": "fake backend (deterministic, no weights)",
+                "minutes": args.minutes,
                 "seed": args.seed,
                 "load_average": os.getloadavg()[1],
             },

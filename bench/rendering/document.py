@@ -10,6 +10,7 @@ from rendering import (
     accuracy,
     bus,
     embedding,
+    endurance,
     engines,
     faults,
     figures,
@@ -51,6 +52,7 @@ CHAPTERS: tuple[Chapter, ...] = (
     embedding,
     engines,
     faults,
+    endurance,
     figures,
 )
 """In the order of the document; the first that owns a record gets it, ``figures`` the rest."""
