@@ -162,22 +162,31 @@ def _check_plot(file: Path) -> None:
 
 
 def _rows(card: BridgeCard, name: str | None, inventory: Inventory) -> Dataset:
-    """Rows of the bridge's dataset that it was not trained on."""
+    """Rows of the bridge's dataset that it was not trained on; of several datasets the first's."""
     from agentwire.task.datasets import load_rows
     from agentwire.task.definitions import load_definition
 
     if name is not None:
         load_definition(name)
-    wanted = name or card.training.dataset
-    for split in SPLITS:
-        try:
-            return load_rows(wanted, split, config=inventory.config)
-        except DataError:
-            continue
+    wanted = [name] if name is not None else _datasets(card.training.dataset)
+    for dataset in wanted:
+        for split in SPLITS:
+            try:
+                return load_rows(dataset, split, config=inventory.config)
+            except DataError:
+                continue
     raise DataError(
-        f"no rows of {wanted} can be had here that the bridge was not trained on.",
+        f"no rows of {', '.join(wanted)} can be had here that the bridge was not trained on.",
         hint="Give --dataset (`agentwire data list`), or only --text with --rows 0.",
     )
+
+
+def _datasets(trained_on: str) -> list[str]:
+    """Data sets by the name in a card: ``a``, several as ``a+b``, or a series' name."""
+    from agentwire.task.definitions import definitions
+
+    series = [name for name, task in definitions().items() if task.series == trained_on]
+    return series or trained_on.split("+")
 
 
 def _provenance(data: Dataset | None) -> dict[str, str]:

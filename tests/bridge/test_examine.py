@@ -10,10 +10,14 @@ import tiny
 import torch
 
 from agentwire.bridge import inspection
+from agentwire.bridge.card import read_card
 from agentwire.bridge.examine import Examiner, attention_by_word
 from agentwire.cli import main
+from agentwire.commands.inspect import _rows as inspected_rows
+from agentwire.config import Config
 from agentwire.errors import BridgeError
 from agentwire.model.transformers import TransformersBackend
+from agentwire.scenario.inventory import Inventory
 
 pytestmark = pytest.mark.integration
 TEXT = "a wonderful  film,\nmoving and warm"
@@ -134,6 +138,23 @@ def test_the_command_prints_json_and_draws_a_map(
     assert call("inspect", str(folder), "--rows", "0", "--text", TEXT) == 0
     printed = capsys.readouterr().out
     assert "wonderful" in printed and "nearest tokens" in printed
+
+
+SHIPPED = sorted((Path(__file__).resolve().parents[2] / "bridges").iterdir())
+
+
+@pytest.mark.parametrize("shipped", SHIPPED, ids=lambda folder: folder.name)
+def test_every_bridge_that_ships_has_rows_to_look_at_on_a_bare_machine(
+    shipped: Path, tmp_path: Path
+) -> None:
+    # The snippets would be downloaded; the others are samples, or generated.
+    tiny.write_rows(tmp_path / "data" / "movie_snippets" / "test.jsonl", 8, seed=3)
+    bare = Config(home=tmp_path / "home", data=tmp_path / "data", offline=True)
+    data = inspected_rows(read_card(shipped), None, Inventory(bare))
+    assert len(data) >= 8
+    assert data.split != "train"
+    trained_on = read_card(shipped).training.dataset
+    assert data.name in trained_on.split("+") or data.name == f"{trained_on}_1"
 
 
 @pytest.mark.parametrize(
