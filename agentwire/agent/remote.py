@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -183,13 +184,13 @@ def join(
 
     loaded = load(spec, lambda stage, fraction: log.info("%s %.0f %%", stage, 100 * fraction))
     on_news(f"{spec.name} is loaded; joining {endpoint}")
-    pause = PAUSE_S
+    pause, told = PAUSE_S, threading.Event()
     while True:
         address = BusAddress(endpoint=endpoint, run=UNKNOWN_RUN.hex(), epoch=new_epoch(), token="")
         inbox = Inbox()
         peer = connect(spec.name, address, inbox, ZmqTransport(keys=keys))
         started = time.monotonic()
-        service = Service(spec, peer, inbox)
+        service = Service(spec, peer, inbox, told=told)
         try:
             code, reason = service.run(loaded), service.lost
         except BusClosed as error:
@@ -205,6 +206,8 @@ def join(
                 hint="Look at `agentwire keys list` there, and at the run's --remote.",
             )
         on_news(f"the bus is lost ({reason}); joining again")
-        time.sleep(pause)
+        if told.wait(pause):
+            on_news(f"{spec.name} leaves")
+            return ExitCode.DONE
         lasted = time.monotonic() - started > LONGEST_PAUSE_S
         pause = PAUSE_S if lasted else min(LONGEST_PAUSE_S, 2 * pause)

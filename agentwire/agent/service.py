@@ -11,6 +11,7 @@ import gc
 import logging
 import math
 import signal
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,13 +101,25 @@ def serve(birth: Birth) -> ExitCode:
 
 
 class Service:
+    """One incarnation of an agent.
+
+    Args:
+        told: set once the process was told to leave, during this incarnation or before it.
+    """
+
     def __init__(
-        self, spec: AgentSpec, endpoint: Endpoint, inbox: Inbox, lending: Lending | None = None
+        self,
+        spec: AgentSpec,
+        endpoint: Endpoint,
+        inbox: Inbox,
+        lending: Lending | None = None,
+        told: threading.Event | None = None,
     ) -> None:
         self._spec = spec
         self._endpoint = endpoint
         self._inbox = inbox
         self._lending = lending
+        self._told = told or threading.Event()
         self._leave_at = math.inf
         self._lost: Lost | None = None
 
@@ -131,6 +144,8 @@ class Service:
         backend, bridges = loaded or load(self._spec, self._report(), self._lending)
         # Only now: until here there is nothing to finish, and SIGTERM may end the process at once.
         signal.signal(signal.SIGTERM, self._on_sigterm)
+        if self._told.is_set():
+            self._inbox.put(Leave(), time.monotonic())
         self._endpoint.announce(Hello(self._spec.name, Role.AGENT, model=backend.identity))
         self._worker = Worker(
             self._spec,
@@ -150,6 +165,7 @@ class Service:
                 log.info("batches: %s", backend.summary())
 
     def _on_sigterm(self, signum: int, frame: FrameType | None) -> None:
+        self._told.set()
         self._inbox.put(Leave(), time.monotonic())
         self._endpoint.nudge()
 

@@ -77,12 +77,14 @@ class Elsewhere:
             )
 
     def stop(self) -> None:
+        """Tells it to leave, which it must, also while there is no bus."""
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(15)
-            self.process.kill()
-            self.process.wait()
+            try:
+                assert self.process.wait(60) == 0
+            finally:
+                self.process.kill()
+                self.process.wait()
 
 
 @pytest.fixture
