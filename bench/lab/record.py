@@ -99,6 +99,9 @@ def build(folder: Folder, bridges: Path | None, hardware: str, command: str) -> 
     results = Results(folder, every_job())
     comparisons = list(compare(results))
     studies = collect_studies(results)
+    if "universal" in studies:
+        compared = universal_minus_bridge(results, studies["universal"])
+        studies["universal_minus_bridge"] = list(compared)
     figures = main_figures(results.runs) | gaps(results.runs)
     for one in comparisons:
         name = f"{one['task']}.{one['direction']}.bridge_minus_{one['second']}"
@@ -129,7 +132,7 @@ def build(folder: Folder, bridges: Path | None, hardware: str, command: str) -> 
         "comparisons": comparisons,
         "choices": collect_choices(results),
         "studies": studies,
-        "shipped": shipped(bridges, results) if bridges else {},
+        "shipped": shipped(bridges, results, studies) if bridges else {},
         "missed": results.missed(),
     }  # fmt: skip
 
@@ -254,7 +257,6 @@ def collect_studies(results: Results) -> dict[str, list[Run]]:
                     found["sensitivity"].append(run)
                 elif (result["task"], result["direction"]) not in known:  # on other training rows
                     found["layers"].append(run)
-    found["universal_minus_bridge"] = list(universal_minus_bridge(results, found["universal"]))
     return {name: runs for name, runs in found.items() if runs}
 
 
@@ -269,24 +271,49 @@ def universal_minus_bridge(results: Results, runs: Sequence[Run]) -> Iterable[di
                    **paired}  # fmt: skip
 
 
-def shipped(bridges: Path, results: Results) -> dict[str, dict[str, Any]]:
-    """The bridges that ship, with the figures of the runs that they are from."""
+def shipped(
+    bridges: Path, results: Results, studies: Mapping[str, Sequence[Run]]
+) -> dict[str, dict[str, Any]]:
+    """The bridges that ship, with the figures of the runs that they are from.
+
+    A universal bridge's accuracy is the mean over its tasks, a passkey bridge's that of a digit.
+    """
     found = {}
     for (task, direction, method), runs in sorted(results.runs.items()):
-        sender, receiver = PAIR if direction == "forward" else PAIR[::-1]
-        folder = bridges / f"{sender}--{receiver}--{task}"
-        if method != "bridge" or not folder.is_dir():
-            continue
-        card = read_card(folder)
-        seed = card.training.recipe["seed"]
-        run = next((r for r in runs if r["seed"] == seed), None)
-        if run is None or card.training.step != run["step"]:
-            continue
-        found[f"{task}.{direction}"] = {
-            "bridge": card.name, "weights_sha256": card.weights_sha256, "seed": seed,
-            "held_out_accuracy": run["held_out_accuracy"], "accuracy": run["accuracy"],
-        }  # fmt: skip
-    return found
+        if method == "bridge":
+            figures = [run | {"figure": run["accuracy"]} for run in runs]
+            found[f"{task}.{direction}"] = _ships(bridges, task, direction, figures)
+    seen = [run for run in studies.get("universal", []) if run["seen"]]
+    for study, figures in (
+        ("universal", [run | {"figure": _mean_of(seen, run["seed"])} for run in seen]),
+        (
+            "passkey",
+            [run | {"figure": run["digit_accuracy"]} for run in studies.get("passkey", [])],
+        ),
+    ):
+        for direction in DIRECTIONS:
+            mine = [run for run in figures if run["direction"] == direction]
+            found[f"{study}.{direction}"] = _ships(bridges, study, direction, mine)
+    return {name: entry for name, entry in found.items() if entry}
+
+
+def _mean_of(runs: Sequence[Run], seed: int) -> float:
+    return statistics.fmean(run["accuracy"] for run in runs if run["seed"] == seed)
+
+
+def _ships(bridges: Path, name: str, direction: str, runs: Sequence[Run]) -> dict[str, Any] | None:
+    """The entry of one bridge; None: it does not ship, or is of no run here."""
+    sender, receiver = PAIR if direction == "forward" else PAIR[::-1]
+    folder = bridges / f"{sender}--{receiver}--{name}"
+    if not folder.is_dir():
+        return None
+    card = read_card(folder)
+    seed, step = card.training.recipe["seed"], card.training.step
+    run = next((r for r in runs if (r["seed"], r["step"]) == (seed, step)), None)
+    return run and {
+        "bridge": card.name, "weights_sha256": card.weights_sha256, "seed": seed,
+        "held_out_accuracy": card.training.held_out_accuracy, "accuracy": run["figure"],
+    }  # fmt: skip
 
 
 def save_predictions(folder: Folder, file: Path) -> None:
