@@ -1,6 +1,7 @@
 """Accuracy of bridges, rivals and controls: the jobs, and the record made of their results.
 
     python bench/accuracy.py work --out runs/accuracy --device cuda:0    (several at a time may run)
+    python bench/accuracy.py work --out runs/accuracy --plan jobs.txt    (these jobs, in this order)
     python bench/accuracy.py status --out runs/accuracy
     python bench/accuracy.py record --out runs/accuracy
 

@@ -106,19 +106,12 @@ def _rest() -> Iterator[Job]:
     yield Job("universal", "universal", limit_s=400, train_s=280)
     yield from _soft_tokens()
     rates = (1e-3, 5e-4, 2e-3)
-    yield Job(
-        "passkey.16",
-        "passkey",
-        limit_s=200,
-        train_s=140,
-        options={
-            "soft_tokens": 16,
-            "runs": [(1e-3, s) for s in SEEDS] + [(rate, 0) for rate in rates[1:]],
-        },
-    )
-    yield Job("passkey.128", "passkey", limit_s=200, train_s=140,
-              options={"soft_tokens": 128, "runs": [(rate, 0) for rate in rates[:2]],
-                       "recipe": {"steps": 2000}})  # fmt: skip
+    for m, runs, recipe in (
+        (16, [(1e-3, s) for s in SEEDS] + [(rate, 0) for rate in rates[1:]], {}),
+        (128, [(rate, 0) for rate in rates[:2]], {"steps": 2000, "evaluate_every": 250}),
+    ):
+        yield Job(f"passkey.{m}", "passkey", limit_s=420, train_s=200,
+                  options={"soft_tokens": m, "runs": runs, "recipe": recipe})  # fmt: skip
     for task, direction, pair in _pairs():
         yield Job(f"relay.{pair}", "relay", task, direction, light=True, limit_s=260)
     for kind in ("lora", "prompt_tuning", "lora_relay"):
