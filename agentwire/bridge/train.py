@@ -107,10 +107,19 @@ def train_scenarios(
     if len({training_key(one) for one in resolved}) > 1:
         raise ValueError("these scenarios differ in more than what their bridges may differ in")
     config = config or Config.from_env()
+    plots = plots or {}
+    if any(one.wire.spec.joint for one in resolved):  # a set of bridges: nothing is shared
+        return [
+            train_scenario(
+                one, out=out, progress=progress, config=config, plot=plots.get(one.wire.bridge)
+            )
+            for one in resolved
+        ]
     if plots:
         require_plots()
-    orders = [_order(one, config) for one in resolved]
-    return _Session(orders, out, progress, config, plots or {}).run()
+    known: dict[tuple[int, ...], tuple[Dataset, Dataset]] = {}
+    orders = [_order(one, config, known) for one in resolved]
+    return _Session(orders, out, progress, config, plots).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,15 +149,23 @@ class _Order:
         return f"{self.bridge}, layer {self.layer}, M = {self.soft_tokens}"
 
 
-def _order(resolved: Resolved, config: Config) -> _Order:
+def _order(
+    resolved: Resolved, config: Config, known: dict[tuple[int, ...], tuple[Dataset, Dataset]]
+) -> _Order:
     """
+    Args:
+        known: rows of the same data by the settings that choose them; new ones are put there.
+
     Raises:
         ScenarioError, DataError: it cannot be trained.
     """
     data = check_trainable(resolved)
     layer = layer_of(resolved, resolved.wire.spec.sender)
-    rows, held_out = training_rows(data, resolved.scenario.train, config)
-    return _Order(resolved, data, layer, rows, held_out)
+    recipe = resolved.scenario.train
+    chosen_by = (recipe.held_out, recipe.max_rows, recipe.seed)
+    if chosen_by not in known:
+        known[chosen_by] = training_rows(data, recipe, config)
+    return _Order(resolved, data, layer, *known[chosen_by])
 
 
 def check_trainable(resolved: Resolved) -> DataChoice:
@@ -246,7 +263,7 @@ class _Session:
     def run(self) -> list[Path]:
         places = self._places()
         on_cpu = self.receiver.device.type == "cpu"
-        groups = side_by_side(
+        groups = trainer.side_by_side(
             [order.recipe.batch_size for order in self.orders],
             ROWS_AT_ONCE["cpu" if on_cpu else "cuda"],
         )
@@ -347,22 +364,6 @@ class _Session:
         store.save(self.out / order.bridge, card, member.module)
         if order.bridge in self.plots:
             draw_curve(trained.history, order.title, self.plots[order.bridge])
-
-
-def side_by_side(batch_sizes: Sequence[int], most: int) -> list[list[int]]:
-    """Numbers of the trainings, in order, in groups of at most ``most`` rows a step.
-
-    A training whose batch is larger than that has a group of its own.
-    """
-    groups: list[list[int]] = []
-    room = 0
-    for number, rows in enumerate(batch_sizes):
-        if rows > room or not groups:
-            groups.append([])
-            room = most
-        groups[-1].append(number)
-        room -= rows
-    return groups
 
 
 def checkpoint_of(config: Config, bridge: str, identity: Sequence[object]) -> Checkpoint:

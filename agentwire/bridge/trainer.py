@@ -116,6 +116,22 @@ def train_many(
     return _Loop(problem, recipes, report, checkpoint, stop, stepped).run()
 
 
+def side_by_side(batch_sizes: Sequence[int], most: int) -> list[list[int]]:
+    """Numbers of the trainings, in order, in groups of at most ``most`` rows a step.
+
+    A training whose batch is larger than that has a group of its own.
+    """
+    groups: list[list[int]] = []
+    room = 0
+    for number, rows in enumerate(batch_sizes):
+        if rows > room or not groups:
+            groups.append([])
+            room = most
+        groups[-1].append(number)
+        room -= rows
+    return groups
+
+
 class _Loop:
     """One run of ``train_many``."""
 

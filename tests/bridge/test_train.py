@@ -15,7 +15,8 @@ from agentwire.agent.spec import AgentSpec
 from agentwire.bridge import store, trainer
 from agentwire.bridge.curve import sparkline
 from agentwire.bridge.rows import refuse_scored_rows, sample
-from agentwire.bridge.train import side_by_side, train_scenario, train_scenarios
+from agentwire.bridge.train import train_scenario, train_scenarios
+from agentwire.bridge.trainer import side_by_side
 from agentwire.config import Config
 from agentwire.errors import BridgeError, DataError, ModelError, ScenarioError
 from agentwire.model.fingerprint import fingerprint
