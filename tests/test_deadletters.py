@@ -78,3 +78,23 @@ def test_the_command_lists_what_there_is(tmp_path: Path) -> None:
     DeadLetters(tmp_path).retried(listed[0]["request_id"], reply())
     done = CliRunner().invoke(app, ["retry", str(tmp_path)])
     assert done.exit_code == 0 and "nothing to ask again" in done.stdout
+
+
+def test_the_command_names_what_a_killed_runner_left_unfinished(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from agentwire.commands.deadletters import app
+    from agentwire.telemetry.journal import Journal
+
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.write("admitted", request_ids=["aa", "bb", "cc"])
+    journal.write("finished", request_ids=["bb"], outcome="answered")
+    journal.close()
+    with (tmp_path / "journal.jsonl").open("a") as file:
+        file.write('{"seq": 2, "event": "fini')  # it was killed in mid-line
+    shown = CliRunner().invoke(app, ["list", str(tmp_path)])
+    assert shown.exit_code == 0, shown.output
+    assert [line for line in shown.output.splitlines() if line.startswith("unfinished")] == [
+        "unfinished: aa",
+        "unfinished: cc",
+    ]

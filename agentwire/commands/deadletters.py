@@ -25,7 +25,7 @@ def show(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show the dead letters of a run, and what became of retries."""
+    """Show a run's dead letters, what became of retries, and what its runner left unfinished."""
     from rich.table import Table
     from rich.text import Text
 
@@ -36,6 +36,7 @@ def show(
     if as_json:
         print_json([asdict(letter) for letter in letters])
         return
+    _show_unfinished(run)
     if not letters:
         typer.echo(f"{run} has no dead letters.")
         return
@@ -48,6 +49,15 @@ def show(
         )  # fmt: skip
         table.add_row(*(Text(cell) for cell in cells))
     out().print(table)
+
+
+def _show_unfinished(run: Path) -> None:
+    """Requests that were admitted and have not ended: of a runner that was killed, or runs."""
+    from agentwire.telemetry.journal import read_lines, unfinished
+
+    journal = run / "journal.jsonl"
+    for request_id in unfinished(read_lines(journal)) if journal.is_file() else ():
+        typer.echo(f"unfinished: {request_id}")
 
 
 @app.command("retry")
