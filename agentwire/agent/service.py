@@ -182,11 +182,17 @@ class Service:
             if not self._inbox and wait > 0:
                 done = worker.is_done if worker.computing else None
                 self._endpoint.attend(min(wait, LONGEST_WAIT_S), done)
-            self._poll()
+                self._take_all()
+            else:
+                self._poll()
             worker.run_once()
 
     def _poll(self) -> None:
-        self._endpoint.attend(0.0)
+        """Takes in what has arrived by now."""
+        self._endpoint.attend(0.0, lambda: True)
+        self._take_all()
+
+    def _take_all(self) -> None:
         while self._take(self._inbox.get()):
             pass
 

@@ -41,6 +41,7 @@ QUEUE_MESSAGES = 256  # that wait for the IO thread; the next sender is held up
 UNSENT_MESSAGES = 1024  # that the broker does not read; then it is given up
 RECEIVE_BUDGET = 64  # messages taken in before the thread writes again
 AWAY_S = 0.05  # how long an owner that listens may be away before the IO thread looks in
+TICK_S = 0.02  # between two looks at heartbeats while messages come; what is due may change
 NAP_S = 20e-6  # between two looks at what the owner computes
 NAPS_S = 0.1
 LONG_NAP_S = 500e-6  # after ``NAPS_S``: what takes so long does not notice
@@ -118,6 +119,7 @@ class Endpoint:
         self._ears = threading.Lock()
         self._listener = 0  # that thread's ident
         self._due: float | None = None  # of the session's next heartbeat; under _ears
+        self._ticked = 0.0  # when it was asked last; under _ears
         self._broken = False  # under _ears
         self._attends = False  # the owner listens
         self._listened = 0.0  # when anybody last did; under _ears
@@ -255,7 +257,8 @@ class Endpoint:
         start = now = time.monotonic()
         while not (self._broken or self._ended is not None):
             before = self._arrived
-            if not self._listen(link, 0.0 if done is not None else end - now):
+            drained = self._look(link) if done else self._listen(link, end - now)
+            if not drained:
                 return True
             if self._arrived != before:
                 break
@@ -328,11 +331,16 @@ class Endpoint:
         now = time.monotonic()
         until = min(t for t in (self._due, self._close_at, now + seconds) if t is not None)
         link.wait(max(0.0, until - now), writable=bool(self._unsent))
+        return self._look(link)
+
+    def _look(self, link: Link) -> bool:
+        """The same without the wait; what is not due costs nothing, since it is called often."""
         drained = self._receive(link)
-        if drained:
-            self._due = self._tick()
-        self._flush(link)
-        self._listened = time.monotonic()
+        now = self._listened = time.monotonic()
+        if drained and (self._due is None or now >= min(self._due, self._ticked + TICK_S)):
+            self._due, self._ticked = self._tick(), now
+        if self._queue or self._unsent:
+            self._flush(link)
         return drained
 
     def _finished(self) -> bool:
