@@ -23,12 +23,15 @@ async def test_no_secret_reaches_a_file(
     token = "5ec2e7" * 10 + "abcd"
     monkeypatch.setattr("agentwire.host.new_token", lambda: token)
     caplog.set_level(logging.DEBUG)
-    async with fake_runtime(sender={"crash_on": "poison"}, run_folder=tmp_path) as wire:
+    faults = {"crash_on": "poison"}
+    async with fake_runtime(sender=faults, run_folder=tmp_path, record=True) as wire:
         outcomes = await wire.send_batch("sender", "receiver", ["fine", "poison"])
         metrics = repr(wire.metrics()) + repr(wire.agents)
     assert isinstance(outcomes[1], RequestError)
     files = files_below(tmp_path)
-    assert {path.name for path in files} >= {"journal.jsonl", "sender.log", "deadletters.jsonl"}
+    assert {path.name for path in files} >= {
+        "journal.jsonl", "sender.log", "deadletters.jsonl", "bus.jsonl",
+    }  # fmt: skip
     for path in files:
         assert token.encode() not in path.read_bytes(), path
     assert token not in caplog.text + metrics + str(outcomes[1])

@@ -116,10 +116,16 @@ async def started(
             each.close()
 
 
-async def test_an_agent_joins_over_tcp_and_comes_back_after_a_cut(elsewhere: Elsewhere) -> None:
-    slow = {"decode_ms": 10.0}
+async def test_an_agent_joins_over_tcp_and_comes_back_after_a_cut(
+    elsewhere: Elsewhere, tmp_path: Path
+) -> None:
+    slow, run = {"decode_ms": 10.0}, tmp_path / "run"
     runtime = fake_runtime(
-        receiver=slow, timing=TIMING, remote=elsewhere.remote("tcp://127.0.0.1:*")
+        receiver=slow,
+        timing=TIMING,
+        remote=elsewhere.remote("tcp://127.0.0.1:*"),
+        run_folder=run,
+        record=True,
     )
     link: list[ByteLink] = []
     async with started(runtime, elsewhere, link):
@@ -140,6 +146,13 @@ async def test_an_agent_joins_over_tcp_and_comes_back_after_a_cut(elsewhere: Els
         assert right(await sending)
     log = elsewhere.log.read_text()
     assert log.count("is loaded") == 1 and "joining again" in log
+    # Nobody's private key is in what either machine leaves behind.
+    left = [path for path in (*run.rglob("*"), elsewhere.log) if path.is_file()]
+    assert {"journal.jsonl", "bus.jsonl", "sender.log"} < {path.name for path in left}
+    for secret in (elsewhere.server.secret, elsewhere.pair.secret):
+        key = secret.encode() if isinstance(secret, str) else secret
+        assert len(key) == 40  # Z85
+        assert not [path for path in left if key in path.read_bytes()]
 
 
 async def test_an_agent_joins_the_next_bus_at_the_same_address(elsewhere: Elsewhere) -> None:
