@@ -73,3 +73,18 @@ class Idle(RuleBasedStateMachine):
 TestMachine = Machine.TestCase
 """
     assert runnable_in(ast.parse(source)) == {"test_one", "holds"}
+
+
+def test_each_fault_of_the_matrix_is_in_its_record() -> None:
+    """No fault of the long form is left out of what is published, and each has its rounds."""
+    import json
+    import sys
+
+    sys.path.insert(0, str(ROOT / "bench"))
+    from chaos.matrix import RUNNER, names
+
+    figures = json.loads((ROOT / "bench" / "results" / "chaos.json").read_text())["figures"]
+    for fault in [*names(), RUNNER]:
+        assert figures[f"{fault}_rounds"] >= 20, fault
+        for bad in ("lost", "duplicated", "wrong"):
+            assert figures[f"{fault}_{bad}"] == 0, fault
