@@ -26,6 +26,7 @@ IN_PROCESS = {
     "agent_framework_pair.py": "agent_framework",
     "langgraph_three_agents.py": "langgraph",
 }
+ALONE = {"fan_out.py": "agentwire", "fan_in.py": "agentwire"}
 
 
 def python_for(name: str, module: str) -> str:
@@ -42,10 +43,10 @@ def python_for(name: str, module: str) -> str:
     return python
 
 
-def run(name: str, *arguments: str) -> str:
-    python = python_for(name, {**ON_GATEWAY, **IN_PROCESS}[name])
+def call(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    python = python_for(name, {**ON_GATEWAY, **IN_PROCESS, **ALONE}[name])
     quiet = {"CREWAI_DISABLE_TELEMETRY": "true", "OTEL_SDK_DISABLED": "true"}
-    done = subprocess.run(
+    return subprocess.run(
         [python, str(EXAMPLES / name), *arguments],
         env={**os.environ, **quiet, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -53,6 +54,10 @@ def run(name: str, *arguments: str) -> str:
         timeout=280,
         check=False,
     )
+
+
+def run(name: str, *arguments: str) -> str:
+    done = call(name, *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -102,5 +107,17 @@ def test_three_agents_in_a_graph() -> None:
     assert latent["bytes in the graph's state"] == 46
 
 
+def test_one_reader_and_two_judges() -> None:
+    lines = run("fan_out.py", "--texts", "3").splitlines()
+    assert lines[0].startswith("positive") and lines[1].startswith("negative")
+    assert [line.split(" p50")[0].strip() for line in lines[-2:]] == ["fan_out", "two sends"]
+
+
+def test_two_readers_need_bridges_that_were_trained_together() -> None:
+    done = call("fan_in.py", "--rows", "2")
+    assert done.returncode == 0 or "Train the set with `agentwire train" in done.stderr
+
+
 def test_no_example_is_left_out() -> None:
-    assert {path.name for path in Path(EXAMPLES).glob("*.py")} == set(ON_GATEWAY) | set(IN_PROCESS)
+    named = {*ON_GATEWAY, *IN_PROCESS, *ALONE}
+    assert {path.name for path in Path(EXAMPLES).glob("*.py")} == named
