@@ -274,7 +274,7 @@ class Endpoint:
     def descriptors(self) -> tuple[int, ...]:
         """Files that become readable when ``attend`` has something to do; known after ``start``.
 
-        None where the transport has none.
+        Empty where the transport has none.
         """
         return () if self._link is None else self._link.descriptors
 
