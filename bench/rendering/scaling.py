@@ -22,7 +22,7 @@ COMPUTE_MS: Final = (10.0, 50.0, 200.0)
 TITLES: Final = {
     "ipc": "pairs as processes of one machine (ipc)",
     "tcp": "pairs that join over tcp with CURVE keys, as from machines of their own",
-    "ray": "pairs as Ray actors (tcp with CURVE keys)",
+    "ray": "pairs as Ray actors of one node (tcp, CURVE), Ray's own processes among the agents",
     "idle": "one busy pair beside idle ones",
     "gateway": "pairs behind one gateway, one text a request",
 }
