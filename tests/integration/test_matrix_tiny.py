@@ -90,6 +90,7 @@ def test_missing_bridges_are_named_then_trained_then_measured(
     assert "there is no bridge" in result["cells"][1]["reason"]
     assert "passed over" in skipped.stderr
 
-    made = agentwire(tmp_path, "train", "sweep.yaml", "--json")
+    made = agentwire(tmp_path, "train", "sweep.yaml", "--json", "--plot", "loss.png")
     assert made.returncode == 0, made.stderr
     assert [m["bridge"] for m in json.loads(made.stdout)] == [f"{BASE}--m8"]
+    assert (tmp_path / f"loss--{BASE}--m8.png").read_bytes().startswith(b"\x89PNG")
