@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import sys
 from pathlib import Path
 
 import agentwire
 from agentwire.config import Config
+from agentwire.errors import InputError
 from agentwire.scenario.load import load_scenario
 from agentwire.scenario.resolve import resolve
 from agentwire.scenario.shares import shares
@@ -64,4 +66,8 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    asyncio.run(main(options.rows, options.seed))
+    try:
+        asyncio.run(main(options.rows, options.seed))
+    except InputError as problem:
+        print(problem, file=sys.stderr)
+        sys.exit(2)
