@@ -58,7 +58,7 @@ def _load(name: str, record: Record) -> str:
         f"({_verdict('5', record['settings']['minutes'] >= LOAD_MINUTES)}). Capacity (as "
         f"many outstanding as bring the most, {f['outstanding_for_capacity']}): "
         f"{f['capacity_per_s']:,.0f} rows a second; offered: {f['offered_per_s']:,.0f}; answered: "
-        f"{f['goodput_per_s']:,.0f}, **{f['goodput_of_capacity']:.3f}** of the capacity (medians; "
+        f"{f['goodput_per_s']:,.0f}, **{f['goodput_of_capacity']:.4f}** of the capacity (medians; "
         f"{_verdict(f'{GOODPUT:.2f}', f['goodput_of_capacity'] >= GOODPUT)}), "
         f"{f['goodput_of_capacity_worst_phase']:.3f} in the worst phase. Of {f['requests']:,} "
         f"requests {f['refused_overloaded']:,} were refused as overloaded, "
