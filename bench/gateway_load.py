@@ -140,7 +140,10 @@ def main() -> None:
     models = ", ".join(agent["model"] for agent in run["agents"].values())
     result = {
         "benchmark": "gateway_load",
-        "labels": [f"models: {models}; data: {resolved.data.dataset} {resolved.data.split}"],
+        "labels": [
+            f"{'STAND-IN ' if run['substitutions'] else ''}models: {models}; "
+            f"data: {resolved.data.dataset} {resolved.data.split}"
+        ],
         "command": "python bench/gateway_load.py " + shlex.join(sys.argv[1:]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {name: metadata.version(name) for name in ("starlette", "uvicorn", "torch")},
