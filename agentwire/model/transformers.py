@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from agentwire.model import shapes
 from agentwire.model.backend import Encoded, Generated, Progress, Scored, Watch
 from agentwire.model.chat import check_room, generation_ids
 from agentwire.model.generation import Answers, continue_text, end_ids
+from agentwire.model.latest import LatestTasks
 from agentwire.model.packed_linear import pack_linears
 from agentwire.model.packing import can_pack, packed_states
 from agentwire.model.prompting import (
@@ -48,8 +48,6 @@ from agentwire.model.texts import TextReader, pad_right
 from agentwire.wire.messages import BridgeIdentity, ModelIdentity, TaskSpec
 
 RELOAD = "Remove the folder and run `agentwire models pull` again."
-TASKS = 64
-"""Prepared tasks that are kept; callers may ask a new question with every request."""
 
 
 def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Any:
@@ -222,7 +220,7 @@ class TransformersBackend:
         self.device = device
         self._identity = identity
         self._bridges: dict[str, tuple[Any, Resampler, bool]] = {}
-        self._tasks: OrderedDict[str, PreparedTask] = OrderedDict()
+        self._tasks: LatestTasks[PreparedTask] = LatestTasks()
         self._start = start_ids(tokenizer)
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self._texts = TextReader(model, ends=end_ids(model, tokenizer), pad=self._pad)
@@ -371,21 +369,19 @@ class TransformersBackend:
         Raises:
             ScenarioError: see ``compile_task``.
         """
-        if task.task_id not in self._tasks:
-            while len(self._tasks) >= TASKS:
-                self._tasks.popitem(last=False)
-            ids = compile_task(self.tokenizer, task)
-            # Not inference tensors: whoever scores first, training may use them afterwards.
-            with torch.inference_mode(False), torch.no_grad():
-                self._tasks[task.task_id] = PreparedTask(
-                    ids=ids,
-                    start=self._embed(self._start),
-                    prompt=self._embed(ids.prompt),
-                    prompt_head=self._head(ids.prompt_labels),
-                    text_head=self._head(ids.text_labels),
-                )
-        self._tasks.move_to_end(task.task_id)
-        return self._tasks[task.task_id]
+        return self._tasks.of(task, self._compiled)
+
+    def _compiled(self, task: TaskSpec) -> PreparedTask:
+        ids = compile_task(self.tokenizer, task)
+        # Not inference tensors: whoever scores first, training may use them afterwards.
+        with torch.inference_mode(False), torch.no_grad():
+            return PreparedTask(
+                ids=ids,
+                start=self._embed(self._start),
+                prompt=self._embed(ids.prompt),
+                prompt_head=self._head(ids.prompt_labels),
+                text_head=self._head(ids.text_labels),
+            )
 
     def _embed(self, ids: Sequence[int]) -> Tensor:
         """Input embeddings [len(ids), d] as the model's layers see them."""

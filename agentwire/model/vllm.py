@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +30,7 @@ from agentwire.errors import ModelError
 from agentwire.model.backend import Encoded, Generated, Progress, Scored, Watch
 from agentwire.model.chat import generation_ids
 from agentwire.model.generation import Answers, end_ids
+from agentwire.model.latest import LatestTasks
 from agentwire.model.prompting import (
     CompiledTask,
     Tokenizer,
@@ -54,9 +54,6 @@ from agentwire.model.vllm_inputs import (
 )
 from agentwire.model.vllm_states import StateTap, embedding_rms
 from agentwire.wire.messages import BridgeIdentity, ModelIdentity, TaskSpec
-
-TASKS = 64
-"""Prepared tasks that are kept; callers may ask a new question with every request."""
 
 
 class VllmBackend:
@@ -88,7 +85,7 @@ class VllmBackend:
         self._ends = ends
         self._start = start_ids(tokenizer)
         self._bridges: dict[str, tuple[StateTap, Resampler]] = {}
-        self._tasks: OrderedDict[str, CompiledTask] = OrderedDict()
+        self._tasks: LatestTasks[CompiledTask] = LatestTasks()
 
     @classmethod
     def load(cls, spec: AgentSpec, progress: Progress) -> VllmBackend:
@@ -182,16 +179,11 @@ class VllmBackend:
     # -- receiver ---------------------------------------------------------------------------
 
     def prepare(self, task: TaskSpec) -> None:
-        self._prepared(task)
+        self._tasks.of(task, self._compiled)
 
-    def _prepared(self, task: TaskSpec) -> CompiledTask:
-        if task.task_id not in self._tasks:
-            while len(self._tasks) >= TASKS:
-                self._tasks.popitem(last=False)
-            check_labels(task.labels)
-            self._tasks[task.task_id] = compile_task(self._tokenizer, task)
-        self._tasks.move_to_end(task.task_id)
-        return self._tasks[task.task_id]
+    def _compiled(self, task: TaskSpec) -> CompiledTask:
+        check_labels(task.labels)
+        return compile_task(self._tokenizer, task)
 
     def score_soft(self, payload: npt.NDArray[np.float16], task: TaskSpec) -> Scored:
         """As the protocol says; what would harm the engine is refused before it gets there.
@@ -200,7 +192,7 @@ class VllmBackend:
             RemoteProtocolError: see ``Room.check_soft``.
         """
         clock = _Stopwatch()
-        ids = self._prepared(task)
+        ids = self._tasks.of(task, self._compiled)
         prompts, read = self._soft_prompts(payload, ids, 1)
         scores = self._score(prompts, ids.prompt_labels)
         clock.lap("decode")
@@ -217,7 +209,7 @@ class VllmBackend:
 
     def score_text(self, texts: Sequence[str], task: TaskSpec) -> Scored:
         clock = _Stopwatch()
-        ids = self._prepared(task)
+        ids = self._tasks.of(task, self._compiled)
         read = text_ids(self._tokenizer, texts, ids.glue)
         rows = [[*ids.before, *row, *ids.after] for row in read]
         self._room.check_ids(rows, 1)
@@ -272,7 +264,9 @@ class VllmBackend:
         self, payload: npt.NDArray[np.float16], task: TaskSpec, watch: Watch | None = None
     ) -> Generated:
         clock = _Stopwatch()
-        prompts, read = self._soft_prompts(payload, self._prepared(task), task.max_new_tokens)
+        prompts, read = self._soft_prompts(
+            payload, self._tasks.of(task, self._compiled), task.max_new_tokens
+        )
         return self._answer(prompts, [read] * len(prompts), task, watch, clock)
 
     def _answer(

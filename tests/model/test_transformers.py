@@ -15,6 +15,7 @@ import torch
 from tiny import RAGGED, TASK
 
 from agentwire.errors import BridgeError, DeviceError, ModelError, ScenarioError
+from agentwire.model import latest
 from agentwire.model import texts as text_reader
 from agentwire.model import transformers as backend
 from agentwire.model.prefix import Prefix
@@ -268,7 +269,7 @@ def test_a_task_is_compiled_once_and_only_so_many_are_kept(
         return compile_one(tokenizer, task)
 
     monkeypatch.setattr(backend, "compile_task", counted)
-    monkeypatch.setattr(backend, "TASKS", 3)
+    monkeypatch.setattr(latest, "TASKS", 3)
     tasks = [TaskSpec(f"t{i}", f"Question {i}:", "{text}", TASK.labels) for i in range(4)]
     for task in (*tasks[:3], tasks[0], tasks[3], tasks[0], tasks[1]):
         model.prepare(task)
