@@ -31,17 +31,11 @@ from agentwire.runtime import Runtime
 from agentwire.scenario.schema import WireSpec
 from agentwire.scenario.summary import hardware, versions
 from agentwire.task.metrics import percentile
+from agentwire.telemetry.journal import NoJournal
 from agentwire.wiring import Wiring
 
 WARM_UP = 20
 TEXT = "a text of a few words, as they are sent one after another, number {}"
-
-
-class NoJournal:
-    """A journal would write a line for every message that is timed."""
-
-    def write(self, event: str, **fields: Any) -> None:
-        pass
 
 
 def wiring_of(args: argparse.Namespace) -> Wiring:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import anyio
 
@@ -27,6 +27,7 @@ from agentwire.scenario.result import SubstitutionRecord
 from agentwire.scenario.runner import Interrupt, first_error
 from agentwire.scenario.summary import hardware, versions
 from agentwire.telemetry.counts import read_counts
+from agentwire.telemetry.journal import NoJournal
 
 LEAST = 3
 """Messages of a latency figure in each round, however long they take."""
@@ -117,7 +118,7 @@ class Bench:
         return Runtime(
             self.setting.wiring,
             run_folder=folder,
-            journal=_NoJournal(),
+            journal=NoJournal(),
             progress=self.display.progress,
         )
 
@@ -234,11 +235,6 @@ class Bench:
             versions=self._versions,
             hardware=self._hardware,
         )
-
-
-class _NoJournal:
-    def write(self, event: str, **fields: Any) -> None:
-        pass
 
 
 def labels_of(setting: Setting) -> list[str]:

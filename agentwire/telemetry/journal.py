@@ -25,6 +25,13 @@ FINISHED = "finished"
 """Event of rows with a terminal outcome (answer or error); ``request_ids`` names them."""
 
 
+class NoJournal:
+    """Writes nothing: where messages are timed, a line for each would be timed too."""
+
+    def write(self, event: str, **fields: Any) -> None:
+        pass
+
+
 class Journal:
     """Appends events to a JSONL file. Any thread may write; a lock keeps lines whole.
 
