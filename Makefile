@@ -130,4 +130,4 @@ clean:
 	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean
-	@rm -rf $(VENV) $(FRAMEWORKS) $(CREWAI)
+	@rm -rf $(VENV) $(FRAMEWORKS) $(CREWAI) $(RAY) $(VLLM)
