@@ -24,7 +24,7 @@ from agentwire.agent.lifecycle import (
     AgentReady,
     AgentStarted,
 )
-from agentwire.agent.remote import Remote
+from agentwire.agent.placement import Remote
 from agentwire.agent.spec import BusAddress
 from agentwire.agent.supervisor import Supervisor
 from agentwire.bus.broker import Broker

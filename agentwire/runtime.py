@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from agentwire.agent.lifecycle import AgentLimits
-from agentwire.agent.remote import Remote
+from agentwire.agent.placement import Remote
 from agentwire.deadletters import DeadLetter, ask_again
 from agentwire.dispatch import batches_of, in_order
 from agentwire.errors import AgentwireError

@@ -35,7 +35,7 @@ from typing import Any
 from scale.load import IN_FLIGHT, Load, ask_gateway, ask_runtime
 from scale.pairs import PAYLOAD_BYTES, OverTcp, wiring
 
-from agentwire.agent.remote import Remote
+from agentwire.agent.placement import Remote
 from agentwire.benchmark.machine import conditions, load_average
 from agentwire.runtime import Runtime
 from agentwire.scenario.summary import hardware, versions

@@ -11,46 +11,15 @@ import contextlib
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from agentwire.agent.failure import parse
 from agentwire.agent.lifecycle import AgentDown, AgentEvent, AgentLimits, AgentStarted
+from agentwire.agent.placement import Launcher
 from agentwire.agent.remote import Inviter, RemoteKeeper
 from agentwire.agent.spec import AgentSpec
 from agentwire.bus.events import PeerBusy, PeerGone, PeerLost, PeerProgress, PeerReady
 from agentwire.errors import AgentwireError
-
-
-class Launcher(Protocol):
-    """Starts agents elsewhere. Every call may block, and is made in a thread of its own."""
-
-    def launch(self, spec: AgentSpec, endpoint: str, restarts: int) -> None:
-        """Asks for the agent, and returns before it runs.
-
-        Args:
-            endpoint: of the bus, where it joins.
-            restarts: how often it may be started again.
-
-        Raises:
-            AgentwireError: it can never be placed.
-        """
-        ...
-
-    def wait(self, name: str) -> str:
-        """Returns when the agent is gone for good: why, or the reason of its Goodbye."""
-        ...
-
-    def where(self, name: str) -> str:
-        """Why it is not there yet, in words for its user; "" if nothing is known."""
-        ...
-
-    def restart(self, name: str) -> None:
-        """Ends its process, so that it is started again."""
-        ...
-
-    def stop(self, name: str) -> None:
-        """Ends it for good."""
-        ...
 
 
 class LaunchedKeeper(RemoteKeeper):

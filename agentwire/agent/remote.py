@@ -12,9 +12,8 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from collections.abc import Callable
+from typing import Final, Protocol
 
 from agentwire.agent.failure import ExitCode, parse
 from agentwire.agent.lifecycle import (
@@ -27,37 +26,15 @@ from agentwire.agent.lifecycle import (
     AgentStarted,
 )
 from agentwire.agent.spec import AgentSpec, BusAddress
-from agentwire.bus.access import PeerKeys, RemoteAccess
+from agentwire.bus.access import PeerKeys
 from agentwire.bus.events import PeerBusy, PeerGone, PeerLost, PeerProgress, PeerReady
 from agentwire.errors import AgentwireError, BusClosed, InputError
 from agentwire.wire.session import UNKNOWN_RUN
-
-if TYPE_CHECKING:
-    from agentwire.agent.launched import Launcher
 
 log = logging.getLogger(__name__)
 PAUSE_S: Final = 0.2
 """Before an agent joins again; doubles with each attempt that brings nothing, up to:"""
 LONGEST_PAUSE_S: Final = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Remote:
-    """Which agents of a run are on other machines, and where they join.
-
-    Attributes:
-        access: address, keys and list.
-        agents: their names.
-        launcher: starts them; None: somebody else does (``agentwire agent``).
-    """
-
-    access: RemoteAccess
-    agents: frozenset[str]
-    launcher: Launcher | None = None
-
-    @classmethod
-    def of(cls, access: RemoteAccess, agents: Collection[str]) -> Remote:
-        return cls(access, frozenset(agents))
 
 
 class Inviter(Protocol):

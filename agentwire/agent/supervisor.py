@@ -15,8 +15,9 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from agentwire.agent.keeper import Gatekeeper, Keeper
-from agentwire.agent.launched import LaunchedKeeper, Launcher
+from agentwire.agent.launched import LaunchedKeeper
 from agentwire.agent.lifecycle import AgentEvent, AgentLimits
+from agentwire.agent.placement import Launcher
 from agentwire.agent.remote import RemoteKeeper
 from agentwire.agent.spec import AgentSpec
 from agentwire.bus.events import (

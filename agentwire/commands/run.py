@@ -12,7 +12,7 @@ import typer
 from agentwire.errors import ScenarioError
 
 if TYPE_CHECKING:
-    from agentwire.agent.remote import Remote
+    from agentwire.agent.placement import Remote
     from agentwire.scenario.plan import RunPlan
     from agentwire.scenario.resolve import Resolved
     from agentwire.scenario.result import RunResult
@@ -197,7 +197,7 @@ def remote_of(listen: str | None, names: list[str] | None, known: list[str]) -> 
     Raises:
         ScenarioError: one option without the other, or no such agent.
     """
-    from agentwire.agent.remote import Remote
+    from agentwire.agent.placement import Remote
     from agentwire.bus.access import RemoteAccess
     from agentwire.bus.keys import AllowList
     from agentwire.commands.keys import key_folder

@@ -26,7 +26,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from agentwire.agent.failure import ExitCode
-from agentwire.agent.remote import Remote
+from agentwire.agent.placement import Remote
 from agentwire.agent.spec import AgentSpec, Birth, BusAddress, GuestKeys
 from agentwire.bus.access import RemoteAccess
 from agentwire.bus.curve import new_pair

@@ -19,7 +19,7 @@ from agentwire.task.definitions import load_definition
 from agentwire.task.rows import rows_sha256
 
 if TYPE_CHECKING:
-    from agentwire.agent.remote import Remote
+    from agentwire.agent.placement import Remote
 
 CPU_LIMIT = 200
 """Rows by default where an agent computes on a CPU; all rows elsewhere."""

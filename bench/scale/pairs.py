@@ -6,7 +6,7 @@ import subprocess
 import sys
 from typing import Final
 
-from agentwire.agent.remote import Remote
+from agentwire.agent.placement import Remote
 from agentwire.agent.spec import (
     AgentSpec,
     Birth,

@@ -20,7 +20,7 @@ import pytest
 from fake_run import LIMITS, TASK, fake_runtime, until
 
 from agentwire.agent.lifecycle import AgentLimits
-from agentwire.agent.remote import Remote
+from agentwire.agent.placement import Remote
 from agentwire.bus.access import RemoteAccess
 from agentwire.bus.keys import AllowList, KeyFolder
 from agentwire.errors import AgentwireError
