@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Protocol
 
 from rendering import (
     accuracy,
+    aims,
     bus,
     embedding,
     endurance,
@@ -78,4 +80,22 @@ def document(records: Records) -> str:
             raise ValueError(f"no chapter of bench/rendering knows the record {name}.json")
         shares[owner][name] = record
     parts = [c.chapter(share) for c, share in zip(CHAPTERS, shares, strict=True) if share]
-    return "\n\n".join(part.strip() for part in (HEAD, *parts)) + "\n"
+    parts = [part.strip() for part in (aims.section(records), *parts) if part]
+    return "\n\n".join([HEAD.strip(), contents(parts), *parts]).strip() + "\n"
+
+
+def contents(parts: list[str]) -> str:
+    """A list of the chapters' titles, each a link to its chapter; "" where there are none."""
+    titles = [
+        line.removeprefix("## ")
+        for part in parts
+        for line in part.splitlines()
+        if line.startswith("## ")
+    ]
+    return "\n".join(f"- [{title}](#{anchor(title)})" for title in titles)
+
+
+def anchor(title: str) -> str:
+    """What a heading is called in a link: as the common renderers of Markdown make it."""
+    kept = re.sub(r"[^\w\- ]", "", title.lower())
+    return kept.replace(" ", "-")

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from rendering.markdown import Record, Records, provenance, table
 
+TITLES = {
+    "batch-invariance": "A row alone and in a batch",
+    "hops": "What a message costs beside the devices",
+    "overhead": "Two processes and a bus against one process",
+}
+"""By the first part of a record's name."""
+
 
 def owns(name: str, record: Record) -> bool:
     """Whatever has a flat map of figures."""
@@ -22,4 +29,5 @@ def _figures(name: str, record: Record) -> str:
         for key, value in record["figures"].items()
     ]
     lines = "\n".join([*facts, *provenance(record)])
-    return "\n\n".join([f"## {name}", lines, table(["figure", "value"], rows)])
+    titled = (f"{title} ({name})" for kind, title in TITLES.items() if name.startswith(kind))
+    return "\n\n".join([f"## {next(titled, name)}", lines, table(["figure", "value"], rows)])

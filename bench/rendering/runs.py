@@ -16,8 +16,9 @@ def chapter(records: Records) -> str:
 
 
 def _run(record: Record) -> str:
+    data = record["dataset"]
     parts = [
-        f"## {record['scenario']} on {record['dataset']['name']}",
+        f"## Run: {record['scenario']}, {data['rows']:,} rows of {data['name']}",
         "\n".join(_facts(record)),
         _methods(record),
         "Mean milliseconds of a row by stage, waiting for its batch included:",

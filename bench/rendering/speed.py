@@ -72,9 +72,17 @@ def _section(name: str, record: Record) -> str:
         facts.append("- it was ended before the last round: `-` was not measured")
     if name in NOTES:
         facts.append(f"- {NOTES[name]}")
-    parts = [f"## Speed: {name}", "\n".join(facts)]
+    parts = [f"## Speed: {_where(record)} ({name})", "\n".join(facts)]
     parts += _latency(record) + _throughput(record) + _lengths(record) + _papers(record)
     return "\n\n".join([*parts, *_pictures(name)])
+
+
+def _where(record: Record) -> str:
+    """The devices and whose weights, in a few words."""
+    gpus, cores = record["hardware"].get("gpus"), record["hardware"].get("cores")
+    devices = f"{len(gpus)} x {gpus[0]}" if gpus else f"{cores} CPU cores"
+    random = any(agent["weights"] == "random" for agent in record["agents"].values())
+    return f"{devices}, {'random weights' if random else 'small pair'}"
 
 
 def _cells(record: Record, kind: str) -> list[Record]:

@@ -35,3 +35,14 @@ def test_a_record_that_no_chapter_knows_is_refused() -> None:
 def test_a_record_without_its_command_is_refused() -> None:
     with pytest.raises(KeyError, match="command"):
         document({"x": {k: v for k, v in FIGURES.items() if k != "command"}})
+
+
+def test_every_chapter_is_in_the_list_of_contents_and_its_link_is_its_heading() -> None:
+    text = document(
+        {"x-cpu": FIGURES, "overhead-cpu": FIGURES | {"figures": {"ratio_in_flight_2": 1.0}}}
+    )
+    title = "Two processes and a bus against one process (overhead-cpu)"
+    assert f"- [{title}](#two-processes-and-a-bus-against-one-process-overhead-cpu)" in text
+    assert f"\n## {title}\n" in text
+    assert "- [x-cpu](#x-cpu)" in text
+    assert text.count("\n## ") == text.count("\n- [")
