@@ -14,6 +14,7 @@ from agentwire.scenario.matrix_result import Axes, AxisValue, CellBridge, CellRe
 from agentwire.scenario.methods import METHODS
 from agentwire.scenario.predictions import FILE as PREDICTIONS
 from agentwire.scenario.result import RunResult, SubstitutionRecord
+from agentwire.scenario.schema import TrainSpec
 from agentwire.task.definitions import load_definition
 from agentwire.task.metrics import wilson_interval
 from agentwire.telemetry.journal import read_lines
@@ -24,11 +25,17 @@ Right: TypeAlias = Mapping[int, bool]
 
 
 def cell_bridge(plan: CellPlan) -> CellBridge | None:
-    """The bridge of a cell, and how its training differs from what the cell asks for."""
+    """The bridge of a cell, and how its training differs from what the cell asks for.
+
+    The seed counts only where one was asked for, by an axis or in ``train:``: of the bridges that
+    ship, held-out rows chose it.
+    """
     card = plan.resolved.wire.card
     if card is None or not plan.needs_bridge:
         return None
     wanted = plan.cell.scenario.train.model_dump(mode="json")
+    if "seed" not in plan.cell.axes and wanted["seed"] == TrainSpec().seed:
+        del wanted["seed"]
     trained = card.training.recipe
     return CellBridge(
         name=card.name,

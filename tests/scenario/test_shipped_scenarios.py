@@ -13,6 +13,7 @@ from agentwire.scenario.cells import Machine, check_bridges, plan_cells
 from agentwire.scenario.inventory import Inventory
 from agentwire.scenario.load import load_scenario
 from agentwire.scenario.matrix import expand
+from agentwire.scenario.matrix_summary import cell_bridge
 from agentwire.scenario.plan import pick_methods, plan_run
 from agentwire.scenario.resolve import resolve
 from agentwire.scenario.schema import Scenario
@@ -112,6 +113,33 @@ def test_its_recipe_is_that_of_the_bridge_that_ships(file: Path, bare: Bare) -> 
     card = read_card(ROOT / "bridges" / f"{sender}--{receiver}--{scenario.task.dataset}")
     recipe = {**card.training.recipe, "seed": scenario.train.seed}
     assert scenario.train.model_dump() == recipe
+
+
+def differing(file: Path, bare: Bare) -> dict[str, list[str]]:
+    """Cells -> settings in which the bridge that ships was trained otherwise than the file says."""
+    scenario = load_scenario(file)
+    plans = plan_cells(scenario, pick_methods(scenario.methods), Machine(bare, source=file))
+    bridges = {plan.cell.id: cell_bridge(plan) for plan in plans}
+    return {cell: bridge.recipe_differs for cell, bridge in bridges.items() if bridge is not None}
+
+
+@pytest.mark.parametrize("name", ["universal", "passkey"])
+def test_recipes_of_matrices_are_those_of_their_bridges(name: str, bare: Bare) -> None:
+    found = differing(ROOT / "scenarios" / f"{name}.yaml", bare)
+    assert found and set(map(tuple, found.values())) == {()}
+
+
+def test_a_seed_that_was_asked_for_is_another_setting(bare: Bare, tmp_path: Path) -> None:
+    """Passkey's bridge is that of seed 2: held-out rows chose it, unless the file asks for one."""
+    text = (ROOT / "scenarios" / "passkey.yaml").read_text(encoding="utf-8")
+    file = tmp_path / "scenarios" / "passkey.yaml"
+    for part in ("agents", "bridges"):
+        (tmp_path / part).symlink_to(ROOT / part)
+    file.parent.mkdir()
+    file.write_text(text.replace("train: {", "train: {seed: 1, "), encoding="utf-8")
+    assert differing(file, bare)["passkey_1--m16"] == ["seed"]
+    file.write_text(text.replace("matrix:", "matrix:\n  seeds: [0]"), encoding="utf-8")
+    assert differing(file, bare)["passkey_1--m16--seed0"] == ["seed"]
 
 
 def test_both_directions_of_every_task_ship() -> None:
