@@ -196,6 +196,15 @@ def test_models_list(shell: Shell) -> None:
     assert "gemma-3-270m" in shell("models", "list")[1]
 
 
+def test_data_show_gives_the_classes_in_their_order(shell: Shell) -> None:
+    shown = shell("data", "show", "trec")[1]
+    assert "  0  Abbreviation" in shown and "  5  Numeric" in shown
+    assert "AGENTWIRE_DATA/trec/<split>.jsonl" in shown and "sample (sample)" in shown
+    code, out, _ = shell("data", "show", "banking77", "--json")
+    assert code == 0 and len(json.loads(out)["labels"]) == 77
+    assert "'treck'" in shell.refused("data", "show", "treck")[0]
+
+
 def test_data_list(shell: Shell) -> None:
     code, out, _ = shell("data", "list", "--json")
     assert code == 0
@@ -314,6 +323,52 @@ def test_bad_rows(shell: Shell, rows: list[object], words: str) -> None:
 
 def test_rows_that_are_not_there(shell: Shell) -> None:
     assert "rows.jsonl does not exist" in shell.refused("run", shell.write(fakes()))[0]
+
+
+@pytest.mark.parametrize(
+    ("command", "dataset", "labels"),
+    [
+        ("train {}/llama_to_mistral_trec.yaml --out mine", "trec", "0 to 5"),
+        ("train {}/mistral_to_llama_banking77.yaml", "banking77", "0 to 76"),
+        ("train {}/soft_tokens.yaml", "banking77", "0 to 76"),
+        ("run {}/soft_tokens.yaml --train", "banking77", "0 to 76"),
+        ("run {}/llama_to_mistral_ag_news.yaml --methods bridge,probe_mean", "ag_news", "0 to 3"),
+    ],
+)
+def test_training_on_a_machine_without_rows_says_where_to_put_them(
+    shell: Shell, command: str, dataset: str, labels: str
+) -> None:
+    """No model is fetched first (there is no index here), no run is begun, no sample trained on."""
+    typed = command.format(SHIPPED.parent)
+    error, step = shell.refused(*typed.split())
+    assert f"The split 'train' of {dataset} cannot be found" in error
+    assert "agentwire's own sample is too small to train on" in error
+    assert f"Put {dataset}/train.jsonl into a folder and set AGENTWIRE_DATA" in step
+    assert '{"text": "...", "label": 0}' in step and f"labels {labels}" in step
+    assert f"`agentwire data show {dataset}`" in step
+    assert step.endswith(f"Then: AGENTWIRE_DATA=<folder> agentwire {typed}")
+    assert not any((shell.folder / name).exists() for name in ("runs", "bridges", "mine"))
+
+
+def test_training_takes_the_rows_from_the_folder_that_it_named(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the rows there the next thing that lacks is a model."""
+    folder = shell.folder / "data" / "trec"
+    folder.mkdir(parents=True)
+    (folder / "train.jsonl").write_text('{"text": "Who?", "label": 3}\n', encoding="utf-8")
+    monkeypatch.setenv("AGENTWIRE_DATA", str(folder.parent))
+    error, _ = shell.refused("train", str(SHIPPED.with_name("llama_to_mistral_trec.yaml")))
+    assert "trec" not in error and "smollm2" in error
+
+
+def test_training_rows_beside_the_rows_of_a_scenario(shell: Shell) -> None:
+    (shell.folder / "mine").mkdir()
+    (shell.folder / "mine" / "test.jsonl").write_text('{"text": "Who?", "label": 1}\n')
+    task = {"dataset": "trec", "split": "test", "path": "mine"}
+    error, step = shell.refused("train", shell.write({**SCENARIO, "task": task}))
+    assert "mine has no split 'train'" in error
+    assert step.endswith("Splits in that folder: test. Then: agentwire train scenario.yaml")
 
 
 def test_a_missing_bridge_names_the_command(shell: Shell) -> None:

@@ -9,11 +9,9 @@ from pathlib import Path
 from agentwire.config import Config
 from agentwire.errors import DataError
 from agentwire.scenario.schema import DataChoice, TrainSpec
-from agentwire.task.datasets import Dataset, load_rows
+from agentwire.task.datasets import TRAIN_SPLIT, Dataset, load_rows
 from agentwire.task.holdout import held_out_split
 from agentwire.task.rows import rows_sha256
-
-TRAIN_SPLIT = "train"
 
 
 def training_rows(data: DataChoice, recipe: TrainSpec, config: Config) -> tuple[Dataset, Dataset]:

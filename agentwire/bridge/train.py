@@ -20,7 +20,7 @@ from agentwire.bridge.curve import draw_curve, require_plots
 from agentwire.bridge.problem import BridgeProblem, LogitsFromSoft, Part
 from agentwire.bridge.reporting import Progress, Report
 from agentwire.bridge.resampler import Resampler, ResamplerShape
-from agentwire.bridge.rows import TRAIN_SPLIT, refuse_scored_rows, training_rows
+from agentwire.bridge.rows import refuse_scored_rows, training_rows
 from agentwire.bridge.series import TaskPart, task_parts
 from agentwire.bridge.states import StateCache, cache_layers
 from agentwire.config import Config
@@ -29,7 +29,7 @@ from agentwire.model.sources import public_name
 from agentwire.model.transformers import TransformersBackend, trunk
 from agentwire.scenario.resolve import Resolved, training_key
 from agentwire.scenario.schema import DataChoice, TrainSpec
-from agentwire.task.datasets import Dataset
+from agentwire.task.datasets import TRAIN_SPLIT, Dataset
 from agentwire.wire.messages import ModelIdentity, TaskSpec
 
 ROWS_AT_ONCE = {"cpu": 64, "cuda": 1024}

@@ -23,7 +23,7 @@ from agentwire.bridge.curve import draw_curve, require_plots
 from agentwire.bridge.joint import JointBridge, JointStates
 from agentwire.bridge.problem import BridgeProblem, Part
 from agentwire.bridge.reporting import Progress, Report
-from agentwire.bridge.rows import TRAIN_SPLIT, training_rows
+from agentwire.bridge.rows import training_rows
 from agentwire.bridge.states import StateCache, cache_states
 from agentwire.bridge.train import (
     asked,
@@ -45,7 +45,7 @@ from agentwire.model.transformers import trunk
 from agentwire.scenario.bridging import set_name
 from agentwire.scenario.resolve import Resolved, ResolvedWire
 from agentwire.scenario.shares import texts_for
-from agentwire.task.datasets import Dataset
+from agentwire.task.datasets import TRAIN_SPLIT, Dataset
 from agentwire.task.definitions import load_definition
 from agentwire.wire.messages import ModelIdentity, TaskSpec
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(help="Datasets: list, pull.", no_args_is_help=True)
+app = typer.Typer(help="Datasets: list, show, pull.", no_args_is_help=True)
 SPLITS = ("train", "validation", "test")
 
 
@@ -59,6 +59,32 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
             row["licence"],
         )
     out().print(table)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="Dataset name.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """A dataset's classes in their order, its prompts, and the files that would hold its rows."""
+    from agentwire.commands.terminal import print_json
+    from agentwire.task.definitions import load_definition
+
+    task = load_definition(name)
+    here = next(known for known in known_datasets() if known["name"] == name)
+    if as_json:
+        print_json({**here, "labels": task.labels, "label_words": task.label_words,
+                    "prompt": task.prompt, "text_prompt": task.text_prompt})  # fmt: skip
+        return
+    places = ", ".join(f"{split} ({place})" for split, place in here["splits"].items())
+    typer.echo(f"{name}: {task.description}; licence: {task.licence}")
+    typer.echo(f"here: {places or 'nothing'}")
+    typer.echo(
+        f'files: AGENTWIRE_DATA/{name}/<split>.jsonl, lines of {{"text": "...", "label": 0}}'
+    )
+    typer.echo("label, class, and the word that stands for it in an answer:")
+    for number, (label, word) in enumerate(zip(task.labels, task.label_words, strict=True)):
+        typer.echo(f"  {number:>3}  {label}" + (f"  ({word})" if word != label else ""))
 
 
 @app.command()

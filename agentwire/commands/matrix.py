@@ -45,7 +45,7 @@ def run_cells(source: Path, scenario: Scenario, options: Options, command: str) 
     from agentwire.scenario.matrix_report import print_matrix
     from agentwire.scenario.matrix_run import run_matrix
 
-    plans = _plans(source, scenario, options)
+    plans = _plans(source, scenario, options, command)
     with MatrixView(err()) as view:
         run = _prepared(source, scenario, plans, options, command, view)
         try:
@@ -62,11 +62,15 @@ def run_cells(source: Path, scenario: Scenario, options: Options, command: str) 
         raise typer.Exit(130)
 
 
-def train_cells(source: Path, scenario: Scenario, options: Options) -> list[Path]:
+def train_cells(source: Path, scenario: Scenario, options: Options, command: str) -> list[Path]:
     """Trains every bridge of a matrix that is not here; their folders.
+
+    Args:
+        command: what was typed, for errors that say how to go on.
 
     Raises:
         BridgeError: a bridge is here and does not fit.
+        DataError: there are no rows to train one on; nothing was trained yet.
     """
     from agentwire.commands.matrix_view import MatrixView
     from agentwire.commands.terminal import err
@@ -77,6 +81,7 @@ def train_cells(source: Path, scenario: Scenario, options: Options) -> list[Path
     machine = _machine(source, options)
     plans = _resolved(scenario, bridge, machine)
     check_bridges(plans, train=True, skip=False, source=source)
+    _require_rows(plans, machine, command)
     made: list[Path] = []
     with MatrixView(err()) as view:
         train = _trainer(options, view)
@@ -119,7 +124,9 @@ def _resolved(
     return plans
 
 
-def _plans(source: Path, scenario: Scenario, options: Options) -> tuple[CellPlan, ...]:
+def _plans(
+    source: Path, scenario: Scenario, options: Options, command: str
+) -> tuple[CellPlan, ...]:
     from agentwire.commands.terminal import err
     from agentwire.scenario.cells import check_bridges
     from agentwire.scenario.matrix_run import read_settings
@@ -130,9 +137,12 @@ def _plans(source: Path, scenario: Scenario, options: Options) -> tuple[CellPlan
     if names is None and options.resume is not None:
         names = [str(name) for name in read_settings(options.resume).get("methods", [])]
     methods = pick_methods(names or scenario.methods or list(METHODS))
-    plans = _resolved(scenario, methods, _machine(source, options))
+    machine = _machine(source, options)
+    plans = _resolved(scenario, methods, machine)
     skip = scenario.matrix is not None and scenario.matrix.missing == "skip"
     passed_over = check_bridges(plans, train=options.train, skip=skip, source=source)
+    if options.train:
+        _require_rows(plans, machine, f"{command} --train")
     if passed_over:
         names_of = ", ".join(p.cell.id for p in passed_over)
         err().print(
@@ -142,6 +152,18 @@ def _plans(source: Path, scenario: Scenario, options: Options) -> tuple[CellPlan
             markup=False,
         )
     return plans
+
+
+def _require_rows(plans: Sequence[CellPlan], machine: Machine, command: str) -> None:
+    """
+    Raises:
+        DataError: a bridge is to be trained, and its rows are nowhere.
+    """
+    from agentwire.scenario.choose import require_training_rows
+
+    for plan in plans:
+        if plan.can_be_trained:
+            require_training_rows(plan.resolved.data, machine.inventory.config, command)
 
 
 def _prepared(

@@ -124,6 +124,7 @@ def _plan(
     """Everything that can be found out before a process starts."""
     from agentwire.commands.devices import check_device
     from agentwire.commands.terminal import err, steps
+    from agentwire.scenario.choose import require_training_rows
     from agentwire.scenario.fetch import fetch
     from agentwire.scenario.inventory import Inventory
     from agentwire.scenario.plan import methods_of, pick_methods, plan_run
@@ -153,11 +154,15 @@ def _plan(
     if train and needs_bridge and resolved(bridges=False).wire.folder is None:
         from agentwire.commands.train import train_bridge
 
-        train_bridge(source, loaded, Path("bridges"), strict=strict, device=device)
+        again = f"{_command(source, limit, methods, strict, device)} --train"
+        train_bridge(source, loaded, Path("bridges"), strict=strict, device=device, command=again)
     decided = resolved(bridges=needs_bridge)
     notice = banner(decided.substitutions)
     if notice is not None:
         err().print(notice)
+    if trains:
+        again = _command(source, limit, methods, strict, device)
+        require_training_rows(decided.data, inventory.config, again)
     with steps() as shown:
         ready = fetch(decided, inventory=inventory, progress=shown.update, elsewhere=elsewhere)
         plan = plan_run(

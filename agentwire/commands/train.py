@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,18 +32,24 @@ def train(
     from agentwire.commands.terminal import print_json
     from agentwire.scenario.load import load_scenario
 
+    words = ["agentwire", "train", str(scenario)]
+    words += [] if out == Path("bridges") else ["--out", str(out)]
+    words += ["--strict"] if strict else []
+    command = shlex.join([*words, *(["--device", device] if device else [])])
     loaded = load_scenario(scenario)
     if loaded.matrix is not None:
         from agentwire.commands.matrix import Options, train_cells
 
         options = Options(strict=strict, device=device, bridges=out, plot=plot)
-        made = train_cells(scenario, loaded, options)
+        made = train_cells(scenario, loaded, options, command)
         if as_json:
             print_json([{"bridge": folder.name, "folder": str(folder)} for folder in made])
         else:
             stdout().print(f"trained {len(made)} bridges of the matrix, written to {out}/")
         return
-    folder = train_bridge(scenario, loaded, out, strict=strict, device=device, plot=plot)
+    folder = train_bridge(
+        scenario, loaded, out, strict=strict, device=device, plot=plot, command=command
+    )
     if as_json:
         print_json({"bridge": folder.name, "folder": str(folder)})
     else:
@@ -67,12 +74,18 @@ def train_bridge(
     *,
     strict: bool,
     device: str | None,
+    command: str,
     plot: Path | None = None,
 ) -> Path:
-    """Resolves, fetches and trains, with progress on stderr; the bridge's folder."""
+    """Resolves, fetches and trains, with progress on stderr; the bridge's folder.
+
+    Args:
+        command: what was typed, for errors that say how to go on.
+    """
     from agentwire.commands.devices import check_device
     from agentwire.commands.terminal import err, steps
     from agentwire.config import ensure_writable
+    from agentwire.scenario.choose import require_training_rows
     from agentwire.scenario.fetch import fetch
     from agentwire.scenario.inventory import Inventory
     from agentwire.scenario.report import banner
@@ -90,6 +103,7 @@ def train_bridge(
     notice = banner(resolved.substitutions)
     if notice is not None:
         err().print(notice)
+    require_training_rows(resolved.data, inventory.config, command)
     ensure_writable(out)
     with steps() as shown:
         ready = fetch(resolved, inventory=inventory, progress=shown.update)

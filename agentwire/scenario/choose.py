@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from agentwire.config import Config
 from agentwire.errors import DataError, ScenarioError
 from agentwire.scenario.bridging import bridge_name, find_bridge, search_folders
 from agentwire.scenario.inventory import Inventory, Problem
 from agentwire.scenario.schema import DataChoice, ModelChoice, Scenario
+from agentwire.task.datasets import TRAIN_SPLIT, require_split
 from agentwire.task.samples import SAMPLE_SPLIT, sample_file, sample_note
 
 SubstitutionKind = Literal["model", "dataset"]
@@ -173,3 +175,22 @@ def _sample_hint(dataset: str) -> str:
     if not sample_file(dataset):
         return ""
     return f" `stand_in: {{dataset: {dataset}, split: {SAMPLE_SPLIT}}}` lets a few rows stand in."
+
+
+def require_training_rows(data: DataChoice | None, config: Config, command: str) -> None:
+    """Refuses a training for which there are no rows, before models are fetched for it.
+
+    Args:
+        data: what is scored; None: nothing, which others refuse.
+        command: what to type again when the rows are there.
+
+    Raises:
+        DataError: the training split is nowhere; says where to put it, and in which format.
+    """
+    if data is None:
+        return
+    try:
+        require_split(data.dataset, TRAIN_SPLIT, config=config, path=data.path)
+    except DataError as error:
+        again = f"Then: {'' if data.path else 'AGENTWIRE_DATA=<folder> '}{command}"
+        raise DataError(error.message, hint=f"{error.hint} {again}") from None

@@ -27,7 +27,10 @@ from agentwire.task import movie_snippets, passkey, samples
 from agentwire.task.definitions import TaskDefinition, load_definition
 from agentwire.task.rows import Example, checked, read_jsonl, rows_sha256
 
-__all__ = ["Dataset", "Example", "load_rows", "shares_sentences", "where"]
+__all__ = ["Dataset", "Example", "load_rows", "require_split", "shares_sentences", "where"]
+
+TRAIN_SPLIT = "train"
+"""What everything that is trained here reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +124,20 @@ def where(dataset: str, split: str, *, config: Config, path: str | Path | None =
     return "generated" if _is_generated(task, split) else ""
 
 
+def require_split(
+    dataset: str, split: str, *, config: Config, path: str | Path | None = None
+) -> None:
+    """What ``load_rows`` would say of a split that is nowhere, before anything else is fetched.
+
+    Raises:
+        DataError: unknown dataset, or the split is nowhere.
+    """
+    if path is None and not where(dataset, split, config=config):
+        raise _missing(load_definition(dataset), split, config)
+    if path is not None and Path(path).expanduser().is_dir():
+        _file_in(Path(path).expanduser(), split)
+
+
 def shares_sentences(first: str, second: str) -> bool:
     """Whether two *different* datasets are made of the same sentences.
 
@@ -145,13 +162,19 @@ def _from_path(task: TaskDefinition, split: str, path: Path) -> Dataset:
     return _from_file(task, split, path, {})
 
 
-def _from_folder(task: TaskDefinition, split: str, folder: Path) -> Dataset:
+def _file_in(folder: Path, split: str) -> Path:
+    """The file with the rows of a split, which may lack."""
     file = folder / f"{split}.jsonl"
     if not file.is_file():
         splits = ", ".join(sorted(item.stem for item in folder.glob("*.jsonl"))) or "none"
         raise DataError(
             f"{folder} has no split {split!r}.", hint=f"Splits in that folder: {splits}."
         )
+    return file
+
+
+def _from_folder(task: TaskDefinition, split: str, folder: Path) -> Dataset:
+    file = _file_in(folder, split)
     card = _card(folder / "dataset.json")
     labels = card.get("labels")
     if labels is not None and tuple(labels) != task.labels:
@@ -340,9 +363,14 @@ def _missing(task: TaskDefinition, split: str, config: Config) -> DataError:
             "not downloaded yet" if known else f"it has {', '.join(movie_snippets.SPLITS)}"
         )
     if samples.sample_file(task.name):
-        tried.append(f"agentwire's own sample has only the split {samples.SAMPLE_SPLIT!r}")
+        only = f"has only the split {samples.SAMPLE_SPLIT!r}"
+        tried.append(
+            f"agentwire's own sample {'is too small to train on' if split == 'train' else only}"
+        )
+    classes = f"0 to {len(task.labels) - 1}"
     return DataError(
         f"The split {split!r} of {task.name} cannot be found: {'; '.join(tried)}.",
-        hint="Set AGENTWIRE_DATA to a folder with it, or `path` in the scenario "
-        "(see `agentwire data list`).",
+        hint=f"Put {task.name}/{split}.jsonl into a folder and set AGENTWIRE_DATA to that folder; "
+        f'one row a line, {{"text": "...", "label": 0}}, labels {classes} '
+        f"(which is which: `agentwire data show {task.name}`).",
     )

@@ -44,9 +44,12 @@ def test_a_sample_says_what_it_is(bare: Config, task: str) -> None:
     assert where(task, "sample", config=bare) == "sample"
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_a_sample_has_no_other_split(bare: Config, split: str) -> None:
-    with pytest.raises(DataError, match="agentwire's own sample has only the split 'sample'"):
+@pytest.mark.parametrize(
+    ("split", "words"),
+    [("train", "is too small to train on"), ("test", "has only the split 'sample'")],
+)
+def test_a_sample_has_no_other_split(bare: Config, split: str, words: str) -> None:
+    with pytest.raises(DataError, match=f"agentwire's own sample {words}"):
         load_rows("ag_news", split, config=bare)
 
 
