@@ -69,6 +69,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bridge.rows": {"errors", "config", "scenario.schema", "task"},
     "bridge.train_joint": {"errors", "config", "wire.messages", "bridge", "model", "task"}
     | {"agent.spec", "scenario.schema", "scenario.resolve", "scenario.bridging", "scenario.shares"},
+    "bridge.new_card": {"bridge", "wire.messages", "model.sources", "scenario.schema"}
+    | {"task.datasets"},
     "bridge.trainer": {"errors", "bridge", "scenario.schema", "task"},
     "bridge.optimise": {"bridge", "scenario.schema"},
     "bridge.problem": {"bridge", "scenario.schema"},

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
-import importlib.metadata
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -14,9 +12,9 @@ from pathlib import Path
 import torch
 
 from agentwire.bridge import store, trainer
-from agentwire.bridge.card import BridgeCard, CardModel, CardTraining
 from agentwire.bridge.checkpoint import Checkpoint
 from agentwire.bridge.curve import draw_curve, require_plots
+from agentwire.bridge.new_card import Ends, device_name, new_card, public_provenance, trained_today
 from agentwire.bridge.problem import BridgeProblem, LogitsFromSoft, Part
 from agentwire.bridge.reporting import Progress, Report
 from agentwire.bridge.resampler import Resampler, ResamplerShape
@@ -25,18 +23,15 @@ from agentwire.bridge.series import TaskPart, task_parts
 from agentwire.bridge.states import StateCache, cache_layers
 from agentwire.config import Config
 from agentwire.errors import BridgeError, ScenarioError
-from agentwire.model.sources import public_name
 from agentwire.model.transformers import TransformersBackend, trunk
 from agentwire.scenario.resolve import Resolved, training_key
 from agentwire.scenario.schema import DataChoice, TrainSpec
-from agentwire.task.datasets import TRAIN_SPLIT, Dataset
+from agentwire.task.datasets import Dataset
 from agentwire.wire.messages import ModelIdentity, TaskSpec
 
 ROWS_AT_ONCE = {"cpu": 64, "cuda": 1024}
 """Rows of one step, over all bridges that train side by side. A CPU gains nothing from more than
 fill its caches, and they cost memory; a GPU that lacks the memory takes half as many."""
-RMS_SLACK = 0.05
-"""Soft tokens have RMS alpha by construction; fp16 rounding moves it by far less than this part."""
 
 
 def train_scenario(
@@ -325,42 +320,25 @@ class _Session:
                   for m in members)]  # fmt: skip
 
     def _write(self, member: _Member, trained: trainer.Trained, together: int) -> None:
-        order, recipe = member.order, member.order.recipe
-        receiver = self.receiver.identity
+        order = member.order
         device = device_name(self.receiver.device)
-        card = BridgeCard(
-            name=order.bridge,
-            description=f"{order.data.dataset}: {public_name(self.sender.name)} -> "
-            f"{public_name(receiver.name)}",
-            sender=card_model(self.sender),
-            receiver=card_model(receiver),
-            layer=order.layer,
-            soft_tokens=order.soft_tokens,
-            hidden=recipe.hidden,
-            blocks=recipe.blocks,
-            heads=recipe.heads,
-            feed_forward=recipe.feed_forward,
-            parameters=member.module.count_parameters(),
-            rms_range=rms_range(receiver.embedding_rms),
-            prompts=tuple(part.task.prompt_hash for part in member.parts),
-            training=CardTraining(
-                dataset=order.rows.name,
-                split=TRAIN_SPLIT,
-                rows=len(order.rows),
-                held_out=len(order.held_out),
-                held_out_accuracy=round(trained.best.accuracy, 4),
-                step=trained.best.step,
-                seconds=round(time.monotonic() - self.started, 1),
-                device=device + (f", {together} side by side" if together > 1 else ""),
-                recipe=recipe.model_dump(),
-                provenance=public_provenance(order.rows),
-                versions={
-                    name: importlib.metadata.version(name) for name in ("torch", "transformers")
-                },
-                date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-            ),
-            weights_sha256="0" * 64,  # ``save`` fills it in
+        training = trained_today(
+            order.recipe,
+            dataset=order.rows.name,
+            rows=len(order.rows),
+            held_out=len(order.held_out),
+            provenance=public_provenance(order.rows),
+            accuracy=trained.best.accuracy,
+            step=trained.best.step,
+            seconds=time.monotonic() - self.started,
+            device=device + (f", {together} side by side" if together > 1 else ""),
         )
+        ends = Ends(self.sender, order.layer, self.receiver.identity)
+        prompts = [part.task.prompt_hash for part in member.parts]
+        card = new_card(
+            order.bridge, f"{order.data.dataset}: {ends.title}", member.module, ends, prompts,
+            training,
+        )  # fmt: skip
         store.save(self.out / order.bridge, card, member.module)
         if order.bridge in self.plots:
             draw_curve(trained.history, order.title, self.plots[order.bridge])
@@ -370,11 +348,6 @@ def checkpoint_of(config: Config, bridge: str, identity: Sequence[object]) -> Ch
     """Named by everything that the training depends on, so that two never share one."""
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return Checkpoint(config.home / "training" / f"{bridge}-{digest[:16]}.safetensors", digest)
-
-
-def device_name(device: torch.device) -> str:
-    """For people: the GPU's name, or ``cpu``."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def load_agent(
@@ -465,26 +438,3 @@ def asked(receiver: TransformersBackend, task: TaskSpec) -> LogitsFromSoft:
     """The receiver, asked a task's question."""
     receiver.prepare(task)
     return lambda soft: receiver.logits_from_soft(soft, task)
-
-
-def card_model(identity: ModelIdentity) -> CardModel:
-    """A model as a card names it."""
-    return CardModel(
-        model=public_name(identity.name),
-        fingerprint=identity.fingerprint,
-        width=identity.width,
-        layers=identity.layers,
-    )
-
-
-def rms_range(alpha: float) -> tuple[float, float]:
-    """What the receiver accepts: alpha, give or take ``RMS_SLACK``."""
-    return (round(alpha * (1 - RMS_SLACK), 6), round(alpha * (1 + RMS_SLACK), 6))
-
-
-def public_provenance(rows: Dataset) -> dict[str, str]:
-    """Provenance without this machine's paths: a card is for everybody."""
-    known = dict(rows.provenance)
-    if known.get("source") == "folder":
-        known["location"] = f"{rows.name}/{rows.split}.jsonl"
-    return known

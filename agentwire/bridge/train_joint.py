@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,22 +19,25 @@ from agentwire.bridge.card import (
 )
 from agentwire.bridge.curve import draw_curve, require_plots
 from agentwire.bridge.joint import JointBridge, JointStates
+from agentwire.bridge.new_card import (
+    Ends,
+    device_name,
+    new_card,
+    public_provenance,
+    trained_today,
+)
 from agentwire.bridge.problem import BridgeProblem, Part
 from agentwire.bridge.reporting import Progress, Report
 from agentwire.bridge.rows import training_rows
 from agentwire.bridge.states import StateCache, cache_states
 from agentwire.bridge.train import (
     asked,
-    card_model,
     check_trainable,
     checkpoint_of,
-    device_name,
     layer_of,
     learned,
     load_agent,
     new_bridge,
-    public_provenance,
-    rms_range,
 )
 from agentwire.config import Config
 from agentwire.errors import BridgeError, ScenarioError
@@ -45,7 +46,7 @@ from agentwire.model.transformers import trunk
 from agentwire.scenario.bridging import set_name
 from agentwire.scenario.resolve import Resolved, ResolvedWire
 from agentwire.scenario.shares import texts_for
-from agentwire.task.datasets import TRAIN_SPLIT, Dataset
+from agentwire.task.datasets import Dataset
 from agentwire.task.definitions import load_definition
 from agentwire.wire.messages import ModelIdentity, TaskSpec
 
@@ -119,19 +120,16 @@ def train_joint(
     (trained,) = learned(problem, [recipe], Report(progress, 1, recipe.steps), checkpoint)
     if isinstance(trained, BridgeError):
         raise trained
-    training = CardTraining(
+    training = trained_today(
+        recipe,
         dataset=rows.name,
-        split=TRAIN_SPLIT,
         rows=len(rows),
         held_out=len(held_out),
-        held_out_accuracy=round(trained.best.accuracy, 4),
-        step=trained.best.step,
-        seconds=round(time.monotonic() - started, 1),
-        device=device_name(receiver.device),
-        recipe=recipe.model_dump(),
         provenance=public_provenance(rows),
-        versions={name: importlib.metadata.version(name) for name in ("torch", "transformers")},
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        accuracy=trained.best.accuracy,
+        step=trained.best.step,
+        seconds=time.monotonic() - started,
+        device=device_name(receiver.device),
     )
     folders = _write(out, name, task, module, reads, receiver.identity, training)
     checkpoint.remove()
@@ -183,29 +181,17 @@ def _write(
     training: CardTraining,
 ) -> list[Path]:
     """Weights first; then the cards, each of which names the weights of all."""
-    recipe = training.recipe
     senders = tuple(public_name(read.sender.name) for read in reads)
     cards: list[BridgeCard] = []
     for read, bridge in zip(reads, module.bridges, strict=True):
         place = read.wire.spec.place
-        card = BridgeCard(
-            name=read.wire.bridge,
-            description=f"{training.dataset}: {place} of {len(reads)} read together, "
-            f"{' + '.join(senders)} -> {public_name(receiver.name)}; means nothing alone",
-            sender=card_model(read.sender),
-            receiver=card_model(receiver),
-            layer=read.layer,
-            soft_tokens=read.wire.spec.soft_tokens,
-            hidden=recipe["hidden"],
-            blocks=recipe["blocks"],
-            heads=recipe["heads"],
-            feed_forward=recipe["feed_forward"],
-            parameters=bridge.count_parameters(),
-            rms_range=rms_range(receiver.embedding_rms),
-            prompts=(part_prompt(name, place),),
-            training=training,
-            weights_sha256="0" * 64,  # ``save`` fills it in
+        description = (
+            f"{training.dataset}: {place} of {len(reads)} read together, "
+            f"{' + '.join(senders)} -> {public_name(receiver.name)}; means nothing alone"
         )
+        ends = Ends(read.sender, read.layer, receiver)
+        prompts = [part_prompt(name, place)]
+        card = new_card(read.wire.bridge, description, bridge, ends, prompts, training)
         cards.append(store.save(out / card.name, card, bridge))
     fingerprints = tuple(card.weights_sha256 for card in cards)
     for place, card in enumerate(cards, 1):

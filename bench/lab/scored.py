@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agentwire.bridge.train import device_name
+from agentwire.bridge.new_card import device_name
 from agentwire.task.metrics import wilson_interval
 from lab.jobs import Job
 

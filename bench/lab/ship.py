@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentwire.bridge import store
-from agentwire.bridge.card import BridgeCard, CardTraining
+from agentwire.bridge.new_card import Ends, device_name, new_card, public_provenance, trained_today
 from agentwire.bridge.resampler import Resampler
-from agentwire.bridge.train import card_model, device_name, public_provenance, rms_range
 from agentwire.bridge.trainer import Trained
 from agentwire.errors import BridgeError
 from lab.files import Folder
@@ -70,36 +67,19 @@ def write_bridge(
         raise TypeError("only a Resampler can be shipped")
     parts = [world.rows(task) for task in tasks or (job.task,)]
     data = dataset or "+".join(rows.name for rows in parts)
-    card = BridgeCard(
-        name=target.name,
-        description=f"{data}: {sender.name} -> {receiver.name}",
-        sender=card_model(sender),
-        receiver=card_model(receiver),
-        layer=member.layer,
-        soft_tokens=member.soft_tokens,
-        hidden=recipe.hidden,
-        blocks=recipe.blocks,
-        heads=recipe.heads,
-        feed_forward=recipe.feed_forward,
-        parameters=module.count_parameters(),
-        rms_range=rms_range(receiver.embedding_rms),
-        prompts=prompts,
-        training=CardTraining(
-            dataset=data,
-            split="train",
-            rows=sum(len(rows.train) for rows in parts),
-            held_out=sum(len(rows.held_out) for rows in parts),
-            held_out_accuracy=round(held_out, 4),
-            step=trained.best.step,
-            seconds=round(trained.seconds, 1),
-            device=device_name(world.device),
-            recipe=recipe.model_dump(),
-            provenance=_provenance(parts),
-            versions={name: importlib.metadata.version(name) for name in ("torch", "transformers")},
-            date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        ),
-        weights_sha256="0" * 64,  # ``save`` fills it in
+    training = trained_today(
+        recipe,
+        dataset=data,
+        rows=sum(len(rows.train) for rows in parts),
+        held_out=sum(len(rows.held_out) for rows in parts),
+        provenance=_provenance(parts),
+        accuracy=held_out,
+        step=trained.best.step,
+        seconds=trained.seconds,
+        device=device_name(world.device),
     )
+    ends = Ends(sender, member.layer, receiver)
+    card = new_card(target.name, f"{data}: {ends.title}", module, ends, prompts, training)
     store.save(target, card, module)
 
 
