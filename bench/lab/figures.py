@@ -37,11 +37,13 @@ def study_figures(studies: Mapping[str, Sequence[Run]]) -> dict[str, float]:
         single[f"{name}.mcnemar_p"] = run["mcnemar"]["p_value"]
     for run in studies.get("searched", ()):
         groups[f"{_pair(run)}.searched"].append(run["accuracy"])
-    for study in ("sensitivity", "ablation"):
+    tried: dict[str, list[float]] = defaultdict(list)  # of each the mean over its seeds
+    for study in ("sensitivity", "ablation", "first_try"):
         for run in studies.get(study, ()):
             if "held_out_accuracy" in run:
-                name = run["name"].replace(" ", "_").replace(",", "")
-                single[f"{_pair(run)}.{study}.{name}.held_out"] = run["held_out_accuracy"]
+                name = run["name"].replace(" ", "_").replace(",", "").replace("'", "")
+                tried[f"{_pair(run)}.{study}.{name}.held_out"].append(run["held_out_accuracy"])
+    single |= {name: statistics.fmean(values) for name, values in tried.items()}
     for name, values in groups.items():
         single[f"{name}.mean"] = statistics.fmean(values)
         single[f"{name}.seeds"] = len(values)

@@ -209,6 +209,43 @@ def lora_relay(world: World, job: Job, folder: Folder) -> Answer:
     return tuned(world, job, folder, "lora_relay", LORA_GRID, relayed=True)
 
 
+def lora_reads_relay(world: World, job: Job, folder: Folder) -> Answer:
+    """Adapters as the ``lora`` job chose them, where it ran before there was a relay.
+
+    Trained again on the texts, and scored on the sender's summaries alone: how they do on the texts
+    is known.
+    """
+    before = folder.result(f"lora.{job.task}.{job.direction}") or {}
+    if any(run["method"] == "lora_reads_relay" for run in before.get("runs", [])):
+        return {"runs": []}, {}  # there was one: the lora job has scored them
+    known = [run for run in before.get("runs", []) if run["method"] == "lora"]
+    if not known:
+        raise FileNotFoundError(f"lora.{job.task}.{job.direction}: no result to take settings from")
+    trainer = Trainer(world, job, folder)
+    if trainer.relays is None:
+        raise FileNotFoundError(f"relay.{job.task}.{job.direction}: the relay job failed")
+    best = {"learning_rate": known[0]["hyperparameters"]["learning_rate"]}
+    steps = known[0]["steps"]
+    seeds = [run["seed"] for run in known]
+    done = trainer.train([best] * len(seeds), seeds, steps)
+    runs: list[dict[str, Any]] = []
+    predictions: Predictions = {}
+    for seed, trained in zip(seeds, done, strict=True):
+        if isinstance(trained, BridgeError):
+            continue
+        predicted = trainer.scores(trained, "test", trainer.relays["test"]).argmax(-1)
+        runs.append(run_entry(
+            job, "lora_reads_relay", device=world.device, seed=seed, predicted=predicted,
+            labels=labels_of(world, job.task, "test"), held_out=trained.best.accuracy,
+            seconds=trained.seconds, hyperparameters=best | {"rank": RANK},
+            chosen_from=len(LORA_GRID), step=trained.best.step, steps=steps,
+            steps_done=trained.history[-1].step,
+            parameters=sum(p.numel() for p in trained.module.parameters()),
+        ))  # fmt: skip
+        predictions[f"lora_reads_relay.seed{seed}"] = predicted.cpu().numpy()
+    return {"runs": runs}, predictions
+
+
 def blind(world: World, job: Job, folder: Folder) -> Answer:
     """A soft prompt in the place of soft tokens, the same for every row."""
     half, spec = world.half, world.rows(job.task).spec

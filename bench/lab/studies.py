@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from agentwire.baseline.probe import Scaler, choose_logistic, mean_pooled
-from agentwire.bridge.resampler import Resampler
-from lab.bridges import BASE, Answer, chosen, member_of, note, train_stack
+from agentwire.bridge.resampler import Resampler, ResamplerShape
+from lab.bridges import BASE, Answer, Member, chosen, member_of, note, train_stack
 from lab.files import Folder
 from lab.jobs import ALL_LAYERS, SEEDS, Job
 from lab.world import Opening, World
@@ -100,26 +101,22 @@ def ablation(world: World, job: Job, folder: Folder) -> Answer:
     layer, _ = chosen(folder, job)
     base = BASE.model_copy(update={"steps": 750})
     members = [
-        member_of(
-            name,
-            layer,
-            base,
-            changes | {"seed": seed},
-            opening=opening,
-            kind=_kind_of(name),
-            rows=ABLATION_ROWS,
-        )
+        member_of(name, layer, base, changes | {"seed": seed}, opening=opening,
+                  kind=_kind_of(name), rows=ABLATION_ROWS)
         for seed in job.options.get("seeds", SEEDS[:1])
         for name, (changes, opening) in VARIANTS.items()
-    ]
+    ]  # fmt: skip
+    return {"studies": {"ablation": _trained(world, job, members)}}, {}
+
+
+def _trained(world: World, job: Job, members: Sequence[Member]) -> list[dict[str, Any]]:
+    """Runs of an ablation: what the members reach on held-out rows."""
     done = train_stack(world, job, members)
-    found = [
+    return [
         {"task": job.task, "direction": job.direction, "opening": member.opening,
-         "train_rows": ABLATION_ROWS,
-         **note(member, trained)}
+         "train_rows": ABLATION_ROWS, "steps": member.recipe.steps, **note(member, trained)}
         for member, trained in zip(members, done, strict=True)
     ]  # fmt: skip
-    return {"studies": {"ablation": found}}, {}
 
 
 def _kind_of(name: str) -> type[Resampler]:
@@ -127,3 +124,61 @@ def _kind_of(name: str) -> type[Resampler]:
     if "no standardisation" in name or name == "plain":
         return Unstandardised
     return Unclamped if "no clamp" in name else Resampler
+
+
+# -- the first try --------------------------------------------------------------------------------
+
+
+class Unscaled(Resampler):
+    """A bridge whose soft tokens have an RMS of 1 instead of that of the receiver's embeddings."""
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        return super().forward(states, mask) / self.alpha
+
+
+class UnscaledUnstandardised(Unscaled, Unstandardised):
+    """Neither."""
+
+
+class Bare(Unstandardised):
+    """A bridge whose input is not normalised: no z-scores, and no layer norm of each state."""
+
+    def __init__(self, shape: ResamplerShape, *, dropout: float = 0.0) -> None:
+        super().__init__(shape, dropout=dropout)
+        self.norm_in = nn.Identity()  # type: ignore[assignment]
+
+
+class UnscaledBare(Unscaled, Bare):
+    """Neither that, nor the receiver's scale."""
+
+
+FIRST_TRY: dict[str, tuple[type[Resampler], Opening]] = {
+    "first try": (Unstandardised, "absent"),
+    "opening token read, its state shown": (Unstandardised, "kept"),
+    "opening token read, its state hidden": (Unstandardised, "dropped"),
+    "standardised": (Unclamped, "absent"),
+    "standardised and clamped": (Resampler, "absent"),
+    "receiver's scale not met": (UnscaledUnstandardised, "absent"),
+    "no layer norm": (Bare, "absent"),
+    "no layer norm, receiver's scale not met": (UnscaledBare, "absent"),
+    "no layer norm, receiver's scale not met, opening token hidden": (UnscaledBare, "dropped"),
+    "receiver's scale not met, all else on": (Unscaled, "dropped"),
+}
+"""The bridge, and what becomes of the opening token. The first has nothing that came later: no
+opening token, no standardisation, no clamp; each other differs from it as it says."""
+FIRST_STEPS = 1500
+"""As many as the first experiments had."""
+
+
+def first_try(world: World, job: Job, folder: Folder) -> Answer:
+    """What put the reverse direction at chance: the first experiment's settings at once, then one
+    thing put back, or taken away as well, at a time; on held-out rows."""
+    layer, _ = chosen(folder, job)
+    base = BASE.model_copy(update={**PLAIN, "steps": FIRST_STEPS, "evaluate_every": 500})
+    members = [
+        member_of(name, layer, base, {"seed": seed}, opening=opening, kind=kind,
+                  rows=ABLATION_ROWS)
+        for seed in job.options.get("seeds", SEEDS[:1])
+        for name, (kind, opening) in FIRST_TRY.items()
+    ]  # fmt: skip
+    return {"studies": {"first_try": _trained(world, job, members)}}, {}

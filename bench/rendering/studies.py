@@ -275,6 +275,20 @@ def _ablation(record: Record, runs: Sequence[Record]) -> str:
     )
 
 
+def _as_it_was(record: Record, runs: Sequence[Record]) -> list[Record]:
+    return [run for run in runs if run.get("name") == "first try"]
+
+
+def _first_try(record: Record, runs: Sequence[Record]) -> str:
+    head = (
+        "### What put the reverse direction at chance (held-out training rows)\n\n"
+        "The base is the first experiment's recipe: no opening token for the sender, no "
+        "standardisation, no clamp, batches of 16, no averaging, no token dropout. Every other row "
+        "differs from it as it says."
+    )
+    return _against(record, head, runs, _as_it_was)
+
+
 # -- passkey --------------------------------------------------------------------------------------
 
 
@@ -337,4 +351,5 @@ STUDIES: dict[str, Callable[[Record, Sequence[Record]], str]] = {
     "layers": _layers,
     "sensitivity": _sensitivity,
     "ablation": _ablation,
+    "first_try": _first_try,
 }

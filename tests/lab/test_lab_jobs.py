@@ -77,16 +77,16 @@ def done(
         patch.setattr(bridges, "BASE", small)
         for module in (studies, soft_tokens, together):
             patch.setattr(module, "BASE", small)
-        patch.setattr(
-            search,
-            "CANDIDATES",
-            {"as it is": {}, "layer 1": {"layer": 1}, "16 soft tokens": {"soft_tokens": 16}},
-        )
+        patch.setattr(search, "CANDIDATES", {"as it is": {}, "16 soft tokens": {"soft_tokens": 16}})
+        patch.setattr(search, "TRIED_LAYERS", {"forward": (1,), "reverse": ()})
+        patch.setattr(search, "COMBINED", {"forward": (), "reverse": (1,)})
         folder = Folder(tmp_path_factory.mktemp("lab"))
         here = TinyWorld(dict(zip(world.PAIR, (tiny_llama, tiny_gemma), strict=True)))
         found = {}
         for kind in [k for k in KINDS if k not in NEEDS_DOWNLOAD]:
             job = first(kind)
+            if kind == "lora_reads_relay":
+                without_relay(folder, f"lora.{job.task}.{job.direction}")
             do(job, here, folder, "worker", "command")
             result = folder.result(job.name)
             assert result is not None
@@ -94,6 +94,13 @@ def done(
                            "folder": folder.path}  # fmt: skip
     torch.set_num_threads(before)
     return found
+
+
+def without_relay(folder: Folder, name: str) -> None:
+    """A LoRA job's result as it is where there was no relay yet."""
+    result = folder.result(name) or {}
+    runs = [run for run in result["runs"] if run["method"] != "lora_reads_relay"]
+    folder.write(name, {**result, "runs": runs})
 
 
 def first(kind: str) -> Job:
@@ -132,9 +139,19 @@ def test_a_bridge_job_ships_the_seed_that_did_best_on_held_out_rows(
 def test_what_only_chooses_settings_never_scores_test_rows(
     done: dict[str, dict[str, Any]],
 ) -> None:
-    for kind in ("sweep", "layers", "sensitivity", "ablation"):
+    for kind in ("sweep", "layers", "sensitivity", "ablation", "first_try"):
         assert not done[kind].get("runs")
         assert done[kind]["predictions"] == {}
+
+
+def test_adapters_that_read_relays_late_are_those_of_the_lora_job(
+    done: dict[str, dict[str, Any]],
+) -> None:
+    settings = {run["hyperparameters"]["learning_rate"] for run in done["lora"]["runs"]}
+    late = done["lora_reads_relay"]["runs"]
+    assert {run["method"] for run in late} == {"lora_reads_relay"}
+    assert {run["hyperparameters"]["learning_rate"] for run in late} == settings
+    assert [run["seed"] for run in late] == [0, 1, 2]
 
 
 def test_a_job_that_breaks_is_recorded_and_does_not_break_the_worker(tmp_path: Path) -> None:

@@ -198,6 +198,17 @@ def test_an_ablation_says_what_each_part_is_worth() -> None:
     assert "Told apart from the base: plain (-0.400). At chance: plain." in text
 
 
+def test_the_first_try_is_the_base_of_what_put_it_at_chance() -> None:
+    same = {"task": "sst2", "direction": "reverse", "loss": 0.7, "changes": {"seed": 0}}
+    runs = [
+        {**same, "name": "first try", "held_out_accuracy": 0.51},
+        {**same, "name": "standardised", "held_out_accuracy": 0.8},
+    ]
+    text = chapter(first_try=runs)
+    assert "| first try | 0.510 | 0.700 | – |" in text
+    assert "Told apart from the base: standardised (+0.290). At chance: first try." in text
+
+
 # -- passkey
 
 
