@@ -31,10 +31,11 @@ def study_figures(studies: Mapping[str, Sequence[Run]]) -> dict[str, float]:
         if "probe_mean_held_out" in run:
             name = f"{_pair(run)}.layer{run['layer']}.probe_mean.held_out"
             single[name] = run["probe_mean_held_out"]
-    for run in studies.get("universal_minus_bridge", ()):
-        name = f"universal.{run['task']}.{run['direction']}.minus_bridge"
-        single |= {f"{name}.{key}": run[key] for key in ("difference", "low95", "high95")}
-        single[f"{name}.mcnemar_p"] = run["mcnemar"]["p_value"]
+    for study, pattern in (("universal", "universal.{}"), ("searched", "{}.searched")):
+        for run in studies.get(f"{study}_minus_bridge", ()):
+            name = f"{pattern.format(_pair(run))}.minus_bridge"
+            single |= {f"{name}.{key}": run[key] for key in ("difference", "low95", "high95")}
+            single[f"{name}.mcnemar_p"] = run["mcnemar"]["p_value"]
     for run in studies.get("searched", ()):
         groups[f"{_pair(run)}.searched"].append(run["accuracy"])
     tried: dict[str, list[float]] = defaultdict(list)  # of each the mean over its seeds

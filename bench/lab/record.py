@@ -99,9 +99,10 @@ def build(folder: Folder, bridges: Path | None, hardware: str, command: str) -> 
     results = Results(folder, every_job())
     comparisons = list(compare(results))
     studies = collect_studies(results)
-    if "universal" in studies:
-        compared = universal_minus_bridge(results, studies["universal"])
-        studies["universal_minus_bridge"] = list(compared)
+    for name in ("universal", "searched"):
+        if name in studies:
+            compared = minus_bridge(results, name, studies[name])
+            studies[f"{name}_minus_bridge"] = list(compared)
     figures = main_figures(results.runs) | gaps(results.runs)
     for one in comparisons:
         name = f"{one['task']}.{one['direction']}.bridge_minus_{one['second']}"
@@ -260,15 +261,14 @@ def collect_studies(results: Results) -> dict[str, list[Run]]:
     return {name: runs for name, runs in found.items() if runs}
 
 
-def universal_minus_bridge(results: Results, runs: Sequence[Run]) -> Iterable[dict[str, Any]]:
-    """The universal bridge against the tasks' own bridges, on the same rows."""
+def minus_bridge(results: Results, name: str, runs: Sequence[Run]) -> Iterable[dict[str, Any]]:
+    """A study's bridges against the tasks' own of the main table, on the same rows."""
     for task, direction in dict.fromkeys((run["task"], run["direction"]) for run in runs):
         ours = [run for run in runs if (run["task"], run["direction"]) == (task, direction)]
         theirs = results.runs.get((task, direction, "bridge"))
         if theirs:
-            paired = paired_difference(results, ours, theirs)
-            yield {"task": task, "direction": direction, "first": "universal", "second": "bridge",
-                   **paired}  # fmt: skip
+            yield {"task": task, "direction": direction, "first": name, "second": "bridge",
+                   **paired_difference(results, ours, theirs)}  # fmt: skip
 
 
 def shipped(

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from rendering import papers, soft_tokens, universal
-from rendering.compared import title
+from rendering import papers, searches, soft_tokens, universal
 from rendering.markdown import Record, table
 from rendering.sample import DASH, Sample, listed, minus, sample, shown
 
@@ -18,8 +17,8 @@ def sections(record: Record) -> Iterator[str]:
     """A section for each study that the record has, with what it says."""
     found = record.get("studies", {})
     for name, render in STUDIES.items():
-        if found.get(name):
-            yield render(record, found[name])
+        if found.get(name) or (name == "searched" and searches.made(record)):
+            yield render(record, found.get(name, []))
 
 
 def draw(record: Record, folder: Path) -> list[Path]:
@@ -39,35 +38,6 @@ def _of(runs: Sequence[Record], pair: tuple[str, str]) -> list[Record]:
 def _held_out_rows(record: Record, task: str) -> int:
     rows = record["tasks"].get(task, {}).get("held_out_rows", 0)
     return int(rows)
-
-
-# -- a searched recipe ----------------------------------------------------------------------------
-
-
-def _searched(record: Record, runs: Sequence[Record]) -> str:
-    """Recipes that were searched for, each scored once, beside the bridges of the main tables."""
-    rows, words = [], {1: [], 0: [], -1: []}  # type: ignore[var-annotated]
-    for task, direction in _pairs(runs):
-        one = sample(_of(runs, (task, direction)))
-        own = universal.single(record, task, direction)
-        if one is None or own is None:
-            continue
-        difference = minus(one, own)
-        rows.append([f"{title(task)}, {direction}", str(one), str(own), str(difference)])
-        words[difference.sign].append(f"{title(task)} {direction}")
-    said = [
-        f"{name} on {listed(words[sign])}"
-        for sign, name in ((1, "above"), (0, "not told apart from it"), (-1, "below"))
-        if words[sign]
-    ]
-    header = ["task", "searched recipe", "bridge of the main table", "difference (95 %)"]
-    return "\n\n".join(
-        [
-            "### A second recipe, searched for on held-out training rows",
-            table(header, rows),
-            f"Against the bridge of the main table it is {'; '.join(said)}." if said else "",
-        ]
-    ).strip()
 
 
 # -- layers ---------------------------------------------------------------------------------------
@@ -345,7 +315,7 @@ def _more_tokens(exact: dict[int, Sample | None]) -> str:
 
 STUDIES: dict[str, Callable[[Record, Sequence[Record]], str]] = {
     "universal": universal.section,
-    "searched": _searched,
+    "searched": searches.section,
     "soft_tokens": soft_tokens.section,
     "passkey": _passkey,
     "layers": _layers,

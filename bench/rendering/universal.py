@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rendering.compared import paired, single
 from rendering.markdown import Record, table
 from rendering.sample import DASH, Sample, listed, minus, sample, shown
 
@@ -35,9 +36,9 @@ def _seen(record: Record, runs: Sequence[Record]) -> str:
     for task, mine in _by_task(runs).items():
         direction = mine[0]["direction"]
         one, own = sample(mine), single(record, task, direction)
-        paired = _paired(record, task, direction)
-        if paired is not None:
-            value, low, high = (paired[key] for key in ("difference", "low95", "high95"))
+        same_rows = paired(record, task, direction, "universal")
+        if same_rows is not None:
+            value, low, high = (same_rows[key] for key in ("difference", "low95", "high95"))
             text, sign = f"{value:+.3f} ({low:+.3f} .. {high:+.3f})", (low > 0) - (high < 0)
         elif one is not None and own is not None:
             difference = minus(one, own)
@@ -50,22 +51,6 @@ def _seen(record: Record, runs: Sequence[Record]) -> str:
         return ""
     header = ["task", "universal bridge", "bridge of that task", "difference (95 %)"]
     return "\n\n".join([table(header, rows), _seen_verdict(said)])
-
-
-def single(record: Record, task: str, direction: str) -> Sample | None:
-    """The main table's figure of the task's own bridge."""
-    figures, name = record["figures"], f"{task}.{direction}.bridge"
-    seeds = [figures[f"{name}.seed{k}"] for k in range(100) if f"{name}.seed{k}" in figures]
-    values = seeds or [figures[f"{name}.mean"]] if f"{name}.mean" in figures else []
-    return Sample(tuple(values), int(figures.get(f"{name}.n", 0))) if values else None
-
-
-def _paired(record: Record, task: str, direction: str) -> Record | None:
-    """Universal minus the task's own bridge, row by row."""
-    for entry in record.get("studies", {}).get("universal_minus_bridge", []):
-        if (entry["task"], entry["direction"]) == (task, direction):
-            return dict(entry)
-    return None
 
 
 def _seen_verdict(said: Sequence[tuple[str, float | None, int | None]]) -> str:

@@ -10,7 +10,7 @@ import pytest
 from lab.figures import study_figures
 from lab.files import Folder
 from lab.jobs import Job, planned
-from lab.record import Results, collect_studies, universal_minus_bridge
+from lab.record import Results, collect_studies, minus_bridge
 
 JOBS = [Job(name, "x") for name in ("bridge.sst2.forward", "universal", "layers.reverse",
                                     "sweep.sst2.reverse")]  # fmt: skip
@@ -53,7 +53,7 @@ def test_a_universal_bridge_is_compared_with_the_tasks_own_on_the_same_rows(
     results: Results,
 ) -> None:
     studies = collect_studies(results)
-    (compared,) = universal_minus_bridge(results, studies["universal"])
+    (compared,) = minus_bridge(results, "universal", studies["universal"])
     assert compared["difference"] == -1 / 8
     assert (compared["mcnemar"]["only_first"], compared["mcnemar"]["only_second"]) == (0, 1)
     figures = study_figures(studies | {"universal_minus_bridge": [compared]})

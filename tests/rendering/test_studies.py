@@ -266,15 +266,44 @@ def test_a_paired_test_is_taken_where_the_record_has_one() -> None:
     assert "**below the bridge of the task** on sst2 (-0.020)" in text
 
 
+def search(winner: str, **held_out: float) -> Run:
+    tried = [
+        {"name": name.replace("_", " "), "seed": seed, "loss": 0.3, "held_out_accuracy": value}
+        for name, value in held_out.items()
+        for seed in (0, 1)
+    ]
+    return {"job": "search.sst2.forward", "task": "sst2", "direction": "forward",
+            "winner": winner, "tried": tried}  # fmt: skip
+
+
 def test_a_searched_recipe_stands_beside_the_one_that_ships() -> None:
     searched = [
         {"task": "sst2", "direction": "forward", "seed": seed, "accuracy": value, "n": 872,
          "held_out_accuracy": 0.9, "chosen_from": 8}
         for seed, value in ((0, 0.88), (1, 0.9))
     ]  # fmt: skip
-    text = chapter(searched=searched)
+    record = make_record(studies={"searched": searched})
+    record["choices"] = [search("layer 18", as_it_is=0.87, layer_18=0.88)]
+    text = "\n\n".join(studies.sections(record))
+    assert "held-out rows choose *layer 18*, +0.010 ± " in text
+    assert "the best of many, and not told apart from it." in text
+    assert "| layer 18 | 0.880 ± 0.000 (2 seeds) | 0.300 |" in text
     assert "| SST-2, forward | 0.890 ± 0.014 (2 seeds) | 0.876 | +0.014" in text
     assert "not told apart from it on SST-2 forward." in text
+    compared = {"task": "sst2", "direction": "forward", "difference": 0.014, "low95": 0.001,
+                "high95": 0.03}  # fmt: skip
+    record["studies"]["searched_minus_bridge"] = [compared]
+    text = "\n\n".join(studies.sections(record))
+    assert "| +0.014 (+0.001 .. +0.030) |" in text
+    assert "it is above on SST-2 forward." in text
+
+
+def test_a_search_that_keeps_the_recipe_is_told_too() -> None:
+    record = make_record(studies={})
+    record["choices"] = [search("as it is", as_it_is=0.87, layer_18=0.86)]
+    text = "\n\n".join(studies.sections(record))
+    assert "held-out rows choose *as it is*, the recipe of the main table; test rows were" in text
+    assert "| test rows |" not in text
 
 
 def test_tasks_that_it_never_saw_stand_beside_what_to_read_them_with() -> None:
