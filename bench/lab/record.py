@@ -19,7 +19,7 @@ from agentwire.task.metrics import mcnemar, paired_bootstrap, wilson_interval
 from agentwire.task.rows import rows_sha256
 from lab.figures import study_figures
 from lab.files import Folder
-from lab.jobs import DIRECTIONS, TASKS, Job, every_job
+from lab.jobs import DIRECTIONS, PASSKEYS, TASKS, Job, every_job
 from lab.methods import METHODS
 from lab.world import HELD_OUT, PAIR, TEST_SPLITS
 
@@ -284,13 +284,12 @@ def shipped(
             figures = [run | {"figure": run["accuracy"]} for run in runs]
             found[f"{task}.{direction}"] = _ships(bridges, task, direction, figures)
     seen = [run for run in studies.get("universal", []) if run["seen"]]
-    for study, figures in (
-        ("universal", [run | {"figure": _mean_of(seen, run["seed"])} for run in seen]),
-        (
-            "passkey",
-            [run | {"figure": run["digit_accuracy"]} for run in studies.get("passkey", [])],
-        ),
-    ):
+    studied = {"universal": [run | {"figure": _mean_of(seen, run["seed"])} for run in seen]}
+    for run in studies.get("passkey", []):
+        m = run["soft_tokens"]
+        name = "passkey" if m == PASSKEYS[0][0] else f"passkey--m{m}"  # the scenario's own M first
+        studied.setdefault(name, []).append(run | {"figure": run["digit_accuracy"]})
+    for study, figures in studied.items():
         for direction in DIRECTIONS:
             mine = [run for run in figures if run["direction"] == direction]
             found[f"{study}.{direction}"] = _ships(bridges, study, direction, mine)
