@@ -19,16 +19,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fakes import two_agents
 from overhead import recorded
 from rich.console import Console
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from chaos.rig import TASK, WIRE
-
-from agentwire.agent.spec import AgentSpec, FakeModel, OutgoingBridge
+from agentwire.agent.spec import FakeModel
 from agentwire.benchmark.machine import conditions, load_average
 from agentwire.runtime import Runtime
-from agentwire.scenario.schema import WireSpec
 from agentwire.scenario.summary import hardware, versions
 from agentwire.task.metrics import percentile
 from agentwire.telemetry.journal import NoJournal
@@ -39,22 +36,8 @@ TEXT = "a text of a few words, as they are sent one after another, number {}"
 
 
 def wiring_of(args: argparse.Namespace) -> Wiring:
-    wire = WireSpec.model_validate({"from": "sender", "to": "receiver", "fallback": "error"})
     fake = FakeModel(width=4096, encode_ms=args.encode_ms, decode_ms=args.decode_ms, pipelined=True)
-    bridges = (OutgoingBridge(wire=WIRE, receiver="receiver", folder="fake:receiver-model"),)
-    agents = {
-        name: AgentSpec(
-            name=name,
-            backend="fake",
-            model=f"{name}-model",
-            threads=1,
-            max_wait_ms=0.0,
-            bridges=bridges if name == "sender" else (),
-            fake=fake,
-        )
-        for name in ("sender", "receiver")
-    }
-    return Wiring.of_specs(agents, [wire], task=TASK)
+    return two_agents(fake, fake, wire={"fallback": "error"}, max_wait_ms=0.0)
 
 
 async def one_round(args: argparse.Namespace) -> dict[str, float]:

@@ -35,7 +35,8 @@ from typing import Any, TypeAlias
 import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from chaos.rig import PLENTY, TASK, TIMING, Setup, wiring_of
+from chaos.rig import PLENTY, TIMING, Setup, wiring_of
+from fakes import TASK
 
 from agentwire.agent.lifecycle import AgentLimits
 from agentwire.errors import NackCode, RequestError

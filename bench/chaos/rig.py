@@ -17,24 +17,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from fakes import two_agents
+
 from agentwire import host
 from agentwire.agent.lifecycle import AgentLimits
 from agentwire.agent.restarts import RestartPolicy
-from agentwire.agent.spec import AgentSpec, FakeModel, OutgoingBridge
+from agentwire.agent.spec import FakeModel
 from agentwire.bus.broker import Broker
 from agentwire.errors import NackCode, RequestError
 from agentwire.ledger import Admission
 from agentwire.outcomes import Outcome
 from agentwire.reply import Reply
 from agentwire.runtime import Runtime
-from agentwire.scenario.schema import WireSpec
-from agentwire.wire.messages import RelaySpec, TaskSpec
 from agentwire.wire.states import Timing
 from agentwire.wiring import Wiring
 from chaos.links import ByteLink, MessageLink, beside
 
-WIRE = "sender->receiver"
-TASK = TaskSpec("task", "Answer:", "{text}\nAnswer:", ("good", "bad", "mixed"), RelaySpec("", 8))
 ROWS = 48
 BATCH = 4
 TEXTS = tuple(f"review number {n}" for n in range(ROWS))
@@ -194,29 +192,12 @@ class Rig:
 
 
 def wiring_of(setup: Setup) -> Wiring:
-    wire = WireSpec.model_validate(
-        {
-            "from": "sender",
-            "to": "receiver",
-            "fallback": setup.fallback,
-            "when_down": setup.when_down,
-        }
-    )
     slow = {"encode_ms": 6.0, "decode_ms": 6.0}
-    bridges = (OutgoingBridge(wire=WIRE, receiver="receiver", folder="fake:receiver-model"),)
-    agents = {
-        name: AgentSpec(
-            name=name,
-            backend="fake",
-            model=f"{name}-model",
-            threads=1,
-            max_batch=BATCH,
-            bridges=bridges if name == "sender" else (),
-            fake=FakeModel.model_validate(slow | faults),
-        )
-        for name, faults in (("sender", setup.sender), ("receiver", setup.receiver))
-    }
-    return Wiring.of_specs(agents, [wire], task=TASK, replicas=setup.replicas)
+    sends, receives = (
+        FakeModel.model_validate(slow | faults) for faults in (setup.sender, setup.receiver)
+    )
+    wire = {"fallback": setup.fallback, "when_down": setup.when_down}
+    return two_agents(sends, receives, wire=wire, replicas=setup.replicas, max_batch=BATCH)
 
 
 @contextlib.asynccontextmanager

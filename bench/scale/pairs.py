@@ -6,6 +6,8 @@ import subprocess
 import sys
 from typing import Final
 
+from fakes import couple, wire_of
+
 from agentwire.agent.placement import Remote
 from agentwire.agent.spec import (
     AgentSpec,
@@ -13,12 +15,10 @@ from agentwire.agent.spec import (
     BusAddress,
     FakeModel,
     GuestKeys,
-    OutgoingBridge,
     Placement,
 )
 from agentwire.bus.access import RemoteAccess
 from agentwire.bus.curve import new_pair
-from agentwire.scenario.schema import WireSpec
 from agentwire.wire.messages import TaskSpec
 from agentwire.wiring import Wiring
 
@@ -38,22 +38,16 @@ def wiring(pairs: int, batch: int, compute_ms: float, *, by_message: bool = True
     agents: dict[str, AgentSpec] = {}
     wires = []
     for i in range(pairs):
-        sender, receiver = f"sender-{i}", f"receiver-{i}"
-        wire = WireSpec.model_validate({"from": sender, "to": receiver, "fallback": "error"})
+        wire = wire_of(f"sender-{i}", f"receiver-{i}", fallback="error")
         wires.append(wire)
-        bridge = OutgoingBridge(wire=wire.name, receiver=receiver, folder="fake:receiver")
-        for name, model, bridges in ((sender, "sender", (bridge,)), (receiver, "receiver", ())):
-            agents[name] = AgentSpec(
-                name=name,
-                backend="fake",
-                model=model,
-                threads=1,
-                max_batch=batch,
-                batch_by="message" if by_message else "rows",
-                bridges=bridges,
-                fake=fake,
-                place=Placement(cpus=0),  # they only wait: more of them than cores
-            )
+        agents |= couple(
+            wire,
+            fake,
+            fake,
+            max_batch=batch,
+            batch_by="message" if by_message else "rows",
+            place=Placement(cpus=0),  # they only wait: more of them than cores
+        )
     return Wiring.of_specs(agents, wires, task=TASK)
 
 

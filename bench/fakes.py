@@ -1,0 +1,64 @@
+"""Agents with fake models for benchmarks: real processes on the real bus, answers by rule, and
+compute that takes as long as it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from agentwire.agent.spec import AgentSpec, FakeModel, OutgoingBridge
+from agentwire.scenario.schema import WireSpec
+from agentwire.wire.messages import RelaySpec, TaskSpec
+from agentwire.wiring import Wiring
+
+TASK: Final = TaskSpec(
+    "task", "Answer:", "{text}\nAnswer:", ("good", "bad", "mixed"), RelaySpec("", 8)
+)
+
+
+def wire_of(sender: str, receiver: str, **settings: Any) -> WireSpec:
+    """A wire between two agents; ``settings`` as in a scenario."""
+    return WireSpec.model_validate({"from": sender, "to": receiver, **settings})
+
+
+def couple(
+    wire: WireSpec, sends: FakeModel, receives: FakeModel, **settings: Any
+) -> dict[str, AgentSpec]:
+    """A wire's sender, with a fake bridge, and its receiver; all couples have the same two models.
+
+    Args:
+        settings: of both agents (``AgentSpec``), beside one thread each.
+    """
+    bridge = OutgoingBridge(wire=wire.name, receiver=wire.receiver, folder="fake:receiver-model")
+    ends = ((wire.sender, "sender", sends, (bridge,)), (wire.receiver, "receiver", receives, ()))
+    return {
+        name: AgentSpec(
+            name=name,
+            backend="fake",
+            model=f"{role}-model",
+            threads=1,
+            bridges=bridges,
+            fake=fake,
+            **settings,
+        )
+        for name, role, fake, bridges in ends
+    }
+
+
+def two_agents(
+    sends: FakeModel,
+    receives: FakeModel,
+    *,
+    wire: Mapping[str, Any],
+    replicas: Mapping[str, int] | None = None,
+    **settings: Any,
+) -> Wiring:
+    """``sender`` and ``receiver``, and the wire between them.
+
+    Args:
+        wire: its settings, as in a scenario.
+        settings: as for ``couple``.
+    """
+    only = wire_of("sender", "receiver", **wire)
+    agents = couple(only, sends, receives, **settings)
+    return Wiring.of_specs(agents, [only], task=TASK, replicas=dict(replicas or {}))
