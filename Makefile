@@ -50,40 +50,33 @@ demo: $(STAMP)
 test: $(STAMP)
 	@$(BIN)/python -m pytest $(ARGS)
 
-# The frameworks see what .venv holds and add their own beside it, so that they cannot change it.
 FRAMEWORKS := .venv-frameworks
 CREWAI     := .venv-crewai
+RAY        := .venv-ray
+
+# $(call installed,what,requirements[,beside]): makes the target's environment. With `beside` it also
+# sees what .venv holds: it adds its own beside that, and so cannot change it.
+define installed
+	@test -x $(@D)/bin/python || $(BIN)/python -m venv $(@D)
+	$(if $(3),@$(BIN)/python -c $(PURELIB) > "$$($(@D)/bin/python -c $(PURELIB))/beside.pth")
+	@echo "agentwire: installing $(1) into $(@D) (once)"
+	@$(@D)/bin/python -m pip install -qq --no-compile --disable-pip-version-check -r $(2)
+	@touch $@
+endef
+PURELIB := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
 $(FRAMEWORKS)/.installed: $(STAMP) tests/frameworks/requirements.txt
-	@test -x $(FRAMEWORKS)/bin/python || $(BIN)/python -m venv $(FRAMEWORKS)
-	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
-	  $$($(FRAMEWORKS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth
-	@echo "agentwire: installing agent frameworks into $(FRAMEWORKS) (once)"
-	@$(FRAMEWORKS)/bin/python -m pip install -qq --no-compile --disable-pip-version-check \
-	  -r tests/frameworks/requirements.txt
-	@touch $@
+	$(call installed,agent frameworks,tests/frameworks/requirements.txt,beside)
 
 $(CREWAI)/.installed: $(STAMP) tests/frameworks/requirements-crewai.txt
-	@test -x $(CREWAI)/bin/python || $(BIN)/python -m venv $(CREWAI)
-	@echo "agentwire: installing CrewAI into $(CREWAI) (once)"
-	@$(CREWAI)/bin/python -m pip install -qq --no-compile --disable-pip-version-check \
-	  -r tests/frameworks/requirements-crewai.txt
-	@touch $@
+	$(call installed,CrewAI,tests/frameworks/requirements-crewai.txt)
+
+$(RAY)/.installed: $(STAMP) tests/cluster/requirements.txt
+	$(call installed,Ray,tests/cluster/requirements.txt,beside)
 
 test-frameworks: $(FRAMEWORKS)/.installed $(CREWAI)/.installed
 	@PYTHONPATH=$(CURDIR) CREWAI_PYTHON=$(CREWAI)/bin/python $(FRAMEWORKS)/bin/python -m pytest \
 	  -W default tests/frameworks $(ARGS)
-
-RAY := .venv-ray
-
-$(RAY)/.installed: $(STAMP) tests/cluster/requirements.txt
-	@test -x $(RAY)/bin/python || $(BIN)/python -m venv $(RAY)
-	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
-	  $$($(RAY)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth
-	@echo "agentwire: installing Ray into $(RAY) (once)"
-	@$(RAY)/bin/python -m pip install -qq --no-compile --disable-pip-version-check \
-	  -r tests/cluster/requirements.txt
-	@touch $@
 
 test-ray: $(RAY)/.installed
 	@PYTHONPATH=$(CURDIR) $(RAY)/bin/python -m pytest -W default tests/cluster $(ARGS)
