@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ class Replayed:
         refused: request ids -> codes of the Nacks that the broker handed on.
         metrics: the broker's figures at the end.
         recorded: the figures that the recording ends with; None: it was cut short.
+        torn: places (``path:line``) of last lines that a killed run did not write to their end;
+            they were left out.
     """
 
     entries: int = 0
@@ -44,6 +46,7 @@ class Replayed:
     refused: dict[str, set[str]] = field(default_factory=dict)
     metrics: Mapping[str, int] = field(default_factory=dict)
     recorded: Mapping[str, int] | None = None
+    torn: list[str] = field(default_factory=list)
 
 
 class _Broker(Broker):
@@ -78,6 +81,8 @@ class _Broker(Broker):
             self._route(Departed(bytes.fromhex(entry["peer"]), entry["broke"]))
         elif "tick" in entry:
             self._tick(entry["tick"])
+        else:
+            raise ValueError("an entry of no known kind")
 
     def _key_of_last(self) -> str:
         return self._key
@@ -98,13 +103,16 @@ def replay(path: Path) -> Replayed:
     """Feeds a recording.
 
     Raises:
-        InputError: there is none, or it is not one.
+        InputError: there is none, or it is not one; names the line.
     """
-    done = Replayed()
+    done, number = Replayed(), 0
+    broker: _Broker | None = None
     try:
-        lines = read_lines(path)
-        broker = _Broker(next(lines)["bus"], done)
-        for entry in lines:
+        for entry in read_lines(path, done.torn.append):
+            number += 1
+            if broker is None:
+                broker = _Broker(entry["bus"], done)
+                continue
             done.entries += 1
             if "metrics" in entry:
                 done.recorded = entry["metrics"]
@@ -117,9 +125,14 @@ def replay(path: Path) -> Replayed:
         ) from None
     except (KeyError, TypeError, ValueError, StopIteration, RuntimeError) as error:
         raise InputError(
-            f"{path} is not the recording of a bus ({type(error).__name__}).",
+            f"{path}:{number}: not the recording of a bus ({type(error).__name__}).",
             hint="It may be of another version of agentwire.",
         ) from None
+    if broker is None:
+        raise InputError(
+            f"{path} holds no entry: the run was stopped before any was on the disk.",
+            hint="Record a longer run (`agentwire run --record`).",
+        )
     done.metrics = broker.metrics()
     return done
 
@@ -143,7 +156,7 @@ def differences(done: Replayed, journal: Path) -> list[str]:
     """How a replay differs from what the run's own records say; empty: not at all.
 
     Raises:
-        InputError: the journal cannot be read.
+        InputError: the journal cannot be read, or is none.
     """
     found: list[str] = []
     if done.recorded is not None:
@@ -153,10 +166,14 @@ def differences(done: Replayed, journal: Path) -> list[str]:
             if was != now:
                 found.append(f"{key}: {was} in the run, {now} in the replay")
     try:
-        outcomes = _outcomes(journal)
-    except (OSError, ValueError) as error:
+        outcomes = _outcomes(journal, done.torn.append)
+    except OSError as error:
         raise InputError(
-            f"{journal} cannot be read: {error}.", hint="Name a run's folder."
+            f"{journal} cannot be read: {error.strerror}.", hint="Name a run's folder."
+        ) from None
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{journal} is no journal ({type(error).__name__}).", hint="Name a run's folder."
         ) from None
     for request_id, outcome in outcomes.items():
         if outcome == "answered" and request_id not in done.answered:
@@ -166,10 +183,10 @@ def differences(done: Replayed, journal: Path) -> list[str]:
     return found
 
 
-def _outcomes(journal: Path) -> dict[str, str]:
+def _outcomes(journal: Path, on_torn: Callable[[str], None]) -> dict[str, str]:
     """Outcome of every request of the journal; "": it has none."""
     outcomes: dict[str, str] = {}
-    for line in read_lines(journal):
+    for line in read_lines(journal, on_torn):
         if line.get("event") in ("admitted", "finished"):
             for request_id in line["request_ids"]:
                 outcomes[request_id] = line.get("outcome", outcomes.get(request_id, ""))
@@ -185,5 +202,6 @@ def to_json(done: Replayed) -> str:
             "answered": len(done.answered),
             "refused": dict(refused),
             "metrics": dict(done.metrics),
+            "torn": done.torn,
         }
     )

@@ -33,6 +33,8 @@ def replay(
             f"{done.entries} entries, {len(done.answered)} requests answered, "
             f"{len(done.refused)} refused, {len(left)} unfinished{ending}"
         )
+    for place in done.torn:
+        typer.echo(f"left out: {place}, the last line, which the run did not finish", err=True)
     for request_id in left:
         typer.echo(f"unfinished: {request_id}", err=True)
     for difference in found:

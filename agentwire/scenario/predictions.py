@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from agentwire.errors import ScenarioError
+from agentwire.errors import InputError, ScenarioError
 from agentwire.telemetry.journal import mend_last_line, read_lines
 
 if TYPE_CHECKING:
@@ -93,9 +93,10 @@ class Predictions:
         try:
             for record in read_lines(self.path):
                 self._records.setdefault((record["method"], record["row"]), record)
-        except (ValueError, KeyError, TypeError) as error:
+        except (InputError, KeyError, TypeError) as error:
+            reason = error.message if isinstance(error, InputError) else f"{error}."
             raise ScenarioError(
-                f"{self.path} cannot be resumed: {error}.",
+                f"{self.path} cannot be resumed: {reason}",
                 hint="Leave --resume out to start a new run.",
             ) from None
 

@@ -14,10 +14,12 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
+
+from agentwire.errors import InputError
 
 ADMITTED = "admitted"
 """Event of rows that were taken in; ``request_ids`` names them."""
@@ -40,6 +42,7 @@ class Journal:
 
     Raises:
         OSError: the file cannot be opened.
+        InputError: what is there is no journal.
     """
 
     def __init__(self, path: Path) -> None:
@@ -81,29 +84,38 @@ class Journal:
         self.close()
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file. A last line that a crash cut short is left out.
+def read_lines(
+    path: Path, on_torn: Callable[[str], None] = lambda place: None
+) -> Iterator[dict[str, Any]]:
+    """The objects of a JSONL file.
+
+    A process that is killed while it writes leaves a last line without its end: that one is left
+    out. Anything else that is no JSON object was never written by agentwire.
+
+    Args:
+        on_torn: told the place (``path:line``) of a last line that was left out.
 
     Raises:
         OSError: no such file.
-        ValueError: a line before the last one is not a JSON object.
+        InputError: a whole line is not a JSON object; names it.
     """
     with path.open(encoding="utf-8", errors="replace") as file:
-        broken: int | None = None
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
-            if broken is not None:
-                raise ValueError(f"{path}:{broken}: not a JSON object")
             try:
                 value = json.loads(line)
-            except ValueError:
-                broken = number
-                continue
-            if not isinstance(value, dict):
-                broken = number
-                continue
-            yield value
+            except (ValueError, RecursionError):
+                value = None
+            if isinstance(value, dict):
+                yield value
+            elif line.endswith("\n"):
+                raise InputError(
+                    f"{path}:{number}: not a JSON object.",
+                    hint="Take the line out, or restore the file.",
+                )
+            else:
+                on_torn(f"{path}:{number}")
 
 
 def mend_last_line(path: Path) -> None:

@@ -64,10 +64,27 @@ async def test_the_command_and_a_recording_that_was_cut(tmp_path: Path) -> None:
     assert "the same outcomes" in shown.output and " 0 unfinished" in shown.output
     path = tmp_path / FILE_NAME
     lines = path.read_text().splitlines()
-    path.write_text("\n".join(lines[:10]) + "\n" + lines[10][:20])
-    assert replay(path).recorded is None
+    whole = "".join(line + "\n" for line in lines[:10])
+    path.write_text(whole + lines[10][:20])  # as a kill leaves it
+    assert replay(path).recorded is None and replay(path).torn == [f"{path}:11"]
+    shown = CliRunner().invoke(app, [str(tmp_path)])
+    assert f"left out: {path}:11, the last line" in shown.output, shown.output
+    assert "the recording was cut short" in shown.output
+    for junk, match in (
+        ("nonsense\n", ":11: not a JSON object"),  # no kill writes such a line
+        ('{"frames": [], "clo\n', ":11: not a JSON object"),
+        ('{"clock": []}\n', ":11: not the recording of a bus"),
+        ('{"tick": 1.0}\n', ":11: not the recording of a bus"),
+        ('{"tick": 1.0, "clock": []}\n' + lines[10] + "\nnonsense\n", ":13: not a JSON object"),
+    ):
+        path.write_text(whole + junk)
+        with pytest.raises(InputError, match=match):
+            replay(path)
     path.write_text(json.dumps({"bus": {}}) + "\n")
-    with pytest.raises(InputError, match="not the recording"):
+    with pytest.raises(InputError, match=":1: not the recording"):
+        replay(path)
+    path.write_text("")
+    with pytest.raises(InputError, match="holds no entry"):
         replay(path)
     with pytest.raises(InputError, match="cannot be read"):
         replay(tmp_path / "none")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from agentwire.errors import InputError
 from agentwire.telemetry.journal import (
     ADMITTED,
     FINISHED,
@@ -45,17 +46,24 @@ def test_a_line_that_a_crash_cut_is_left_out_and_written_over(tmp_path: Path) ->
         journal.write("whole")
     with path.open("a") as file:
         file.write('{"seq": 1, "ev')
-    assert [e["event"] for e in read_lines(path)] == ["whole"]
+    torn: list[str] = []
+    assert [e["event"] for e in read_lines(path, torn.append)] == ["whole"]
+    assert torn == [f"{path}:2"]
     with Journal(path) as journal:
         journal.write("next")
     assert [(e["seq"], e["event"]) for e in read_lines(path)] == [(0, "whole"), (1, "next")]
 
 
-def test_a_broken_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("junk", ["nonsense", "[1]", "12", '{"seq": 1,', "[" * 5_000])
+@pytest.mark.parametrize("after", ["", '{"seq": 1, "event": "b"}\n'], ids=["last", "middle"])
+def test_a_whole_line_that_is_no_object_is_an_error(tmp_path: Path, junk: str, after: str) -> None:
+    """Only a line without its end can be one that a kill cut short."""
     path = tmp_path / "journal.jsonl"
-    path.write_text('{"seq": 0, "event": "a"}\nnonsense\n{"seq": 1, "event": "b"}\n')
-    with pytest.raises(ValueError, match=":2"):
+    path.write_text('{"seq": 0, "event": "a"}\n' + junk + "\n" + after)
+    with pytest.raises(InputError, match=r"journal\.jsonl:2: not a JSON object"):
         list(read_lines(path))
+    with pytest.raises(InputError, match=":2"):
+        Journal(path)
 
 
 def test_threads_do_not_mix_their_lines(tmp_path: Path) -> None:
