@@ -12,24 +12,18 @@ an agent that dies is started again, and what it had not answered is sent again.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from agentwire.agent.lifecycle import AgentLimits
-from agentwire.agent.placement import Remote
 from agentwire.deadletters import DeadLetter, ask_again
 from agentwire.dispatch import batches_of, in_order
-from agentwire.errors import AgentwireError
 from agentwire.fanin import FanIn
 from agentwire.fanout import Receivers, fan_out
-from agentwire.host import Host
-from agentwire.ledger import Admission
-from agentwire.outcomes import EventLog, Outcome, answered
+from agentwire.outcomes import Outcome, answered
 from agentwire.question import (
     KEEP,
     ChannelName,
@@ -50,17 +44,15 @@ from agentwire.question import (
     processes_for,
 )
 from agentwire.reply import AgentInfo, KeptPayload, ProgressEvent, Reply
-from agentwire.scenario.fetch import fetch
+from agentwire.running import Running
 from agentwire.scenario.load import load_scenario
-from agentwire.scenario.resolve import Resolved, resolve
+from agentwire.scenario.resolve import resolve
 from agentwire.scenario.schema import Scenario
 from agentwire.transcript import streamed
 from agentwire.wire.messages import Channel, Mode, TaskSpec, direct_wire
-from agentwire.wire.states import Timing
-from agentwire.wiring import Wiring
 
 if TYPE_CHECKING:
-    from agentwire.launch.ray import RayLauncher
+    pass
 
 __all__ = [
     "AgentInfo",
@@ -99,149 +91,8 @@ def open(
     return Runtime(resolved, run_folder=run_folder, progress=progress)
 
 
-class Runtime:
-    """Running agents, and calls to them: an async context manager, or ``start`` and ``aclose`` it.
-
-    Both in the same event loop (asyncio), though not necessarily in the same task.
-
-    Args:
-        what: a resolved scenario, or a wiring built by hand.
-        run_folder: as in ``open``.
-        journal: told what happens; default: ``journal.jsonl`` in ``run_folder``, if there is one.
-        progress: as in ``open``.
-        limits: how long agents may take and how often they may die.
-        timing: heartbeats of the bus.
-        admission: what may be outstanding at once; more is refused as overloaded.
-        remote: agents that run on other machines (``agentwire agent``), and where they join.
-        record: write down what the bus takes in, for ``agentwire replay``: costs the broker about
-            as much again for each message.
-    """
-
-    def __init__(
-        self,
-        what: Resolved | Wiring,
-        *,
-        run_folder: Path | None = None,
-        journal: EventLog | None = None,
-        progress: Callable[[ProgressEvent], None] | None = None,
-        limits: AgentLimits | None = None,
-        timing: Timing | None = None,
-        admission: Admission | None = None,
-        remote: Remote | None = None,
-        record: bool = False,
-    ) -> None:
-        self._resolved = None if isinstance(what, Wiring) else what
-        self._wiring = what if isinstance(what, Wiring) else Wiring.of(what)
-        self._run_folder = run_folder
-        self._journal = journal
-        self._progress = progress or (lambda event: None)
-        self._limits = limits
-        self._timing = timing
-        self._admission = admission
-        self._remote = remote
-        self._record = record
-        self._launcher: RayLauncher | None = None
-        self._host: Host | None = None
-
-    # -- life -------------------------------------------------------------------------------
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
-    async def start(self) -> None:
-        """Starts bus and agents; returns when every agent has loaded its model.
-
-        Raises:
-            InputError: an agent cannot start for a reason that the user can mend.
-            AgentwireError: an agent does not start; or this runtime was started before.
-        """
-        if self._host is not None:
-            raise AgentwireError("This runtime was started before.", hint="Open a new one.")
-        if self._resolved is not None:
-            self._wiring = await self._fetch(self._resolved)
-        await self._launch()
-        self._host = Host(
-            self._wiring,
-            run_folder=self._run_folder,
-            journal=self._journal,
-            progress=self._progress,
-            limits=self._limits,
-            timing=self._timing,
-            admission=self._admission,
-            remote=self._remote,
-            record=self._record,
-        )
-        try:
-            await self._host.start()
-        except BaseException:
-            await self.aclose()
-            raise
-
-    async def aclose(self, *, drain_s: float = 0.0) -> None:
-        """Ends outstanding requests with CLOSING, then agents and bus. Safe to call twice.
-
-        Args:
-            drain_s: how long outstanding requests may still take, in seconds; meanwhile no new
-                one is admitted (``BusClosed``).
-        """
-        if self._host is not None:
-            await self._host.aclose(drain_s)
-        if self._launcher is not None:
-            await asyncio.to_thread(self._launcher.close)
-            self._launcher = None
-
-    async def _launch(self) -> None:
-        """Joins the cluster that the scenario names, if it names one."""
-        scenario = self._resolved.scenario if self._resolved is not None else None
-        if scenario is None or scenario.launcher != "ray" or self._remote is not None:
-            return
-        from agentwire.launch.ray import RayLauncher
-
-        launcher = await asyncio.to_thread(RayLauncher, scenario.address)
-        self._launcher, self._remote = launcher, launcher.remote(self._wiring.processes)
-
-    async def _fetch(self, resolved: Resolved) -> Wiring:
-        loop = asyncio.get_running_loop()
-
-        def report(what: str, stage: str, fraction: float) -> None:
-            loop.call_soon_threadsafe(self._progress, ProgressEvent(what, stage, fraction))
-
-        remote = self._remote
-        elsewhere = remote.agents if remote is not None and remote.launcher is None else ()
-        return Wiring.of(
-            await asyncio.to_thread(fetch, resolved, progress=report, elsewhere=elsewhere)
-        )
-
-    # -- what runs --------------------------------------------------------------------------
-
-    @property
-    def agents(self) -> Mapping[str, AgentInfo]:
-        """The latest incarnation of each agent that was ready once: its replicas one by one."""
-        return {} if self._host is None else dict(self._host.agents)
-
-    def status(self) -> Mapping[str, Any]:
-        """What there is to see now: agents, outcomes, fallbacks, restarts, stages, credits."""
-        return {} if self._host is None else self._host.status()
-
-    @property
-    def remote_endpoint(self) -> str:
-        """Where agents of other machines join; "" if none do, or nothing runs."""
-        return "" if self._host is None else self._host.remote_endpoint
-
-    def metrics(self) -> Mapping[str, int]:
-        """Counters and gauges of the bus (``Broker.metrics``)."""
-        return {} if self._host is None else self._host.metrics()
-
-    # -- calls ------------------------------------------------------------------------------
+class Runtime(Running):
+    """Running agents (``Running`` says how they are started and ended), and calls to them."""
 
     async def send(
         self,
@@ -559,11 +410,7 @@ class Runtime:
         via: Sequence[str] | None = None,
         on_piece: Callable[[int, str], None] | None = None,
     ) -> list[Outcome]:
-        client = None if self._host is None else self._host.client
-        if client is None:
-            raise AgentwireError(
-                "This runtime is not started.", hint="Use it in `async with`, or start() it."
-            )
+        client = self._client
         deadline_s = check_deadline(question.get("deadline"), self._wiring.deadline_s)
         ids = parse_request_ids(request_ids, len(texts))
         if not texts:

@@ -94,9 +94,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The client's half of the runtime.
     **{room: CLIENT_MAY for room in CLIENT_ROOMS},
     "host": {"errors", "wire", "bus", "agent", "telemetry"} | CLIENT_ROOMS,
-    "runtime": {"host", "launch", "errors", "config", "wire", "bus", "agent", "telemetry", "task"}
+    "running": {"host", "launch", "errors", "wire", "agent"}
     | CLIENT_ROOMS
-    | {"scenario.schema", "scenario.load", "scenario.resolve", "scenario.fetch"},
+    | {"scenario.resolve", "scenario.fetch"},
+    "runtime": {"running", "errors", "config", "wire", "bus", "agent", "telemetry", "task"}
+    | CLIENT_ROOMS
+    | {"scenario.schema", "scenario.load", "scenario.resolve"},
     "launch": {"errors", "config", "agent", "bus", "model.sources"},
     "gateway": {
         "errors",
