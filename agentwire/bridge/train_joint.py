@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -90,7 +91,6 @@ def train_joint(
         )
     layers = [layer_of(resolved, part.spec.sender) for part in resolved.parts]
     recipe = resolved.scenario.train
-    torch.manual_seed(recipe.seed)
     rows, held_out = training_rows(data, recipe, config)
     started = time.monotonic()
     receiver = load_agent(
@@ -103,6 +103,7 @@ def train_joint(
               _within(progress, wire.spec.sender, 0.03 + i * share, share))
         for i, (wire, layer) in enumerate(zip(resolved.parts, layers, strict=True))
     ]  # fmt: skip
+    torch.manual_seed(recipe.seed)  # here, so that nothing depends on what loading drew
     module = JointBridge(
         [new_bridge(r.cache, receiver, r.sender, r.wire.spec.soft_tokens, recipe) for r in reads]
     )
@@ -131,7 +132,8 @@ def train_joint(
         seconds=time.monotonic() - started,
         device=device_name(receiver.device),
     )
-    folders = _write(out, name, task, module, reads, receiver.identity, training)
+    ends = [Ends(read.sender, read.layer, receiver.identity) for read in reads]
+    folders = write_set(out, name, task, module, ends, training, resolved.wire.spec.reads)
     checkpoint.remove()
     if plot is not None:
         draw_curve(trained.history, name, plot)
@@ -171,27 +173,32 @@ def _read(
     return _Read(wire, layer, sender.identity, cached(0, 0.15, 0.75), cached(1, 0.9, 0.1))
 
 
-def _write(
+def write_set(
     out: Path,
     name: str,
     task: TaskSpec,
     module: JointBridge,
-    reads: Sequence[_Read],
-    receiver: ModelIdentity,
+    ends: Sequence[Ends],
     training: CardTraining,
+    reads: Literal["whole", "share"],
 ) -> list[Path]:
-    """Weights first; then the cards, each of which names the weights of all."""
-    senders = tuple(public_name(read.sender.name) for read in reads)
+    """Writes ``out``/``name``.1/, ``out``/``name``.2/, …: a trained set, one folder a sender.
+
+    Weights first; then the cards, each of which names the weights of all.
+
+    Args:
+        ends: of each bridge, in the set's order.
+        reads: what of a text each sender was trained on.
+    """
+    senders = tuple(public_name(end.sender.name) for end in ends)
     cards: list[BridgeCard] = []
-    for read, bridge in zip(reads, module.bridges, strict=True):
-        place = read.wire.spec.place
+    for place, (end, bridge) in enumerate(zip(ends, module.bridges, strict=True), 1):
         description = (
-            f"{training.dataset}: {place} of {len(reads)} read together, "
-            f"{' + '.join(senders)} -> {public_name(receiver.name)}; means nothing alone"
+            f"{training.dataset}: {place} of {len(ends)} read together, "
+            f"{' + '.join(senders)} -> {public_name(end.receiver.name)}; means nothing alone"
         )
-        ends = Ends(read.sender, read.layer, receiver)
         prompts = [part_prompt(name, place)]
-        card = new_card(read.wire.bridge, description, bridge, ends, prompts, training)
+        card = new_card(f"{name}.{place}", description, bridge, end, prompts, training)
         cards.append(store.save(out / card.name, card, bridge))
     fingerprints = tuple(card.weights_sha256 for card in cards)
     for place, card in enumerate(cards, 1):
@@ -201,7 +208,7 @@ def _write(
             senders=senders,
             parts=fingerprints,
             prompts=(task.prompt_hash,),
-            reads=reads[0].wire.spec.reads,
+            reads=reads,
         )
         write_card(out / card.name, card.model_copy(update={"joint": joint}))
     return [out / card.name for card in cards]

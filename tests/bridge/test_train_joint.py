@@ -16,9 +16,11 @@ from test_train import RECIPE
 from agentwire.bridge import store
 from agentwire.bridge.card import part_prompt, read_card
 from agentwire.bridge.joint import JointBridge, JointStates
+from agentwire.bridge.problem import BridgeProblem, Part
 from agentwire.bridge.resampler import Resampler, ResamplerShape
-from agentwire.bridge.states import StateCache
+from agentwire.bridge.states import StateCache, States
 from agentwire.bridge.train import train_scenario
+from agentwire.bridge.trainer import Trained, train_many
 from agentwire.commands.train import others_of
 from agentwire.config import Config
 from agentwire.errors import BridgeError, MissingBridge, ScenarioError
@@ -30,7 +32,7 @@ from agentwire.scenario.plan import plan_run
 from agentwire.scenario.resolve import Resolved, resolve
 from agentwire.scenario.result import MethodRecord
 from agentwire.scenario.runner import run_plan
-from agentwire.scenario.schema import Scenario
+from agentwire.scenario.schema import Scenario, TrainSpec
 from agentwire.scenario.shares import shares, texts_for
 from agentwire.task.definitions import load_definition
 
@@ -113,6 +115,34 @@ def test_the_module_puts_soft_tokens_in_order_and_knows_its_parts() -> None:
         apart = [part(*cache.gather(rows, 4)) for part, cache in zip(parts, caches, strict=True)]
     assert soft.shape == (2, 5, 6)
     assert torch.equal(soft[:, :2], apart[0]) and torch.equal(soft[:, 2:], apart[1])
+
+
+def test_a_set_of_one_learns_exactly_as_an_ordinary_bridge() -> None:
+    torch.manual_seed(1)
+    cache = StateCache(
+        torch.randn(60, 5).half(), torch.arange(0, 60, 6), torch.full((10,), 6),
+        torch.arange(10) % 2,
+    )  # fmt: skip
+    answer = torch.randn(6, 2)
+    recipe = TrainSpec(
+        steps=12, batch_size=4, evaluate_every=4, learning_rate=3e-3, average=0.5, hidden=8, heads=2
+    )
+
+    def history(*, joint: bool) -> tuple[Any, list[torch.Tensor]]:
+        torch.manual_seed(recipe.seed)
+        bridge = Resampler(ResamplerShape(5, 6, 3, 8, 1, 2), dropout=recipe.dropout)
+        bridge.mean, bridge.std = cache.statistics()
+        module = JointBridge([bridge]) if joint else bridge
+        states: States = JointStates.of([cache]) if joint else cache
+        part = Part(lambda soft: soft.mean(dim=1) @ answer, [states], [states])
+        (done,) = train_many(BridgeProblem([module], [part], [recipe]), [recipe])
+        assert isinstance(done, Trained)
+        figures = [(e.step, e.loss, e.train_loss, e.accuracy) for e in done.history]
+        return figures, [p.detach().clone() for p in bridge.parameters()]
+
+    (alone, weights), (together, others) = history(joint=False), history(joint=True)
+    assert together == alone
+    assert all(torch.equal(a, b) for a, b in zip(weights, others, strict=True))
 
 
 # -- training, and what becomes of it -------------------------------------------------------
