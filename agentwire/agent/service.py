@@ -1,8 +1,8 @@
 """What an agent process does between birth and exit: connect, load, work, leave.
 
 The main thread computes, and listens to the bus itself while it has nothing else to do: to be woken
-by another thread for each message would cost more than reading it. The endpoint's IO thread stands
-in while a batch is computed in this thread. What arrives goes through an inbox either way.
+by another thread for each message would cost more than reading it. The endpoint's IO thread listens
+while a batch is computed in this thread. What arrives goes through an inbox either way.
 """
 
 from __future__ import annotations
@@ -155,6 +155,7 @@ class Service:
             time.monotonic,
             poll=self._poll,
             on_busy=self._busy,
+            on_leave=self._endpoint.leave,
         )
         self._worker.start()
         log.info("ready: %s", backend.identity)

@@ -96,6 +96,7 @@ class Worker:
             sending its replies, so that a cancellation is seen in time.
         on_busy: told when a batch starts (monotonic seconds) and when it is done (None); of
             several under way, about the oldest.
+        on_leave: told before a batch is computed in the caller's thread, which may take long.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Worker:
         *,
         poll: Callable[[], None] = lambda: None,
         on_busy: Callable[[float | None], None] = lambda since: None,
+        on_leave: Callable[[], None] = lambda: None,
     ) -> None:
         self._spec = spec
         self._agreements = Agreements(backend.identity, bridges, spec.incoming)
@@ -115,6 +117,7 @@ class Worker:
         self._clock = clock
         self._poll = poll
         self._on_busy = on_busy
+        self._on_leave = on_leave
         self._running: deque[_Running] = deque()
         self._kept = KeptPayloads()
         self._intake = Intake(spec, backend, self._agreements, self._kept)
@@ -315,6 +318,8 @@ class Worker:
         since: float | None,
     ) -> None:
         """Computes a batch, or waits for what was begun, and sends its replies."""
+        if job is None:
+            self._on_leave()
         try:
             outcomes = self._compute.run(batch, task, job)
         finally:

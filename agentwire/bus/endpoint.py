@@ -7,7 +7,8 @@ next one is numbered. It is never held while the owner's callbacks run.
 
 An owner that has a thread to listen with may do that itself (``attend``), which spares waking it
 when something arrives. From then on the IO thread only looks in ``AWAY_S`` after nobody has:
-heartbeats never depend on the owner.
+heartbeats never depend on the owner. One that is about to compute says so (``leave``), and the IO
+thread listens for it at once.
 """
 
 from __future__ import annotations
@@ -121,7 +122,8 @@ class Endpoint:
         self._due: float | None = None  # of the session's next heartbeat; under _ears
         self._ticked = 0.0  # when it was asked last; under _ears
         self._broken = False  # under _ears
-        self._attends = False  # the owner listens
+        self._attends = False  # the owner listens; otherwise the IO thread does
+        self._left = False  # by ``leave``
         self._listened = 0.0  # when anybody last did; under _ears
         self._nudged = False
         self._arrived = 0  # messages so far; under _ears
@@ -229,7 +231,8 @@ class Endpoint:
         """Listens in the caller's thread until something has arrived, or so long.
 
         One thread may do that, and not inside ``on_message``. What arrives goes to ``on_message``
-        before this returns.
+        before this returns. After ``leave`` a mere look (0 seconds) does nothing: the IO thread
+        listens.
 
         Args:
             done: also ends the wait; it is asked again and again.
@@ -241,7 +244,9 @@ class Endpoint:
         if link is None or self._thread is None or self._ended is not None:
             return False
         if not self._attends:
-            self._attends = True
+            if self._left and seconds <= 0:
+                return False  # the IO thread hears all; to take over takes longer than a look
+            self._left, self._attends = False, True
             link.wake()  # the IO thread waits: it leaves the ears to us from now on
         with self._ears:
             try:
@@ -270,6 +275,15 @@ class Endpoint:
                 time.sleep(NAP_S if now - start < NAPS_S else LONG_NAP_S)
         return False
 
+    def leave(self) -> None:
+        """The thread that attends will compute now: the IO thread listens until it attends again.
+
+        Costs a wake-up of that thread, and nothing where it listens already.
+        """
+        if self._attends:
+            self._left, self._attends = True, False
+            self._rest.set()
+
     @property
     def descriptors(self) -> tuple[int, ...]:
         """Files that become readable when ``attend`` has something to do; known after ``start``.
@@ -294,6 +308,7 @@ class Endpoint:
             while not (self._broken or self._finished()):
                 if self._attends and self._close_at is None:
                     self._rest.wait(AWAY_S)
+                    self._rest.clear()
                     if self._nudged:
                         link.wake()
                 if not self._attends or self._close_at is not None:
@@ -317,7 +332,8 @@ class Endpoint:
         if self._ears.acquire(blocking=seconds > 0):
             try:
                 self._listener = threading.get_ident()
-                self._listen(link, seconds)
+                back = self._attends and self._close_at is None  # while this waited for its turn
+                self._listen(link, 0.0 if back else seconds)
             finally:
                 self._listener = 0
                 self._ears.release()

@@ -88,6 +88,7 @@ class Device(FakeBackend):
 class Rig:
     def __init__(self, **fake: object) -> None:
         self.now, self.sent, self.busy = 100.0, [], []
+        self.left = 0
         spec = AgentSpec(
             name="sender",
             backend="fake",
@@ -105,6 +106,7 @@ class Rig:
             self.sent.append,
             lambda: self.now,
             on_busy=self.busy.append,
+            on_leave=self._leave,
         )
         self.worker.start()
         self.handle(Define(TASK), Define(SUMMARY), Credit(WIRE, 64, 1 << 20))
@@ -113,6 +115,9 @@ class Rig:
 
     sent: list[Message]
     busy: list[float | None]
+
+    def _leave(self) -> None:
+        self.left += 1
 
     def handle(self, *messages: Message) -> None:
         for message in messages:
@@ -235,6 +240,7 @@ def test_busy_tells_of_the_oldest_batch_under_way() -> None:
     rig.device.jobs[1].is_done = True
     rig.run()
     assert rig.busy[-1] is None
+    assert not rig.left  # this thread only waited for the device
 
 
 def test_time_spent_behind_another_batch_is_queue_time() -> None:

@@ -46,6 +46,7 @@ class Bench:
         self.now = 100.0
         self.sent: list[Message] = []
         self.busy: list[float | None] = []
+        self.left = 0
         self.arriving: list[Message] = []  # handed in between computing and sending
         self.backend = FakeBackend(spec.model, spec.fake)
         bridges = {
@@ -60,8 +61,13 @@ class Bench:
             lambda: self.now,
             poll=self._poll,
             on_busy=self.busy.append,
+            on_leave=self._leave,
         )
         self.worker.start()
+
+    def _leave(self) -> None:
+        assert self.busy[-1] is not None
+        self.left += 1
 
     def _poll(self) -> None:
         while self.arriving:
@@ -190,7 +196,7 @@ def test_encodes_a_batch_from_several_messages() -> None:
     assert message.payload.n == 4 and len(message.payload.data) == 4 * 8 * 16 * 2
     assert message.origin == "client" and not message.solo
     assert set(message.stages) == {"queue", "tokenize", "encode", "bridge"}
-    assert bench.busy == [100.0, None]
+    assert bench.busy == [100.0, None] and bench.left == 1
 
 
 def test_the_message_says_what_is_left_of_the_deadline() -> None:

@@ -12,6 +12,7 @@ import pytest
 from bus_messages import TASK, WIDE, encode, hello, result, rows
 from bus_rig import PATIENCE, Kept, Rig
 
+from agentwire.bus import endpoint as endpoints
 from agentwire.bus import events as e
 from agentwire.bus.endpoint import AWAY_S, Endpoint
 from agentwire.bus.security import ipc_endpoint, make_run_folder
@@ -96,6 +97,37 @@ def test_an_owner_that_is_away_is_stood_in_for(folder: Path) -> None:
         assert threading.get_ident() not in llama.threads
         time.sleep(3 * QUICK.liveness_ms / 1000)
         assert not rig.events.of(e.PeerLost)
+        llama.endpoint.close()
+
+
+def test_who_leaves_is_stood_in_for_at_once_and_takes_over_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoints, "AWAY_S", 10 * PATIENCE)  # nobody looks in by himself
+    with Rig(folder) as rig:
+        rig.agent("mistral")
+        llama = Listening(rig, "llama")
+        client = rig.client()
+        llama.endpoint.attend(0.0)
+        own = threading.get_ident()
+        for i in range(20):
+            llama.endpoint.leave()
+            llama.endpoint.leave()
+            llama.threads.clear()
+            client.send(encode(2 * i))
+            deadline = time.monotonic() + PATIENCE
+            while len(llama.works()) <= 2 * i:
+                assert time.monotonic() < deadline
+                time.sleep(AWAY_S / 50)
+                llama.endpoint.attend(0.0)  # a look does not take over
+            assert own not in llama.threads
+            llama.endpoint.attend(1e-6)
+            llama.threads.clear()
+            client.send(encode(2 * i + 1))
+            llama.attend_until(2 * i + 2)
+            assert llama.threads == {own}
+            llama.endpoint.send(m.Credit("llama->mistral", 2, 1000))
+        assert [work.rows for work in llama.works()] == [rows(i, size=1) for i in range(40)]
         llama.endpoint.close()
 
 
