@@ -329,7 +329,8 @@ class Endpoint:
 
     def _take_turn(self, link: Link, seconds: float) -> None:
         """``_listen`` in the IO thread, unless somebody does."""
-        if self._ears.acquire(blocking=seconds > 0):
+        # Never for long: a nudge needs this thread, also where the owner was just faster.
+        if self._ears.acquire(timeout=min(seconds, AWAY_S)):
             try:
                 self._listener = threading.get_ident()
                 back = self._attends and self._close_at is None  # while this waited for its turn

@@ -41,6 +41,7 @@ INNER = "inproc://bus"  # in the listener's own context: another bus has another
 HIGH_WATER = 64  # messages for each peer; a backstop behind credit
 HANDSHAKE_MS = 5_000
 CLOSING_S = 0.005
+LAST_READ_S = 0.05  # for peers to read what was said last
 MESSAGE_FRAMES = 3  # header, rows, body
 COPIED_BYTES = 4096  # up to here a received frame becomes bytes; beyond it is a view
 KEPT_FRAMES = MESSAGE_FRAMES + 1  # enough for the codec to see that there are too many
@@ -223,8 +224,10 @@ class ZmqListener(_Socket):
     def close(self, linger: float) -> None:
         listened = not self._socket.closed
         if listened:
-            # What was said last waits in these links' own sockets.
             end = time.monotonic() + linger
+            # A DEALER with IMMEDIATE throws away what it has not read when its connection ends.
+            time.sleep(max(0.0, min(linger, LAST_READ_S)))
+            # What was said last waits in these links' own sockets.
             while not all(link.closed for link in self._inner) and time.monotonic() < end:
                 time.sleep(CLOSING_S)
             for link in self._inner:

@@ -89,6 +89,7 @@ def test_an_owner_that_is_away_is_stood_in_for(folder: Path) -> None:
         llama = Listening(rig, "llama")
         client = rig.client()
         llama.endpoint.attend(0.0)
+        llama.threads.clear()  # that was here
         client.send(encode(1))
         deadline = time.monotonic() + PATIENCE
         while not llama.works():
@@ -146,6 +147,7 @@ def test_attend_ends_with_what_is_computed_with_a_nudge_and_with_the_bus(folder:
     threading.Timer(0.05, lambda: rig.broker.stop(1.0)).start()
     while not llama.lost.items:
         llama.endpoint.attend(PATIENCE)
+    assert "Goodbye" in llama.lost.items[0]
     assert llama.endpoint.attend(PATIENCE) is False
     llama.endpoint.close("", 1.0)
 
