@@ -15,6 +15,7 @@ from agentwire.bridge.card import read_card
 from agentwire.config import Config
 from agentwire.task.datasets import Dataset, load_rows
 from agentwire.task.definitions import load_definition
+from agentwire.task.holdout import held_out_split
 from agentwire.task.metrics import mcnemar, paired_bootstrap, wilson_interval
 from agentwire.task.rows import rows_sha256
 from lab.figures import study_figures
@@ -149,7 +150,7 @@ def describe_task(task: str) -> dict[str, Any]:
     test = test_rows(task)
     train = load_rows(task, "train", config=Config.from_env(), allow_download=False)
     counts = np.bincount([row.label for row in test.rows])
-    held_out = min(HELD_OUT, len(train) // 8)
+    kept, held_out = held_out_split(train, min(HELD_OUT, len(train) // 8), 0)
     return {
         "split": test.split,
         "rows": len(test),
@@ -157,7 +158,8 @@ def describe_task(task: str) -> dict[str, Any]:
         "classes": len(load_definition(task).labels),
         "majority": float(counts.max() / counts.sum()),
         "train_split_rows": len(train),
-        "held_out_rows": held_out,
+        "train_rows": len(kept),
+        "held_out_rows": len(held_out),
     }
 
 

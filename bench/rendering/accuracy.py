@@ -9,6 +9,17 @@ from rendering import goals, papers, relay, studies
 from rendering.compared import DASH, figure, outcome, title
 from rendering.markdown import Record, Records, provenance, table
 
+HOW_TO_READ = (
+    "Zero-shot methods (direct, text relay, few-shot) pick the label word that the model finds "
+    "likeliest, uncalibrated: a model that prefers one word whatever it reads may fall below "
+    "chance. Of the controls, zero and shuffled payloads and blind prompt tuning know nothing of "
+    "the row and should stay at chance. Label relay is what one byte carries: the sender's own "
+    "zero-shot answer. Random sender is a bridge of its own, trained at equal budget on a sender "
+    "with random weights: such states still tell the words apart, so it is to be read against the "
+    "bridge, not against chance; the distance between the two is what the sender's pretraining "
+    "gives."
+)
+
 
 def owns(name: str, record: Record) -> bool:
     """The record says so itself."""
@@ -61,6 +72,7 @@ def _head(record: Record) -> str:
         "largest class",
         "training split",
         "held out",
+        "trained on",
     ]
     rows = [
         [
@@ -71,6 +83,7 @@ def _head(record: Record) -> str:
             figure(task.get("majority")),
             f"{task['train_split_rows']:,}",
             f"{task['held_out_rows']:,}",
+            f"{task['train_rows']:,}" if "train_rows" in task else DASH,
         ]
         for name, task in record["tasks"].items()
     ]
@@ -82,6 +95,8 @@ def _head(record: Record) -> str:
             "is the mean over seeds and its standard deviation; a range is the 95 % Wilson "
             f"interval of that mean over the test rows.{scored_again(record)}",
             table(header, rows),
+            "Rows that share a sentence with a held-out row (SST-2 has phrases of its sentences) "
+            "are trained on by nobody, so the last two columns may add up to less than the split.",
         ]
     )
 
@@ -120,6 +135,7 @@ def _direction(record: Record, direction: str) -> str:
     parts = [
         f"### {direction.capitalize()}: {ends['sender']} -> {ends['receiver']}",
         _methods(record, direction, tasks),
+        HOW_TO_READ,
         _differences(record, direction, tasks),
         _verdict(record, direction, tasks),
     ]
@@ -194,7 +210,8 @@ def _differences(record: Record, direction: str, tasks: Sequence[str]) -> str:
     return "\n\n".join(
         [
             "Bridge minus each baseline on the same rows: mean difference, its 95 % interval "
-            "(paired bootstrap over rows), and the exact McNemar p of the two best runs. "
+            "(paired bootstrap over rows), and the exact McNemar p of one run of each, that which "
+            "did best on held-out training rows. "
             "**Bold: the baseline wins** (interval below zero); *italics: not told apart* (the "
             "interval holds zero, or p is 0.05 or more).",
             table(["baseline", *map(title, tasks)], rows),

@@ -11,6 +11,8 @@ TITLES = {
     "trec": "TREC",
     "banking77": "Banking77",
     "movie_snippets": "movie snippets",
+    "subj": "Subj",
+    "emotion_as_sentiment": "emotion as sentiment",
 }
 DASH = "–"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 
 from rendering import papers, searches, soft_tokens, universal
+from rendering.compared import title
 from rendering.markdown import Record, table
 from rendering.sample import DASH, Sample, listed, minus, sample, shown
 
@@ -163,7 +164,7 @@ def _against(record: Record, head: str, runs: Sequence[Record], base: Base) -> s
                 ]
             )
         header = ["what changes", "accuracy", "loss", "against the base (95 %)"]
-        parts += [f"{task}, {direction}:", table(header, rows)]
+        parts += [f"{title(task)}, {direction}:", table(header, rows)]
         if reference is not None:
             said = f"Told apart from the base: {', '.join(lines)}." if lines else (
                 "None of them can be told apart from the base."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rendering.compared import paired, single
+from rendering.compared import paired, single, title
 from rendering.markdown import Record, table
 from rendering.sample import DASH, Sample, listed, minus, sample, shown
 
@@ -45,8 +45,8 @@ def _seen(record: Record, runs: Sequence[Record]) -> str:
             value, text, sign = difference.value, str(difference), difference.sign
         else:
             value, text, sign = None, DASH, None
-        rows.append([task, shown(one), shown(own), text])
-        said.append((task, value, sign))
+        rows.append([title(task), shown(one), shown(own), text])
+        said.append((title(task), value, sign))
     if not rows:
         return ""
     header = ["task", "universal bridge", "bridge of that task", "difference (95 %)"]
@@ -81,8 +81,10 @@ def _unseen(runs: Sequence[Record]) -> str:
         direct = sample(mine[:1], "receiver_direct", one.n)
         chance = sample(mine[:1], "majority", one.n)
         held = sample([run for run in mine if "payload_probe" in run][:1], "payload_probe", one.n)
-        rows.append([task, shown(one), *(shown(x and x.mean) for x in (chance, direct, held))])
-        said.append(_unseen_verdict(task, one, chance, direct, held))
+        rows.append(
+            [title(task), shown(one), *(shown(x and x.mean) for x in (chance, direct, held))]
+        )
+        said.append(_unseen_verdict(title(task), one, chance, direct, held))
     if not rows:
         return ""
     header = [
@@ -94,7 +96,9 @@ def _unseen(runs: Sequence[Record]) -> str:
     ]
     about = (
         "Tasks that it never saw. The last column was fitted on the task's own training rows: it "
-        "is what the soft tokens hold of the task, whether or not the receiver can say it."
+        "is what the soft tokens hold of the task, whether or not the receiver can say it. "
+        "*Emotion as sentiment* asks SST-2's question about the rows of emotion: joy and love "
+        "are positive, sadness, anger and fear negative, and surprise is left out."
     )
     return "\n\n".join([about, table(header, rows), "\n".join(f"- {line}" for line in said)])
 

@@ -253,17 +253,17 @@ def test_the_universal_bridge_against_the_bridge_of_each_task() -> None:
     record = make_record(studies={"universal": [universal("sst2", 0.80, seen=True)]})
     record["figures"]["sst2.forward.bridge.n"] = 872
     text = "\n\n".join(studies.sections(record))
-    assert "| sst2 | 0.800 | 0.876 | -0.076 ± 0.034 |" in text
-    assert "The universal bridge is **below the bridge of the task** on sst2 (-0.076)." in text
+    assert "| SST-2 | 0.800 | 0.876 | -0.076 ± 0.034 |" in text
+    assert "The universal bridge is **below the bridge of the task** on SST-2 (-0.076)." in text
     alike = chapter(universal=[universal("sst2", 0.87, seen=True)])
-    assert "not told apart from the bridge of the task on sst2 (-0.006)." in alike
+    assert "not told apart from the bridge of the task on SST-2 (-0.006)." in alike
 
 
 def test_a_paired_test_is_taken_where_the_record_has_one() -> None:
     entry = comparison("sst2", "bridge", -0.02, 0.015)
     text = chapter(universal=[universal("sst2", 0.856, seen=True)], universal_minus_bridge=[entry])
-    assert "| sst2 | 0.856 | 0.876 | -0.020 (-0.035 .. -0.005) |" in text
-    assert "**below the bridge of the task** on sst2 (-0.020)" in text
+    assert "| SST-2 | 0.856 | 0.876 | -0.020 (-0.035 .. -0.005) |" in text
+    assert "**below the bridge of the task** on SST-2 (-0.020)" in text
 
 
 def search(winner: str, **held_out: float) -> Run:
@@ -321,5 +321,5 @@ def test_tasks_that_it_never_saw_stand_beside_what_to_read_them_with() -> None:
         "the receiver that reads the text itself by 0.100. Its payloads hold more than the "
         "receiver says: a probe on them reaches 0.700." in text
     )
-    assert "- subj: the universal bridge is not told apart from always saying the largest" in text
+    assert "- Subj: the universal bridge is not told apart from always saying the largest" in text
     assert text.count("Its payloads hold more") == 1
