@@ -27,7 +27,8 @@ class Job:
     """What is asked of whom.
 
     Attributes:
-        text: what the sender (or the agent itself) reads; or what its sender keeps.
+        text: what the sender (or the agent itself) reads; what its sender keeps; or what each of
+            the target's senders reads.
         question: as ``Runtime.send`` takes it.
         owner: name of the API key.
         handle: that the text was named by.
@@ -35,7 +36,7 @@ class Job:
     """
 
     target: Target
-    text: str | KeptPayload
+    text: str | KeptPayload | tuple[str, ...]
     question: WireQuestion
     owner: str
     handle: Handle | None = None
@@ -106,11 +107,14 @@ class Answers:
             handle = self._handles.get(said.token, owner)
             target = self._with_handle(target, handle)
         question = WireQuestion(deadline=min(extension.timeout or self._timeout, self._timeout))
-        if target.sender is None:
+        if target.parts:
+            _check_parts(extension)
+        elif target.sender is None:
             return self._direct(request, target, said, question, owner, plain)
-        question["bridge"] = extension.bridge
-        question["fallback"] = extension.fallback
-        question["channel"] = extension.channel
+        else:
+            question["bridge"] = extension.bridge
+            question["fallback"] = extension.fallback
+            question["channel"] = extension.channel
         beside = handle is not None
         unread: list[str] = []
         if self._wants_label(extension):
@@ -120,12 +124,16 @@ class Answers:
         else:
             question["prompt"] = extension.prompt or said.prompt(beside_handle=beside)
             question["generate"] = request.options()
-        text = said.said if handle is None else handle.kept
+        text: str | KeptPayload | tuple[str, ...] = said.said
+        if handle is not None:
+            text = handle.kept
+        elif target.parts:
+            text = said.for_each(target.parts)
         return Job(target, text, question, owner, handle, tuple(unread))
 
     def _with_handle(self, target: Target, handle: Handle) -> Target:
         kept = handle.kept
-        if target.keeps or target.receiver != kept.receiver:
+        if target.keeps or target.parts or target.receiver != kept.receiver:
             raise wrong_wire(handle)
         if target.sender not in (None, kept.sender):
             raise wrong_wire(handle)
@@ -169,7 +177,12 @@ class Answers:
         if target.keeps and target.sender is not None and isinstance(job.text, str):
             return await self._keep(job, target.sender, job.text)
         try:
-            if target.sender is None:
+            if isinstance(job.text, tuple):
+                senders = [part.sender for part in target.parts]
+                reply = await self._runtime.fan_in(
+                    dict(zip(senders, job.text, strict=True)), target.receiver, **job.question
+                )
+            elif target.sender is None:
                 reply = await self._runtime.direct(
                     target.receiver, str(job.text), **_asked(job.question)
                 )
@@ -184,7 +197,7 @@ class Answers:
     async def stream(self, job: Job) -> AsyncGenerator[str | Answer]:
         """Pieces, then the answer. Errors as ``answer``."""
         target = job.target
-        if target.keeps:
+        if target.keeps or isinstance(job.text, tuple):  # it has no pieces
             answer = await self.answer(job)
             yield answer.text
             yield answer
@@ -282,8 +295,17 @@ def _keeping(target: Target) -> Target:
     """The same wire, whose payload is kept.
 
     Raises:
-        HttpError: 400, an agent that is asked directly makes no payload.
+        HttpError: 400, an agent that is asked directly makes no payload, and of several senders
+            none is kept.
     """
+    if target.parts:
+        raise HttpError(
+            400,
+            INVALID,
+            f"{target.model!r} joins several senders, whose payloads cannot be kept.",
+            code="invalid_value",
+            param="agentwire.keep",
+        )
     if target.sender is None:
         raise HttpError(
             400,
@@ -293,6 +315,29 @@ def _keeping(target: Target) -> Target:
             param="agentwire.keep",
         )
     return replace(target, keeps=True)
+
+
+def _check_parts(extension: Extension) -> None:
+    """
+    Raises:
+        HttpError: 400, a wish that several senders cannot be asked: they have the bridges that were
+            trained together, and never send text.
+    """
+    wishes = {
+        "agentwire.bridge": extension.bridge is not None,
+        "agentwire.channel": extension.channel == "text",
+        "agentwire.fallback": extension.fallback == "text",
+    }
+    for param, wished in wishes.items():
+        if wished:
+            raise HttpError(
+                400,
+                INVALID,
+                f"{param}: what several senders have read goes to the receiver by the bridges that "
+                "were trained together, or not at all.",
+                code="invalid_value",
+                param=param,
+            )
 
 
 def _asked(question: WireQuestion) -> Any:

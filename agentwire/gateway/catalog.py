@@ -1,4 +1,7 @@
-"""The models that a gateway offers: each agent, each wire, and each wire's payloads to keep."""
+"""The models that a gateway offers: each agent, each wire, and each wire's payloads to keep.
+
+Senders that share a wire are one model, ``a+b->c``.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from agentwire.gateway.errors import not_a_model
+from agentwire.scenario.schema import WireSpec
 from agentwire.wiring import Wiring
 
 KEEP: Final = ":keep"
@@ -19,17 +23,22 @@ class Target:
     Attributes:
         model: the name that the client gave.
         receiver: the agent that answers.
-        sender: the agent that reads; None: the receiver reads the conversation itself.
+        sender: the agent that reads; None: the receiver reads the conversation itself, or what
+            several senders have read.
         keeps: the payload is kept, and the answer is a handle.
+        parts: the wires of senders that the receiver reads together, in the declared order.
     """
 
     model: str
     receiver: str
     sender: str | None = None
     keeps: bool = False
+    parts: tuple[WireSpec, ...] = ()
 
     @property
     def wire(self) -> str | None:
+        if self.parts:
+            return self.parts[0].set_name
         return None if self.sender is None else f"{self.sender}->{self.receiver}"
 
 
@@ -45,8 +54,10 @@ class Catalog:
         self._created = created
         self._targets: dict[str, Target] = {name: Target(name, name) for name in wiring.agents}
         for name, wire in wiring.wires.items():
-            if wire.joint:
-                continue  # its soft tokens mean something beside the others' alone
+            if wire.joint:  # its soft tokens mean something beside the others' alone
+                parts = tuple(wiring.wires[f"{one}->{wire.receiver}"] for one in wire.joint)
+                self._targets[wire.set_name] = Target(wire.set_name, wire.receiver, parts=parts)
+                continue
             self._targets[name] = Target(name, wire.receiver, wire.sender)
             kept = Target(name + KEEP, wire.receiver, wire.sender, keeps=True)
             self._targets[name + KEEP] = kept

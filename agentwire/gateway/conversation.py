@@ -7,6 +7,9 @@ The rules:
   text alone. System messages are instructions for whoever answers, so they become the receiver's
   prompt where it answers in free text, and are left out where it answers with a label: a bridge
   is trained for one question.
+* Of senders that share a wire each reads one text part of the conversation's only turn, in the
+  wire's order. What is one text, each reads as a run of the scenario would let it: whole, or its
+  share (``WireSpec.reads``).
 * A handle in any message stands for what its sender has read; the words around it are the prompt.
 """
 
@@ -20,6 +23,8 @@ from typing import Final
 from agentwire.gateway.errors import INVALID, HttpError
 from agentwire.gateway.handles import HANDLE, REMAINS, expired
 from agentwire.gateway.schema import Message
+from agentwire.scenario.schema import WireSpec
+from agentwire.scenario.shares import texts_for
 
 INSTRUCTIONS: Final = frozenset({"system", "developer"})
 DEFAULT_PROMPT: Final = "Answer:"
@@ -32,10 +37,13 @@ class Conversation:
     Attributes:
         token: of the handle that it holds; None: none.
         messages: (role, text), handles taken out.
+        parts: texts of the parts of the only turn; empty: it has not several, or there are more
+            turns.
     """
 
     token: str | None
     messages: tuple[tuple[str, str], ...]
+    parts: tuple[str, ...] = ()
 
     @property
     def as_chat(self) -> str:
@@ -51,6 +59,26 @@ class Conversation:
         if len(turns) == 1:
             return turns[0][1]
         return "\n".join(f"{role.capitalize()}: {text}" for role, text in turns)
+
+    def for_each(self, wires: Sequence[WireSpec]) -> tuple[str, ...]:
+        """What each sender of a shared wire reads.
+
+        Raises:
+            HttpError: 400, it has several text parts, and not one for each sender.
+        """
+        if not self.parts:
+            return tuple(texts_for(self.said, wires[0]))
+        if len(self.parts) != len(wires):
+            senders = ", ".join(wire.sender for wire in wires)
+            raise HttpError(
+                400,
+                INVALID,
+                f"{len(self.parts)} text parts for {len(wires)} senders: give one for each of "
+                f"{senders}, in that order, or one text for all.",
+                code="invalid_value",
+                param="messages",
+            )
+        return self.parts
 
     @property
     def instructions(self) -> str:
@@ -87,4 +115,6 @@ def conversation(messages: Sequence[Message]) -> Conversation:
             code="several_handles",
             param="messages",
         )
-    return Conversation(tokens.pop() if tokens else None, said)
+    turns = [m for m in messages if m.role not in INSTRUCTIONS and m.text.strip()]
+    parts = tuple(turns[0].parts) if len(turns) == 1 and len(turns[0].parts) > 1 else ()
+    return Conversation(tokens.pop() if tokens else None, said, parts)

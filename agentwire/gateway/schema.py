@@ -43,9 +43,14 @@ class Message(BaseModel):
     @property
     def text(self) -> str:
         """Its content as one string."""
+        return "\n".join(self.parts)
+
+    @property
+    def parts(self) -> list[str]:
+        """The texts of its content parts; content that is one string is one."""
         if isinstance(self.content, list):
-            return "\n".join(part.text for part in self.content)
-        return self.content or ""
+            return [part.text for part in self.content]
+        return [self.content or ""]
 
 
 class Extension(BaseModel):

@@ -10,6 +10,7 @@ from agentwire.gateway.conversation import DEFAULT_PROMPT, conversation
 from agentwire.gateway.errors import HttpError, http_error
 from agentwire.gateway.limits import Gate, GatewayLimits, parse
 from agentwire.gateway.schema import ChatRequest, CompletionRequest, Message
+from agentwire.scenario.schema import WireSpec
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -20,7 +21,7 @@ def chat(**fields: Any) -> ChatRequest:
     return request
 
 
-def said(*turns: tuple[str, str]) -> Any:
+def said(*turns: tuple[str, Any]) -> Any:
     return conversation([Message.model_validate({"role": r, "content": c}) for r, c in turns])
 
 
@@ -99,6 +100,24 @@ def test_a_handle_is_taken_out_and_the_words_around_it_are_the_prompt() -> None:
         assert error.value.status == 404
     with pytest.raises(HttpError, match="Two handles"):
         said(("user", "<|agentwire:abc|> <|agentwire:def|>"))
+
+
+def test_of_senders_that_share_a_wire_each_gets_a_text_part() -> None:
+    def wires(reads: str) -> list[WireSpec]:
+        shared = {"to": "c", "joint": ["a", "b"], "reads": reads}
+        return [WireSpec.model_validate({"from": sender, **shared}) for sender in "ab"]
+
+    parts: Any = [{"type": "text", "text": "the plot"}, {"type": "text", "text": "the acting"}]
+    two = said(("system", "Judge."), ("user", parts))
+    assert two.for_each(wires("share")) == ("the plot", "the acting")
+    assert two.said == "the plot\nthe acting"  # for one sender they are one text
+    one = said(("user", "a warm film"))
+    assert one.for_each(wires("share")) == ("a warm", "film")
+    assert one.for_each(wires("whole")) == ("a warm film", "a warm film")
+    turns = said(("user", parts), ("assistant", "hm"))
+    assert turns.for_each(wires("whole")) == (turns.said, turns.said)
+    with pytest.raises(HttpError, match="3 text parts for 2 senders"):
+        said(("user", [*parts, parts[0]])).for_each(wires("whole"))
 
 
 @pytest.mark.parametrize(

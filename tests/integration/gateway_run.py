@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 from fake_run import TASK
@@ -12,7 +13,8 @@ from fake_run import TASK
 from agentwire.agent.spec import AgentSpec, FakeModel, OutgoingBridge
 from agentwire.gateway.limits import GatewayLimits
 from agentwire.gateway.server import ServeOptions, serve
-from agentwire.scenario.schema import WireSpec
+from agentwire.scenario.resolve import resolve
+from agentwire.scenario.schema import Scenario, WireSpec
 from agentwire.wiring import Wiring
 
 ADA, BOB = "ada-" + "a" * 28, "bob-" + "b" * 28
@@ -35,6 +37,19 @@ def wiring(*, task: bool = True, bridge: str = "any", **fakes: dict[str, Any]) -
         for name in ("llama", "mistral", "writer")
     }
     return Wiring.of_specs(agents, [wire], task=TASK if task else None)
+
+
+def joined() -> Wiring:
+    """Senders a and b, whose soft tokens c reads together."""
+    fake = {"backend": "fake"}
+    scenario = Scenario.model_validate(
+        {
+            "name": "joined",
+            "agents": {name: {"model": f"m-{name}", **fake} for name in "abc"},
+            "wires": [{"from": ["a", "b"], "to": "c", "reads": "share"}],
+        }
+    )
+    return replace(Wiring.of(resolve(scenario)), task=TASK)
 
 
 @contextlib.asynccontextmanager

@@ -12,10 +12,10 @@ from typing import Any
 import psutil
 import pytest
 from fake_run import TASK
-from gateway_run import ADA, BOB, gateway, wiring
+from gateway_run import ADA, BOB, gateway, joined, wiring
 
 from agentwire.gateway.limits import GatewayLimits
-from agentwire.model.fake import answer, text_hash
+from agentwire.model.fake import answer, joint_answer, text_hash
 
 httpx = pytest.importorskip("httpx2", reason="`make test` installs httpx2")
 pytestmark = pytest.mark.integration
@@ -79,6 +79,43 @@ async def test_agents_wires_and_handles_are_models() -> None:
         usage = body["usage"]
         assert usage["soft_tokens"] == 8 and usage["prompt_tokens"] == 8 + 1
         assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
+async def test_senders_that_share_a_wire_are_a_model_each_reads_its_part() -> None:
+    def parts(*texts: str) -> Any:
+        content = [{"type": "text", "text": text} for text in texts]
+        return [{"role": "user", "content": content}]
+
+    def right(*texts: str) -> str:
+        return joint_answer(texts, TASK.labels)
+
+    pairs = [(f"plot {n}", f"acting {n}") for n in range(6)]
+    assert [right(*pair) for pair in pairs] != [right(*pair[::-1]) for pair in pairs]
+    async with gateway(joined()) as url, Client(url) as client:
+        models = (await client.http.get("/models")).json()["data"]
+        assert [card["id"] for card in models] == ["a", "b", "c", "a+b->c"]
+        for pair in pairs:
+            body = (await client.chat("a+b->c", messages=parts(*pair))).json()
+            assert body["choices"][0]["message"]["content"] == right(*pair)
+        assert body["usage"]["soft_tokens"] == 2 * 8
+        facts = body["agentwire"]
+        assert (facts["channel"], facts["wire"]) == ("soft", "a+b->c")
+        # One text: each reads its share of it, as the wire says.
+        assert await client.text("a+b->c", "a warm moving film") == right("a warm", "moving film")
+        events = [e async for e in client.events("/chat/completions", model="a+b->c",
+                                                 messages=parts(*pairs[0]))]  # fmt: skip
+        assert events[0]["choices"][0]["delta"]["content"] == right(*pairs[0])
+        assert events[-1] == "[DONE]"
+
+        for fields, param in (
+            ({"messages": parts("one", "two", "three")}, "messages"),
+            ({"messages": parts("x", "y"), "agentwire": {"keep": True}}, "agentwire.keep"),
+            ({"messages": parts("x", "y"), "agentwire": {"channel": "text"}}, "agentwire.channel"),
+        ):
+            refused = await client.chat("a+b->c", **fields)
+            assert refused.status_code == 400
+            assert refused.json()["error"]["param"] == param
+        assert (await client.chat("a->c", "alone")).status_code == 404
 
 
 async def test_a_payload_is_handed_on_as_text_that_weighs_nothing() -> None:
