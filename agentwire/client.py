@@ -228,7 +228,7 @@ class Client:
 
         Args:
             mode: what the sender does with the soft tokens.
-            via: for each text the only process that it may go through ("": any).
+            via: for each text the only process that it may go through, or its route ("": any).
             on_piece: told what comes of the only text's answer: (offset in bytes, piece).
 
         Raises:

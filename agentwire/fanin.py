@@ -14,12 +14,21 @@ from typing import Any, Final, Protocol
 
 from agentwire.errors import NackCode, RequestError, ScenarioError
 from agentwire.outcomes import Outcome
-from agentwire.question import KEEP, Question, WireQuestion, check_deadline
-from agentwire.reply import Reply
+from agentwire.question import (
+    KEEP,
+    Question,
+    WireQuestion,
+    check_deadline,
+    names_of,
+    processes_for,
+)
+from agentwire.reply import KeptPayload, Reply
 from agentwire.scenario.schema import WireSpec
-from agentwire.wire.messages import Channel, TaskSpec, direct_wire
+from agentwire.wire.messages import Channel, Mode, TaskSpec, direct_wire
 from agentwire.wiring import Wiring
 
+Row = Sequence[str | KeptPayload]
+"""For each sender a text, or what it keeps."""
 READS: Final = 3
 """How often the senders read, where the receiver dies before it was asked about what it held."""
 
@@ -36,13 +45,14 @@ class Ask(Protocol):
         task: TaskSpec,
         question: Question,
         *,
+        mode: Mode = Mode.FORWARD,
         via: Sequence[str] | None = None,
     ) -> Awaitable[list[Outcome]]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class FanIn:
-    """Asks a receiver about rows of several texts, one for each sender.
+    """Asks a receiver about rows of several texts, one for each sender; or of what a sender keeps.
 
     Args:
         ask: sends requests.
@@ -56,11 +66,12 @@ class FanIn:
     parts: Sequence[WireSpec]
     task: TaskSpec
 
-    async def batch(self, rows: Sequence[Sequence[str]], question: WireQuestion) -> list[Outcome]:
+    async def batch(self, rows: Sequence[Row], question: WireQuestion) -> list[Outcome]:
         """One outcome a row, in order.
 
         Raises:
-            ScenarioError: a row has not one text for each sender.
+            ScenarioError: a row has not one text for each sender; or of one sender some rows have
+                texts and others what it keeps.
             BusClosed: the runtime is closed.
         """
         for row in rows:
@@ -79,7 +90,7 @@ class FanIn:
             outcomes |= await self._once({i: rows[i] for i in left}, end)
         return [outcomes[i] for i in range(len(rows))]
 
-    async def _once(self, rows: Mapping[int, Sequence[str]], end: float) -> dict[int, Outcome]:
+    async def _once(self, rows: Mapping[int, Row], end: float) -> dict[int, Outcome]:
         loop = asyncio.get_running_loop()
         begun = loop.time()
         held = await self._hold(rows, end)
@@ -106,24 +117,34 @@ class FanIn:
                     outcomes[i] = self._together(notes, answer, ms)
         return outcomes
 
-    async def _hold(
-        self, rows: Mapping[int, Sequence[str]], end: float
-    ) -> dict[int, list[Outcome]]:
+    async def _hold(self, rows: Mapping[int, Row], end: float) -> dict[int, list[Outcome]]:
         """Lets every sender read, and one process of the receiver hold what they made."""
 
-        async def one(place: int, via: Sequence[str] | None) -> list[Outcome]:
-            texts = [row[place] for row in rows.values()]
-            return await self._asked(self.parts[place].name, texts, KEEP, end, via=via)
+        async def one(place: int, to: Sequence[str]) -> list[Outcome]:
+            part, texts = self.parts[place], [row[place] for row in rows.values()]
+            names, mode = names_of(part.sender, part.receiver, texts)
+            via = [
+                self._way(part.name, *ends) for ends in zip(processes_for(texts), to, strict=True)
+            ]
+            return await self._asked(part.name, names, KEEP, end, mode=mode, via=via)
 
+        anywhere = [""] * len(rows)
         processes = self.wiring.processes_of(self.parts[0].receiver)
         others = range(1, len(self.parts))
         if len(processes) == 1:
-            parts = await asyncio.gather(*(one(place, None) for place in range(len(self.parts))))
+            parts = await asyncio.gather(*(one(p, anywhere) for p in range(len(self.parts))))
         else:  # where the first one's went, the others' must go
-            first = await one(0, None)
-            via = [self._end_of(o, 1) if isinstance(o, Reply) else "" for o in first]
-            parts = [first, *await asyncio.gather(*(one(place, via) for place in others))]
+            first = await one(0, anywhere)
+            to = [self._end_of(o, 1) if isinstance(o, Reply) else "" for o in first]
+            parts = [first, *await asyncio.gather(*(one(place, to) for place in others))]
         return {i: list(notes) for i, *notes in zip(rows, *parts, strict=True)}
+
+    def _way(self, wire: str, sender: str, receiver: str) -> str:
+        """How a row may go, from and to these processes ("": any)."""
+        if not (sender and receiver):
+            return sender or receiver
+        routes = self.wiring.routes[wire].items()
+        return next(route for route, ends in routes if ends == (sender, receiver))
 
     async def _asked(
         self,
@@ -132,13 +153,16 @@ class FanIn:
         task: TaskSpec,
         end: float,
         *,
-        via: Sequence[str] | None,
+        mode: Mode = Mode.FORWARD,
+        via: Sequence[str],
     ) -> list[Outcome]:
         """As ``ask``, but what is not admitted is every row's outcome."""
         left = max(1e-3, end - asyncio.get_running_loop().time())
         question = Question(deadline=left)
         try:
-            return await self.ask(wire, texts, Channel.SOFT, "error", task, question, via=via)
+            return await self.ask(
+                wire, texts, Channel.SOFT, "error", task, question, mode=mode, via=via
+            )
         except RequestError as error:
             return [error] * len(texts)
 

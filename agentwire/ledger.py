@@ -54,7 +54,7 @@ class Request:
 
     Attributes:
         task: ``TaskSpec.task_id``.
-        via: it may only go through this process; "": through any.
+        via: it may only go through this process, or by this route; "": by any.
         route: which it was last sent on; "": it never was.
         channel, reason: of the next attempt.
         in_flight: it was sent and not answered, by an incarnation that still lives.
@@ -214,7 +214,11 @@ class Ledger:
 
     def _ways(self, wire: str, via: str = "") -> list[str]:
         """The routes that a request may take."""
-        return [way for way, agents in self._routes[wire].items() if not via or via in agents]
+        return [
+            way
+            for way, agents in self._routes[wire].items()
+            if not via or via == way or via in agents
+        ]
 
     def detour(self, wire: str) -> str | None:
         """The direct wire that texts of ``wire`` may take; None if there is none that works."""

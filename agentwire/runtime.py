@@ -237,10 +237,13 @@ class Runtime(Running):
     ) -> KeptPayload:
         """Lets the sender read a text and keep its soft tokens for questions that come later.
 
-        Give the result to ``send`` in the place of a text, as often as you like. Errors as there.
+        Give the result to ``send`` in the place of a text, as often as you like; over a wire that
+        several senders share, to ``fan_in``, where nothing goes as text. Errors as there.
         """
         over, asked = over_wire(question)
         wire, channel, fallback = self._over(sender, receiver, over)
+        if self._wiring.wires[wire].joint:
+            channel, fallback = Channel.SOFT, "error"
         outcomes = await self._ask(wire, [text], channel, fallback, KEEP, asked, mode=Mode.KEEP)
         kept = answered(outcomes)[0]
         return KeptPayload(
@@ -276,7 +279,10 @@ class Runtime(Running):
         return await fan_out(self, self._wiring, sender, receivers, text, question)
 
     async def fan_in(
-        self, texts: Mapping[str, str], receiver: str, **question: Unpack[WireQuestion]
+        self,
+        texts: Mapping[str, str | KeptPayload],
+        receiver: str,
+        **question: Unpack[WireQuestion],
     ) -> Reply:
         """Hands the receiver what several senders have read, in one question.
 
@@ -284,7 +290,7 @@ class Runtime(Running):
         (``from: [a, b]``): soft tokens of other bridges are refused, and nothing goes as text.
 
         Args:
-            texts: what each sender reads, by name.
+            texts: what each sender reads, or has kept for the receiver, by name.
             question: as for ``send``; ``bridge``, ``channel`` and ``fallback`` say nothing here.
 
         Raises:
@@ -299,11 +305,13 @@ class Runtime(Running):
         self,
         senders: Sequence[str],
         receiver: str,
-        rows: Sequence[Sequence[str]],
+        rows: Sequence[Sequence[str | KeptPayload]],
         **question: Unpack[WireQuestion],
     ) -> list[Outcome]:
         """As ``fan_in`` for rows that travel together: of each a text for every sender, in the
         order of the wire; one outcome a row, in order.
+
+        What is kept cannot be mixed with texts of the same sender.
         """
         parts = self._wiring.joint(senders, receiver)
         return await FanIn(self._ask, self._wiring, parts, self._task(question)).batch(

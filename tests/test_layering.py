@@ -111,7 +111,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "wiring",
         "wire.messages",
     }
-    | {"scenario.resolve", "telemetry", "gateway"},
+    | {"scenario.resolve", "scenario.schema", "scenario.shares", "telemetry", "gateway"},
     "adapters": {"errors", "runtime", "wiring", "gateway", "adapters"}
     | {"scenario.load", "scenario.resolve"},
     # Running and showing a scenario.

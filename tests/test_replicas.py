@@ -208,6 +208,16 @@ def test_a_request_that_needs_one_process_waits_for_it_and_does_not_hold_others(
         admit(book, 3, wire="@b", via="b.1")
 
 
+def test_a_request_may_need_one_route() -> None:
+    wires = {"a->b": ("a", "b"), "@a": ("a",), "@b": ("b",)}
+    book = Ledger(wires, routes={"a->b": routes_of(("a.1", "a.2"), ("b.1", "b.2"))})
+    for process in ("a.1", "a.2", "b.1", "b.2"):
+        book.ready(process)
+    for number, route in enumerate(("a.2->b.1", "a.2->b.1", "a.1->b.2"), 1):
+        admit(book, number, via=route)
+    assert sent(book) == [("a.2->b.1", [1]), ("a.2->b.1", [2]), ("a.1->b.2", [3])]
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_random_deaths_of_replicas_lose_nothing_and_convict_only_the_guilty(seed: int) -> None:
     """Poison rows kill whichever replica computes them; nothing else does."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from agentwire.errors import NackCode, RequestError
-from agentwire.gateway.catalog import Target
+from agentwire.gateway.catalog import KEEP, Target
 from agentwire.gateway.conversation import Conversation
 from agentwire.gateway.errors import INVALID, HttpError, http_error
 from agentwire.gateway.handles import Handle, HandleStore, wrong_wire
@@ -20,6 +20,8 @@ from agentwire.wire.messages import Channel
 from agentwire.wiring import Wiring
 
 FP16_BYTES: Final = 2
+Said = str | KeptPayload | tuple[str | KeptPayload, ...]
+"""What is read: by one agent, or, a tuple, by each of several senders."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +30,18 @@ class Job:
 
     Attributes:
         text: what the sender (or the agent itself) reads; what its sender keeps; or what each of
-            the target's senders reads.
+            the target's senders reads, or keeps.
         question: as ``Runtime.send`` takes it.
         owner: name of the API key.
-        handle: that the text was named by.
+        handles: that the text was named by.
         unread: parts of the conversation that nobody reads; told to the client.
     """
 
     target: Target
-    text: str | KeptPayload | tuple[str, ...]
+    text: Said
     question: WireQuestion
     owner: str
-    handle: Handle | None = None
+    handles: tuple[Handle, ...] = ()
     unread: tuple[str, ...] = ()
 
     @property
@@ -100,12 +102,14 @@ class Answers:
             HttpError: its handle cannot be used here.
         """
         extension = request.agentwire
-        handle = None
+        handles: tuple[Handle, ...] = ()
         if extension.keep:
             target = _keeping(target)
-        if said.token is not None:
-            handle = self._handles.get(said.token, owner)
-            target = self._with_handle(target, handle)
+        if target.parts:
+            handles = tuple(self._handles.get(token, owner) for token in said.tokens)
+        elif said.token is not None:
+            handles = (self._handles.get(said.token, owner),)
+            target = self._with_handle(target, handles[0])
         question = WireQuestion(deadline=min(extension.timeout or self._timeout, self._timeout))
         if target.parts:
             _check_parts(extension)
@@ -115,7 +119,7 @@ class Answers:
             question["bridge"] = extension.bridge
             question["fallback"] = extension.fallback
             question["channel"] = extension.channel
-        beside = handle is not None
+        beside = bool(handles)
         unread: list[str] = []
         if self._wants_label(extension):
             question["labels"] = extension.labels
@@ -124,16 +128,19 @@ class Answers:
         else:
             question["prompt"] = extension.prompt or said.prompt(beside_handle=beside)
             question["generate"] = request.options()
-        text: str | KeptPayload | tuple[str, ...] = said.said
-        if handle is not None:
-            text = handle.kept
-        elif target.parts:
-            text = said.for_each(target.parts)
-        return Job(target, text, question, owner, handle, tuple(unread))
+        text: Said = said.said
+        if target.parts:
+            text = _kept_by_each(target, handles) if handles else said.for_each(target.parts)
+        elif handles:
+            text = handles[0].kept
+        return Job(target, text, question, owner, handles, tuple(unread))
 
     def _with_handle(self, target: Target, handle: Handle) -> Target:
         kept = handle.kept
-        if target.keeps or target.parts or target.receiver != kept.receiver:
+        wire = self._wiring.wires[f"{kept.sender}->{kept.receiver}"]
+        if wire.joint:
+            raise wrong_wire(handle, wire.set_name)
+        if target.keeps or target.receiver != kept.receiver:
             raise wrong_wire(handle)
         if target.sender not in (None, kept.sender):
             raise wrong_wire(handle)
@@ -157,9 +164,8 @@ class Answers:
         extension = request.agentwire
         if extension.labels:
             question["labels"], question["prompt"] = extension.labels, extension.prompt
-            return Job(
-                target, said.said, question, owner, None, tuple(said.unread(beside_handle=False))
-            )
+            unread = tuple(said.unread(beside_handle=False))
+            return Job(target, said.said, question, owner, unread=unread)
         question["prompt"] = extension.prompt or ""
         question["generate"] = request.options()
         question["form"] = "plain" if plain else "chat"
@@ -252,8 +258,8 @@ class Answers:
 
     def _lost(self, job: Job, error: RequestError) -> HttpError:
         """What was kept may be gone before its handle is: then so is the handle."""
-        if error.code is NackCode.EXPIRED and job.handle is not None:
-            self._handles.drop(job.handle.token)
+        if error.code is NackCode.EXPIRED and len(job.handles) == 1:  # of several: which is unknown
+            self._handles.drop(job.handles[0].token)
         return http_error(error)
 
     def _of(self, job: Job, reply: Reply) -> Answer:
@@ -295,14 +301,15 @@ def _keeping(target: Target) -> Target:
     """The same wire, whose payload is kept.
 
     Raises:
-        HttpError: 400, an agent that is asked directly makes no payload, and of several senders
-            none is kept.
+        HttpError: 400, an agent that is asked directly makes no payload, and several senders none
+            together.
     """
     if target.parts:
         raise HttpError(
             400,
             INVALID,
-            f"{target.model!r} joins several senders, whose payloads cannot be kept.",
+            f"{target.model!r} joins several senders: each keeps its own payload, as "
+            f"the model {target.parts[0].name + KEEP!r}.",
             code="invalid_value",
             param="agentwire.keep",
         )
@@ -315,6 +322,29 @@ def _keeping(target: Target) -> Target:
             param="agentwire.keep",
         )
     return replace(target, keeps=True)
+
+
+def _kept_by_each(target: Target, handles: Sequence[Handle]) -> tuple[KeptPayload, ...]:
+    """What each of the target's senders keeps, in the wire's order, whatever the handles'.
+
+    Raises:
+        HttpError: 403, one was made on another wire; 400, a sender has not exactly one.
+    """
+    known = {part.name: part for part in target.parts}
+    for handle in handles:
+        if f"{handle.kept.sender}->{handle.kept.receiver}" not in known:
+            raise wrong_wire(handle)
+    by_sender = {handle.kept.sender: handle.kept for handle in handles}
+    if len(by_sender) < len(known) or len(handles) > len(known):
+        senders = ", ".join(part.sender for part in target.parts)
+        raise HttpError(
+            400,
+            INVALID,
+            f"{len(handles)} handles, of {', '.join(by_sender)}: give one of each of {senders}.",
+            code="invalid_value",
+            param="messages",
+        )
+    return tuple(by_sender[part.sender] for part in target.parts)
 
 
 def _check_parts(extension: Extension) -> None:

@@ -1,6 +1,7 @@
 """The models that a gateway offers: each agent, each wire, and each wire's payloads to keep.
 
-Senders that share a wire are one model, ``a+b->c``.
+Senders that share a wire are one model, ``a+b->c``; each one's payload can be kept for it,
+``a->c:keep``.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ class Catalog:
             if wire.joint:  # its soft tokens mean something beside the others' alone
                 parts = tuple(wiring.wires[f"{one}->{wire.receiver}"] for one in wire.joint)
                 self._targets[wire.set_name] = Target(wire.set_name, wire.receiver, parts=parts)
-                continue
-            self._targets[name] = Target(name, wire.receiver, wire.sender)
+            else:
+                self._targets[name] = Target(name, wire.receiver, wire.sender)
             kept = Target(name + KEEP, wire.receiver, wire.sender, keeps=True)
             self._targets[name + KEEP] = kept
 

@@ -11,6 +11,7 @@ The rules:
   wire's order. What is one text, each reads as a run of the scenario would let it: whole, or its
   share (``WireSpec.reads``).
 * A handle in any message stands for what its sender has read; the words around it are the prompt.
+  Over a shared wire there is one of each sender, in any order, or none.
 """
 
 from __future__ import annotations
@@ -35,15 +36,33 @@ class Conversation:
     """What a client said.
 
     Attributes:
-        token: of the handle that it holds; None: none.
+        tokens: of the handles that it holds, each once.
         messages: (role, text), handles taken out.
         parts: texts of the parts of the only turn; empty: it has not several, or there are more
             turns.
     """
 
-    token: str | None
+    tokens: tuple[str, ...]
     messages: tuple[tuple[str, str], ...]
     parts: tuple[str, ...] = ()
+
+    @property
+    def token(self) -> str | None:
+        """Of the only handle; None: it holds none.
+
+        Raises:
+            HttpError: 400, it holds several.
+        """
+        if len(self.tokens) > 1:
+            raise HttpError(
+                400,
+                INVALID,
+                f"{len(self.tokens)} handles in one conversation: only a receiver whose bridges "
+                "were trained for that reads several payloads at once, as the model `a+b->c`.",
+                code="several_handles",
+                param="messages",
+            )
+        return self.tokens[0] if self.tokens else None
 
     @property
     def as_chat(self) -> str:
@@ -100,21 +119,12 @@ class Conversation:
 def conversation(messages: Sequence[Message]) -> Conversation:
     """
     Raises:
-        HttpError: 400, it holds two different handles; 404, one that is damaged.
+        HttpError: 404, it holds a handle that is damaged.
     """
-    tokens = {token for message in messages for token in HANDLE.findall(message.text)}
+    tokens = dict.fromkeys(token for m in messages for token in HANDLE.findall(m.text))
     said = tuple((message.role, HANDLE.sub("", message.text)) for message in messages)
     if any(REMAINS in text for _, text in said):
         raise expired()  # a damaged handle is no text for anybody to read
-    if len(tokens) > 1:
-        raise HttpError(
-            400,
-            INVALID,
-            "Two handles in one conversation: a receiver reads one payload at a time, since no "
-            "bridge was trained for several.",
-            code="several_handles",
-            param="messages",
-        )
     turns = [m for m in messages if m.role not in INSTRUCTIONS and m.text.strip()]
     parts = tuple(turns[0].parts) if len(turns) == 1 and len(turns[0].parts) > 1 else ()
-    return Conversation(tokens.pop() if tokens else None, said, parts)
+    return Conversation(tuple(tokens), said, parts)

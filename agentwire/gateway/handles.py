@@ -139,12 +139,18 @@ def expired() -> HttpError:
     )
 
 
-def wrong_wire(handle: Handle) -> HttpError:
-    wire = f"{handle.kept.sender}->{handle.kept.receiver}"
+def wrong_wire(handle: Handle, joint: str | None = None) -> HttpError:
+    """
+    Args:
+        joint: name of the wire that the handle's sender shares with others.
+    """
+    receiver, wire = handle.kept.receiver, f"{handle.kept.sender}->{handle.kept.receiver}"
+    models = f"the model {receiver!r} or {wire!r}"
+    if joint is not None:
+        models = f"the model {joint!r}, beside a handle of each other sender"
     return HttpError(
         403,
         FORBIDDEN,
-        f"This handle was made on {wire}: only {handle.kept.receiver} can read it, as the model "
-        f"{handle.kept.receiver!r} or {wire!r}.",
+        f"This handle was made on {wire}: only {receiver} can read it, as {models}.",
         code="handle_forbidden",
     )

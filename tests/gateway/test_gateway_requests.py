@@ -98,8 +98,10 @@ def test_a_handle_is_taken_out_and_the_words_around_it_are_the_prompt() -> None:
         with pytest.raises(HttpError) as error:
             said(("user", lost))
         assert error.value.status == 404
-    with pytest.raises(HttpError, match="Two handles"):
-        said(("user", "<|agentwire:abc|> <|agentwire:def|>"))
+    several = said(("user", "<|agentwire:def|> <|agentwire:abc|> <|agentwire:def|>"))
+    assert several.tokens == ("def", "abc")
+    with pytest.raises(HttpError, match="2 handles in one conversation"):
+        _ = several.token
 
 
 def test_of_senders_that_share_a_wire_each_gets_a_text_part() -> None:

@@ -93,7 +93,8 @@ async def test_senders_that_share_a_wire_are_a_model_each_reads_its_part() -> No
     assert [right(*pair) for pair in pairs] != [right(*pair[::-1]) for pair in pairs]
     async with gateway(joined()) as url, Client(url) as client:
         models = (await client.http.get("/models")).json()["data"]
-        assert [card["id"] for card in models] == ["a", "b", "c", "a+b->c"]
+        names = ["a", "b", "c", "a+b->c", "a->c:keep", "b->c:keep"]
+        assert [card["id"] for card in models] == names
         for pair in pairs:
             body = (await client.chat("a+b->c", messages=parts(*pair))).json()
             assert body["choices"][0]["message"]["content"] == right(*pair)
@@ -116,6 +117,31 @@ async def test_senders_that_share_a_wire_are_a_model_each_reads_its_part() -> No
             assert refused.status_code == 400
             assert refused.json()["error"]["param"] == param
         assert (await client.chat("a->c", "alone")).status_code == 404
+
+
+async def test_handles_of_several_senders_are_read_together() -> None:
+    def right(*texts: str) -> str:
+        return joint_answer(texts, TASK.labels)
+
+    pairs = [(f"plot {n}", f"acting {n}") for n in range(6)]
+    async with gateway(joined()) as url, Client(url) as client, Client(url, BOB) as other:
+        for plot, acting in pairs:
+            first = await client.text("a->c:keep", plot)
+            second = await client.text("b->c:keep", acting)
+            for content in (f"{first} {second}", f"Judge {second}, then {first}."):
+                assert await client.text("a+b->c", content) == right(plot, acting)
+        again = await client.text("a->c:keep", "another plot")
+        for model, content, status, code in (
+            ("a+b->c", first, 400, "invalid_value"),
+            ("a+b->c", f"{first} {second} {again}", 400, "invalid_value"),
+            ("c", first, 403, "handle_forbidden"),
+            ("c", f"{first} {second}", 400, "several_handles"),
+            ("a+b->c", f"{first} <|agentwire:{'x' * 32}|>", 404, "handle_not_found"),
+        ):
+            refused = await client.chat(model, content)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (status, code)
+        foreign = await other.chat("a+b->c", f"{first} {second}")
+        assert foreign.status_code == 403
 
 
 async def test_a_payload_is_handed_on_as_text_that_weighs_nothing() -> None:

@@ -64,6 +64,23 @@ async def test_the_receiver_reads_all_senders_in_the_declared_order(
         assert labels(await asyncio.gather(*calls)) == expected(ROWS)
 
 
+@pytest.mark.parametrize("receiver", [{}, {"replicas": 2}], ids=["one", "two"])
+async def test_what_senders_keep_is_read_together_later(receiver: dict[str, Any]) -> None:
+    rows = ROWS[:8]
+    async with joined(receiver) as wire:
+        kept = [(await wire.keep("a", "c", a), await wire.keep("b", "c", b)) for a, b in rows]
+        assert {payload.channel for pair in kept for payload in pair} == {"soft"}
+        for _ in range(2):  # as often as one likes
+            assert labels(await wire.fan_in_batch(["a", "b"], "c", kept, **ASKED)) == expected(rows)
+        mixed = [(a, pair[1]) for (a, _), pair in zip(rows, kept, strict=True)]
+        assert labels(await wire.fan_in_batch(["a", "b"], "c", mixed, **ASKED)) == expected(rows)
+        with pytest.raises(ScenarioError, match="cannot mix"):
+            await wire.fan_in_batch(["a", "b"], "c", [rows[0], kept[0]], **ASKED)
+        with pytest.raises(RequestError) as error:  # alone it means nothing
+            await wire.send("a", "c", kept[0][0], fallback="error", **ASKED)
+        assert error.value.code is NackCode.PROMPT_MISMATCH
+
+
 async def test_a_part_alone_never_goes_as_soft_tokens() -> None:
     async with joined() as wire:
         alone = await wire.send("a", "c", "plot 1", **ASKED)
