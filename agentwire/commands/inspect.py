@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from agentwire.model.transformers import TransformersBackend
     from agentwire.scenario.inventory import Inventory
     from agentwire.task.datasets import Dataset
+    from agentwire.task.rows import Example
 
 SPLITS = ("test", "validation", "sample")
 """Where rows are taken from, in this order: never from those that the bridge was trained on."""
@@ -89,34 +91,30 @@ def _inspected(
     from agentwire.bridge.examine import Examiner, Inspection
     from agentwire.commands.terminal import steps
     from agentwire.scenario.inventory import Inventory
-    from agentwire.scenario.predictions import choose_rows
 
     card = store.verify(folder)
     inventory = Inventory.here()
     with steps() as shown:
-        data = _rows(card, dataset, inventory) if rows or not texts else None
-        chosen = choose_rows(len(data), rows or 2, seed=0) if data is not None else []
-        examples = [data.rows[i] for i in chosen] if data is not None else []
+        some = _rows(card, dataset, inventory, rows or 2) if rows or not texts else None
         sender, receiver = (
             _load(model, inventory, device, shown.update) for model in (card.sender, card.receiver)
         )
         examiner = Examiner(folder, sender, receiver)
-        labels = data.labels if data is not None else ()
-        views = [examiner.view(text, None, top) for text in texts] or [
-            examiner.view(row.text, labels[row.label], top) for row in examples[:2]
-        ]
+        views = [examiner.view(text, None, top) for text in texts]
+        if not views and some is not None:
+            views = [
+                examiner.view(text, label, top)
+                for text, label in zip(some.texts[:2], some.labels[:2], strict=True)
+            ]
         spread = None
-        if rows and examples:
+        if rows and some is not None:
             payloads = examiner.payloads(
-                [row.text for row in examples],
-                lambda stage, fraction: shown.update("the bridge", stage, fraction),
+                some.texts, lambda stage, fraction: shown.update("the bridge", stage, fraction)
             )
             spread = examiner.spread(payloads)
-            if plot is not None and data is not None:
+            if plot is not None:
                 shown.update("payloads", "map", 0.0)
-                title = f"{card.name}: payloads of {len(examples)} rows of {data.name} {data.split}"
-                classes = [row.label for row in examples]
-                _draw(payloads.flatten(1).cpu().numpy(), data, classes, title, plot)
+                _draw(payloads.flatten(1).cpu().numpy(), some, card.name, plot)
         return Inspection(
             bridge=card.name,
             fingerprint=card.weights_sha256,
@@ -129,19 +127,19 @@ def _inspected(
             random_cosine=examiner.random_cosine(),
             texts=views,
             spread=spread,
-            data=_provenance(data) if examples else None,
+            data=some.provenance if some is not None else None,
             plot=str(plot) if plot is not None else None,
         )
 
 
-def _draw(
-    payloads: npt.NDArray[np.float32], data: Dataset, classes: list[int], title: str, file: Path
-) -> None:
+def _draw(payloads: npt.NDArray[np.float32], rows: _Rows, bridge: str, file: Path) -> None:
     from agentwire.bridge import tsne
 
     points = tsne.project(payloads)
+    name, split = rows.provenance["name"], rows.provenance["split"]
+    title = f"{bridge}: payloads of {len(rows.texts)} rows of {name} {split}"
     try:
-        tsne.draw(points, classes, data.labels, title, file)
+        tsne.draw(points, rows.classes, rows.names, title, file)
     except OSError as error:
         raise InputError(
             f"{file} cannot be written: {error.strerror}.", hint="Name another file with --plot."
@@ -161,24 +159,88 @@ def _check_plot(file: Path) -> None:
         raise InputError(f"{file.parent} is no folder.", hint="Name another file with --plot.")
 
 
-def _rows(card: BridgeCard, name: str | None, inventory: Inventory) -> Dataset:
-    """Rows of the bridge's dataset that it was not trained on; of several datasets the first's."""
-    from agentwire.task.datasets import load_rows
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Texts to look at.
+
+    Attributes:
+        texts: what the sender reads.
+        labels: of each text, for people.
+        classes: of each text, for the map; they count into ``names``: classes of a data set, or the
+            data sets themselves where there are several.
+        names: as above.
+        provenance: where they are from.
+    """
+
+    texts: list[str]
+    labels: list[str]
+    classes: list[int]
+    names: tuple[str, ...]
+    provenance: dict[str, Any]
+
+
+def _rows(card: BridgeCard, name: str | None, inventory: Inventory, n: int) -> _Rows:
+    """Rows that the bridge was not trained on, of its data sets or of the named one.
+
+    A bridge for several data sets is shown as many rows of each that is here; a series has the same
+    texts in all of its parts, so that the first stands for them.
+
+    Raises:
+        DataError: no such data set, or none of them is here.
+    """
     from agentwire.task.definitions import load_definition
 
     if name is not None:
         load_definition(name)
     wanted = [name] if name is not None else _datasets(card.training.dataset)
-    for dataset in wanted:
-        for split in SPLITS:
-            try:
-                return load_rows(dataset, split, config=inventory.config)
-            except DataError:
-                continue
-    raise DataError(
-        f"no rows of {', '.join(wanted)} can be had here that the bridge was not trained on.",
-        hint="Give --dataset (`agentwire data list`), or only --text with --rows 0.",
+    found = [data for dataset in wanted if (data := _unseen(dataset, inventory)) is not None]
+    if not found:
+        raise DataError(
+            f"no rows of {', '.join(wanted)} can be had here that the bridge was not trained on.",
+            hint="Give --dataset (`agentwire data list`), or only --text with --rows 0.",
+        )
+    if len(found) == 1:
+        (data,) = found
+        rows = _some(data, n)
+        labels = [data.labels[row.label] for row in rows]
+        classes = [row.label for row in rows]
+        provenance = {"name": data.name, "split": data.split, **data.provenance}
+        return _Rows([row.text for row in rows], labels, classes, data.labels, provenance)
+    parts = [_some(data, -(-n // len(found))) for data in found]
+    several = [
+        (row.text, f"{data.name}: {data.labels[row.label]}", number)
+        for number, (data, part) in enumerate(zip(found, parts, strict=True))
+        for row in part
+    ]
+    return _Rows(
+        texts=[text for text, _, _ in several],
+        labels=[label for _, label, _ in several],
+        classes=[number for _, _, number in several],
+        names=tuple(data.name for data in found),
+        provenance={
+            "name": "+".join(data.name for data in found),
+            "split": "+".join(dict.fromkeys(data.split for data in found)),
+            "parts": {data.name: {"split": data.split, **data.provenance} for data in found},
+        },
     )
+
+
+def _unseen(dataset: str, inventory: Inventory) -> Dataset | None:
+    """A split that no bridge trains on; None: none is here."""
+    from agentwire.task.datasets import load_rows
+
+    for split in SPLITS:
+        try:
+            return load_rows(dataset, split, config=inventory.config)
+        except DataError:
+            continue
+    return None
+
+
+def _some(data: Dataset, n: int) -> list[Example]:
+    from agentwire.scenario.predictions import choose_rows
+
+    return [data.rows[i] for i in choose_rows(len(data), n, seed=0)]
 
 
 def _datasets(trained_on: str) -> list[str]:
@@ -186,11 +248,7 @@ def _datasets(trained_on: str) -> list[str]:
     from agentwire.task.definitions import definitions
 
     series = [name for name, task in definitions().items() if task.series == trained_on]
-    return series or trained_on.split("+")
-
-
-def _provenance(data: Dataset | None) -> dict[str, str]:
-    return {} if data is None else {"name": data.name, "split": data.split, **data.provenance}
+    return series[:1] or trained_on.split("+")
 
 
 def _load(
@@ -279,8 +337,9 @@ def _print_spread(result: Inspection, console: Console) -> None:
     console.print(
         f"\n[bold]over {spread.rows:,} rows[/bold] of {data.get('name')} {data.get('split')}"
     )
-    if data.get("source") == "sample":
-        console.print(f"  SAMPLE: {data.get('note')}", style="bold yellow", markup=False)
+    for part in (data, *data.get("parts", {}).values()):
+        if part.get("source") == "sample":
+            console.print(f"  SAMPLE: {part.get('note')}", style="bold yellow", markup=False)
     mean = "-" if spread.mean_cosine is None else f"{spread.mean_cosine:.3f}"
     for name, value in (
         ("mean cosine between the soft tokens of a text", mean),
