@@ -71,6 +71,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"agent.spec", "scenario.schema", "scenario.resolve", "scenario.bridging", "scenario.shares"},
     "bridge.new_card": {"bridge", "wire.messages", "model.sources", "scenario.schema"}
     | {"task.datasets"},
+    "bridge.train_shared": {"errors", "config", "wire.messages", "bridge", "model", "task"}
+    | {"scenario.resolve"},
     "bridge.trainer": {"errors", "bridge", "scenario.schema", "task"},
     "bridge.optimise": {"bridge", "scenario.schema"},
     "bridge.problem": {"bridge", "scenario.schema"},

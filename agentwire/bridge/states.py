@@ -88,6 +88,14 @@ class StateCache:
         return mean.float(), std.float()
 
 
+def evenly(caches: Sequence[StateCache]) -> StateCache:
+    """As many tokens of each cache, as one text: for statistics that none of them decides alone."""
+    size = min(cache.flat.shape[0] for cache in caches)
+    flat = torch.cat([cache.flat[:: cache.flat.shape[0] // size][:size] for cache in caches])
+    zero = torch.zeros(1, dtype=torch.long, device=flat.device)
+    return StateCache(flat, zero, zero + flat.shape[0], zero)
+
+
 class States(Protocol):
     """What a training needs of its rows' states: of one sender (StateCache), or of several."""
 

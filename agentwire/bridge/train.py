@@ -81,7 +81,8 @@ def train_scenarios(
     config: Config | None = None,
     plots: Mapping[str, Path] | None = None,
 ) -> list[Path]:
-    """Trains the bridges of scenarios that may share a training (``resolve.training_key``).
+    """Trains the bridges of scenarios that may share a training (``resolve.training_key``), or the
+    one bridge that scenarios of several tasks name (``train_shared``).
 
     Models load once, and the sender reads each text once, for all layers that are asked for. As
     many bridges as ``ROWS_AT_ONCE`` allows go through each pass of the receiver, the others after
@@ -92,17 +93,22 @@ def train_scenarios(
         plots: files for pictures of the losses, by bridge.
 
     Returns:
-        the bridges' folders, in order.
+        the bridges' folders, in order; of one bridge for all, its only one.
 
     Raises:
         ValueError: they may not share a training.
         BridgeError: a loss is not finite any more; the other bridges are written.
         ScenarioError, DataError, ModelError, DeviceError: see ``train_scenario``.
     """
+    plots = plots or {}
+    if len(resolved) > 1 and len({one.wire.bridge for one in resolved}) == 1:
+        from agentwire.bridge.train_shared import train_shared
+
+        plot = plots.get(resolved[0].wire.bridge)
+        return [train_shared(resolved, out=out, progress=progress, config=config, plot=plot)]
     if len({training_key(one) for one in resolved}) > 1:
         raise ValueError("these scenarios differ in more than what their bridges may differ in")
     config = config or Config.from_env()
-    plots = plots or {}
     if any(one.wire.spec.joint for one in resolved):  # a set of bridges: nothing is shared
         return [
             train_scenario(

@@ -91,7 +91,8 @@ def train_cells(source: Path, scenario: Scenario, options: Options, command: str
             if again.can_be_trained:
                 together = trained_together(again, later)
                 train(together)
-                made += [options.bridges / p.resolved.wire.bridge for p in together]
+                names = dict.fromkeys(p.resolved.wire.bridge for p in together)
+                made += [options.bridges / name for name in names]
     return made
 
 
@@ -222,4 +223,5 @@ def _trainer(options: Options, view: MatrixView) -> Callable[[Sequence[CellPlan]
 
 def _say_resume(run: MatrixRun) -> None:
     typer.echo(f"kept: {run.folder}/ (every cell and row that was done)", err=True)
-    typer.echo(f"next: {run.command} --resume {shlex.quote(str(run.folder))}", err=True)
+    command = f"{run.command} --train" if run.train is not None else run.command
+    typer.echo(f"next: {command} --resume {shlex.quote(str(run.folder))}", err=True)

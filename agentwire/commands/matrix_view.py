@@ -88,7 +88,9 @@ class MatrixView:
         """The bridges of these cells are trained in one go."""
         if len(plans) > 1:
             names = ", ".join(plan.cell.id for plan in plans)
-            self._console.print(f"  training {len(plans)} bridges: {names}", markup=False)
+            bridges = {plan.resolved.wire.bridge for plan in plans}
+            what = f"{len(bridges)} bridges:" if len(bridges) > 1 else "one bridge for"
+            self._console.print(f"  training {what} {names}", markup=False)
 
     def training(self, stage: str, fraction: float) -> None:
         """Bridges are trained; ``fraction`` of the whole."""

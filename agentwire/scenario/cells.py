@@ -11,7 +11,8 @@ from agentwire.scenario.inventory import Inventory
 from agentwire.scenario.matrix import AxisValue, Cell, expand
 from agentwire.scenario.methods import MethodSpec
 from agentwire.scenario.resolve import Resolved, resolve, training_key
-from agentwire.scenario.schema import Scenario
+from agentwire.scenario.schema import DataChoice, Scenario
+from agentwire.task.definitions import load_definition
 
 SHARED_AXES = ("wire", "task")
 """Axes that every method depends on."""
@@ -120,13 +121,39 @@ def plan_cell(cell: Cell, methods: tuple[MethodSpec, ...], machine: Machine) -> 
 
 def trained_together(plan: CellPlan, later: Sequence[CellPlan]) -> tuple[CellPlan, ...]:
     """The cell, and those of ``later`` whose missing bridges can be trained in one go with its own:
-    one cell for each bridge (tasks of one series share theirs)."""
+    one cell for each bridge (tasks of one series share theirs). Where several tasks name one
+    bridge, these cells: it is trained on all of them."""
+    if sharing := _sharing(plan, later):
+        return (plan, *sharing)
     key = training_key(plan.resolved)
     found = {plan.resolved.wire.bridge: plan}
     for other in later:
         if other.can_be_trained and training_key(other.resolved) == key:
             found.setdefault(other.resolved.wire.bridge, other)
     return tuple(found.values())
+
+
+def _sharing(plan: CellPlan, later: Sequence[CellPlan]) -> tuple[CellPlan, ...]:
+    """Cells of other tasks, not of the same series, that name the same missing bridge."""
+    own = plan.resolved
+    if own.data is None:
+        return ()
+    seen = {own.data.dataset}
+    found = []
+    for other in later:
+        data = other.resolved.data
+        if data is None or data.dataset in seen or not other.can_be_trained:
+            continue
+        if other.resolved.wire.bridge == own.wire.bridge and not _same_series(own.data, data):
+            seen.add(data.dataset)
+            found.append(other)
+    return tuple(found)
+
+
+def _same_series(first: DataChoice, second: DataChoice) -> bool:
+    """Whether two tasks ask different things about the same texts."""
+    series = load_definition(first.dataset).series
+    return series is not None and load_definition(second.dataset).series == series
 
 
 def without_bridges(plan: CellPlan) -> CellPlan | None:

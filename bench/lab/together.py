@@ -12,7 +12,7 @@ from torch import Tensor
 from agentwire.baseline.probe import choose_logistic
 from agentwire.bridge.problem import Part, scores_of
 from agentwire.bridge.resampler import Resampler
-from agentwire.bridge.states import StateCache
+from agentwire.bridge.states import StateCache, evenly
 from agentwire.bridge.trainer import Trained, train_many
 from agentwire.errors import BridgeError
 from agentwire.task.passkey import DIGITS, SERIES
@@ -102,7 +102,7 @@ def universal(world: World, job: Job, folder: Folder) -> Answer:
         task: [world.states(job.direction, task, layer, part) for part in ("train", "held_out")]
         for task in TASKS
     }
-    statistics = _of_all([caches[task][0] for task in TASKS])
+    statistics = evenly([caches[task][0] for task in TASKS])
     done = train_together(world, job, members, TASKS, caches, statistics)
     alive = [(m, t) for m, t in done if isinstance(t, Trained)]
     if alive:
@@ -207,14 +207,6 @@ def emotion_as_sentiment(world: World, job: Job, module: Any, member: Member) ->
                       predicted=logits.argmax(-1)[kept], labels=wanted[kept], layer=member.layer,
                       seen=False)  # fmt: skip
     return {**entry, "task": "emotion_as_sentiment"}
-
-
-def _of_all(caches: Sequence[StateCache]) -> StateCache:
-    """States of as many tokens of each task, for statistics that no task decides alone."""
-    size = min(cache.flat.shape[0] for cache in caches)
-    flat = torch.cat([cache.flat[:: cache.flat.shape[0] // size][:size] for cache in caches])
-    first = caches[0]
-    return StateCache(flat, first.offsets, first.lengths, first.labels)
 
 
 # -- passkey --------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ import pytest
 import tiny
 import yaml
 
+from agentwire.bridge.card import read_card
+
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,3 +96,32 @@ def test_missing_bridges_are_named_then_trained_then_measured(
     assert made.returncode == 0, made.stderr
     assert [m["bridge"] for m in json.loads(made.stdout)] == [f"{BASE}--m8"]
     assert (tmp_path / f"loss--{BASE}--m8.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_bridge_that_several_tasks_name_is_trained_on_all_of_them(
+    tmp_path: Path, scenario: dict[str, Any]
+) -> None:
+    questions = tmp_path / "questions"
+    tiny.write_rows(questions / "train.jsonl", 120, seed=3)
+    tiny.write_rows(questions / "test.jsonl", 16, seed=4)
+    scenario["wires"][0]["bridge"] = "both"
+    tasks = [
+        {"dataset": "movie_snippets", "path": "rows"},
+        {"dataset": "subj", "path": "questions"},
+    ]
+    scenario["matrix"] = {"tasks": tasks}
+    (tmp_path / "both.yaml").write_text(yaml.safe_dump(scenario))
+    done = agentwire(tmp_path, "run", "both.yaml", "--train", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "training one bridge for movie_snippets, subj" in done.stderr
+    result = json.loads(done.stdout)
+    assert [cell["status"] for cell in result["cells"]] == ["done", "done"]
+    names = {(cell["bridge"]["name"], cell["bridge"]["fingerprint"]) for cell in result["cells"]}
+    assert len(names) == 1 and names.pop()[0] == "both"
+    card = read_card(tmp_path / "bridges" / "both")
+    assert card.prompts == ("any",) and card.soft_tokens == 4
+    assert card.training.dataset == "movie_snippets+subj"
+    assert card.training.rows + card.training.held_out <= 270
+    assert set(card.training.provenance) == {"movie_snippets", "subj"}
+    again = agentwire(tmp_path, "train", "both.yaml", "--json")
+    assert json.loads(again.stdout) == []  # it is there
