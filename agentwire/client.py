@@ -279,10 +279,10 @@ class Client:
         try:
             await self._outcomes.wait(waits)
         finally:
-            self._abandon([i for i, p in waits.items() if not p.waiters and not p.future.done()])
+            self._abandon([i for i, p in waits.items() if not p.waiting and p.outcome is None])
         if timer is not None and all(r.request_id not in self._ledger for r in new.values()):
             timer.cancel()
-        return [known[i] if i in known else waits[i].future.result() for i in ids]
+        return [known[i] if i in known else waits[i].ended() for i in ids]
 
     def _admit(
         self, requests: list[Request], task: TaskSpec, deadline_s: float

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeAlias
 
 from agentwire.endings import RETRY_AFTER_S
@@ -27,14 +27,32 @@ class EventLog(Protocol):
 
 
 @dataclass(eq=False, slots=True)
+class Waiting:
+    """A caller that waits for several requests; woken once, when the last has ended."""
+
+    future: asyncio.Future[None]
+    left: int
+
+    def one_ended(self) -> None:
+        self.left -= 1
+        if self.left == 0 and not self.future.done():
+            self.future.set_result(None)
+
+
+@dataclass(eq=False, slots=True)
 class Pending:
-    """A request that callers wait for. Its future never holds an exception but an Outcome."""
+    """A request that callers wait for."""
 
     task: TaskSpec
     task_id: str  # of the task: a digest, too dear to take for every row
-    future: asyncio.Future[Outcome]
-    waiters: int = 0
+    outcome: Outcome | None = None
+    waiting: list[Waiting] = field(default_factory=list)
     on_piece: Callable[[int, str], None] | None = None
+
+    def ended(self) -> Outcome:
+        """What became of it, once it has ended."""
+        assert self.outcome is not None
+        return self.outcome
 
 
 class Pace:
@@ -104,10 +122,8 @@ class Outcomes:
 
     def expect(self, requests: Sequence[Request], task: TaskSpec) -> None:
         """These requests, alike in all but id and text, have been admitted."""
-        loop = asyncio.get_running_loop()
         for request in requests:
-            future: asyncio.Future[Outcome] = loop.create_future()
-            self._pending[request.request_id] = Pending(task, request.task, future)
+            self._pending[request.request_id] = Pending(task, request.task)
         head = requests[0]
         self._write(
             "admitted",
@@ -140,20 +156,24 @@ class Outcomes:
 
     async def wait(self, waits: Mapping[bytes, Pending]) -> None:
         """Waits until all have an outcome, or the caller is cancelled."""
-        for pending in waits.values():
-            pending.waiters += 1
+        outstanding = [pending for pending in waits.values() if pending.outcome is None]
+        if not outstanding:
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting = Waiting(future, len(outstanding))
+        for pending in outstanding:
+            pending.waiting.append(waiting)
         try:
-            futures = [p.future for p in waits.values() if not p.future.done()]
-            if futures:
-                await asyncio.wait(futures)
+            await future
         finally:
-            for pending in waits.values():
-                pending.waiters -= 1
+            for pending in outstanding:
+                pending.waiting.remove(waiting)
 
     def _end(self, request: Request, outcome: Outcome) -> None:
-        future = self._pending.pop(request.request_id).future
-        if not future.done():
-            future.set_result(outcome)
+        pending = self._pending.pop(request.request_id)
+        pending.outcome = outcome
+        for waiting in pending.waiting:
+            waiting.one_ended()
 
     def _write(self, event: str, requests: Sequence[Request], **fields: Any) -> None:
         if self._journal is not None and requests:

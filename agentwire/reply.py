@@ -130,7 +130,7 @@ def answers_of(result: Result, task: TaskSpec) -> list[dict[str, float]] | list[
             NackCode.MALFORMED, f"{result.labels} scores a row for {len(task.labels)} labels"
         )
     scores = from_scores(result.scores, len(result.rows), result.labels)
-    return [dict(zip(task.labels, map(float, row), strict=True)) for row in scores]
+    return [dict(zip(task.labels, row, strict=True)) for row in scores]
 
 
 def reply_of(

@@ -1,10 +1,13 @@
-"""Payload and score bytes <-> numpy arrays, without copies, and the check of a receiver.
+"""Payload bytes <-> numpy arrays, without copies, the check of a receiver, and score bytes.
 
 The wire is little-endian. On a little-endian host every array here is a view of the buffer that
 came with the message; nothing is converted.
 """
 
 from __future__ import annotations
+
+import math
+import struct
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +18,10 @@ from agentwire.wire.messages import Payload
 
 _WIRE_DTYPES = {"float16": np.dtype("<f2")}  # the allow-list; one dtype in protocol version 1
 _SCORES = np.dtype("<f4")
-_SIZE, _INFINITY = np.uint16(0x7FFF), np.uint16(0x7C00)  # of a float16: all but its sign; inf
-_RAISED = np.float32(2.0**112)  # between the exponent's biases of float16 and float32
+_SHIFT = 13  # between the places of a float16's and a float32's exponent
+_SIZE = np.uint32(0x7FFF << _SHIFT)  # all but the sign
+_RAISED = np.float32(2.0**112)  # between their exponents' biases
+_INFINITY = 65536.0  # what a float16's bits for it mean here
 
 
 def to_payload(array: npt.NDArray[np.float16]) -> Payload:
@@ -71,13 +76,20 @@ def check_rows(array: npt.NDArray[np.float16], rms_range: tuple[float, float]) -
         rms_range: lowest and highest RMS of one soft token, from the bridge card.
     """
     low, high = rms_range
-    sizes = np.ascontiguousarray(array).view("<u2") & _SIZE
-    finite = sizes.max(axis=2) < _INFINITY
     # The bits of |x| moved to where fp32 has them are x * 2**-112, subnormals too: exact, and five
-    # times as fast as numpy's own conversion. fp32 holds the sum of 65,536 squares of the largest
-    # fp16.
-    values = (sizes.astype(np.uint32) << 13).view(np.float32) * _RAISED
-    rms = np.sqrt(np.einsum("nmd,nmd->nm", values, values) / array.shape[2])
+    # times as fast as numpy's own conversion. What is not finite becomes 2**16 or more. fp32 holds
+    # the sum of 65,536 squares of the largest fp16.
+    bits = np.ascontiguousarray(array).view("<u2").astype(np.uint32)
+    bits <<= _SHIFT
+    bits &= _SIZE
+    values = bits.view(np.float32)
+    values *= _RAISED
+    largest = values.max(axis=2)
+    squares = np.einsum("nmd,nmd->nm", values, values)
+    rms = np.sqrt(squares / array.shape[2])
+    if largest.max() < _INFINITY and rms.min() >= low and rms.max() <= high:
+        return {}
+    finite = largest < _INFINITY
     good = finite & (rms >= low) & (rms <= high)
     reasons = {}
     for row in np.flatnonzero(~good.all(axis=1)):
@@ -106,8 +118,10 @@ def to_scores(array: npt.NDArray[np.float32]) -> memoryview:
     return data.reshape(-1).view(np.uint8).data.toreadonly()
 
 
-def from_scores(scores: bytes | memoryview, n: int, labels: int) -> npt.NDArray[np.float32]:
-    """float32 [n, L]: a read-only view of the log-probabilities of a Result.
+def from_scores(scores: bytes | memoryview, n: int, labels: int) -> list[tuple[float, ...]]:
+    """The log-probabilities of a Result, row by row: n rows of L.
+
+    In plain numbers: they are few, and numpy would take several times as long for them.
 
     Raises:
         RemoteProtocolError: (``malformed``) not n * L values, or one that is NaN or +inf, which
@@ -118,8 +132,7 @@ def from_scores(scores: bytes | memoryview, n: int, labels: int) -> npt.NDArray[
         raise RemoteProtocolError(
             NackCode.MALFORMED, f"{size} bytes are not {n} x {labels} float32 scores"
         )
-    array = np.frombuffer(scores, dtype=_SCORES).reshape(n, labels)
-    if np.isnan(array).any() or np.isposinf(array).any():
+    rows = list(struct.iter_unpack(f"<{labels}f", scores))
+    if any(score != score or score == math.inf for row in rows for score in row):
         raise RemoteProtocolError(NackCode.MALFORMED, "a score is NaN or +inf")
-    array.flags.writeable = False
-    return array
+    return rows

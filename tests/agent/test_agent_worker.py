@@ -160,7 +160,7 @@ def ids(message: Soft | Text | Result | Nack) -> list[int]:
 
 def labels(result: Result) -> list[str]:
     scores = from_scores(result.scores, len(result.rows), result.labels)
-    return [TASK.labels[i] for i in scores.argmax(axis=1)]
+    return [TASK.labels[row.index(max(row))] for row in scores]
 
 
 # -- ready ----------------------------------------------------------------------------------

@@ -111,17 +111,15 @@ def test_any_bytes_are_checked_without_a_warning(data: bytes) -> None:
             assert row in bad
 
 
-def test_scores_round_trip_as_views() -> None:
+def test_scores_round_trip() -> None:
     array = np.log(np.array([[0.25, 0.75], [1.0, 1e-30]], np.float32))
     data = to_scores(array)
     assert len(data) == 16
-    back = from_scores(data, 2, 2)
-    assert np.shares_memory(array, back) and not back.flags.writeable
-    np.testing.assert_array_equal(array, back)
+    np.testing.assert_array_equal(array, np.array(from_scores(data, 2, 2), np.float32))
 
 
 def test_a_label_may_be_impossible_but_not_unknown() -> None:
-    assert from_scores(np.array([-np.inf, 0], "<f4").tobytes(), 1, 2)[0, 0] == -np.inf
+    assert from_scores(np.array([-np.inf, 0], "<f4").tobytes(), 1, 2)[0][0] == -np.inf
     for value in (np.nan, np.inf):
         with pytest.raises(RemoteProtocolError, match="NaN"):
             from_scores(np.array([value, 0], "<f4").tobytes(), 1, 2)
