@@ -91,7 +91,7 @@ def train_cells(source: Path, scenario: Scenario, options: Options, command: str
             if again.can_be_trained:
                 together = trained_together(again, later)
                 train(together)
-                names = dict.fromkeys(p.resolved.wire.bridge for p in together)
+                names = dict.fromkeys(w.bridge for p in together for w in p.resolved.parts)
                 made += [options.bridges / name for name in names]
     return made
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from agentwire.errors import BridgeError, MissingBridge
 from agentwire.scenario.inventory import Inventory
 from agentwire.scenario.matrix import AxisValue, Cell, expand
-from agentwire.scenario.methods import MethodSpec
+from agentwire.scenario.methods import MethodSpec, check_methods
 from agentwire.scenario.resolve import Resolved, resolve, training_key
 from agentwire.scenario.schema import DataChoice, Scenario
 from agentwire.task.definitions import load_definition
@@ -79,13 +79,15 @@ def plan_cells(
     """Every cell that has something to measure, resolved; nothing is loaded or downloaded.
 
     Raises:
-        ScenarioError, ModelError, DeviceError, DataError: see ``expand`` and ``resolve``. A bridge
-            that cannot be used is no error here: see ``CellPlan.problem``.
+        ScenarioError, ModelError, DeviceError, DataError: see ``expand``, ``resolve`` and
+            ``check_methods``. A bridge that cannot be used is no error here: see
+            ``CellPlan.problem``.
     """
     base = machine.resolve(scenario)
     plans: list[CellPlan] = []
     seen: set[tuple[object, ...]] = set()
     for cell in expand(scenario, base.choices):
+        check_methods(cell.wire, [method.name for method in methods])
         own = []
         for method in methods:
             known = (method.name, *relevant_axes(method, cell.axes).items())
@@ -112,7 +114,7 @@ def relevant_axes(method: MethodSpec, axes: Mapping[str, AxisValue]) -> dict[str
 
 def plan_cell(cell: Cell, methods: tuple[MethodSpec, ...], machine: Machine) -> CellPlan:
     """One cell, resolved."""
-    needed = [cell.wire.name] if any(method.needs_bridge for method in methods) else []
+    needed = [part.name for part in cell.parts if any(method.needs_bridge for method in methods)]
     try:
         return CellPlan(cell, machine.resolve(cell.scenario, needed), methods)
     except BridgeError as problem:

@@ -176,7 +176,7 @@ def _check_wires(data: dict[str, Any], origins: dict[Location, Origin]) -> None:
                 )
     matrix = data.get("matrix")
     axis = matrix.get("wires") if isinstance(matrix, dict) else None
-    known = [f"{w.get('from')}->{w.get('to')}" for w in wires if isinstance(w, dict)]
+    known = list(dict.fromkeys(_wire_name(w) for w in wires if isinstance(w, dict)))
     for i, name in enumerate(axis if isinstance(axis, list) else []):
         if isinstance(name, str) and name not in known:
             raise ScenarioError(
@@ -238,6 +238,12 @@ def _one_line(
 def _choices(message: str) -> list[str]:
     """The words that pydantic lists in ``Input should be 'a', 'b' or 'c'``."""
     return message.split("'")[1::2]
+
+
+def _wire_name(wire: dict[str, Any]) -> str:
+    """As ``WireSpec.set_name``, of a wire that may not be valid."""
+    senders = wire.get("joint") or [wire.get("from")]
+    return f"{'+'.join(map(str, senders))}->{wire.get('to')}"
 
 
 def _nearest(origins: dict[Location, Origin], location: Location) -> Origin:

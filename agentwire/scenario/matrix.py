@@ -42,7 +42,8 @@ class Cell:
         id: unique in the matrix, and the name of a folder.
         axes: this cell's value of every axis that the matrix has: ``wire``, ``task``, ``layer``,
             ``soft_tokens``, ``train.…``, ``seed``.
-        scenario: what runs; its first wire is the measured one, and it has no matrix.
+        scenario: what runs; its first wire is the measured one (the first of several, where senders
+            share one), and it has no matrix.
     """
 
     id: str
@@ -53,6 +54,11 @@ class Cell:
     def wire(self) -> WireSpec:
         """The measured wire."""
         return self.scenario.wires[0]
+
+    @property
+    def parts(self) -> list[WireSpec]:
+        """That wire from each of its senders."""
+        return [one for one in self.scenario.wires if one.set_name == self.wire.set_name]
 
 
 def expand(
@@ -73,8 +79,8 @@ def expand(
     if matrix is None:
         raise ScenarioError(f"the scenario {scenario.name} has no `matrix:`.", hint="Add one.")
     cells: dict[str, Cell] = {}
-    names = matrix.wires or [scenario.wires[0].name]
-    wires = [next(wire for wire in scenario.wires if wire.name == name) for name in names]
+    names = matrix.wires or [scenario.wires[0].set_name]
+    wires = [next(wire for wire in scenario.wires if wire.set_name == name) for name in names]
     tasks: Sequence[TaskChoice | None] = matrix.tasks or [scenario.task]
     for wire, task in itertools.product(wires, tasks):
         base = _base(scenario, wire, matrix, choices)
@@ -137,7 +143,7 @@ def _cell(
     shown = {name: _shown(value, stands_in=stands_in) for name, value in point.items()}
     axes: dict[str, AxisValue] = {}
     if matrix.wires:
-        axes["wire"] = wire.name
+        axes["wire"] = wire.set_name
     if matrix.tasks and task is not None:
         axes["task"] = task.dataset
     axes |= shown
@@ -146,17 +152,17 @@ def _cell(
     differing = [_suffix(name, value) for name, value in shown.items() if value != base[name]]
     if seed != scenario.train.seed:
         differing.append(_suffix("seed", seed))
-    measured = wire.model_copy(
-        update={
-            "bridge": "--".join([wire.bridge, *differing]),
-            "soft_tokens": point.get("soft_tokens", wire.soft_tokens),
-        }
-    )
-    others = [other for other in scenario.wires if other.name != wire.name]
+    settings = {
+        "bridge": "--".join([wire.bridge, *differing]),
+        "soft_tokens": point.get("soft_tokens", wire.soft_tokens),
+    }
+    parts = [one for one in scenario.wires if one.set_name == wire.set_name]
+    measured = [part.model_copy(update=settings) for part in parts]
+    others = [other for other in scenario.wires if other.set_name != wire.set_name]
     changed = scenario.model_copy(
         update={
             "matrix": None,
-            "wires": [measured, *others],
+            "wires": [*measured, *others],
             "task": task,
             "agents": _with_layer(scenario.agents, wire.sender, point.get("layer")),
             "train": _with_settings(scenario, point, seed),

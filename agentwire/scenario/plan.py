@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentwire.config import Config
 from agentwire.errors import InputError, ScenarioError
-from agentwire.scenario.methods import METHODS, MethodSpec
+from agentwire.scenario.methods import METHODS, MethodSpec, check_methods
 from agentwire.scenario.predictions import choose_rows
 from agentwire.scenario.resolve import Resolved
 from agentwire.task.datasets import Dataset, load_rows
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 CPU_LIMIT = 200
 """Rows by default where an agent computes on a CPU; all rows elsewhere."""
-JOINT_METHODS = ("bridge", "receiver_direct", "sender_direct")
-"""What a wire with several senders is scored by; ``sender_direct`` is the first of them."""
 CONFIG_FILE = "config.json"
 Progress = Callable[[str, float], None]
 
@@ -125,7 +123,7 @@ def plan_run(
         DataError, DownloadError: the rows cannot be had.
     """
     scenario, data = resolved.scenario, resolved.data
-    _check_methods(resolved, methods)
+    check_methods(resolved.wire.spec, methods)
     if data is None:
         hint = "Add a task, or open it from Python: agentwire.open(...)."
         if "bench" in scenario.model_fields_set:
@@ -153,20 +151,6 @@ def plan_run(
         _check_same(plan, earlier)
     _write_config(plan)
     return plan
-
-
-def _check_methods(resolved: Resolved, methods: Sequence[str]) -> None:
-    """
-    Raises:
-        ScenarioError: a method is about one sender, and the wire has several.
-    """
-    wire = resolved.wire.spec
-    other = next((name for name in methods if name not in JOINT_METHODS), None)
-    if wire.joint and other is not None:
-        raise ScenarioError(
-            f"wire {wire.set_name}: the method {other} is about one sender.",
-            hint=f"A wire with several is scored by {', '.join(JOINT_METHODS)}.",
-        )
 
 
 def _limit(resolved: Resolved, limit: int | None, earlier: dict[str, Any] | None) -> int:

@@ -426,12 +426,15 @@ class Scenario(Strict):
             return self
         if self.task is None:
             raise ValueError("a matrix needs a `task:` to score")
-        if any(wire.joint for wire in self.wires):
-            raise ValueError("a matrix cannot vary a wire with several senders")
-        names = [wire.name for wire in self.wires]
-        for wire in self.matrix.wires:
-            if wire not in names:
-                raise ValueError(f"matrix.wires: there is no wire {wire!r} ({', '.join(names)})")
+        known = {wire.set_name: wire for wire in self.wires}
+        for name in self.matrix.wires:
+            if name not in known:
+                raise ValueError(f"matrix.wires: there is no wire {name!r} ({', '.join(known)})")
+        for name in self.matrix.wires or [self.wires[0].set_name]:
+            if known[name].joint and self.matrix.layers:
+                raise ValueError(
+                    f"matrix.layers: wire {name} has several senders, each with a layer of its own"
+                )
         return self
 
     @model_validator(mode="after")

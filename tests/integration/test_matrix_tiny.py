@@ -125,3 +125,22 @@ def test_a_bridge_that_several_tasks_name_is_trained_on_all_of_them(
     assert set(card.training.provenance) == {"movie_snippets", "subj"}
     again = agentwire(tmp_path, "train", "both.yaml", "--json")
     assert json.loads(again.stdout) == []  # it is there
+
+
+def test_seeds_of_a_set_of_bridges_are_trained_and_measured(
+    tmp_path: Path, scenario: dict[str, Any], tiny_gemma: Path
+) -> None:
+    scenario["agents"]["eve"] = {**scenario["agents"]["ada"], "model": str(tiny_gemma)}
+    scenario["wires"] = [{"from": ["ada", "eve"], "to": "bob", "soft_tokens": 4, "reads": "share"}]
+    scenario["matrix"] = {"seeds": [0, 1]}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(scenario))
+    trained = agentwire(tmp_path, "run", "sweep.yaml", "--train", "--json")
+    assert trained.returncode == 0, trained.stderr
+    result = json.loads(trained.stdout)
+    name = "tiny-llama+tiny-gemma--tiny-gemma--movie_snippets"
+    assert [c["bridge"]["name"] for c in result["cells"]] == [f"{name}.1", f"{name}--seed1.1"]
+    methods = [cell["methods"]["bridge"] for cell in result["cells"]]
+    assert [m["payload_bytes"] for m in methods] == [2 * 4 * 48 * 2] * 2
+    assert [m["channels"]["soft"] for m in methods] == [16, 16]
+    (summary,) = result["summary"]
+    assert summary["seeds"] == [0, 1]

@@ -8,7 +8,7 @@ import pytest
 from scenario_files import FAKE, write, write_rows
 
 from agentwire.config import Config
-from agentwire.errors import BridgeError, MissingBridge
+from agentwire.errors import BridgeError, MissingBridge, ScenarioError
 from agentwire.scenario.cells import (
     CellPlan,
     Machine,
@@ -124,6 +124,17 @@ def test_which_cells_can_be_trained_in_one_go(tmp_path: Path, matrix: str, toget
     group = trained_together(first, later)
     assert group[0] is first
     assert [plan.cell.id for plan in group] == [plan.cell.id for plan in found[:together]]
+
+
+def test_a_set_of_bridges_is_trained_alone_and_scored_as_a_run_scores_it(tmp_path: Path) -> None:
+    text = REAL.replace("agents:\n", "agents:\n  eve: {model: m-eve}\n")
+    text = text.replace("{from: ada, to: bob}", "{from: [ada, bob], to: eve}") + TASK
+    assert "from: [ada, bob]" in text
+    found = plans(tmp_path, text + "matrix: {seeds: [0, 1]}\n", ["bridge", "receiver_direct"])
+    assert [plan.can_be_trained for plan in found] == [True, True]
+    assert len(trained_together(found[0], found[1:])) == 1
+    with pytest.raises(ScenarioError, match="text_relay is about one sender"):
+        plans(tmp_path, text + "matrix: {seeds: [0, 1]}\n", ["bridge", "text_relay"])
 
 
 def test_tasks_of_a_series_are_one_bridge_of_a_training(tmp_path: Path) -> None:

@@ -112,6 +112,30 @@ def test_wires_are_directions_and_the_measured_one_goes_first(tmp_path: Path) ->
     assert names(found) == ["big-a--big-b--sst2", "big-b--big-a--sst2"]
 
 
+def test_senders_that_share_a_wire_vary_together(tmp_path: Path) -> None:
+    text = BASE.replace("to: ada", "to: eve").replace("from: bob", "from: [ada, bob]")
+    text = text.replace("  bob: {", "  eve: {model: big-b}\n  bob: {").replace(
+        "[ada, bob]", "[bob, ada]"
+    )
+    matrix = "  {wires: ['bob+ada->eve', 'ada->bob'], soft_tokens: [4, 8], seeds: [0, 1]}\n"
+    found = expand(load_scenario(write(tmp_path, text + matrix)))
+    assert [cell.id for cell in found[:2]] == [
+        "bob-ada-to-eve--m4--seed0",
+        "bob-ada-to-eve--m4--seed1",
+    ]
+    assert [part.name for part in found[3].parts] == ["bob->eve", "ada->eve"]
+    assert [bridge_name(part, dict(found[3].scenario.agents), found[3].scenario.task)
+            for part in found[3].parts] == [
+        f"big-b+big-a--big-b--sst2--m8--seed1.{place}" for place in (1, 2)
+    ]  # fmt: skip
+    assert {part.soft_tokens for part in found[3].parts} == {8}
+    assert [wire.name for wire in found[4].scenario.wires] == ["ada->bob", "bob->eve", "ada->eve"]
+    with pytest.raises(
+        ScenarioError, match=r"bob\+ada->eve has several senders, each with a layer"
+    ):
+        load_scenario(write(tmp_path, text + "  {wires: ['bob+ada->eve'], layers: [1]}\n"))
+
+
 def test_tasks_are_an_axis_and_a_series_shares_its_bridge(tmp_path: Path) -> None:
     found = cells(tmp_path, "  tasks: [{dataset: passkey_1}, {dataset: passkey_2}]\n")
     assert [cell.axes["task"] for cell in found] == ["passkey_1", "passkey_2"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from agentwire.errors import ScenarioError
 from agentwire.scenario.methods.base import MethodSpec
 from agentwire.scenario.methods.bridge import BRIDGE
 from agentwire.scenario.methods.encoder_linear import ENCODER_LINEAR
@@ -15,6 +18,7 @@ from agentwire.scenario.methods.prompt_tuning import PROMPT_TUNING, PROMPT_TUNIN
 from agentwire.scenario.methods.receiver_direct import RECEIVER_DIRECT
 from agentwire.scenario.methods.sender_direct import SENDER_DIRECT
 from agentwire.scenario.methods.text_relay import TEXT_RELAY, TEXT_RELAY_VERBATIM
+from agentwire.scenario.schema import WireSpec
 
 METHODS: dict[str, MethodSpec] = {
     method.name: method
@@ -37,4 +41,21 @@ METHODS: dict[str, MethodSpec] = {
     )
 }
 
-__all__ = ["METHODS", "MethodSpec"]
+JOINT_METHODS = ("bridge", "receiver_direct", "sender_direct")
+"""What scores a wire that several senders share; ``sender_direct`` is the first of them."""
+
+
+def check_methods(wire: WireSpec, names: Sequence[str]) -> None:
+    """
+    Raises:
+        ScenarioError: a method is about one sender, and the wire has several.
+    """
+    other = next((name for name in names if name not in JOINT_METHODS), None)
+    if wire.joint and other is not None:
+        raise ScenarioError(
+            f"wire {wire.set_name}: the method {other} is about one sender.",
+            hint=f"A wire with several is scored by {', '.join(JOINT_METHODS)}.",
+        )
+
+
+__all__ = ["METHODS", "MethodSpec", "check_methods"]
