@@ -38,7 +38,7 @@ def require_plots() -> None:
     except ImportError:
         raise InputError(
             "a loss curve needs matplotlib, which is not here.",
-            hint="Run `pip install agentwire[plots]`, or leave out --plot.",
+            hint="Run `pip install 'agentwire[plots]'`, or leave out --plot.",
         ) from None
 
 

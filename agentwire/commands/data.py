@@ -114,7 +114,7 @@ def pull(
                 raise DataError(
                     f"the dataset {name} cannot be had here.",
                     hint=f"Set AGENTWIRE_DATA to a folder that holds {name}/, "
-                    "or `pip install agentwire[hub]`.",
+                    "or `pip install 'agentwire[hub]'`.",
                 )
             for split in splits:
                 rows = load_rows(name, split, config=config, progress=report)

@@ -52,7 +52,7 @@ def inspect(
 ) -> None:
     """Look into a bridge: nearest vocabulary tokens, attention, cosines, rank, a map of payloads.
 
-    Without --text the first two of the rows are shown.
+    Without --text two of the rows are shown.
     """
     from agentwire.commands.bridges import find
     from agentwire.commands.devices import check_device
@@ -102,9 +102,10 @@ def _inspected(
         examiner = Examiner(folder, sender, receiver)
         views = [examiner.view(text, None, top) for text in texts]
         if not views and some is not None:
+            middle = len(some.texts) // 2  # of several data sets another than the first
             views = [
-                examiner.view(text, label, top)
-                for text, label in zip(some.texts[:2], some.labels[:2], strict=True)
+                examiner.view(some.texts[i], some.labels[i], top)
+                for i in dict.fromkeys((0, middle))
             ]
         spread = None
         if rows and some is not None:
@@ -137,7 +138,7 @@ def _draw(payloads: npt.NDArray[np.float32], rows: _Rows, bridge: str, file: Pat
 
     points = tsne.project(payloads)
     name, split = rows.provenance["name"], rows.provenance["split"]
-    title = f"{bridge}: payloads of {len(rows.texts)} rows of {name} {split}"
+    title = f"{bridge}\npayloads of {len(rows.texts)} rows of {name} ({split})"
     try:
         tsne.draw(points, rows.classes, rows.names, title, file)
     except OSError as error:
@@ -325,9 +326,14 @@ def _print_text(view: TextView, console: Console) -> None:
 
 
 def _attended(soft: SoftTokenView) -> str:
-    """The words with the most attention, most first."""
-    most = sorted(soft.attention, key=lambda w: -w.weight)[:SHOWN_WORDS]
-    return ", ".join(f"{w.word} {w.weight:.2f}" for w in most)
+    """The words with the most attention, most first; ``8#2`` is the second 8 of the text."""
+    words = [w.word for w in soft.attention]
+    named = [
+        (f"{word}#{words[: place + 1].count(word)}" if words.count(word) > 1 else word, w.weight)
+        for place, (word, w) in enumerate(zip(words, soft.attention, strict=True))
+    ]
+    most = sorted(named, key=lambda pair: -pair[1])[:SHOWN_WORDS]
+    return ", ".join(f"{word} {weight:.2f}" for word, weight in most)
 
 
 def _print_spread(result: Inspection, console: Console) -> None:
@@ -356,4 +362,5 @@ def _print_spread(result: Inspection, console: Console) -> None:
         console.print(f"  {name:<48} {value}", markup=False)
     console.print("  cosines between the soft tokens, mean over the rows:")
     for row in spread.pairwise_cosine[:16]:
-        console.print("    " + " ".join(f"{value:6.2f}" for value in row[:16]), markup=False)
+        values = "".join(f"{value:5.2f}" for value in row[:16])
+        console.print(f"   {values}", markup=False, soft_wrap=True)

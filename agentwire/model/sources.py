@@ -190,7 +190,7 @@ def _fetch_hub(name: str, config: Config) -> Path:
         )
     if importlib.util.find_spec("huggingface_hub") is None:
         raise ModelError(
-            f"{name} comes from the hub.", hint=f"Run `pip install agentwire[hub]`. {hint}"
+            f"{name} comes from the hub.", hint=f"Run `pip install 'agentwire[hub]'`. {hint}"
         )
     from huggingface_hub import snapshot_download
 
@@ -298,7 +298,7 @@ def _run_conversion(model: RegistryModel, gguf: Path, folder: Path, tell: Progre
     missing = "No module named" in reason
     raise ModelError(
         f"{model.name} cannot be converted: {reason.rstrip('.')}.",
-        hint="Run `pip install agentwire[models]`."
+        hint="Run `pip install 'agentwire[models]'`."
         if missing
         else f"Run `agentwire models pull {model.name}` again.",
     )

@@ -239,7 +239,7 @@ def _hub_reason(config: Config) -> str:
     if config.offline:
         return "the hub is switched off (offline)"
     if importlib.util.find_spec("datasets") is None:
-        return "the hub needs `pip install agentwire[hub]`"
+        return "the hub needs `pip install 'agentwire[hub]'`"
     return ""
 
 
