@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import replace
 
 from agentwire.agent.batching import Item, Kind
 from agentwire.agent.compute import CachedReply, Form, Work
@@ -76,7 +75,7 @@ def _text(pairs: Pairs, stages: Stages, now: float) -> Text:
     texts = tuple(reply.text or "" for _, reply in pairs)
     # The outbox counts bytes by the rows' sizes.
     rows = tuple(
-        replace(row_of(item, now), size=len(text.encode()))
+        row_of(item, now)._replace(size=len(text.encode()))
         for (item, _), text in zip(pairs, texts, strict=True)
     )
     solo = pairs[0][0].solo

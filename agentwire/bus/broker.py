@@ -321,6 +321,9 @@ class Broker:
 
     def _heed(self, peer: PeerId, connection: Connection, events: list[Event]) -> None:
         """Acts on what a session said."""
+        if len(events) == 1 and isinstance(events[0], Received):  # as nearly always
+            self._route(Said(peer, events[0].message, events[0].sealed))
+            return
         # First what it has numbered already: routing may make it number more.
         for event in events:
             if isinstance(event, Outgoing):
@@ -379,6 +382,9 @@ class Broker:
             self._do(instruction, now)
 
     def _do(self, instruction: Instruction, now: float) -> None:
+        if isinstance(instruction, Send):  # as nearly always
+            self._send(instruction, now)
+            return
         match instruction:
             case Emit(event):
                 self._on_event(event)
@@ -390,21 +396,25 @@ class Broker:
         if connection is None:
             return  # it broke while this stimulus was carried out
         match instruction:
-            case Send(peer, message, sealed):
-                try:
-                    frames = connection.session.send(message, now, sealed)
-                except LocalProtocolError:
-                    # It came in within its limits and does not leave within them: its time limit
-                    # ends the request, and the counter tells.
-                    self._count("dropped.unsendable")
-                    return
-                self._write(peer, connection, frames)
             case Admit(peer):
                 self._write(peer, connection, connection.session.welcome(now))
                 connection.tick_at = now
             case Reject(peer, code, reason):
                 self._write(peer, connection, connection.session.reject(code, reason, now))
                 self._connections.drop(peer)
+
+    def _send(self, send: Send, now: float) -> None:
+        connection = self._connections.get(send.peer)
+        if connection is None:
+            return  # it broke while this stimulus was carried out
+        try:
+            frames = connection.session.send(send.message, now, send.sealed)
+        except LocalProtocolError:
+            # It came in within its limits and does not leave within them: its time limit
+            # ends the request, and the counter tells.
+            self._count("dropped.unsendable")
+            return
+        self._write(send.peer, connection, frames)
 
     def _write(self, peer: PeerId, connection: Connection, frames: list[Frame]) -> None:
         if self._listener is not None:

@@ -153,16 +153,44 @@ class Flow:
         self, peer: Peer, leg: Leg, work: Work, now: float, sealed: Sealed | None = None
     ) -> list[Instruction]:
         """Queues a message and forwards what credit allows, or refuses it as overloaded."""
-        item = Queued(work, body_bytes(work), now, sealed)
-        if self.queued_bytes + item.size > self._limits.total_bytes:
+        size, lane = body_bytes(work), leg.lanes[peer.name]
+        if self.queued_bytes + size > self._limits.total_bytes:
             return self.reject(peer, leg, work, NackCode.OVERLOADED, "the bus is full")
+        # Where credit is left nothing waits, and neither need this one. A time that is up already
+        # is for the long way.
+        consumer = self._peers.ready_agent(leg.consumer) if leg.takes and not lane else None
+        item = None
         try:
-            leg.lanes[peer.name].admit(item)
+            if consumer is not None and all_in_time(work):
+                lane.pass_on(size)
+            else:
+                item = Queued(work, size, now, sealed)
+                lane.admit(item)
         except RemoteProtocolError as error:
             return self.refuse(peer, work, error.code, f"{work.wire}: {error}")
+        if consumer is not None and item is None:
+            return self._pass_on(peer, consumer, leg, lane, work, size, sealed)
         self.queued_messages += 1
-        self.queued_bytes += item.size
+        self.queued_bytes += size
         return self._pump([leg], now)
+
+    def _pass_on(
+        self,
+        producer: Peer,
+        consumer: Peer,
+        leg: Leg,
+        lane: Lane,
+        work: Work,
+        size: int,
+        sealed: Sealed | None,
+    ) -> list[Instruction]:
+        leg.spend(size)
+        self._counters["forwarded"] += 1
+        out: list[Instruction] = [Send(consumer.id, work, sealed)]
+        grant = lane.settle()
+        if grant is not None:
+            out.append(Send(producer.id, Credit(leg.wire, grant.messages, grant.bytes)))
+        return out
 
     def reject(
         self, peer: Peer, leg: Leg, work: Work, code: NackCode, reason: str
@@ -283,6 +311,14 @@ class Flow:
         self.queued_bytes -= sum(item.size for item in items)
 
 
+def all_in_time(work: Work) -> bool:
+    """Whether every row has time left, as it came."""
+    for row in work.rows:
+        if row.ms_left == 0:
+            return False
+    return bool(work.rows)
+
+
 def aged(item: Queued, now: float) -> Work | None:
     """The message with the time that its rows have left by now; None if all are too late."""
     waited = int((now - item.arrived) * 1000)
@@ -292,7 +328,7 @@ def aged(item: Queued, now: float) -> Work | None:
     if waited <= 0 or all(row.ms_left is None for row in rows):
         return item.work
     left = tuple(
-        row if row.ms_left is None else replace(row, ms_left=max(0, row.ms_left - waited))
+        row if row.ms_left is None else row._replace(ms_left=max(0, row.ms_left - waited))
         for row in rows
     )
     return replace(item.work, rows=left)

@@ -28,10 +28,10 @@ def body_bytes(work: Work) -> int:
     """What a message costs in byte credit: the bytes of its body."""
     if isinstance(work, Soft):
         return len(work.payload.data)
-    return sum(row.size for row in work.rows)
+    return sum([row.size for row in work.rows])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Queued:
     """A message that waits for its consumer's credit; ``arrived`` in seconds."""
 
@@ -64,6 +64,15 @@ class Lane:
         """
         self._window.arrived(item.size)
         self._items.append(item)
+
+    def pass_on(self, size: int) -> None:
+        """Takes a message and gives it away at once; only where none waits.
+
+        Raises:
+            RemoteProtocolError: (``overloaded``) the producer was not granted that.
+        """
+        self._window.arrived(size)
+        self._release(size)
 
     def waive(self, size: int) -> None:
         """Gives back the credit of a message that was refused for another reason."""
@@ -127,6 +136,11 @@ class Leg:
             RemoteProtocolError: (``malformed``) more than anybody can need.
         """
         self._credit.add(self.wire, messages, size)
+
+    @property
+    def takes(self) -> bool:
+        """Whether the consumer takes a message now."""
+        return self._credit.allows(self.wire)
 
     def next(self) -> Queued | None:
         """The next message, one lane after the other, if the consumer takes one now."""

@@ -150,7 +150,7 @@ def blank(message: Message, token: str) -> Message:
         case Encode() | Text() | Piece():
             return replace(message, texts=tuple("\0" * len(t.encode()) for t in message.texts))
         case Soft():
-            payload = replace(message.payload, data=bytes(len(message.payload.data)))
+            payload = message.payload._replace(data=bytes(len(message.payload.data)))
             return replace(message, payload=payload)
         case Result():
             texts = tuple("\0" * len(t.encode()) for t in message.texts)

@@ -115,6 +115,10 @@ class Router:
 
     def handle(self, stimulus: Stimulus, now: float) -> list[Instruction]:
         """What to do about it. ``now``: seconds of any monotonic clock."""
+        if isinstance(stimulus, Said):  # as nearly always
+            talker = self._peers.get(stimulus.peer)
+            if talker is not None:
+                return self._hear(talker, stimulus, now)
         match stimulus:
             case Arrived():
                 return self._arrive(stimulus)
@@ -251,7 +255,8 @@ class Router:
             return self._flow.reject(peer, leg, work, NackCode.UNKNOWN_TASK, reason)
         self._tasks.move_to_end(work.task)
         if peer.role is Role.CLIENT:
-            work = replace(work, origin=peer.name)
+            if work.origin != peer.name:
+                work = replace(work, origin=peer.name)
         elif self._peers.client(work.origin) is None:
             return self._flow.drop_orphan(peer, leg, work)
         return self._flow.admit(peer, leg, work, now, sealed)

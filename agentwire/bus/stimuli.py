@@ -31,7 +31,7 @@ class Arrived:
     keyed: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Said:
     """A peer that was let in sent a message (among them the Hello that makes an agent ready).
 
@@ -126,7 +126,7 @@ class Reject:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Send:
     """Send this message to this peer; ``sealed``: nothing but its origin has changed since."""
 

@@ -37,7 +37,7 @@ def clip(text: str, size: int) -> str:
 
 
 def _check_row(row: Any, limits: Limits) -> None:
-    if not isinstance(row, list) or len(row) != len(fields.ROW):
+    if not isinstance(row, list | Row) or len(row) != len(fields.ROW):
         raise malformed(f"rows: an entry must be a list of {len(fields.ROW)}")
     request_id, ms_left, trace_id, size = row
     if (
@@ -64,11 +64,16 @@ def check_entries(entries: Any, layout: Layout, limits: Limits) -> None:
         raise malformed("rows: must not be empty in this message")
     if len(entries) > limits.rows:
         raise too_large(f"rows: has {len(entries)} entries; the limit is {limits.rows}")
-    for entry in entries:
-        _check_row([entry, None, _NO_ID, 0] if layout.rows == "ids" else entry, limits)
     # Outcomes go by request id, so one message cannot ask for the same one twice.
-    ids = entries if layout.rows == "ids" else [entry[0] for entry in entries]
-    if len(set(ids)) != len(ids):
+    if layout.rows == "ids":
+        ids = entries
+        for entry in entries:
+            _check_row([entry, None, _NO_ID, 0], limits)
+    else:
+        for entry in entries:
+            _check_row(entry, limits)
+        ids = [entry[0] for entry in entries] if len(entries) > 1 else entries
+    if len(ids) > 1 and len(set(ids)) != len(ids):
         raise malformed("rows: the same request id twice")
 
 

@@ -40,8 +40,9 @@ from agentwire.wire.bodies import (
     pack_texts,
     read_texts,
 )
-from agentwire.wire.fields import HEADERS, LAYOUTS, TYPE_OF, Layout, Misfit, malformed, too_large
-from agentwire.wire.limits import DEFAULT_LIMITS, SCORE_BYTES, Limits
+from agentwire.wire.fields import Layout, Misfit, malformed, too_large
+from agentwire.wire.headers import HEADER_NUMBERED, HEADER_OF, RECORD_LIMITS, Header
+from agentwire.wire.limits import DEFAULT_LIMITS, Limits
 from agentwire.wire.messages import (
     PROTOCOL_VERSION,
     BridgeIdentity,
@@ -53,8 +54,11 @@ from agentwire.wire.messages import (
     TaskSpec,
 )
 
-DIMENSIONS = frozenset({"soft_tokens", "width", "dtype"})
-"""Header keys that are fields of a message's payload."""
+PACKER_BYTES = 16 * 1024  # it grows where a definition is larger
+
+
+SHORT_MAP, SHORT_MAP_MARK = 15, 0x80  # msgpack: a map of up to 15 pairs is marked by one byte
+STAGES_KEY = b"\xa6stages"  # as a msgpack string
 
 
 class Undecodable(RemoteProtocolError):
@@ -74,7 +78,7 @@ class Undecodable(RemoteProtocolError):
         self.rows: tuple[Row, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Sealed:
     """A message as it came and was checked: what a broker hands on without packing it again.
 
@@ -112,30 +116,33 @@ def encode(
 
 
 def _encode(message: Message, envelope: Envelope, limits: Limits) -> list[bytes | memoryview]:
-    number = TYPE_OF.get(type(message))
-    if number is None:
+    header = HEADER_OF.get(type(message))
+    if header is None:
         raise malformed("not a message type")
-    layout = LAYOUTS[number]
-    values = _header_values(message, layout, limits)
+    layout = header.layout
+    values = header.of(message)
+    if "reason" in values and isinstance(values["reason"], str):
+        values["reason"] = clip(values["reason"], limits.reason_bytes)
     ids = _row_ids(message, layout)
-    check_counts(values, len(ids))
+    if header.counted:
+        check_counts(values, len(ids))
     body, sizes = _pack_body(message, layout, len(ids), limits)
-    rows = _pack_rows(message, layout, sizes, limits)
+    rows = _pack_rows(ids, layout, sizes, limits)
     common = {
         "v": PROTOCOL_VERSION,
-        "t": int(number),
+        "t": header.number,
         "r": envelope.run,
         "s": envelope.seq,
         "e": envelope.epoch,
         "n": len(ids),
-        "c": _checksum(rows, body),
+        "c": crc32(body, crc32(rows)),
     }
-    header = _pack(fields.checked(common | values, HEADERS[number], limits))
-    if len(header) > limits.header_bytes:
-        raise too_large(f"header: has {len(header)} bytes; the limit is {limits.header_bytes}")
+    packed = _pack(header.checked(common | values, limits))
+    if len(packed) > limits.header_bytes:
+        raise too_large(f"header: has {len(packed)} bytes; the limit is {limits.header_bytes}")
     if len(rows) > limits.rows_bytes:
         raise too_large(f"rows: take {len(rows)} bytes; the limit is {limits.rows_bytes}")
-    return [header, rows, body]
+    return [packed, rows, body]
 
 
 def reseal(
@@ -159,17 +166,6 @@ def reseal(
     return [header, sealed.rows, sealed.body]
 
 
-def _header_values(message: Message, layout: Layout, limits: Limits) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name in layout.header:
-        # A payload puts its dimensions into the header.
-        of_payload = layout.body == "payload" and name in DIMENSIONS
-        values[name] = getattr(message.payload if of_payload else message, name)  # type: ignore[union-attr]
-    if isinstance(values.get("reason"), str):
-        values["reason"] = clip(values["reason"], limits.reason_bytes)
-    return values
-
-
 def _row_ids(message: Message, layout: Layout) -> Sequence[object]:
     """One item a row: what ``n`` of the header counts."""
     if layout.rows == "none":
@@ -179,8 +175,7 @@ def _row_ids(message: Message, layout: Layout) -> Sequence[object]:
     return message.rows  # type: ignore[union-attr]
 
 
-def _pack_rows(message: Message, layout: Layout, sizes: Sequence[int], limits: Limits) -> bytes:
-    rows = _row_ids(message, layout)
+def _pack_rows(rows: Sequence[Any], layout: Layout, sizes: Sequence[int], limits: Limits) -> bytes:
     if layout.rows == "ids":
         entries: list[Any] = list(rows)
     else:
@@ -189,7 +184,7 @@ def _pack_rows(message: Message, layout: Layout, sizes: Sequence[int], limits: L
             if not isinstance(row, Row):
                 raise malformed(f"rows: must hold Row, not {type(row).__name__}")
             size = sizes[index] if sizes else 0
-            entries.append([row.request_id, row.ms_left, row.trace_id, size])
+            entries.append(row if row.size == size else row._replace(size=size))
     check_entries(entries, layout, limits)
     return _pack(entries)
 
@@ -200,18 +195,17 @@ def _pack_body(
     """The third frame, and the bytes of each row's part where it is text."""
     value: Any = message
     match layout.body:
+        case "payload":
+            payload = value.payload
+            if payload.n != n:
+                raise malformed(f"payload: is of {payload.n} rows, the message of {n}")
+            data = octets(payload.data)
+            check_payload(data, n, payload.soft_tokens, payload.width, payload.dtype, limits)
+            return data, ()
         case "none":
             return b"", ()
         case "model" | "task" | "bridge":
             return _pack_record(getattr(value, layout.body), layout, limits), ()
-        case "payload":
-            if value.payload.n != n:
-                raise malformed(f"payload: is of {value.payload.n} rows, the message of {n}")
-            data = octets(value.payload.data)
-            check_payload(
-                data, n, value.payload.soft_tokens, value.payload.width, value.payload.dtype, limits
-            )
-            return data, ()
         case "answers" if value.labels != 0:
             if value.texts:
                 raise malformed("texts: must be empty where there are scores")
@@ -225,14 +219,15 @@ def _pack_body(
 
 
 _RECORDS = {
-    "model": (ModelIdentity, fields.MODEL, "hello_bytes"),
-    "task": (TaskSpec, fields.TASK, "define_bytes"),
-    "bridge": (BridgeIdentity, fields.BRIDGE, "offer_bytes"),
+    "model": (ModelIdentity, fields.MODEL),
+    "task": (TaskSpec, fields.TASK),
+    "bridge": (BridgeIdentity, fields.BRIDGE),
 }
 
 
 def _pack_record(value: object, layout: Layout, limits: Limits) -> bytes:
-    kind, table, limit = _RECORDS[layout.body]
+    kind, table = _RECORDS[layout.body]
+    limit = RECORD_LIMITS[layout.body]
     if value is None and kind is ModelIdentity:
         return b""
     if not isinstance(value, kind):
@@ -270,75 +265,60 @@ def unseal(
     frames: Sequence[bytes | memoryview], limits: Limits = DEFAULT_LIMITS
 ) -> tuple[Envelope, Message, Sealed]:
     """As ``decode``, with what ``reseal`` needs to hand the message on."""
-    known = _Known()
+    envelope, wire, origin, rows = None, "", "", ()
     try:
-        return _decode(frames, limits, known)
+        if len(frames) != 3:
+            raise malformed(f"has {len(frames)} frames, not 3")
+        first, rows_frame, body = frames[0], octets(frames[1]), octets(frames[2])
+        packed = _unpack_header(first, limits)
+        header, values = _read_header(packed, limits)
+        layout, take = header.layout, values.pop
+        take("v"), take("t")
+        n, checksum = take("n"), take("c")
+        envelope = tuple.__new__(Envelope, (take("r"), take("s"), take("e")))
+        wire, origin = values.get("wire", ""), values.get("origin", "")
+        _check_frames(rows_frame, body, header, checksum, n, values, limits)
+        entries = _unpack(rows_frame, limits.rows_bytes, "rows")
+        check_entries(entries, layout, limits)
+        if len(entries) != n:
+            raise malformed(f"rows: has {len(entries)} entries, the header says {n}")
+        if layout.rows == "ids":
+            values["request_ids"] = tuple(entries)
+        elif layout.rows != "none":
+            rows = values["rows"] = tuple([tuple.__new__(Row, entry) for entry in entries])
+        if header.counted:
+            check_counts(values, n)
+        _read_body(body, layout, values, n, limits)
+        return envelope, layout.kind(**values), Sealed(packed, frames[1], frames[2])
     except Misfit as error:
         refused = Undecodable(error.code, str(error))
-        refused.envelope, refused.wire = known.envelope, known.wire
-        refused.origin, refused.rows = known.origin, known.rows
+        refused.envelope, refused.wire = envelope, wire
+        refused.origin, refused.rows = origin, rows
         raise refused from None
 
 
-class _Known:
-    """What is known so far of a message that may turn out not to be one (``Undecodable``)."""
-
-    __slots__ = ("envelope", "origin", "rows", "wire")
-
-    def __init__(self) -> None:
-        self.envelope: Envelope | None = None
-        self.wire = self.origin = ""
-        self.rows: tuple[Row, ...] = ()
-
-
-def _decode(
-    frames: Sequence[Frame], limits: Limits, known: _Known
-) -> tuple[Envelope, Message, Sealed]:
-    if len(frames) != 3:
-        raise malformed(f"has {len(frames)} frames, not 3")
-    header_frame, rows_frame, body = (octets(frame) for frame in frames)
-    header = _unpack(header_frame, limits.header_bytes, "header")
-    layout, common, values = _read_header(header, limits)
-    envelope = Envelope(run=common["r"], seq=common["s"], epoch=common["e"])
-    known.envelope = envelope
-    known.wire, known.origin = values.get("wire", ""), values.get("origin", "")
-
-    if len(rows_frame) > limits.rows_bytes:
-        raise too_large(f"rows: frame has {len(rows_frame)} bytes; limit {limits.rows_bytes}")
-    if len(body) > _body_limit(layout, limits):
-        raise too_large(f"body: has {len(body)} bytes; limit {_body_limit(layout, limits)}")
-    if _checksum(rows_frame, body) != common["c"]:
+def _check_frames(
+    rows: memoryview,
+    body: memoryview,
+    header: Header,
+    checksum: int,
+    n: int,
+    values: Mapping[str, Any],
+    limits: Limits,
+) -> None:
+    if len(rows) > limits.rows_bytes:
+        raise too_large(f"rows: frame has {len(rows)} bytes; limit {limits.rows_bytes}")
+    most = header.body_limit(limits)
+    if len(body) > most:
+        raise too_large(f"body: has {len(body)} bytes; limit {most}")
+    if crc32(body, crc32(rows)) != checksum:
         # A payload of the wrong length is called that, though its checksum is wrong as well.
-        if layout.body == "payload":
-            check_payload(
-                body,
-                common["n"],
-                values["soft_tokens"],
-                values["width"],
-                values["dtype"],
-                limits,
-            )
+        if header.layout.body == "payload":
+            check_payload(body, n, values["soft_tokens"], values["width"], values["dtype"], limits)
         raise Misfit(NackCode.CHECKSUM, "rows and body do not match the checksum")
 
-    entries = _unpack(rows_frame, limits.rows_bytes, "rows")
-    check_entries(entries, layout, limits)
-    if len(entries) != common["n"]:
-        raise malformed(f"rows: has {len(entries)} entries, the header says {common['n']}")
-    if layout.rows == "ids":
-        values["request_ids"] = tuple(entries)
-    elif layout.rows != "none":
-        known.rows = values["rows"] = tuple(Row(*entry) for entry in entries)
-    if layout.body not in ("texts", "answers") and any(row.size for row in known.rows):
-        raise malformed("rows: a size where the body is not text")
-    check_counts(values, common["n"])
-    _read_body(body, layout, values, common["n"], limits)
-    return envelope, layout.kind(**values), Sealed(header, frames[1], frames[2])
 
-
-_KNOWN_TYPES = {int(kind): (layout, HEADERS[kind]) for kind, layout in LAYOUTS.items()}
-
-
-def _read_header(header: Any, limits: Limits) -> tuple[Layout, dict[str, Any], dict[str, Any]]:
+def _read_header(header: Any, limits: Limits) -> tuple[Header, dict[str, Any]]:
     if not isinstance(header, dict):
         raise malformed(f"header: must be a map, not {type(header).__name__}")
     # The version comes first: a newer protocol may have other keys.
@@ -351,16 +331,13 @@ def _read_header(header: Any, limits: Limits) -> tuple[Layout, dict[str, Any], d
         )
     number = header.get("t")
     # To a dict True is 1; to the protocol it is no number.
-    known = _KNOWN_TYPES.get(number) if type(number) is int else None
+    known = HEADER_NUMBERED.get(number) if type(number) is int else None
     if known is None:
         raise malformed("header: unknown message type")
-    layout, table = known
     try:
-        values = fields.checked(header, table, limits)
+        return known, known.checked(header, limits)
     except Misfit as error:
         raise Misfit(error.code, f"header: {error}") from None
-    common = {name: values.pop(name) for name in fields.COMMON}
-    return layout, common, values
 
 
 def _read_body(
@@ -368,28 +345,35 @@ def _read_body(
 ) -> None:
     """Puts what the third frame holds into ``values``."""
     match layout.body:
+        case "payload":
+            take = values.pop
+            m, d, dtype = take("soft_tokens"), take("width"), take("dtype")
+            check_payload(body, n, m, d, dtype, limits)
+            _check_no_sizes(values["rows"])
+            values["payload"] = Payload(body, n=n, soft_tokens=m, width=d, dtype=dtype)
         case "none":
-            pass  # its limit is 0 bytes
+            _check_no_sizes(values.get("rows", ()))  # the limit of the body is 0 bytes
         case "model" | "task" | "bridge":
             values[layout.body] = _read_record(body, layout, limits)
-        case "payload":
-            m, d, dtype = (values.pop(name) for name in ("soft_tokens", "width", "dtype"))
-            check_payload(body, n, m, d, dtype, limits)
-            values["payload"] = Payload(body, n=n, soft_tokens=m, width=d, dtype=dtype)
         case "answers" if values["labels"]:
             check_scores(body, n, values["labels"])
-            if any(row.size for row in values["rows"]):
-                raise malformed("rows: a size where the body is not text")
+            _check_no_sizes(values["rows"])
             values["scores"] = body
         case _:
             values["texts"] = read_texts(body, values["rows"], limits)
 
 
+def _check_no_sizes(rows: Sequence[Row]) -> None:
+    for row in rows:
+        if row.size:
+            raise malformed("rows: a size where the body is not text")
+
+
 def _read_record(body: memoryview, layout: Layout, limits: Limits) -> Any:
-    kind, table, limit = _RECORDS[layout.body]
+    kind, table = _RECORDS[layout.body]
     if not body and kind is ModelIdentity:
         return None
-    value = _unpack(body, getattr(limits, limit), layout.body)
+    value = _unpack(body, getattr(limits, RECORD_LIMITS[layout.body]), layout.body)
     try:
         return fields.record(kind, table)(value, limits)
     except Misfit as error:
@@ -399,27 +383,52 @@ def _read_record(body: memoryview, layout: Layout, limits: Limits) -> Any:
 # -- both directions ------------------------------------------------------------------------
 
 
-def _body_limit(layout: Layout, limits: Limits) -> int:
-    match layout.body:
-        case "none":
-            return 0
-        case "payload":
-            return limits.payload_bytes
-        case "texts":
-            return limits.text_bytes
-        case "answers":
-            return max(limits.text_bytes, limits.rows * limits.labels * SCORE_BYTES)
-    size: int = getattr(limits, _RECORDS[layout.body][2])
-    return size
-
-
-def _checksum(rows: Frame, body: Frame) -> int:
-    return crc32(body, crc32(rows))
+_idle_packers: list[msgpack.Packer] = []
+"""One for each thread that packs at a time: to make one costs as much as to pack a header."""
 
 
 def _pack(value: object) -> bytes:
-    packed: bytes = msgpack.packb(value, use_bin_type=True)
+    try:
+        packer = _idle_packers.pop()
+    except IndexError:
+        packer = msgpack.Packer(use_bin_type=True, buf_size=PACKER_BYTES)
+    packed: bytes = packer.pack(value)
+    _idle_packers.append(packer)  # one that has failed is not used again
     return packed
+
+
+def _unpack_header(frame: Frame, limits: Limits) -> Any:
+    """As ``_unpack``, but a map whose keys are all different is built without a call for each."""
+    if type(frame) is bytes and len(frame) <= limits.header_bytes:
+        try:
+            header = msgpack.unpackb(
+                frame, raw=False, strict_map_key=True, ext_hook=_no_extension, max_ext_len=0
+            )
+        except Exception:
+            header = None  # what is wrong, the other way says
+        if type(header) is dict and _says_all(frame, header):
+            return header
+    return _unpack(octets(frame), limits.header_bytes, "header")
+
+
+def _says_all(frame: bytes, header: dict[str, Any]) -> bool:
+    """Whether each of the header's maps has as many keys as it was written with.
+
+    The only map within a header is ``stages``. Where that word stands once, it is its key.
+    """
+    count = len(header)
+    if count > SHORT_MAP:
+        counted = frame.startswith(b"\xde") and int.from_bytes(frame[1:3], "big") == count
+    else:
+        counted = frame[0] == SHORT_MAP_MARK | count
+    if not counted:
+        return False
+    stages = header.get("stages")
+    if stages is None:
+        return "stages" not in header
+    if type(stages) is not dict or len(stages) > SHORT_MAP or frame.count(b"stages") != 1:
+        return False
+    return frame.find(STAGES_KEY + bytes([SHORT_MAP_MARK | len(stages)])) >= 0
 
 
 def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:

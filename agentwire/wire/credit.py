@@ -20,6 +20,9 @@ class Grant:
     bytes: int
 
 
+NOTHING = (0, 0)
+
+
 class CreditGate:
     """Producer side: what may still be sent on each wire.
 
@@ -32,9 +35,10 @@ class CreditGate:
     def __init__(
         self, *, max_messages: int = 65_536, max_bytes: int = 2**36, max_wires: int = 1024
     ) -> None:
-        self._most = Grant(max_messages, max_bytes)
+        self._most_messages = max_messages
+        self._most_bytes = max_bytes
         self._max_wires = max_wires
-        self._left: dict[str, Grant] = {}
+        self._left: dict[str, tuple[int, int]] = {}  # messages, bytes
 
     def add(self, wire: str, messages: int, bytes: int) -> None:
         """Takes in a Credit message.
@@ -43,38 +47,38 @@ class CreditGate:
             RemoteProtocolError: (``malformed``) a negative grant, or more credit than the bounds;
                 what was left stays as it was.
         """
-        left = self.left(wire)
-        total = Grant(left.messages + messages, left.bytes + bytes)
+        left_messages, left_bytes = self._left.get(wire, NOTHING)
+        all_messages, all_bytes = left_messages + messages, left_bytes + bytes
         if messages < 0 or bytes < 0:
             raise RemoteProtocolError(NackCode.MALFORMED, "credit must not be negative")
-        if total.messages > self._most.messages or total.bytes > self._most.bytes:
+        if all_messages > self._most_messages or all_bytes > self._most_bytes:
             raise RemoteProtocolError(
                 NackCode.MALFORMED,
-                f"credit of {total.messages} messages and {total.bytes} bytes on {wire} is over "
-                f"the bound of {self._most.messages} and {self._most.bytes}",
+                f"credit of {all_messages} messages and {all_bytes} bytes on {wire} is over "
+                f"the bound of {self._most_messages} and {self._most_bytes}",
             )
         if wire not in self._left and len(self._left) >= self._max_wires:
             raise RemoteProtocolError(
                 NackCode.MALFORMED, f"credit for more than {self._max_wires} wires"
             )
-        self._left[wire] = total
+        self._left[wire] = all_messages, all_bytes
 
     def allows(self, wire: str) -> bool:
         """Whether one more message, of any size, may be sent now."""
-        left = self.left(wire)
-        return left.messages > 0 and left.bytes > 0
+        messages, bytes = self._left.get(wire, NOTHING)
+        return messages > 0 and bytes > 0
 
     def take(self, wire: str, size: int) -> bool:
         """Spends credit on a message with ``size`` bytes of body; False: none, so do not send."""
-        if not self.allows(wire):
+        messages, bytes = self._left.get(wire, NOTHING)
+        if messages <= 0 or bytes <= 0:
             return False
-        left = self._left[wire]
-        self._left[wire] = Grant(left.messages - 1, left.bytes - size)
+        self._left[wire] = messages - 1, bytes - size
         return True
 
     def left(self, wire: str) -> Grant:
         """What is left; bytes below 0 are overdrawn."""
-        return self._left.get(wire, Grant(0, 0))
+        return Grant(*self._left.get(wire, NOTHING))
 
     def clear(self, wire: str | None = None) -> None:
         """Drops all credit of a wire, or of all: the consumer that granted it is gone."""
@@ -99,14 +103,14 @@ class CreditWindow:
             raise LocalProtocolError(
                 "A credit window must hold a message and a byte.", hint="Raise its limits."
             )
-        self._window = Grant(messages, bytes)
-        self._waiting = Grant(0, 0)  # arrived, not consumed
-        self._granted = Grant(0, 0)  # granted, not used
+        self._messages, self._bytes = messages, bytes
+        self._waiting_messages = self._waiting_bytes = 0  # arrived, not consumed
+        self._granted_messages = self._granted_bytes = 0  # granted, not used
 
     @property
     def waiting(self) -> Grant:
         """What arrived and is not consumed."""
-        return self._waiting
+        return Grant(self._waiting_messages, self._waiting_bytes)
 
     def open(self) -> Grant:
         """The first grant to a producer, also to a new incarnation of it.
@@ -114,7 +118,7 @@ class CreditWindow:
         All that was granted before is void: the new producer does not know of it. What still
         waits here keeps its place in the window.
         """
-        self._granted = Grant(0, 0)
+        self._granted_messages = self._granted_bytes = 0
         return self._grant()
 
     def arrived(self, size: int) -> None:
@@ -124,11 +128,12 @@ class CreditWindow:
             RemoteProtocolError: (``overloaded``) the producer sends more than it was granted. The
                 message was not counted and must be dropped.
         """
-        granted = self._granted
-        if granted.messages < 1 or granted.bytes < 1:
+        if self._granted_messages < 1 or self._granted_bytes < 1:
             raise RemoteProtocolError(NackCode.OVERLOADED, "more was sent than was granted")
-        self._granted = Grant(granted.messages - 1, granted.bytes - size)
-        self._waiting = Grant(self._waiting.messages + 1, self._waiting.bytes + size)
+        self._granted_messages -= 1
+        self._granted_bytes -= size
+        self._waiting_messages += 1
+        self._waiting_bytes += size
 
     def consumed(self, size: int) -> Grant | None:
         """A message that had arrived is done with; the grant to send now, if it is time for one.
@@ -136,28 +141,23 @@ class CreditWindow:
         Raises:
             LocalProtocolError: more was consumed than had arrived: a bug on this side.
         """
-        rest = Grant(self._waiting.messages - 1, self._waiting.bytes - size)
-        if rest.messages < 0 or rest.bytes < 0:
+        if self._waiting_messages < 1 or self._waiting_bytes < size:
             raise LocalProtocolError(
                 "More was consumed than had arrived.", hint="Call arrived() for each message."
             )
-        self._waiting = rest
-        due = self._ungranted()
-        if 2 * due.messages >= self._window.messages or 2 * due.bytes >= self._window.bytes:
+        self._waiting_messages -= 1
+        self._waiting_bytes -= size
+        due_messages = self._messages - self._waiting_messages - self._granted_messages
+        due_bytes = self._bytes - self._waiting_bytes - self._granted_bytes
+        if 2 * due_messages >= self._messages or 2 * due_bytes >= self._bytes:
             return self._grant()
         return None
 
-    def _ungranted(self) -> Grant:
-        return Grant(
-            self._window.messages - self._waiting.messages - self._granted.messages,
-            self._window.bytes - self._waiting.bytes - self._granted.bytes,
-        )
-
     def _grant(self) -> Grant:
-        due = self._ungranted()
+        due_messages = self._messages - self._waiting_messages - self._granted_messages
+        due_bytes = self._bytes - self._waiting_bytes - self._granted_bytes
         # An overdrawn window (one message over) has nothing to give until that is consumed.
-        grant = Grant(max(0, due.messages), max(0, due.bytes))
-        self._granted = Grant(
-            self._granted.messages + grant.messages, self._granted.bytes + grant.bytes
-        )
+        grant = Grant(max(0, due_messages), max(0, due_bytes))
+        self._granted_messages += grant.messages
+        self._granted_bytes += grant.bytes
         return grant

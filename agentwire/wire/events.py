@@ -39,7 +39,7 @@ class Opened:
     welcome: Welcome
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Received:
     """A message for the layer above; ``sealed``, at the broker: for ``Session.send`` of it."""
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 
 from agentwire.errors import NackCode
 from agentwire.wire import messages as m
-from agentwire.wire.limits import Limits
+from agentwire.wire.limits import DEFAULT_LIMITS, Limits
 
 Check: TypeAlias = Callable[[object, Limits], Any]
 
@@ -156,13 +156,28 @@ def many(item: Check, low: int, high: str) -> Check:
     return check
 
 
+_known_stages: set[tuple[str, ...]] = set()
+
+
 def durations(value: object, limits: Limits) -> dict[str, float]:
     """Stages: names to milliseconds."""
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict | Mapping):
         raise malformed(f"must be a map, not {type(value).__name__}")
     if len(value) > limits.stages:
         raise too_large(f"has {len(value)} stages; the limit is {limits.stages}")
-    return {STAGE(name, limits): MILLISECONDS(spent, limits) for name, spent in value.items()}
+    names = tuple(value)
+    if limits is not DEFAULT_LIMITS or names not in _known_stages:
+        for name in names:
+            STAGE(name, limits)
+        if limits is DEFAULT_LIMITS:
+            if len(_known_stages) >= KNOWN_NAMES:
+                _known_stages.clear()
+            _known_stages.add(names)
+    result = dict(value)
+    for name, spent in result.items():
+        if not (type(spent) is float and 0.0 <= spent < math.inf):  # hardly ever
+            result[name] = MILLISECONDS(spent, limits)
+    return result
 
 
 def counts(value: object, limits: Limits) -> bytes:

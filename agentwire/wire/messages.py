@@ -21,7 +21,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from agentwire.errors import NackCode
 
@@ -80,8 +80,7 @@ def direct_wire(agent: str) -> str:
 # -- values that messages carry -------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One request in a batch.
 
     Attributes:
@@ -264,8 +263,7 @@ def _task_id(task: TaskSpec) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Payload:
+class Payload(NamedTuple):
     """A batch of soft tokens.
 
     Attributes:
@@ -556,8 +554,7 @@ Message: TypeAlias = (
 WorkMessage: TypeAlias = Encode | Soft | Text | Result
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """What every message carries besides itself.
 
     Attributes:

@@ -55,7 +55,7 @@ from agentwire.wire.messages import (
     Pong,
     Welcome,
 )
-from agentwire.wire.states import Direction, Side, State, Timing, step
+from agentwire.wire.states import Direction, Side, State, Timing, plain_messages, step
 
 __all__ = [
     "Announced",
@@ -142,6 +142,9 @@ class Session:
         self._epoch = epoch
         self._limits = limits
         self._keyed = keyed
+        # What means nothing to this session itself, once it is open.
+        self._hears: frozenset[type[Message]] = frozenset()
+        self._says: frozenset[type[Message]] = frozenset()
         self._next_out = 0
         self._next_in = 0
         self._undecoded = 0
@@ -180,17 +183,9 @@ class Session:
             LocalProtocolError: this side may not send that now, or it does not fit the wire.
                 No number is used up.
         """
-        kind = TYPE_OF[type(message)]
-        after = self._step(Direction.SEND, kind)
-        if after is None:
-            raise LocalProtocolError(
-                f"A {self.side} session that is {self.state} may not send {kind.name}.",
-                hint="docs/protocol.md shows what each state allows.",
-            )
-        if self.state is State.OPEN and isinstance(message, Hello):
-            problem = self._hello_problem(message)
-            if problem:
-                raise LocalProtocolError(problem, hint="Say Hello again when the model is loaded.")
+        after = self.state
+        if after is not State.OPEN or type(message) not in self._says:
+            after = self._after_sending(message)
         envelope = Envelope(self._run, self._next_out, self._epoch)
         if sealed is None:
             frames = encode(message, envelope, self._limits)
@@ -203,6 +198,26 @@ class Session:
         elif isinstance(message, Ping | Pong):
             self._reported = now
         return frames
+
+    def _after_sending(self, message: Message) -> State:
+        """The state that sending it leads to.
+
+        Raises:
+            LocalProtocolError: this side may not send that now.
+        """
+        self._learn_plain()
+        kind = TYPE_OF[type(message)]
+        after = self._step(Direction.SEND, kind)
+        if after is None:
+            raise LocalProtocolError(
+                f"A {self.side} session that is {self.state} may not send {kind.name}.",
+                hint="docs/protocol.md shows what each state allows.",
+            )
+        if self.state is State.OPEN and isinstance(message, Hello):
+            problem = self._hello_problem(message)
+            if problem:
+                raise LocalProtocolError(problem, hint="Say Hello again when the model is loaded.")
+        return after
 
     # -- time -------------------------------------------------------------------------------
 
@@ -255,6 +270,16 @@ class Session:
             self._undecoded += 1
             refused = Refused(error.code, str(error), error.wire, error.rows, error.origin)
             return self._refuse(refused, now)
+        if (
+            self.state is State.OPEN
+            and type(message) in self._hears
+            and envelope.seq == self._next_in
+            and envelope.epoch == self.remote_epoch
+            and envelope.run == self._run
+        ):  # as nearly always: nothing but the next message for the layer above
+            self._undecoded, self._next_in, self._heard = 0, envelope.seq + 1, now
+            return [Received(message, envelope, sealed if self.side is Side.BROKER else None)]
+        self._learn_plain()
         events: list[Event] = []
         try:
             self._check_envelope(envelope, message)
@@ -396,6 +421,12 @@ class Session:
             )
             events.append(Outgoing(self.send(nack, now)))
         return events
+
+    def _learn_plain(self) -> None:
+        """Once the session is open, what crosses it in either direction is known."""
+        if self.state is State.OPEN and not self._says:
+            role = self.hello.role if self.hello else None
+            self._hears, self._says = plain_messages(self.side, role)
 
     def _step(self, direction: Direction, kind: MessageType) -> State | None:
         role = self.hello.role if self.hello else None

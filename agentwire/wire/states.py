@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from agentwire.wire.messages import MessageType, Role
+from agentwire.wire.fields import TYPE_OF
+from agentwire.wire.messages import Message, MessageType, Role
 
 
 class Side(StrEnum):
@@ -95,3 +96,23 @@ def step(
         if kind in MAY_SEND[talker, role]:
             return State.OPEN
     return after
+
+
+def plain_messages(
+    side: Side, role: Role | None
+) -> tuple[frozenset[type[Message]], frozenset[type[Message]]]:
+    """Message classes that keep an open session open and concern the layer above alone.
+
+    Returns:
+        Those that this side may receive, and those that it may send.
+    """
+    own = {_T.HELLO, _T.WELCOME, _T.PING, _T.PONG, _T.GOODBYE}
+
+    def crossing(direction: Direction) -> frozenset[type[Message]]:
+        return frozenset(
+            kind
+            for kind, number in TYPE_OF.items()
+            if number not in own and step(side, role, State.OPEN, direction, number) is State.OPEN
+        )
+
+    return crossing(Direction.RECEIVE), crossing(Direction.SEND)
