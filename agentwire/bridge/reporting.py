@@ -20,6 +20,11 @@ Progress = Callable[[str, float], None]
 """Told the stage and the fraction done."""
 
 
+def within(progress: Progress, what: str, begin: float, share: float) -> Progress:
+    """Progress of a part, named ``what``, as a share of the whole that begins at ``begin``."""
+    return lambda stage, done: progress(f"{what}: {stage}", begin + share * done)
+
+
 class Pace:
     """How long a training will still take.
 

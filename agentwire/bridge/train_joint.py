@@ -28,7 +28,7 @@ from agentwire.bridge.new_card import (
     trained_today,
 )
 from agentwire.bridge.problem import BridgeProblem, Part
-from agentwire.bridge.reporting import Progress, Report
+from agentwire.bridge.reporting import Progress, Report, within
 from agentwire.bridge.rows import training_rows
 from agentwire.bridge.states import StateCache, cache_states
 from agentwire.bridge.train import (
@@ -94,13 +94,13 @@ def train_joint(
     rows, held_out = training_rows(data, recipe, config)
     started = time.monotonic()
     receiver = load_agent(
-        resolved, resolved.wire.spec.receiver, _within(progress, "loading", 0.0, 0.03),
+        resolved, resolved.wire.spec.receiver, within(progress, "loading", 0.0, 0.03),
         recipe.precision,
     )  # fmt: skip
     share = 0.25 / len(layers)
     reads = [
         _read(resolved, wire, layer, (rows, held_out), receiver.device,
-              _within(progress, wire.spec.sender, 0.03 + i * share, share))
+              within(progress, wire.spec.sender, 0.03 + i * share, share))
         for i, (wire, layer) in enumerate(zip(resolved.parts, layers, strict=True))
     ]  # fmt: skip
     torch.manual_seed(recipe.seed)  # here, so that nothing depends on what loading drew
@@ -138,10 +138,6 @@ def train_joint(
     if plot is not None:
         draw_curve(trained.history, name, plot)
     return folders
-
-
-def _within(progress: Progress, what: str, begin: float, share: float) -> Progress:
-    return lambda stage, done: progress(f"{what}: {stage}", begin + share * done)
 
 
 def _read(

@@ -24,7 +24,7 @@ from agentwire.bridge.new_card import (
     trained_today,
 )
 from agentwire.bridge.problem import BridgeProblem, Part
-from agentwire.bridge.reporting import Progress, Report
+from agentwire.bridge.reporting import Progress, Report, within
 from agentwire.bridge.rows import training_rows
 from agentwire.bridge.states import StateCache, cache_states, evenly
 from agentwire.bridge.train import (
@@ -88,12 +88,12 @@ def train_shared(
     layer = layer_of(first, wire.sender)
     torch.manual_seed(recipe.seed)
     started = time.monotonic()
-    receiver = load_agent(first, wire.receiver, _within(progress, "loading", 0.0, 0.03),
+    receiver = load_agent(first, wire.receiver, within(progress, "loading", 0.0, 0.03),
                           recipe.precision)  # fmt: skip
-    sender = load_agent(first, wire.sender, _within(progress, "loading", 0.03, 0.03))
+    sender = load_agent(first, wire.sender, within(progress, "loading", 0.03, 0.03))
     trunk(sender.model, layer)  # refused now, not after the states of all rows
     read = [_read(sender, task, layer, recipe.max_text_tokens, receiver.device,
-                  _within(progress, task.rows.name, 0.06 + 0.22 * i / len(tasks),
+                  within(progress, task.rows.name, 0.06 + 0.22 * i / len(tasks),
                           0.22 / len(tasks)))
             for i, task in enumerate(tasks)]  # fmt: skip
     ends = Ends(sender.identity, layer, receiver.identity)
@@ -186,7 +186,3 @@ def _read(
         ).to(device)
 
     return cached(task.rows, 0.0, 0.9), cached(task.held_out, 0.9, 0.1)
-
-
-def _within(progress: Progress, what: str, begin: float, share: float) -> Progress:
-    return lambda stage, done: progress(f"{what}: {stage}", begin + share * done)
