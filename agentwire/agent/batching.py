@@ -18,21 +18,20 @@ from __future__ import annotations
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field, replace
-from enum import Enum, auto
-from typing import Generic, TypeVar
+from dataclasses import dataclass, field
+from enum import IntEnum, auto
+from typing import Generic, NamedTuple, TypeVar
 
 
-class Kind(Enum):
-    """What has to be computed for a row."""
+class Kind(IntEnum):
+    """What has to be computed for a row; a number, since it is hashed for every row."""
 
     ENCODE = auto()  # a sender makes soft tokens or a text message
     SOFT = auto()  # a receiver answers from soft tokens
     TEXT = auto()  # a receiver answers from text
 
 
-@dataclass(frozen=True, slots=True)
-class Lane:
+class Lane(NamedTuple):
     """What rows must have in common to share a batch.
 
     Attributes:
@@ -58,7 +57,7 @@ class Lane:
 
 def _stream(lane: Lane) -> Lane:
     """What takes turns within a wire: the lane, whichever message it is."""
-    return replace(lane, message=0) if lane.message else lane
+    return lane._replace(message=0) if lane.message else lane
 
 
 T = TypeVar("T")

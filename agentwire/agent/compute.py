@@ -6,11 +6,12 @@ where a payload is not sound, that row alone is relayed as text or refused.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ from agentwire.errors import AgentwireError, NackCode, RemoteProtocolError
 from agentwire.model.backend import Backend, Encoded, Generated, Job, Pipelined, Scored, Watch
 from agentwire.telemetry.logs import TRACES
 from agentwire.wire.messages import BridgeIdentity, Channel, Mode, Row, Stages, TaskSpec
-from agentwire.wire.tensors import check_rows
+from agentwire.wire.tensors import check_rms, check_rows
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -33,8 +34,7 @@ GROW_AFTER: Final = 32
 """Batches that fit in a row after which twice as many rows are tried."""
 
 
-@dataclass(frozen=True, slots=True)
-class WorkKey:
+class WorkKey(NamedTuple):
     """What makes two rows the same work: the request, and what is asked of this agent."""
 
     request_id: bytes
@@ -50,7 +50,7 @@ class CachedReply:
     """One row of a message to send, kept in case its request comes again.
 
     Attributes:
-        payload: float16 [M, d] as bytes (Soft).
+        payload: float16 [M, d] as bytes (Soft); a view of what the model made.
         shape: (M, d) of the payload.
         bridge: fingerprint of the bridge (Soft).
         text: of a Text, or a generated answer.
@@ -60,7 +60,7 @@ class CachedReply:
         tokens: read and written (Result), or nothing.
     """
 
-    payload: bytes | None = None
+    payload: bytes | memoryview | None = None
     shape: tuple[int, int] = (0, 0)
     bridge: str = ""
     text: str | None = None
@@ -97,7 +97,9 @@ class Ticket:
 class Work:
     """What the worker keeps with a row: ``text``, or ``payload`` as float16 [M, d].
 
-    ``kept``: what its client names instead of a text.
+    Attributes:
+        sane: lowest and highest RMS of its soft tokens; None: they were looked at before.
+        kept: what its client names instead of a text.
     """
 
     row: Row
@@ -105,6 +107,7 @@ class Work:
     key: WorkKey
     text: str = ""
     payload: npt.NDArray[np.float16] | None = None
+    sane: tuple[float, float] | None = None
     cancelled: bool = False
     kept: Kept | None = None
     streamed: int = 0  # bytes of its answer that went out in Pieces
@@ -141,6 +144,14 @@ Outcome: TypeAlias = Done | Failed
 Items: TypeAlias = Sequence[Item[Work]]
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A batch that the device has begun; ``bad``: rows of it that are not sound, and why."""
+
+    job: Job[Any]
+    bad: Mapping[int, str]
+
+
 class Compute:
     """Runs batches of one lane.
 
@@ -163,11 +174,21 @@ class Compute:
         self._fitting = 0  # batches of that size in a row that did fit
         self._watch = watch
 
-    def begin(self, items: Items, task: TaskSpec) -> Job[Any] | None:
+    def begin(self, items: Items, task: TaskSpec) -> Begun | None:
         """Lets the device start with a batch, for ``run`` to finish.
+
+        Payloads are looked at while it computes: what it makes of one that is not sound is thrown
+        away.
 
         None: there is nothing to begin apart, or the model refused: ``run`` does it all.
         """
+        job = self._job(items, task)
+        if job is None:
+            return None
+        soft = items[0].lane.kind is Kind.SOFT
+        return Begun(job, _unsound(items) if soft else {})
+
+    def _job(self, items: Items, task: TaskSpec) -> Job[Any] | None:
         backend, lane = self._pipelined, items[0].lane
         if backend is None or len(items) > self._fits:
             return None
@@ -188,20 +209,24 @@ class Compute:
             log.warning("the model raised when it began", exc_info=error)
             return None
 
-    def run(self, items: Items, task: TaskSpec, begun: Job[Any] | None = None) -> list[Outcome]:
+    def run(self, items: Items, task: TaskSpec, begun: Begun | None = None) -> list[Outcome]:
         """The outcomes of one batch; each row is in exactly one of them.
 
         Args:
             begun: what ``begin`` gave for these very items.
         """
         lane = items[0].lane
+        job = begun.job if begun is not None else None
         if lane.kind is Kind.SOFT:
-            return self._answer_soft(items, task, begun)
+            bad = begun.bad if begun is not None else _unsound(items)
+            if bad:
+                return self._sift(items, task, job, bad)
+            return self._answer_soft(items, task, job)
         if lane.kind is Kind.TEXT:
-            return self._read(items, task, begun)
+            return self._read(items, task, job)
         if lane.channel == Channel.TEXT:
             return self._relay(items, task, lane.reason)
-        return self._encode(items, task, lane, begun)
+        return self._encode(items, task, lane, job)
 
     # -- as the sender ----------------------------------------------------------------------
 
@@ -235,13 +260,16 @@ class Compute:
 
         outcomes: list[Outcome] = []
         for batch, encoded in self._attempt(items, _first(items, begun, encode), outcomes):
-            bad = check_rows(encoded.payload, bridge.rms_range)
+            if encoded.rms is None:
+                bad = check_rows(encoded.payload, bridge.rms_range)
+            else:
+                bad = check_rms(encoded.rms, bridge.rms_range)
             good = [i for i in range(len(batch)) if i not in bad]
             if good:
                 shape = (bridge.soft_tokens, bridge.width)
                 replies = [
                     CachedReply(
-                        encoded.payload[i].tobytes(),
+                        encoded.payload[i].reshape(-1).view(np.uint8).data,
                         shape,
                         fingerprint,
                         text="" if keeps else None,
@@ -305,6 +333,19 @@ class Compute:
         return outcomes
 
     # -- as the receiver --------------------------------------------------------------------
+
+    def _sift(
+        self, items: Items, task: TaskSpec, begun: Job[Any] | None, bad: Mapping[int, str]
+    ) -> list[Outcome]:
+        """Refuses the rows that are not sound, and computes the others, anew if need be."""
+        if begun is not None:
+            with contextlib.suppress(Exception):  # it may have raised because of them
+                begun.result()
+        outcomes: list[Outcome] = [
+            Failed([items[i]], NackCode.BAD_PAYLOAD, reason) for i, reason in bad.items()
+        ]
+        good = [item for i, item in enumerate(items) if i not in bad]
+        return outcomes + (self._answer_soft(good, task, None) if good else [])
 
     def _answer_soft(self, items: Items, task: TaskSpec, begun: Job[Any] | None) -> list[Outcome]:
         if task.asks_nothing:
@@ -406,8 +447,15 @@ def _texts(items: Items) -> list[str]:
     return [item.content.text for item in items]
 
 
+def _unsound(items: Items) -> dict[int, str]:
+    """Rows of a lane whose payload must not be answered, by their place, and why."""
+    sane = items[0].content.sane
+    return {} if sane is None else check_rows(_payload(items), sane)
+
+
 def _payload(items: Items) -> npt.NDArray[np.float16]:
-    return np.stack([i.content.payload for i in items if i.content.payload is not None])
+    rows = [item.content.payload for item in items if item.content.payload is not None]
+    return rows[0][None] if len(rows) == 1 else np.stack(rows)
 
 
 def _first(items: Items, begun: Job[T] | None, call: Callable[[Items], T]) -> Callable[[Items], T]:

@@ -57,7 +57,8 @@ def form_of(item: Item[Work], reply: CachedReply) -> Form:
 def _soft(pairs: Pairs, stages: Stages, now: float) -> Soft:
     lane, first = pairs[0][0].lane, pairs[0][1]
     soft_tokens, width = first.shape
-    data = b"".join(reply.payload or b"" for _, reply in pairs)
+    parts = [reply.payload or b"" for _, reply in pairs]
+    data = parts[0] if len(parts) == 1 else b"".join(parts)
     return Soft(
         lane.wire,
         lane.task,

@@ -1,11 +1,12 @@
-"""Work messages -> rows to compute, or refusals: every check that a message must pass. No IO."""
+"""Work messages -> rows to compute, or refusals: what a message must pass. No IO.
+
+The values of a payload are looked at by ``compute``, while the device has begun."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections import OrderedDict
-from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -30,7 +31,7 @@ from agentwire.wire.messages import (
     Text,
     direct_wire,
 )
-from agentwire.wire.tensors import check_rows, from_payload
+from agentwire.wire.tensors import from_payload
 
 MAX_TASKS: Final = 1024
 
@@ -80,8 +81,8 @@ class Intake:
         try:
             lane = self._lane(message, closing)
             if self._spec.batch_by == "message":
-                lane = replace(lane, message=next(self._messages))
-            payload, bad = self._payload(message)
+                lane = lane._replace(message=next(self._messages))
+            payload, sane = self._payload(message)
         except RemoteProtocolError as error:
             nack = Nack(
                 error.code, error.message, message.wire, message.rows, origin=message.origin
@@ -90,14 +91,12 @@ class Intake:
         items: list[Item[Work]] = []
         refusals: list[Nack] = []
         for i, row in enumerate(message.rows):
-            if i in bad:
-                code, origin = NackCode.BAD_PAYLOAD, message.origin
-                refusals.append(Nack(code, bad[i], message.wire, (row,), origin=origin))
-                continue
             key = WorkKey(
                 row.request_id, lane.origin, lane.kind, lane.wire, lane.task, lane.channel
             )
-            work = Work(row, ticket, key, payload=None if payload is None else payload[i])
+            work = Work(row, ticket, key)
+            if payload is not None:
+                work.payload, work.sane = payload[i], sane
             if not isinstance(message, Soft):
                 work.text = message.texts[i]
             if isinstance(message, Text) and self._tasks[lane.task].form == "kept":
@@ -128,8 +127,8 @@ class Intake:
             self._tasks[lane.task],
             lambda request_id: self._kept.get(KeptKey(lane.origin, request_id), arrival),
         )
-        lane = replace(lane, kind=Kind.SOFT, channel=Channel.SOFT.value, bridge=found.name)
-        work.key = replace(work.key, kind=lane.kind, channel=lane.channel)
+        lane = lane._replace(kind=Kind.SOFT, channel=Channel.SOFT.value, bridge=found.name)
+        work.key = work.key._replace(kind=lane.kind, channel=lane.channel)
         work.payload = found.payload
         return _item(lane, work, arrival, solo)
 
@@ -181,19 +180,19 @@ class Intake:
 
     def _payload(
         self, message: Encode | Soft | Text
-    ) -> tuple[npt.NDArray[np.float16] | None, dict[int, str]]:
-        """Payload [n, M, d] of a Soft message, and its bad rows with the reason.
+    ) -> tuple[npt.NDArray[np.float16] | None, tuple[float, float] | None]:
+        """Payload [n, M, d] of a Soft message, its values unseen, and what their RMS may be.
 
         Raises:
             RemoteProtocolError: the whole payload is not what was agreed on.
         """
         if not isinstance(message, Soft):
-            return None, {}
+            return None, None
         payload = from_payload(message.payload)
         shape = (message.payload.soft_tokens, message.payload.width)
         task = self._tasks[message.task]
         bridge = self._agreements.check(message.wire, message.bridge, shape, task)
-        return payload, check_rows(payload, bridge.rms_range)
+        return payload, bridge.rms_range
 
 
 def _item(lane: Lane, work: Work, arrival: float, solo: bool) -> Item[Work]:

@@ -20,13 +20,13 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from agentwire.agent.agreements import Agreements
 from agentwire.agent.batching import Batcher, Item, Kind, Lane
-from agentwire.agent.compute import CachedReply, Compute, Done, Failed, Ticket, Work, WorkKey
+from agentwire.agent.compute import Begun, CachedReply, Compute, Done, Failed, Ticket, Work, WorkKey
 from agentwire.agent.emission import form_of, messages, row_of
 from agentwire.agent.fallback import Hold, decide, knows_prompt
 from agentwire.agent.intake import Intake
@@ -35,7 +35,7 @@ from agentwire.agent.outbox import Outbox
 from agentwire.agent.spec import AgentSpec
 from agentwire.bus.lanes import body_bytes
 from agentwire.errors import NackCode
-from agentwire.model.backend import Backend, Job
+from agentwire.model.backend import Backend
 from agentwire.wire.credit import CreditWindow
 from agentwire.wire.dedup import Dedup, Seen
 from agentwire.wire.messages import (
@@ -78,7 +78,7 @@ class _Running:
 
     items: list[Item[Work]]
     task: TaskSpec
-    job: Job[Any]
+    begun: Begun
     since: float
     queue_ms: float
 
@@ -97,6 +97,11 @@ class Worker:
         on_busy: told when a batch starts (monotonic seconds) and when it is done (None); of
             several under way, about the oldest.
         on_leave: told before a batch is computed in the caller's thread, which may take long.
+        agreements: those of another worker, which changes them; default: its own.
+        reply_bytes: of the replies that are kept in case their requests come again.
+
+    Attributes:
+        agreements: which bridges are used and accepted.
     """
 
     def __init__(
@@ -110,17 +115,20 @@ class Worker:
         poll: Callable[[], None] = lambda: None,
         on_busy: Callable[[float | None], None] = lambda since: None,
         on_leave: Callable[[], None] = lambda: None,
+        agreements: Agreements | None = None,
+        reply_bytes: int = REPLY_BYTES,
     ) -> None:
         self._spec = spec
-        self._agreements = Agreements(backend.identity, bridges, spec.incoming)
-        self._compute = Compute(backend, self._agreements, self._watch)
+        self.agreements = agreements or Agreements(backend.identity, bridges, spec.incoming)
+        self._compute = Compute(backend, self.agreements, self._watch)
         self._clock = clock
         self._poll = poll
         self._on_busy = on_busy
         self._on_leave = on_leave
         self._running: deque[_Running] = deque()
+        self._took: dict[tuple[Kind, int], float] = {}  # seconds of the last batch of its kind
         self._kept = KeptPayloads()
-        self._intake = Intake(spec, backend, self._agreements, self._kept)
+        self._intake = Intake(spec, backend, self.agreements, self._kept)
         # Wide enough for single rows to fill a batch while the next one waits.
         wires = [*(b.wire for b in spec.bridges), *spec.incoming, direct_wire(spec.name)]
         size = max(WINDOW_BATCHES, 2 * spec.max_batch)
@@ -128,7 +136,7 @@ class Worker:
         self._batcher: Batcher[Work] = Batcher(spec.max_batch, spec.max_wait_ms / 1000)
         self._outbox = Outbox(send)
         self._pending: dict[WorkKey, Item[Work]] = {}  # waiting or being computed
-        self._dedup: Dedup[WorkKey, CachedReply] = Dedup(reply_bytes=REPLY_BYTES)
+        self._dedup: Dedup[WorkKey, CachedReply] = Dedup(reply_bytes=reply_bytes)
         self.closing = False
 
     @property
@@ -144,9 +152,13 @@ class Worker:
             sizes.setdefault(kind.name.lower(), {})[rows] = count
         return sizes
 
+    def task(self, task_id: str) -> TaskSpec | None:
+        """The task of this id, as far as it was defined here."""
+        return self._intake.task(task_id)
+
     def start(self) -> None:
         """The first messages of an agent that is ready: its offers, and credit for its wires."""
-        for offer in self._agreements.offers():
+        for offer in self.agreements.offers():
             self._outbox.send(offer)
         for wire, window in self._windows.items():
             grant = window.open()
@@ -178,11 +190,11 @@ class Worker:
             case Define(task):
                 self._intake.define(task)
             case Offer():
-                self._outbox.send(self._agreements.consider(message))
+                self._outbox.send(self.agreements.consider(message))
             case Accept():
-                self._agreements.answered(message)
+                self.agreements.answered(message)
             case Nack(wire=wire, rows=()) if wire:
-                self._agreements.answered(message)
+                self.agreements.answered(message)
             case Cancel(request_ids=ids, origin=origin):
                 self._cancel(frozenset(ids), origin)
             case _:
@@ -267,9 +279,9 @@ class Worker:
         queue_ms = (now - max(item.content.ticket.arrival for item in batch)) * 1000
         if not self._running:
             self._on_busy(now)
-        job = self._compute.begin(batch, task)
-        if job is not None:
-            self._running.append(_Running(batch, task, job, now, queue_ms))
+        begun = self._compute.begin(batch, task)
+        if begun is not None:
+            self._running.append(_Running(batch, task, begun, now, queue_ms))
             self._end_done()
             return True
         if self._running:  # what was begun before ends before
@@ -283,9 +295,20 @@ class Worker:
         """Whether the device has batches that ``run_once`` has to end."""
         return bool(self._running)
 
+    def expected_end(self) -> float:
+        """When the only batch under way should be done, by the last one of its kind and size.
+
+        ``math.inf``: there is none, or several, or nobody knows.
+        """
+        if len(self._running) != 1:
+            return math.inf
+        running = self._running[0]
+        kind = running.items[0].lane.kind
+        return running.since + self._took.get((kind, len(running.items)), math.inf)
+
     def is_done(self) -> bool:
         """Whether the device has done the oldest of them."""
-        return bool(self._running) and self._running[0].job.done()
+        return bool(self._running) and self._running[0].begun.job.done()
 
     def _end_done(self) -> bool:
         """Ends the batches that the device has done, oldest first."""
@@ -301,9 +324,12 @@ class Worker:
 
     def _end_oldest(self) -> None:
         running = self._running[0]
+        if len(self._running) == 1:  # else it waited for another
+            kind = running.items[0].lane.kind
+            self._took[kind, len(running.items)] = self._clock() - running.since
         try:
             self._finish_batch(
-                running.items, running.task, running.job, running.queue_ms, running.since
+                running.items, running.task, running.begun, running.queue_ms, running.since
             )
         finally:
             self._running.popleft()
@@ -313,17 +339,17 @@ class Worker:
         self,
         batch: list[Item[Work]],
         task: TaskSpec,
-        job: Job[Any] | None,
+        begun: Begun | None,
         queue_ms: float,
         since: float | None,
     ) -> None:
         """Computes a batch, or waits for what was begun, and sends its replies."""
-        if job is None:
+        if begun is None:
             self._on_leave()
         try:
-            outcomes = self._compute.run(batch, task, job)
+            outcomes = self._compute.run(batch, task, begun)
         finally:
-            if job is None:
+            if begun is None:
                 self._on_busy(None)
         self._poll()
         for outcome in outcomes:
@@ -359,10 +385,10 @@ class Worker:
         task = self._intake.task(lane.task)
         if lane.channel != Channel.SOFT or task is None:
             return False
-        bridge = self._agreements.bridge(lane.wire)
+        bridge = self.agreements.bridge(lane.wire)
         keeps = lane.mode == Mode.KEEP
         decision = decide(
-            self._agreements.state(lane.wire),
+            self.agreements.state(lane.wire),
             prompt_known=bridge is not None and (keeps or knows_prompt(bridge, task)),
             generates=not task.labels,
             policy="text",

@@ -36,10 +36,13 @@ class Encoded:
     Attributes:
         payload: float16 [n, M, d], C-contiguous.
         stages: milliseconds: ``tokenize``, ``encode`` (the sender's layers), ``bridge``.
+        rms: float32 [n, M]: of each soft token, where the device computed it as well. It is finite
+            where all values are.
     """
 
     payload: npt.NDArray[np.float16]
     stages: dict[str, float]
+    rms: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +170,18 @@ class Pipelined(Protocol):
 
     def summary(self) -> str:
         """For the log: how many batches ran in which way."""
+        ...
+
+
+@runtime_checkable
+class Rehearsed(Protocol):
+    """A backend whose way to the device can be gone without a batch (``agent.rehearsal``)."""
+
+    def rehearse(self, texts: Sequence[str]) -> None:
+        """Goes the way of a batch of these texts (none: of payloads), as far as that costs little.
+
+        Does nothing while a batch is under way.
+        """
         ...
 
 

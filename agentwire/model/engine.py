@@ -77,9 +77,11 @@ class StaticBackend:
         self._progress = progress
         self._buckets = Buckets.of(spec.graphs, spec.max_batch)
         self._encoders: dict[str, dict[tuple[int, int], Port]] = {}
+        self._sizes: dict[str, tuple[int, int]] = {}  # of a bridge's payloads: M, d
         self._ports: OrderedDict[tuple[Any, ...], _TaskPort] = OrderedDict()
         self._generations: OrderedDict[tuple[Any, ...], Generation] = OrderedDict()
         self._prefixes: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
+        self._stage: Port | None = None  # of rehearsals
 
     @classmethod
     def load(cls, spec: AgentSpec, progress: Progress) -> StaticBackend:
@@ -150,6 +152,7 @@ class StaticBackend:
         prefix = self._prefix(self.plain.opening())
         shapes = list(self._buckets.shapes())
         ports = self._encoders[identity.fingerprint] = {}
+        self._sizes[identity.fingerprint] = identity.soft_tokens, identity.width
         for i, shape in enumerate(shapes):
             self._tell(i, len(shapes))
             try:
@@ -161,6 +164,7 @@ class StaticBackend:
                     hint="Lower `max_tokens`, `batches` or `texts` under `graphs:` in the agent's "
                     "file; what has no captured shape is computed eagerly.",
                 ) from error
+        self._set_stage()
         self._tell(1, 1)
         return identity
 
@@ -172,7 +176,9 @@ class StaticBackend:
         def compute() -> Tensor:
             states = self.decoder.trunk(packed[:, :t], layer, prefix)
             soft: Tensor = module(states, steps < packed[:, t:]).half()
-            return soft
+            norm = torch.linalg.vector_norm(soft, dim=-1, dtype=torch.float32)
+            rms = norm / soft.shape[-1] ** 0.5
+            return torch.cat([soft.flatten(1), rms.view(torch.float16)], dim=1)
 
         return Port.of(self.device, [packed], compute, express=self._express(n))
 
@@ -190,12 +196,29 @@ class StaticBackend:
         fill(slot.host_in[0].numpy(), rows)
         tokenize = _ms_since(start)
         port.launch(slot)
-        count = len(rows)
+        count, size = len(rows), self._sizes[bridge]
 
         def read(output: Tensor, took: float) -> Encoded:
-            return Encoded(output[:count].numpy().copy(), {"tokenize": tokenize, "encode": took})
+            stages = {"tokenize": tokenize, "encode": took}
+            return _encoded(output.numpy()[:count], size, stages)
 
         return PortJob(port, slot, read)
+
+    def rehearse(self, texts: Sequence[str]) -> None:
+        """Goes the way of a row alone, with a graph of next to no work (``backend.Rehearsed``)."""
+        stage = self._stage
+        if stage is None or self.device.under_way:
+            return
+        rows = text_ids(self.plain.tokenizer, texts) if texts else [[0]]
+        slot = stage.slot()
+        fill(slot.host_in[0].numpy(), [rows[0][:1]])
+        stage.launch(slot)
+        PortJob(stage, slot, lambda output, took: _scored(output, [1], {"decode": took})).result()
+
+    def _set_stage(self) -> None:
+        if self._stage is None and self.device.graphs:
+            packed = torch.ones(1, 2, dtype=torch.long, device=self.decoder.device)
+            self._stage = Port.of(self.device, [packed], packed.float, express=True)
 
     def encode(self, texts: Sequence[str], bridge: str) -> Encoded:
         job = self.begin_encode(texts, bridge)
@@ -212,6 +235,7 @@ class StaticBackend:
         self.plain.prepare(task)
         if not task.labels:
             return
+        self._set_stage()
         wanted = [(n, m) for m in self._spec.soft_tokens for n in reversed(self._buckets.rows)]
         length = self.plain.prepared(task).prompt.shape[0]
         self._tune({n * (m + length) for n, m in wanted})
@@ -397,12 +421,14 @@ class _TaskPort:
         self._head = head
         self._bound: PreparedTask | None = None
 
-    @torch.inference_mode()
     def bind(self, task: PreparedTask) -> None:
         """Writes the task's prompt and label words to where the program reads them."""
-        if self._bound is task or self._prompt is None:
-            return
-        self._prompt.copy_(task.prompt)
+        if self._bound is not task and self._prompt is not None:
+            self._write(self._prompt, task)
+
+    @torch.inference_mode()
+    def _write(self, prompt: Tensor, task: PreparedTask) -> None:
+        prompt.copy_(task.prompt)
         self._head.weight.copy_(task.prompt_head.weight)
         if self._head.bias is not None and task.prompt_head.bias is not None:
             self._head.bias.copy_(task.prompt_head.bias)
@@ -417,6 +443,16 @@ def _copy(head: LabelHead) -> LabelHead:
 def _scored(output: Tensor, read: Sequence[int], stages: dict[str, float]) -> Scored:
     scores = output[: len(read)].float().numpy().copy()
     return Scored(scores, stages, [(tokens, 1) for tokens in read])
+
+
+def _encoded(
+    output: npt.NDArray[np.float16], size: tuple[int, int], stages: dict[str, float]
+) -> Encoded:
+    """What the sender's graph gives a row: M soft tokens of d, behind them the fp32 RMS of each."""
+    values = size[0] * size[1]
+    payload = output[:, :values].reshape(-1, *size)
+    rms = np.ascontiguousarray(output[:, values:]).view(np.float32)
+    return Encoded(payload.copy(), stages, rms)
 
 
 def _ms_since(start: float) -> float:

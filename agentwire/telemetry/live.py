@@ -73,8 +73,14 @@ class LiveStats:
         if reason:
             self.fallbacks[wire, reason] += 1
         for stage, ms in stages.items():
-            self.stages.setdefault(stage, Latencies()).add(ms)
-        self.stages.setdefault("all", Latencies()).add(latency_ms)
+            self._of(stage).add(ms)
+        self._of("all").add(latency_ms)
+
+    def _of(self, stage: str) -> Latencies:
+        found = self.stages.get(stage)
+        if found is None:
+            found = self.stages[stage] = Latencies()
+        return found
 
     def failed(self, wire: str, code: str) -> None:
         """One request has ended without an answer."""

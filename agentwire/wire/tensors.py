@@ -75,7 +75,6 @@ def check_rows(array: npt.NDArray[np.float16], rms_range: tuple[float, float]) -
         array: float16 [n, M, d].
         rms_range: lowest and highest RMS of one soft token, from the bridge card.
     """
-    low, high = rms_range
     # The bits of |x| moved to where fp32 has them are x * 2**-112, subnormals too: exact, and five
     # times as fast as numpy's own conversion. What is not finite becomes 2**16 or more. fp32 holds
     # the sum of 65,536 squares of the largest fp16.
@@ -87,9 +86,20 @@ def check_rows(array: npt.NDArray[np.float16], rms_range: tuple[float, float]) -
     largest = values.max(axis=2)
     squares = np.einsum("nmd,nmd->nm", values, values)
     rms = np.sqrt(squares / array.shape[2])
-    if largest.max() < _INFINITY and rms.min() >= low and rms.max() <= high:
+    return _judge(rms, largest < _INFINITY, rms_range)
+
+
+def check_rms(rms: npt.NDArray[np.float32], rms_range: tuple[float, float]) -> dict[int, str]:
+    """As ``check_rows``, where the RMS [n, M] of each soft token was computed elsewhere."""
+    return _judge(rms, np.isfinite(rms), rms_range)
+
+
+def _judge(
+    rms: npt.NDArray[np.float32], finite: npt.NDArray[np.bool_], rms_range: tuple[float, float]
+) -> dict[int, str]:
+    low, high = rms_range
+    if finite.all() and rms.min() >= low and rms.max() <= high:
         return {}
-    finite = largest < _INFINITY
     good = finite & (rms >= low) & (rms <= high)
     reasons = {}
     for row in np.flatnonzero(~good.all(axis=1)):

@@ -1,5 +1,4 @@
 import math
-from dataclasses import replace
 
 import pytest
 
@@ -45,29 +44,29 @@ def test_closes_when_the_first_row_has_waited_long_enough() -> None:
 def test_a_message_that_is_a_batch_waits_for_nobody_and_keeps_its_turn() -> None:
     batcher: Batcher[None] = Batcher(3, 10.0)
     for n in range(4):  # four messages of two rows each, in order of arrival
-        lane = replace(LANE, message=n + 1)
+        lane = LANE._replace(message=n + 1)
         batcher.add(item(2 * n, lane=lane, at=n / 10))
         batcher.add(item(2 * n + 1, lane=lane, at=n / 10))
     assert batcher.next_event() == 0.0
     taken = [numbers(batcher.take(0.3)) for _ in range(4)]
     assert taken == [[0, 1], [2, 3], [4, 5], [6, 7]]
     for n in range(5):
-        batcher.add(item(n, lane=replace(LANE, message=9)))
+        batcher.add(item(n, lane=LANE._replace(message=9)))
     assert [numbers(batcher.take(0.0)) for _ in range(2)] == [[0, 1, 2], [3, 4]]  # max size holds
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        replace(LANE, wire="a->c"),
-        replace(LANE, task="other"),
-        replace(LANE, channel="text"),
-        replace(LANE, origin="another client"),
-        replace(LANE, kind=Kind.TEXT),
-        replace(LANE, fallback="error"),
-        replace(LANE, reason="bad_payload"),
-        replace(LANE, bridge="fingerprint"),
-        replace(LANE, message=1),
+        LANE._replace(wire="a->c"),
+        LANE._replace(task="other"),
+        LANE._replace(channel="text"),
+        LANE._replace(origin="another client"),
+        LANE._replace(kind=Kind.TEXT),
+        LANE._replace(fallback="error"),
+        LANE._replace(reason="bad_payload"),
+        LANE._replace(bridge="fingerprint"),
+        LANE._replace(message=1),
     ],
 )
 def test_only_alike_rows_share_a_batch(other: Lane) -> None:
@@ -81,7 +80,7 @@ def test_only_alike_rows_share_a_batch(other: Lane) -> None:
 
 def test_wires_take_turns() -> None:
     batcher: Batcher[None] = Batcher(1, 0.0)
-    quiet = replace(LANE, wire="a->c")
+    quiet = LANE._replace(wire="a->c")
     for n in range(4):
         batcher.add(item(n))
     batcher.add(item(10, lane=quiet))
@@ -92,7 +91,7 @@ def test_wires_take_turns() -> None:
 
 def test_two_lanes_of_one_wire_cannot_starve_another_wire() -> None:
     batcher: Batcher[None] = Batcher(1, 0.0)
-    lanes = [LANE, replace(LANE, task="second"), replace(LANE, wire="a->c")]
+    lanes = [LANE, LANE._replace(task="second"), LANE._replace(wire="a->c")]
     for n in range(9):
         batcher.add(item(n, lane=lanes[n % 3]))
     served = [numbers(batcher.take(1.0))[0] % 3 for _ in range(6)]
@@ -105,14 +104,14 @@ def test_a_flood_on_a_wire_delays_nobody_else_on_it(
     change: dict[str, str], by_message: bool
 ) -> None:
     batcher: Batcher[None] = Batcher(2, 0.5)
-    quiet = replace(LANE, **change)  # type: ignore[arg-type]
+    quiet = LANE._replace(**change)  # type: ignore[arg-type]
     for n in range(40):  # always enough for a full batch, which is due at once
-        batcher.add(item(n, lane=replace(LANE, message=n // 2 + 1 if by_message else 0)))
+        batcher.add(item(n, lane=LANE._replace(message=n // 2 + 1 if by_message else 0)))
     served = []
     for turn in range(8):
         if turn % 2:  # comes one by one, so its lane is empty in between
             number = 100 + turn
-            lane = replace(quiet, message=number if by_message else 0)
+            lane = quiet._replace(message=number if by_message else 0)
             batcher.add(item(number, lane=lane, at=-1.0))
         served.append(numbers(batcher.take(1.0))[0] >= 100)
     assert served == [False, True] * 4
@@ -121,7 +120,7 @@ def test_a_flood_on_a_wire_delays_nobody_else_on_it(
 def test_a_flood_is_served_in_order_of_arrival() -> None:
     batcher: Batcher[None] = Batcher(4, 0.0)
     for n in range(6):
-        batcher.add(item(n, lane=replace(LANE, message=n + 1), at=n / 100))
+        batcher.add(item(n, lane=LANE._replace(message=n + 1), at=n / 100))
     assert [numbers(batcher.take(1.0))[0] for _ in range(6)] == list(range(6))
 
 
@@ -153,7 +152,7 @@ def test_expired_rows_are_handed_back_once() -> None:
 def test_cancel_takes_only_rows_of_that_client() -> None:
     batcher: Batcher[None] = Batcher(16, 0.0)
     batcher.add(item(0))
-    batcher.add(item(0, lane=replace(LANE, origin="another client")))
+    batcher.add(item(0, lane=LANE._replace(origin="another client")))
     batcher.add(item(1))
     assert numbers(batcher.cancel([item(0).request_id], "client")) == [0]
     assert len(batcher) == 2
@@ -161,7 +160,7 @@ def test_cancel_takes_only_rows_of_that_client() -> None:
 
 def test_held_lanes_wait_without_blocking_others() -> None:
     batcher: Batcher[None] = Batcher(16, 0.0)
-    other = replace(LANE, wire="a->c")
+    other = LANE._replace(wire="a->c")
     batcher.add(item(0))
     batcher.add(item(1, lane=other))
 
@@ -199,7 +198,7 @@ def test_batches_are_counted_by_kind_and_size() -> None:
     batcher: Batcher[None] = Batcher(3, 0.0)
     for n in range(7):
         batcher.add(item(n))
-    batcher.add(item(9, lane=replace(LANE, kind=Kind.TEXT)))
+    batcher.add(item(9, lane=LANE._replace(kind=Kind.TEXT)))
     while batcher.take(1.0):
         pass
     assert batcher.taken == {(Kind.ENCODE, 3): 2, (Kind.ENCODE, 1): 1, (Kind.TEXT, 1): 1}

@@ -99,7 +99,7 @@ def test_what_was_kept_goes_to_another_receiver_of_the_same_bridge_and_is_encode
         agree=False,
     )
     for wire in (WIRE, *bridges):
-        identity = bench.worker._agreements.bridge(wire)
+        identity = bench.worker.agreements.bridge(wire)
         assert identity is not None
         bench.handle(Accept(wire, identity.fingerprint), Credit(wire, 16, 1 << 20))
     texts: list[str] = []

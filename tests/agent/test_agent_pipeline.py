@@ -13,6 +13,7 @@ import pytest
 
 from agentwire.agent.spec import AgentSpec, FakeModel, OutgoingBridge
 from agentwire.agent.worker import DEPTH, Worker
+from agentwire.errors import NackCode
 from agentwire.model.backend import Encoded, Job, Scored
 from agentwire.model.fake import FakeBackend, answer
 from agentwire.wire.messages import (
@@ -23,7 +24,9 @@ from agentwire.wire.messages import (
     Define,
     Encode,
     Message,
+    Nack,
     Offer,
+    Payload,
     RelaySpec,
     Row,
     Soft,
@@ -32,6 +35,7 @@ from agentwire.wire.messages import (
     direct_wire,
 )
 from agentwire.wire.messages import Result as ResultMessage
+from agentwire.wire.tensors import from_scores
 
 WIRE = "sender->receiver"
 TASK = TaskSpec("t", "Answer:", "{text}\nAnswer:", ("good", "bad"))
@@ -254,3 +258,60 @@ def test_time_spent_behind_another_batch_is_queue_time() -> None:
     for soft in rig.take(Soft):
         spent = sum(ms for stage, ms in soft.stages.items() if stage != "queue")
         assert soft.stages["queue"] + spent == pytest.approx(3020, abs=1.0)
+
+
+class Receiving(Device):
+    def begin_score_soft(
+        self, payload: npt.NDArray[np.float16], task: TaskSpec
+    ) -> Job[Scored] | None:
+        job = HeldJob(lambda: self.score_soft(payload, task))
+        self.jobs.append(job)
+        return job
+
+
+def test_a_payload_is_looked_at_while_the_device_has_begun_and_a_bad_one_refused_alone() -> None:
+    sent: list[Message] = []
+    spec = AgentSpec(name="receiver", backend="fake", model="receiver", incoming=(WIRE,))
+    device = Receiving(spec.fake)
+    worker = Worker(spec, device, {}, sent.append, lambda: 100.0)
+    worker.start()
+    source = FakeBackend("sender", FakeModel(nan_on="nan"))
+    bridge = source.add_bridge(Path("fake:sender"))  # the name that ``Device`` gives its model
+    worker.handle(Define(TASK), 100.0)
+    worker.handle(Offer(WIRE, bridge), 100.0)
+    made = source.encode(["a", "nan", "c"], bridge.fingerprint).payload
+    rows = tuple(Row(bytes([n]) * 16) for n in range(3))
+    payload = Payload(made.tobytes(), *made.shape)
+    worker.handle(Soft(WIRE, TASK.task_id, bridge.fingerprint, rows, payload, {}), 90.0)
+    sent.clear()
+    worker.run_once()
+    assert len(device.jobs) == 1 and not sent
+    device.jobs[0].is_done = True
+    while worker.run_once():
+        pass
+    (nack,) = (m for m in sent if isinstance(m, Nack))
+    assert (nack.rows[0].request_id, nack.code) == (rows[1].request_id, NackCode.BAD_PAYLOAD)
+    (result,) = (m for m in sent if isinstance(m, ResultMessage))
+    assert [row.request_id for row in result.rows] == [rows[0].request_id, rows[2].request_id]
+    best = [TASK.labels[row.index(max(row))] for row in from_scores(result.scores, 2, 2)]
+    assert best == [answer(text, TASK.labels) for text in ("a", "c")]
+    assert worker.idle
+
+
+def test_a_batch_is_expected_to_take_what_the_last_one_of_its_kind_took() -> None:
+    rig = Rig()
+    assert rig.worker.expected_end() == math.inf
+    for _ in range(2):
+        rig.ask("a", "b")
+        rig.run()
+        began = rig.now
+        rig.now += 0.25
+        rig.device.jobs[-1].is_done = True
+        rig.worker.run_once()
+    rig.ask("c", "d")
+    rig.run()
+    assert rig.worker.expected_end() == pytest.approx(rig.now + 0.25)
+    assert rig.now > began
+    rig.ask("e", "f")  # behind it on the device: nobody knows
+    rig.worker.run_once()
+    assert rig.worker.expected_end() == math.inf

@@ -380,6 +380,7 @@ def test_refuses_payloads_out_of_range(value: float) -> None:
     payload = np.full((1, 8, 16), value, dtype=np.float16)
     bench = receiver()
     bench.handle(soft(["a"], payload=Payload(payload.tobytes(), 1, 8, 16)))
+    bench.run()
     assert [n.code for n in bench.take(Nack)] == [NackCode.BAD_PAYLOAD]
 
 
