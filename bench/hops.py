@@ -37,7 +37,9 @@ TEXT = "a text of a few words, as they are sent one after another, number {}"
 
 def wiring_of(args: argparse.Namespace) -> Wiring:
     fake = FakeModel(width=4096, encode_ms=args.encode_ms, decode_ms=args.decode_ms, pipelined=True)
-    return two_agents(fake, fake, wire={"fallback": "error"}, max_wait_ms=0.0)
+    return two_agents(
+        fake, fake, wire={"fallback": "error"}, max_wait_ms=0.0, rehearse=args.rehearse
+    )
 
 
 async def one_round(args: argparse.Namespace) -> dict[str, float]:
@@ -99,6 +101,12 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--encode-ms", type=float, default=3.4)
     parser.add_argument("--decode-ms", type=float, default=6.0)
+    parser.add_argument(
+        "--rehearse",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="agents keep their code warm while they wait, as they do on a GPU",
+    )
     parser.add_argument("--out", type=Path)
     return recorded(measure, parser.parse_args())
 

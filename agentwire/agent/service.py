@@ -13,6 +13,7 @@ import math
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -22,7 +23,8 @@ from typing import Final, TypeAlias
 from agentwire.agent.failure import ExitCode, describe
 from agentwire.agent.flags import lending_in
 from agentwire.agent.lending import Lending
-from agentwire.agent.spec import AgentSpec, Birth, BusAddress
+from agentwire.agent.rehearsal import EVERY_S, Rehearsal
+from agentwire.agent.spec import AgentSpec, Birth, BusAddress, rehearses
 from agentwire.agent.worker import Worker
 from agentwire.bus.endpoint import Endpoint
 from agentwire.bus.transport import Transport
@@ -41,6 +43,10 @@ INBOX: Final = 8192
 DRAIN_S: Final = 5.0
 PROGRESS_EVERY_S: Final = 0.1
 LONGEST_WAIT_S: Final = 60.0
+SOON_S: Final = 0.0002
+"""So long before and after its expected end, a batch is looked at without naps."""
+PLAY_S: Final = 0.0006
+"""No rehearsal begins so shortly before."""
 
 
 class Leave:
@@ -122,6 +128,7 @@ class Service:
         self._told = told or threading.Event()
         self._leave_at = math.inf
         self._lost: Lost | None = None
+        self._rehearsal: Rehearsal | None = None
 
     @property
     def batch_sizes(self) -> BatchSizes:
@@ -158,6 +165,9 @@ class Service:
             on_leave=self._endpoint.leave,
         )
         self._worker.start()
+        if rehearses(self._spec):
+            agreements = self._worker.agreements
+            self._rehearsal = Rehearsal(self._spec, backend, bridges, agreements, time.monotonic)
         log.info("ready: %s", backend.identity)
         try:
             return self._work()
@@ -181,12 +191,37 @@ class Service:
                 return ExitCode.DONE
             wait = min(worker.next_event(), self._leave_at) - now
             if not self._inbox and wait > 0:
-                done = worker.is_done if worker.computing else None
-                self._endpoint.attend(min(wait, LONGEST_WAIT_S), done)
+                self._wait(min(wait, LONGEST_WAIT_S), worker.is_done if worker.computing else None)
                 self._take_all()
             else:
                 self._poll()
             worker.run_once()
+
+    def _wait(self, seconds: float, done: Callable[[], bool] | None) -> None:
+        """Listens until something has arrived, is ``done``, or so long; rehearses meanwhile."""
+        now = time.monotonic()
+        if done is not None:
+            left = self._worker.expected_end() - now
+            if abs(left) <= SOON_S:
+                self._look(done, now + left + SOON_S)
+                return
+            if left > 0:
+                seconds = min(seconds, left - SOON_S)
+        rehearsal = self._rehearsal
+        if rehearsal is not None:
+            pause = rehearsal.wait_s(now)
+            if pause <= 0.0 and (done is None or left < 0 or left > PLAY_S):
+                rehearsal.step(now)
+                pause = EVERY_S
+            if pause < seconds:  # which is shorter than the transport can wait
+                seconds, done = pause, done or _never
+        self._endpoint.attend(seconds, done)
+
+    def _look(self, done: Callable[[], bool], end: float) -> None:
+        """Waits for what should be done now: a nap would take longer."""
+        while not done() and time.monotonic() < end:
+            pass
+        self._endpoint.attend(0.0, done)
 
     def _poll(self) -> None:
         """Takes in what has arrived by now."""
@@ -208,6 +243,8 @@ class Service:
             self._leave_at = min(self._leave_at, arrival + DRAIN_S)
         else:
             self._worker.handle(message, arrival)
+            if self._rehearsal is not None:
+                self._rehearsal.note(message, arrival)
         return True
 
     def _busy(self, since: float | None) -> None:
@@ -317,6 +354,10 @@ def is_static(spec: AgentSpec) -> bool:
     if spec.backend != "transformers":
         return False
     return spec.engine == "static" or (spec.engine == "auto" and spec.device.startswith("cuda"))
+
+
+def _never() -> bool:
+    return False
 
 
 def prepare(spec: AgentSpec, backend: Backend) -> None:

@@ -121,6 +121,9 @@ class AgentSpec(BaseModel):
         default="rows",
         description="rows: rows of several messages share a batch; message: each has its own",
     )
+    rehearse: bool | None = Field(
+        default=None, description="keeps its code warm between messages; None: on a GPU"
+    )
     bridges: tuple[OutgoingBridge, ...] = ()
     incoming: tuple[str, ...] = ()  # wires on which this agent is the receiver
     joint: tuple[JointBridges, ...] = ()  # what it reads together as the receiver
@@ -171,3 +174,8 @@ class Birth(BaseModel):
     telemetry: str | None = Field(
         default=None, description="file for what the incarnation counted, written when it ends"
     )
+
+
+def rehearses(spec: AgentSpec) -> bool:
+    """Whether the agent rehearses while it waits: where it has a core to spare, as on a GPU."""
+    return spec.device.startswith("cuda") if spec.rehearse is None else spec.rehearse

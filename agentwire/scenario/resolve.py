@@ -267,6 +267,7 @@ def _specs(
             graphs=choice.graphs,
             max_batch=scenario.batch_size,
             max_wait_ms=choice.max_wait_ms,
+            rehearse=choice.rehearse,
             place=choice.place,
             bridges=outgoing,
             incoming=tuple(w for w, r in wires.items() if r.spec.receiver == name),

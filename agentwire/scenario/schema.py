@@ -43,6 +43,8 @@ class ModelChoice(Strict):
         place: what the agent needs of its machine, where a launcher chooses it.
         graphs: which shapes the static engine captures when the agent starts.
         max_wait_ms: how long the first row of a batch waits for company.
+        rehearse: the agent keeps its code in the caches between messages, which costs up to a
+            third of a core while they come (docs/design/engine.md); default: on a GPU.
     """
 
     model: str
@@ -58,6 +60,7 @@ class ModelChoice(Strict):
     place: Placement = Field(default_factory=Placement)
     graphs: GraphSpec = Field(default_factory=GraphSpec)
     max_wait_ms: Annotated[float, Field(ge=0, le=10_000)] = 2.0
+    rehearse: bool | None = None
 
 
 class Agent(ModelChoice):
