@@ -136,9 +136,10 @@ def trained_together(plan: CellPlan, later: Sequence[CellPlan]) -> tuple[CellPla
 
 
 def _sharing(plan: CellPlan, later: Sequence[CellPlan]) -> tuple[CellPlan, ...]:
-    """Cells of other tasks, not of the same series, that name the same missing bridge."""
+    """Cells of other tasks, not of the same series, that name the same missing bridge; none for a
+    set of bridges that are read together, which learns one task."""
     own = plan.resolved
-    if own.data is None:
+    if own.data is None or own.wire.spec.joint:
         return ()
     seen = {own.data.dataset}
     found = []

@@ -146,3 +146,18 @@ def test_tasks_of_a_series_are_one_bridge_of_a_training(tmp_path: Path) -> None:
     group = trained_together(found[0], found[1:])
     assert [plan.cell.axes["soft_tokens"] for plan in group] == [4, 8]
     assert len(found) == 4
+
+
+def test_tasks_that_name_one_bridge_train_it_together(tmp_path: Path) -> None:
+    names = ("trec", "subj", "ag_news")
+    tasks = "[" + ", ".join(f"{{dataset: {name}, path: rows.jsonl}}" for name in names) + "]"
+    named = REAL.replace("to: bob}", "to: bob, bridge: both}")
+    assert named != REAL
+    found = plans(tmp_path, f"{named}{TASK}matrix: {{tasks: {tasks}, seeds: [0, 1]}}\n", ["bridge"])
+    first, *later = found
+    group = trained_together(first, later)
+    assert [plan.cell.id for plan in group] == ["trec--seed0", "subj--seed0", "ag_news--seed0"]
+    assert {plan.resolved.wire.bridge for plan in group} == {"both"}
+    # Without a name of its own each task has its own bridge, and reads other texts.
+    apart = plans(tmp_path, f"{REAL}{TASK}matrix: {{tasks: {tasks}}}\n", ["bridge"])
+    assert len(trained_together(apart[0], apart[1:])) == 1
