@@ -227,9 +227,9 @@ class Broker:
         try:
             while self._stop_at is None:
                 listener.wait(self._pause())
+                drained = self._receive(listener)
                 self._take_commands()
                 self._connections.retry(listener)
-                drained = self._receive(listener)
                 now = time.monotonic()
                 # Everything that has arrived is read before anybody is called lost: a peer that
                 # closed may have said its last results and Goodbye.
@@ -273,17 +273,17 @@ class Broker:
 
     def _take(self, peer: PeerId, frames: Frames) -> None:
         connection = self._connections.get(peer)
-        key = self._key_of_last()
         if connection is None:
             # What the owner said before this peer connected (expect) must be known before its
             # Hello is judged, also if it was said since this thread last looked.
             self._take_commands()
         if self._recorder is not None:
-            self._recorder.came(peer, frames, key)
+            self._recorder.came(peer, frames, self._key_of_last())
         now = self._clock()
         if connection is not None:
             self._heed(peer, connection, connection.session.receive(frames, now))
             return
+        key = self._key_of_last()
         # A session is kept from an accepted Hello on: strangers cost no memory.
         session = Session(
             Side.BROKER,

@@ -42,7 +42,8 @@ QUEUE_MESSAGES = 256  # that wait for the IO thread; the next sender is held up
 UNSENT_MESSAGES = 1024  # that the broker does not read; then it is given up
 RECEIVE_BUDGET = 64  # messages taken in before the thread writes again
 AWAY_S = 0.05  # how long an owner that listens may be away before the IO thread looks in
-TICK_S = 0.02  # between two looks at heartbeats while messages come; what is due may change
+TICK_S = 0.02  # between two looks at heartbeats while others are not due; that may change
+PRESSED_TICK_S = 0.2  # the same where a message has just come, whose owner waits for it
 NAP_S = 20e-6  # between two looks at what the owner computes
 NAPS_S = 0.1
 LONG_NAP_S = 500e-6  # after ``NAPS_S``: what takes so long does not notice
@@ -345,16 +346,20 @@ class Endpoint:
         Returns:
             False: more may have arrived than was taken in.
         """
-        now = time.monotonic()
-        until = min(t for t in (self._due, self._close_at, now + seconds) if t is not None)
-        link.wait(max(0.0, until - now), writable=bool(self._unsent))
+        if seconds > 0:
+            now = time.monotonic()
+            for end in (self._due, self._close_at):
+                seconds = seconds if end is None else min(seconds, max(0.0, end - now))
+        link.wait(max(0.0, seconds), writable=bool(self._unsent))
         return self._look(link)
 
     def _look(self, link: Link) -> bool:
         """The same without the wait; what is not due costs nothing, since it is called often."""
+        before = self._arrived
         drained = self._receive(link)
         now = self._listened = time.monotonic()
-        if drained and (self._due is None or now >= min(self._due, self._ticked + TICK_S)):
+        pause = TICK_S if self._arrived == before else PRESSED_TICK_S
+        if drained and (self._due is None or now >= min(self._due, self._ticked + pause)):
             self._due, self._ticked = self._tick(), now
         if self._queue or self._unsent:
             self._flush(link)
@@ -387,7 +392,11 @@ class Endpoint:
             with self._turn:
                 events = self._session.receive(frames, now, self._busy_ms(now))
                 self._answer(events)
-            self._heed(events, now)
+            first = events[0] if len(events) == 1 else None
+            if isinstance(first, Received) and not isinstance(first.message, Nack):
+                self._on_message(first.message, now)  # as nearly always
+            else:
+                self._heed(events, now)
         return False
 
     def _tick(self) -> float | None:
@@ -400,7 +409,9 @@ class Endpoint:
 
     def _answer(self, events: list[Event]) -> None:
         """What the session itself has to say; under ``_turn``, since it is numbered already."""
-        self._unsent.extend(event.frames for event in events if isinstance(event, Outgoing))
+        for event in events:
+            if isinstance(event, Outgoing):
+                self._unsent.append(event.frames)
 
     def _heed(self, events: list[Event], now: float) -> None:
         for event in events:

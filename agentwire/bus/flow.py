@@ -110,6 +110,12 @@ class Flow:
         self._limits = limits
         self._counters = counters
         self._legs = {(leg.wire, leg.consumer): leg for leg in wires.legs()}
+        # What each leg takes, and from whom; "" is any client.
+        self._fed: dict[tuple[type[Work], str, str], Leg] = {}
+        for leg in self._legs.values():
+            encodes = leg.consumer == wires.sender(leg.wire)
+            kinds = (Encode,) if encodes else (Soft, Text) if leg.producer else (Text,)
+            self._fed |= {(kind, leg.wire, leg.producer): leg for kind in kinds}
         self.queued_messages = 0
         self.queued_bytes = 0
 
@@ -139,15 +145,9 @@ class Flow:
 
     def leg_for(self, peer: Peer, work: Work) -> Leg | None:
         """The leg that this message belongs to; None if this peer may not send it there."""
-        sender, receiver = self._wires.sender(work.wire), self._wires.receiver(work.wire)
-        if peer.role is Role.CLIENT:
-            if isinstance(work, Encode) and sender is not None:
-                return self._legs[work.wire, sender]
-            if isinstance(work, Text) and sender is None and receiver is not None:
-                return self._legs[work.wire, receiver]
-        elif isinstance(work, Soft | Text) and peer.ready and sender == peer.name and receiver:
-            return self._legs[work.wire, receiver]
-        return None
+        agent = peer.role is Role.AGENT
+        leg = self._fed.get((type(work), work.wire, peer.name if agent else ""))
+        return leg if peer.ready or not agent else None
 
     def admit(
         self, peer: Peer, leg: Leg, work: Work, now: float, sealed: Sealed | None = None
@@ -159,17 +159,12 @@ class Flow:
         # Where credit is left nothing waits, and neither need this one. A time that is up already
         # is for the long way.
         consumer = self._peers.ready_agent(leg.consumer) if leg.takes and not lane else None
-        item = None
         try:
             if consumer is not None and all_in_time(work):
-                lane.pass_on(size)
-            else:
-                item = Queued(work, size, now, sealed)
-                lane.admit(item)
+                return self._pass_on(peer, consumer, leg, work, size, sealed)
+            lane.admit(Queued(work, size, now, sealed))
         except RemoteProtocolError as error:
             return self.refuse(peer, work, error.code, f"{work.wire}: {error}")
-        if consumer is not None and item is None:
-            return self._pass_on(peer, consumer, leg, lane, work, size, sealed)
         self.queued_messages += 1
         self.queued_bytes += size
         return self._pump([leg], now)
@@ -179,11 +174,12 @@ class Flow:
         producer: Peer,
         consumer: Peer,
         leg: Leg,
-        lane: Lane,
         work: Work,
         size: int,
         sealed: Sealed | None,
     ) -> list[Instruction]:
+        lane = leg.lanes[producer.name]
+        lane.pass_on(size)
         leg.spend(size)
         self._counters["forwarded"] += 1
         out: list[Instruction] = [Send(consumer.id, work, sealed)]

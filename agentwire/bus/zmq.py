@@ -24,9 +24,9 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import zmq
 
@@ -45,6 +45,9 @@ LAST_READ_S = 0.05  # for peers to read what was said last
 MESSAGE_FRAMES = 3  # header, rows, body
 COPIED_BYTES = 4096  # up to here a received frame becomes bytes; beyond it is a view
 KEPT_FRAMES = MESSAGE_FRAMES + 1  # enough for the codec to see that there are too many
+# Plain integers: pyzmq's own are enumerations, whose operators are Python and run cold here.
+READABLE, WRITABLE, EVENTS = int(zmq.POLLIN), int(zmq.POLLOUT), int(zmq.EVENTS)
+NOW, MORE_NOW = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
 
 
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
@@ -95,8 +98,9 @@ class Wakeup:
 class _Socket:
     """What both kinds of socket share. All but ``wake`` belongs to one thread.
 
-    It waits on the socket's descriptor, which says that something *may* have happened: every
-    ``wait`` asks for the events first, and one that ends may have ended for nothing.
+    It waits on the socket's descriptor, which says that something *may* have happened since the
+    socket was last used: ``wait`` asks for the events first, unless nothing was done to the socket
+    since they were asked for, and one that ends may have ended for nothing.
     """
 
     def __init__(self, kind: int, frame_bytes: int, shared: Context | None = None) -> None:
@@ -104,6 +108,11 @@ class _Socket:
         self._context: Context = shared or zmq.Context(io_threads=1)
         self._wakeup = Wakeup()
         self._socket = self._context.socket(kind)
+        # Without the layer that pyzmq puts above them for other kinds of sockets.
+        plain: Any = super(zmq.Socket, self._socket)
+        self._get, self._send_one, self._recv_one = plain.get, plain.send, plain.recv
+        self._silent = False  # nothing had arrived, and nothing was done to the socket since
+        self._promising = False  # something has probably arrived
         self._socket.set(zmq.SNDHWM, HIGH_WATER)
         self._socket.set(zmq.RCVHWM, HIGH_WATER)
         self._socket.set(zmq.MAXMSGSIZE, frame_bytes)  # for each frame; ZeroMQ cuts the peer off
@@ -115,11 +124,17 @@ class _Socket:
             self._descriptors.register(file, select.POLLIN)
 
     def wait(self, seconds: float, *, writable: bool = False) -> None:
-        wanted = zmq.POLLIN | zmq.POLLOUT if writable else zmq.POLLIN
-        if self._may(wanted):
+        if writable:
+            if self._may(READABLE | WRITABLE):
+                return
+        elif not self._silent and self._may(READABLE):
+            self._promising = True
             return
         for ready, _ in self._descriptors.poll(max(0, round(seconds * 1000))):
-            if ready == self._wakeup.fileno():
+            self._silent = False
+            if ready == self._files[0]:
+                self._promising = True
+            else:
                 self._wakeup.clear()
 
     def _may(self, wanted: int) -> bool:
@@ -127,8 +142,9 @@ class _Socket:
         return self._ready(wanted)
 
     def _ready(self, wanted: int) -> bool:
-        """Whether the socket can do one of ``POLLIN`` and ``POLLOUT`` now."""
-        events: int = self._socket.get(zmq.EVENTS)  # type: ignore[assignment]
+        """Whether the socket can do one of ``READABLE`` and ``WRITABLE`` now."""
+        events: int = self._get(EVENTS)
+        self._silent = not events & READABLE
         return bool(events & wanted)
 
     def wake(self) -> None:
@@ -143,36 +159,42 @@ class _Socket:
 
     def _receive_all(self, kept: int) -> list[Frame] | None:
         """The frames of the next message, at most ``kept`` of them; the rest is thrown away."""
-        if not self._ready(zmq.POLLIN):
+        if self._promising:
+            self._promising = False
+        elif not self._ready(READABLE):
             return None  # an exception would cost more than asking
-        frames: list[Frame] = []
-        more = True
-        while more:
-            received = self._socket.recv(zmq.NOBLOCK, copy=False)  # all parts arrive together
-            if not frames:
-                self._note_sender(received)
-            more = received.more
+        self._silent = False
+        try:
+            received = self._recv_one(NOW, copy=False)
+        except zmq.Again:
+            return None
+        self._note_sender(received)
+        frames = [_content(received)]
+        while received.more:  # all parts arrive together
+            received = self._recv_one(NOW, copy=False)
             if len(frames) < kept:
-                small = len(received) <= COPIED_BYTES
-                frames.append(received.bytes if small else received.buffer.toreadonly())
+                frames.append(_content(received))
         return frames
 
     def _note_sender(self, frame: zmq.Frame) -> None:
         """Told the first frame of each message."""
 
-    def _send_all(self, frames: Iterable[Frame]) -> None:
+    def _send_all(self, frames: Sequence[Frame]) -> None:
         """Hands over one message whole, or raises ``zmq.Again`` and nothing has left."""
-        *others, last = frames
-        for frame in others:
-            self._send(frame, zmq.NOBLOCK | zmq.SNDMORE)
-        self._send(last, zmq.NOBLOCK)
+        self._silent = False
+        send, last = self._send_one, len(frames) - 1
+        for number, frame in enumerate(frames):
+            flags = MORE_NOW if number < last else NOW
+            source = frame.obj if type(frame) is memoryview else None
+            if isinstance(source, zmq.Frame) and len(source) == len(frame) and frame.c_contiguous:
+                send(source, flags, copy=False)
+            else:
+                send(frame, flags)
 
-    def _send(self, frame: Frame, flags: int) -> None:
-        source = frame.obj if type(frame) is memoryview else None
-        if isinstance(source, zmq.Frame) and len(source) == len(frame) and frame.c_contiguous:
-            self._socket.send(source, flags, copy=False)
-        else:
-            self._socket.send(frame, flags)
+
+def _content(frame: zmq.Frame) -> Frame:
+    """Bytes where it is small, otherwise a view of where ZeroMQ has put it."""
+    return frame.bytes if len(frame) <= COPIED_BYTES else frame.buffer.toreadonly()
 
 
 class ZmqListener(_Socket):
@@ -284,6 +306,7 @@ class ZmqLink(_Socket):
         if keys is not None:
             present(self._socket, keys)
         self._lock = threading.Lock()
+        self._closed = False
         # Only a connection that stands takes messages, so what waits is in our own bounded queue.
         self._socket.set(zmq.IMMEDIATE, 1)
         try:
@@ -304,37 +327,39 @@ class ZmqLink(_Socket):
             return self._ready(wanted)
 
     def _ready(self, wanted: int) -> bool:
-        return not self._socket.closed and super()._ready(wanted)
+        return not self._closed and super()._ready(wanted)
 
     @property
     def closed(self) -> bool:
-        return self._socket.closed
+        return self._closed
 
     def cut(self) -> None:
         """Its listener closes: nothing comes or leaves any more. Safe in another thread."""
         with self._lock:
+            self._closed = True
             self._socket.close(linger=0)
         self.wake()
 
     def close(self, linger: float) -> None:
         with self._lock:
+            self._closed = True
             self._wakeup.close()
             super().close(linger)
 
     def receive(self) -> list[Frame] | None:
         with self._lock:
-            return self._receive_all(KEPT_FRAMES)
+            return None if self._closed else self._receive_all(KEPT_FRAMES)
 
     def send(self, frames: Frames) -> Sent:
         with self._lock:
-            if self._socket.closed:
+            if self._closed:
                 return Sent.FULL
             try:
                 self._send_all(frames)
             except zmq.Again:
                 return Sent.FULL
             finally:
-                if self._ready(zmq.POLLIN):
+                if self._ready(READABLE):
                     self._wakeup.set()
         return Sent.TAKEN
 

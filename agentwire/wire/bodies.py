@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from agentwire.errors import NackCode
@@ -126,11 +126,9 @@ def check_scores(data: memoryview, n: int, labels: int) -> None:
         raise malformed(f"scores: {len(data)} bytes are not {n} x {labels} float32")
 
 
-def check_counts(values: Mapping[str, Any], n: int) -> None:
+def check_counts(offsets: Sequence[int] | None, tokens: object, n: int) -> None:
     """Header fields that hold something for each row: none may lack or be left over."""
-    offsets = values.get("offsets")
     if offsets is not None and len(offsets) != n:
         raise malformed(f"offsets: has {len(offsets)} items for {n} rows")
-    tokens = values.get("tokens")
     if isinstance(tokens, bytes) and len(tokens) not in (0, n * fields.TOKEN_BYTES):
         raise malformed(f"tokens: {len(tokens)} bytes are not {n} x {fields.TOKEN_BYTES}")

@@ -35,7 +35,6 @@ from agentwire.wire.bodies import (
     check_entries,
     check_payload,
     check_scores,
-    clip,
     octets,
     pack_texts,
     read_texts,
@@ -55,8 +54,6 @@ from agentwire.wire.messages import (
 )
 
 PACKER_BYTES = 16 * 1024  # it grows where a definition is larger
-
-
 SHORT_MAP, SHORT_MAP_MARK = 15, 0x80  # msgpack: a map of up to 15 pairs is marked by one byte
 STAGES_KEY = b"\xa6stages"  # as a msgpack string
 
@@ -120,24 +117,13 @@ def _encode(message: Message, envelope: Envelope, limits: Limits) -> list[bytes 
     if header is None:
         raise malformed("not a message type")
     layout = header.layout
-    values = header.of(message)
-    if "reason" in values and isinstance(values["reason"], str):
-        values["reason"] = clip(values["reason"], limits.reason_bytes)
     ids = _row_ids(message, layout)
+    n = len(ids)
     if header.counted:
-        check_counts(values, len(ids))
-    body, sizes = _pack_body(message, layout, len(ids), limits)
+        check_counts(getattr(message, "offsets", None), getattr(message, "tokens", None), n)
+    body, sizes = _pack_body(message, layout, n, limits)
     rows = _pack_rows(ids, layout, sizes, limits)
-    common = {
-        "v": PROTOCOL_VERSION,
-        "t": header.number,
-        "r": envelope.run,
-        "s": envelope.seq,
-        "e": envelope.epoch,
-        "n": len(ids),
-        "c": crc32(body, crc32(rows)),
-    }
-    packed = _pack(header.checked(common | values, limits))
+    packed = _pack(header.of(message, envelope, n, crc32(body, crc32(rows)), limits))
     if len(packed) > limits.header_bytes:
         raise too_large(f"header: has {len(packed)} bytes; the limit is {limits.header_bytes}")
     if len(rows) > limits.rows_bytes:
@@ -269,8 +255,8 @@ def unseal(
     try:
         if len(frames) != 3:
             raise malformed(f"has {len(frames)} frames, not 3")
-        first, rows_frame, body = frames[0], octets(frames[1]), octets(frames[2])
-        packed = _unpack_header(first, limits)
+        rows_frame, body = octets(frames[1]), octets(frames[2])
+        packed = _unpack_header(frames[0], limits)
         header, values = _read_header(packed, limits)
         layout, take = header.layout, values.pop
         take("v"), take("t")
@@ -278,7 +264,7 @@ def unseal(
         envelope = tuple.__new__(Envelope, (take("r"), take("s"), take("e")))
         wire, origin = values.get("wire", ""), values.get("origin", "")
         _check_frames(rows_frame, body, header, checksum, n, values, limits)
-        entries = _unpack(rows_frame, limits.rows_bytes, "rows")
+        entries = _unpack_rows(rows_frame, limits)
         check_entries(entries, layout, limits)
         if len(entries) != n:
             raise malformed(f"rows: has {len(entries)} entries, the header says {n}")
@@ -287,7 +273,7 @@ def unseal(
         elif layout.rows != "none":
             rows = values["rows"] = tuple([tuple.__new__(Row, entry) for entry in entries])
         if header.counted:
-            check_counts(values, n)
+            check_counts(values.get("offsets"), values.get("tokens"), n)
         _read_body(body, layout, values, n, limits)
         return envelope, layout.kind(**values), Sealed(packed, frames[1], frames[2])
     except Misfit as error:
@@ -399,16 +385,26 @@ def _pack(value: object) -> bytes:
 
 def _unpack_header(frame: Frame, limits: Limits) -> Any:
     """As ``_unpack``, but a map whose keys are all different is built without a call for each."""
-    if type(frame) is bytes and len(frame) <= limits.header_bytes:
-        try:
-            header = msgpack.unpackb(
-                frame, raw=False, strict_map_key=True, ext_hook=_no_extension, max_ext_len=0
-            )
-        except Exception:
-            header = None  # what is wrong, the other way says
-        if type(header) is dict and _says_all(frame, header):
-            return header
+    header = _unpack_plain(frame, limits.header_bytes)
+    if type(header) is dict and type(frame) is bytes and _says_all(frame, header):
+        return header
     return _unpack(octets(frame), limits.header_bytes, "header")
+
+
+def _unpack_rows(frame: memoryview, limits: Limits) -> Any:
+    """As ``_unpack``, of what holds lists of plain values: there are no other checks to be made."""
+    rows = _unpack_plain(frame, limits.rows_bytes)
+    return rows if type(rows) is list else _unpack(frame, limits.rows_bytes, "rows")
+
+
+def _unpack_plain(frame: Frame, limit: int) -> Any:
+    """By the bounds that msgpack takes from the frame's length; None: it is for ``_unpack``."""
+    if len(frame) > limit:
+        return None
+    try:
+        return msgpack.unpackb(frame)
+    except Exception:  # what is wrong, the other says
+        return None
 
 
 def _says_all(frame: bytes, header: dict[str, Any]) -> bool:

@@ -14,7 +14,6 @@ from rendering import (
     embedding,
     endurance,
     engines,
-    fan_in,
     faults,
     figures,
     runs,
@@ -47,7 +46,6 @@ class Chapter(Protocol):
 
 CHAPTERS: tuple[Chapter, ...] = (
     accuracy,
-    fan_in,
     runs,
     speed,
     training,

@@ -272,7 +272,7 @@ def test_a_full_queue_holds_its_sender_up_until_there_is_room(
 
 def test_a_sender_that_waits_learns_of_the_loss(folder: Path, bus: MemoryTransport) -> None:
     with Rig(folder, bus) as rig:
-        bus.plan(Fault.HOLD, Toward.PEER)
+        bus.plan(Fault.HOLD, Toward.PEER, count=1000)  # all: one alone would leave a gap
         client = rig.connect(hello("client"))
         for _ in range(QUEUE_MESSAGES):
             client.send(m.Define(TASK))

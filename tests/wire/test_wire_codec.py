@@ -15,9 +15,9 @@ from wire_strategies import any_message, by_type, envelopes
 from agentwire.errors import LocalProtocolError, NackCode, RemoteProtocolError
 from agentwire.wire import fields
 from agentwire.wire import messages as m
+from agentwire.wire.bodies import clip
 from agentwire.wire.codec import (
     Undecodable,
-    clip,
     decode,
     encode,
     reseal,
