@@ -12,6 +12,7 @@ import torch
 
 from agentwire.bridge.card import BridgeCard, CardModel, CardTraining
 from agentwire.bridge.resampler import Resampler
+from agentwire.bridge.trainer import Trained
 from agentwire.model.sources import public_name
 from agentwire.scenario.schema import TrainSpec
 from agentwire.task.datasets import TRAIN_SPLIT, Dataset
@@ -104,6 +105,29 @@ def trained_today(
         provenance=dict(provenance),
         versions={name: importlib.metadata.version(name) for name in ("torch", "transformers")},
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+    )
+
+
+def trained_on(
+    recipe: TrainSpec,
+    rows: Dataset,
+    held_out: Dataset,
+    trained: Trained,
+    seconds: float,
+    device: torch.device,
+    together: int,
+) -> CardTraining:
+    """What the card of a bridge tells that was trained on one task, beside others or alone."""
+    return trained_today(
+        recipe,
+        dataset=rows.name,
+        rows=len(rows),
+        held_out=len(held_out),
+        provenance=public_provenance(rows),
+        accuracy=trained.best.accuracy,
+        step=trained.best.step,
+        seconds=seconds,
+        device=device_name(device) + (f", {together} side by side" if together > 1 else ""),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import torch
 from agentwire.bridge import store, trainer
 from agentwire.bridge.checkpoint import Checkpoint
 from agentwire.bridge.curve import draw_curve, require_plots
-from agentwire.bridge.new_card import Ends, device_name, new_card, public_provenance, trained_today
+from agentwire.bridge.new_card import Ends, new_card, trained_on
 from agentwire.bridge.problem import BridgeProblem, LogitsFromSoft, Part
 from agentwire.bridge.reporting import Progress, Report
 from agentwire.bridge.resampler import Resampler, ResamplerShape
@@ -64,10 +64,6 @@ def train_scenario(
         DataError: the rows cannot be had, or are the very rows that are scored.
         ModelError, DeviceError, BridgeError: see the called functions.
     """
-    if resolved.wire.spec.joint:
-        from agentwire.bridge.train_joint import train_joint
-
-        return train_joint(resolved, out=out, progress=progress, config=config, plot=plot)[0]
     plots = {resolved.wire.bridge: plot} if plot is not None else {}
     (folder,) = train_scenarios([resolved], out=out, progress=progress, config=config, plots=plots)
     return folder
@@ -109,15 +105,13 @@ def train_scenarios(
     if len({training_key(one) for one in resolved}) > 1:
         raise ValueError("these scenarios differ in more than what their bridges may differ in")
     config = config or Config.from_env()
-    if any(one.wire.spec.joint for one in resolved):  # a set of bridges: nothing is shared
-        return [
-            train_scenario(
-                one, out=out, progress=progress, config=config, plot=plots.get(one.wire.bridge)
-            )
-            for one in resolved
-        ]
     if plots:
         require_plots()
+    if resolved[0].wire.spec.joint:
+        from agentwire.bridge.train_joint import train_sets
+
+        sets = train_sets(resolved, out=out, progress=progress, config=config, plots=plots)
+        return [folders[0] for folders in sets]
     known: dict[tuple[int, ...], tuple[Dataset, Dataset]] = {}
     orders = [_order(one, config, known) for one in resolved]
     return _Session(orders, out, progress, config, plots).run()
@@ -162,11 +156,33 @@ def _order(
     """
     data = check_trainable(resolved)
     layer = layer_of(resolved, resolved.wire.spec.sender)
-    recipe = resolved.scenario.train
+    return _Order(resolved, data, layer, *rows_of(data, resolved.scenario.train, config, known))
+
+
+def rows_of(
+    data: DataChoice,
+    recipe: TrainSpec,
+    config: Config,
+    known: dict[tuple[int, ...], tuple[Dataset, Dataset]],
+) -> tuple[Dataset, Dataset]:
+    """``training_rows``; those of a recipe that chose the same are in ``known``."""
     chosen_by = (recipe.held_out, recipe.max_rows, recipe.seed)
     if chosen_by not in known:
         known[chosen_by] = training_rows(data, recipe, config)
-    return _Order(resolved, data, layer, *known[chosen_by])
+    return known[chosen_by]
+
+
+def places_of(parts: Iterable[Dataset]) -> dict[str, int]:
+    """Every text of these rows, once, and where its states stand."""
+    texts = dict.fromkeys(row.text for rows in parts for row in rows.rows)
+    return {text: place for place, text in enumerate(texts)}
+
+
+def states_of(states: StateCache, rows: Dataset, places: Mapping[str, int]) -> StateCache:
+    """The states of these rows' texts, with their labels."""
+    device = states.flat.device
+    chosen = torch.tensor([places[row.text] for row in rows.rows], device=device)
+    return states.part(chosen, torch.tensor([row.label for row in rows.rows], device=device))
 
 
 def check_trainable(resolved: Resolved) -> DataChoice:
@@ -234,6 +250,9 @@ class _Session:
         )
         sender = load_agent(first.resolved, wire.sender, _stage(progress, 0.03))
         self.sender = sender.identity
+        self.places = places_of(
+            rows for order in self.orders for rows in (order.rows, order.held_out)
+        )
         self.states = self._states(sender)
 
     def _states(self, sender: TransformersBackend) -> dict[int, StateCache]:
@@ -241,7 +260,7 @@ class _Session:
 
         The sender is not kept: it makes room for the receiver's activations.
         """
-        texts = list(self._places())
+        texts = list(self.places)
         layers = sorted({order.layer for order in self.orders})
         for layer in layers:
             trunk(sender.model, layer)  # refused now, not after the states of all rows
@@ -255,46 +274,19 @@ class _Session:
         )
         return {layer: cache.to(self.receiver.device) for layer, cache in found.items()}
 
-    def _places(self) -> dict[str, int]:
-        """Every text of the training and held-out rows, once, and where its states stand."""
-        parts = (rows for order in self.orders for rows in (order.rows, order.held_out))
-        texts = dict.fromkeys(row.text for rows in parts for row in rows.rows)
-        return {text: place for place, text in enumerate(texts)}
-
     def run(self) -> list[Path]:
-        places = self._places()
-        on_cpu = self.receiver.device.type == "cpu"
-        groups = trainer.side_by_side(
+        in_groups(
             [order.recipe.batch_size for order in self.orders],
-            ROWS_AT_ONCE["cpu" if on_cpu else "cuda"],
+            self.receiver.device,
+            lambda numbers: self._train([self._member(self.orders[i]) for i in numbers], numbers),
         )
-        failures: list[BridgeError] = []
-        while groups:
-            numbers = groups.pop(0)
-            try:
-                failures += self._train(
-                    [self._member(self.orders[i], places) for i in numbers], numbers
-                )
-            except torch.OutOfMemoryError:
-                if len(numbers) == 1:
-                    raise
-                half = len(numbers) // 2
-                groups[:0] = [numbers[:half], numbers[half:]]
-        if failures:
-            raise failures[0]
         return [self.out / order.bridge for order in self.orders]
 
-    def _member(self, order: _Order, places: Mapping[str, int]) -> _Member:
-        states = self.states[order.layer]
-
-        def part(rows: Dataset) -> StateCache:
-            chosen = torch.tensor(
-                [places[row.text] for row in rows.rows], device=states.flat.device
-            )
-            labels = torch.tensor([row.label for row in rows.rows], device=states.flat.device)
-            return states.part(chosen, labels)
-
-        cache, held_out = part(order.rows), part(order.held_out)
+    def _member(self, order: _Order) -> _Member:
+        cache, held_out = (
+            states_of(self.states[order.layer], rows, self.places)
+            for rows in (order.rows, order.held_out)
+        )
         torch.manual_seed(order.recipe.seed)
         module = new_bridge(cache, self.receiver, self.sender, order.soft_tokens, order.recipe)
         parts = task_parts(order.data, (order.rows, order.held_out), (cache, held_out), self.config)
@@ -327,18 +319,10 @@ class _Session:
 
     def _write(self, member: _Member, trained: trainer.Trained, together: int) -> None:
         order = member.order
-        device = device_name(self.receiver.device)
-        training = trained_today(
-            order.recipe,
-            dataset=order.rows.name,
-            rows=len(order.rows),
-            held_out=len(order.held_out),
-            provenance=public_provenance(order.rows),
-            accuracy=trained.best.accuracy,
-            step=trained.best.step,
-            seconds=time.monotonic() - self.started,
-            device=device + (f", {together} side by side" if together > 1 else ""),
-        )
+        training = trained_on(
+            order.recipe, order.rows, order.held_out, trained, time.monotonic() - self.started,
+            self.receiver.device, together,
+        )  # fmt: skip
         ends = Ends(self.sender, order.layer, self.receiver.identity)
         prompts = [part.task.prompt_hash for part in member.parts]
         card = new_card(
@@ -348,6 +332,38 @@ class _Session:
         store.save(self.out / order.bridge, card, member.module)
         if order.bridge in self.plots:
             draw_curve(trained.history, order.title, self.plots[order.bridge])
+
+
+def in_groups(
+    batch_sizes: Sequence[int],
+    device: torch.device,
+    train: Callable[[Sequence[int]], Sequence[BridgeError]],
+) -> None:
+    """Trains bridges, as many side by side as go together; half as many where memory ends.
+
+    Args:
+        batch_sizes: of each bridge.
+        device: the receiver's.
+        train: trains those of these numbers, writes them, and says why some could not be.
+
+    Raises:
+        BridgeError: the first failure, after all have been tried.
+    """
+    groups = trainer.side_by_side(
+        batch_sizes, ROWS_AT_ONCE["cpu" if device.type == "cpu" else "cuda"]
+    )
+    failures: list[BridgeError] = []
+    while groups:
+        numbers = groups.pop(0)
+        try:
+            failures += train(numbers)
+        except torch.OutOfMemoryError:
+            if len(numbers) == 1:
+                raise
+            half = len(numbers) // 2
+            groups[:0] = [numbers[:half], numbers[half:]]
+    if failures:
+        raise failures[0]
 
 
 def checkpoint_of(config: Config, bridge: str, identity: Sequence[object]) -> Checkpoint:

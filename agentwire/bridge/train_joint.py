@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,34 +18,33 @@ from agentwire.bridge.card import (
     part_prompt,
     write_card,
 )
-from agentwire.bridge.curve import draw_curve, require_plots
+from agentwire.bridge.curve import draw_curve
 from agentwire.bridge.joint import JointBridge, JointStates
-from agentwire.bridge.new_card import (
-    Ends,
-    device_name,
-    new_card,
-    public_provenance,
-    trained_today,
-)
+from agentwire.bridge.new_card import Ends, new_card, trained_on
 from agentwire.bridge.problem import BridgeProblem, Part
 from agentwire.bridge.reporting import Progress, Report, within
-from agentwire.bridge.rows import training_rows
 from agentwire.bridge.states import StateCache, cache_states
 from agentwire.bridge.train import (
     asked,
     check_trainable,
     checkpoint_of,
+    in_groups,
     layer_of,
     learned,
     load_agent,
     new_bridge,
+    places_of,
+    rows_of,
+    states_of,
 )
+from agentwire.bridge.trainer import Trained
 from agentwire.config import Config
 from agentwire.errors import BridgeError, ScenarioError
 from agentwire.model.sources import public_name
 from agentwire.model.transformers import trunk
 from agentwire.scenario.bridging import set_name
-from agentwire.scenario.resolve import Resolved, ResolvedWire
+from agentwire.scenario.resolve import Resolved
+from agentwire.scenario.schema import TrainSpec, WireSpec
 from agentwire.scenario.shares import texts_for
 from agentwire.task.datasets import Dataset
 from agentwire.task.definitions import load_definition
@@ -53,120 +52,198 @@ from agentwire.wire.messages import ModelIdentity, TaskSpec
 
 
 @dataclass(frozen=True, slots=True)
+class _Order:
+    """A set of bridges to be trained, and its rows."""
+
+    resolved: Resolved
+    name: str
+    rows: Dataset
+    held_out: Dataset
+
+    @property
+    def recipe(self) -> TrainSpec:
+        return self.resolved.scenario.train
+
+    @property
+    def soft_tokens(self) -> list[int]:
+        """Of each sender."""
+        return [part.spec.soft_tokens for part in self.resolved.parts]
+
+
+@dataclass(frozen=True, slots=True)
 class _Read:
-    """What one sender made of the rows."""
+    """A sender, and its states for its part of every text."""
 
-    wire: ResolvedWire
+    identity: ModelIdentity
     layer: int
-    sender: ModelIdentity
-    cache: StateCache
-    held_out: StateCache
+    states: StateCache
 
 
-def train_joint(
-    resolved: Resolved,
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A set in training, and its states."""
+
+    order: _Order
+    module: JointBridge
+    cache: JointStates
+    held_out: JointStates
+
+
+def train_sets(
+    resolved: Sequence[Resolved],
     *,
     out: Path,
     progress: Progress,
-    config: Config | None = None,
-    plot: Path | None = None,
-) -> list[Path]:
-    """Trains the bridges of the scenario's first wire, which several senders share, and writes
+    config: Config,
+    plots: Mapping[str, Path],
+) -> list[list[Path]]:
+    """Trains the bridges of scenarios' first wires, which several senders share, and writes
     ``out``/<set>.1/, ``out``/<set>.2/, …: one folder for each sender, in the wire's order.
 
-    Each sender reads its part of every row once; then all bridges learn together, through one
-    frozen receiver that reads their soft tokens one after the other. One loss, one choice of step.
+    Each sender reads its part of every row once; then all bridges of a set learn together, through
+    one frozen receiver that reads their soft tokens one after the other. One loss, one choice of
+    step. Several sets (seeds, Ms, settings) train side by side.
 
-    Args, errors: as for ``train.train_scenario``.
+    Args, errors: as for ``train.train_scenarios``.
     """
-    config = config or Config.from_env()
-    if plot is not None:
-        require_plots()
+    known: dict[tuple[int, ...], tuple[Dataset, Dataset]] = {}
+    orders = [_order(one, config, known) for one in resolved]
+    return _Session(orders, out, progress, config, plots).run()
+
+
+def _order(
+    resolved: Resolved, config: Config, known: dict[tuple[int, ...], tuple[Dataset, Dataset]]
+) -> _Order:
+    """
+    Args:
+        known: rows of the same data by the settings that choose them; new ones are put there.
+
+    Raises:
+        ScenarioError, DataError: it cannot be trained.
+    """
     data = check_trainable(resolved)
-    definition = load_definition(data.dataset)
-    if definition.series is not None:
+    if load_definition(data.dataset).series is not None:
         raise ScenarioError(
             f"{data.dataset} is one of a series, for which no set of bridges is trained.",
             hint="Give the wire one sender, or the scenario another task.",
         )
-    layers = [layer_of(resolved, part.spec.sender) for part in resolved.parts]
-    recipe = resolved.scenario.train
-    rows, held_out = training_rows(data, recipe, config)
-    started = time.monotonic()
-    receiver = load_agent(
-        resolved, resolved.wire.spec.receiver, within(progress, "loading", 0.0, 0.03),
-        recipe.precision,
-    )  # fmt: skip
-    share = 0.25 / len(layers)
-    reads = [
-        _read(resolved, wire, layer, (rows, held_out), receiver.device,
-              within(progress, wire.spec.sender, 0.03 + i * share, share))
-        for i, (wire, layer) in enumerate(zip(resolved.parts, layers, strict=True))
-    ]  # fmt: skip
-    torch.manual_seed(recipe.seed)  # here, so that nothing depends on what loading drew
-    module = JointBridge(
-        [new_bridge(r.cache, receiver, r.sender, r.wire.spec.soft_tokens, recipe) for r in reads]
-    )
     name = set_name(resolved.wire.spec, resolved.choices, data)
-    task = definition.spec()
-    identity = [name, [(r.sender.fingerprint, r.layer, r.wire.spec.soft_tokens) for r in reads],
-                receiver.identity.fingerprint, task.task_id, resolved.wire.spec.reads,
-                rows.provenance["rows_sha256"], recipe.model_dump()]  # fmt: skip
-    checkpoint = checkpoint_of(config, name, identity)
-    states = (
-        [JointStates.of([r.cache for r in reads])],
-        [JointStates.of([r.held_out for r in reads])],
-    )
-    problem = BridgeProblem([module], [Part(asked(receiver, task), *states)], [recipe])
-    (trained,) = learned(problem, [recipe], Report(progress, 1, recipe.steps), checkpoint)
-    if isinstance(trained, BridgeError):
-        raise trained
-    training = trained_today(
-        recipe,
-        dataset=rows.name,
-        rows=len(rows),
-        held_out=len(held_out),
-        provenance=public_provenance(rows),
-        accuracy=trained.best.accuracy,
-        step=trained.best.step,
-        seconds=time.monotonic() - started,
-        device=device_name(receiver.device),
-    )
-    ends = [Ends(read.sender, read.layer, receiver.identity) for read in reads]
-    folders = write_set(out, name, task, module, ends, training, resolved.wire.spec.reads)
-    checkpoint.remove()
-    if plot is not None:
-        draw_curve(trained.history, name, plot)
-    return folders
+    return _Order(resolved, name, *rows_of(data, resolved.scenario.train, config, known))
 
 
-def _read(
-    resolved: Resolved,
-    wire: ResolvedWire,
-    layer: int,
-    parts: tuple[Dataset, Dataset],
-    device: torch.device,
-    progress: Progress,
-) -> _Read:
-    """The states of a sender for its texts of the rows; the sender is let go again."""
-    recipe = resolved.scenario.train
-    sender = load_agent(resolved, wire.spec.sender, lambda stage, done: progress(stage, done / 8))
-    trunk(sender.model, layer)  # refused now, not after the states of all rows
-    texts = [[texts_for(row.text, wire.spec)[wire.spec.place - 1] for row in part.rows]
-             for part in parts]  # fmt: skip
-    labels = [[row.label for row in part.rows] for part in parts]
+class _Session:
+    """The sets of one call: models and states are there once for all of them."""
 
-    def cached(i: int, begin: float, share: float) -> StateCache:
-        return cache_states(
+    def __init__(
+        self,
+        orders: Sequence[_Order],
+        out: Path,
+        progress: Progress,
+        config: Config,
+        plots: Mapping[str, Path],
+    ) -> None:
+        self.orders, self.out, self.config, self.plots = list(orders), out, config, plots
+        self.progress = progress
+        self.started = time.monotonic()
+        first = self.orders[0]
+        wire = first.resolved.wire.spec
+        self.task = load_definition(first.rows.name).spec()
+        self.reads_what: Literal["whole", "share"] = wire.reads
+        layers = [layer_of(first.resolved, part.spec.sender) for part in first.resolved.parts]
+        self.receiver = load_agent(
+            first.resolved, wire.receiver, within(progress, "loading", 0.0, 0.03),
+            first.recipe.precision,
+        )  # fmt: skip
+        self.places = places_of(
+            rows for order in self.orders for rows in (order.rows, order.held_out)
+        )
+        share = 0.25 / len(layers)
+        self.reads = [
+            self._read(part.spec, layer, i * share, share)
+            for i, (part, layer) in enumerate(zip(first.resolved.parts, layers, strict=True))
+        ]
+        self.ends = [Ends(r.identity, r.layer, self.receiver.identity) for r in self.reads]
+
+    def _read(self, wire: WireSpec, layer: int, begin: float, share: float) -> _Read:
+        """A sender's states for its part of each text; the sender is let go again."""
+        first = self.orders[0]
+        progress = within(self.progress, wire.sender, 0.03 + begin, share)
+        sender = load_agent(
+            first.resolved, wire.sender, lambda stage, done: progress(stage, done / 8)
+        )
+        trunk(sender.model, layer)  # refused now, not after the states of all rows
+        states = cache_states(
             sender,
-            texts[i],
-            labels[i],
+            [texts_for(text, wire)[wire.place - 1] for text in self.places],
+            [0] * len(self.places),
             layer=layer,
-            max_tokens=recipe.max_text_tokens,
-            progress=lambda done: progress("states", begin + share * done),
-        ).to(device)
+            max_tokens=first.recipe.max_text_tokens,
+            progress=lambda done: progress("states", 0.15 + 0.85 * done),
+        )
+        return _Read(sender.identity, layer, states.to(self.receiver.device))
 
-    return _Read(wire, layer, sender.identity, cached(0, 0.15, 0.75), cached(1, 0.9, 0.1))
+    def run(self) -> list[list[Path]]:
+        in_groups(
+            [order.recipe.batch_size for order in self.orders],
+            self.receiver.device,
+            lambda numbers: self._train([self._member(self.orders[i]) for i in numbers], numbers),
+        )
+        return [
+            [self.out / f"{order.name}.{place}" for place in range(1, len(self.reads) + 1)]
+            for order in self.orders
+        ]
+
+    def _member(self, order: _Order) -> _Member:
+        def part(rows: Dataset) -> JointStates:
+            return JointStates.of(
+                [states_of(read.states, rows, self.places) for read in self.reads]
+            )
+
+        cache, held_out = part(order.rows), part(order.held_out)
+        torch.manual_seed(order.recipe.seed)
+        bridges = [
+            new_bridge(mine, self.receiver, read.identity, m, order.recipe)
+            for mine, read, m in zip(cache.parts, self.reads, order.soft_tokens, strict=True)
+        ]
+        return _Member(order, JointBridge(bridges), cache, held_out)
+
+    def _train(self, members: Sequence[_Member], numbers: Sequence[int]) -> list[BridgeError]:
+        """Trains sets side by side and writes each; why some could not be."""
+        recipes = [member.order.recipe for member in members]
+        checkpoint = checkpoint_of(self.config, members[0].order.name, self._identity(members))
+        report = Report(self.progress, len(members), recipes[0].steps, numbers[0],
+                        len(self.orders))  # fmt: skip
+        part = Part(asked(self.receiver, self.task), [member.cache for member in members],
+                    [member.held_out for member in members])  # fmt: skip
+        problem = BridgeProblem([member.module for member in members], [part], recipes)
+        failures = []
+        done = learned(problem, recipes, report, checkpoint)
+        for member, result in zip(members, done, strict=True):
+            if isinstance(result, BridgeError):
+                who = f"{member.order.name}: " if len(self.orders) > 1 else ""
+                failures.append(BridgeError(f"{who}{result.message}", hint=result.hint))
+                continue
+            self._write(member, result, len(members))
+        checkpoint.remove()
+        return failures
+
+    def _identity(self, members: Sequence[_Member]) -> list[object]:
+        """Everything that the training depends on."""
+        return [[(read.identity.fingerprint, read.layer) for read in self.reads],
+                self.receiver.identity.fingerprint, self.task.task_id, self.reads_what,
+                *([m.order.name, m.order.soft_tokens, m.order.rows.provenance["rows_sha256"],
+                   m.order.recipe.model_dump()] for m in members)]  # fmt: skip
+
+    def _write(self, member: _Member, trained: Trained, together: int) -> None:
+        order = member.order
+        training = trained_on(order.recipe, order.rows, order.held_out, trained,
+                              time.monotonic() - self.started, self.receiver.device,
+                              together)  # fmt: skip
+        write_set(self.out, order.name, self.task, member.module, self.ends, training,
+                  self.reads_what)  # fmt: skip
+        plot = self.plots.get(order.resolved.wire.bridge)
+        if plot is not None:
+            draw_curve(trained.history, order.name, plot)
 
 
 def write_set(

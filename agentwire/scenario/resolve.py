@@ -126,9 +126,10 @@ def training_key(resolved: Resolved) -> str:
     """What scenarios have in common whose bridges can be trained side by side, as JSON.
 
     They read the same texts with the same models, and evaluate at the same steps; layer, M, seed
-    and every other setting of the training may differ. A set of bridges trains alone.
+    and every other setting of the training may differ.
     """
-    ends = (resolved.wire.spec.sender, resolved.wire.spec.receiver)
+    wire = resolved.wire.spec
+    ends = (*(part.spec.sender for part in resolved.parts), wire.receiver)
     train = resolved.scenario.train
     return json.dumps(
         [
@@ -137,7 +138,7 @@ def training_key(resolved: Resolved) -> str:
             resolved.data.model_dump() if resolved.data else None,
             [train.steps, train.evaluate_every, train.held_out],
             [train.max_text_tokens, train.precision],
-            resolved.wire.bridge if resolved.wire.spec.joint else None,
+            [wire.joint, wire.reads],
         ],
         sort_keys=True,
     )

@@ -19,7 +19,7 @@ from agentwire.bridge.joint import JointBridge, JointStates
 from agentwire.bridge.problem import BridgeProblem, Part
 from agentwire.bridge.resampler import Resampler, ResamplerShape
 from agentwire.bridge.states import StateCache, States
-from agentwire.bridge.train import train_scenario
+from agentwire.bridge.train import train_scenario, train_scenarios
 from agentwire.bridge.trainer import Trained, train_many
 from agentwire.commands.train import others_of
 from agentwire.config import Config
@@ -194,6 +194,22 @@ async def test_a_set_is_trained_its_cards_say_so_and_a_run_reads_both(
     assert "(each reads a share of the text) -> 2 x 4 soft tokens" in record.label
     assert record.correct == sum(r.label == label for r, label in zip(replies, right, strict=True))
     assert {bridge.name for bridge in result.bridges} == {f"{SET}.1", f"{SET}.2"}
+
+
+def test_a_set_among_others_becomes_what_it_is_alone(build: Build, tmp_path: Path) -> None:
+    short = {"steps": 8, "evaluate_every": 4, "max_rows": 64, "dropout": 0.1, "token_dropout": 0.1}
+    orders = [build(train={**short, "seed": seed}, bridge=f"auto--s{seed}") for seed in (3, 4)]
+    both = train_scenarios(orders, out=tmp_path / "both", progress=lambda stage, fraction: None)
+    assert [folder.name for folder in both] == [f"{SET}--s{seed}.1" for seed in (3, 4)]
+    alone = trained(orders[1], tmp_path / "alone")
+    for ours, theirs in zip(
+        (both[1], *others_of(both[1])), (alone, *others_of(alone)), strict=True
+    ):
+        one, other = store.load(ours), store.load(theirs)
+        assert one.card.training.device.endswith("2 side by side")
+        assert one.card.training.held_out_accuracy == other.card.training.held_out_accuracy
+        for a, b in zip(one.module.parameters(), other.module.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-3)
 
 
 def test_what_is_not_one_set_is_refused_with_what_to_train(build: Build, tmp_path: Path) -> None:

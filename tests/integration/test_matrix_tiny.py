@@ -136,6 +136,8 @@ def test_seeds_of_a_set_of_bridges_are_trained_and_measured(
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(scenario))
     trained = agentwire(tmp_path, "run", "sweep.yaml", "--train", "--json")
     assert trained.returncode == 0, trained.stderr
+    assert "training 2 bridges: seed0, seed1" in trained.stderr
+    assert trained.stderr.count("training: ada: weights") <= 1  # once for both
     result = json.loads(trained.stdout)
     name = "tiny-llama+tiny-gemma--tiny-gemma--movie_snippets"
     assert [c["bridge"]["name"] for c in result["cells"]] == [f"{name}.1", f"{name}--seed1.1"]

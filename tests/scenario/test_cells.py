@@ -126,13 +126,15 @@ def test_which_cells_can_be_trained_in_one_go(tmp_path: Path, matrix: str, toget
     assert [plan.cell.id for plan in group] == [plan.cell.id for plan in found[:together]]
 
 
-def test_a_set_of_bridges_is_trained_alone_and_scored_as_a_run_scores_it(tmp_path: Path) -> None:
+def test_sets_are_trained_together_and_scored_as_a_run_scores_them(
+    tmp_path: Path,
+) -> None:
     text = REAL.replace("agents:\n", "agents:\n  eve: {model: m-eve}\n")
     text = text.replace("{from: ada, to: bob}", "{from: [ada, bob], to: eve}") + TASK
     assert "from: [ada, bob]" in text
     found = plans(tmp_path, text + "matrix: {seeds: [0, 1]}\n", ["bridge", "receiver_direct"])
     assert [plan.can_be_trained for plan in found] == [True, True]
-    assert len(trained_together(found[0], found[1:])) == 1
+    assert len(trained_together(found[0], found[1:])) == 2
     with pytest.raises(ScenarioError, match="text_relay is about one sender"):
         plans(tmp_path, text + "matrix: {seeds: [0, 1]}\n", ["bridge", "text_relay"])
 
