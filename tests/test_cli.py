@@ -506,6 +506,19 @@ def test_a_library_of_an_extra_is_named(shell: Shell, monkeypatch: pytest.Monkey
     assert "agentwire[models]" in step
 
 
+def test_an_interrupted_training_says_how_to_go_on(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("agentwire.commands.train.train_bridge", interrupted)
+    shell.rows({"text": "fine", "label": 1})
+    code, _, err = shell("train", shell.write(SCENARIO), "--out", "mine")
+    assert code == 130
+    assert "next: agentwire train scenario.yaml --out mine   (goes on at its last" in err
+
+
 def test_an_interrupt_before_the_run(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(path: Path) -> None:
         raise KeyboardInterrupt

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,21 +43,33 @@ def train(
         from agentwire.commands.matrix import Options, train_cells
 
         options = Options(strict=strict, device=device, bridges=out, plot=plot)
-        made = train_cells(scenario, loaded, options, command)
+        with saying_how_to_go_on(command):
+            made = train_cells(scenario, loaded, options, command)
         if as_json:
             print_json([{"bridge": folder.name, "folder": str(folder)} for folder in made])
         else:
             stdout().print(f"trained {len(made)} bridges of the matrix, written to {out}/")
         return
-    folder = train_bridge(
-        scenario, loaded, out, strict=strict, device=device, plot=plot, command=command
-    )
+    with saying_how_to_go_on(command):
+        folder = train_bridge(
+            scenario, loaded, out, strict=strict, device=device, plot=plot, command=command
+        )
     if as_json:
         print_json({"bridge": folder.name, "folder": str(folder)})
     else:
         stdout().print(f"trained [bold]{folder.name}[/bold], written to {folder}/")
         for other in others_of(folder):
             stdout().print(f"and with it [bold]{other.name}[/bold], written to {other}/")
+
+
+@contextmanager
+def saying_how_to_go_on(command: str) -> Iterator[None]:
+    """After Ctrl-C: what to type, and where that will go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"next: {command}   (goes on at its last evaluation, if it had one)", err=True)
+        raise
 
 
 def others_of(folder: Path) -> list[Path]:

@@ -434,9 +434,16 @@ class Scenario(Strict):
             if name not in known:
                 raise ValueError(f"matrix.wires: there is no wire {name!r} ({', '.join(known)})")
         for name in self.matrix.wires or [self.wires[0].set_name]:
-            if known[name].joint and self.matrix.layers:
+            if not known[name].joint:
+                continue
+            if self.matrix.layers:
                 raise ValueError(
                     f"matrix.layers: wire {name} has several senders, each with a layer of its own"
+                )
+            if len(self.matrix.tasks) > 1 and not known[name].auto_bridge:
+                raise ValueError(
+                    f"matrix.tasks: a set of bridges is trained on one task, so wire {name} needs "
+                    "one for each (`bridge: auto` names them)"
                 )
         return self
 

@@ -71,12 +71,12 @@ WHOLE = Kind(
     (Reads(PAIR[0], "whole"), Reads(PAIR[1], "whole")),
 )
 ALONE = tuple(
-    Kind(name, f"an ordinary bridge: {sender} reads the {piece}", (Reads(sender, piece),))
-    for name, sender, piece in (
-        ("first_alone", PAIR[0], "first half"),
-        ("second_alone", PAIR[1], "second half"),
-        ("first_whole", PAIR[0], "whole"),
-        ("second_whole", PAIR[1], "whole"),
+    Kind(name, f"an ordinary bridge: {sender} reads the {what}", (Reads(sender, piece),))
+    for name, sender, piece, what in (
+        ("first_alone", PAIR[0], "first half", "first half of the text"),
+        ("second_alone", PAIR[1], "second half", "second half of the text"),
+        ("first_whole", PAIR[0], "whole", "whole text"),
+        ("second_whole", PAIR[1], "whole", "whole text"),
     )
 )
 STACKS = ((HALVES,), ALONE[:2], (WHOLE,), ALONE[2:])
@@ -273,7 +273,7 @@ def describe(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "kind": "fan_in",
         "started": min(result["started"] for result in results),
-        "commands": [result["command"] for result in results],
+        "command": "; ".join(result["command"] for result in results),
         "hardware": ", ".join(sorted({run["device"] for run in runs})),
         "versions": results[0]["versions"],
         "models": {

@@ -27,7 +27,9 @@ def study_figures(studies: Mapping[str, Sequence[Run]]) -> dict[str, float]:
         groups[f"{name}.exact"].append(run["exact_match"])
     for run in studies.get("layers", ()):
         if "held_out_accuracy" in run:
-            single[f"{_pair(run)}.layer{run['layer']}.held_out"] = run["held_out_accuracy"]
+            part = "" if "train_rows" in run else ".all_rows"
+            name = f"{_pair(run)}.layer{run['layer']}{part}.held_out"
+            single[name] = run["held_out_accuracy"]
         if "probe_mean_held_out" in run:
             name = f"{_pair(run)}.layer{run['layer']}.probe_mean.held_out"
             single[name] = run["probe_mean_held_out"]

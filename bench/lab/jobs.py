@@ -128,6 +128,8 @@ def _rest() -> Iterator[Job]:
     for kind in ("ablation", "first_try"):
         yield Job(kind, kind, "sst2", "reverse", limit_s=280, train_s=200,
                   options={"seeds": SEEDS[:2]})  # fmt: skip
+    yield Job("first_try.rougher", "first_try", "sst2", "reverse", limit_s=280, train_s=200,
+              options={"seeds": SEEDS[:2], "rougher": True})  # fmt: skip
     for task, direction, pair in _pairs():
         if task not in ("sst2", "trec"):
             yield _random(task, direction, pair)

@@ -225,7 +225,7 @@ def lora_reads_relay(world: World, job: Job, folder: Folder) -> Answer:
     if trainer.relays is None:
         raise FileNotFoundError(f"relay.{job.task}.{job.direction}: the relay job failed")
     best = {"learning_rate": known[0]["hyperparameters"]["learning_rate"]}
-    steps = known[0]["steps"]
+    steps = known[0].get("steps", STEPS.get(job.task, READER.steps))
     seeds = [run["seed"] for run in known]
     done = trainer.train([best] * len(seeds), seeds, steps)
     runs: list[dict[str, Any]] = []

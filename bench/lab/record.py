@@ -249,7 +249,6 @@ def collect_studies(results: Results) -> dict[str, list[Run]]:
     for result in results.done():
         for name, runs in result.get("studies", {}).items():
             found[name] += [{k: v for k, v in run.items() if k != "curve"} for run in runs]
-    known = {(run["task"], run["direction"]) for run in found["layers"]}
     for result in results.done():
         if result["kind"] == "sweep":
             # One setting at a time away from the base: a study of layers and of sensitivity, too.
@@ -258,7 +257,7 @@ def collect_studies(results: Results) -> dict[str, list[Run]]:
                 run.pop("curve", None)
                 if member["changes"]:
                     found["sensitivity"].append(run)
-                elif (result["task"], result["direction"]) not in known:  # on other training rows
+                else:  # on all training rows, so without ``train_rows``
                     found["layers"].append(run)
     return {name: runs for name, runs in found.items() if runs}
 

@@ -166,6 +166,17 @@ FIRST_TRY: dict[str, tuple[type[Resampler], Opening]] = {
 }
 """The bridge, and what becomes of the opening token. The first has nothing that came later: no
 opening token, no standardisation, no clamp; each other differs from it as it says."""
+ROUGH: dict[str, Any] = {"warmup": 0.0, "clip": 1e9}
+BARE = "no layer norm, receiver's scale not met"
+ROUGHER: dict[str, tuple[type[Resampler], Opening, int, dict[str, Any]]] = {
+    "no warm-up, no clipping": (Unstandardised, "absent", 10, ROUGH),
+    f"{BARE}, no warm-up, no clipping": (UnscaledBare, "absent", 10, ROUGH),
+    "layer 9": (Unstandardised, "absent", 9, {}),
+    "layer 15": (Unstandardised, "absent", 15, {}),
+    f"layer 15, {BARE}, no warm-up, no clipping": (UnscaledBare, "absent", 15, ROUGH),
+    "the same, opening token hidden": (UnscaledBare, "dropped", 15, ROUGH),
+}
+"""More that the first experiment may have had: the bridge, the opening token, layer, changes."""
 FIRST_STEPS = 1500
 """As many as the first experiments had."""
 
@@ -181,4 +192,11 @@ def first_try(world: World, job: Job, folder: Folder) -> Answer:
         for seed in job.options.get("seeds", SEEDS[:1])
         for name, (kind, opening) in FIRST_TRY.items()
     ]  # fmt: skip
+    if job.options.get("rougher"):
+        members = [
+            member_of(name, at, base, changes | {"seed": seed}, opening=opening, kind=kind,
+                      rows=ABLATION_ROWS)
+            for seed in job.options.get("seeds", SEEDS[:1])
+            for name, (kind, opening, at, changes) in ROUGHER.items()
+        ]  # fmt: skip
     return {"studies": {"first_try": _trained(world, job, members)}}, {}

@@ -14,6 +14,7 @@ from rendering import (
     embedding,
     endurance,
     engines,
+    fan_in,
     faults,
     figures,
     runs,
@@ -46,6 +47,7 @@ class Chapter(Protocol):
 
 CHAPTERS: tuple[Chapter, ...] = (
     accuracy,
+    fan_in,
     runs,
     speed,
     training,

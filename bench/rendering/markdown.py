@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,8 +34,15 @@ def provenance(record: Record) -> list[str]:
 
 
 def described(facts: Mapping[str, Any]) -> str:
-    """A mapping in one line, empty values left out."""
-    return ", ".join(f"{key} {value}" for key, value in facts.items() if value)
+    """A mapping in one line, empty values left out; of a list its items, alike ones counted."""
+    return ", ".join(f"{key} {_item(value)}" for key, value in facts.items() if value)
+
+
+def _item(value: Any) -> str:
+    if not isinstance(value, list):
+        return str(value)
+    counts = Counter(map(str, value))
+    return " + ".join(f"{n} x {name}" if n > 1 else name for name, n in counts.items())
 
 
 def replaced(text: str, begin: str, end: str, made: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from rendering import embedding, scaling
+from rendering import embedding, fan_in, scaling
 from rendering.markdown import Record, Records, described, replaced
 
 Block = Callable[[Record], str]
@@ -47,6 +47,7 @@ def graphs(record: Record) -> str:
 
 PARTS: Final[dict[str, tuple[str, Callable[[str, Record], bool], Block]]] = {
     "docs/scaling.md": ("projection", scaling.owns, scaling.beyond),
+    "docs/topologies.md": ("fan-in", fan_in.owns, fan_in.worth),
     "docs/embedding/README.md": (
         "costs",
         lambda name, record: record.get("benchmark") == "embedding",

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from rendering.compared import paired, single, title
+from rendering.goals import ACCURACY
 from rendering.markdown import Record, table
 from rendering.sample import DASH, listed, minus, sample, shown
+
+NOT_APART = "the best of many and not told apart from it, so the bridge of the main table ships."
 
 
 def made(record: Record) -> list[Record]:
@@ -41,19 +44,21 @@ def _tried(record: Record, search: Record) -> str:
         rows.append([name, shown(samples[name]), f"{fmean(losses):.3f}" if losses else DASH])
     first, winner = next(iter(samples)), search["winner"]
     said = f"{title(search['task'])}, {search['direction']}: held-out rows choose *{winner}*"
+    own = record["figures"].get(f"{search['task']}.{search['direction']}.bridge.held_out_mean")
+    again = "" if own is None else f" (trained anew; the main table's seeds reached {own:.3f})"
     ends = samples[first], samples[winner]
     if winner == first:
         said += ", the recipe of the main table; test rows were not scored again."
     elif ends[0] is not None and ends[1] is not None:
         difference = minus(ends[1], ends[0])
-        said += f", {difference} above *{first}*" + (
-            "." if difference.sign else ": the best of many, and not told apart from it."
-        )
+        said += f", {difference} above *{first}*{again}"
+        said += "." if difference.sign else f": {NOT_APART}"
     return "\n\n".join([said, table(["tried", "held-out accuracy", "held-out loss"], rows)])
 
 
 def _scored(record: Record, runs: Sequence[Record]) -> str:
-    rows, words = [], {1: [], 0: [], -1: []}  # type: ignore[var-annotated]
+    rows, goals = [], []
+    words: dict[int, list[str]] = {1: [], 0: [], -1: []}
     for task, direction in dict.fromkeys((run["task"], run["direction"]) for run in runs):
         one = sample([run for run in runs if (run["task"], run["direction"]) == (task, direction)])
         own = single(record, task, direction)
@@ -69,14 +74,18 @@ def _scored(record: Record, runs: Sequence[Record]) -> str:
             words_of_it = f"{value:+.3f} ({low:+.3f} .. {high:+.3f})"
         rows.append([f"{title(task)}, {direction}", str(one), str(own), words_of_it])
         words[sign].append(name)
+        goal = ACCURACY.get(task) if direction == "forward" else None
+        if goal is not None:
+            met = "reached" if one.mean >= goal else f"missed by {goal - one.mean:.3f}"
+            goals.append(f"Goal on {name}, {goal:.2f}: {met}.")
     if not rows:
         return ""
     said = [
-        f"{how} on {listed(words[sign])}"
-        for sign, how in ((1, "above"), (0, "not told apart from it"), (-1, "below"))
+        f"{how} the bridge of the main table on {listed(words[sign])}"
+        for sign, how in ((1, "above"), (0, "not told apart from"), (-1, "**below**"))
         if words[sign]
     ]
     header = ["test rows", "searched recipe", "bridge of the main table", "difference (95 %)"]
     return "\n\n".join(
-        [table(header, rows), f"Against the bridge of the main table it is {'; '.join(said)}."]
+        [table(header, rows), f"The searched recipe is {'; '.join(said)}.{' '.join(['', *goals])}"]
     )

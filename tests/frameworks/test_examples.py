@@ -113,11 +113,15 @@ def test_one_reader_and_two_judges() -> None:
     assert [line.split(" p50")[0].strip() for line in lines[-2:]] == ["fan_out", "two sends"]
 
 
-def test_two_readers_need_bridges_that_were_trained_together() -> None:
+def test_two_readers_and_a_judge_that_reads_both() -> None:
     done = call("fan_in.py", "--rows", "2")
-    if done.returncode != 0:
-        assert done.returncode == 2 and "Traceback" not in done.stderr
-        assert "Train the set with `agentwire train" in done.stderr
+    if done.returncode == 2 and "sst2 cannot be found" in done.stderr:
+        pytest.skip("the rows of sst2 are not here")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("2 rows of sst2")
+    titles = ["both halves", "first half alone", "second half alone"]
+    assert [line.split("  ")[0].strip() for line in lines[1:]] == titles
 
 
 def test_no_example_is_left_out() -> None:

@@ -67,10 +67,15 @@ def test_predictions_that_are_not_those_that_were_counted_are_refused(results: R
         results.right(changed)
 
 
-def test_layers_of_a_sweep_give_way_to_those_of_the_study(results: Results) -> None:
+def test_layers_of_a_sweep_stand_beside_those_of_the_study(results: Results) -> None:
     studies = collect_studies(results)
-    assert [found["train_rows"] for found in studies["layers"]] == [9]
+    assert [found.get("train_rows") for found in studies["layers"]] == [9, None]
     assert [found["changes"] for found in studies["sensitivity"]] == [{"dropout": 0.3}]
+    for found, held_out in zip(studies["layers"], (0.8, 0.9), strict=True):
+        found["held_out_accuracy"] = held_out
+    figures = study_figures({"layers": studies["layers"]})
+    assert figures["sst2.reverse.layer10.held_out"] == 0.8
+    assert figures["sst2.reverse.layer10.all_rows.held_out"] == 0.9
 
 
 def test_a_plan_is_done_in_its_own_order() -> None:

@@ -201,12 +201,21 @@ def test_an_ablation_says_what_each_part_is_worth() -> None:
 def test_the_first_try_is_the_base_of_what_put_it_at_chance() -> None:
     same = {"task": "sst2", "direction": "reverse", "loss": 0.7, "changes": {"seed": 0}}
     runs = [
-        {**same, "name": "first try", "held_out_accuracy": 0.51},
-        {**same, "name": "standardised", "held_out_accuracy": 0.8},
+        {**same, "name": "first try", "held_out_accuracy": 0.51, "opening": "absent"},
+        {**same, "name": "standardised", "held_out_accuracy": 0.8, "opening": "absent"},
     ]
     text = chapter(first_try=runs)
+    assert "None of them is at chance" not in text
     assert "| first try | 0.510 | 0.700 | – |" in text
     assert "Told apart from the base: standardised (+0.290). At chance: first try." in text
+    runs[0]["held_out_accuracy"] = 0.75
+    runs.append({**same, "name": "shown", "held_out_accuracy": 0.9, "opening": "kept"})
+    text = chapter(first_try=runs)
+    assert "None of them is at chance: none of these things alone or together" in text
+    assert (
+        "accuracy is 0.900 to 0.900 where the sender reads an opening token and 0.750 to 0.800 "
+        "where the sender reads none." in text
+    )
 
 
 # -- passkey
@@ -286,16 +295,17 @@ def test_a_searched_recipe_stands_beside_the_one_that_ships() -> None:
     record["choices"] = [search("layer 18", as_it_is=0.87, layer_18=0.88)]
     text = "\n\n".join(studies.sections(record))
     assert "held-out rows choose *layer 18*, +0.010 ± " in text
-    assert "the best of many, and not told apart from it." in text
+    assert "the best of many and not told apart from it, so the bridge of the" in text
     assert "| layer 18 | 0.880 ± 0.000 (2 seeds) | 0.300 |" in text
     assert "| SST-2, forward | 0.890 ± 0.014 (2 seeds) | 0.876 | +0.014" in text
-    assert "not told apart from it on SST-2 forward." in text
+    assert "not told apart from the bridge of the main table on SST-2 forward." in text
+    assert "Goal on SST-2 forward, 0.88: reached." in text
     compared = {"task": "sst2", "direction": "forward", "difference": 0.014, "low95": 0.001,
                 "high95": 0.03}  # fmt: skip
     record["studies"]["searched_minus_bridge"] = [compared]
     text = "\n\n".join(studies.sections(record))
     assert "| +0.014 (+0.001 .. +0.030) |" in text
-    assert "it is above on SST-2 forward." in text
+    assert "recipe is above the bridge of the main table on SST-2 forward. Goal" in text
 
 
 def test_a_search_that_keeps_the_recipe_is_told_too() -> None:

@@ -112,28 +112,41 @@ def test_wires_are_directions_and_the_measured_one_goes_first(tmp_path: Path) ->
     assert names(found) == ["big-a--big-b--sst2", "big-b--big-a--sst2"]
 
 
+JOINED = """\
+name: joined
+agents:
+  ada: {model: big-a, layer: 16}
+  bob: {model: big-b, layer: 8}
+  eve: {model: big-b}
+wires:
+  - {from: ada, to: bob}
+  - {from: [bob, ada], to: eve, BRIDGE}
+task: {dataset: sst2, split: validation}
+matrix:
+"""
+
+
 def test_senders_that_share_a_wire_vary_together(tmp_path: Path) -> None:
-    text = BASE.replace("to: ada", "to: eve").replace("from: bob", "from: [ada, bob]")
-    text = text.replace("  bob: {", "  eve: {model: big-b}\n  bob: {").replace(
-        "[ada, bob]", "[bob, ada]"
-    )
-    matrix = "  {wires: ['bob+ada->eve', 'ada->bob'], soft_tokens: [4, 8], seeds: [0, 1]}\n"
-    found = expand(load_scenario(write(tmp_path, text + matrix)))
-    assert [cell.id for cell in found[:2]] == [
-        "bob-ada-to-eve--m4--seed0",
-        "bob-ada-to-eve--m4--seed1",
-    ]
-    assert [part.name for part in found[3].parts] == ["bob->eve", "ada->eve"]
-    assert [bridge_name(part, dict(found[3].scenario.agents), found[3].scenario.task)
-            for part in found[3].parts] == [
-        f"big-b+big-a--big-b--sst2--m8--seed1.{place}" for place in (1, 2)
-    ]  # fmt: skip
-    assert {part.soft_tokens for part in found[3].parts} == {8}
+    def joined(matrix: str, bridge: str = "auto") -> tuple[Cell, ...]:
+        text = JOINED.replace("BRIDGE", f"bridge: {bridge}")
+        return expand(load_scenario(write(tmp_path, f"{text}  {matrix}\n")))
+
+    wires = "wires: ['bob+ada->eve', 'ada->bob']"
+    found = joined(f"{{{wires}, soft_tokens: [4, 8], seeds: [0, 1]}}")
+    ids = [f"bob-ada-to-eve--m{m}--seed{seed}" for m in (4, 8) for seed in (0, 1)]
+    assert [cell.id for cell in found[:4]] == ids
+    cell = found[1]
+    assert [part.name for part in cell.parts] == ["bob->eve", "ada->eve"]
+    assert [part.soft_tokens for part in cell.parts] == [4, 4]
+    names = [bridge_name(p, dict(cell.scenario.agents), cell.scenario.task) for p in cell.parts]
+    assert names == [f"big-b+big-a--big-b--sst2--m4--seed1.{place}" for place in (1, 2)]
     assert [wire.name for wire in found[4].scenario.wires] == ["ada->bob", "bob->eve", "ada->eve"]
     with pytest.raises(
         ScenarioError, match=r"bob\+ada->eve has several senders, each with a layer"
     ):
-        load_scenario(write(tmp_path, text + "  {wires: ['bob+ada->eve'], layers: [1]}\n"))
+        joined(f"{{{wires}, layers: [1]}}")
+    with pytest.raises(ScenarioError, match="a set of bridges is trained on one task"):
+        joined(f"{{{wires}, tasks: [{{dataset: sst2}}, {{dataset: subj}}]}}", bridge="both")
 
 
 def test_tasks_are_an_axis_and_a_series_shares_its_bridge(tmp_path: Path) -> None:
