@@ -300,13 +300,8 @@ class _Session:
             self.progress, len(members), orders[0].recipe.steps, numbers[0], len(self.orders)
         )
         done = _trained(members, self.receiver, report, checkpoint)
-        failures = []
-        for member, result in zip(members, done, strict=True):
-            if isinstance(result, BridgeError):
-                who = f"{member.order.bridge}: " if len(self.orders) > 1 else ""
-                failures.append(BridgeError(f"{who}{result.message}", hint=result.hint))
-                continue
-            self._write(member, result, len(members))
+        names = [order.bridge if len(self.orders) > 1 else "" for order in orders]
+        failures = settled(names, done, lambda i, one: self._write(members[i], one, len(members)))
         checkpoint.remove()
         return failures
 
@@ -454,6 +449,22 @@ def learned(
         )
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def settled(
+    names: Sequence[str],
+    done: Sequence[trainer.Trained | BridgeError],
+    write: Callable[[int, trainer.Trained], None],
+) -> list[BridgeError]:
+    """Writes what was trained, by its number; why others were not, with their names ("": none)."""
+    failures = []
+    for number, (name, result) in enumerate(zip(names, done, strict=True)):
+        if isinstance(result, BridgeError):
+            who = f"{name}: " if name else ""
+            failures.append(BridgeError(f"{who}{result.message}", hint=result.hint))
+        else:
+            write(number, result)
+    return failures
 
 
 def asked(receiver: TransformersBackend, task: TaskSpec) -> LogitsFromSoft:

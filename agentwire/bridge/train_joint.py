@@ -35,6 +35,7 @@ from agentwire.bridge.train import (
     new_bridge,
     places_of,
     rows_of,
+    settled,
     states_of,
 )
 from agentwire.bridge.trainer import Trained
@@ -216,14 +217,9 @@ class _Session:
         part = Part(asked(self.receiver, self.task), [member.cache for member in members],
                     [member.held_out for member in members])  # fmt: skip
         problem = BridgeProblem([member.module for member in members], [part], recipes)
-        failures = []
         done = learned(problem, recipes, report, checkpoint)
-        for member, result in zip(members, done, strict=True):
-            if isinstance(result, BridgeError):
-                who = f"{member.order.name}: " if len(self.orders) > 1 else ""
-                failures.append(BridgeError(f"{who}{result.message}", hint=result.hint))
-                continue
-            self._write(member, result, len(members))
+        names = [member.order.name if len(self.orders) > 1 else "" for member in members]
+        failures = settled(names, done, lambda i, one: self._write(members[i], one, len(members)))
         checkpoint.remove()
         return failures
 
