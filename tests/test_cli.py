@@ -506,6 +506,12 @@ def test_a_library_of_an_extra_is_named(shell: Shell, monkeypatch: pytest.Monkey
     assert "agentwire[models]" in step
 
 
+def test_a_matrix_whose_bridges_are_here_has_nothing_to_train(shell: Shell) -> None:
+    code, out, _ = shell("train", str(SHIPPED.with_name("universal.yaml")))
+    assert code == 0 and "nothing to train" in out
+    assert not (shell.folder / "bridges").exists()
+
+
 def test_an_interrupted_training_says_how_to_go_on(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:

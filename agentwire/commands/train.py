@@ -47,8 +47,11 @@ def train(
             made = train_cells(scenario, loaded, options, command)
         if as_json:
             print_json([{"bridge": folder.name, "folder": str(folder)} for folder in made])
+        elif made:
+            what = f"{len(made)} bridges" if len(made) > 1 else f"[bold]{made[0].name}[/bold]"
+            stdout().print(f"trained {what} of the matrix, written to {out}/")
         else:
-            stdout().print(f"trained {len(made)} bridges of the matrix, written to {out}/")
+            stdout().print("every bridge of the matrix is here: nothing to train")
         return
     with saying_how_to_go_on(command):
         folder = train_bridge(
