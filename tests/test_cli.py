@@ -332,6 +332,7 @@ def test_rows_that_are_not_there(shell: Shell) -> None:
         ("train {}/mistral_to_llama_banking77.yaml", "banking77", "0 to 76"),
         ("train {}/soft_tokens.yaml", "banking77", "0 to 76"),
         ("run {}/soft_tokens.yaml --train", "banking77", "0 to 76"),
+        ("run {}/universal.yaml --methods bridge,probe_mean", "sst2", "0 to 1"),
         ("run {}/llama_to_mistral_ag_news.yaml --methods bridge,probe_mean", "ag_news", "0 to 3"),
     ],
 )

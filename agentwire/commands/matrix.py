@@ -81,7 +81,7 @@ def train_cells(source: Path, scenario: Scenario, options: Options, command: str
     machine = _machine(source, options)
     plans = _resolved(scenario, bridge, machine)
     check_bridges(plans, train=True, skip=False, source=source)
-    _require_rows(plans, machine, command)
+    _require_rows(plans, machine, command, train=True)
     made: list[Path] = []
     with MatrixView(err()) as view:
         train = _trainer(options, view)
@@ -142,8 +142,8 @@ def _plans(
     plans = _resolved(scenario, methods, machine)
     skip = scenario.matrix is not None and scenario.matrix.missing == "skip"
     passed_over = check_bridges(plans, train=options.train, skip=skip, source=source)
-    if options.train:
-        _require_rows(plans, machine, f"{command} --train")
+    again = f"{command} --train" if options.train else command
+    _require_rows(plans, machine, again, train=options.train)
     if passed_over:
         names_of = ", ".join(p.cell.id for p in passed_over)
         err().print(
@@ -155,15 +155,18 @@ def _plans(
     return plans
 
 
-def _require_rows(plans: Sequence[CellPlan], machine: Machine, command: str) -> None:
+def _require_rows(
+    plans: Sequence[CellPlan], machine: Machine, command: str, *, train: bool
+) -> None:
     """
     Raises:
-        DataError: a bridge is to be trained, and its rows are nowhere.
+        DataError: a baseline or (``train``) a bridge is to be trained, and its rows are nowhere.
     """
     from agentwire.scenario.choose import require_training_rows
 
     for plan in plans:
-        if plan.can_be_trained:
+        fits = any(method.prepare is not None for method in plan.methods)
+        if fits or (train and plan.can_be_trained):
             require_training_rows(plan.resolved.data, machine.inventory.config, command)
 
 
