@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import select
 import socket
 import threading
@@ -76,6 +77,42 @@ def test_messages_cross_whole_in_both_directions(listener: ZmqListener, link: Zm
     assert peer[0] == 0  # an identity that no peer can choose for itself
     assert listener.send(peer, [memoryview(frame) for frame in frames]) is Sent.TAKEN
     assert until(link.receive, link.wait) == frames
+
+
+def test_no_arrival_is_missed_whatever_was_done_to_the_socket_before(
+    listener: ZmqListener, link: ZmqLink
+) -> None:
+    """Who waits asks the socket only where it may have changed: sends and empty reads change it."""
+    dice = random.Random(7)
+
+    def take(receive: Callable[[], object], wait: Callable[[float], None]) -> object:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            wait(PATIENCE)  # a missed arrival ends only this
+            assert time.monotonic() < deadline
+            taken = receive()
+            if taken is not None:
+                return taken
+
+    say(link, b"first")
+    peer, _ = arrived(listener)
+    for number in range(300):
+        content = [str(number).encode()]
+        for _ in range(dice.randrange(3)):
+            assert listener.receive() is None
+            assert link.receive() is None
+        for _ in range(dice.randrange(2)):
+            listener.wait(0)
+            link.wait(0)
+        up, down = dice.random() < 0.6, dice.random() < 0.6
+        if up:
+            assert link.send(content) is Sent.TAKEN
+        if down:
+            assert listener.send(peer, content) is Sent.TAKEN
+        if up:
+            assert take(listener.receive, listener.wait) == (peer, content)
+        if down:
+            assert take(link.receive, link.wait) == content
 
 
 def test_a_buffer_may_change_as_soon_as_it_was_sent(listener: ZmqListener, link: ZmqLink) -> None:
