@@ -83,7 +83,7 @@ class Rehearsal:
         self._agreements = agreements
         understudy = _Understudy(backend, bridges)
         self._worker = Worker(
-            spec,
+            spec.model_copy(update={"max_wait_ms": 0.0}),  # no company comes
             understudy,
             bridges,
             self._send,

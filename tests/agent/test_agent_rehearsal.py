@@ -73,7 +73,7 @@ class Stage:
             name=name,
             backend="fake",
             model=name,
-            max_wait_ms=0.0,
+            max_wait_ms=5.0,
             bridges=out if sends else (),
             incoming=() if sends else (WIRE,),
         )
@@ -99,6 +99,7 @@ class Stage:
         for message in messages:
             self.worker.handle(message, self.now)
             self.rehearsal.note(message, self.now)
+        self.now += 0.005
         while self.worker.run_once():
             pass
         self.sent.clear()
@@ -142,7 +143,8 @@ def test_the_way_of_a_row_is_gone_over_to_its_end_while_messages_are_recent(name
     stage.handle(encode() if name == "sender" else soft(stage))
     played = stage.wait(LATELY_S)
     assert kinds(played) == {Soft if name == "sender" else Result}
-    assert stage.rehearsal.played == pytest.approx(LATELY_S / EVERY_S, rel=0.25)
+    most = LATELY_S / EVERY_S
+    assert most / 2 < stage.rehearsal.played <= most
     assert len([m for m in played if not isinstance(m, Credit)]) == stage.rehearsal.played
     assert stage.wait(LATELY_S) == []
     assert stage.rehearsal.wait_s(stage.now) == math.inf
@@ -218,5 +220,5 @@ def test_thousands_of_rehearsals_keep_nothing() -> None:
     for _ in range(40):
         stage.handle(encode())
         assert kinds(stage.wait(LATELY_S)) == {Soft}
-    assert stage.rehearsal.played > 1000
+    assert stage.rehearsal.played > 500
     assert stage.rehearsal._worker.idle

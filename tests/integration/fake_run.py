@@ -29,6 +29,7 @@ def fake_runtime(
     fallback: str = "text",
     limits: AgentLimits = LIMITS,
     wiring: dict[str, Any] | None = None,
+    rehearse: bool = False,
     **kw: Any,
 ) -> Runtime:
     """A runtime of two fake agents; ``sender`` and ``receiver`` set their faults and delays."""
@@ -41,6 +42,7 @@ def fake_runtime(
             model="sender-model",
             threads=1,
             bridges=bridges,
+            rehearse=rehearse,
             fake=FakeModel.model_validate(sender or {}),
         ),
         "receiver": AgentSpec(
@@ -48,6 +50,7 @@ def fake_runtime(
             backend="fake",
             model="receiver-model",
             threads=1,
+            rehearse=rehearse,
             fake=FakeModel.model_validate(receiver or {}),
         ),
     }

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import math
 import os
+from pathlib import Path
 
 import pytest
 from fake_run import TASK, Events, fake_runtime, is_alive, my_children
@@ -11,6 +12,7 @@ from fake_run import TASK, Events, fake_runtime, is_alive, my_children
 from agentwire.errors import AgentwireError, BusClosed, NackCode, RequestError, ScenarioError
 from agentwire.model.fake import answer
 from agentwire.runtime import Reply
+from agentwire.telemetry.counts import read_counts
 from agentwire.wire.messages import Channel
 
 pytestmark = pytest.mark.integration
@@ -44,16 +46,25 @@ async def test_200_rows_through_the_soft_channel() -> None:
     assert not my_children()
 
 
-async def test_agents_whose_devices_work_beside_them() -> None:
-    """Batches that are begun and collected."""
+@pytest.mark.parametrize("rehearse", [False, True])
+async def test_agents_whose_devices_work_beside_them(rehearse: bool, tmp_path: Path) -> None:
+    """Batches that are begun and collected, by agents that go over their messages and do not."""
     fake = {"pipelined": True, "encode_ms": 1.0, "decode_ms": 1.0}
-    async with fake_runtime(sender=fake, receiver=fake) as wire:
+    async with fake_runtime(
+        sender=fake, receiver=fake, rehearse=rehearse, run_folder=tmp_path
+    ) as wire:
         replies = [r async for batch in wire.send_many("sender", "receiver", TEXTS) for r in batch]
         alone = [await wire.send("sender", "receiver", text) for text in TEXTS[:5]]
     assert [r.label for r in replies] == expected(TEXTS)
     assert [r.label for r in alone] == expected(TEXTS[:5])
     assert {r.channel for r in replies} == {Channel.SOFT}
     assert not my_children()
+    # What was gone over counts nowhere.
+    counts = read_counts(tmp_path / "logs")
+    for agent, kind in (("sender", "encode"), ("receiver", "soft")):
+        assert sum(int(rows) * n for rows, n in counts[agent][kind].items()) == len(TEXTS) + 5
+    for log in (tmp_path / "logs").glob("*.log"):
+        assert "rehearsal" not in log.read_text()
 
 
 async def test_text_relay_direct_and_free_text() -> None:
