@@ -11,6 +11,7 @@ figure is the median over rounds, each with agents of its own.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import shlex
 import statistics
 import sys
@@ -19,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bare_hops import bare_round
 from fakes import two_agents
 from overhead import recorded
 from rich.console import Console
@@ -32,17 +34,16 @@ from agentwire.telemetry.journal import NoJournal
 from agentwire.wiring import Wiring
 
 WARM_UP = 20
+PAYLOAD_BYTES = 8 * 4096 * 2
 TEXT = "a text of a few words, as they are sent one after another, number {}"
 
 
-def wiring_of(args: argparse.Namespace) -> Wiring:
+def wiring_of(args: argparse.Namespace, *, rehearse: bool) -> Wiring:
     fake = FakeModel(width=4096, encode_ms=args.encode_ms, decode_ms=args.decode_ms, pipelined=True)
-    return two_agents(
-        fake, fake, wire={"fallback": "error"}, max_wait_ms=0.0, rehearse=args.rehearse
-    )
+    return two_agents(fake, fake, wire={"fallback": "error"}, max_wait_ms=0.0, rehearse=rehearse)
 
 
-async def one_round(args: argparse.Namespace) -> dict[str, float]:
+async def one_way(args: argparse.Namespace, *, rehearse: bool) -> dict[str, float]:
     """Milliseconds beside the devices, and the medians of the stages that are not theirs.
 
     Raises:
@@ -50,7 +51,7 @@ async def one_round(args: argparse.Namespace) -> dict[str, float]:
     """
     over: list[float] = []
     stages: dict[str, list[float]] = {"queue": [], "wire": [], "client": []}
-    async with Runtime(wiring_of(args), journal=NoJournal()) as runtime:
+    async with Runtime(wiring_of(args, rehearse=rehearse), journal=NoJournal()) as runtime:
         for number in range(WARM_UP + args.messages):
             start = time.perf_counter()
             (reply,) = await runtime.send_batch("sender", "receiver", [TEXT.format(number)])
@@ -70,6 +71,24 @@ async def one_round(args: argparse.Namespace) -> dict[str, float]:
     }
 
 
+async def one_round(args: argparse.Namespace) -> dict[str, float]:
+    """Agents, agents that rehearse as they do on a GPU, and bare sockets, one after the other.
+
+    Raises:
+        RequestError: a message was not answered.
+    """
+    plain = await one_way(args, rehearse=False)
+    warm = await one_way(args, rehearse=True)
+    pauses = (args.encode_ms, args.decode_ms)
+    bare = await asyncio.to_thread(bare_round, args.messages, WARM_UP, pauses, PAYLOAD_BYTES)
+    return {
+        **plain,
+        **{f"rehearsed_{name}": value for name, value in warm.items()},
+        "bare_beside_devices_p50_ms": percentile(bare, 50),
+        "bare_beside_devices_p99_ms": percentile(bare, 99),
+    }
+
+
 async def measure(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     load, rounds = load_average(), []
     for number in range(args.rounds):
@@ -83,7 +102,7 @@ async def measure(args: argparse.Namespace, console: Console) -> dict[str, Any]:
         "versions": versions(),
         "settings": {
             "devices": f"fake, {args.encode_ms} and {args.decode_ms} ms",
-            "payload_bytes": 8 * 4096 * 2,
+            "payload_bytes": PAYLOAD_BYTES,
             "messages": args.messages,
             "rounds": args.rounds,
             "load": "; ".join(conditions(load)) or "nothing else at work",
@@ -101,12 +120,6 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--encode-ms", type=float, default=3.4)
     parser.add_argument("--decode-ms", type=float, default=6.0)
-    parser.add_argument(
-        "--rehearse",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="agents keep their code warm while they wait, as they do on a GPU",
-    )
     parser.add_argument("--out", type=Path)
     return recorded(measure, parser.parse_args())
 

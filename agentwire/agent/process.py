@@ -41,7 +41,7 @@ def main() -> int:
     """Reads the birth, guards against orphanhood, and lives until told to leave."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the runner to decide
     _die_with_parent()
-    _nap_exactly()
+    nap_exactly()
     birth = _read_birth()
     if birth is None:
         return ExitCode.ERROR
@@ -103,7 +103,7 @@ def _die_with_parent() -> None:
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def _nap_exactly() -> None:
+def nap_exactly() -> None:
     """Naps of microseconds (``Endpoint.attend``) take no longer on Linux than they should."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
