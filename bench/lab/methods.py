@@ -20,7 +20,9 @@ METHODS = {
     ),
     "lora": _method("LoRA", "baseline", "adapters on the receiver, which reads the text"),
     "lora_relay": _method(
-        "text relay, LoRA", "baseline", "adapters trained on, and reading, the sender's summaries"
+        "text relay, LoRA",
+        "baseline",
+        "adapters trained on, and reading, the sender's summaries (of 3,000 training rows)",
     ),
     "lora_reads_relay": _method(
         "text relay, LoRA on texts", "baseline", "adapters trained on texts read the summaries"

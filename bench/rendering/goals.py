@@ -15,7 +15,7 @@ AHEAD = 0.02
 BEHIND = 0.01
 TASKS_AHEAD = 3
 PROBES = ("probe_mean", "probe_attention")
-RELAYS = ("text_relay", "lora_relay")
+RELAYS = ("text_relay", "lora_relay", "lora_reads_relay")
 PAYLOADS = ("zero_payload", "shuffled_payload")
 
 
