@@ -168,7 +168,9 @@ FIRST_TRY: dict[str, tuple[type[Resampler], Opening]] = {
 opening token, no standardisation, no clamp; each other differs from it as it says."""
 ROUGH: dict[str, Any] = {"warmup": 0.0, "clip": 1e9}
 BARE = "no layer norm, receiver's scale not met"
-ROUGHER: dict[str, tuple[type[Resampler], Opening, int, dict[str, Any]]] = {
+Variant = tuple[type[Resampler], Opening, int, dict[str, Any]]
+"""The bridge, what becomes of the opening token, layer, changes of the recipe."""
+ROUGHER: dict[str, Variant] = {
     "no warm-up, no clipping": (Unstandardised, "absent", 10, ROUGH),
     f"{BARE}, no warm-up, no clipping": (UnscaledBare, "absent", 10, ROUGH),
     "layer 9": (Unstandardised, "absent", 9, {}),
@@ -176,7 +178,7 @@ ROUGHER: dict[str, tuple[type[Resampler], Opening, int, dict[str, Any]]] = {
     f"layer 15, {BARE}, no warm-up, no clipping": (UnscaledBare, "absent", 15, ROUGH),
     "the same, opening token hidden": (UnscaledBare, "dropped", 15, ROUGH),
 }
-"""More that the first experiment may have had: the bridge, the opening token, layer, changes."""
+"""More that the first experiment may have had."""
 FIRST_STEPS = 1500
 """As many as the first experiments had."""
 
@@ -186,17 +188,15 @@ def first_try(world: World, job: Job, folder: Folder) -> Answer:
     thing put back, or taken away as well, at a time; on held-out rows."""
     layer, _ = chosen(folder, job)
     base = BASE.model_copy(update={**PLAIN, "steps": FIRST_STEPS, "evaluate_every": 500})
+    variants: dict[str, Variant] = {
+        name: (*variant, layer, {}) for name, variant in FIRST_TRY.items()
+    }
+    if job.options.get("rougher"):
+        variants = ROUGHER
     members = [
-        member_of(name, layer, base, {"seed": seed}, opening=opening, kind=kind,
+        member_of(name, at, base, changes | {"seed": seed}, opening=opening, kind=kind,
                   rows=ABLATION_ROWS)
         for seed in job.options.get("seeds", SEEDS[:1])
-        for name, (kind, opening) in FIRST_TRY.items()
+        for name, (kind, opening, at, changes) in variants.items()
     ]  # fmt: skip
-    if job.options.get("rougher"):
-        members = [
-            member_of(name, at, base, changes | {"seed": seed}, opening=opening, kind=kind,
-                      rows=ABLATION_ROWS)
-            for seed in job.options.get("seeds", SEEDS[:1])
-            for name, (kind, opening, at, changes) in ROUGHER.items()
-        ]  # fmt: skip
     return {"studies": {"first_try": _trained(world, job, members)}}, {}
