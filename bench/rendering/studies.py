@@ -128,6 +128,13 @@ def _draw_layers(record: Record, folder: Path) -> list[Path]:
 # -- sensitivity and ablation: on held-out training rows ------------------------------------------
 
 
+INTERVALS = (
+    "All were scored on the same held-out rows, but the intervals take them for independent "
+    "samples, so they are on the wide side. A setting without `±` has one seed, and its interval "
+    "knows nothing of seeds."
+)
+
+
 def _changes(run: Record) -> str:
     changes = run.get("changes") or {}
     return ", ".join(
@@ -138,7 +145,7 @@ def _changes(run: Record) -> str:
 
 def _against(record: Record, head: str, runs: Sequence[Record], base: Base) -> str:
     """A table a pair: each variant, and its difference to the base where there is one."""
-    parts = [head]
+    parts = [head, INTERVALS]
     for task, direction in _pairs(runs):
         n = _held_out_rows(record, task)
         mine = _of(runs, (task, direction))
