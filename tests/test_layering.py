@@ -72,7 +72,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bridge.new_card": {"bridge", "wire.messages", "model.sources", "scenario.schema"}
     | {"task.datasets"},
     "bridge.train_shared": {"errors", "config", "wire.messages", "bridge", "model", "task"}
-    | {"scenario.resolve"},
+    | {"scenario.resolve", "scenario.schema"},
     "bridge.trainer": {"errors", "bridge", "scenario.schema", "task"},
     "bridge.optimise": {"bridge", "scenario.schema"},
     "bridge.problem": {"bridge", "scenario.schema"},

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from agentwire.bridge import store
-from agentwire.bridge.card import ANY_PROMPT
+from agentwire.bridge.card import ANY_PROMPT, CardTraining
 from agentwire.bridge.curve import draw_curve, require_plots
 from agentwire.bridge.new_card import (
     Ends,
@@ -36,10 +36,12 @@ from agentwire.bridge.train import (
     load_agent,
     new_bridge,
 )
+from agentwire.bridge.trainer import Trained
 from agentwire.config import Config
 from agentwire.errors import BridgeError, ScenarioError
 from agentwire.model.transformers import TransformersBackend, trunk
 from agentwire.scenario.resolve import Resolved
+from agentwire.scenario.schema import TrainSpec
 from agentwire.task.datasets import Dataset
 from agentwire.task.definitions import load_definition
 from agentwire.wire.messages import TaskSpec
@@ -83,27 +85,19 @@ def train_shared(
         require_plots()
     first = resolved[0]
     _check_alike(resolved)
-    recipe, wire = first.scenario.train, first.wire.spec
+    recipe, name = first.scenario.train, first.wire.bridge
     tasks = [_task(one, config) for one in resolved]
-    layer = layer_of(first, wire.sender)
     torch.manual_seed(recipe.seed)
     started = time.monotonic()
-    receiver = load_agent(first, wire.receiver, within(progress, "loading", 0.0, 0.03),
+    receiver = load_agent(first, first.wire.spec.receiver, within(progress, "loading", 0.0, 0.03),
                           recipe.precision)  # fmt: skip
-    sender = load_agent(first, wire.sender, within(progress, "loading", 0.03, 0.03))
-    trunk(sender.model, layer)  # refused now, not after the states of all rows
-    read = [_read(sender, task, layer, recipe.max_text_tokens, receiver.device,
-                  within(progress, task.rows.name, 0.06 + 0.22 * i / len(tasks),
-                          0.22 / len(tasks)))
-            for i, task in enumerate(tasks)]  # fmt: skip
-    ends = Ends(sender.identity, layer, receiver.identity)
-    del sender
+    ends, read = _states(first, tasks, receiver, progress)
     statistics = evenly([cache for cache, _ in read])
-    module = new_bridge(statistics, receiver, ends.sender, wire.soft_tokens, recipe)
+    soft_tokens = first.wire.spec.soft_tokens
+    module = new_bridge(statistics, receiver, ends.sender, soft_tokens, recipe)
     parts = [Part(asked(receiver, task.spec), [cache], [held_out])
              for task, (cache, held_out) in zip(tasks, read, strict=True)]  # fmt: skip
-    name = first.wire.bridge
-    identity = [name, ends.sender.fingerprint, layer, wire.soft_tokens, ends.receiver.fingerprint,
+    identity = [name, ends.sender.fingerprint, ends.layer, soft_tokens, ends.receiver.fingerprint,
                 [(task.spec.task_id, task.rows.provenance["rows_sha256"]) for task in tasks],
                 recipe.model_dump()]  # fmt: skip
     checkpoint = checkpoint_of(config, name, identity)
@@ -111,24 +105,55 @@ def train_shared(
                          Report(progress, 1, recipe.steps), checkpoint)  # fmt: skip
     if isinstance(trained, BridgeError):
         raise trained
-    data = "+".join(task.rows.name for task in tasks)
-    training = trained_today(
-        recipe,
-        dataset=data,
-        rows=sum(len(task.rows) for task in tasks),
-        held_out=sum(len(task.held_out) for task in tasks),
-        provenance={task.rows.name: public_provenance(task.rows) for task in tasks},
-        accuracy=trained.best.accuracy,
-        step=trained.best.step,
-        seconds=time.monotonic() - started,
-        device=device_name(receiver.device),
-    )
-    card = new_card(name, f"{data}: {ends.title}", module, ends, [ANY_PROMPT], training)
+    training = _record(recipe, tasks, trained, time.monotonic() - started, receiver.device)
+    description = f"{training.dataset}: {ends.title}"
+    card = new_card(name, description, module, ends, [ANY_PROMPT], training)
     store.save(out / name, card, module)
     checkpoint.remove()
     if plot is not None:
         draw_curve(trained.history, name, plot)
     return out / name
+
+
+def _record(
+    recipe: TrainSpec,
+    tasks: Sequence[_Task],
+    trained: Trained,
+    seconds: float,
+    device: torch.device,
+) -> CardTraining:
+    """What the card says of the training: the rows of all tasks together."""
+    return trained_today(
+        recipe,
+        dataset="+".join(task.rows.name for task in tasks),
+        rows=sum(len(task.rows) for task in tasks),
+        held_out=sum(len(task.held_out) for task in tasks),
+        provenance={task.rows.name: public_provenance(task.rows) for task in tasks},
+        accuracy=trained.best.accuracy,
+        step=trained.best.step,
+        seconds=seconds,
+        device=device_name(device),
+    )
+
+
+def _states(
+    resolved: Resolved, tasks: Sequence[_Task], receiver: TransformersBackend, progress: Progress
+) -> tuple[Ends, list[tuple[StateCache, StateCache]]]:
+    """Of each task the states of its training rows and of those held out, where the receiver is.
+
+    The sender is let go again: it makes room for the receiver's activations.
+    """
+    layer = layer_of(resolved, resolved.wire.spec.sender)
+    loading = within(progress, "loading", 0.03, 0.03)
+    sender = load_agent(resolved, resolved.wire.spec.sender, loading)
+    trunk(sender.model, layer)  # refused now, not after the states of all rows
+    longest, share = resolved.scenario.train.max_text_tokens, 0.22 / len(tasks)
+    read = [
+        _read(sender, task, layer, longest, receiver.device,
+              within(progress, task.rows.name, 0.06 + i * share, share))
+        for i, task in enumerate(tasks)
+    ]  # fmt: skip
+    return Ends(sender.identity, layer, receiver.identity), read
 
 
 def _check_alike(resolved: Sequence[Resolved]) -> None:

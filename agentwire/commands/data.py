@@ -82,6 +82,7 @@ def show(
     typer.echo(
         f'files: AGENTWIRE_DATA/{name}/<split>.jsonl, lines of {{"text": "...", "label": 0}}'
     )
+    typer.echo(f"asked after the soft tokens: {task.prompt!r}; of a text: {task.text_prompt!r}")
     typer.echo("label, class, and the word that stands for it in an answer:")
     for number, (label, word) in enumerate(zip(task.labels, task.label_words, strict=True)):
         typer.echo(f"  {number:>3}  {label}" + (f"  ({word})" if word != label else ""))
