@@ -70,28 +70,36 @@ def _outcomes(record: Record, task: str, direction: str) -> dict[str, str]:
 
 
 def _verdict(record: Record) -> str:
-    places: dict[str, list[str]] = {"baseline": [], "": []}
-    for direction in record["directions"]:
-        for task in record["tasks"]:
-            means = _baselines(record, task, direction)
-            outcomes = _outcomes(record, task, direction)
-            for kind, found in places.items():
-                named = [
-                    f"{record['methods'][method]['title']} ({mean:.3f})"
-                    for method, mean in means.items()
-                    if outcomes.get(method) == kind
-                ]
-                found += [f"{title(task)} {direction}: {', '.join(named)}"] if named else []
-    words = []
-    if places["baseline"]:
-        words.append(
-            f"**Bold: the baseline beats the bridge** on the same rows. Baselines that do: "
-            f"{'; '.join(places['baseline'])}."
-        )
-    elif places[""]:
-        words.append("No baseline that was measured beats the bridge.")
-    if places[""]:
-        words.append(f"Not told apart from it: {'; '.join(places[''])}.")
+    """Where a baseline beats the bridge, where neither wins, and what the controls do."""
+    lines = [
+        f"- {words}, {direction}: {'; '.join(places)}."
+        for verdict, words in (("baseline", "beats the bridge"), ("", "not told apart from it"))
+        for direction in record["directions"]
+        if (places := _places(record, direction, verdict))
+    ]
+    beaten = any(line.startswith("- beats") for line in lines)
+    if beaten:
+        head = ["**Bold: the baseline beats the bridge** on the same rows. Of all baselines:"]
+    else:
+        head = ["No baseline that was measured beats the bridge."] if lines else []
+    return "\n\n".join([*head, *(["\n".join(lines)] if lines else []), _controls(record)])
+
+
+def _places(record: Record, direction: str, wanted: str) -> list[str]:
+    """Tasks, each with the baselines that have this outcome there and their means."""
+    places = []
+    for task in record["tasks"]:
+        outcomes = _outcomes(record, task, direction)
+        named = [
+            f"{record['methods'][method]['title']} ({mean:.3f})"
+            for method, mean in _baselines(record, task, direction).items()
+            if outcomes.get(method) == wanted
+        ]
+        places += [f"{title(task)}: {', '.join(named)}"] if named else []
+    return places
+
+
+def _controls(record: Record) -> str:
     chance = [
         name
         for method in PAYLOADS
@@ -99,10 +107,8 @@ def _verdict(record: Record) -> str:
         for name in above_chance(record, direction, method) or []
     ]
     if chance:
-        words.append(f"Zero or shuffled payloads do better than chance on {listed(chance)}.")
-    else:
-        words.append("Zero and shuffled payloads stay at chance.")
-    return " ".join(words)
+        return f"Zero or shuffled payloads do better than chance on {listed(chance)}."
+    return "Zero and shuffled payloads stay at chance."
 
 
 def _partly(record: Record) -> str:

@@ -10,18 +10,18 @@ from test_accuracy import comparison, make_record
 def test_the_best_baseline_stands_beside_the_bridge_and_is_bold_where_it_wins() -> None:
     text = readme.block(make_record())
     assert "| SST-2 | 872 | 0.876 | **LoRA 0.910** | 0.860 | – |" in text
-    assert "Baselines that do: SST-2 forward: LoRA (0.910)." in text
+    assert "- beats the bridge, forward: SST-2: LoRA (0.910)." in text
     assert "Zero and shuffled payloads stay at chance." in text
     won = make_record(comparisons=[comparison("sst2", "lora", 0.02, 0.01)])
     text = readme.block(won)
     assert "| LoRA 0.910 |" in text
-    assert "Baselines that do" not in text
+    assert "beats the bridge, forward" not in text
 
 
 def test_a_baseline_that_cannot_be_told_apart_is_named() -> None:
     text = readme.block(make_record(comparisons=[comparison("sst2", "probe_mean", 0.0, 0.01)]))
     assert "No baseline that was measured beats the bridge." in text
-    assert "Not told apart from it: SST-2 forward: linear probe (0.840)." in text
+    assert "- not told apart from it, forward: SST-2: linear probe (0.840)." in text
 
 
 def test_a_control_above_chance_is_named() -> None:
