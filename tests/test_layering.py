@@ -64,8 +64,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "agent": {"errors", "config", "wire", "bus", "model", "telemetry", "agent"},
     "bridge": {"errors", "config", "wire.messages", "bridge"},
     # Training reads models and data.
-    "bridge.train": {"errors", "config", "wire.messages", "bridge", "model", "task", "agent.spec"}
+    "bridge.train": {"errors", "config", "bridge", "model", "task"}
     | {"scenario.schema", "scenario.resolve"},
+    "bridge.prepare": {"errors", "config", "wire.messages", "bridge", "model", "task"}
+    | {"scenario.schema", "scenario.resolve"},
+    "bridge.side_by_side": {"errors", "config", "wire.messages", "bridge", "model"}
+    | {"scenario.schema"},
     "bridge.rows": {"errors", "config", "scenario.schema", "task"},
     "bridge.train_joint": {"errors", "config", "wire.messages", "bridge", "model", "task"}
     | {"agent.spec", "scenario.schema", "scenario.resolve", "scenario.bridging", "scenario.shares"},

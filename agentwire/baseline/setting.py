@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
+from agentwire.bridge.prepare import load_agent
 from agentwire.bridge.rows import training_rows
 from agentwire.bridge.states import StateCache, cache_states
-from agentwire.bridge.train import load_agent
 from agentwire.config import Config
 from agentwire.errors import ScenarioError
 from agentwire.model.prompting import MAX_TEXT_TOKENS

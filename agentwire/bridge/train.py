@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,23 +13,27 @@ from agentwire.bridge import store, trainer
 from agentwire.bridge.checkpoint import Checkpoint
 from agentwire.bridge.curve import draw_curve, require_plots
 from agentwire.bridge.new_card import Ends, new_card, trained_on
-from agentwire.bridge.problem import BridgeProblem, LogitsFromSoft, Part
+from agentwire.bridge.prepare import (
+    check_trainable,
+    layer_of,
+    load_agent,
+    new_bridge,
+    places_of,
+    rows_of,
+    states_of,
+)
+from agentwire.bridge.problem import BridgeProblem, Part
 from agentwire.bridge.reporting import Progress, Report
-from agentwire.bridge.resampler import Resampler, ResamplerShape
-from agentwire.bridge.rows import refuse_scored_rows, training_rows
+from agentwire.bridge.resampler import Resampler
 from agentwire.bridge.series import TaskPart, task_parts
+from agentwire.bridge.side_by_side import asked, checkpoint_of, in_groups, learned, settled
 from agentwire.bridge.states import StateCache, cache_layers
 from agentwire.config import Config
-from agentwire.errors import BridgeError, ScenarioError
+from agentwire.errors import BridgeError
 from agentwire.model.transformers import TransformersBackend, trunk
 from agentwire.scenario.resolve import Resolved, training_key
 from agentwire.scenario.schema import DataChoice, TrainSpec
 from agentwire.task.datasets import Dataset
-from agentwire.wire.messages import ModelIdentity, TaskSpec
-
-ROWS_AT_ONCE = {"cpu": 64, "cuda": 1024}
-"""Rows of one step, over all bridges that train side by side. A CPU gains nothing from more than
-fill its caches, and they cost memory; a GPU that lacks the memory takes half as many."""
 
 
 def train_scenario(
@@ -159,67 +161,6 @@ def _order(
     return _Order(resolved, data, layer, *rows_of(data, resolved.scenario.train, config, known))
 
 
-def rows_of(
-    data: DataChoice,
-    recipe: TrainSpec,
-    config: Config,
-    known: dict[tuple[int, ...], tuple[Dataset, Dataset]],
-) -> tuple[Dataset, Dataset]:
-    """``training_rows``; those of a recipe that chose the same are in ``known``."""
-    chosen_by = (recipe.held_out, recipe.max_rows, recipe.seed)
-    if chosen_by not in known:
-        known[chosen_by] = training_rows(data, recipe, config)
-    return known[chosen_by]
-
-
-def places_of(parts: Iterable[Dataset]) -> dict[str, int]:
-    """Every text of these rows, once, and where its states stand."""
-    texts = dict.fromkeys(row.text for rows in parts for row in rows.rows)
-    return {text: place for place, text in enumerate(texts)}
-
-
-def states_of(states: StateCache, rows: Dataset, places: Mapping[str, int]) -> StateCache:
-    """The states of these rows' texts, with their labels."""
-    device = states.flat.device
-    chosen = torch.tensor([places[row.text] for row in rows.rows], device=device)
-    return states.part(chosen, torch.tensor([row.label for row in rows.rows], device=device))
-
-
-def check_trainable(resolved: Resolved) -> DataChoice:
-    """What a scenario's bridges train on.
-
-    Raises:
-        ScenarioError, DataError: there is nothing that they could learn from.
-    """
-    if resolved.data is None:
-        raise ScenarioError(
-            "the scenario has no `task:`, so there is nothing to train for.",
-            hint="Add a task with a dataset.",
-        )
-    if any(choice.weights == "random" for choice in resolved.choices.values()):
-        raise ScenarioError(
-            "models with random weights teach a bridge nothing.",
-            hint="Set `weights: pretrained`; `python bench/train_step.py` times the steps.",
-        )
-    refuse_scored_rows(resolved.data)
-    return resolved.data
-
-
-def layer_of(resolved: Resolved, sender: str) -> int:
-    """After how many of its layers a sender is read.
-
-    Raises:
-        ScenarioError: nothing says so.
-    """
-    layer = resolved.choices[sender].layer
-    if layer is None:
-        raise ScenarioError(
-            f"the agent {sender} sends but has no `layer`.",
-            hint="Say after how many of its layers the bridge reads, e.g. `layer: 16`.",
-        )
-    return layer
-
-
 @dataclass(frozen=True, slots=True)
 class _Member:
     """A bridge in training: its module, and the parts of its task with its states."""
@@ -329,92 +270,8 @@ class _Session:
             draw_curve(trained.history, order.title, self.plots[order.bridge])
 
 
-def in_groups(
-    batch_sizes: Sequence[int],
-    device: torch.device,
-    train: Callable[[Sequence[int]], Sequence[BridgeError]],
-) -> None:
-    """Trains bridges, as many side by side as go together; half as many where memory ends.
-
-    Args:
-        batch_sizes: of each bridge.
-        device: the receiver's.
-        train: trains those of these numbers, writes them, and says why some could not be.
-
-    Raises:
-        BridgeError: the first failure, after all have been tried.
-    """
-    groups = trainer.side_by_side(
-        batch_sizes, ROWS_AT_ONCE["cpu" if device.type == "cpu" else "cuda"]
-    )
-    failures: list[BridgeError] = []
-    while groups:
-        numbers = groups.pop(0)
-        try:
-            failures += train(numbers)
-        except torch.OutOfMemoryError:
-            if len(numbers) == 1:
-                raise
-            half = len(numbers) // 2
-            groups[:0] = [numbers[:half], numbers[half:]]
-    if failures:
-        raise failures[0]
-
-
-def checkpoint_of(config: Config, bridge: str, identity: Sequence[object]) -> Checkpoint:
-    """Named by everything that the training depends on, so that two never share one."""
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return Checkpoint(config.home / "training" / f"{bridge}-{digest[:16]}.safetensors", digest)
-
-
-def load_agent(
-    resolved: Resolved, agent: str, progress: Progress, precision: str | None = None
-) -> TransformersBackend:
-    """The model of an agent in this process.
-
-    Args:
-        precision: as ``TrainSpec.precision``; None: as the agent's file says.
-
-    Raises:
-        ModelError, DeviceError: see ``TransformersBackend.load``.
-    """
-    # Both models share this process, so they share all its threads instead of dividing them.
-    changes: dict[str, object] = {"threads": None}
-    on_gpu = resolved.agents[agent].device != "cpu"
-    if precision == "auto" and on_gpu:
-        changes["dtype"] = "bfloat16"
-    elif precision in ("float32", "bfloat16"):
-        changes["dtype"] = precision
-    return TransformersBackend.load(resolved.agents[agent].model_copy(update=changes), progress)
-
-
 def _stage(progress: Progress, begin: float) -> Progress:
     return lambda stage, fraction: progress(f"loading: {stage}", begin + 0.03 * fraction)
-
-
-def new_bridge(
-    cache: StateCache,
-    receiver: TransformersBackend,
-    sender: ModelIdentity,
-    soft_tokens: int,
-    recipe: TrainSpec,
-) -> Resampler:
-    """An untrained bridge that knows the states' statistics and the receiver's embedding scale."""
-    shape = ResamplerShape(
-        sender_width=sender.width,
-        width=receiver.identity.width,
-        soft_tokens=soft_tokens,
-        hidden=recipe.hidden,
-        blocks=recipe.blocks,
-        heads=recipe.heads,
-        feed_forward=recipe.feed_forward,
-    )
-    module = Resampler(shape, dropout=recipe.dropout).to(receiver.device)
-    mean, std = cache.statistics()
-    module.mean.copy_(mean)
-    module.std.copy_(std)
-    module.alpha.fill_(receiver.identity.embedding_rms)
-    return module
 
 
 def _trained(
@@ -434,40 +291,3 @@ def _trained(
     ]
     problem = BridgeProblem([member.module for member in members], parts, recipes)
     return learned(problem, recipes, report, checkpoint)
-
-
-def learned(
-    problem: BridgeProblem, recipes: Sequence[TrainSpec], report: Report, checkpoint: Checkpoint
-) -> list[trainer.Trained | BridgeError]:
-    """Trains, and tells how it goes."""
-    # What is trained stays float32; its matrix products may take the tensor cores' TF32.
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        return trainer.train_many(
-            problem, recipes, report.evaluated, checkpoint, stepped=report.stepped
-        )
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def settled(
-    names: Sequence[str],
-    done: Sequence[trainer.Trained | BridgeError],
-    write: Callable[[int, trainer.Trained], None],
-) -> list[BridgeError]:
-    """Writes what was trained, by its number; why others were not, with their names ("": none)."""
-    failures = []
-    for number, (name, result) in enumerate(zip(names, done, strict=True)):
-        if isinstance(result, BridgeError):
-            who = f"{name}: " if name else ""
-            failures.append(BridgeError(f"{who}{result.message}", hint=result.hint))
-        else:
-            write(number, result)
-    return failures
-
-
-def asked(receiver: TransformersBackend, task: TaskSpec) -> LogitsFromSoft:
-    """The receiver, asked a task's question."""
-    receiver.prepare(task)
-    return lambda soft: receiver.logits_from_soft(soft, task)

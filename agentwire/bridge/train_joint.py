@@ -21,23 +21,19 @@ from agentwire.bridge.card import (
 from agentwire.bridge.curve import draw_curve
 from agentwire.bridge.joint import JointBridge, JointStates
 from agentwire.bridge.new_card import Ends, new_card, trained_on
-from agentwire.bridge.problem import BridgeProblem, Part
-from agentwire.bridge.reporting import Progress, Report, within
-from agentwire.bridge.states import StateCache, cache_states
-from agentwire.bridge.train import (
-    asked,
+from agentwire.bridge.prepare import (
     check_trainable,
-    checkpoint_of,
-    in_groups,
     layer_of,
-    learned,
     load_agent,
     new_bridge,
     places_of,
     rows_of,
-    settled,
     states_of,
 )
+from agentwire.bridge.problem import BridgeProblem, Part
+from agentwire.bridge.reporting import Progress, Report, within
+from agentwire.bridge.side_by_side import asked, checkpoint_of, in_groups, learned, settled
+from agentwire.bridge.states import StateCache, cache_states
 from agentwire.bridge.trainer import Trained
 from agentwire.config import Config
 from agentwire.errors import BridgeError, ScenarioError

@@ -23,19 +23,12 @@ from agentwire.bridge.new_card import (
     public_provenance,
     trained_today,
 )
+from agentwire.bridge.prepare import check_trainable, layer_of, load_agent, new_bridge
 from agentwire.bridge.problem import BridgeProblem, Part
 from agentwire.bridge.reporting import Progress, Report, within
 from agentwire.bridge.rows import training_rows
+from agentwire.bridge.side_by_side import asked, checkpoint_of, learned
 from agentwire.bridge.states import StateCache, cache_states, evenly
-from agentwire.bridge.train import (
-    asked,
-    check_trainable,
-    checkpoint_of,
-    layer_of,
-    learned,
-    load_agent,
-    new_bridge,
-)
 from agentwire.bridge.trainer import Trained
 from agentwire.config import Config
 from agentwire.errors import BridgeError, ScenarioError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,10 +16,11 @@ from agentwire.errors import BridgeError
 from agentwire.scenario.schema import TrainSpec
 from lab.files import Folder, Predictions
 from lab.jobs import BASE_LAYER, LAYERS, SEEDS, Job
+from lab.member import Member
 from lab.onepass import OnePass
 from lab.scored import run_entry
 from lab.ship import save_bridge
-from lab.world import Opening, World
+from lab.world import World
 
 BASE = TrainSpec(
     steps=1500, batch_size=64, average=0.995, held_out=1000, evaluate_every=250,
@@ -42,29 +42,6 @@ CHANGES = {"dropout": 0.2, "token_dropout": 0.2, "weight_decay": 0.1}
 WORTH = 0.002
 """A factor is taken up where it gains more than this on held-out rows."""
 Answer = tuple[dict[str, Any], Predictions]
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One bridge of a stack.
-
-    Attributes:
-        random: seed of a sender with fresh random weights; None: the real one.
-        opening: what becomes of the sender's opening token (others in an ablation).
-        rows: of the training part only so many; 0: all.
-        kind: class of the module (others in an ablation).
-        changes: what differs from the base recipe, for the record.
-    """
-
-    recipe: TrainSpec
-    layer: int
-    soft_tokens: int = 8
-    name: str = ""
-    random: int | None = None
-    opening: Opening = "dropped"
-    rows: int = 0
-    kind: type[Resampler] = Resampler
-    changes: dict[str, Any] = field(default_factory=dict)
 
 
 def quickened(world: World, recipe: TrainSpec) -> TrainSpec:

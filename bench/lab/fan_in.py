@@ -20,9 +20,9 @@ from torch import Tensor
 
 from agentwire.bridge.joint import JointBridge, JointStates
 from agentwire.bridge.new_card import Ends, device_name, public_provenance, trained_today
+from agentwire.bridge.prepare import new_bridge
 from agentwire.bridge.problem import Part, scores_of
 from agentwire.bridge.states import StateCache, cache_states
-from agentwire.bridge.train import new_bridge
 from agentwire.bridge.train_joint import write_set
 from agentwire.bridge.trainer import Trained, train_many
 from agentwire.errors import BridgeError

@@ -25,9 +25,10 @@ from agentwire.errors import BridgeError
 from agentwire.model.prompting import text_ids
 from agentwire.model.transformers import TransformersBackend
 from agentwire.scenario.schema import TrainSpec
-from lab.bridges import Answer, Member, fast_products, labels_of, note, quickened
+from lab.bridges import Answer, fast_products, labels_of, note, quickened
 from lab.files import Folder, Predictions
 from lab.jobs import SEEDS, Job
+from lab.member import Member
 from lab.scored import run_entry
 from lab.world import World
 

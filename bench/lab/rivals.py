@@ -29,9 +29,9 @@ from agentwire.model.transformers import TransformersBackend
 from agentwire.scenario.schema import TrainSpec
 from agentwire.wire.messages import RelaySpec, TaskSpec
 from lab.bridges import Answer, chosen, labels_of, note, quickened, right
-from lab.bridges import Member as BridgeMember
 from lab.files import Folder, Predictions
 from lab.jobs import SEEDS, Job
+from lab.member import Member as BridgeMember
 from lab.scored import run_entry
 from lab.world import World
 

@@ -10,18 +10,10 @@ from __future__ import annotations
 from statistics import fmean
 from typing import Any
 
-from lab.bridges import (
-    Answer,
-    Member,
-    chosen,
-    member_of,
-    note,
-    recipe_of,
-    score_bridges,
-    train_stack,
-)
+from lab.bridges import Answer, chosen, member_of, note, recipe_of, score_bridges, train_stack
 from lab.files import Folder
 from lab.jobs import SEEDS, Job
+from lab.member import Member
 from lab.ship import save_bridge
 from lab.world import World
 

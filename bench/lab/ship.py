@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from agentwire.bridge import store
 from agentwire.bridge.new_card import Ends, device_name, new_card, public_provenance, trained_today
@@ -13,10 +13,8 @@ from agentwire.bridge.trainer import Trained
 from agentwire.errors import BridgeError
 from lab.files import Folder
 from lab.jobs import Job
+from lab.member import Member
 from lab.world import Rows, World
-
-if TYPE_CHECKING:
-    from lab.bridges import Member
 
 
 def bridge_folder_name(world: World, direction: str, task: str) -> str:

@@ -12,9 +12,10 @@ from typing import Any
 from agentwire.bridge.trainer import Trained
 from agentwire.errors import BridgeError
 from agentwire.scenario.schema import TrainSpec
-from lab.bridges import BASE, CHANGES, Answer, Member, chosen, note, score_bridges, train_stack
+from lab.bridges import BASE, CHANGES, Answer, chosen, note, score_bridges, train_stack
 from lab.files import Folder, Predictions
 from lab.jobs import SEEDS, Job
+from lab.member import Member
 from lab.world import World
 
 PAPERS_BUDGET = {"steps": 3000, "batch_size": 8, "learning_rate": 1e-4, "average": 0.99,

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from agentwire.baseline.probe import Scaler, choose_logistic, mean_pooled
 from agentwire.bridge.resampler import Resampler, ResamplerShape
-from lab.bridges import BASE, Answer, Member, chosen, member_of, note, train_stack
+from lab.bridges import BASE, Answer, chosen, member_of, note, train_stack
 from lab.files import Folder
 from lab.jobs import ALL_LAYERS, SEEDS, Job
+from lab.member import Member
 from lab.world import Opening, World
 
 LAYER_ROWS = 16_384

@@ -20,7 +20,6 @@ from lab.bridges import (
     BASE,
     CHANGES,
     Answer,
-    Member,
     exact_scores,
     fast_products,
     labels_of,
@@ -32,6 +31,7 @@ from lab.bridges import (
 )
 from lab.files import Folder, Predictions
 from lab.jobs import BASE_LAYER, SEEDS, TASKS, Job
+from lab.member import Member
 from lab.onepass import OnePass
 from lab.rivals import answers, texts_of
 from lab.scored import run_entry
