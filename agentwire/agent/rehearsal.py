@@ -51,6 +51,7 @@ LARGEST_BYTES: Final = 256 * 1024
 """Larger messages come from who cares for throughput, and take long."""
 REPLY_BYTES: Final = 1024 * 1024
 ID_BYTES: Final = 16
+MOST_RMS: Final = 30_000.0  # that float16 holds
 ENVELOPE: Final = Envelope(bytes(16), 0, 0)
 
 
@@ -231,7 +232,7 @@ class _Understudy:
 
 def _encoding(bridge: BridgeIdentity) -> Encoded:
     low, high = bridge.rms_range
-    sane = (low + high) / 2
+    sane = min((low + high) / 2, MOST_RMS)
     payload = np.full((1, bridge.soft_tokens, bridge.width), sane, dtype=np.float16)
     rms = np.full((1, bridge.soft_tokens), sane, dtype=np.float32)
     return Encoded(payload, {"tokenize": 0.1, "encode": 1.0}, rms)

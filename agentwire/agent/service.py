@@ -46,7 +46,7 @@ LONGEST_WAIT_S: Final = 60.0
 SOON_S: Final = 0.0002
 """So long before and after its expected end, a batch is looked at without naps."""
 PLAY_S: Final = 0.0006
-"""No rehearsal begins so shortly before."""
+"""No rehearsal begins so shortly before, nor while a batch is late."""
 
 
 class Leave:
@@ -210,8 +210,9 @@ class Service:
         rehearsal = self._rehearsal
         if rehearsal is not None:
             pause = rehearsal.wait_s(now)
-            if pause <= 0.0 and (done is None or left < 0 or left > PLAY_S):
-                rehearsal.step(now)
+            if pause <= 0.0:
+                if done is None or left > PLAY_S:
+                    rehearsal.step(now)
                 pause = EVERY_S
             if pause < seconds:  # which is shorter than the transport can wait
                 seconds, done = pause, done or _never

@@ -80,6 +80,9 @@ def test_payloads_are_those_of_the_plain_backend(
     assert mine.payload.dtype == np.float16
     assert mine.payload.flags.c_contiguous
     np.testing.assert_allclose(mine.payload, plain.payload, atol=2e-4)
+    assert mine.rms is not None and plain.rms is None
+    rms = np.sqrt(np.square(mine.payload.astype(np.float32)).mean(axis=-1))
+    np.testing.assert_allclose(mine.rms, rms, rtol=1e-4)
     assert set(mine.stages) == {"tokenize", "encode"}  # the bridge is part of the graph
 
 

@@ -112,11 +112,17 @@ def test_graphs_give_what_the_model_gives(device: str) -> None:
     bridge = sender.add_bridge(Path(shapes.bridge_folder(MISTRAL, 8, 2))).fingerprint
     receiver.prepare(TASK)
     # One row has a second graph, which moves its data itself.
-    assert sender.device.captured == 4 + 2
-    assert receiver.device.captured == 2 + 1
+    stage = 2  # what rehearsals launch
+    assert sender.device.captured == 4 + 2 + stage
+    assert receiver.device.captured == 2 + 1 + stage
     for texts in (TEXTS, TEXTS[:1], TEXTS[1:3]):
         mine, plain = sender.encode(texts, bridge), sender.plain.encode(texts, bridge)
         near(torch.tensor(mine.payload), torch.tensor(plain.payload))
+        assert mine.rms is not None
+        rms = np.sqrt(np.square(mine.payload.astype(np.float32)).mean(axis=-1))
+        np.testing.assert_allclose(mine.rms, rms, rtol=1e-3)
+        sender.rehearse(texts)
+        receiver.rehearse(())
         for task in (TASK, TaskSpec("other", words(24, 9), "{text} t1", ("t30", "t40"))):
             soft = receiver.score_soft(mine.payload, task).scores
             np.testing.assert_allclose(

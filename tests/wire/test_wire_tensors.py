@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from agentwire.errors import LocalProtocolError, NackCode, RemoteProtocolError
 from agentwire.wire.messages import Payload
-from agentwire.wire.tensors import check_rows, from_payload, from_scores, to_payload, to_scores
+from agentwire.wire.tensors import (
+    check_rms,
+    check_rows,
+    from_payload,
+    from_scores,
+    to_payload,
+    to_scores,
+)
 
 RANGE = (0.5, 2.0)
 
@@ -90,6 +97,15 @@ def test_each_soft_token_must_be_in_the_range_not_their_mean() -> None:
     assert set(reasons) == {0, 2}
     assert "soft token 0 has RMS 0" in reasons[0]
     assert "soft token 1 has RMS 3" in reasons[2]
+
+
+def test_an_rms_that_was_computed_elsewhere_is_judged_alike() -> None:
+    rms = np.array([[1.0, 1.9], [np.nan, 1.0], [1.0, np.inf], [0.1, 1.0]], np.float32)
+    reasons = check_rms(rms, RANGE)
+    assert set(reasons) == {1, 2, 3}
+    assert reasons[1] == "soft token 0 is not finite" == reasons[2].replace("1", "0")
+    assert "RMS 0.1, outside" in reasons[3]
+    assert check_rms(rms[:1], RANGE) == {}
 
 
 def test_the_largest_finite_values_are_out_of_range_not_infinite() -> None:
