@@ -6,7 +6,6 @@ where a payload is not sound, that row alone is relayed as text or refused.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -144,14 +143,6 @@ Outcome: TypeAlias = Done | Failed
 Items: TypeAlias = Sequence[Item[Work]]
 
 
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """A batch that the device has begun; ``bad``: rows of it that are not sound, and why."""
-
-    job: Job[Any]
-    bad: Mapping[int, str]
-
-
 class Compute:
     """Runs batches of one lane.
 
@@ -174,21 +165,12 @@ class Compute:
         self._fitting = 0  # batches of that size in a row that did fit
         self._watch = watch
 
-    def begin(self, items: Items, task: TaskSpec) -> Begun | None:
+    def begin(self, items: Items, task: TaskSpec) -> Job[Any] | None:
         """Lets the device start with a batch, for ``run`` to finish.
 
-        Payloads are looked at while it computes: what it makes of one that is not sound is thrown
-        away.
-
-        None: there is nothing to begin apart, or the model refused: ``run`` does it all.
+        None: there is nothing to begin apart, a payload is not sound, or the model refused: ``run``
+        does it all.
         """
-        job = self._job(items, task)
-        if job is None:
-            return None
-        soft = items[0].lane.kind is Kind.SOFT
-        return Begun(job, _unsound(items) if soft else {})
-
-    def _job(self, items: Items, task: TaskSpec) -> Job[Any] | None:
         backend, lane = self._pipelined, items[0].lane
         if backend is None or len(items) > self._fits:
             return None
@@ -196,7 +178,10 @@ class Compute:
             return None  # text is generated token by token, watched
         try:
             if lane.kind is Kind.SOFT:
-                return backend.begin_score_soft(_payload(items), task)
+                payload = _payload(items)
+                if _unsound(items, payload):
+                    return None
+                return backend.begin_score_soft(payload, task)
             if lane.kind is Kind.TEXT:
                 return backend.begin_score_text(_texts(items), task)
             bridge = self._agreements.bridge(lane.wire)
@@ -209,24 +194,21 @@ class Compute:
             log.warning("the model raised when it began", exc_info=error)
             return None
 
-    def run(self, items: Items, task: TaskSpec, begun: Begun | None = None) -> list[Outcome]:
+    def run(self, items: Items, task: TaskSpec, begun: Job[Any] | None = None) -> list[Outcome]:
         """The outcomes of one batch; each row is in exactly one of them.
 
         Args:
             begun: what ``begin`` gave for these very items.
         """
         lane = items[0].lane
-        job = begun.job if begun is not None else None
         if lane.kind is Kind.SOFT:
-            bad = begun.bad if begun is not None else _unsound(items)
-            if bad:
-                return self._sift(items, task, job, bad)
-            return self._answer_soft(items, task, job)
+            bad = {} if begun is not None else _unsound(items, _payload(items))
+            return self._sift(items, task, bad) if bad else self._answer_soft(items, task, begun)
         if lane.kind is Kind.TEXT:
-            return self._read(items, task, job)
+            return self._read(items, task, begun)
         if lane.channel == Channel.TEXT:
             return self._relay(items, task, lane.reason)
-        return self._encode(items, task, lane, job)
+        return self._encode(items, task, lane, begun)
 
     # -- as the sender ----------------------------------------------------------------------
 
@@ -334,13 +316,8 @@ class Compute:
 
     # -- as the receiver --------------------------------------------------------------------
 
-    def _sift(
-        self, items: Items, task: TaskSpec, begun: Job[Any] | None, bad: Mapping[int, str]
-    ) -> list[Outcome]:
-        """Refuses the rows that are not sound, and computes the others, anew if need be."""
-        if begun is not None:
-            with contextlib.suppress(Exception):  # it may have raised because of them
-                begun.result()
+    def _sift(self, items: Items, task: TaskSpec, bad: Mapping[int, str]) -> list[Outcome]:
+        """Refuses the rows that are not sound, which no model sees, and computes the others."""
         outcomes: list[Outcome] = [
             Failed([items[i]], NackCode.BAD_PAYLOAD, reason) for i, reason in bad.items()
         ]
@@ -447,10 +424,10 @@ def _texts(items: Items) -> list[str]:
     return [item.content.text for item in items]
 
 
-def _unsound(items: Items) -> dict[int, str]:
-    """Rows of a lane whose payload must not be answered, by their place, and why."""
+def _unsound(items: Items, payload: npt.NDArray[np.float16]) -> dict[int, str]:
+    """Rows of a lane whose payload must not reach a model, by their place, and why."""
     sane = items[0].content.sane
-    return {} if sane is None else check_rows(_payload(items), sane)
+    return {} if sane is None else check_rows(payload, sane)
 
 
 def _payload(items: Items) -> npt.NDArray[np.float16]:

@@ -1,6 +1,6 @@
 """Work messages -> rows to compute, or refusals: what a message must pass. No IO.
 
-The values of a payload are looked at by ``compute``, while the device has begun."""
+The values of a payload are looked at by ``compute``, before a model sees them."""
 
 from __future__ import annotations
 

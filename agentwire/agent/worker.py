@@ -20,13 +20,13 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from agentwire.agent.agreements import Agreements
 from agentwire.agent.batching import Batcher, Item, Kind, Lane
-from agentwire.agent.compute import Begun, CachedReply, Compute, Done, Failed, Ticket, Work, WorkKey
+from agentwire.agent.compute import CachedReply, Compute, Done, Failed, Ticket, Work, WorkKey
 from agentwire.agent.emission import form_of, messages, row_of
 from agentwire.agent.fallback import Hold, decide, knows_prompt
 from agentwire.agent.intake import Intake
@@ -35,7 +35,7 @@ from agentwire.agent.outbox import Outbox
 from agentwire.agent.spec import AgentSpec
 from agentwire.bus.lanes import body_bytes
 from agentwire.errors import NackCode
-from agentwire.model.backend import Backend
+from agentwire.model.backend import Backend, Job
 from agentwire.wire.credit import CreditWindow
 from agentwire.wire.dedup import Dedup, Seen
 from agentwire.wire.messages import (
@@ -78,7 +78,7 @@ class _Running:
 
     items: list[Item[Work]]
     task: TaskSpec
-    begun: Begun
+    begun: Job[Any]
     since: float
     queue_ms: float
 
@@ -308,7 +308,7 @@ class Worker:
 
     def is_done(self) -> bool:
         """Whether the device has done the oldest of them."""
-        return bool(self._running) and self._running[0].begun.job.done()
+        return bool(self._running) and self._running[0].begun.done()
 
     def _end_done(self) -> bool:
         """Ends the batches that the device has done, oldest first."""
@@ -339,7 +339,7 @@ class Worker:
         self,
         batch: list[Item[Work]],
         task: TaskSpec,
-        begun: Begun | None,
+        begun: Job[Any] | None,
         queue_ms: float,
         since: float | None,
     ) -> None:

@@ -269,7 +269,7 @@ class Receiving(Device):
         return job
 
 
-def test_a_payload_is_looked_at_while_the_device_has_begun_and_a_bad_one_refused_alone() -> None:
+def test_a_payload_is_looked_at_before_the_device_begins_and_a_bad_one_refused_alone() -> None:
     sent: list[Message] = []
     spec = AgentSpec(name="receiver", backend="fake", model="receiver", incoming=(WIRE,))
     device = Receiving(spec.fake)
@@ -284,11 +284,9 @@ def test_a_payload_is_looked_at_while_the_device_has_begun_and_a_bad_one_refused
     payload = Payload(made.tobytes(), *made.shape)
     worker.handle(Soft(WIRE, TASK.task_id, bridge.fingerprint, rows, payload, {}), 90.0)
     sent.clear()
-    worker.run_once()
-    assert len(device.jobs) == 1 and not sent
-    device.jobs[0].is_done = True
     while worker.run_once():
         pass
+    assert not device.jobs  # nothing was begun with it
     (nack,) = (m for m in sent if isinstance(m, Nack))
     assert (nack.rows[0].request_id, nack.code) == (rows[1].request_id, NackCode.BAD_PAYLOAD)
     (result,) = (m for m in sent if isinstance(m, ResultMessage))
@@ -296,6 +294,11 @@ def test_a_payload_is_looked_at_while_the_device_has_begun_and_a_bad_one_refused
     best = [TASK.labels[row.index(max(row))] for row in from_scores(result.scores, 2, 2)]
     assert best == [answer(text, TASK.labels) for text in ("a", "c")]
     assert worker.idle
+    sound = Payload(made[:1].tobytes(), 1, *made.shape[1:])
+    again = (Row(bytes([9]) * 16),)
+    worker.handle(Soft(WIRE, TASK.task_id, bridge.fingerprint, again, sound, {}), 90.0)
+    worker.run_once()
+    assert len(device.jobs) == 1
 
 
 def test_a_batch_is_expected_to_take_what_the_last_one_of_its_kind_took() -> None:
