@@ -26,7 +26,16 @@ import numpy as np
 
 from agentwire.agent.agreements import Agreements
 from agentwire.agent.batching import Batcher, Item, Kind, Lane
-from agentwire.agent.compute import CachedReply, Compute, Done, Failed, Ticket, Work, WorkKey
+from agentwire.agent.compute import (
+    CachedReply,
+    Compute,
+    Done,
+    Failed,
+    Outcome,
+    Ticket,
+    Work,
+    WorkKey,
+)
 from agentwire.agent.emission import form_of, messages, row_of
 from agentwire.agent.fallback import Hold, decide, knows_prompt
 from agentwire.agent.intake import Intake
@@ -63,6 +72,9 @@ REPLY_BYTES: Final = 32 * 1024 * 1024
 OVERLOADED_MS: Final = 200
 WINDOW_BYTES: Final = 32 * 1024 * 1024  # several batches of 128 rows of 64 KiB
 WINDOW_BATCHES: Final = 4
+BRIEF_S: Final = 0.005
+"""A batch that took less is not worth waking the IO thread for: that halves what an agent of brief
+batches gets done (bench/stress.py load)."""
 DEPTH: Final = 2
 """Batches under way: one that the device computes, and one that waits for it there."""
 
@@ -96,7 +108,8 @@ class Worker:
             sending its replies, so that a cancellation is seen in time.
         on_busy: told when a batch starts (monotonic seconds) and when it is done (None); of
             several under way, about the oldest.
-        on_leave: told before a batch is computed in the caller's thread, which may take long.
+        on_leave: told before a batch is computed in the caller's thread, unless the last one of its
+            kind and size was brief.
         agreements: those of another worker, which changes them; default: its own.
         reply_bytes: of the replies that are kept in case their requests come again.
 
@@ -345,12 +358,9 @@ class Worker:
     ) -> None:
         """Computes a batch, or waits for what was begun, and sends its replies."""
         if begun is None:
-            self._on_leave()
-        try:
+            outcomes = self._compute_here(batch, task)
+        else:
             outcomes = self._compute.run(batch, task, begun)
-        finally:
-            if begun is None:
-                self._on_busy(None)
         self._poll()
         for outcome in outcomes:
             if isinstance(outcome, Failed):
@@ -360,6 +370,18 @@ class Worker:
             if since is not None:  # behind another batch on the device, or to be collected
                 waited = (self._clock() - since) * 1000 - sum(outcome.stages.values())
             self._done(outcome, queue_ms + max(0.0, waited))
+
+    def _compute_here(self, batch: list[Item[Work]], task: TaskSpec) -> list[Outcome]:
+        """Computes a batch in this thread, which hears nothing meanwhile."""
+        same = (batch[0].lane.kind, len(batch))
+        if self._took.get(same, math.inf) >= BRIEF_S:
+            self._on_leave()
+        start = self._clock()
+        try:
+            return self._compute.run(batch, task, None)
+        finally:
+            self._took[same] = self._clock() - start
+            self._on_busy(None)
 
     def _watch(self, item: Item[Work], text: str) -> bool:
         """Sends what a row has grown by; called from within the model's generation."""

@@ -199,6 +199,27 @@ def test_encodes_a_batch_from_several_messages() -> None:
     assert bench.busy == [100.0, None] and bench.left == 1
 
 
+def test_it_leaves_the_ears_to_the_io_thread_for_long_batches_and_unknown_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = sender()
+    took, encode_batch = 0.3, bench.backend.encode
+
+    def slow(*args: Any) -> Any:
+        bench.now += took
+        return encode_batch(*args)
+
+    monkeypatch.setattr(bench.backend, "encode", slow)
+    for number, (seconds, left) in enumerate([(0.3, 1), (0.3, 2), (0.001, 3), (0.001, 3)]):
+        took = seconds
+        bench.handle(encode(["a"], first=number))
+        bench.run()
+        assert bench.left == left
+    bench.handle(encode(["a", "b"], first=10))
+    bench.run()
+    assert bench.left == 4  # of two rows nobody knows yet
+
+
 def test_the_message_says_what_is_left_of_the_deadline() -> None:
     bench = sender()
     bench.handle(encode(["a"], ms_left=5000))
