@@ -300,7 +300,7 @@ class Worker:
         if self._running:  # what was begun before ends before
             self._end_all()
             self._on_busy(self._clock())
-        self._finish_batch(batch, task, None, queue_ms, None)
+        self._send_replies(self._compute_here(batch, task), queue_ms, None)
         return True
 
     @property
@@ -316,8 +316,7 @@ class Worker:
         if len(self._running) != 1:
             return math.inf
         running = self._running[0]
-        kind = running.items[0].lane.kind
-        return running.since + self._took.get((kind, len(running.items)), math.inf)
+        return running.since + self._took.get(_alike(running.items), math.inf)
 
     def is_done(self) -> bool:
         """Whether the device has done the oldest of them."""
@@ -338,29 +337,20 @@ class Worker:
     def _end_oldest(self) -> None:
         running = self._running[0]
         if len(self._running) == 1:  # else it waited for another
-            kind = running.items[0].lane.kind
-            self._took[kind, len(running.items)] = self._clock() - running.since
+            self._took[_alike(running.items)] = self._clock() - running.since
         try:
-            self._finish_batch(
-                running.items, running.task, running.begun, running.queue_ms, running.since
-            )
+            outcomes = self._compute.run(running.items, running.task, running.begun)
+            self._send_replies(outcomes, running.queue_ms, running.since)
         finally:
             self._running.popleft()
             self._on_busy(self._clock() if self._running else None)
 
-    def _finish_batch(
-        self,
-        batch: list[Item[Work]],
-        task: TaskSpec,
-        begun: Job[Any] | None,
-        queue_ms: float,
-        since: float | None,
-    ) -> None:
-        """Computes a batch, or waits for what was begun, and sends its replies."""
-        if begun is None:
-            outcomes = self._compute_here(batch, task)
-        else:
-            outcomes = self._compute.run(batch, task, begun)
+    def _send_replies(self, outcomes: list[Outcome], queue_ms: float, since: float | None) -> None:
+        """Takes in what came meanwhile, cancellations too, and sends a batch's replies.
+
+        Args:
+            since: when the device was given it; None: it was computed in this thread.
+        """
         self._poll()
         for outcome in outcomes:
             if isinstance(outcome, Failed):
@@ -373,14 +363,14 @@ class Worker:
 
     def _compute_here(self, batch: list[Item[Work]], task: TaskSpec) -> list[Outcome]:
         """Computes a batch in this thread, which hears nothing meanwhile."""
-        same = (batch[0].lane.kind, len(batch))
-        if self._took.get(same, math.inf) >= BRIEF_S:
+        alike = _alike(batch)
+        if self._took.get(alike, math.inf) >= BRIEF_S:
             self._on_leave()
         start = self._clock()
         try:
             return self._compute.run(batch, task, None)
         finally:
-            self._took[same] = self._clock() - start
+            self._took[alike] = self._clock() - start
             self._on_busy(None)
 
     def _watch(self, item: Item[Work], text: str) -> bool:
@@ -470,3 +460,8 @@ class Worker:
             grant = window.consumed(ticket.size)
             if grant is not None:
                 self._outbox.send(Credit(ticket.wire, grant.messages, grant.bytes))
+
+
+def _alike(items: list[Item[Work]]) -> tuple[Kind, int]:
+    """What batches that should take the same time have in common."""
+    return items[0].lane.kind, len(items)

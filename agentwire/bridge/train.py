@@ -23,7 +23,7 @@ from agentwire.bridge.prepare import (
     states_of,
 )
 from agentwire.bridge.problem import BridgeProblem, Part
-from agentwire.bridge.reporting import Progress, Report
+from agentwire.bridge.reporting import Progress, Report, within
 from agentwire.bridge.resampler import Resampler
 from agentwire.bridge.series import TaskPart, task_parts
 from agentwire.bridge.side_by_side import asked, checkpoint_of, in_groups, learned, settled
@@ -187,9 +187,10 @@ class _Session:
         first = self.orders[0]
         wire = first.resolved.wire.spec
         self.receiver = load_agent(
-            first.resolved, wire.receiver, _stage(progress, 0.0), first.recipe.precision
-        )
-        sender = load_agent(first.resolved, wire.sender, _stage(progress, 0.03))
+            first.resolved, wire.receiver, within(progress, "loading", 0.0, 0.03),
+            first.recipe.precision,
+        )  # fmt: skip
+        sender = load_agent(first.resolved, wire.sender, within(progress, "loading", 0.03, 0.03))
         self.sender = sender.identity
         self.places = places_of(
             rows for order in self.orders for rows in (order.rows, order.held_out)
@@ -268,10 +269,6 @@ class _Session:
         store.save(self.out / order.bridge, card, member.module)
         if order.bridge in self.plots:
             draw_curve(trained.history, order.title, self.plots[order.bridge])
-
-
-def _stage(progress: Progress, begin: float) -> Progress:
-    return lambda stage, fraction: progress(f"loading: {stage}", begin + 0.03 * fraction)
 
 
 def _trained(
