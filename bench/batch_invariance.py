@@ -24,12 +24,12 @@ from rich.console import Console
 
 from agentwire.config import Config
 from agentwire.errors import InputError
+from agentwire.evaluation.predictions import choose_rows
+from agentwire.evaluation.summary import hardware, versions
 from agentwire.runtime import Runtime
 from agentwire.scenario.fetch import fetch
 from agentwire.scenario.load import load_scenario
-from agentwire.scenario.predictions import choose_rows
 from agentwire.scenario.resolve import resolve
-from agentwire.scenario.summary import hardware, versions
 from agentwire.task.datasets import load_rows
 from agentwire.task.definitions import load_definition
 from agentwire.task.rows import rows_sha256

@@ -31,7 +31,7 @@ from typing import Any
 
 import agentwire
 from agentwire.adapters.local import LocalAgents
-from agentwire.scenario.summary import hardware
+from agentwire.evaluation.summary import hardware
 
 LABELS = ["good", "bad"]
 PROMPT = "Is it good?"
@@ -167,7 +167,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
             agents = LocalAgents(scenario)
             await asyncio.to_thread(agents.start)
             stack.callback(agents.close)
-            command = [sys.executable, "-m", "agentwire.cli", "serve", str(scenario)]
+            command = [sys.executable, "-m", "agentwire", "serve", str(scenario)]
             server = await asyncio.create_subprocess_exec(
                 *command,
                 *("--port", "0", "--json"),

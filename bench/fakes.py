@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from agentwire.agent.spec import AgentSpec, FakeModel, OutgoingBridge
-from agentwire.scenario.schema import WireSpec
+from agentwire.runtime.deployment import Deployment
+from agentwire.spec.agent import AgentSpec, FakeModel, OutgoingBridge
+from agentwire.spec.scenario import WireSpec
 from agentwire.wire.messages import RelaySpec, TaskSpec
-from agentwire.wiring import Wiring
 
 TASK: Final = TaskSpec(
     "task", "Answer:", "{text}\nAnswer:", ("good", "bad", "mixed"), RelaySpec("", 8)
@@ -52,7 +52,7 @@ def two_agents(
     wire: Mapping[str, Any],
     replicas: Mapping[str, int] | None = None,
     **settings: Any,
-) -> Wiring:
+) -> Deployment:
     """``sender`` and ``receiver``, and the wire between them.
 
     Args:
@@ -61,4 +61,4 @@ def two_agents(
     """
     only = wire_of("sender", "receiver", **wire)
     agents = couple(only, sends, receives, **settings)
-    return Wiring.of_specs(agents, [only], task=TASK, replicas=dict(replicas or {}))
+    return Deployment.of_specs(agents, [only], task=TASK, replicas=dict(replicas or {}))

@@ -105,7 +105,7 @@ def main() -> int:
         print(f"{target}: {found}", flush=True)
         figures |= {f"{target}_{name}": value for name, value in found.items()}
     if args.out:
-        from agentwire.scenario.summary import hardware, versions
+        from agentwire.evaluation.summary import hardware, versions
 
         record: dict[str, Any] = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -31,15 +31,15 @@ from typing import Any
 import httpx2
 
 from agentwire.config import Config
+from agentwire.evaluation.summary import hardware
 from agentwire.scenario.load import load_scenario
 from agentwire.scenario.resolve import resolve
-from agentwire.scenario.summary import hardware
 from agentwire.task.datasets import load_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 SCENARIO = ROOT / "scenarios" / "llama_to_mistral_sst2.yaml"
 FORGED_EVERY = 50
-CLI = [sys.executable, "-m", "agentwire.cli"]
+CLI = [sys.executable, "-m", "agentwire"]
 
 
 @dataclass

@@ -25,20 +25,20 @@ from fakes import two_agents
 from overhead import recorded
 from rich.console import Console
 
-from agentwire.agent.spec import FakeModel
 from agentwire.benchmark.machine import conditions, load_average
+from agentwire.evaluation.summary import hardware, versions
 from agentwire.runtime import Runtime
-from agentwire.scenario.summary import hardware, versions
+from agentwire.runtime.deployment import Deployment
+from agentwire.spec.agent import FakeModel
 from agentwire.task.metrics import percentile
 from agentwire.telemetry.journal import NoJournal
-from agentwire.wiring import Wiring
 
 WARM_UP = 20
 PAYLOAD_BYTES = 8 * 4096 * 2
 TEXT = "a text of a few words, as they are sent one after another, number {}"
 
 
-def wiring_of(args: argparse.Namespace, *, rehearse: bool) -> Wiring:
+def wiring_of(args: argparse.Namespace, *, rehearse: bool) -> Deployment:
     fake = FakeModel(width=4096, encode_ms=args.encode_ms, decode_ms=args.decode_ms, pipelined=True)
     return two_agents(fake, fake, wire={"fallback": "error"}, max_wait_ms=0.0, rehearse=rehearse)
 

@@ -33,25 +33,25 @@ from pathlib import Path
 from typing import Any
 
 from scale.load import IN_FLIGHT, Load, ask_gateway, ask_runtime
-from scale.pairs import PAYLOAD_BYTES, OverTcp, wiring
+from scale.pairs import PAYLOAD_BYTES, OverTcp, deployment
 
-from agentwire.agent.placement import Remote
+from agentwire.agent.launching.placement import Remote
 from agentwire.benchmark.machine import conditions, load_average
+from agentwire.evaluation.summary import hardware, versions
 from agentwire.runtime import Runtime
-from agentwire.scenario.summary import hardware, versions
-from agentwire.wiring import Wiring
+from agentwire.runtime.deployment import Deployment
 
 HERE = Path(__file__).resolve().parent
 WAYS = ("ipc", "tcp", "idle", "gateway", "ray")
 CLIENTS = 32  # of each pair, where HTTP clients ask: two batches
 
 
-def remote_of(way: str, what: Wiring, stack: AsyncExitStack, address: str) -> Remote | None:
+def remote_of(way: str, what: Deployment, stack: AsyncExitStack, address: str) -> Remote | None:
     """How agents join that are no processes of the runner's; None: they are."""
     if way == "tcp":
         return OverTcp().remote(frozenset(what.agents))
     if way == "ray":
-        from agentwire.launch.ray import RayLauncher
+        from agentwire.agent.launching.ray import RayLauncher
 
         launcher = RayLauncher(address)
         stack.callback(launcher.close)
@@ -61,7 +61,7 @@ def remote_of(way: str, what: Wiring, stack: AsyncExitStack, address: str) -> Re
 
 async def by_runtime(way: str, pairs: int, idle: int, options: argparse.Namespace) -> Load:
     """Load on ``pairs`` pairs, beside ``idle`` others."""
-    what = wiring(pairs + idle, options.batch, options.compute_ms)
+    what = deployment(pairs + idle, options.batch, options.compute_ms)
     async with AsyncExitStack() as stack:
         remote = remote_of(way, what, stack, options.address)
         wire = await stack.enter_async_context(Runtime(what, remote=remote))

@@ -38,12 +38,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from chaos.rig import PLENTY, TIMING, Setup, wiring_of
 from fakes import TASK
 
-from agentwire.agent.lifecycle import AgentLimits
+from agentwire.agent.launching.events import AgentLimits
 from agentwire.errors import NackCode, RequestError
-from agentwire.ledger import Admission
+from agentwire.evaluation.summary import hardware, versions
 from agentwire.model.fake import answer
 from agentwire.runtime import Runtime
-from agentwire.scenario.summary import hardware, versions
+from agentwire.runtime.ledger import Admission
 
 OUTSTANDING = 256
 SAMPLE_S = 2.0

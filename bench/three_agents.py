@@ -28,10 +28,10 @@ from typing import Any
 from agentwire.adapters.local import LocalAgents
 from agentwire.benchmark.machine import conditions, load_average
 from agentwire.config import Config
+from agentwire.evaluation.predictions import choose_rows
+from agentwire.evaluation.summary import hardware, versions
 from agentwire.scenario.load import load_scenario
-from agentwire.scenario.predictions import choose_rows
 from agentwire.scenario.resolve import Resolved, resolve
-from agentwire.scenario.summary import hardware, versions
 from agentwire.task.datasets import load_rows
 from agentwire.task.metrics import mcnemar, wilson_interval
 

@@ -25,14 +25,14 @@ from typing import Any
 
 import torch
 
-from agentwire.agent.spec import AgentSpec
-from agentwire.bridge.optimise import Step
-from agentwire.bridge.problem import BridgeProblem, Part
 from agentwire.bridge.resampler import Resampler, ResamplerShape
-from agentwire.bridge.states import StateCache, cache_states
+from agentwire.evaluation.summary import hardware, versions
 from agentwire.model.transformers import TransformersBackend
-from agentwire.scenario.schema import TrainSpec
-from agentwire.scenario.summary import hardware, versions
+from agentwire.spec.agent import AgentSpec
+from agentwire.spec.scenario import TrainSpec
+from agentwire.training.objective import BridgeObjective, Part
+from agentwire.training.optimise import Step
+from agentwire.training.states import StateCache, cache_states
 from agentwire.wire.messages import RelaySpec, TaskSpec
 
 LLAMA, MISTRAL = "meta-llama/Llama-3.1-8B-Instruct", "mistralai/Mistral-7B-Instruct-v0.3"
@@ -113,7 +113,7 @@ def time_steps(
     recipe = TrainSpec(hidden=args.hidden, batch_size=batch)
     start = time.perf_counter()
     part = Part(lambda soft: receiver.logits_from_soft(soft, task), [cache], [cache])
-    step = Step(BridgeProblem([module], [part], [recipe]), [recipe])
+    step = Step(BridgeObjective([module], [part], [recipe]), [recipe])
     wait(receiver.device)
     setup_s = time.perf_counter() - start
     draw = torch.Generator().manual_seed(0)

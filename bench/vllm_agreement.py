@@ -31,13 +31,13 @@ from typing import Any
 import numpy as np
 
 from agentwire.config import Config
-from agentwire.dispatch import batches_of
-from agentwire.outcomes import answered
-from agentwire.reply import Reply
+from agentwire.evaluation.summary import hardware, versions
 from agentwire.runtime import Runtime
+from agentwire.runtime.dispatch import batches_of
+from agentwire.runtime.pending import answered
+from agentwire.runtime.reply import Reply
 from agentwire.scenario.resolve import resolve
-from agentwire.scenario.schema import Scenario
-from agentwire.scenario.summary import hardware, versions
+from agentwire.spec.scenario import Scenario
 from agentwire.task.datasets import load_rows
 
 SENDER, RECEIVER = ("smollm2-135m-instruct", 15), ("gemma-3-270m", 10)

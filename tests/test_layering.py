@@ -1,4 +1,4 @@
-"""The rooms of the project, enforced: who may import what, and what must not exist at all."""
+"""The layering of the package: who may import what, and what must not exist at all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -17,123 +18,33 @@ LONGEST_FILE = 600
 FILES = sorted(p for p in PACKAGE.rglob("*.py"))
 IDS = [str(p.relative_to(ROOT)) for p in FILES]
 
-CLIENT_ROOMS = {
-    "deadletters",
-    "endings",
-    "hearing",
-    "ledger",
-    "outcomes",
-    "reply",
-    "transcript",
-    "question",
-    "dispatch",
-    "client",
-    "replicas",
-    "fanout",
-    "fanin",
-    "wiring",
-}
-CLIENT_MAY = (
-    {"errors", "wire", "telemetry.live", "agent.fallback", "agent.spec", "task.definitions"}
-    | CLIENT_ROOMS
-    | {"scenario.schema", "scenario.load", "scenario.resolve"}
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("errors", "config", "download"),
+    ("wire",),
+    ("telemetry",),
+    ("spec",),
+    ("bus",),
+    ("task",),
+    ("bridge",),
+    ("model",),
+    ("agent",),
+    ("scenario",),
+    ("runtime",),
+    ("training",),
+    ("evaluation",),
+    ("chat",),
+    ("gateway",),
+    ("adapters",),
+    ("benchmark",),
+    ("cli",),
+    ("__main__",),
 )
-SCORING_MAY = {"errors", "config", "__version__", "scenario", "task", "telemetry", "reply"}
+"""From the ground up: a module imports only from floors below its own. Imports inside functions and
+imports that only type checkers see count too. bench/ stands above all of them."""
 
-# A room may import the rooms on its right. Rooms are the parts of agentwire's module names.
-# Imports that only type checkers see are free: they load nothing.
-MAY_IMPORT: dict[str, set[str]] = {
-    "errors": set(),
-    "config": {"errors"},
-    "download": {"errors", "config"},
-    "wire": {"errors", "wire"},
-    "bus": {"errors", "config", "wire", "bus", "agent.spec", "telemetry.journal"},
-    "telemetry": {"errors", "telemetry"},
-    "task": {"errors", "config", "download", "wire.messages", "task"},
-    "model": {
-        "errors",
-        "config",
-        "download",
-        "wire.messages",
-        "agent.spec",
-        "model",
-        "bridge.resampler",
-        "bridge.card",
-        "bridge.store",
-    },
-    "agent": {"errors", "config", "wire", "bus", "model", "telemetry", "agent"},
-    "bridge": {"errors", "config", "wire.messages", "bridge"},
-    # Training reads models and data.
-    "bridge.train": {"errors", "config", "bridge", "model", "task"}
-    | {"scenario.schema", "scenario.resolve"},
-    "bridge.prepare": {"errors", "config", "wire.messages", "bridge", "model", "task"}
-    | {"scenario.schema", "scenario.resolve"},
-    "bridge.side_by_side": {"errors", "config", "wire.messages", "bridge", "model"}
-    | {"scenario.schema"},
-    "bridge.rows": {"errors", "config", "scenario.schema", "task"},
-    "bridge.train_joint": {"errors", "config", "wire.messages", "bridge", "model", "task"}
-    | {"agent.spec", "scenario.schema", "scenario.resolve", "scenario.bridging", "scenario.shares"},
-    "bridge.new_card": {"bridge", "wire.messages", "model.sources", "scenario.schema"}
-    | {"task.datasets"},
-    "bridge.train_shared": {"errors", "config", "wire.messages", "bridge", "model", "task"}
-    | {"scenario.resolve", "scenario.schema"},
-    "bridge.trainer": {"errors", "bridge", "scenario.schema", "task"},
-    "bridge.optimise": {"bridge", "scenario.schema"},
-    "bridge.problem": {"bridge", "scenario.schema"},
-    "bridge.series": {"errors", "config", "wire.messages", "bridge", "task", "scenario.schema"},
-    # Trained baselines: probes, prompts, adapters. They train in the runner's own process.
-    "baseline": {"errors", "config", "download", "wire.messages", "bridge", "model", "task"}
-    | {"agent.spec", "scenario.schema", "scenario.resolve", "baseline"},
-    "bridge.states": {"errors", "bridge", "model"},
-    "bridge.examine": {"errors", "bridge", "model"},
-    # What a scenario says and means; the runtime starts from it.
-    "scenario": {
-        "errors",
-        "config",
-        "replicas",
-        "agent.spec",
-        "bridge.card",
-        "wire.messages",
-        "scenario",
-    }
-    | {"model", "task"},
-    # The client's half of the runtime.
-    **{room: CLIENT_MAY for room in CLIENT_ROOMS},
-    "host": {"errors", "wire", "bus", "agent", "telemetry"} | CLIENT_ROOMS,
-    "running": {"host", "launch", "errors", "wire", "agent"}
-    | CLIENT_ROOMS
-    | {"scenario.resolve", "scenario.fetch"},
-    "runtime": {"running", "errors", "config", "wire", "bus", "agent", "telemetry", "task"}
-    | CLIENT_ROOMS
-    | {"scenario.schema", "scenario.load", "scenario.resolve"},
-    "launch": {"errors", "config", "agent", "bus", "model.sources"},
-    "gateway": {
-        "errors",
-        "runtime",
-        "replicas",
-        "question",
-        "reply",
-        "ledger",
-        "wiring",
-        "wire.messages",
-    }
-    | {"scenario.resolve", "scenario.schema", "scenario.shares", "telemetry", "gateway"},
-    "adapters": {"errors", "runtime", "wiring", "gateway", "adapters"}
-    | {"scenario.load", "scenario.resolve"},
-    # Running and showing a scenario.
-    "scenario.plan": SCORING_MAY,
-    "scenario.predictions": SCORING_MAY,
-    "scenario.result": SCORING_MAY,
-    "scenario.summary": SCORING_MAY,
-    "scenario.matrix_summary": SCORING_MAY,
-    "scenario.runner": {"*"},
-    "scenario.report": {"*"},
-    "scenario.methods": {"*"},
-    "benchmark": {"*"},
-    "cli": {"*"},
-    "__main__": {"cli"},
-    "commands": {"*"},
-}
+FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floor}
+MOST_LINES_OF_A_FOLDER = 5_500
+MOST_ROOT_MODULES = 6
 
 # These may be named by every file of the project, or by those listed alone.
 ONLY_IN = {
@@ -141,7 +52,7 @@ ONLY_IN = {
     # bare: the bus's yardstick
     "zmq": {"agentwire/bus/zmq.py", "agentwire/bus/curve.py", "agentwire/benchmark/bare.py"},
     "uvicorn": {"agentwire/gateway/server.py"},
-    "ray": {"agentwire/launch/ray.py"},
+    "ray": {"agentwire/agent/launching/ray.py"},
     "pickle": set(),
     "cPickle": set(),
     "dill": set(),
@@ -166,54 +77,83 @@ def module_of(file: Path) -> str:
     return ".".join(parts)
 
 
-def is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+MODULES = {module_of(file): file for file in FILES}
 
 
-def imports(node: ast.AST) -> Iterator[str]:
-    """Every module that the code imports at run time, dotted; ``from a import b`` gives ``a.b``."""
-    for child in ast.iter_child_nodes(node):
-        if is_type_checking(child):
-            continue
-        if isinstance(child, ast.Import):
-            yield from (alias.name for alias in child.names)
-        elif isinstance(child, ast.ImportFrom):
-            assert child.level == 0, "imports are absolute"
-            yield from (f"{child.module}.{alias.name}" for alias in child.names)
-        else:
-            yield from imports(child)
+def imports(tree: ast.Module) -> Iterator[str]:
+    """Every module that the code names in an import, dotted; ``from a import b`` gives ``a.b``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def own_imports(file: Path) -> Iterator[str]:
+    """The modules of agentwire that a file imports: ``wire.codec`` for a name of that module."""
     for name in imports(tree_of(file)):
-        if name.startswith("agentwire."):
-            yield name.removeprefix("agentwire.")
+        if name == "agentwire" or name.startswith("agentwire."):
+            name = name.removeprefix("agentwire").removeprefix(".")
+            yield name if name in MODULES else name.rpartition(".")[0]
 
 
-def rule_of(module: str) -> set[str] | None:
-    """The rule of the longest prefix of ``module``."""
-    parts = module.split(".")
-    for length in range(len(parts), 0, -1):
-        rule = MAY_IMPORT.get(".".join(parts[:length]))
-        if rule is not None:
-            return rule
-    return None
+def upward(top: str) -> list[str]:
+    """Imports of one part of the package that do not go to a floor below it."""
+    wrong = []
+    for module, file in MODULES.items():
+        if module.split(".")[0] != top:
+            continue
+        for name in own_imports(file):
+            part = name.split(".")[0]
+            below = part == "" or FLOOR_OF[part] < FLOOR_OF[top]
+            if part != top and not below:
+                wrong.append(f"{module} -> {name}")
+    return wrong
 
 
-def covers(allowed: str, name: str) -> bool:
-    return allowed == "*" or name == allowed or name.startswith(allowed + ".")
+@pytest.mark.parametrize("floor", FLOORS, ids=lambda floor: "-".join(floor))
+def test_a_floor_imports_only_from_floors_below(floor: tuple[str, ...]) -> None:
+    for top in floor:
+        others = [name for name in upward(top) if name.split(" -> ")[1].split(".")[0] not in floor]
+        assert not others
 
 
-@pytest.mark.parametrize("file", FILES, ids=IDS)
-def test_a_room_imports_only_the_rooms_below_it(file: Path) -> None:
-    module = module_of(file)
-    if module == "":  # the package itself: lazy re-exports
-        assert set(own_imports(file)) <= {"errors.AgentwireError", "errors.RequestError", "runtime"}
-        return
-    allowed = rule_of(module)
-    assert allowed is not None, f"{module} belongs to no room: add its rule here"
-    wrong = [n for n in own_imports(file) if not any(covers(a, n) for a in allowed)]
-    assert not wrong, f"{module} must not import {', '.join(wrong)}"
+def test_every_module_stands_on_a_floor() -> None:
+    tops = {module.split(".")[0] for module in MODULES} - {""}
+    assert tops == set(FLOOR_OF)
+
+
+def test_the_package_itself_imports_errors_and_the_runtime_alone() -> None:
+    assert {name.split(".")[0] for name in own_imports(PACKAGE / "__init__.py")} <= {
+        "errors",
+        "runtime",
+    }
+
+
+def test_folders_form_no_cycle() -> None:
+    graph: dict[str, set[str]] = {}
+    for file in FILES:
+        folder = str(file.parent.relative_to(PACKAGE))
+        for name in own_imports(file):
+            other = str(MODULES[name].parent.relative_to(PACKAGE))
+            if other != folder and "." not in (other, folder):  # the root: floors say it
+                graph.setdefault(folder, set()).add(other)
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
+
+
+def test_the_package_imports_nothing_from_bench_or_tests() -> None:
+    for file in FILES:
+        tops = {name.split(".")[0] for name in imports(tree_of(file))}
+        assert not tops & {"bench", "tests", "chaos", "rendering"}, file
+
+
+def test_few_modules_at_the_root_and_no_folder_too_large() -> None:
+    assert len(list(PACKAGE.glob("*.py"))) <= MOST_ROOT_MODULES
+    for folder in PACKAGE.iterdir():
+        if folder.is_dir():
+            lines = sum(file.read_text("utf-8").count("\n") for file in folder.rglob("*.py"))
+            assert lines <= MOST_LINES_OF_A_FOLDER, f"{folder.name} has {lines} lines"
 
 
 @pytest.mark.parametrize("file", FILES, ids=IDS)
@@ -290,7 +230,7 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("module", ["agentwire", "agentwire.cli", "agentwire.scenario.resolve"])
+@pytest.mark.parametrize("module", ["agentwire", "agentwire.cli.app", "agentwire.scenario.resolve"])
 def test_importing_it_loads_no_heavy_library(module: str) -> None:
     heavy = ["torch", "transformers", "safetensors.torch", "datasets"]
     if module == "agentwire":
@@ -305,7 +245,7 @@ def test_help_loads_no_heavy_library() -> None:
     code = (
         "import sys\n"
         "sys.argv = ['agentwire', '--help']\n"
-        "from agentwire.cli import main\n"
+        "from agentwire.cli.app import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "sys.exit(3 if {'torch', 'transformers', 'zmq'} & set(sys.modules) else 0)\n"
     )

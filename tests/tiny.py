@@ -13,8 +13,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from agentwire.agent.spec import AgentSpec
 from agentwire.bridge.card import BridgeCard, CardModel, CardTraining
+from agentwire.spec.agent import AgentSpec
 from agentwire.wire.messages import ModelIdentity, RelaySpec, TaskSpec
 
 GOOD = ("wonderful", "moving", "funny", "warm", "clever", "rich", "brave", "tender")

@@ -26,8 +26,8 @@ from agent_framework import (
 )
 
 from agentwire.adapters.local import LocalAgents, Turn
+from agentwire.chat.answers import Answer
 from agentwire.errors import InputError
-from agentwire.gateway.answers import Answer
 
 OPTIONS = {"max_tokens", "temperature", "top_p", "seed", "stop", "agentwire"}
 ROLES = {"system", "developer", "user", "assistant", "tool"}

@@ -20,8 +20,8 @@ from autogen_core.models import (
 )
 
 from agentwire.adapters.local import LocalAgents, Turn
+from agentwire.chat.answers import Answer
 from agentwire.errors import InputError
-from agentwire.gateway.answers import Answer
 
 BYTES_PER_TOKEN = 4
 

@@ -24,8 +24,8 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from pydantic import Field
 
 from agentwire.adapters.local import LocalAgents, Turn
+from agentwire.chat.answers import Answer
 from agentwire.errors import InputError
-from agentwire.gateway.answers import Answer
 
 ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"}
 

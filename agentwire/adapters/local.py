@@ -18,17 +18,17 @@ from typing import Any, Final, Self, TypeVar
 
 from pydantic import ValidationError
 
+from agentwire.chat.answers import Answer, Answers, Job
+from agentwire.chat.catalog import Catalog
+from agentwire.chat.conversation import conversation
+from agentwire.chat.errors import HttpError
+from agentwire.chat.handles import TTL_S, HandleStore
+from agentwire.chat.requests import ChatRequest
 from agentwire.errors import AgentwireError, InputError, NackCode, RequestError
-from agentwire.gateway.answers import Answer, Answers, Job
-from agentwire.gateway.catalog import Catalog
-from agentwire.gateway.conversation import conversation
-from agentwire.gateway.errors import HttpError
-from agentwire.gateway.handles import TTL_S, HandleStore
-from agentwire.gateway.schema import ChatRequest
-from agentwire.runtime import Runtime
+from agentwire.runtime.deployment import Deployment
+from agentwire.runtime.runtime import Runtime
 from agentwire.scenario.load import load_scenario
 from agentwire.scenario.resolve import resolve
-from agentwire.wiring import Wiring
 
 OWNER: Final = "local"
 T = TypeVar("T")
@@ -51,24 +51,24 @@ class LocalAgents:
 
     def __init__(
         self,
-        scenario: str | Path | Wiring,
+        scenario: str | Path | Deployment,
         *,
         run_folder: Path | None = None,
         timeout_s: float = 300.0,
         handle_ttl_s: float = TTL_S,
     ) -> None:
         what: Any = scenario
-        if not isinstance(scenario, Wiring):
+        if not isinstance(scenario, Deployment):
             what = resolve(load_scenario(scenario), source=Path(scenario))
-        wiring = scenario if isinstance(scenario, Wiring) else Wiring.of(what)
+        deployment = scenario if isinstance(scenario, Deployment) else Deployment.of(what)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="agentwire", daemon=True
         )
         self._runtime = Runtime(what, run_folder=run_folder)
         handles = HandleStore(time.monotonic, handle_ttl_s)
-        self._catalog = Catalog(wiring, int(time.time()))
-        self._answers = Answers(self._runtime, wiring, handles, timeout_s)
+        self._catalog = Catalog(deployment, int(time.time()))
+        self._answers = Answers(self._runtime, deployment, handles, timeout_s)
 
     @property
     def models(self) -> list[str]:

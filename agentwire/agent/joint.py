@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from agentwire.agent.fallback import knows_any
 from agentwire.agent.kept import Kept
-from agentwire.agent.spec import JointBridges
 from agentwire.errors import NackCode, RemoteProtocolError
+from agentwire.spec.agent import JointBridges
 from agentwire.wire.messages import TaskSpec
 
 MOST: Final = 16

@@ -1,7 +1,7 @@
 """An agent's process: ``python -m agentwire.agent.process``, started by the supervisor.
 
-Its first line of stdin is its ``Birth``. After that stdin says one thing only: its end means that
-the parent is gone, and then so is this process. Nothing heavy is imported before the number of
+The first line of stdin is its ``AgentBootstrap``. After that line, the end of stdin means that the
+parent process is gone, and this process exits. Nothing heavy is imported before the number of
 threads is set, because numerical libraries read it when they load.
 """
 
@@ -18,9 +18,9 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from agentwire.agent.failure import ExitCode, describe
-from agentwire.agent.spec import Birth, GuestKeys
+from agentwire.agent.launching.failure import ExitCode, describe
 from agentwire.errors import InputError
+from agentwire.spec.agent import AgentBootstrap, GuestKeys
 from agentwire.telemetry.logs import log_json
 
 MAX_BIRTH_BYTES: Final = 1024 * 1024
@@ -42,43 +42,43 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the runner to decide
     _die_with_parent()
     nap_exactly()
-    birth = _read_birth()
-    if birth is None:
+    bootstrap = _read_birth()
+    if bootstrap is None:
         return ExitCode.ERROR
-    log_json(agent=birth.agent.name, epoch=birth.bus.epoch)
+    log_json(agent=bootstrap.agent.name, epoch=bootstrap.bus.epoch)
     threading.Thread(target=_watch_stdin, name="parent-guard", daemon=True).start()
-    _set_threads(birth.agent.threads)
+    _set_threads(bootstrap.agent.threads)
     # The compute loop must not keep the IO thread waiting for the interpreter for 5 ms a turn.
     sys.setswitchinterval(SWITCH_S)
     from agentwire.agent.service import serve
 
     try:
-        if birth.keys is not None:
-            return _join(birth, birth.keys)
-        return serve(birth)
+        if bootstrap.keys is not None:
+            return _join(bootstrap, bootstrap.keys)
+        return serve(bootstrap)
     except Exception:
         logging.getLogger(__name__).exception("the agent ends by a bug")
         return ExitCode.ERROR
 
 
-def _join(birth: Birth, keys: GuestKeys) -> int:
+def _join(bootstrap: AgentBootstrap, keys: GuestKeys) -> int:
     """Is an agent of a bus elsewhere; what the user can mend is said on stdout."""
-    from agentwire.agent.remote import join
+    from agentwire.agent.join import join
     from agentwire.bus.access import PeerKeys
 
     own = PeerKeys(keys.public, keys.secret, keys.server)
     news = logging.getLogger("agentwire").info
     try:
-        return join(birth.agent, birth.bus.endpoint, own, on_news=news)
+        return join(bootstrap.agent, bootstrap.bus.endpoint, own, on_news=news)
     except InputError as error:
         print(describe(error), flush=True)
         return ExitCode.INPUT
 
 
-def _read_birth() -> Birth | None:
+def _read_birth() -> AgentBootstrap | None:
     line = sys.stdin.buffer.readline(MAX_BIRTH_BYTES)
     try:
-        return Birth.model_validate_json(line)
+        return AgentBootstrap.model_validate_json(line)
     except ValidationError as error:
         places = ", ".join(".".join(map(str, e["loc"])) for e in error.errors(include_input=False))
         print(

@@ -20,17 +20,17 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Final, TypeAlias
 
-from agentwire.agent.failure import ExitCode, describe
-from agentwire.agent.flags import lending_in
-from agentwire.agent.lending import Lending
-from agentwire.agent.rehearsal import EVERY_S, Rehearsal
-from agentwire.agent.spec import AgentSpec, Birth, BusAddress, rehearses
+from agentwire.agent.cpu_flags import lending_in
+from agentwire.agent.cpu_sharing import CpuSharing
+from agentwire.agent.launching.failure import ExitCode, describe
+from agentwire.agent.warmup import EVERY_S, Warmup
 from agentwire.agent.worker import Worker
 from agentwire.bus.endpoint import Endpoint
 from agentwire.bus.transport import Transport
 from agentwire.bus.zmq import ipc_path
 from agentwire.errors import BridgeError, BusClosed, InputError, LocalProtocolError, ModelError
 from agentwire.model.backend import Backend, Paced, Pipelined, Progress
+from agentwire.spec.agent import AgentBootstrap, AgentSpec, BusAddress, rehearses
 from agentwire.telemetry.counts import BatchSizes, write_counts
 from agentwire.wire.codec import encode
 from agentwire.wire.messages import BridgeIdentity, Envelope, Hello, Message, Offer, Role
@@ -86,11 +86,11 @@ class Inbox:
         return not self._queue.empty()
 
 
-def serve(birth: Birth) -> ExitCode:
+def serve(bootstrap: AgentBootstrap) -> ExitCode:
     """Runs the agent until it is told to leave or the bus is lost."""
     inbox = Inbox()
-    endpoint = connect(birth.agent.name, birth.bus, inbox)
-    service = Service(birth.agent, endpoint, inbox, lending_of(birth))
+    endpoint = connect(bootstrap.agent.name, bootstrap.bus, inbox)
+    service = Service(bootstrap.agent, endpoint, inbox, lending_of(bootstrap))
     try:
         return service.run()
     except InputError as error:
@@ -102,8 +102,8 @@ def serve(birth: Birth) -> ExitCode:
         return ExitCode.BUS_LOST
     finally:
         endpoint.close("the agent ends", timeout=1.0)
-        if birth.telemetry is not None:
-            write_counts(Path(birth.telemetry), service.batch_sizes)
+        if bootstrap.telemetry is not None:
+            write_counts(Path(bootstrap.telemetry), service.batch_sizes)
 
 
 class Service:
@@ -118,7 +118,7 @@ class Service:
         spec: AgentSpec,
         endpoint: Endpoint,
         inbox: Inbox,
-        lending: Lending | None = None,
+        lending: CpuSharing | None = None,
         told: threading.Event | None = None,
     ) -> None:
         self._spec = spec
@@ -128,7 +128,7 @@ class Service:
         self._told = told or threading.Event()
         self._leave_at = math.inf
         self._lost: Lost | None = None
-        self._rehearsal: Rehearsal | None = None
+        self._rehearsal: Warmup | None = None
 
     @property
     def batch_sizes(self) -> BatchSizes:
@@ -167,7 +167,7 @@ class Service:
         self._worker.start()
         if rehearses(self._spec):
             agreements = self._worker.agreements
-            self._rehearsal = Rehearsal(self._spec, backend, bridges, agreements, time.monotonic)
+            self._rehearsal = Warmup(self._spec, backend, bridges, agreements, time.monotonic)
         log.info("ready: %s", backend.identity)
         try:
             return self._work()
@@ -268,19 +268,19 @@ class Service:
         return report
 
 
-def lending_of(birth: Birth) -> Lending | None:
+def lending_of(bootstrap: AgentBootstrap) -> CpuSharing | None:
     """The agent's part in the lending of threads: its flags lie beside the bus's socket."""
-    socket = ipc_path(birth.bus.endpoint)
+    socket = ipc_path(bootstrap.bus.endpoint)
     if socket is None:
         return None
-    name = birth.agent.lends_as or birth.agent.name
-    return lending_in(socket.parent, name, birth.agent.lends)
+    name = bootstrap.agent.lends_as or bootstrap.agent.name
+    return lending_in(socket.parent, name, bootstrap.agent.lends)
 
 
 Loaded: TypeAlias = tuple[Backend, dict[str, BridgeIdentity | None]]
 
 
-def load(spec: AgentSpec, progress: Progress, lending: Lending | None = None) -> Loaded:
+def load(spec: AgentSpec, progress: Progress, lending: CpuSharing | None = None) -> Loaded:
     """The agent's model, and its bridges by wire.
 
     Raises:
@@ -328,14 +328,14 @@ def load_backend(spec: AgentSpec, progress: Progress) -> Backend:
 
         return (FakeDevice if spec.fake.pipelined else FakeBackend).load(spec, progress)
     if spec.backend == "vllm":
-        from agentwire.model.vllm import VllmBackend
+        from agentwire.model.vllm.backend import VllmBackend
 
         return VllmBackend.load(spec, progress)
     from agentwire.model.transformers import TransformersBackend
 
     if not is_static(spec):
         return TransformersBackend.load(spec, progress).for_answers()
-    from agentwire.model.engine import NotStatic, StaticBackend
+    from agentwire.model.static.engine import NotStatic, StaticBackend
 
     plain = TransformersBackend.load(spec, progress)
     try:

@@ -14,12 +14,11 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from agentwire.agent.keeper import Gatekeeper, Keeper
-from agentwire.agent.launched import LaunchedKeeper
-from agentwire.agent.lifecycle import AgentEvent, AgentLimits
-from agentwire.agent.placement import Launcher
-from agentwire.agent.remote import RemoteKeeper
-from agentwire.agent.spec import AgentSpec
+from agentwire.agent.launching.events import AgentEvent, AgentLimits
+from agentwire.agent.launching.launched import LaunchedAgent
+from agentwire.agent.launching.local import AgentProcess, Gatekeeper
+from agentwire.agent.launching.placement import Launcher
+from agentwire.agent.launching.remote import RemoteAgent
 from agentwire.bus.events import (
     BrokerEvent,
     PeerBusy,
@@ -28,6 +27,7 @@ from agentwire.bus.events import (
     PeerProgress,
     PeerReady,
 )
+from agentwire.spec.agent import AgentSpec
 
 
 class Supervisor:
@@ -60,13 +60,13 @@ class Supervisor:
         logs.mkdir(parents=True, exist_ok=True)
         self._limits = limits or AgentLimits()
 
-        def keeper(name: str, spec: AgentSpec) -> Keeper | RemoteKeeper:
+        def keeper(name: str, spec: AgentSpec) -> AgentProcess | RemoteAgent:
             if name not in remote:
                 log = logs / f"{name}.log"
-                return Keeper(spec, broker, run, token, log, on_event, self._limits)
+                return AgentProcess(spec, broker, run, token, log, on_event, self._limits)
             if launcher is None:
-                return RemoteKeeper(name, broker, on_event, self._limits)
-            return LaunchedKeeper(
+                return RemoteAgent(name, broker, on_event, self._limits)
+            return LaunchedAgent(
                 spec, broker, lambda: broker.remote_endpoint, launcher, on_event, self._limits
             )
 

@@ -36,15 +36,15 @@ from agentwire.agent.compute import (
     Work,
     WorkKey,
 )
-from agentwire.agent.emission import form_of, messages, row_of
 from agentwire.agent.fallback import Hold, decide, knows_prompt
-from agentwire.agent.intake import Intake
 from agentwire.agent.kept import KeptKey, KeptPayloads
 from agentwire.agent.outbox import Outbox
-from agentwire.agent.spec import AgentSpec
+from agentwire.agent.replies import form_of, messages, row_of
+from agentwire.agent.validation import Validation
 from agentwire.bus.lanes import body_bytes
 from agentwire.errors import NackCode
 from agentwire.model.backend import Backend, Job
+from agentwire.spec.agent import AgentSpec
 from agentwire.wire.credit import CreditWindow
 from agentwire.wire.dedup import Dedup, Seen
 from agentwire.wire.messages import (
@@ -141,7 +141,7 @@ class Worker:
         self._running: deque[_Running] = deque()
         self._took: dict[tuple[Kind, int], float] = {}  # seconds of the last batch of its kind
         self._kept = KeptPayloads()
-        self._intake = Intake(spec, backend, self.agreements, self._kept)
+        self._intake = Validation(spec, backend, self.agreements, self._kept)
         # Wide enough for single rows to fill a batch while the next one waits.
         wires = [*(b.wire for b in spec.bridges), *spec.incoming, direct_wire(spec.name)]
         size = max(WINDOW_BATCHES, 2 * spec.max_batch)

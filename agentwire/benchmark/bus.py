@@ -28,7 +28,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final, Literal
 
-from agentwire.agent.spec import BusAddress
 from agentwire.benchmark.buspeers import PAYLOAD_BYTES, RECEIVER, SENDER, TASK, WIRE, PeerJob
 from agentwire.benchmark.machine import conditions, load_average
 from agentwire.benchmark.record import BusRecord
@@ -39,7 +38,8 @@ from agentwire.bus.events import BrokerEvent
 from agentwire.bus.security import ipc_endpoint, make_run_folder, new_token
 from agentwire.bus.zmq import libzmq_version
 from agentwire.errors import AgentwireError
-from agentwire.scenario.summary import hardware, versions
+from agentwire.evaluation.summary import hardware, versions
+from agentwire.spec.agent import BusAddress
 from agentwire.wire.messages import Define, Hello, Role
 from agentwire.wire.session import UNKNOWN_RUN
 

@@ -16,11 +16,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from agentwire.agent.process import SWITCH_S
-from agentwire.agent.spec import BusAddress
 from agentwire.benchmark.busload import Arrivals, run_phases
 from agentwire.bus.access import PeerKeys
 from agentwire.bus.endpoint import Endpoint
 from agentwire.bus.zmq import ZmqTransport
+from agentwire.spec.agent import BusAddress
 from agentwire.wire.credit import CreditGate, CreditWindow
 from agentwire.wire.messages import (
     Credit,

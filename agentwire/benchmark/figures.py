@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from agentwire.benchmark.drive import Burst
 from agentwire.benchmark.plan import Cell
 from agentwire.benchmark.record import CellRecord, Percentiles
-from agentwire.scenario.schema import BenchMethod, BenchPlan
+from agentwire.spec.scenario import BenchMethod, BenchPlan
 from agentwire.task.metrics import percentile
 
 Cost = Callable[[Burst], float | None]

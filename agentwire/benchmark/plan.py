@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from agentwire.scenario.schema import BenchMethod, BenchPlan
+from agentwire.spec.scenario import BenchMethod, BenchPlan
 
 Kind = Literal["latency", "throughput"]
 Benchmark = Literal["latency", "throughput", "all"]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from agentwire.benchmark.plan import Benchmark, Kind
-from agentwire.scenario.result import Hardware, Part, SubstitutionRecord, WholeRecord
+from agentwire.evaluation.result import Hardware, Part, SubstitutionRecord, WholeRecord
 
 SCHEMA_VERSION = 1
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from agentwire.agent.service import load_backend
-from agentwire.agent.spec import AgentSpec
 from agentwire.benchmark.drive import Answer
 from agentwire.errors import BridgeError
 from agentwire.model.backend import Backend, Encoded, Job, Pipelined, Scored
+from agentwire.spec.agent import AgentSpec
 from agentwire.wire.messages import TaskSpec
 
 T = TypeVar("T", Encoded, Scored)

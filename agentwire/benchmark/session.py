@@ -21,12 +21,12 @@ from agentwire.benchmark.plan import Benchmark, Cell, cells_of, turns
 from agentwire.benchmark.record import BenchAgent, BenchRecord
 from agentwire.benchmark.setting import Setting
 from agentwire.errors import AgentwireError, InputError
-from agentwire.reply import ProgressEvent
-from agentwire.runtime import Runtime
+from agentwire.evaluation.result import SubstitutionRecord
+from agentwire.evaluation.runner import Interrupt, first_error
+from agentwire.evaluation.summary import hardware, versions
+from agentwire.runtime.reply import ProgressEvent
+from agentwire.runtime.runtime import Runtime
 from agentwire.scenario.inventory import Inventory
-from agentwire.scenario.result import SubstitutionRecord
-from agentwire.scenario.runner import Interrupt, first_error
-from agentwire.scenario.summary import hardware, versions
 from agentwire.telemetry.counts import read_counts
 from agentwire.telemetry.journal import NoJournal
 
@@ -117,7 +117,7 @@ class Bench:
     def _runtime(self, folder: Path) -> Runtime:
         # A journal would write a line for every message that is timed.
         return Runtime(
-            self.setting.wiring,
+            self.setting.deployment,
             run_folder=folder,
             journal=NoJournal(),
             progress=self.display.progress,
@@ -187,13 +187,13 @@ class Bench:
         from agentwire.benchmark.reference import Reference  # it may load torch into this process
 
         self.display.loading("the models once more, in this process")
-        agents = setting.wiring.agents
+        agents = setting.deployment.agents
         wire = setting.resolved.wire.spec.name
         reference = Reference(agents[sender], agents[receiver], wire, setting.task)
         return {**ways, "in_process": reference}, reference.close
 
     def _note_agents(self, runtime: Runtime) -> None:
-        for name, spec in self.setting.wiring.processes.items():
+        for name, spec in self.setting.deployment.processes.items():
             info = runtime.agents.get(name)
             self._agents[name] = BenchAgent(
                 model=spec.model,
@@ -247,10 +247,10 @@ def labels_of(setting: Setting) -> list[str]:
     labels = [
         f"{s.used} stands in for {s.wanted}: {s.reason}" for s in setting.resolved.substitutions
     ]
-    random = [name for name, spec in setting.wiring.agents.items() if spec.weights == "random"]
+    random = [name for name, spec in setting.deployment.agents.items() if spec.weights == "random"]
     if random:
         labels.append(f"random weights ({', '.join(random)}): speed only, answers mean nothing")
-    fake = [name for name, spec in setting.wiring.agents.items() if spec.backend == "fake"]
+    fake = [name for name, spec in setting.deployment.agents.items() if spec.backend == "fake"]
     if fake:
         labels.append(f"fake models ({', '.join(fake)}): no language model was measured")
     labels.append("texts are made of random words; accuracy is not measured")

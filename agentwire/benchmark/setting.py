@@ -6,15 +6,15 @@ import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agentwire.agent.spec import AgentSpec
 from agentwire.benchmark.methods import REPLICA
 from agentwire.benchmark.texts import WORDS, Count, counter, make_texts
 from agentwire.errors import ScenarioError
+from agentwire.runtime.deployment import Deployment
 from agentwire.scenario.resolve import Resolved
-from agentwire.scenario.schema import BenchPlan
+from agentwire.spec.agent import AgentSpec
+from agentwire.spec.scenario import BenchPlan
 from agentwire.task.definitions import load_definition
 from agentwire.wire.messages import RelaySpec, TaskSpec
-from agentwire.wiring import Wiring
 
 LABELS = ("good", "bad")
 RELAY_TEMPLATE = "Summarize the following text in one short sentence.\n\n{text}"
@@ -37,7 +37,7 @@ class Setting:
 
     resolved: Resolved
     plan: BenchPlan
-    wiring: Wiring
+    deployment: Deployment
     sender: str
     receiver: str
     replica: str | None
@@ -45,15 +45,15 @@ class Setting:
     @property
     def task(self) -> TaskSpec:
         """What the receiver is asked."""
-        assert self.wiring.task is not None  # setting_of gives it one
-        return self.wiring.task
+        assert self.deployment.task is not None  # setting_of gives it one
+        return self.deployment.task
 
     def texts(self, tokens: int) -> list[str]:
         """Made-up texts of so many tokens of the sender."""
         return make_texts(self._count(), tokens, TEXTS, self.resolved.scenario.seed)
 
     def _count(self) -> Count:
-        folder = self.wiring.agents[self.sender].folder
+        folder = self.deployment.agents[self.sender].folder
         return counter(Path(folder) if folder else None)
 
 
@@ -87,8 +87,8 @@ def setting_of(resolved: Resolved, plan: BenchPlan) -> Setting:
     if "receiver_replicas" in plan.methods:
         replica = f"{wire.receiver}-{REPLICA}"
         agents[replica] = _replica(replica, agents[wire.receiver], agents[wire.sender])
-    wiring = replace(Wiring.of(resolved), agents=agents, task=task)
-    return Setting(resolved, plan, wiring, wire.sender, wire.receiver, replica)
+    deployment = replace(Deployment.of(resolved), agents=agents, task=task)
+    return Setting(resolved, plan, deployment, wire.sender, wire.receiver, replica)
 
 
 def _replica(name: str, receiver: AgentSpec, sender: AgentSpec) -> AgentSpec:

@@ -47,7 +47,7 @@ def present(socket: zmq.Socket[bytes], keys: PeerKeys) -> None:
     socket.set(zmq.CURVE_SERVERKEY, keys.server.encode())
 
 
-class Doorman:
+class CurveAuthenticator:
     """Answers ZeroMQ's questions about keys, in a thread of its own.
 
     Args:

@@ -31,7 +31,7 @@ from typing import Any, TypeAlias
 import zmq
 
 from agentwire.bus.access import PeerKeys, RemoteAccess
-from agentwire.bus.curve import Doorman, guard, present
+from agentwire.bus.curve import CurveAuthenticator, guard, present
 from agentwire.bus.security import IPC_PATH_BYTES, check_endpoint
 from agentwire.bus.transport import Frame, Frames, Sent
 from agentwire.errors import InputError
@@ -205,14 +205,14 @@ class ZmqListener(_Socket):
         self.last_key = ""
         self._endpoint = self.remote_endpoint = ""
         self._socket.set(zmq.ROUTER_MANDATORY, 1)
-        self._doorman: Doorman | None = None
+        self._doorman: CurveAuthenticator | None = None
         self._inner: list[ZmqLink] = []
         self._frame_bytes = frame_bytes
         self._endpoint = self._bind(endpoint)
         self._bind(INNER)  # before there are keys: it is this process alone
         if remote is not None:
             # Options hold for later binds alone: the ipc socket stays without keys.
-            self._doorman = Doorman(self._context, remote.guests)
+            self._doorman = CurveAuthenticator(self._context, remote.guests)
             guard(self._socket, remote.secret)
             self.remote_endpoint = self._bind(remote.endpoint)
 

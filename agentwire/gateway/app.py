@@ -16,21 +16,21 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from agentwire.chat.answers import Answer, Answers, Job
+from agentwire.chat.catalog import Catalog, Target
+from agentwire.chat.conversation import conversation
+from agentwire.chat.errors import AUTH, INVALID, SERVER, HttpError, http_error
+from agentwire.chat.handles import HandleStore
+from agentwire.chat.requests import ChatRequest, CompletionRequest, Message, Request
 from agentwire.errors import AgentwireError
-from agentwire.gateway.answers import Answer, Answers, Job
-from agentwire.gateway.catalog import Catalog, Target
-from agentwire.gateway.conversation import conversation
-from agentwire.gateway.errors import AUTH, INVALID, SERVER, HttpError, http_error
-from agentwire.gateway.handles import HandleStore
 from agentwire.gateway.health import Health
 from agentwire.gateway.keys import ApiKeys
 from agentwire.gateway.limits import Gate, GatewayLimits, parse, read_body
 from agentwire.gateway.metrics import GatewayMetrics
-from agentwire.gateway.schema import ChatRequest, CompletionRequest, Message, Request
-from agentwire.gateway.shapes import DONE, Chat, Completion, sse
-from agentwire.runtime import Runtime
+from agentwire.gateway.responses import DONE, Chat, Completion, sse
+from agentwire.runtime.deployment import Deployment
+from agentwire.runtime.runtime import Runtime
 from agentwire.telemetry.prometheus import CONTENT_TYPE, exposition
-from agentwire.wiring import Wiring
 
 log = logging.getLogger(__name__)
 CLIENT_LEFT: Final = 499
@@ -56,7 +56,7 @@ class Gateway:
     def __init__(
         self,
         runtime: Runtime,
-        wiring: Wiring,
+        deployment: Deployment,
         *,
         keys: ApiKeys,
         limits: GatewayLimits,
@@ -69,8 +69,8 @@ class Gateway:
         self._health = health
         self._gate = Gate(limits)
         self._handles = HandleStore(time.monotonic, handle_ttl_s)
-        self._catalog = Catalog(wiring, int(time.time()))
-        self._answers = Answers(runtime, wiring, self._handles, limits.timeout_s)
+        self._catalog = Catalog(deployment, int(time.time()))
+        self._answers = Answers(runtime, deployment, self._handles, limits.timeout_s)
         self._metrics = GatewayMetrics(runtime.metrics, lambda: len(self._handles))
         self._metrics.in_flight.set_function(lambda: self._gate.inside)
         self.app = Starlette(

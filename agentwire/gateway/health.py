@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from agentwire.replicas import agent_of
-from agentwire.reply import AgentInfo, ProgressEvent
+from agentwire.runtime.reply import AgentInfo, ProgressEvent
+from agentwire.spec.routes import agent_of
 
 
 class Health:

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 
-from agentwire.gateway.errors import INVALID, HttpError, overloaded
-from agentwire.gateway.schema import Request
+from agentwire.chat.errors import INVALID, HttpError, overloaded
+from agentwire.chat.requests import Request
 
 
 @dataclass(frozen=True, slots=True)

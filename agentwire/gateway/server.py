@@ -13,17 +13,17 @@ from pathlib import Path
 
 import uvicorn
 
+from agentwire.chat.handles import TTL_S
 from agentwire.errors import InputError
 from agentwire.gateway.app import Gateway
-from agentwire.gateway.handles import TTL_S
 from agentwire.gateway.health import Health
 from agentwire.gateway.keys import ApiKeys
 from agentwire.gateway.limits import GatewayLimits
-from agentwire.ledger import Admission
-from agentwire.reply import ProgressEvent
-from agentwire.runtime import Runtime
+from agentwire.runtime.deployment import Deployment
+from agentwire.runtime.ledger import Admission
+from agentwire.runtime.reply import ProgressEvent
+from agentwire.runtime.runtime import Runtime
 from agentwire.scenario.resolve import Resolved
-from agentwire.wiring import Wiring
 
 GRACE_S = 10
 
@@ -69,7 +69,7 @@ def _is_loopback(host: str) -> bool:
 
 
 async def serve(
-    what: Resolved | Wiring,
+    what: Resolved | Deployment,
     options: ServeOptions,
     *,
     progress: Callable[[ProgressEvent], None] = lambda event: None,
@@ -84,8 +84,8 @@ async def serve(
         InputError: an agent cannot start, or the address is taken.
     """
     check(options)
-    wiring = what if isinstance(what, Wiring) else Wiring.of(what)
-    health = Health(list(wiring.processes), progress)
+    deployment = what if isinstance(what, Deployment) else Deployment.of(what)
+    health = Health(list(deployment.processes), progress)
     listener = _listen(options.host, options.port)
     try:
         admission = Admission(rows=4 * options.limits.requests + 256)
@@ -93,7 +93,7 @@ async def serve(
         async with runtime:
             gateway = Gateway(
                 runtime,
-                wiring,
+                deployment,
                 keys=ApiKeys(options.keys),
                 limits=options.limits,
                 handle_ttl_s=options.handle_ttl_s,

@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from agentwire.agent.spec import AgentSpec, FakeModel
 from agentwire.bridge.card import read_card
 from agentwire.errors import BridgeError, ScenarioError
 from agentwire.model.backend import Encoded, Generated, Progress, Scored, Watch
 from agentwire.model.chat import parse_chat
+from agentwire.spec.agent import AgentSpec, FakeModel
 from agentwire.wire.messages import BridgeIdentity, ModelIdentity, TaskSpec
 
 HASH_BITS = 32

@@ -16,9 +16,9 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from agentwire.agent.spec import FakeModel
 from agentwire.model.backend import Encoded, Job, Scored
 from agentwire.model.fake import FakeBackend
+from agentwire.spec.agent import FakeModel
 from agentwire.wire.messages import TaskSpec
 
 T = TypeVar("T")

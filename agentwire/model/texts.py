@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agentwire.model.decoding import continue_greedily, plain_greedy
-from agentwire.model.packed_linear import PackedLinear, can_pack
-from agentwire.model.prefix import Prefix
-from agentwire.model.reading import can_pack_behind, read_packed, sees
+from agentwire.model.cpu.decoding import continue_greedily, plain_greedy
+from agentwire.model.cpu.packed_linear import PackedLinear, can_pack
+from agentwire.model.cpu.prefix import Prefix
+from agentwire.model.cpu.reading import can_pack_behind, read_packed, sees
 
 PREFIXES = 16
 """Prompts whose keys and values are kept."""

@@ -22,18 +22,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from agentwire.agent.spec import AgentSpec
 from agentwire.bridge import store
 from agentwire.bridge.card import check_sender
 from agentwire.bridge.resampler import Resampler
 from agentwire.errors import DeviceError, ModelError
-from agentwire.model import shapes
 from agentwire.model.backend import Encoded, Generated, Progress, Scored, Watch
 from agentwire.model.chat import check_room, generation_ids
+from agentwire.model.cpu.packed_linear import pack_linears
+from agentwire.model.cpu.packing import can_pack, packed_states
 from agentwire.model.generation import Answers, continue_text, end_ids
 from agentwire.model.latest import LatestTasks
-from agentwire.model.packed_linear import pack_linears
-from agentwire.model.packing import can_pack, packed_states
 from agentwire.model.prompting import (
     CompiledTask,
     Tokenizer,
@@ -43,8 +41,10 @@ from agentwire.model.prompting import (
     start_ids,
     text_ids,
 )
-from agentwire.model.sources import fingerprint
+from agentwire.model.sources import random_weights as shapes
+from agentwire.model.sources.lookup import fingerprint
 from agentwire.model.texts import TextReader, pad_right
+from agentwire.spec.agent import AgentSpec
 from agentwire.wire.messages import BridgeIdentity, ModelIdentity, TaskSpec
 
 RELOAD = "Remove the folder and run `agentwire models pull` again."

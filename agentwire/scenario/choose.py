@@ -9,9 +9,9 @@ from typing import Literal
 
 from agentwire.config import Config
 from agentwire.errors import DataError, ScenarioError
-from agentwire.scenario.bridging import bridge_name, find_bridge, search_folders
+from agentwire.scenario.bridges import bridge_name, find_bridge, search_folders
 from agentwire.scenario.inventory import Inventory, Problem
-from agentwire.scenario.schema import DataChoice, ModelChoice, Scenario
+from agentwire.spec.scenario import DataChoice, ModelChoice, Scenario
 from agentwire.task.datasets import TRAIN_SPLIT, require_split
 from agentwire.task.samples import SAMPLE_SPLIT, sample_file, sample_note
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
-from agentwire.agent.spec import AgentSpec
-from agentwire.replicas import processes_of
 from agentwire.scenario.inventory import Inventory, Site
 from agentwire.scenario.resolve import Resolved
+from agentwire.spec.agent import AgentSpec
+from agentwire.spec.routes import processes_of
 
 FetchProgress = Callable[[str, str, float], None]
 """(what, stage, fraction 0..1), called while models are fetched and converted."""

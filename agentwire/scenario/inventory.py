@@ -19,9 +19,12 @@ import psutil
 
 from agentwire.config import Config
 from agentwire.errors import DataError, DeviceError, InputError, ModelError
-from agentwire.model import fake, registry, shapes, sources
+from agentwire.model import fake
 from agentwire.model.backend import INSTALL_VLLM
-from agentwire.scenario.schema import DataChoice, ModelChoice
+from agentwire.model.sources import lookup as sources
+from agentwire.model.sources import random_weights as shapes
+from agentwire.model.sources import registry
+from agentwire.spec.scenario import DataChoice, ModelChoice
 from agentwire.task import datasets
 
 PROJECT_BRIDGES = "bridges"

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from agentwire.errors import ScenarioError
 from agentwire.scenario.document import Document, Location, Origin, shown_path
-from agentwire.scenario.schema import Agent, Scenario, fanned
+from agentwire.spec.scenario import Agent, Scenario, fanned
 
 
 def load_scenario(path: str | Path) -> Scenario:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from agentwire.errors import ScenarioError
 from agentwire.scenario.load import load_scenario
 from agentwire.scenario.resolve import Resolved, resolve
-from agentwire.scenario.schema import Scenario
+from agentwire.spec.scenario import Scenario
 
 CONFIG_FILE = "config.json"
 

@@ -14,11 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from agentwire.agent.spec import AgentSpec, JointBridges, OutgoingBridge
 from agentwire.bridge.card import ANY_PROMPT, BridgeCard, read_card
 from agentwire.errors import BridgeError
 from agentwire.model.fake import bridge_fingerprint
-from agentwire.scenario.bridging import (
+from agentwire.scenario.bridges import (
     bridge_name,
     check_card,
     check_data,
@@ -32,7 +31,8 @@ from agentwire.scenario.bridging import (
 )
 from agentwire.scenario.choose import Substitution, choose_data, choose_models, strictly
 from agentwire.scenario.inventory import Inventory, Site
-from agentwire.scenario.schema import DataChoice, ModelChoice, Scenario, WireSpec
+from agentwire.spec.agent import AgentSpec, JointBridges, OutgoingBridge
+from agentwire.spec.scenario import DataChoice, ModelChoice, Scenario, WireSpec
 
 
 @dataclass(frozen=True, slots=True)

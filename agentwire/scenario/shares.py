@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentwire.scenario.schema import WireSpec
+from agentwire.spec.scenario import WireSpec
 
 
 def shares(text: str, parts: int) -> list[str]:

@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from agentwire.scenario.summary import hardware, versions
+from agentwire.evaluation.summary import hardware, versions
 from chaos.matrix import RUNNER, names, run_matrix
 from chaos.rig import Tally
 

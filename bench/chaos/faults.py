@@ -12,12 +12,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from agentwire.agent.lifecycle import AgentLimits
-from agentwire.agent.restarts import RestartPolicy
+from agentwire.agent.launching.events import AgentLimits
+from agentwire.agent.launching.restarts import RestartPolicy
 from agentwire.errors import BusClosed, NackCode, RequestError
-from agentwire.ledger import Admission
-from agentwire.outcomes import Outcome
-from agentwire.reply import Reply
+from agentwire.runtime.ledger import Admission
+from agentwire.runtime.pending import Outcome
+from agentwire.runtime.reply import Reply
 from chaos.links import Harm
 from chaos.rig import PLENTY, TEXTS, Answers, Rig, Setup, Tally
 

@@ -19,18 +19,17 @@ from typing import Any, TypeAlias
 
 from fakes import two_agents
 
-from agentwire import host
-from agentwire.agent.lifecycle import AgentLimits
-from agentwire.agent.restarts import RestartPolicy
-from agentwire.agent.spec import FakeModel
+from agentwire.agent.launching.events import AgentLimits
+from agentwire.agent.launching.restarts import RestartPolicy
 from agentwire.bus.broker import Broker
 from agentwire.errors import NackCode, RequestError
-from agentwire.ledger import Admission
-from agentwire.outcomes import Outcome
-from agentwire.reply import Reply
-from agentwire.runtime import Runtime
+from agentwire.runtime import Runtime, host
+from agentwire.runtime.deployment import Deployment
+from agentwire.runtime.ledger import Admission
+from agentwire.runtime.pending import Outcome
+from agentwire.runtime.reply import Reply
+from agentwire.spec.agent import FakeModel
 from agentwire.wire.states import Timing
-from agentwire.wiring import Wiring
 from chaos.links import ByteLink, MessageLink, beside
 
 ROWS = 48
@@ -191,7 +190,7 @@ class Rig:
         self.books.ends.clear()
 
 
-def wiring_of(setup: Setup) -> Wiring:
+def wiring_of(setup: Setup) -> Deployment:
     slow = {"encode_ms": 6.0, "decode_ms": 6.0}
     sends, receives = (
         FakeModel.model_validate(slow | faults) for faults in (setup.sender, setup.receiver)

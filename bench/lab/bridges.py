@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agentwire.bridge.problem import Part, scores_of
 from agentwire.bridge.resampler import Resampler, ResamplerShape
-from agentwire.bridge.trainer import Evaluation, Trained, train_many
 from agentwire.errors import BridgeError
-from agentwire.scenario.schema import TrainSpec
+from agentwire.spec.scenario import TrainSpec
+from agentwire.training.loop import Evaluation, Trained, train_many
+from agentwire.training.objective import Part, scores_of
 from lab.files import Folder, Predictions
 from lab.jobs import BASE_LAYER, LAYERS, SEEDS, Job
 from lab.member import Member

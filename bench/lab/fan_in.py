@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agentwire.bridge.joint import JointBridge, JointStates
-from agentwire.bridge.new_card import Ends, device_name, public_provenance, trained_today
-from agentwire.bridge.prepare import new_bridge
-from agentwire.bridge.problem import Part, scores_of
-from agentwire.bridge.states import StateCache, cache_states
-from agentwire.bridge.train_joint import write_set
-from agentwire.bridge.trainer import Trained, train_many
 from agentwire.errors import BridgeError
 from agentwire.scenario.shares import shares
+from agentwire.training.joint import JointBridge, JointStates
+from agentwire.training.loop import Trained, train_many
+from agentwire.training.new_card import Ends, device_name, public_provenance, trained_today
+from agentwire.training.objective import Part, scores_of
+from agentwire.training.prepare import new_bridge
+from agentwire.training.states import StateCache, cache_states
+from agentwire.training.train_joint import write_set
 from lab.bridges import CHANGES, curve, fast_products, labels_of, quickened, recipe_of, right
 from lab.files import Predictions
 from lab.jobs import BASE_LAYER, Job

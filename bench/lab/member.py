@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agentwire.bridge.resampler import Resampler
-from agentwire.scenario.schema import TrainSpec
+from agentwire.spec.scenario import TrainSpec
 from lab.world import Opening
 
 

@@ -1,6 +1,6 @@
 """Bridges of several M, or over several tasks, through one pass of the frozen receiver.
 
-``BridgeProblem`` asks the receiver once for each task and each M. Rows of different lengths can
+``BridgeObjective`` asks the receiver once for each task and each M. Rows of different lengths can
 share a pass too: a causal model's state at a row's last token does not depend on what pads it on
 the right. Steps here are bound by launches, so one pass in place of several is what saves time.
 """
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from agentwire.bridge.problem import BridgeProblem, Part
 from agentwire.bridge.resampler import Resampler
 from agentwire.model.transformers import TransformersBackend
-from agentwire.scenario.schema import TrainSpec
+from agentwire.spec.scenario import TrainSpec
+from agentwire.training.objective import BridgeObjective, Part
 from agentwire.wire.messages import TaskSpec
 
 
@@ -35,8 +35,8 @@ def ask(backend: TransformersBackend, questions: Sequence[tuple[Tensor, TaskSpec
     return found
 
 
-class OnePass(BridgeProblem):
-    """A ``BridgeProblem`` whose members and tasks share each pass through the receiver.
+class OnePass(BridgeObjective):
+    """A ``BridgeObjective`` whose members and tasks share each pass through the receiver.
 
     Args:
         backend: the receiver that ``parts`` ask.

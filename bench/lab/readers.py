@@ -10,21 +10,21 @@ from typing import Any
 
 import torch
 
-from agentwire.baseline.lora import Adapter, adapters
-from agentwire.baseline.reader import (
-    BlindProblem,
+from agentwire.errors import BridgeError
+from agentwire.model.prompting import text_ids
+from agentwire.model.transformers import TransformersBackend
+from agentwire.spec.scenario import TrainSpec
+from agentwire.training.baselines.lora import Adapter, adapters
+from agentwire.training.baselines.reader import (
+    BlindObjective,
     Reader,
-    ReaderProblem,
+    ReaderObjective,
     SoftPrompt,
     TextRows,
     Trainee,
     text_rows,
 )
-from agentwire.bridge.trainer import Trained, train_many
-from agentwire.errors import BridgeError
-from agentwire.model.prompting import text_ids
-from agentwire.model.transformers import TransformersBackend
-from agentwire.scenario.schema import TrainSpec
+from agentwire.training.loop import Trained, train_many
 from lab.bridges import Answer, fast_products, labels_of, note, quickened
 from lab.files import Folder, Predictions
 from lab.jobs import SEEDS, Job
@@ -137,7 +137,7 @@ class Trainer:
         rows, held_out = self.rows("train"), self.rows("held_out")
         with fast_products(), adapters(backend.model) if lora else nullcontext() as adapted:
             reader = Reader(backend, self.spec, adapted)
-            problem = ReaderProblem(reader, modules, rows, held_out, recipes)
+            problem = ReaderObjective(reader, modules, rows, held_out, recipes)
             return train_many(problem, recipes, stop=world.out_of_time)
 
     def scores(
@@ -260,7 +260,7 @@ def blind(world: World, job: Job, folder: Folder) -> Answer:
         torch.manual_seed(seed)
         modules.append(SoftPrompt(exact, 8))
     train, held, test = (labels_of(world, job.task, p) for p in ("train", "held_out", "test"))
-    problem = BlindProblem(lambda z: receiver.logits_from_soft(z, spec), modules, train, held)
+    problem = BlindObjective(lambda z: receiver.logits_from_soft(z, spec), modules, train, held)
     runs, predictions = [], {}
     for seed, trained in zip(
         SEEDS, train_many(problem, recipes, stop=world.out_of_time), strict=True

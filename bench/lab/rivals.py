@@ -12,21 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agentwire.baseline.encoder import embed, fetch_encoder
-from agentwire.baseline.few_shot import few_shot_task
-from agentwire.baseline.probe import (
+from agentwire.config import Config
+from agentwire.model.transformers import TransformersBackend
+from agentwire.spec.scenario import TrainSpec
+from agentwire.training.baselines.encoder import embed, fetch_encoder
+from agentwire.training.baselines.few_shot import few_shot_task
+from agentwire.training.baselines.probe import (
     ATTENTION_GRID,
     AttentionProbe,
-    ProbeProblem,
+    ProbeObjective,
     Scaler,
     choose_logistic,
     mean_pooled,
     probe_logits,
 )
-from agentwire.bridge.trainer import Trained, train_many
-from agentwire.config import Config
-from agentwire.model.transformers import TransformersBackend
-from agentwire.scenario.schema import TrainSpec
+from agentwire.training.loop import Trained, train_many
 from agentwire.wire.messages import RelaySpec, TaskSpec
 from lab.bridges import Answer, chosen, labels_of, note, quickened, right
 from lab.files import Folder, Predictions
@@ -86,7 +86,7 @@ def attention_probe(
             torch.manual_seed(seed)
             module = AttentionProbe(scaler, classes, heads=one["heads"], dropout=one["dropout"])
             modules.append(module.to(world.device))
-        return train_many(ProbeProblem(modules, train, held), recipes), recipes
+        return train_many(ProbeObjective(modules, train, held), recipes), recipes
 
     tried, _ = fit(grid, [0] * len(grid))
     notes = [

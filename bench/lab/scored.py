@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agentwire.bridge.new_card import device_name
 from agentwire.task.metrics import wilson_interval
+from agentwire.training.new_card import device_name
 from lab.jobs import Job
 
 

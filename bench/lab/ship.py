@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from agentwire.bridge import store
-from agentwire.bridge.new_card import Ends, device_name, new_card, public_provenance, trained_today
 from agentwire.bridge.resampler import Resampler
-from agentwire.bridge.trainer import Trained
 from agentwire.errors import BridgeError
+from agentwire.training.loop import Trained
+from agentwire.training.new_card import (
+    Ends,
+    device_name,
+    new_card,
+    public_provenance,
+    trained_today,
+)
 from lab.files import Folder
 from lab.jobs import Job
 from lab.member import Member

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from agentwire.bridge.trainer import Trained
 from agentwire.errors import BridgeError
-from agentwire.scenario.schema import TrainSpec
+from agentwire.spec.scenario import TrainSpec
+from agentwire.training.loop import Trained
 from lab.bridges import BASE, CHANGES, Answer, chosen, note, score_bridges, train_stack
 from lab.files import Folder, Predictions
 from lab.jobs import SEEDS, Job

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from agentwire.baseline.probe import Scaler, choose_logistic, mean_pooled
 from agentwire.bridge.resampler import Resampler, ResamplerShape
+from agentwire.training.baselines.probe import Scaler, choose_logistic, mean_pooled
 from lab.bridges import BASE, Answer, chosen, member_of, note, train_stack
 from lab.files import Folder
 from lab.jobs import ALL_LAYERS, SEEDS, Job

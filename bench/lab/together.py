@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agentwire.baseline.probe import choose_logistic
-from agentwire.bridge.problem import Part, scores_of
 from agentwire.bridge.resampler import Resampler
-from agentwire.bridge.states import StateCache, evenly
-from agentwire.bridge.trainer import Trained, train_many
 from agentwire.errors import BridgeError
 from agentwire.task.passkey import DIGITS, SERIES
+from agentwire.training.baselines.probe import choose_logistic
+from agentwire.training.loop import Trained, train_many
+from agentwire.training.objective import Part, scores_of
+from agentwire.training.states import StateCache, evenly
 from lab.bridges import (
     BASE,
     CHANGES,

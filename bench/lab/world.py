@@ -17,16 +17,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from agentwire.agent.spec import AgentSpec
-from agentwire.baseline.reader import TextRows
-from agentwire.bridge.states import StateCache, cache_states
 from agentwire.config import Config
-from agentwire.model.sources import locate
+from agentwire.model.sources.lookup import locate
 from agentwire.model.transformers import TransformersBackend
+from agentwire.spec.agent import AgentSpec
 from agentwire.task.datasets import Dataset, load_rows
 from agentwire.task.definitions import load_definition
 from agentwire.task.holdout import held_out_split
 from agentwire.task.rows import Example, rows_sha256
+from agentwire.training.baselines.reader import TextRows
+from agentwire.training.states import StateCache, cache_states
 from agentwire.wire.messages import TaskSpec
 from lab.norms import fuse_norms
 
@@ -241,7 +241,7 @@ def _every(data: Dataset, n: int) -> Dataset:
 
 def versions() -> dict[str, str]:
     """Versions that the figures depend on."""
-    from agentwire.scenario.summary import versions as known
+    from agentwire.evaluation.summary import versions as known
 
     return known()
 

@@ -13,14 +13,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from agentwire.gateway.limits import GatewayLimits
 from agentwire.gateway.server import ServeOptions, serve
-from scale.pairs import wiring
+from scale.pairs import deployment
 
 if __name__ == "__main__":
     pairs, batch, compute_ms = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
     limits = GatewayLimits(requests=4096, requests_of_one=4096)
     asyncio.run(
         serve(
-            wiring(pairs, batch, compute_ms, by_message=False),
+            deployment(pairs, batch, compute_ms, by_message=False),
             ServeOptions(port=0, limits=limits),
             ready=lambda url, models: print(url, flush=True),
         )

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import httpx2
 import psutil
 
-from agentwire.outcomes import answered
 from agentwire.runtime import Runtime
+from agentwire.runtime.pending import answered
 
 IN_FLIGHT = 2  # messages of a pair: one is encoded while the one before it is decoded
 WARM_S = 0.7

@@ -8,26 +8,26 @@ from typing import Final
 
 from fakes import couple, wire_of
 
-from agentwire.agent.placement import Remote
-from agentwire.agent.spec import (
+from agentwire.agent.launching.placement import Remote
+from agentwire.bus.access import RemoteAccess
+from agentwire.bus.curve import new_pair
+from agentwire.runtime.deployment import Deployment
+from agentwire.spec.agent import (
+    AgentBootstrap,
     AgentSpec,
-    Birth,
     BusAddress,
     FakeModel,
     GuestKeys,
     Placement,
 )
-from agentwire.bus.access import RemoteAccess
-from agentwire.bus.curve import new_pair
 from agentwire.wire.messages import TaskSpec
-from agentwire.wiring import Wiring
 
 WIDTH: Final = 4096
 PAYLOAD_BYTES: Final = 8 * WIDTH * 2  # of a row, fp16
 TASK: Final = TaskSpec("scaling", "Answer:", "{text}\nAnswer:", ("good", "bad"))
 
 
-def wiring(pairs: int, batch: int, compute_ms: float, *, by_message: bool = True) -> Wiring:
+def deployment(pairs: int, batch: int, compute_ms: float, *, by_message: bool = True) -> Deployment:
     """``pairs`` senders, each with a receiver of its own.
 
     Args:
@@ -48,13 +48,13 @@ def wiring(pairs: int, batch: int, compute_ms: float, *, by_message: bool = True
             batch_by="message" if by_message else "rows",
             place=Placement(cpus=0),  # they only wait: more of them than cores
         )
-    return Wiring.of_specs(agents, wires, task=TASK)
+    return Deployment.of_specs(agents, wires, task=TASK)
 
 
 class OverTcp:
     """Starts each agent as its machine would: it joins the bus over tcp with keys of its own.
 
-    A launcher (``agentwire.agent.launched.Launcher``) without a cluster.
+    A launcher (``agentwire.agent.launching.launched.Launcher``) without a cluster.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class OverTcp:
     def launch(self, spec: AgentSpec, endpoint: str, restarts: int) -> None:
         public, secret = new_pair()
         self._names[public] = spec.name
-        birth = Birth(
+        bootstrap = AgentBootstrap(
             agent=spec,
             bus=BusAddress(endpoint=endpoint, run="00" * 16, epoch=0, token=""),
             keys=GuestKeys(public=public, secret=secret, server=self._public),
@@ -84,7 +84,7 @@ class OverTcp:
             stderr=subprocess.DEVNULL,
         )
         assert child.stdin is not None
-        child.stdin.write(birth.model_dump_json().encode() + b"\n")
+        child.stdin.write(bootstrap.model_dump_json().encode() + b"\n")
         child.stdin.flush()
         self._children[spec.name] = child
 

@@ -1,6 +1,6 @@
 import pytest
 
-from agentwire.agent.failure import describe, parse
+from agentwire.agent.launching.failure import describe, parse
 from agentwire.errors import BridgeError, DeviceError, InputError, ModelError
 
 

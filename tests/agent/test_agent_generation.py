@@ -20,9 +20,9 @@ from test_agent_worker import (
 )
 
 from agentwire.agent.kept import KEPT_S, KeptKey, KeptPayloads
-from agentwire.agent.spec import FakeModel, OutgoingBridge
 from agentwire.errors import NackCode
 from agentwire.model.fake import FakeBackend, answer
+from agentwire.spec.agent import FakeModel, OutgoingBridge
 from agentwire.wire.messages import (
     Accept,
     Cancel,

@@ -7,10 +7,10 @@ import pytest
 from test_agent_worker import TASK, Bench, ids, labels, receiver, soft
 from test_agent_worker import bridge as plain
 
-from agentwire.agent.spec import JointBridges
 from agentwire.errors import NackCode
 from agentwire.model.fake import joint_answer
-from agentwire.question import KEEP
+from agentwire.runtime.call_options import KEEP
+from agentwire.spec.agent import JointBridges
 from agentwire.wire.messages import Channel, Define, Nack, Offer, Result, Row, Text, direct_wire
 
 OTHER = "second->receiver"

@@ -9,9 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from agentwire.agent.failure import describe
-from agentwire.agent.launched import LaunchedKeeper
-from agentwire.agent.lifecycle import (
+from agentwire.agent.launching.events import (
     AgentDied,
     AgentDown,
     AgentEvent,
@@ -19,9 +17,11 @@ from agentwire.agent.lifecycle import (
     AgentReady,
     AgentStarted,
 )
-from agentwire.agent.spec import AgentSpec
+from agentwire.agent.launching.failure import describe
+from agentwire.agent.launching.launched import LaunchedAgent
 from agentwire.bus.events import PeerBusy, PeerGone, PeerLost, PeerReady
 from agentwire.errors import AgentwireError, ModelError
+from agentwire.spec.agent import AgentSpec
 from agentwire.wire.messages import ModelIdentity
 
 MODEL = ModelIdentity("m", "0" * 64, 16, 4, 1.0, "float32", "cpu")
@@ -77,7 +77,7 @@ class Rig:
     def __init__(self, cluster: Cluster | None = None, load_s: float = 20.0) -> None:
         self.broker, self.cluster = Broker(), cluster or Cluster()
         self.events: list[AgentEvent] = []
-        self.keeper = LaunchedKeeper(
+        self.keeper = LaunchedAgent(
             AgentSpec(name="a", backend="fake", model="m"),
             self.broker,
             lambda: ENDPOINT,

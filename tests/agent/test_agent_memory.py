@@ -6,8 +6,8 @@ import pytest
 from test_agent_worker import Bench, encode, ids, sender
 
 from agentwire.agent.compute import GROW_AFTER, is_out_of_memory
-from agentwire.agent.spec import FakeModel
 from agentwire.errors import NackCode
+from agentwire.spec.agent import FakeModel
 from agentwire.wire.messages import Nack, Soft
 
 

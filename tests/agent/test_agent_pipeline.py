@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from agentwire.agent.spec import AgentSpec, FakeModel, OutgoingBridge
 from agentwire.agent.worker import DEPTH, Worker
 from agentwire.errors import NackCode
 from agentwire.model.backend import Encoded, Job, Scored
 from agentwire.model.fake import FakeBackend, answer
+from agentwire.spec.agent import AgentSpec, FakeModel, OutgoingBridge
 from agentwire.wire.messages import (
     Accept,
     Cancel,

@@ -1,4 +1,4 @@
-from agentwire.agent.restarts import RestartBudget, RestartPolicy
+from agentwire.agent.launching.restarts import RestartBudget, RestartPolicy
 
 
 def test_backs_off_then_gives_up() -> None:

@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
-from agentwire.agent.spec import AgentSpec, FakeModel, OutgoingBridge
 from agentwire.agent.worker import Worker
 from agentwire.errors import NackCode, RemoteProtocolError
 from agentwire.model.fake import FakeBackend, answer
+from agentwire.spec.agent import AgentSpec, FakeModel, OutgoingBridge
 from agentwire.wire.messages import (
     Accept,
     Cancel,

@@ -92,7 +92,7 @@ def test_the_command_measures_both(tmp_path: Path) -> None:
     import sys
 
     file = tmp_path / "bus.json"
-    command = [sys.executable, "-m", "agentwire.cli", "bench", "bus"]
+    command = [sys.executable, "-m", "agentwire", "bench", "bus"]
     done = subprocess.run(
         [*command, "--rounds", "2", "--messages", "100", "--out", str(file), "--json"],
         capture_output=True,

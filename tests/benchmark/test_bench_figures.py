@@ -13,7 +13,7 @@ from agentwire.benchmark.figures import (
     stages_gap,
 )
 from agentwire.benchmark.plan import Cell
-from agentwire.scenario.schema import BenchPlan
+from agentwire.spec.scenario import BenchPlan
 
 PLAN = BenchPlan(prompt_tokens=4, text_tokens=[48, 256])
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from agentwire.benchmark.plan import Cell, cells_of, turns
 from agentwire.errors import ScenarioError
 from agentwire.scenario.load import load_scenario
-from agentwire.scenario.schema import BenchPlan
+from agentwire.spec.scenario import BenchPlan
 
 PLAN = BenchPlan(
     prompt_tokens=4,

@@ -11,7 +11,7 @@ from agentwire.benchmark.texts import count_words
 from agentwire.errors import ScenarioError
 from agentwire.scenario.load import load_scenario
 from agentwire.scenario.resolve import resolve
-from agentwire.scenario.schema import BenchPlan
+from agentwire.spec.scenario import BenchPlan
 
 FAKE = """\
 name: fakes
@@ -31,21 +31,21 @@ def setting(folder: Path, **plan: object) -> Setting:
 
 
 def test_a_message_is_a_batch_and_the_largest_fits(tmp_path: Path) -> None:
-    for spec in setting(tmp_path).wiring.agents.values():
+    for spec in setting(tmp_path).deployment.agents.values():
         assert (spec.batch_by, spec.max_wait_ms, spec.max_batch) == ("message", 0.0, 32)
-    assert setting(tmp_path, length_batch=64).wiring.agents["ada"].max_batch == 64
+    assert setting(tmp_path, length_batch=64).deployment.agents["ada"].max_batch == 64
 
 
 def test_the_replica_is_the_receiver_in_the_senders_place(tmp_path: Path) -> None:
     made = setting(tmp_path)
     assert made.replica == "bob-replica"
-    agents = made.wiring.agents
+    agents = made.deployment.agents
     replica = agents["bob-replica"]
     assert (replica.model, replica.threads, replica.lends_as) == ("model-b", 2, "ada")
     assert not replica.incoming and not replica.bridges
     assert agents["bob"].incoming == ("ada->bob",)
     without = setting(tmp_path, methods=["bridge", "receiver_direct"])
-    assert without.replica is None and set(without.wiring.agents) == {"ada", "bob"}
+    assert without.replica is None and set(without.deployment.agents) == {"ada", "bob"}
 
 
 def test_the_question_is_as_long_as_the_plan_says(tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ from typing import TypeVar
 
 from bus_messages import TASK, TOKEN, WIDE, WIRES, hello
 
-from agentwire.agent.spec import BusAddress
 from agentwire.bus.access import RemoteAccess
 from agentwire.bus.broker import Broker
 from agentwire.bus.endpoint import Endpoint
 from agentwire.bus.events import PeerReady
 from agentwire.bus.flow import RoutingLimits
 from agentwire.bus.transport import Transport
+from agentwire.spec.agent import BusAddress
 from agentwire.wire import messages as m
 from agentwire.wire.states import Timing
 

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from agentwire.bus.keys import AllowList, KeyFolder, read_pair, read_public
-from agentwire.commands.keys import app
+from agentwire.cli.keys import app
 from agentwire.errors import InputError
 
 

@@ -18,7 +18,7 @@ from agentwire.bus.endpoint import AWAY_S, Endpoint
 from agentwire.bus.security import ipc_endpoint, make_run_folder
 from agentwire.bus.zmq import ZmqTransport
 from agentwire.errors import InputError
-from agentwire.hearing import Hearing
+from agentwire.runtime.loop_reader import LoopReader
 from agentwire.wire import messages as m
 from agentwire.wire.states import Timing
 
@@ -258,7 +258,7 @@ async def test_a_loop_hears_what_arrives_in_its_own_thread(folder: Path) -> None
             transport=rig.broker.inside,
         )
         client.start()
-        hearing = Hearing(loop, client)
+        hearing = LoopReader(loop, client)
         await asyncio.wait_for(credit.wait(), PATIENCE)
         client.send(m.Define(TASK))
         threads.clear()
@@ -289,7 +289,7 @@ async def test_a_loop_that_is_blocked_does_not_lose_the_bus(folder: Path) -> Non
             rig.address(), hello("client"), on_message=lambda m, at: None, on_lost=lost.add
         )
         client.start()
-        hearing = Hearing(asyncio.get_running_loop(), client)
+        hearing = LoopReader(asyncio.get_running_loop(), client)
         await asyncio.sleep(0.1)
         time.sleep(3 * QUICK.liveness_ms / 1000)  # noqa: ASYNC251  # that is what is tested
         await asyncio.sleep(0.1)
@@ -317,7 +317,7 @@ def test_where_a_loop_cannot_watch_files_the_thread_listens(folder: Path) -> Non
             on_lost=lambda reason: None,
         )
         client.start()
-        Hearing(loop, client)
+        LoopReader(loop, client)
         heard.wait_for(m.Credit)
         client.close()
     loop.close()

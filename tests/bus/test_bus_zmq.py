@@ -14,13 +14,13 @@ import pytest
 from bus_messages import TASK, WIDE, WIRE, encode, hello, result, rows
 from bus_rig import PATIENCE, Peer, Rig
 
-from agentwire.agent.spec import BusAddress
 from agentwire.bus import events as e
 from agentwire.bus.endpoint import Endpoint
 from agentwire.bus.security import ipc_endpoint, make_run_folder
 from agentwire.bus.transport import Sent
 from agentwire.bus.zmq import HIGH_WATER, KEPT_FRAMES, Wakeup, ZmqLink, ZmqListener, ZmqTransport
 from agentwire.errors import InputError
+from agentwire.spec.agent import BusAddress
 from agentwire.wire import messages as m
 
 pytestmark = pytest.mark.integration

@@ -17,17 +17,17 @@ from typing import Any
 import pytest
 
 import agentwire
-from agentwire.agent.lifecycle import AgentLimits
-from agentwire.agent.restarts import RestartPolicy
+from agentwire.agent.launching.events import AgentLimits
+from agentwire.agent.launching.restarts import RestartPolicy
 from agentwire.config import Config
 from agentwire.errors import AgentwireError, InputError, RequestError
 from agentwire.model.fake import answer
-from agentwire.model.sources import locate
-from agentwire.outcomes import Outcome
-from agentwire.reply import Reply
+from agentwire.model.sources.lookup import locate
 from agentwire.runtime import Runtime
+from agentwire.runtime.pending import Outcome
+from agentwire.runtime.reply import Reply
 from agentwire.scenario.resolve import resolve
-from agentwire.scenario.schema import Scenario
+from agentwire.spec.scenario import Scenario
 
 pytest.importorskip("ray", reason="Ray is not installed here: make test-ray")
 pytestmark = [
@@ -88,15 +88,15 @@ def scenario(cluster: Any, **receiver: Any) -> Scenario:
 
 
 def runtime(cluster: Any, fake: dict[str, Any] | None = None, **receiver: Any) -> Runtime:
-    from agentwire.agent.spec import FakeModel
-    from agentwire.launch.ray import RayLauncher
-    from agentwire.wiring import Wiring
+    from agentwire.agent.launching.ray import RayLauncher
+    from agentwire.runtime.deployment import Deployment
+    from agentwire.spec.agent import FakeModel
 
-    wiring = Wiring.of(resolve(scenario(cluster, **receiver)))
-    agents = dict(wiring.agents)
+    deployment = Deployment.of(resolve(scenario(cluster, **receiver)))
+    agents = dict(deployment.agents)
     settings = FakeModel.model_validate(fake or {})
     agents["receiver"] = agents["receiver"].model_copy(update={"fake": settings})
-    built = Wiring(agents=agents, wires=wiring.wires)
+    built = Deployment(agents=agents, wires=deployment.wires)
     remote = RayLauncher(cluster.address).remote(agents)
     return Runtime(built, limits=LIMITS, remote=remote)
 
@@ -158,7 +158,15 @@ def test_the_small_pair_predicts_the_same_on_a_cluster(cluster: Any, tmp_path: P
     found = {}
     for launcher in (["--launcher", "ray", "--address", cluster.address], ["--launcher", "local"]):
         out = tmp_path / launcher[1]
-        command = [sys.executable, "-m", "agentwire.cli", "run", str(SCENARIO), "--out", str(out)]
+        command = [
+            sys.executable,
+            "-m",
+            "agentwire.cli.app",
+            "run",
+            str(SCENARIO),
+            "--out",
+            str(out),
+        ]
         options = ["--limit", "48", "--methods", "bridge,receiver_direct", "--json", *launcher]
         done = subprocess.run(
             [*command, *options], capture_output=True, text=True, timeout=280, check=False
@@ -225,10 +233,10 @@ async def test_what_no_node_has_is_said(cluster: Any) -> None:
 
 
 async def test_what_the_user_can_mend_comes_back_as_that(cluster: Any) -> None:
-    from agentwire.agent.spec import AgentSpec
-    from agentwire.launch.ray import RayLauncher
-    from agentwire.scenario.schema import WireSpec
-    from agentwire.wiring import Wiring
+    from agentwire.agent.launching.ray import RayLauncher
+    from agentwire.runtime.deployment import Deployment
+    from agentwire.spec.agent import AgentSpec
+    from agentwire.spec.scenario import WireSpec
 
     pytest.importorskip("torch", reason="`make test` installs torch")
     empty = AgentSpec(name="receiver", backend="transformers", model="nothing", threads=1)
@@ -237,4 +245,4 @@ async def test_what_the_user_can_mend_comes_back_as_that(cluster: Any) -> None:
     wire = WireSpec.model_validate({"from": "sender", "to": "receiver"})
     remote = RayLauncher(cluster.address).remote(agents)
     with pytest.raises(InputError, match="weights of nothing are not on this machine"):
-        await Runtime(Wiring.of_specs(agents, [wire]), limits=LIMITS, remote=remote).start()
+        await Runtime(Deployment.of_specs(agents, [wire]), limits=LIMITS, remote=remote).start()

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from agentwire.agent.spec import AgentSpec, OutgoingBridge
 from agentwire.errors import InputError
+from agentwire.spec.agent import AgentSpec, OutgoingBridge
 
 pytest.importorskip("ray", reason="Ray is not installed here: make test-ray")
 
@@ -20,14 +20,14 @@ def spec(**changes: Any) -> AgentSpec:
 
 
 def test_needs_follow_from_device_and_threads() -> None:
-    from agentwire.launch.ray import needs
+    from agentwire.agent.launching.ray import needs
 
     assert needs(spec()) == {"num_cpus": 2, "num_gpus": 0.0}
     assert needs(spec(device="cuda:3")) == {"num_cpus": 2, "num_gpus": 1.0}
 
 
 def test_a_place_says_it_all() -> None:
-    from agentwire.launch.ray import needs
+    from agentwire.agent.launching.ray import needs
 
     place = {"cpus": 4, "gpus": 0.5, "labels": {"rack": "in(a, b)"}, "resources": {"fast": 1}}
     assert needs(spec(device="cuda:0", place=place)) == {
@@ -39,7 +39,7 @@ def test_a_place_says_it_all() -> None:
 
 
 def test_on_its_node_an_agent_sees_its_own_gpu_and_lends_nothing() -> None:
-    from agentwire.launch.ray import on_its_node
+    from agentwire.agent.launching.ray import on_its_node
 
     there = on_its_node(spec(device="cuda:3", lends={"a": 1, "b": 1}))
     assert (there.device, there.lends) == ("cuda:0", {})
@@ -47,7 +47,7 @@ def test_on_its_node_an_agent_sees_its_own_gpu_and_lends_nothing() -> None:
 
 
 def test_bridges_travel_to_nodes_that_lack_them(tmp_path: Path) -> None:
-    from agentwire.launch.ray import files_of, here
+    from agentwire.agent.launching.ray import files_of, here
 
     folder = tmp_path / "bridge"
     folder.mkdir()
@@ -64,7 +64,7 @@ def test_bridges_travel_to_nodes_that_lack_them(tmp_path: Path) -> None:
 
 
 def test_no_cluster_is_an_input_error() -> None:
-    from agentwire.launch.ray import RayLauncher
+    from agentwire.agent.launching.ray import RayLauncher
 
     with pytest.raises(InputError, match="no Ray cluster"):
         RayLauncher("127.0.0.1:1")

@@ -70,7 +70,7 @@ def test_it_reads_and_writes_every_golden_message(path: Path) -> None:
 
 @pytest.fixture
 async def runtime() -> AsyncIterator[Runtime]:
-    async with fake_runtime(wiring={"task": None}) as runtime:
+    async with fake_runtime(deployment={"task": None}) as runtime:
         yield runtime
 
 

@@ -23,7 +23,7 @@ def agents() -> Iterator[LocalAgents]:
 @pytest.fixture(scope="module")
 def fake_agents() -> Iterator[LocalAgents]:
     """The same shape without models, for what needs a fault or a short life."""
-    from gateway_run import wiring
+    from gateway_run import deployment
 
-    with LocalAgents(wiring(), handle_ttl_s=1.0) as started:
+    with LocalAgents(deployment(), handle_ttl_s=1.0) as started:
         yield started

@@ -65,7 +65,7 @@ def run(name: str, *arguments: str) -> str:
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     """A gateway over the small pair, in a process of its own."""
-    command = [sys.executable, "-m", "agentwire.cli", "serve", str(SCENARIO), "--port", "0"]
+    command = [sys.executable, "-m", "agentwire", "serve", str(SCENARIO), "--port", "0"]
     with subprocess.Popen(
         [*command, "--json"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

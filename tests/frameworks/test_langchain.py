@@ -118,12 +118,12 @@ def test_a_checkpoint_restored_too_late_says_so(fake_agents: LocalAgents) -> Non
 def test_a_checkpoint_restored_by_another_program_says_so() -> None:
     """Its agents are others: what the first one's sender kept is gone."""
     saver = pytest.importorskip("langgraph.checkpoint.memory").InMemorySaver()
-    from gateway_run import wiring
+    from gateway_run import deployment
 
     config = {"configurable": {"thread_id": "1"}}
-    with LocalAgents(wiring()) as first:
+    with LocalAgents(deployment()) as first:
         graph(first, saver).invoke({"review": GOOD, "messages": []}, config)
-    with LocalAgents(wiring()) as second:
+    with LocalAgents(deployment()) as second:
         with pytest.raises(RequestError, match="expired") as error:
             graph(second, saver).invoke(None, config)
         assert error.value.code is NackCode.EXPIRED

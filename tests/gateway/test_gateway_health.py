@@ -1,7 +1,7 @@
 """What a gateway says of its agents: an agent with replicas works while one of them does."""
 
 from agentwire.gateway.health import Health
-from agentwire.reply import AgentInfo, ProgressEvent
+from agentwire.runtime.reply import AgentInfo, ProgressEvent
 
 
 def test_an_agent_works_while_one_of_its_replicas_does() -> None:

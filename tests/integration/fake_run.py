@@ -8,12 +8,12 @@ from typing import Any
 
 import psutil
 
-from agentwire.agent.restarts import RestartPolicy
-from agentwire.agent.spec import AgentSpec, FakeModel, OutgoingBridge
+from agentwire.agent.launching.restarts import RestartPolicy
 from agentwire.runtime import AgentLimits, Runtime
-from agentwire.scenario.schema import WireSpec
+from agentwire.runtime.deployment import Deployment
+from agentwire.spec.agent import AgentSpec, FakeModel, OutgoingBridge
+from agentwire.spec.scenario import WireSpec
 from agentwire.wire.messages import RelaySpec, TaskSpec
-from agentwire.wiring import Wiring
 
 TASK = TaskSpec(
     "task", "Answer:", "{text}\nAnswer:", ("good", "bad", "mixed"), RelaySpec("Sum up: {text}", 2)
@@ -28,7 +28,7 @@ def fake_runtime(
     bridge: str | None = "fake:receiver-model",
     fallback: str = "text",
     limits: AgentLimits = LIMITS,
-    wiring: dict[str, Any] | None = None,
+    deployment: dict[str, Any] | None = None,
     rehearse: bool = False,
     **kw: Any,
 ) -> Runtime:
@@ -54,7 +54,7 @@ def fake_runtime(
             fake=FakeModel.model_validate(receiver or {}),
         ),
     }
-    built = Wiring.of_specs(agents, [wire], **({"task": TASK} | (wiring or {})))
+    built = Deployment.of_specs(agents, [wire], **({"task": TASK} | (deployment or {})))
     return Runtime(built, limits=limits, **kw)
 
 

@@ -10,18 +10,18 @@ from typing import Any
 
 from fake_run import TASK
 
-from agentwire.agent.spec import AgentSpec, FakeModel, OutgoingBridge
 from agentwire.gateway.limits import GatewayLimits
 from agentwire.gateway.server import ServeOptions, serve
+from agentwire.runtime.deployment import Deployment
 from agentwire.scenario.resolve import resolve
-from agentwire.scenario.schema import Scenario, WireSpec
-from agentwire.wiring import Wiring
+from agentwire.spec.agent import AgentSpec, FakeModel, OutgoingBridge
+from agentwire.spec.scenario import Scenario, WireSpec
 
 ADA, BOB = "ada-" + "a" * 28, "bob-" + "b" * 28
 KEYS = {"ada": ADA, "bob": BOB}
 
 
-def wiring(*, task: bool = True, bridge: str = "any", **fakes: dict[str, Any]) -> Wiring:
+def deployment(*, task: bool = True, bridge: str = "any", **fakes: dict[str, Any]) -> Deployment:
     """llama -> mistral, and a writer on no wire; ``fakes`` sets delays and faults by agent."""
     wire = WireSpec.model_validate({"from": "llama", "to": "mistral"})
     out = OutgoingBridge(wire=wire.name, receiver="mistral", folder=f"fake:mistral-model:{bridge}")
@@ -36,10 +36,10 @@ def wiring(*, task: bool = True, bridge: str = "any", **fakes: dict[str, Any]) -
         )
         for name in ("llama", "mistral", "writer")
     }
-    return Wiring.of_specs(agents, [wire], task=TASK if task else None)
+    return Deployment.of_specs(agents, [wire], task=TASK if task else None)
 
 
-def joined() -> Wiring:
+def joined() -> Deployment:
     """Senders a and b, whose soft tokens c reads together."""
     fake = {"backend": "fake"}
     scenario = Scenario.model_validate(
@@ -49,12 +49,12 @@ def joined() -> Wiring:
             "wires": [{"from": ["a", "b"], "to": "c", "reads": "share"}],
         }
     )
-    return replace(Wiring.of(resolve(scenario)), task=TASK)
+    return replace(Deployment.of(resolve(scenario)), task=TASK)
 
 
 @contextlib.asynccontextmanager
 async def gateway(
-    what: Wiring | None = None,
+    what: Deployment | None = None,
     *,
     keys: dict[str, str] | None = None,
     limits: GatewayLimits | None = None,
@@ -69,7 +69,7 @@ async def gateway(
         **options,
     )
     task = asyncio.create_task(
-        serve(what or wiring(), settings, ready=lambda base, models: url.set_result(base))
+        serve(what or deployment(), settings, ready=lambda base, models: url.set_result(base))
     )
     try:
         await asyncio.wait({task, url}, return_when=asyncio.FIRST_COMPLETED)

@@ -41,7 +41,7 @@ FAKE: dict[str, Any] = {
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "agentwire.cli", "bench", *arguments]
+    return [sys.executable, "-m", "agentwire", "bench", *arguments]
 
 
 def environment(folder: Path) -> dict[str, str]:

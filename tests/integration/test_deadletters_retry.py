@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from fake_run import TASK, fake_runtime
 
-from agentwire.deadletters import DeadLetters, pick
 from agentwire.errors import NackCode, RequestError
 from agentwire.model.fake import answer
-from agentwire.reply import Reply
+from agentwire.runtime.deadletters import DeadLetters, pick
+from agentwire.runtime.reply import Reply
 
 pytestmark = pytest.mark.integration
 

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 from fake_run import TASK
-from gateway_run import ADA, BOB, gateway, joined, wiring
+from gateway_run import ADA, BOB, deployment, gateway, joined
 
 from agentwire.gateway.limits import GatewayLimits
 from agentwire.model.fake import answer, joint_answer, text_hash
@@ -175,7 +175,7 @@ async def test_a_handle_ends_with_its_time_or_with_its_sender() -> None:
         handle = await client.text("llama->mistral:keep", FILM)
         await asyncio.sleep(0.6)
         assert (await client.chat("mistral", handle)).status_code == 404
-    crash = wiring(llama={"crash_on": "poison"})
+    crash = deployment(llama={"crash_on": "poison"})
     async with gateway(crash) as url, Client(url) as client:
         handle = await client.text("llama->mistral:keep", FILM)
         doomed = await client.chat("llama->mistral", "poison")
@@ -197,7 +197,7 @@ async def test_free_text_over_a_wire_says_how_it_went() -> None:
         refused = await client.chat("llama->mistral", FILM, **free)
         assert refused.status_code == 400
         assert "trained for answers in label words" in refused.json()["error"]["message"]
-    async with gateway(wiring(bridge="any:free_text")) as url, Client(url) as client:
+    async with gateway(deployment(bridge="any:free_text")) as url, Client(url) as client:
         body = (await client.chat("llama->mistral", FILM, **free)).json()
         assert (
             body["choices"][0]["message"]["content"] == f"mistral-model: soft {text_hash(FILM):08x}"
@@ -263,7 +263,7 @@ async def test_who_may_not_ask() -> None:
 
 
 async def test_limits_are_kept() -> None:
-    slow = wiring(writer={"decode_ms": 700})
+    slow = deployment(writer={"decode_ms": 700})
     limits = GatewayLimits(requests=4, requests_of_one=3, body_bytes=2000, body_s=0.3, timeout_s=5)
     async with gateway(slow, limits=limits) as url, Client(url) as ada, Client(url, BOB) as bob:
         calls = [ada.chat("writer", f"{n}") for n in range(5)]
@@ -289,7 +289,7 @@ async def test_limits_are_kept() -> None:
 
 
 async def test_a_client_that_leaves_frees_its_agent() -> None:
-    slow = wiring(writer={"token_ms": 20})
+    slow = deployment(writer={"token_ms": 20})
     words = " ".join(["word"] * 1000)  # 20 s of generation
     async with gateway(slow) as url, Client(url) as client:
         with pytest.raises(httpx.ReadTimeout):
@@ -326,7 +326,7 @@ async def test_health_and_metrics() -> None:
 
 
 async def test_an_agent_that_dies_in_mid_stream_is_not_noticed() -> None:
-    slow = wiring(writer={"token_ms": 30})
+    slow = deployment(writer={"token_ms": 30})
     async with gateway(slow) as url, Client(url) as client:
         words = "one two three four five six seven eight nine ten eleven twelve"
         text, killed = "", False

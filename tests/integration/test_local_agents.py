@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fake_run import TASK, my_children
-from gateway_run import wiring
+from gateway_run import deployment
 
 from agentwire.adapters.local import LocalAgents
+from agentwire.chat.answers import Answer
 from agentwire.errors import AgentwireError, InputError, NackCode, RequestError
-from agentwire.gateway.answers import Answer
 from agentwire.model.fake import answer
 
 pytestmark = pytest.mark.integration
@@ -21,7 +21,7 @@ FILM = "a warm and moving film"
 
 @pytest.fixture(scope="module")
 def agents() -> Iterator[LocalAgents]:
-    with LocalAgents(wiring()) as started:
+    with LocalAgents(deployment()) as started:
         yield started
     assert not my_children()
 
@@ -67,9 +67,9 @@ def test_errors_are_those_of_the_python_api(agents: LocalAgents) -> None:
 
 
 def test_closed_agents_say_so() -> None:
-    agents = LocalAgents(wiring())
+    agents = LocalAgents(deployment())
     agents.close()  # never started: nothing to end
-    started = LocalAgents(wiring())
+    started = LocalAgents(deployment())
     started.start()
     started.close()
     started.close()

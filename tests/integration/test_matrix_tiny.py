@@ -26,7 +26,7 @@ def agentwire(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     for name in ("AGENTWIRE_DATA", "AGENTWIRE_BRIDGES"):
         env.pop(name, None)
     return subprocess.run(
-        [sys.executable, "-m", "agentwire.cli", *arguments],
+        [sys.executable, "-m", "agentwire", *arguments],
         cwd=folder,
         env={**env, "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -12,7 +12,7 @@ import pytest
 from fake_run import fake_runtime
 from typer.testing import CliRunner
 
-from agentwire.commands.top import newest, view
+from agentwire.cli.top import newest, view
 from agentwire.errors import InputError, RequestError
 from agentwire.telemetry.journal import read_lines
 from agentwire.telemetry.live import Latencies, quantile, read_status, write_status
@@ -69,7 +69,7 @@ async def test_everything_that_happens_can_be_seen(tmp_path: Path) -> None:
 def _app() -> object:
     import typer
 
-    from agentwire.commands.top import top
+    from agentwire.cli.top import top
 
     app = typer.Typer()
     app.command()(top)

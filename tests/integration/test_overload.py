@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from fake_run import LIMITS, TASK, fake_runtime, until
 
-from agentwire.agent.spec import AgentSpec, FakeModel, OutgoingBridge
 from agentwire.errors import NackCode, RequestError
-from agentwire.ledger import Admission
 from agentwire.model.fake import answer
-from agentwire.reply import Reply
 from agentwire.runtime import Runtime
-from agentwire.scenario.schema import WireSpec
-from agentwire.wiring import Wiring
+from agentwire.runtime.deployment import Deployment
+from agentwire.runtime.ledger import Admission
+from agentwire.runtime.reply import Reply
+from agentwire.spec.agent import AgentSpec, FakeModel, OutgoingBridge
+from agentwire.spec.scenario import WireSpec
 
 pytestmark = pytest.mark.integration
 
@@ -35,7 +35,7 @@ def star() -> Runtime:
     common: dict[str, Any] = {"backend": "fake", "threads": 1, "fake": FakeModel()}
     agents = {name: AgentSpec(name=name, model=name, **common) for name in names}
     agents["hub"] = AgentSpec(name="hub", model="hub", bridges=bridges, **common)
-    return Runtime(Wiring.of_specs(agents, wires, task=TASK), limits=LIMITS)
+    return Runtime(Deployment.of_specs(agents, wires, task=TASK), limits=LIMITS)
 
 
 def labels(outcomes: list[Any]) -> list[str | None]:

@@ -54,7 +54,7 @@ async def test_a_run_with_faults_replays_to_the_same_outcomes(tmp_path: Path) ->
 async def test_the_command_and_a_recording_that_was_cut(tmp_path: Path) -> None:
     from typer import Typer
 
-    from agentwire.commands.replay import replay as command
+    from agentwire.cli.replay import replay as command
 
     await record(tmp_path)
     app = Typer()

@@ -172,7 +172,7 @@ async def test_deadline_and_cancellation() -> None:
 
 
 async def test_more_than_the_bus_holds_is_refused_at_the_deadline() -> None:
-    async with fake_runtime(sender={"encode_ms": 400}, wiring={"batch_size": 1}) as wire:
+    async with fake_runtime(sender={"encode_ms": 400}, deployment={"batch_size": 1}) as wire:
         calls = [
             wire.send_batch("sender", "receiver", TEXTS[:16], deadline=0.3) for _ in range(120)
         ]
@@ -214,7 +214,7 @@ async def test_closing_ends_what_is_outstanding() -> None:
 
 
 async def test_bad_calls() -> None:
-    async with fake_runtime(wiring={"task": None}) as wire:
+    async with fake_runtime(deployment={"task": None}) as wire:
         for call, words in [
             (wire.send("sender", "receiver", "x"), "what the receiver is asked"),
             (wire.send("receiver", "sender", "x", prompt="p"), "no wire"),

@@ -11,10 +11,10 @@ from fake_run import LIMITS, TASK
 
 from agentwire.errors import NackCode, RequestError, ScenarioError
 from agentwire.model.fake import answer, joint_answer
-from agentwire.reply import Reply
 from agentwire.runtime import Runtime
+from agentwire.runtime.reply import Reply
 from agentwire.scenario.resolve import resolve
-from agentwire.scenario.schema import Scenario
+from agentwire.spec.scenario import Scenario
 
 pytestmark = pytest.mark.integration
 

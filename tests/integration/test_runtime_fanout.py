@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from fake_run import LIMITS, TASK, fake_runtime
 
-from agentwire.agent.spec import AgentSpec, FakeModel, OutgoingBridge
 from agentwire.errors import NackCode, RequestError
 from agentwire.model.fake import answer
-from agentwire.reply import Reply
 from agentwire.runtime import Runtime
-from agentwire.scenario.schema import WireSpec
-from agentwire.wiring import Wiring
+from agentwire.runtime.deployment import Deployment
+from agentwire.runtime.reply import Reply
+from agentwire.spec.agent import AgentSpec, FakeModel, OutgoingBridge
+from agentwire.spec.scenario import WireSpec
 
 pytestmark = pytest.mark.integration
 
@@ -43,7 +43,7 @@ def triangle(*, replicas: dict[str, int] | None = None, **critic: Any) -> Runtim
             fake=FakeModel.model_validate(critic),
         ),
     }
-    return Runtime(Wiring.of_specs(agents, wires, task=TASK, replicas=replicas), limits=LIMITS)
+    return Runtime(Deployment.of_specs(agents, wires, task=TASK, replicas=replicas), limits=LIMITS)
 
 
 async def test_each_receiver_answers_about_what_the_sender_read_once() -> None:

@@ -10,7 +10,7 @@ from fake_run import TASK, Events, fake_runtime, my_children, until
 
 from agentwire.errors import NackCode, RequestError
 from agentwire.model.fake import answer
-from agentwire.reply import Reply
+from agentwire.runtime.reply import Reply
 
 pytestmark = pytest.mark.integration
 
@@ -23,8 +23,8 @@ def expected(texts: list[str]) -> list[str]:
 
 
 async def test_two_receivers_share_the_work_and_answer_as_one_does() -> None:
-    wiring = {"replicas": {"receiver": 2}, "in_flight": 4}
-    async with fake_runtime(sender=SLOW, receiver=SLOW, wiring=wiring) as wire:
+    deployment = {"replicas": {"receiver": 2}, "in_flight": 4}
+    async with fake_runtime(sender=SLOW, receiver=SLOW, deployment=deployment) as wire:
         assert set(wire.agents) == {"sender", "receiver.1", "receiver.2"}
         assert len({info.pid for info in wire.agents.values()}) == 3
         replies = [
@@ -48,8 +48,10 @@ async def test_two_receivers_share_the_work_and_answer_as_one_does() -> None:
 @pytest.mark.parametrize("victim", ["receiver.1", "sender.2"])
 async def test_a_replica_that_is_killed_costs_nothing_but_time(victim: str) -> None:
     journal = Events()
-    wiring = {"replicas": {"receiver": 2, "sender": 2}, "in_flight": 6}
-    async with fake_runtime(sender=SLOW, receiver=SLOW, journal=journal, wiring=wiring) as wire:
+    deployment = {"replicas": {"receiver": 2, "sender": 2}, "in_flight": 6}
+    async with fake_runtime(
+        sender=SLOW, receiver=SLOW, journal=journal, deployment=deployment
+    ) as wire:
         pid = wire.agents[victim].pid
         labels: list[str | None] = []
         routes: list[str] = []
@@ -72,8 +74,8 @@ async def test_a_replica_that_is_killed_costs_nothing_but_time(victim: str) -> N
 
 async def test_a_poison_row_kills_two_replicas_and_no_neighbour() -> None:
     texts = [*TEXTS[:20], "poison", *TEXTS[20:40]]
-    wiring = {"replicas": {"receiver": 2}}
-    async with fake_runtime(receiver={"crash_on": "poison"}, wiring=wiring) as wire:
+    deployment = {"replicas": {"receiver": 2}}
+    async with fake_runtime(receiver={"crash_on": "poison"}, deployment=deployment) as wire:
         calls = [wire.send_batch("sender", "receiver", texts[i : i + 8]) for i in range(0, 41, 8)]
         outcomes = [o for batch in await asyncio.gather(*calls) for o in batch]
         dead = outcomes.pop(20)
@@ -82,8 +84,8 @@ async def test_a_poison_row_kills_two_replicas_and_no_neighbour() -> None:
 
 
 async def test_what_a_replica_keeps_is_asked_of_that_replica() -> None:
-    wiring = {"replicas": {"sender": 3, "receiver": 2}}
-    async with fake_runtime(wiring=wiring) as wire:
+    deployment = {"replicas": {"sender": 3, "receiver": 2}}
+    async with fake_runtime(deployment=deployment) as wire:
         kept = await asyncio.gather(*(wire.keep("sender", "receiver", t) for t in TEXTS[:6]))
         assert len({payload.process for payload in kept}) == 3
         replies = [await wire.send("sender", "receiver", payload) for payload in (*kept, *kept)]

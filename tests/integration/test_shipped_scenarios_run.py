@@ -59,7 +59,7 @@ def test_it_runs_with_what_a_bare_machine_has(file: Path, tmp_path: Path) -> Non
     env = {**os.environ, "PYTHONPATH": str(ROOT), "AGENTWIRE_OFFLINE": "1"}
     env |= {"AGENTWIRE_HOME": str(tmp_path / "home"), "AGENTWIRE_DATA": str(tmp_path / "data")}
     env.pop("AGENTWIRE_BRIDGES", None)
-    command = [sys.executable, "-m", "agentwire.cli", "run", file.name, "--json"]
+    command = [sys.executable, "-m", "agentwire", "run", file.name, "--json"]
     done = subprocess.run(
         [*command, "--limit", str(ROWS)],
         cwd=tmp_path,

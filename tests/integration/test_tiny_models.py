@@ -36,7 +36,7 @@ def agentwire(folder: Path, *arguments: str) -> dict[str, Any]:
     for name in ("AGENTWIRE_DATA", "AGENTWIRE_BRIDGES"):
         env.pop(name, None)
     done = subprocess.run(
-        [sys.executable, "-m", "agentwire.cli", *arguments, "--json"],
+        [sys.executable, "-m", "agentwire", *arguments, "--json"],
         cwd=folder,
         env={**env, "OMP_NUM_THREADS": "1"},
         capture_output=True,

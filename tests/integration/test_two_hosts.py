@@ -19,15 +19,15 @@ from pathlib import Path
 import pytest
 from fake_run import LIMITS, TASK, fake_runtime, until
 
-from agentwire.agent.lifecycle import AgentLimits
-from agentwire.agent.placement import Remote
+from agentwire.agent.launching.events import AgentLimits
+from agentwire.agent.launching.placement import Remote
 from agentwire.bus.access import RemoteAccess
 from agentwire.bus.keys import AllowList, KeyFolder
 from agentwire.errors import AgentwireError
 from agentwire.model.fake import answer
-from agentwire.outcomes import Outcome
-from agentwire.reply import Reply
 from agentwire.runtime import Runtime
+from agentwire.runtime.pending import Outcome
+from agentwire.runtime.reply import Reply
 from agentwire.wire.states import Timing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
@@ -40,8 +40,8 @@ TIMING = Timing(ping_ms=200, liveness_ms=2_000)
 AGENT = """
 import sys
 from pathlib import Path
-from agentwire.agent.remote import join
-from agentwire.agent.spec import AgentSpec
+from agentwire.agent.join import join
+from agentwire.spec.agent import AgentSpec
 from agentwire.bus.access import PeerKeys
 from agentwire.bus.keys import read_pair, read_public
 
@@ -68,7 +68,7 @@ class Elsewhere:
         return Remote.of(access, ["receiver"])
 
     def start(self, runtime: Runtime, address: str, *before: str) -> None:
-        spec = runtime._wiring.agents["receiver"]
+        spec = runtime._deployment.agents["receiver"]
         command = [*before, sys.executable, "-c", AGENT, address]
         files = [str(self.keys.folder / name) for name in ("receiver.key", "bus.pub")]
         with self.log.open("ab") as log:

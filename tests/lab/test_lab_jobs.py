@@ -14,9 +14,9 @@ from lab.files import Folder
 from lab.jobs import Job, every_job
 from lab.work import KINDS, do
 
-from agentwire.agent.spec import AgentSpec
 from agentwire.bridge.store import verify
 from agentwire.model.transformers import TransformersBackend
+from agentwire.spec.agent import AgentSpec
 from agentwire.task.datasets import Dataset
 from agentwire.task.definitions import load_definition
 from agentwire.task.holdout import held_out_split

@@ -11,12 +11,12 @@ from lab.norms import fuse_norms
 from lab.onepass import OnePass, ask
 from lab.soft_tokens import best_rates
 
-from agentwire.bridge.problem import BridgeProblem, Part
 from agentwire.bridge.resampler import Resampler, ResamplerShape
-from agentwire.bridge.states import StateCache
 from agentwire.model.transformers import TransformersBackend
-from agentwire.scenario.schema import TrainSpec
+from agentwire.spec.scenario import TrainSpec
 from agentwire.task.definitions import load_definition
+from agentwire.training.objective import BridgeObjective, Part
+from agentwire.training.states import StateCache
 
 TASKS = [load_definition("sst2").spec(), load_definition("movie_snippets").spec()]
 
@@ -49,7 +49,7 @@ def test_losses_and_gradients_are_those_of_passes_for_each(
     rows = [[torch.tensor([0, 3, 5])] * 2, [torch.tensor([1, 2, 7])] * 2]
     found = []
     for problem in (
-        BridgeProblem(modules, parts, recipes),
+        BridgeObjective(modules, parts, recipes),
         OnePass(modules, parts, recipes, receiver, TASKS, same_rows=same_rows),
     ):
         for module in modules:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agentwire.agent.spec import GraphSpec
-from agentwire.model.buckets import Buckets, fill
+from agentwire.model.static.buckets import Buckets, fill
+from agentwire.spec.agent import GraphSpec
 
 BUCKETS = Buckets((1, 4, 16), (16, 48, 512), 2048)
 

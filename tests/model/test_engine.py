@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from agentwire.agent.spec import AgentSpec, GraphSpec
 from agentwire.errors import DeviceError
-from agentwire.model import shapes
 from agentwire.model.backend import Pipelined
-from agentwire.model.engine import StaticBackend
 from agentwire.model.prompting import MAX_TEXT_TOKENS
+from agentwire.model.sources import random_weights as shapes
+from agentwire.model.static.engine import StaticBackend
+from agentwire.spec.agent import AgentSpec, GraphSpec
 from agentwire.wire.messages import RelaySpec, TaskSpec
 
 LLAMA, MISTRAL = "random/tiny-llama", "random/tiny-mistral"

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from agentwire.agent.spec import AgentSpec, GraphSpec
-from agentwire.model import shapes
-from agentwire.model.engine import StaticBackend
-from agentwire.model.ops import PlainOps, Rotary
+from agentwire.model.sources import random_weights as shapes
+from agentwire.model.static.engine import StaticBackend
+from agentwire.model.static.ops import PlainOps, Rotary
+from agentwire.spec.agent import AgentSpec, GraphSpec
 from agentwire.wire.messages import RelaySpec, TaskSpec
 
 pytestmark = [
@@ -60,7 +60,7 @@ def near(a: torch.Tensor, b: torch.Tensor, most: float = 2e-2) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("head", [16, 128])
 def test_kernels_equal_plain_operations(device: str, head: int) -> None:
-    from agentwire.model.fused import FusedOps
+    from agentwire.model.static.triton_ops import FusedOps
 
     torch.manual_seed(0)
     plain, fused = PlainOps(), FusedOps()
@@ -97,7 +97,7 @@ def test_kernels_equal_plain_operations(device: str, head: int) -> None:
 
 @pytest.mark.parametrize("rows", [1, 8, 17, 32])
 def test_products_of_few_rows_equal_a_linear_layer(rows: int) -> None:
-    from agentwire.model.products import CANDIDATES, few_rows
+    from agentwire.model.static.products import CANDIDATES, few_rows
 
     torch.manual_seed(rows)
     x = torch.randn(rows, 1024, device="cuda:0", dtype=torch.bfloat16)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from agentwire.agent.spec import FakeModel
 from agentwire.model.backend import Pipelined
 from agentwire.model.fake import FakeBackend
 from agentwire.model.fake_device import FakeDevice
+from agentwire.spec.agent import FakeModel
 from agentwire.wire.messages import TaskSpec
 
 TASK = TaskSpec("t", "Answer:", "{text}\nAnswer:", ("good", "bad", "mixed"))

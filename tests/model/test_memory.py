@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from agentwire.agent.spec import AgentSpec, GraphSpec
-from agentwire.model.memory import estimate
+from agentwire.model.static.memory import estimate
+from agentwire.spec.agent import AgentSpec, GraphSpec
 
 
 def spec(model: str, **changes: object) -> AgentSpec:

@@ -3,10 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agentwire.agent.spec import AgentSpec, FakeModel
 from agentwire.errors import BridgeError, ScenarioError
 from agentwire.model.backend import Backend
 from agentwire.model.fake import FakeBackend, answer, fingerprint
+from agentwire.spec.agent import AgentSpec, FakeModel
 from agentwire.wire.messages import RelaySpec, TaskSpec
 
 TASK = TaskSpec("t", "Answer:", "{text}\nAnswer:", ("good", "bad", "mixed"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agentwire.model.packing import can_pack, groups_of, packed_states
+from agentwire.model.cpu.packing import can_pack, groups_of, packed_states
 from agentwire.model.transformers import trunk
 
 SIZES = {

@@ -20,8 +20,8 @@ from agentwire.model.prompting import (
     start_ids,
     text_ids,
 )
-from agentwire.model.registry import MODELS
-from agentwire.model.sources import locate
+from agentwire.model.sources.lookup import locate
+from agentwire.model.sources.registry import MODELS
 from agentwire.model.transformers import load_tokenizer
 from agentwire.wire.messages import TaskSpec
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from agentwire.errors import BridgeError, ModelError
-from agentwire.model import shapes
+from agentwire.model.sources import random_weights as shapes
 
 LLAMA, MISTRAL = "meta-llama/Llama-3.1-8B-Instruct", "mistralai/Mistral-7B-Instruct-v0.3"
 CPU = torch.device("cpu")

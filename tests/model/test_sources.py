@@ -18,10 +18,10 @@ import pytest
 from agentwire.config import Config
 from agentwire.download import Archive
 from agentwire.errors import DownloadError, ModelError
-from agentwire.model import sources
-from agentwire.model.fingerprint import fingerprint, published_files, write_source
-from agentwire.model.registry import MODELS, SMOLLM2, Part
-from agentwire.model.sources import fetch, locate
+from agentwire.model.sources import lookup as sources
+from agentwire.model.sources.fingerprint import fingerprint, published_files, write_source
+from agentwire.model.sources.lookup import fetch, locate
+from agentwire.model.sources.registry import MODELS, SMOLLM2, Part
 
 GGUF = b"GGUF and the rest of the file" * 100
 

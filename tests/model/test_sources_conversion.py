@@ -15,11 +15,11 @@ import pytest
 from agentwire.config import Config
 from agentwire.download import sha256_of
 from agentwire.errors import ModelError
-from agentwire.model.convert import bfloat16, convert, hf_name
-from agentwire.model.gguf import GgufFile
-from agentwire.model.registry import GEMMA3, MODELS, SMOLLM2, RegistryModel
-from agentwire.model.sources import fingerprint, locate
-from agentwire.model.tokenizer_json import implied_merges
+from agentwire.model.sources.convert import bfloat16, convert, hf_name
+from agentwire.model.sources.gguf import GgufFile
+from agentwire.model.sources.lookup import fingerprint, locate
+from agentwire.model.sources.registry import GEMMA3, MODELS, SMOLLM2, RegistryModel
+from agentwire.model.sources.tokenizer_json import implied_merges
 
 gguf = pytest.importorskip("gguf", reason="`make test` installs gguf")
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from agentwire.model import shapes
-from agentwire.model.ops import PlainOps
-from agentwire.model.static import NotStatic, StaticDecoder
+from agentwire.model.sources import random_weights as shapes
+from agentwire.model.static.decoder import NotStatic, StaticDecoder
+from agentwire.model.static.ops import PlainOps
 from agentwire.model.transformers import load_model, trunk
 
 CPU = torch.device("cpu")

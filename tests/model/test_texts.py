@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from agentwire.model.decoding import continue_greedily, plain_greedy
-from agentwire.model.packed_linear import PackedLinear, can_pack, pack_linears
-from agentwire.model.prefix import Prefix
-from agentwire.model.reading import can_pack_behind, read_packed, sees
+from agentwire.model.cpu.decoding import continue_greedily, plain_greedy
+from agentwire.model.cpu.packed_linear import PackedLinear, can_pack, pack_linears
+from agentwire.model.cpu.prefix import Prefix
+from agentwire.model.cpu.reading import can_pack_behind, read_packed, sees
 from agentwire.model.texts import TextReader
 
 SIZES = {

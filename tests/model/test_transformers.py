@@ -18,7 +18,7 @@ from agentwire.errors import BridgeError, DeviceError, ModelError, ScenarioError
 from agentwire.model import latest
 from agentwire.model import texts as text_reader
 from agentwire.model import transformers as backend
-from agentwire.model.prefix import Prefix
+from agentwire.model.cpu.prefix import Prefix
 from agentwire.model.prompting import MAX_TEXT_TOKENS, compile_task, start_ids, text_ids
 from agentwire.model.transformers import LabelHead, TransformersBackend, embedding_rms, trunk
 from agentwire.wire.messages import RelaySpec, TaskSpec

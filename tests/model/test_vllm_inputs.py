@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from agentwire.errors import NackCode, RemoteProtocolError, ScenarioError
-from agentwire.model.vllm_inputs import (
+from agentwire.model.vllm.inputs import (
     MOST_LABELS,
     Room,
     check_labels,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from agentwire.errors import ModelError
-from agentwire.model.vllm_states import StateTap, embedding_rms
+from agentwire.model.vllm.states import StateTap, embedding_rms
 
 WIDTH = 6
 

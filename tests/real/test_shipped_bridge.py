@@ -16,16 +16,16 @@ import pytest
 import pytest_asyncio
 
 import agentwire
-from agentwire.agent.spec import AgentSpec
 from agentwire.bridge.card import CARD_FILE
 from agentwire.bridge.store import verify
 from agentwire.config import Config
 from agentwire.errors import DataError
-from agentwire.model.registry import MODELS
-from agentwire.model.sources import locate
-from agentwire.reply import Reply
-from agentwire.scenario.predictions import choose_rows
-from agentwire.scenario.schema import Scenario
+from agentwire.evaluation.predictions import choose_rows
+from agentwire.model.sources.lookup import locate
+from agentwire.model.sources.registry import MODELS
+from agentwire.runtime.reply import Reply
+from agentwire.spec.agent import AgentSpec
+from agentwire.spec.scenario import Scenario
 from agentwire.task.datasets import load_rows
 from agentwire.task.definitions import load_definition
 from agentwire.task.rows import Example

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 
 import agentwire
-from agentwire.agent.spec import AgentSpec
 from agentwire.bridge.store import verify
 from agentwire.config import Config
 from agentwire.errors import DataError
-from agentwire.model.registry import MODELS
-from agentwire.model.sources import locate
-from agentwire.reply import Reply
-from agentwire.scenario.predictions import choose_rows
-from agentwire.scenario.schema import Scenario
+from agentwire.evaluation.predictions import choose_rows
+from agentwire.model.sources.lookup import locate
+from agentwire.model.sources.registry import MODELS
+from agentwire.runtime.reply import Reply
 from agentwire.scenario.shares import shares
+from agentwire.spec.agent import AgentSpec
+from agentwire.spec.scenario import Scenario
 from agentwire.task.datasets import load_rows
 from agentwire.task.definitions import load_definition
 

@@ -11,7 +11,7 @@ from agentwire.config import Config
 from agentwire.scenario.fetch import fetch
 from agentwire.scenario.inventory import Inventory, Site
 from agentwire.scenario.resolve import Resolved, resolve
-from agentwire.scenario.schema import ModelChoice, Scenario
+from agentwire.spec.scenario import ModelChoice, Scenario
 
 
 class Machine(Inventory):

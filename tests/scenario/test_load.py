@@ -9,7 +9,7 @@ from scenario_files import FAKE, write
 
 from agentwire.errors import ScenarioError
 from agentwire.scenario.load import load_agent, load_scenario
-from agentwire.scenario.schema import Scenario
+from agentwire.spec.scenario import Scenario
 
 ROOT = Path(__file__).resolve().parents[2]
 

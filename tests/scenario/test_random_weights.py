@@ -9,10 +9,10 @@ import pytest
 
 from agentwire.config import Config
 from agentwire.errors import BridgeError, ModelError, ScenarioError
-from agentwire.model import shapes
+from agentwire.model.sources import random_weights as shapes
 from agentwire.scenario.inventory import Inventory
 from agentwire.scenario.resolve import resolve
-from agentwire.scenario.schema import Scenario
+from agentwire.spec.scenario import Scenario
 
 LLAMA, MISTRAL = "random/tiny-llama", "random/tiny-mistral"
 
@@ -85,7 +85,7 @@ def test_a_model_of_no_known_shape_is_refused(machine: Inventory) -> None:
 
 
 def test_nothing_is_trained_for_random_weights(machine: Inventory, tmp_path: Path) -> None:
-    from agentwire.bridge.train import train_scenario
+    from agentwire.training.train import train_scenario
 
     resolved = resolve(
         scenario(task={"dataset": "movie_snippets"}), inventory=machine, require_bridges=False

@@ -11,10 +11,10 @@ from scenario_files import make_card, write_bridge
 
 from agentwire.config import Config
 from agentwire.errors import BridgeError, DataError, DeviceError, ModelError, ScenarioError
+from agentwire.runtime.deployment import Deployment
 from agentwire.scenario.inventory import Inventory, Site
 from agentwire.scenario.resolve import Resolved, resolve
-from agentwire.scenario.schema import DataChoice, ModelChoice, Scenario
-from agentwire.wiring import Wiring
+from agentwire.spec.scenario import DataChoice, ModelChoice, Scenario
 
 HERE = Site(Path("/weights"), kind="local", fetchable=False, detail="in /weights")
 REGISTRY = Site(None, kind="registry", fetchable=True, detail="not downloaded yet (93 MB)")
@@ -205,13 +205,13 @@ def test_replicas_take_gpus_in_turn_or_as_written(tmp_path: Path) -> None:
     found = without_bridges(Machine(tmp_path, gpus=2, cpus=6), agents=agents)
     assert found.agents["a"].device == "cuda:0" and found.devices == {"b": ("cuda:1", "cpu")}
     assert [s.threads for s in found.agents.values()] == [2, 2] and found.on_cpu
-    processes = Wiring.of(found).processes
+    processes = Deployment.of(found).processes
     assert [(n, s.device) for n, s in processes.items()] == [
         ("a", "cuda:0"),
         ("b.1", "cuda:1"),
         ("b.2", "cpu"),
     ]
-    assert Wiring.of(found).in_flight == 2 * found.scenario.in_flight
+    assert Deployment.of(found).in_flight == 2 * found.scenario.in_flight
     with pytest.raises(DeviceError, match="cuda:1 is not there"):
         without_bridges(Machine(tmp_path, gpus=1, models={"m": HERE}), agents=agents)
     forced = resolve(
@@ -224,7 +224,7 @@ def test_replicas_on_the_cpu_share_its_cores_and_lend_each_other_threads(tmp_pat
     agents = {"a": {"model": "m"}, "b": {"model": "m", "replicas": 2}}
     found = without_bridges(Machine(tmp_path, cpus=6), agents=agents)
     assert [s.threads for s in found.agents.values()] == [2, 2]
-    assert Wiring.of(found).processes["b.2"].lends == {"a": 2, "b.1": 2, "b.2": 2}
+    assert Deployment.of(found).processes["b.2"].lends == {"a": 2, "b.1": 2, "b.2": 2}
     assert not without_bridges(Machine(tmp_path, cpus=2), agents=agents).agents["b"].lends
 
 

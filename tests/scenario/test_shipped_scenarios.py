@@ -9,14 +9,14 @@ import pytest
 from agentwire.bridge.card import read_card
 from agentwire.config import Config
 from agentwire.errors import ScenarioError
-from agentwire.scenario.cells import Machine, check_bridges, plan_cells
+from agentwire.evaluation.matrix.cells import Machine, check_bridges, plan_cells
+from agentwire.evaluation.matrix.expand import expand
+from agentwire.evaluation.matrix.summary import cell_bridge
+from agentwire.evaluation.plan import pick_methods, plan_run
 from agentwire.scenario.inventory import Inventory
 from agentwire.scenario.load import load_scenario
-from agentwire.scenario.matrix import expand
-from agentwire.scenario.matrix_summary import cell_bridge
-from agentwire.scenario.plan import pick_methods, plan_run
 from agentwire.scenario.resolve import resolve
-from agentwire.scenario.schema import Scenario
+from agentwire.spec.scenario import Scenario
 from agentwire.task.datasets import where
 
 ROOT = Path(__file__).resolve().parents[2]

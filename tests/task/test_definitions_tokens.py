@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from agentwire.config import Config
-from agentwire.model.registry import MODELS
-from agentwire.model.sources import locate
+from agentwire.model.sources.lookup import locate
+from agentwire.model.sources.registry import MODELS
 from agentwire.task.definitions import definitions
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agentwire.agent.spec import AgentSpec, OutgoingBridge
 from agentwire.config import Config
 from agentwire.errors import NackCode, RemoteProtocolError
-from agentwire.model.sources import locate
+from agentwire.model.sources.lookup import locate
+from agentwire.spec.agent import AgentSpec, OutgoingBridge
 from agentwire.task.definitions import load_definition
 from agentwire.wire.messages import Decoding, RelaySpec, TaskSpec
 

@@ -1,0 +1,1 @@
+"""Who starts agent processes: this machine, another machine, or a Ray cluster."""

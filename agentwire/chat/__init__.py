@@ -1,0 +1,1 @@
+"""Conversations over wires: models, handles, answers. No HTTP."""

@@ -1,0 +1,64 @@
+"""``agentwire agent``: be an agent of a run on another machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from agentwire.errors import ScenarioError
+
+if TYPE_CHECKING:
+    from agentwire.spec.agent import AgentSpec
+
+
+def agent(
+    scenario: Annotated[Path, typer.Argument(help="Scenario file, the same as there.")],
+    name: Annotated[
+        str, typer.Argument(help="Which of its agents to be (of replicas: name.1, name.2, …).")
+    ],
+    connect: Annotated[str, typer.Option("--connect", help="tcp://host:port of the bus.")],
+    key: Annotated[Path, typer.Option("--key", help="This agent's <name>.key.")],
+    server: Annotated[str, typer.Option("--server", help="The bus's bus.pub, or its key.")],
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda:0, …")] = None,
+) -> None:
+    """Load an agent's model here and join a bus on another machine; come back when it is lost.
+
+    There: `agentwire keys allow <name> <its public key>`, then
+    `agentwire run <scenario> --listen tcp://<address>:<port> --remote <name>`.
+    """
+    import logging
+
+    from agentwire.agent.join import join
+    from agentwire.bus.access import PeerKeys
+    from agentwire.bus.keys import read_pair, read_public
+
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level="WARNING")
+    pair = read_pair(key)
+    keys = PeerKeys(pair.public, pair.secret, read_public(server)[1])
+    spec = spec_of(scenario, name, device)
+    code = join(spec, connect, keys, on_news=lambda news: typer.echo(news, err=True))
+    raise typer.Exit(int(code))
+
+
+def spec_of(scenario: Path, name: str, device: str | None) -> AgentSpec:
+    """What this machine runs as that agent.
+
+    Raises:
+        ScenarioError: the scenario has no such agent.
+    """
+    from agentwire.cli.devices import check_device
+    from agentwire.runtime.deployment import Deployment
+    from agentwire.scenario.fetch import fetch
+    from agentwire.scenario.load import load_scenario
+    from agentwire.scenario.resolve import resolve
+
+    loaded = load_scenario(scenario)
+    if name not in loaded.processes:
+        raise ScenarioError(
+            f"{scenario} has no agent {name!r}.", hint=f"Agents: {', '.join(loaded.processes)}."
+        )
+    resolved = resolve(loaded, source=scenario, device=check_device(device), require_bridges=False)
+    others = [process for process in loaded.processes if process != name]
+    return Deployment.of(fetch(resolved, elsewhere=others)).processes[name]

@@ -1,0 +1,120 @@
+"""``agentwire bridges``: list, show and verify trained bridges."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from agentwire.errors import BridgeError
+
+app = typer.Typer(help="Trained bridges: list, show, verify.", no_args_is_help=True)
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Wanted = Annotated[str, typer.Argument(help="A bridge's name, or its folder.")]
+
+
+def _folders() -> list[Path]:
+    from agentwire.scenario.bridges import list_bridges
+    from agentwire.scenario.inventory import Inventory
+
+    return list_bridges(Inventory.here().bridge_folders())
+
+
+def find(wanted: str) -> Path:
+    """The folder of a bridge, by path or by name."""
+    from agentwire.scenario.load import suggestion
+
+    if Path(wanted, "card.yaml").is_file():
+        return Path(wanted)
+    known = {folder.name: folder for folder in _folders()}
+    if wanted in known:
+        return known[wanted]
+    raise BridgeError(
+        f"there is no bridge {wanted!r} here.", hint=suggestion(wanted, known, "Bridges here")
+    )
+
+
+def _row(folder: Path) -> dict[str, Any]:
+    from agentwire.bridge.card import read_card
+
+    card = read_card(folder)
+    return {
+        "name": folder.name,
+        "sender": card.sender.model,
+        "receiver": card.receiver.model,
+        "layer": card.layer,
+        "soft_tokens": card.soft_tokens,
+        "payload_bytes": card.soft_tokens * card.width * 2,
+        "parameters": card.parameters,
+        "dataset": card.training.dataset,
+        "held_out_accuracy": card.training.held_out_accuracy,
+        "folder": str(folder),
+    }
+
+
+@app.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """The bridges that scenarios find here."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    from agentwire.cli.terminal import out, print_json
+
+    rows: list[dict[str, Any]] = []
+    for folder in _folders():
+        try:
+            rows.append(_row(folder))
+        except BridgeError as error:
+            rows.append({"name": folder.name, "folder": str(folder), "error": error.message})
+    if as_json:
+        print_json(rows)
+        return
+    if not rows:
+        out().print("no bridges here; `agentwire train <scenario>` makes one")
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for title in ("bridge", "layer", "M", "bytes", "parameters", "held-out accuracy"):
+        table.add_column(title, justify="left" if title == "bridge" else "right", overflow="fold")
+    for row in rows:
+        if "error" in row:
+            table.add_row(row["name"], f"[red]{escape(row['error'])}[/red]")
+            continue
+        table.add_row(
+            row["name"],
+            str(row["layer"]),
+            str(row["soft_tokens"]),
+            f"{row['payload_bytes']:,}",
+            f"{row['parameters']:,}",
+            f"{row['held_out_accuracy']:.3f}",
+        )
+    out().print(table)
+
+
+@app.command()
+def show(bridge: Wanted, as_json: AsJson = False) -> None:
+    """A bridge's card: models, layer, size, training."""
+    from agentwire.bridge.card import CARD_FILE, read_card
+    from agentwire.cli.terminal import print_json
+
+    folder = find(bridge)
+    card = read_card(folder)
+    if as_json:
+        print_json(card.model_dump(mode="json"))
+    else:
+        typer.echo((folder / CARD_FILE).read_text(encoding="utf-8").rstrip())
+
+
+@app.command()
+def verify(bridge: Wanted, as_json: AsJson = False) -> None:
+    """Check card, checksum and tensor shapes; exit 2 if anything is wrong."""
+    from agentwire.bridge import store
+    from agentwire.cli.terminal import print_json
+
+    folder = find(bridge)
+    card = store.load(folder).card
+    if as_json:
+        print_json({"bridge": folder.name, "valid": True, "fingerprint": card.weights_sha256})
+    else:
+        typer.echo(f"{folder.name}: valid (sha256 {card.weights_sha256})")

@@ -1,0 +1,230 @@
+"""``agentwire run`` and ``agentwire train`` of a scenario with a matrix: all of its cells."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from agentwire.cli.matrix_view import MatrixView
+    from agentwire.evaluation.matrix.cells import CellPlan, Machine
+    from agentwire.evaluation.matrix.run import MatrixRun
+    from agentwire.evaluation.methods import MethodSpec
+    from agentwire.spec.scenario import Scenario
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What was typed (``agentwire run --help``)."""
+
+    limit: int | None = None
+    methods: Sequence[str] | None = None
+    as_json: bool = False
+    strict: bool = False
+    train: bool = False
+    resume: Path | None = None
+    out: Path = field(default=Path("runs"))
+    device: str | None = None
+    bridges: Path = field(default=Path("bridges"))
+    plot: Path | None = None
+
+
+def run_cells(source: Path, scenario: Scenario, options: Options, command: str) -> None:
+    """Runs what is missing of a matrix and shows the table over its cells.
+
+    Raises:
+        BridgeError: a cell has no bridge, and it is neither to be trained nor to be skipped.
+    """
+    from agentwire.cli.matrix_view import MatrixView
+    from agentwire.cli.terminal import err, out
+    from agentwire.evaluation.matrix.report import print_matrix
+    from agentwire.evaluation.matrix.run import run_matrix
+
+    plans = _plans(source, scenario, options, command)
+    with MatrixView(err()) as view:
+        run = _prepared(source, scenario, plans, options, command, view)
+        try:
+            result = run_matrix(run, view, view.fetching)
+        except Exception:
+            _say_resume(run)
+            raise
+    if options.as_json:
+        typer.echo(result.model_dump_json(indent=2))
+    else:
+        print_matrix(result, run.folder, out())
+    if result.interrupted:
+        _say_resume(run)
+        raise typer.Exit(130)
+
+
+def train_cells(source: Path, scenario: Scenario, options: Options, command: str) -> list[Path]:
+    """Trains every bridge of a matrix that is not here; their folders.
+
+    Args:
+        command: what was typed, for errors that say how to go on.
+
+    Raises:
+        BridgeError: a bridge is here and does not fit.
+        DataError: there are no rows to train one on; nothing was trained yet.
+    """
+    from agentwire.cli.matrix_view import MatrixView
+    from agentwire.cli.terminal import err
+    from agentwire.evaluation.matrix.cells import check_bridges, plan_cell, trained_together
+    from agentwire.evaluation.methods import METHODS
+
+    bridge: tuple[MethodSpec, ...] = (METHODS["bridge"],)
+    machine = _machine(source, options)
+    plans = _resolved(scenario, bridge, machine)
+    check_bridges(plans, train=True, skip=False, source=source)
+    _require_rows(plans, machine, command, train=True)
+    made: list[Path] = []
+    with MatrixView(err()) as view:
+        train = _trainer(options, view)
+        for number, plan in enumerate(plans, start=1):
+            view.cell_started(plan, number, len(plans))
+            again, *later = (plan_cell(p.cell, bridge, machine) for p in plans[number - 1 :])
+            if again.can_be_trained:
+                together = trained_together(again, later)
+                train(together)
+                names = dict.fromkeys(w.bridge for p in together for w in p.resolved.parts)
+                made += [options.bridges / name for name in names]
+    return made
+
+
+# -- what is to be done ---------------------------------------------------------------------------
+
+
+def _machine(source: Path, options: Options) -> Machine:
+    from agentwire.cli.devices import check_device
+    from agentwire.evaluation.matrix.cells import Machine
+    from agentwire.scenario.inventory import Inventory
+
+    return Machine(
+        Inventory.here(ask_hub=True), source, options.strict, check_device(options.device)
+    )
+
+
+def _resolved(
+    scenario: Scenario, methods: tuple[MethodSpec, ...], machine: Machine
+) -> tuple[CellPlan, ...]:
+    """The cells, with the notice of what stands in."""
+    from agentwire.cli.terminal import err
+    from agentwire.evaluation.matrix.cells import plan_cells
+    from agentwire.evaluation.matrix.summary import substitutions
+    from agentwire.evaluation.report import banner
+
+    plans = plan_cells(scenario, methods, machine)
+    notice = banner(substitutions(plans))
+    if notice is not None:
+        err().print(notice)
+    return plans
+
+
+def _plans(
+    source: Path, scenario: Scenario, options: Options, command: str
+) -> tuple[CellPlan, ...]:
+    from agentwire.cli.terminal import err
+    from agentwire.evaluation.matrix.cells import check_bridges
+    from agentwire.evaluation.matrix.run import read_settings
+    from agentwire.evaluation.methods import METHODS
+    from agentwire.evaluation.plan import pick_methods
+
+    names = options.methods
+    if names is None and options.resume is not None:
+        names = [str(name) for name in read_settings(options.resume).get("methods", [])]
+    methods = pick_methods(names or scenario.methods or list(METHODS))
+    machine = _machine(source, options)
+    plans = _resolved(scenario, methods, machine)
+    skip = scenario.matrix is not None and scenario.matrix.missing == "skip"
+    passed_over = check_bridges(plans, train=options.train, skip=skip, source=source)
+    again = f"{command} --train" if options.train else command
+    _require_rows(plans, machine, again, train=options.train)
+    if passed_over:
+        names_of = ", ".join(p.cell.id for p in passed_over)
+        err().print(
+            f"{len(passed_over)} of {len(plans)} cells have no bridge here and are passed over "
+            f"(--train trains them): {names_of}",
+            style="bold yellow",
+            markup=False,
+        )
+    return plans
+
+
+def _require_rows(
+    plans: Sequence[CellPlan], machine: Machine, command: str, *, train: bool
+) -> None:
+    """
+    Raises:
+        DataError: a baseline or (``train``) a bridge is to be trained, and its rows are nowhere.
+    """
+    from agentwire.scenario.choose import require_training_rows
+
+    for plan in plans:
+        fits = any(method.prepare is not None for method in plan.methods)
+        if fits or (train and plan.can_be_trained):
+            require_training_rows(plan.resolved.data, machine.inventory.config, command)
+
+
+def _prepared(
+    source: Path,
+    scenario: Scenario,
+    plans: tuple[CellPlan, ...],
+    options: Options,
+    command: str,
+    view: MatrixView,
+) -> MatrixRun:
+    from agentwire.evaluation.matrix.run import MatrixRun, check_resumed, write_settings
+    from agentwire.evaluation.plan import new_folder
+
+    settings = {
+        "scenario": scenario.name,
+        "cells": [plan.cell.id for plan in plans],
+        "methods": list(dict.fromkeys(m.name for p in plans for m in p.methods)),
+    }
+    if options.resume is not None:
+        folder = options.resume
+        check_resumed(folder, settings)
+    else:
+        folder = new_folder(options.out, scenario.name)
+        write_settings(folder, settings)
+    return MatrixRun(
+        name=scenario.name,
+        plans=plans,
+        machine=_machine(source, options),
+        folder=folder,
+        limit=options.limit,
+        command=command,
+        train=_trainer(options, view) if options.train else None,
+    )
+
+
+def _trainer(options: Options, view: MatrixView) -> Callable[[Sequence[CellPlan]], None]:
+    """Trains the bridges of cells into the folder of bridges."""
+
+    def train(plans: Sequence[CellPlan]) -> None:
+        from agentwire.config import ensure_writable
+        from agentwire.scenario.fetch import fetch
+        from agentwire.training.train import train_scenarios
+
+        ensure_writable(options.bridges)
+        view.training_started(plans)
+        first = fetch(plans[0].resolved, progress=view.fetching)
+        # The others run the same models, which are here now.
+        ready = [first, *(fetch(plan.resolved) for plan in plans[1:])]
+        plot = options.plot
+        names = [one.wire.bridge for one in ready]
+        plots = {n: plot.with_name(f"{plot.stem}--{n}{plot.suffix}") for n in names} if plot else {}
+        train_scenarios(ready, out=options.bridges, progress=view.training, plots=plots)
+
+    return train
+
+
+def _say_resume(run: MatrixRun) -> None:
+    typer.echo(f"kept: {run.folder}/ (every cell and row that was done)", err=True)
+    command = f"{run.command} --train" if run.train is not None else run.command
+    typer.echo(f"next: {command} --resume {shlex.quote(str(run.folder))}", err=True)

@@ -1,0 +1,94 @@
+"""``agentwire report``: shows a recorded run again, on the screen or as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from agentwire.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from agentwire.evaluation.matrix.result import MatrixResult
+    from agentwire.evaluation.result import RunResult
+
+PICTURE_WIDTH = 112
+"""Columns of the picture."""
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    svg: Annotated[
+        Path | None, typer.Option("--svg", help="Write the report as a picture to this file.")
+    ] = None,
+) -> None:
+    """Show the report of a recorded run again."""
+    from agentwire.cli.terminal import out
+
+    result = read_result(run)
+    if svg is None:
+        _print(result, run, out())
+        return
+    try:
+        svg.write_text(picture(result, run), encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"{svg} cannot be written: {error.strerror}.", hint="Name another file with --svg."
+        ) from error
+    out().print(f"written to {svg}", markup=False)
+
+
+def read_result(run: Path) -> RunResult | MatrixResult:
+    """result.json of a run's folder, or matrix.json of a matrix's.
+
+    Raises:
+        InputError: there is none, or it is not one.
+    """
+    from pydantic import ValidationError
+
+    from agentwire.evaluation.matrix.result import FILE, MatrixResult
+    from agentwire.evaluation.result import RunResult
+
+    file = run / FILE
+    kind: type[MatrixResult | RunResult] = MatrixResult
+    if not file.is_file():
+        file, kind = run / "result.json", RunResult
+    try:
+        return kind.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise InputError(
+            f"{file} cannot be read: {error.strerror}.", hint="Name a folder that a run wrote."
+        ) from error
+    except ValidationError as error:
+        raise InputError(
+            f"{file} is not the result of a run ({error.error_count()} problems).",
+            hint="Run the scenario again.",
+        ) from error
+
+
+def picture(result: RunResult | MatrixResult, run: Path) -> str:
+    """The report as SVG, with the stand-ins above it."""
+    import io
+
+    from rich.console import Console
+
+    console = Console(record=True, width=PICTURE_WIDTH, file=io.StringIO(), force_terminal=True)
+    _print(result, run, console)
+    return console.export_svg(title=result.command)
+
+
+def _print(result: RunResult | MatrixResult, run: Path, console: Console) -> None:
+    from agentwire.evaluation.matrix.report import print_matrix
+    from agentwire.evaluation.matrix.result import MatrixResult
+    from agentwire.evaluation.report import banner, print_report
+
+    notice = banner(result.substitutions)
+    if notice is not None:
+        console.print(notice)
+    if isinstance(result, MatrixResult):
+        print_matrix(result, run, console)
+    else:
+        print_report(result, run, console)

@@ -1,0 +1,133 @@
+"""``agentwire train``: trains the bridge of a scenario's wire."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from agentwire.spec.scenario import Scenario
+
+
+def train(
+    scenario: Annotated[Path, typer.Argument(help="Scenario file.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder in which the bridge's folder is made.")
+    ] = Path("bridges"),
+    strict: Annotated[bool, typer.Option("--strict", help="Let nothing stand in.")] = False,
+    device: Annotated[
+        str | None, typer.Option("--device", help="Train on this device: cpu, cuda:0, …")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", help="Draw the loss into this PNG file; of a matrix, one a bridge."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Train the bridge of a scenario; writes <out>/<name>/card.yaml and weights.safetensors."""
+    from agentwire.cli.terminal import out as stdout
+    from agentwire.cli.terminal import print_json
+    from agentwire.scenario.load import load_scenario
+
+    words = ["agentwire", "train", str(scenario)]
+    words += [] if out == Path("bridges") else ["--out", str(out)]
+    words += ["--strict"] if strict else []
+    command = shlex.join([*words, *(["--device", device] if device else [])])
+    loaded = load_scenario(scenario)
+    if loaded.matrix is not None:
+        from agentwire.cli.matrix import Options, train_cells
+
+        options = Options(strict=strict, device=device, bridges=out, plot=plot)
+        with saying_how_to_go_on(command):
+            made = train_cells(scenario, loaded, options, command)
+        if as_json:
+            print_json([{"bridge": folder.name, "folder": str(folder)} for folder in made])
+        elif made:
+            what = f"{len(made)} bridges" if len(made) > 1 else f"[bold]{made[0].name}[/bold]"
+            stdout().print(f"trained {what} of the matrix, written to {out}/")
+        else:
+            stdout().print("every bridge of the matrix is here: nothing to train")
+        return
+    with saying_how_to_go_on(command):
+        folder = train_bridge(
+            scenario, loaded, out, strict=strict, device=device, plot=plot, command=command
+        )
+    if as_json:
+        print_json({"bridge": folder.name, "folder": str(folder)})
+    else:
+        stdout().print(f"trained [bold]{folder.name}[/bold], written to {folder}/")
+        for other in others_of(folder):
+            stdout().print(f"and with it [bold]{other.name}[/bold], written to {other}/")
+
+
+@contextmanager
+def saying_how_to_go_on(command: str) -> Iterator[None]:
+    """After Ctrl-C: what to type, and where that will go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"next: {command}   (goes on at its last evaluation, if it had one)", err=True)
+        raise
+
+
+def others_of(folder: Path) -> list[Path]:
+    """The folders of the bridges that were trained together with this one."""
+    from agentwire.bridge.card import read_card
+
+    joint = read_card(folder).joint
+    count = len(joint.parts) if joint is not None else 1
+    return [folder.with_suffix(f".{place}") for place in range(2, count + 1)]
+
+
+def train_bridge(
+    source: Path,
+    scenario: Scenario,
+    out: Path,
+    *,
+    strict: bool,
+    device: str | None,
+    command: str,
+    plot: Path | None = None,
+) -> Path:
+    """Resolves, fetches and trains, with progress on stderr; the bridge's folder.
+
+    Args:
+        command: what was typed, for errors that say how to go on.
+    """
+    from agentwire.cli.devices import check_device
+    from agentwire.cli.terminal import err, steps
+    from agentwire.config import ensure_writable
+    from agentwire.evaluation.report import banner
+    from agentwire.scenario.choose import require_training_rows
+    from agentwire.scenario.fetch import fetch
+    from agentwire.scenario.inventory import Inventory
+    from agentwire.scenario.resolve import resolve
+
+    inventory = Inventory.here(ask_hub=True)
+    resolved = resolve(
+        scenario,
+        source=source,
+        inventory=inventory,
+        strict=strict,
+        device=check_device(device),
+        require_bridges=False,
+    )
+    notice = banner(resolved.substitutions)
+    if notice is not None:
+        err().print(notice)
+    require_training_rows(resolved.data, inventory.config, command)
+    ensure_writable(out)
+    with steps() as shown:
+        ready = fetch(resolved, inventory=inventory, progress=shown.update)
+
+        def report(stage: str, fraction: float) -> None:
+            shown.overall("the bridge", stage, fraction)
+
+        from agentwire.training.train import train_scenario
+
+        return train_scenario(ready, out=out, progress=report, plot=plot)

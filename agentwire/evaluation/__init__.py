@@ -1,0 +1,1 @@
+"""Runs a scenario's methods over the same rows, and reports what they measured."""

@@ -1,0 +1,1 @@
+"""What a bridge's soft tokens look like: norms, nearest words, maps."""

@@ -1,0 +1,1 @@
+"""Scenarios with a matrix: one run for each combination of its axes."""

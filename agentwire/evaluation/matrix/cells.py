@@ -1,0 +1,195 @@
+"""What the cells of a matrix need here: models, rows, bridges, and which methods each one runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from agentwire.errors import BridgeError, MissingBridge
+from agentwire.evaluation.matrix.expand import AxisValue, Cell, expand
+from agentwire.evaluation.methods import MethodSpec, check_methods
+from agentwire.scenario.inventory import Inventory
+from agentwire.scenario.resolve import Resolved, resolve, training_key
+from agentwire.spec.scenario import DataChoice, Scenario
+from agentwire.task.definitions import load_definition
+
+SHARED_AXES = ("wire", "task")
+"""Axes that every method depends on."""
+
+
+@dataclass(frozen=True, slots=True)
+class CellPlan:
+    """A cell on this machine.
+
+    Attributes:
+        cell: the combination.
+        resolved: what runs.
+        methods: what this cell measures. A method that does not depend on every axis is measured
+            once for each combination of those that it depends on (``relevant_axes``).
+        problem: why its bridge cannot be used; None: it can, or none is needed.
+    """
+
+    cell: Cell
+    resolved: Resolved
+    methods: tuple[MethodSpec, ...]
+    problem: BridgeError | None = None
+
+    @property
+    def needs_bridge(self) -> bool:
+        return any(method.needs_bridge for method in self.methods)
+
+    @property
+    def can_be_trained(self) -> bool:
+        """Whether only training is missing: the bridge's folder is nowhere."""
+        return isinstance(self.problem, MissingBridge)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """How cells are resolved: as the options of ``agentwire run`` say.
+
+    Attributes:
+        inventory: what is here.
+        source: the scenario file.
+        strict: refuse every substitution.
+        device: put every agent on this one.
+    """
+
+    inventory: Inventory
+    source: Path | None = None
+    strict: bool = False
+    device: str | None = None
+
+    def resolve(self, scenario: Scenario, bridges: Sequence[str] = ()) -> Resolved:
+        """As ``resolve.resolve``; only the wires in ``bridges`` must have theirs."""
+        return resolve(
+            scenario,
+            source=self.source,
+            inventory=self.inventory,
+            strict=self.strict,
+            device=self.device,
+            require_bridges=bridges,
+        )
+
+
+def plan_cells(
+    scenario: Scenario, methods: Sequence[MethodSpec], machine: Machine
+) -> tuple[CellPlan, ...]:
+    """Every cell that has something to measure, resolved; nothing is loaded or downloaded.
+
+    Raises:
+        ScenarioError, ModelError, DeviceError, DataError: see ``expand``, ``resolve`` and
+            ``check_methods``. A bridge that cannot be used is no error here: see
+            ``CellPlan.problem``.
+    """
+    base = machine.resolve(scenario)
+    plans: list[CellPlan] = []
+    seen: set[tuple[object, ...]] = set()
+    for cell in expand(scenario, base.choices):
+        check_methods(cell.wire, [method.name for method in methods])
+        own = []
+        for method in methods:
+            known = (method.name, *relevant_axes(method, cell.axes).items())
+            if known not in seen:
+                seen.add(known)
+                own.append(method)
+        if own:
+            plans.append(plan_cell(cell, tuple(own), machine))
+    return tuple(plans)
+
+
+def relevant_axes(method: MethodSpec, axes: Mapping[str, AxisValue]) -> dict[str, AxisValue]:
+    """The axes of a matrix that a method's figures depend on.
+
+    A baseline that is trained reads the same layer and takes its settings from the same recipe as
+    the bridge, but knows no soft tokens.
+    """
+    if method.needs_bridge:
+        return dict(axes)
+    if method.prepare is not None:
+        return {name: value for name, value in axes.items() if name != "soft_tokens"}
+    return {name: value for name, value in axes.items() if name in SHARED_AXES}
+
+
+def plan_cell(cell: Cell, methods: tuple[MethodSpec, ...], machine: Machine) -> CellPlan:
+    """One cell, resolved."""
+    needed = [part.name for part in cell.parts if any(method.needs_bridge for method in methods)]
+    try:
+        return CellPlan(cell, machine.resolve(cell.scenario, needed), methods)
+    except BridgeError as problem:
+        return CellPlan(cell, machine.resolve(cell.scenario), methods, problem)
+
+
+def trained_together(plan: CellPlan, later: Sequence[CellPlan]) -> tuple[CellPlan, ...]:
+    """The cell, and those of ``later`` whose missing bridges can be trained in one go with its own:
+    one cell for each bridge (tasks of one series share theirs). Where several tasks name one
+    bridge, these cells: it is trained on all of them."""
+    if sharing := _sharing(plan, later):
+        return (plan, *sharing)
+    key = training_key(plan.resolved)
+    found = {plan.resolved.wire.bridge: plan}
+    for other in later:
+        if other.can_be_trained and training_key(other.resolved) == key:
+            found.setdefault(other.resolved.wire.bridge, other)
+    return tuple(found.values())
+
+
+def _sharing(plan: CellPlan, later: Sequence[CellPlan]) -> tuple[CellPlan, ...]:
+    """Cells of other tasks, not of the same series, that name the same missing bridge; none for a
+    set of bridges that are read together, which learns one task."""
+    own = plan.resolved
+    if own.data is None or own.wire.spec.joint:
+        return ()
+    seen = {own.data.dataset}
+    found = []
+    for other in later:
+        data = other.resolved.data
+        if data is None or data.dataset in seen or not other.can_be_trained:
+            continue
+        if other.resolved.wire.bridge == own.wire.bridge and not _same_series(own.data, data):
+            seen.add(data.dataset)
+            found.append(other)
+    return tuple(found)
+
+
+def _same_series(first: DataChoice, second: DataChoice) -> bool:
+    """Whether two tasks ask different things about the same texts."""
+    series = load_definition(first.dataset).series
+    return series is not None and load_definition(second.dataset).series == series
+
+
+def without_bridges(plan: CellPlan) -> CellPlan | None:
+    """What is left of a cell whose bridge cannot be used; None: nothing."""
+    rest = tuple(method for method in plan.methods if not method.needs_bridge)
+    return replace(plan, methods=rest, problem=None) if rest else None
+
+
+def check_bridges(
+    plans: Sequence[CellPlan], *, train: bool, skip: bool, source: Path | None
+) -> tuple[CellPlan, ...]:
+    """The cells that will not measure their bridge, for want of one.
+
+    Args:
+        train: missing bridges will be trained.
+        skip: missing bridges may be passed over (``matrix.missing``), as long as one is here.
+
+    Raises:
+        BridgeError: a bridge is here and does not fit, or one is missing and has to be here.
+    """
+    for plan in plans:
+        if plan.problem is not None and not plan.can_be_trained:
+            raise BridgeError(
+                f"cell {plan.cell.id}: {plan.problem.message}", hint=plan.problem.hint
+            )
+    missing = tuple(plan for plan in plans if plan.can_be_trained)
+    if not missing or train:
+        return ()
+    if skip and len(missing) < sum(plan.needs_bridge for plan in plans):
+        return missing
+    raise MissingBridge(
+        f"{len(missing)} of {len(plans)} cells have no bridge here "
+        f"(the first: {missing[0].resolved.wire.bridge}).",
+        hint=f"Train them with `agentwire train {source or '<scenario>'}`, or add --train to train "
+        "them first.",
+    )

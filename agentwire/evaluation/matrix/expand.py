@@ -1,0 +1,233 @@
+"""A scenario's matrix, expanded: one cell for each combination of its axes.
+
+A cell is a scenario of its own, and its bridge has a name of its own: the base name and a suffix
+for every setting that differs from the scenario's own, in the order layer, M, training settings
+(as in ``TrainSpec``), seed (``…--layer8--m16--learning_rate-0.001--seed1``). So the bridge of a
+plain run of the scenario is also that of the cell with the scenario's own values.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from agentwire.errors import ScenarioError
+from agentwire.spec.scenario import (
+    Agent,
+    LayerChoice,
+    MatrixSpec,
+    ModelChoice,
+    Scenario,
+    TaskChoice,
+    TrainSpec,
+    WireSpec,
+)
+
+MOST_CELLS = 1000
+"""More than this is a mistake: a list of values too many."""
+
+AxisValue: TypeAlias = str | int | float | bool
+Point: TypeAlias = dict[str, Any]
+"""Values of the bridge's axes: ``layer``, ``soft_tokens``, ``train.…``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One combination.
+
+    Attributes:
+        id: unique in the matrix, and the name of a folder.
+        axes: this cell's value of every axis that the matrix has: ``wire``, ``task``, ``layer``,
+            ``soft_tokens``, ``train.…``, ``seed``.
+        scenario: what runs; its first wire is the measured one (the first of several, where senders
+            share one), and it has no matrix.
+    """
+
+    id: str
+    axes: Mapping[str, AxisValue]
+    scenario: Scenario
+
+    @property
+    def wire(self) -> WireSpec:
+        """The measured wire."""
+        return self.scenario.wires[0]
+
+    @property
+    def parts(self) -> list[WireSpec]:
+        """That wire from each of its senders."""
+        return [one for one in self.scenario.wires if one.set_name == self.wire.set_name]
+
+
+def expand(
+    scenario: Scenario, choices: Mapping[str, ModelChoice] | None = None
+) -> tuple[Cell, ...]:
+    """The cells of a scenario's matrix, in its order; seeds vary fastest.
+
+    Args:
+        scenario: has a matrix.
+        choices: the model that each agent really runs (``Resolved.choices``): a stand-in reads
+            other layers. Default: the named ones.
+
+    Raises:
+        ScenarioError: no matrix, more cells than anybody means, or a setting that does not go with
+            another (its message names both).
+    """
+    matrix = scenario.matrix
+    if matrix is None:
+        raise ScenarioError(f"the scenario {scenario.name} has no `matrix:`.", hint="Add one.")
+    cells: dict[str, Cell] = {}
+    names = matrix.wires or [scenario.wires[0].set_name]
+    wires = [next(wire for wire in scenario.wires if wire.set_name == name) for name in names]
+    tasks: Sequence[TaskChoice | None] = matrix.tasks or [scenario.task]
+    for wire, task in itertools.product(wires, tasks):
+        base = _base(scenario, wire, matrix, choices)
+        for point, seed in itertools.product(
+            _points(matrix, base), matrix.seeds or [scenario.train.seed]
+        ):
+            cell = _cell(scenario, matrix, wire, task, base, point, seed, choices)
+            cells.setdefault(cell.id, cell)
+            if len(cells) > MOST_CELLS:
+                raise ScenarioError(
+                    f"the matrix of {scenario.name} has more than {MOST_CELLS} cells.",
+                    hint="Take values out, or set `combine: one_at_a_time`.",
+                )
+    return tuple(cells.values())
+
+
+# -- points of the bridge's axes ----------------------------------------------------------------
+
+
+def _base(
+    scenario: Scenario,
+    wire: WireSpec,
+    matrix: MatrixSpec,
+    choices: Mapping[str, ModelChoice] | None,
+) -> Point:
+    """The scenario's own values of the axes."""
+    sender = (choices or scenario.agents)[wire.sender]
+    own: Point = {"layer": sender.layer, "soft_tokens": wire.soft_tokens}
+    own |= {f"train.{name}": value for name, value in scenario.train.model_dump().items()}
+    return {name: own[name] for name in matrix.axes()}
+
+
+def _points(matrix: MatrixSpec, base: Point) -> Iterator[Point]:
+    axes = matrix.axes()
+    if matrix.combine == "product":
+        for combination in itertools.product(*axes.values()):
+            yield dict(zip(axes, combination, strict=True))
+        return
+    for name, values in axes.items():
+        for value in values:
+            yield {**base, name: value}
+    if not axes:
+        yield {}
+
+
+# -- one cell -----------------------------------------------------------------------------------
+
+
+def _cell(
+    scenario: Scenario,
+    matrix: MatrixSpec,
+    wire: WireSpec,
+    task: TaskChoice | None,
+    base: Point,
+    point: Point,
+    seed: int,
+    choices: Mapping[str, ModelChoice] | None,
+) -> Cell:
+    stands_in = choices is not None and _stands_in(scenario.agents[wire.sender], choices, wire)
+    shown = {name: _shown(value, stands_in=stands_in) for name, value in point.items()}
+    axes: dict[str, AxisValue] = {}
+    if matrix.wires:
+        axes["wire"] = wire.set_name
+    if matrix.tasks and task is not None:
+        axes["task"] = task.dataset
+    axes |= shown
+    if matrix.seeds:
+        axes["seed"] = seed
+    differing = [_suffix(name, value) for name, value in shown.items() if value != base[name]]
+    if seed != scenario.train.seed:
+        differing.append(_suffix("seed", seed))
+    settings = {
+        "bridge": "--".join([wire.bridge, *differing]),
+        "soft_tokens": point.get("soft_tokens", wire.soft_tokens),
+    }
+    parts = [one for one in scenario.wires if one.set_name == wire.set_name]
+    measured = [part.model_copy(update=settings) for part in parts]
+    others = [other for other in scenario.wires if other.set_name != wire.set_name]
+    changed = scenario.model_copy(
+        update={
+            "matrix": None,
+            "wires": [*measured, *others],
+            "task": task,
+            "agents": _with_layer(scenario.agents, wire.sender, point.get("layer")),
+            "train": _with_settings(scenario, point, seed),
+        }
+    )
+    return Cell("--".join(_suffix(*axis) for axis in axes.items()), axes, changed)
+
+
+def _stands_in(agent: Agent, choices: Mapping[str, ModelChoice], wire: WireSpec) -> bool:
+    return choices[wire.sender].model != agent.model and agent.stand_in is not None
+
+
+def _shown(value: Any, *, stands_in: bool) -> AxisValue:
+    if isinstance(value, LayerChoice):
+        return value.stand_in if stands_in else value.named
+    shown: AxisValue = value
+    return shown
+
+
+def _suffix(name: str, value: AxisValue) -> str:
+    """An axis and its value as part of a folder's name."""
+    short = name.removeprefix("train.")
+    text = re.sub(r"[^A-Za-z0-9._-]+", "-", str(value).replace("->", "-to-"))
+    match short:
+        case "wire" | "task":
+            return text
+        case "soft_tokens":
+            return f"m{text}"
+        case "layer" | "seed":
+            return f"{short}{text}"
+    return f"{short}-{text}"
+
+
+def _with_layer(
+    agents: Mapping[str, Agent], sender: str, layer: int | LayerChoice | None
+) -> dict[str, Agent]:
+    """The agents; the sender reads another layer, and so does what may stand in for it."""
+    if layer is None:
+        return dict(agents)
+    named, other = (
+        (layer.named, layer.stand_in) if isinstance(layer, LayerChoice) else (layer, layer)
+    )
+    agent = agents[sender]
+    stand_in = agent.stand_in and agent.stand_in.model_copy(update={"layer": other})
+    changed = agent.model_copy(update={"layer": named, "stand_in": stand_in})
+    return {**agents, sender: changed}
+
+
+def _with_settings(scenario: Scenario, point: Point, seed: int) -> TrainSpec:
+    settings = {
+        name.removeprefix("train."): value
+        for name, value in point.items()
+        if name.startswith("train.")
+    }
+    try:
+        return TrainSpec.model_validate({**scenario.train.model_dump(), **settings, "seed": seed})
+    except ValueError as error:
+        words = ", ".join(f"{name}: {value}" for name, value in settings.items())
+        raise ScenarioError(
+            f"the matrix of {scenario.name}: the settings {words} do not go together: "
+            f"{_reason(error)}.",
+            hint="Take one of these values out of `matrix.train`.",
+        ) from None
+
+
+def _reason(error: ValueError) -> str:
+    first: Sequence[Any] = getattr(error, "errors", list)()
+    return str(first[0]["msg"]).removeprefix("Value error, ") if first else str(error)

@@ -1,0 +1,253 @@
+"""Runs the cells of a matrix one after the other, each as a run of its own in ``cells/<cell>/``.
+
+matrix.json is written after every cell, so whatever ends the process loses at most the batches in
+flight. Taken up again, cells that are done are not run again, and a cell that was interrupted goes
+on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import anyio
+from pydantic import ValidationError
+
+from agentwire.errors import ScenarioError
+from agentwire.evaluation.matrix.cells import (
+    CellPlan,
+    Machine,
+    plan_cell,
+    trained_together,
+    without_bridges,
+)
+from agentwire.evaluation.matrix.result import FILE, CellRecord, MatrixResult
+from agentwire.evaluation.matrix.summary import all_axes, record_of_cell, substitutions, summary
+from agentwire.evaluation.plan import CONFIG_FILE, RunPlan, plan_run
+from agentwire.evaluation.result import RunResult
+from agentwire.evaluation.runner import Display, run_plan
+from agentwire.evaluation.summary import hardware, versions
+from agentwire.scenario.fetch import FetchProgress, fetch
+
+CELLS = "cells"
+SETTINGS = "settings.json"
+"""What a resumed matrix must have in common with its first session."""
+
+Train = Callable[[Sequence[CellPlan]], None]
+"""Makes the bridges of cells that can be trained together (``cells.trained_together``)."""
+
+
+class MatrixDisplay(Display, Protocol):
+    """Who is told what happens: as for a run, and which cell is at work."""
+
+    def cell_started(self, plan: CellPlan, number: int, total: int) -> None:
+        """``number`` counts from 1."""
+
+    def cell_finished(self, record: CellRecord, *, reused: bool) -> None:
+        """``reused``: an earlier session had it."""
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixRun:
+    """A matrix, ready to start.
+
+    Attributes:
+        name: of the scenario.
+        plans: its cells.
+        machine: how a cell is resolved again once its bridge is trained.
+        folder: where everything is written.
+        limit: rows of each cell; None: as ``plan_run``.
+        command: what the user typed.
+        train: makes missing bridges; None: cells without one are passed over.
+    """
+
+    name: str
+    plans: tuple[CellPlan, ...]
+    machine: Machine
+    folder: Path
+    limit: int | None
+    command: str
+    train: Train | None = None
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What ``write_settings`` wrote into the folder of a matrix.
+
+    Raises:
+        ScenarioError: it is not the folder of one.
+    """
+    hint = "Give the folder of an interrupted matrix, such as runs/<time>-<scenario>."
+    try:
+        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise ScenarioError(f"{folder} holds no matrix to resume.", hint=hint)
+    return settings
+
+
+def check_resumed(folder: Path, run: dict[str, Any]) -> None:
+    """Refuses to go on in the folder of another matrix.
+
+    Args:
+        folder: of the matrix.
+        run: what must be the same.
+
+    Raises:
+        ScenarioError: it is not the folder of a matrix, or of another scenario or other cells.
+    """
+    before = read_settings(folder)
+    for key, value in run.items():
+        if before.get(key) != value:
+            raise ScenarioError(
+                f"{folder} cannot be resumed: its {key} was {before.get(key)!r}, now it is "
+                f"{value!r}.",
+                hint="Leave --resume out to start a new run, or restore what has changed.",
+            )
+
+
+def write_settings(folder: Path, run: dict[str, Any]) -> None:
+    """Writes what ``check_resumed`` compares."""
+    (folder / SETTINGS).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+
+
+def run_matrix(run: MatrixRun, display: MatrixDisplay, fetching: FetchProgress) -> MatrixResult:
+    """Trains what is missing and may be trained, and runs what has not been run.
+
+    An interrupt (Ctrl-C) ends it early: the result says ``interrupted``.
+
+    Args:
+        display: told what happens.
+        fetching: told about downloads.
+
+    Raises:
+        AgentwireError: a cell cannot run; what was measured until then is in matrix.json.
+    """
+    session = _Session(run, display, fetching)
+    try:
+        session.go()
+    except KeyboardInterrupt:
+        session.interrupted = True
+    except BaseException:
+        session.write()
+        raise
+    return session.write()
+
+
+class _Session:
+    """One session of a matrix."""
+
+    def __init__(self, run: MatrixRun, display: MatrixDisplay, fetching: FetchProgress) -> None:
+        self._run = run
+        self._display = display
+        self._fetching = fetching
+        self._plans = list(run.plans)
+        self._records: dict[str, CellRecord] = {}
+        self._started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._clock = time.monotonic()
+        self.interrupted = False
+
+    def go(self) -> None:
+        for index in range(len(self._plans)):
+            self._display.cell_started(self._plans[index], index + 1, len(self._plans))
+            self._plans[index] = plan = self._with_bridge(index)
+            self._cell(plan)
+            self.write()
+            if self.interrupted:
+                return
+
+    def _with_bridge(self, index: int) -> CellPlan:
+        """The plan once more, its bridge trained if it may be, and with it those of later cells
+        that can share the training. A cell before may have trained it already."""
+        plan = self._plans[index]
+        if not plan.can_be_trained or self._run.train is None:
+            return plan
+        again = plan_cell(plan.cell, plan.methods, self._run.machine)
+        if not again.can_be_trained:
+            return again
+        later = [
+            plan_cell(other.cell, other.methods, self._run.machine)
+            for other in self._plans[index + 1 :]
+            if other.can_be_trained
+        ]
+        self._run.train(trained_together(again, later))
+        return plan_cell(plan.cell, plan.methods, self._run.machine)
+
+    def _cell(self, plan: CellPlan) -> None:
+        runnable = plan if plan.problem is None else without_bridges(plan)
+        if runnable is None:
+            record = record_of_cell(plan, None, status="skipped", folder=None)
+            self._finish(record, reused=False)
+            return
+        folder = self._run.folder / CELLS / plan.cell.id
+        ready = self._plan(runnable, folder)
+        earlier = finished(ready)
+        result = earlier or anyio.run(run_plan, ready, self._display)
+        self.interrupted = result.interrupted
+        status = "interrupted" if result.interrupted else "skipped" if plan.problem else "done"
+        name = folder.relative_to(self._run.folder).as_posix()
+        record = record_of_cell(plan, result, status=status, folder=name)
+        self._finish(record, reused=earlier is not None)
+
+    def _finish(self, record: CellRecord, *, reused: bool) -> None:
+        self._records[record.id] = record
+        self._display.cell_finished(record, reused=reused)
+
+    def _plan(self, plan: CellPlan, folder: Path) -> RunPlan:
+        run = self._run
+        resolved = fetch(plan.resolved, inventory=run.machine.inventory, progress=self._fetching)
+        begun = (folder / CONFIG_FILE).is_file()
+        folder.mkdir(parents=True, exist_ok=True)
+        return plan_run(
+            resolved,
+            config=run.machine.inventory.config,
+            methods=[method.name for method in plan.methods],
+            limit=run.limit,
+            folder=folder,
+            resume=folder if begun else None,
+            command=run.command,
+            progress=lambda stage, fraction: self._fetching("rows", stage, fraction),
+        )
+
+    def write(self) -> MatrixResult:
+        """Builds and writes matrix.json, of what there is so far."""
+        run = self._run
+        cells = [
+            self._records.get(p.cell.id) or record_of_cell(p, None, status="pending", folder=None)
+            for p in self._plans
+        ]
+        result = MatrixResult(
+            scenario=run.name,
+            run_id=run.folder.name,
+            interrupted=self.interrupted,
+            started=self._started,
+            seconds=round(time.monotonic() - self._clock, 3),
+            command=run.command,
+            axes=all_axes(p.cell for p in run.plans),
+            substitutions=substitutions(self._plans),
+            cells=cells,
+            summary=summary(cells, run.folder),
+            versions=versions(),
+            hardware=hardware(),
+        )
+        result.write(run.folder / FILE)
+        return result
+
+
+def finished(plan: RunPlan) -> RunResult | None:
+    """The result of an earlier session that did all that is asked; None: there is more to do."""
+    try:
+        content = (plan.folder / "result.json").read_bytes()
+        result = RunResult.model_validate_json(content)
+    except (OSError, ValidationError):
+        return None
+    wanted: Sequence[str] = [method.name for method in plan.methods]
+    whole = all(
+        name in result.methods and result.methods[name].n == len(plan.rows) for name in wanted
+    )
+    return result if whole and not result.interrupted else None

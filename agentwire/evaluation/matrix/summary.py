@@ -1,0 +1,224 @@
+"""From the runs of the cells to matrix.json: means over seeds, and rows right in a whole series."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TypeAlias
+
+from agentwire.evaluation.matrix.cells import CellPlan, relevant_axes
+from agentwire.evaluation.matrix.expand import Cell
+from agentwire.evaluation.matrix.result import Axes, AxisValue, CellBridge, CellRecord, SummaryRow
+from agentwire.evaluation.methods import METHODS
+from agentwire.evaluation.predictions import FILE as PREDICTIONS
+from agentwire.evaluation.result import RunResult, SubstitutionRecord
+from agentwire.spec.scenario import TrainSpec
+from agentwire.task.definitions import load_definition
+from agentwire.task.metrics import wilson_interval
+from agentwire.telemetry.journal import read_lines
+
+Combination: TypeAlias = tuple[tuple[str, AxisValue], ...]
+Right: TypeAlias = Mapping[int, bool]
+"""Row of a split -> whether the answer was right."""
+
+
+def cell_bridge(plan: CellPlan) -> CellBridge | None:
+    """The bridge of a cell, and how its training differs from what the cell asks for.
+
+    The seed counts only where one was asked for, by an axis or in ``train:``: of the bridges that
+    ship, held-out rows chose it.
+    """
+    card = plan.resolved.wire.card
+    if card is None or not plan.needs_bridge:
+        return None
+    wanted = plan.cell.scenario.train.model_dump(mode="json")
+    if "seed" not in plan.cell.axes and wanted["seed"] == TrainSpec().seed:
+        del wanted["seed"]
+    trained = card.training.recipe
+    return CellBridge(
+        name=card.name,
+        fingerprint=card.weights_sha256,
+        layer=card.layer,
+        soft_tokens=card.soft_tokens,
+        held_out_accuracy=card.training.held_out_accuracy,
+        recipe_differs=sorted(k for k in wanted if k in trained and trained[k] != wanted[k]),
+    )
+
+
+def substitutions(plans: Iterable[CellPlan]) -> list[SubstitutionRecord]:
+    """Everything that stands in somewhere, each once."""
+    records = (
+        SubstitutionRecord.model_validate(asdict(s))
+        for plan in plans
+        for s in plan.resolved.substitutions
+    )
+    return list(dict.fromkeys(records))
+
+
+def all_axes(cells: Iterable[Cell]) -> dict[str, list[AxisValue]]:
+    """The values of each axis, in the order of the cells."""
+    axes: dict[str, list[AxisValue]] = {}
+    for cell in cells:
+        for name, value in cell.axes.items():
+            values = axes.setdefault(name, [])
+            if value not in values:
+                values.append(value)
+    return axes
+
+
+def summary(cells: Sequence[CellRecord], folder: Path) -> list[SummaryRow]:
+    """One row for each method and combination that has figures, seeds put together.
+
+    Args:
+        cells: of the matrix; those without figures are passed over.
+        folder: of the matrix, where the predictions of each cell are.
+    """
+    groups: dict[tuple[str, Combination], list[CellRecord]] = {}
+    for cell in cells:
+        for method, record in cell.methods.items():
+            if record.n:
+                key = (method, _combination(_axes_of(method, cell.axes)))
+                groups.setdefault(key, []).append(cell)
+    rows = [_over_seeds(method, members) for (method, _), members in groups.items()]
+    return [*rows, *_series_rows(cells, folder)]
+
+
+def _axes_of(method: str, axes: Axes) -> Axes:
+    """The axes that a method's figures depend on, the seed left out."""
+    relevant = relevant_axes(METHODS[method], axes) if method in METHODS else axes
+    return {name: value for name, value in relevant.items() if name != "seed"}
+
+
+def _combination(axes: Axes) -> Combination:
+    return tuple(axes.items())
+
+
+def _over_seeds(method: str, cells: Sequence[CellRecord]) -> SummaryRow:
+    records = [cell.methods[method] for cell in cells]
+    return _row(
+        axes=_axes_of(method, cells[0].axes),
+        method=method,
+        figure="accuracy",
+        cells=cells,
+        accuracies=[record.accuracy for record in records],
+        n=min(record.n for record in records),
+    )
+
+
+def _row(
+    *,
+    axes: Axes,
+    method: str,
+    figure: str,
+    cells: Sequence[CellRecord],
+    accuracies: Sequence[float | None],
+    n: int,
+) -> SummaryRow:
+    known = [accuracy for accuracy in accuracies if accuracy is not None]
+    mean = statistics.fmean(known) if known else None
+    return SummaryRow.model_validate(
+        {
+            "axes": axes,
+            "method": method,
+            "figure": figure,
+            "seeds": [cell.axes["seed"] for cell in cells if "seed" in cell.axes],
+            "mean": mean,
+            "std": statistics.stdev(known) if len(known) > 1 else None,
+            "lowest": min(known, default=None),
+            "highest": max(known, default=None),
+            "wilson95": None if mean is None else wilson_interval(round(mean * n), n),
+            "n": n,
+            "cells": [cell.id for cell in cells],
+        }
+    )
+
+
+# -- series: tasks about the same texts, right together -------------------------------------------
+
+
+def _series_rows(cells: Sequence[CellRecord], folder: Path) -> Iterator[SummaryRow]:
+    """Two rows for each method and combination that has every task of a series."""
+    groups: dict[tuple[str, Combination], list[CellRecord]] = {}
+    for cell in cells:
+        series = load_definition(cell.dataset.name).series if cell.dataset else None
+        if series is not None and "task" in cell.axes:
+            for method in cell.methods:
+                axes = {**_axes_of(method, cell.axes), "task": series}
+                groups.setdefault((method, _combination(axes)), []).append(cell)
+    for (method, combination), same in groups.items():
+        yield from _series_rows_of(method, dict(combination), same, folder)
+
+
+def _series_rows_of(
+    method: str, axes: Axes, cells: Sequence[CellRecord], folder: Path
+) -> Iterator[SummaryRow]:
+    tasks = {cell.axes["task"] for cell in cells}
+    by_seed: dict[AxisValue | None, list[CellRecord]] = {}
+    for cell in cells:
+        by_seed.setdefault(cell.axes.get("seed"), []).append(cell)
+    whole = [same for same in by_seed.values() if len(same) == len(tasks)]
+    if len(tasks) < 2 or not whole:
+        return
+    together = [all_right([_right(folder, cell, method) for cell in same]) for same in whole]
+    figures: dict[str, list[float | None]] = {
+        "mean_of_tasks": [_mean([cell.methods[method].accuracy for cell in c]) for c in whole],
+        "all_right": [sum(rows.values()) / len(rows) if rows else None for rows in together],
+    }
+    for figure, accuracies in figures.items():
+        yield _row(
+            axes=axes,
+            method=method,
+            figure=figure,
+            cells=[same[0] for same in whole],
+            accuracies=accuracies,
+            n=min(len(rows) for rows in together),
+        )
+
+
+def _mean(accuracies: Sequence[float | None]) -> float | None:
+    known = [accuracy for accuracy in accuracies if accuracy is not None]
+    return statistics.fmean(known) if len(known) == len(accuracies) else None
+
+
+def _right(folder: Path, cell: CellRecord, method: str) -> Right:
+    if cell.folder is None:
+        return {}
+    return {
+        record["row"]: record["predicted"] == record["label"]
+        for record in read_lines(folder / cell.folder / PREDICTIONS)
+        if record["method"] == method
+    }
+
+
+def all_right(parts: Sequence[Right]) -> Right:
+    """Rows that every part has, and whether they are right in all of them."""
+    rows = set(parts[0]).intersection(*parts[1:]) if parts else set()
+    return {row: all(part[row] for part in parts) for row in sorted(rows)}
+
+
+def record_of_cell(
+    plan: CellPlan, result: RunResult | None, *, status: str, folder: str | None
+) -> CellRecord:
+    """A cell for matrix.json.
+
+    Args:
+        result: of its run; None: it did not run.
+        status: as ``CellRecord.status``.
+        folder: of its run, relative to the matrix's.
+    """
+    return CellRecord.model_validate(
+        {
+            "id": plan.cell.id,
+            "axes": dict(plan.cell.axes),
+            "status": status,
+            "reason": plan.problem.message if plan.problem else None,
+            "folder": folder,
+            "bridge": cell_bridge(plan) if plan.problem is None else None,
+            "dataset": result.dataset if result else None,
+            "agents": result.agents if result else {},
+            "settings": result.settings if result else None,
+            "methods": result.methods if result else {},
+        }
+    )

@@ -1,0 +1,228 @@
+"""What a run will do, decided and written down before any model loads: rows, methods, folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agentwire.config import Config
+from agentwire.errors import InputError, ScenarioError
+from agentwire.evaluation.methods import METHODS, MethodSpec, check_methods
+from agentwire.evaluation.predictions import choose_rows
+from agentwire.scenario.resolve import Resolved
+from agentwire.task.datasets import Dataset, load_rows
+from agentwire.task.definitions import load_definition
+from agentwire.task.rows import rows_sha256
+
+if TYPE_CHECKING:
+    from agentwire.agent.launching.placement import Remote
+
+CPU_LIMIT = 200
+"""Rows by default where an agent computes on a CPU; all rows elsewhere."""
+CONFIG_FILE = "config.json"
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """A run, ready to start.
+
+    Attributes:
+        resolved: what runs here.
+        methods: in order.
+        dataset: the whole split.
+        rows: indices of the rows that are scored, in order.
+        row_sha256: over those rows.
+        label_words: the word that stands for each class.
+        limit: how many rows were asked for; 0: all.
+        folder: where everything is written.
+        command: what the user typed; goes into result.json.
+        resumed: the folder holds an earlier session of the same run.
+        remote: agents that run on other machines, and where they join.
+        record: write down what the bus takes in, for ``agentwire replay``.
+        metrics_port: where Prometheus may scrape, on loopback; 0: any port; None: nowhere.
+    """
+
+    resolved: Resolved
+    methods: tuple[MethodSpec, ...]
+    dataset: Dataset
+    rows: tuple[int, ...]
+    row_sha256: str
+    label_words: tuple[str, ...]
+    limit: int
+    folder: Path
+    command: str
+    resumed: bool
+    remote: Remote | None = None
+    metrics_port: int | None = None
+    record: bool = False
+
+    @property
+    def run_id(self) -> str:
+        return self.folder.name
+
+    def settings(self) -> dict[str, Any]:
+        """What must be the same for two sessions to be one run."""
+        choices = self.resolved.choices
+        return {
+            "scenario": self.resolved.scenario.name,
+            "models": {name: choice.model for name, choice in choices.items()},
+            "dataset": self.dataset.name,
+            "split": self.dataset.split,
+            "row_sha256": self.row_sha256,
+            "batch_size": self.resolved.scenario.batch_size,
+            "in_flight": self.resolved.scenario.in_flight,
+            "bridge": "+".join(p.card.weights_sha256 for p in self.resolved.parts if p.card)
+            or None,
+        }
+
+
+def pick_methods(names: Sequence[str]) -> tuple[MethodSpec, ...]:
+    """The methods of these names, in this order, each once.
+
+    Raises:
+        ScenarioError: no such method.
+    """
+    for name in names:
+        if name not in METHODS:
+            raise ScenarioError(
+                f"there is no method {name!r}.", hint=f"Methods: {', '.join(METHODS)}."
+            )
+    return tuple(METHODS[name] for name in dict.fromkeys(names))
+
+
+def plan_run(
+    resolved: Resolved,
+    *,
+    config: Config,
+    methods: Sequence[str],
+    limit: int | None = None,
+    out: Path = Path("runs"),
+    folder: Path | None = None,
+    resume: Path | None = None,
+    command: str = "",
+    progress: Progress | None = None,
+) -> RunPlan:
+    """Loads the rows, chooses those to score, and makes (or takes up again) the run's folder.
+
+    Args:
+        methods: names of the methods to run.
+        limit: rows to score; 0: all; None: the scenario's, else 200 on a CPU and all on GPUs, and
+            as before where a run is resumed.
+        out: folder in which the run's folder is made.
+        folder: the run's folder itself; default: a new one in ``out``.
+        resume: folder of an interrupted run to go on with.
+        progress: told about the download of rows.
+
+    Raises:
+        ScenarioError: no task, or ``resume`` is a folder of something else.
+        DataError, DownloadError: the rows cannot be had.
+    """
+    scenario, data = resolved.scenario, resolved.data
+    check_methods(resolved.wire.spec, methods)
+    if data is None:
+        hint = "Add a task, or open it from Python: agentwire.open(...)."
+        if "bench" in scenario.model_fields_set:
+            hint = f"It measures speed: `agentwire bench all {resolved.source or '<scenario>'}`."
+        raise ScenarioError(
+            f"the scenario {scenario.name} has no `task:`, so there is nothing to score.", hint=hint
+        )
+    earlier = _read_config(resume) if resume else None
+    limit = _limit(resolved, limit, earlier)
+    dataset = load_rows(data.dataset, data.split, config=config, path=data.path, progress=progress)
+    rows = tuple(choose_rows(len(dataset), limit, scenario.seed))
+    plan = RunPlan(
+        resolved=resolved,
+        methods=pick_methods(methods),
+        dataset=dataset,
+        rows=rows,
+        row_sha256=rows_sha256(dataset.rows[i] for i in rows),
+        label_words=load_definition(data.dataset).label_words,
+        limit=limit,
+        folder=resume or folder or new_folder(out, scenario.name),
+        command=command,
+        resumed=resume is not None,
+    )
+    if earlier is not None:
+        _check_same(plan, earlier)
+    _write_config(plan)
+    return plan
+
+
+def _limit(resolved: Resolved, limit: int | None, earlier: dict[str, Any] | None) -> int:
+    if limit is not None:
+        return limit
+    if earlier is not None:
+        return int(earlier["limit"])
+    if resolved.scenario.limit is not None:
+        return resolved.scenario.limit
+    return CPU_LIMIT if resolved.on_cpu else 0
+
+
+def new_folder(out: Path, scenario: str) -> Path:
+    """Makes ``out``/<time>-<scenario>.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{scenario}"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for number in range(1, 1000):
+            folder = out / (stem if number == 1 else f"{stem}-{number}")
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            return folder
+    except OSError as error:
+        raise InputError(
+            f"the folder for runs, {out}, cannot be written: {error.strerror}.",
+            hint="Give another one with --out.",
+        ) from None
+    raise InputError(f"{out} holds too many runs of this second.", hint="Try again.")
+
+
+def _write_config(plan: RunPlan) -> None:
+    content = {
+        "run": plan.settings(),
+        "limit": plan.limit,
+        "methods": [method.name for method in plan.methods],
+        **plan.resolved.to_json(),
+    }
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    (plan.folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    hint = "Give the folder of an interrupted run, such as runs/<time>-<scenario>."
+    try:
+        content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ScenarioError(f"{folder} holds no run to resume.", hint=hint) from None
+    except (OSError, ValueError):
+        raise ScenarioError(f"{folder / CONFIG_FILE} cannot be read.", hint=hint) from None
+    if not (isinstance(content, dict) and isinstance(content.get("limit"), int)):
+        raise ScenarioError(f"{folder / CONFIG_FILE} is not of a run.", hint=hint)
+    return content
+
+
+def methods_of(folder: Path) -> list[str]:
+    """The methods that an interrupted run was to do."""
+    return [str(name) for name in _read_config(folder).get("methods", [])]
+
+
+def _check_same(plan: RunPlan, earlier: dict[str, Any]) -> None:
+    before, now = earlier.get("run", {}), plan.settings()
+    changed = [key for key in now if before.get(key) != now[key]]
+    if changed:
+        key = changed[0]
+        raise ScenarioError(
+            f"{plan.folder} cannot be resumed: its {key} was {before.get(key)!r}, "
+            f"now it is {now[key]!r}.",
+            hint="Leave --resume out to start a new run, or restore what has changed.",
+        )

@@ -1,0 +1,255 @@
+"""What a run shows a person: the banner of substitutions, the table of methods, the stages.
+
+Everything is rendered from a ``RunResult``, so the screen says what result.json says. Every table
+carries the stand-ins in its caption: no figure can be read without knowing what it was measured on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from agentwire.evaluation.methods import METHODS
+
+if TYPE_CHECKING:
+    from agentwire.evaluation.result import MethodRecord, RunResult, SubstitutionRecord
+    from agentwire.scenario.choose import Substitution
+
+STAGE_ORDER = ("tokenize", "encode", "bridge", "generate", "queue", "wire", "decode")
+STAGE_COLOURS = {
+    "tokenize": "bright_black",
+    "encode": "blue",
+    "bridge": "magenta",
+    "generate": "red",
+    "queue": "yellow",
+    "wire": "cyan",
+    "decode": "green",
+}
+BAR_WIDTH = 48
+WIDE = 94
+"""Columns that the whole table needs; a narrower one gets the channels below it, no rows/s."""
+
+
+def banner(substitutions: Sequence[Substitution | SubstitutionRecord]) -> RenderableType | None:
+    """The loud notice of what stands in for what, and why; None if nothing does."""
+    if not substitutions:
+        return None
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for item in substitutions:
+        change = Text.assemble(
+            (item.wanted, "strike"), ("  ->  ", "dim"), (item.used, "bold yellow"), "\n",
+            (f"because {item.reason}", "dim"),
+        )  # fmt: skip
+        subject = item.subject if item.kind == "model" else "dataset"
+        grid.add_row(subject, change)
+    note = Text("Every figure below was measured with these, not with what the scenario names.")
+    return Panel(
+        Group(grid, Text(), note),
+        title="[bold]STAND-INS[/bold]",
+        title_align="left",
+        border_style="yellow",
+        box=box.HEAVY,
+        expand=False,
+    )
+
+
+def print_report(result: RunResult, folder: Path, console: Console) -> None:
+    """Prints the whole report of a run."""
+    console.print()
+    console.print(_heading(result))
+    wide = console.width >= WIDE
+    console.print(_methods_table(result, wide=wide))
+    console.print(_legend(result, wide=wide))
+    for part in (_stages(result), _failures(result)):
+        if part is not None:
+            console.print()
+            console.print(part)
+    console.print()
+    console.print(Text(f"written to {folder}/ (result.json, predictions.jsonl)", style="dim"))
+
+
+def _heading(result: RunResult) -> Text:
+    data = result.dataset
+    text = Text.assemble(
+        (result.scenario, "bold"),
+        f"   {data.name} {data.split}, {data.rows:,} of {data.rows_in_split:,} rows, "
+        f"batches of {result.settings.batch_size}, {result.settings.in_flight} in flight",
+    )
+    if data.provenance.get("source") == "sample":
+        text.append(f"   SAMPLE: {data.provenance.get('note')}", "bold yellow")
+    if result.interrupted:
+        text.append("   INTERRUPTED: the figures are of the rows that were done", "bold red")
+    text.append("\n")
+    for name, agent in result.agents.items():
+        text.append(
+            f"  {name}: {agent.model} on {agent.device}, process {agent.pid}\n", style="dim"
+        )
+    text.rstrip()
+    return text
+
+
+def _caption(result: RunResult) -> Text | None:
+    if not result.substitutions:
+        return None
+    pairs = ", ".join(f"{s.used} for {s.wanted}" for s in result.substitutions)
+    return Text(f"stand-ins: {pairs}", style="yellow", justify="left")
+
+
+# -- the table of methods -------------------------------------------------------------------
+
+
+def _methods_table(result: RunResult, *, wide: bool) -> RenderableType:
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        caption=_caption(result),
+        caption_justify="left",
+        header_style="bold",
+    )
+    table.add_column("method", no_wrap=True)
+    for title in ("accuracy\n95% interval", "p50 ms\na row", "p95 ms\na row"):
+        table.add_column(title, justify="right", no_wrap=True)
+    if wide:
+        table.add_column("rows/s", justify="right", no_wrap=True)
+    table.add_column("vs text\nrelay", justify="right", no_wrap=True)
+    table.add_column("bytes", justify="right", no_wrap=True)
+    if wide:
+        table.add_column("channels", overflow="fold")
+    relay = result.methods.get("text_relay")
+    for name, method in result.methods.items():
+        latency = method.latency_ms
+        table.add_row(
+            _title(name),
+            _accuracy(method),
+            _figure(latency.p50 if latency else None),
+            _figure(latency.p95 if latency else None),
+            *([_figure(method.rows_per_s)] if wide else []),
+            _speed_up(method, relay),
+            "-" if method.payload_bytes is None else f"{method.payload_bytes:,.0f}",
+            *([_channels(method)] if wide else []),
+        )
+    return table
+
+
+def _title(name: str) -> Text:
+    title = METHODS[name].title if name in METHODS else name
+    return Text(title, style="bold cyan" if name == "bridge" else "bold")
+
+
+def _legend(result: RunResult, *, wide: bool) -> RenderableType:
+    """Which models did what; on a narrow terminal also the channels."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold", style="dim")
+    for name, method in result.methods.items():
+        text = Text(method.label)
+        grid.add_row(_title(name), text if wide else Text("\n").join([text, _channels(method)]))
+    return grid
+
+
+def _accuracy(method: MethodRecord) -> Text:
+    if method.accuracy is None or method.wilson95 is None:
+        return Text("-\nnot scored" if method.n else "-\nno rows", justify="right")
+    low, high = method.wilson95
+    return Text.assemble(
+        (f"{method.accuracy:.3f}", "bold"), f"  {method.correct}/{method.n}\n",
+        (f"{low:.3f} .. {high:.3f}", "dim"),
+        justify="right",
+    )  # fmt: skip
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def speed_up(method: MethodRecord, relay: MethodRecord | None) -> float | None:
+    """How many times lower the p50 latency is than text relay's."""
+    if relay is None or relay is method or not relay.latency_ms or not method.latency_ms:
+        return None
+    return relay.latency_ms.p50 / max(method.latency_ms.p50, 1e-9)
+
+
+def _speed_up(method: MethodRecord, relay: MethodRecord | None) -> Text:
+    if relay is method and method.latency_ms:
+        return Text("1.0 x", style="dim")
+    factor = speed_up(method, relay)
+    if factor is None:
+        return Text("-")
+    return Text(f"{factor:.1f} x", style="bold green" if factor > 1 else "red")
+
+
+def _channels(method: MethodRecord) -> Text:
+    parts = [
+        f"{name} {count}"
+        for name, count in (("soft", method.channels.soft), ("text", method.channels.text))
+        if count
+    ]
+    text = Text(", ".join(parts) or "-")
+    if method.reasons:
+        why = ", ".join(f"{reason} {count}" for reason, count in sorted(method.reasons.items()))
+        text.append(f"\n{why}", style="yellow")
+    return text
+
+
+# -- stages and failures --------------------------------------------------------------------
+
+
+def _stages(result: RunResult) -> RenderableType | None:
+    rows = [(n, m) for n, m in result.methods.items() if m.stages_ms]
+    if not rows:
+        return None
+    longest = max(sum(m.stages_ms.values()) for _, m in rows)
+    table = Table(
+        box=None,
+        pad_edge=False,
+        title="where a row's time goes (mean ms, waiting for its batch included)",
+        title_justify="left",
+        title_style="bold",
+        show_header=False,
+    )
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for name, method in rows:
+        table.add_row(_title(name), _bar(method.stages_ms, longest))
+    return table
+
+
+def _ordered(stages: dict[str, float]) -> list[tuple[str, float]]:
+    known = [(s, stages[s]) for s in STAGE_ORDER if s in stages]
+    return known + [(s, ms) for s, ms in stages.items() if s not in STAGE_ORDER]
+
+
+def _bar(stages: dict[str, float], longest: float) -> Text:
+    """A bar to scale, and the figure of each stage under it."""
+    bar, legend = Text(), Text()
+    total, drawn, done = sum(stages.values()), 0, 0.0
+    for stage, ms in _ordered(stages):
+        done += ms
+        end = round(BAR_WIDTH * done / longest) if longest else 0
+        colour = STAGE_COLOURS.get(stage, "white")
+        bar.append("█" * max(0, end - drawn), style=colour)
+        drawn = max(drawn, end)
+        legend.append(f"{stage} ", style=colour).append(f"{_figure(ms)}  ")
+    bar.append(f" {_figure(total)} ms\n", style="bold")
+    return bar + legend
+
+
+def _failures(result: RunResult) -> RenderableType | None:
+    failed = {n: m.errors for n, m in result.methods.items() if m.errors}
+    if not failed:
+        return None
+    text = Text("rows without an answer (counted as wrong): ", style="bold red")
+    for name, errors in failed.items():
+        text.append(f"{name}: " + ", ".join(f"{code} {n}" for code, n in errors.items()) + "  ")
+    return text

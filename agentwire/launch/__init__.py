@@ -1,1 +1,0 @@
-"""Who starts agents on the machines of a cluster."""

@@ -1,0 +1,1 @@
+"""Packed sequences and prepacked linear layers on CPUs."""

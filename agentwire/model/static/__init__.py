@@ -1,0 +1,1 @@
+"""The static engine: CUDA graphs of fixed shapes."""

@@ -1,0 +1,1 @@
+"""Plain data that every module may read: the scenario schema, agent specs, routes."""

@@ -1,0 +1,192 @@
+"""Linear probes on the sender's states: how much of the answer is there without any receiver.
+
+Guillaume Alain and Yoshua Bengio, "Understanding intermediate layers using linear classifier
+probes" (2016, arXiv:1610.01644). Two kinds: logistic regression on the mean of a text's states, and
+a linear layer on states pooled by learned attention. Both see the states as the bridge does:
+by-feature z-scores of the training set, clamped at 8 sigma, without the opening token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from agentwire.bridge.resampler import CLAMP_SIGMAS
+from agentwire.training.objective import Draws, Score
+from agentwire.training.states import StateCache
+
+L2_GRID = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+ATTENTION_GRID = tuple(
+    {"heads": heads, "learning_rate": rate, "dropout": dropout}
+    for heads in (1, 8)
+    for rate in (1e-3, 3e-3)
+    for dropout in (0.1, 0.5)
+)
+ROWS = 1024
+"""Texts whose states are gathered at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scaler:
+    """Per-feature z-scores with a training set's statistics, clamped."""
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, cache: StateCache) -> Scaler:
+        return cls(*cache.statistics())
+
+    def __call__(self, states: Tensor) -> Tensor:
+        return ((states.float() - self.mean) / self.std).clamp(-CLAMP_SIGMAS, CLAMP_SIGMAS)
+
+
+@torch.no_grad()
+def mean_pooled(cache: StateCache, scaler: Scaler) -> Tensor:
+    """The mean of each text's standardised states [n, d], in fp32."""
+    found = []
+    for rows in torch.arange(len(cache), device=cache.flat.device).split(ROWS):  # type: ignore[no-untyped-call]
+        states, mask = cache.gather(rows, int(cache.lengths[rows].max()))
+        total = (scaler(states) * mask[:, :, None]).sum(dim=1)
+        found.append(total / mask.sum(dim=1, keepdim=True))
+    return torch.cat(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Logistic:
+    """Multinomial logistic regression on features that are z-scored once more.
+
+    Attributes:
+        mean, std: of the training features.
+        weight: [d, L]. bias: [L].
+    """
+
+    mean: Tensor
+    std: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Logits [n, L] of features [n, d]."""
+        return ((features - self.mean) / self.std) @ self.weight + self.bias
+
+
+def fit_logistic(
+    features: Tensor, labels: Tensor, classes: int, l2: float, iterations: int = 200
+) -> Logistic:
+    """Minimises mean cross-entropy + l2 / 2 * |W|^2 with L-BFGS (D. Liu and J. Nocedal, 1989)."""
+    mean, std = features.mean(dim=0), features.std(dim=0).clamp(min=1e-6)
+    x = (features - mean) / std
+    weight = torch.zeros(x.shape[1], classes, device=x.device, requires_grad=True)
+    bias = torch.zeros(classes, device=x.device, requires_grad=True)
+    optimiser = torch.optim.LBFGS(
+        [weight, bias], max_iter=iterations, history_size=20, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = F.cross_entropy(x @ weight + bias, labels) + l2 / 2 * weight.pow(2).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    return Logistic(mean, std, weight.detach(), bias.detach())
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A fitted probe, and what chose it."""
+
+    probe: Logistic
+    l2: float
+    held_out_accuracy: float
+
+
+def choose_logistic(
+    features: Tensor, labels: Tensor, held_out: Tensor, held_labels: Tensor, classes: int
+) -> Chosen:
+    """The best of ``L2_GRID`` on held-out rows."""
+    best: Chosen | None = None
+    for l2 in L2_GRID:
+        probe = fit_logistic(features, labels, classes, l2)
+        right = float((probe(held_out).argmax(-1) == held_labels).double().mean())
+        if best is None or right > best.held_out_accuracy:
+            best = Chosen(probe, l2, right)
+    if best is None:
+        raise ValueError("the grid is empty")
+    return best
+
+
+class AttentionProbe(nn.Module):
+    """States [n, T, d] and a mask -> class logits [n, L].
+
+    ``heads`` learned queries each weigh the tokens by softmax; the pooled states are joined, and
+    one linear layer reads them.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, scaler: Scaler, classes: int, *, heads: int = 1, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        width = scaler.mean.shape[0]
+        self.register_buffer("mean", scaler.mean.clone())
+        self.register_buffer("std", scaler.std.clone())
+        self.query = nn.Linear(width, heads, bias=False)
+        nn.init.normal_(self.query.weight, std=width**-0.5)
+        self.read = nn.Linear(heads * width, classes)
+        nn.init.normal_(self.read.weight, std=(heads * width) ** -0.5)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        z = Scaler(self.mean, self.std)(states)
+        scores = self.query(z).masked_fill(~mask[:, :, None], float("-inf"))
+        pooled = scores.softmax(dim=1).transpose(1, 2) @ z  # [n, heads, d]
+        return self.read(self.dropout(pooled.flatten(1)))  # type: ignore[no-any-return]
+
+
+class ProbeObjective:
+    """S attention probes on the same states, trained side by side."""
+
+    def __init__(
+        self, modules: Sequence[AttentionProbe], cache: StateCache, held_out: StateCache
+    ) -> None:
+        self.modules: Sequence[nn.Module] = list(modules)
+        self.cache, self.held_out = cache, held_out
+        self.labels: Sequence[Sequence[Tensor]] = [[cache.labels]] * len(self.modules)
+        self.draws: Sequence[Draws] = ()
+        self.device = cache.flat.device
+        self._longest = cache.longest
+
+    def losses(self, rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        found = []
+        for module, (numbers,) in zip(self.modules, rows, strict=True):
+            static = self.device.type == "cuda"
+            width = self._longest if static else int(self.cache.lengths[numbers].max())
+            logits = module(*self.cache.gather(numbers, width))
+            found.append(F.cross_entropy(logits, self.cache.labels[numbers]))
+        return found
+
+    def evaluate(self, modules: Sequence[nn.Module]) -> list[Score]:
+        found = []
+        for module in modules:
+            logits = probe_logits(module, self.held_out)
+            labels = self.held_out.labels
+            right = float((logits.argmax(-1) == labels).double().mean())
+            found.append(Score(float(F.cross_entropy(logits, labels)), right))
+        return found
+
+
+@torch.no_grad()
+def probe_logits(module: nn.Module, cache: StateCache) -> Tensor:
+    """Class logits [n, L] of every text."""
+    found = []
+    for rows in torch.arange(len(cache), device=cache.flat.device).split(ROWS):  # type: ignore[no-untyped-call]
+        found.append(module(*cache.gather(rows, int(cache.lengths[rows].max()))))
+    return torch.cat(found)

@@ -1,0 +1,86 @@
+"""Bridges of several senders, trained together: the receiver reads the soft tokens of all of them.
+
+Each is a bridge of its own, on its sender's device, with its own M soft tokens; together they are
+one module, which gives the receiver all of them, one sender's after the other's, in a fixed order.
+The loss is one, so each learns what the others leave to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from agentwire.bridge.resampler import Resampler, ResamplerShape
+from agentwire.training.states import StateCache
+
+
+class JointBridge(nn.Module):
+    """Several bridges into one receiver, as one module.
+
+    Args:
+        parts: in the order in which their soft tokens are read; all of one width.
+    """
+
+    def __init__(self, parts: Sequence[Resampler]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    @property
+    def bridges(self) -> tuple[Resampler, ...]:
+        """The parts, in order."""
+        return tuple(part for part in self.parts if isinstance(part, Resampler))
+
+    @property
+    def shape(self) -> ResamplerShape:
+        """The first part's, with the soft tokens of all."""
+        shapes = [bridge.shape for bridge in self.bridges]
+        return replace(shapes[0], soft_tokens=sum(shape.soft_tokens for shape in shapes))
+
+    def forward(self, states: Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:
+        """Each sender's states [n, T, width] and mask [n, T] -> [n, sum of M, d]."""
+        soft = [part(s, m) for part, s, m in zip(self.parts, states, masks, strict=True)]
+        return torch.cat(soft, dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class JointStates:
+    """Hidden states of the same rows in several senders; of the same or of different texts.
+
+    Attributes:
+        parts: of each sender.
+        labels: [n] class ids.
+    """
+
+    parts: tuple[StateCache, ...]
+    labels: Tensor
+
+    @classmethod
+    def of(cls, parts: Sequence[StateCache]) -> JointStates:
+        """From caches of the same rows."""
+        return cls(tuple(parts), parts[0].labels)
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    @property
+    def flat(self) -> Tensor:
+        """The first sender's: says on which device all are."""
+        return self.parts[0].flat
+
+    @property
+    def lengths(self) -> Tensor:
+        """[n] tokens of each row's longest text."""
+        return torch.stack([part.lengths for part in self.parts]).amax(dim=0)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return max(part.longest for part in self.parts)
+
+    def gather(self, rows: Tensor, width: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """For each sender states [b, width, d] of these rows, and masks."""
+        states, masks = zip(*(part.gather(rows, width) for part in self.parts), strict=True)
+        return states, masks

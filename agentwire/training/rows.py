@@ -1,0 +1,57 @@
+"""The rows that a bridge trains on, and those that choose its settings: never the scored ones."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+from agentwire.config import Config
+from agentwire.errors import DataError
+from agentwire.spec.scenario import DataChoice, TrainSpec
+from agentwire.task.datasets import TRAIN_SPLIT, Dataset, load_rows
+from agentwire.task.holdout import held_out_split
+from agentwire.task.rows import rows_sha256
+
+
+def training_rows(data: DataChoice, recipe: TrainSpec, config: Config) -> tuple[Dataset, Dataset]:
+    """The rows that everything of a scenario trains on, and those that choose its settings.
+
+    Raises:
+        DataError: the rows cannot be had, or are the very rows that are scored.
+    """
+    refuse_scored_rows(data)
+    split = load_rows(data.dataset, TRAIN_SPLIT, config=config, path=data.path)
+    rows, held_out = held_out_split(split, min(recipe.held_out, len(split) // 8), recipe.seed)
+    if recipe.max_rows and recipe.max_rows < len(rows):
+        rows = sample(rows, recipe.max_rows, recipe.seed)
+    return rows, held_out
+
+
+def sample(rows: Dataset, n: int, seed: int) -> Dataset:
+    """At most n rows, drawn at random (files are often sorted by class); the source's order."""
+    chosen = sorted(random.Random(seed).sample(range(len(rows)), min(n, len(rows))))
+    kept = tuple(rows.rows[i] for i in chosen)
+    marks = {
+        "sample": f"{len(kept)} of {len(rows)} (seed={seed})",
+        "rows_sha256": rows_sha256(kept),
+    }
+    return replace(rows, rows=kept, provenance={**rows.provenance, **marks})
+
+
+def refuse_scored_rows(data: DataChoice) -> None:
+    """A bridge is never trained on the rows that its scenario scores.
+
+    Raises:
+        DataError: the scenario scores the training split, or names one file for both.
+    """
+    if data.path is not None and Path(data.path).expanduser().is_file():
+        raise DataError(
+            f"{data.path} is one file: training on it would learn the rows that are scored.",
+            hint=f"Set `path` to a folder with {TRAIN_SPLIT}.jsonl and {data.split}.jsonl.",
+        )
+    if data.split == TRAIN_SPLIT:
+        raise DataError(
+            f"the scenario scores the split {data.split!r} of {data.dataset}: training reads it.",
+            hint="Set `task.split` to another split, e.g. `test`.",
+        )

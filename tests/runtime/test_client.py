@@ -1,0 +1,412 @@
+"""The client over a link in memory: what it sends, and what its callers get."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+
+from agentwire.errors import BusClosed, InputError, NackCode, RequestError, ScenarioError
+from agentwire.runtime.client import REJOINS, Client
+from agentwire.runtime.ledger import Admission
+from agentwire.runtime.pending import Outcome
+from agentwire.runtime.reply import Reply
+from agentwire.wire.messages import (
+    Cancel,
+    Channel,
+    Credit,
+    Define,
+    Encode,
+    Message,
+    Nack,
+    Result,
+    Row,
+    TaskSpec,
+    Text,
+)
+
+WIRE = "a->b"
+TASK = TaskSpec("task", "Answer:", "{text} Answer:", ("good", "bad"))
+M = TypeVar("M", bound=Message)
+
+
+class Link:
+    """The other side of the client, by hand."""
+
+    def __init__(self) -> None:
+        self.sent: list[Message] = []
+        self.closed = False
+        self.final = False
+        self.descriptors: tuple[int, ...] = ()
+        self.news = asyncio.Event()
+        self.on_message: Callable[[Message, float], None]
+        self.on_lost: Callable[[str], None]
+
+    def attend(self, seconds: float) -> bool:
+        return False
+
+    def start(self) -> None:
+        pass
+
+    def send(self, message: Message) -> None:
+        if self.closed:
+            raise BusClosed("The bus is closed.")
+        self.sent.append(message)
+        self.news.set()
+
+    def close(self, reason: str = "", timeout: float = 2.0) -> None:
+        self.closed = True
+
+    async def next(self, kind: type[M]) -> M:
+        """The next message of this kind, when it comes."""
+        while not (found := self.take(kind)):
+            self.news.clear()
+            await self.news.wait()
+        return found[0]
+
+    def take(self, kind: type[M]) -> list[M]:
+        found = [m for m in self.sent if isinstance(m, kind)]
+        self.sent = [m for m in self.sent if not isinstance(m, kind)]
+        return found
+
+
+class Bench:
+    def __init__(self, admission: Admission | None = None) -> None:
+        self.link = Link()
+        self.connected = asyncio.Event()
+        self.events: list[tuple[str, dict[str, Any]]] = []
+
+        def connect(on_message: Any, on_lost: Any) -> Link:
+            self.connected.set()
+            self.link.on_message, self.link.on_lost = on_message, on_lost
+            return self.link
+
+        self.client = Client(connect, {WIRE: ("a", "b"), "@b": ("b",)}, self, admission=admission)
+        self.client.start()
+
+    def write(self, event: str, **fields: Any) -> None:
+        self.events.append((event, fields))
+
+    def ready(self, credit: int = 16) -> None:
+        self.client.agent_ready("a")
+        self.client.agent_ready("b")
+        if credit:
+            self.link.on_message(Credit(WIRE, credit, 1 << 20), 0.0)
+            self.link.on_message(Credit("@b", credit, 1 << 20), 0.0)
+
+    def ask(self, *texts: str, **kw: Any) -> asyncio.Task[list[Outcome]]:
+        fields: dict[str, Any] = {
+            "channel": Channel.SOFT, "fallback": "text", "deadline_s": 30.0,
+        }  # fmt: skip
+        return asyncio.create_task(self.client.ask(WIRE, TASK, texts, **(fields | kw)))
+
+    async def sent(self, kind: type[M] = Encode) -> list[M]:  # type: ignore[assignment]
+        """What was sent once everything that is due has happened."""
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return self.link.take(kind)
+
+    async def renewed(self) -> None:
+        """Waits until the client has asked for another link."""
+        self.connected.clear()
+        await self.connected.wait()
+
+    def answer(self, encode: Encode, *, good: bool = True, task: str = TASK.task_id) -> None:
+        one = np.log(np.array([0.75, 0.25] if good else [0.25, 0.75], dtype=np.float32))
+        scores = np.tile(one, (len(encode.rows), 1)).tobytes()
+        result = Result(WIRE, task, encode.rows, Channel.SOFT, scores, 2, stages={"encode": 1.0})
+        self.link.on_message(result, asyncio.get_running_loop().time())
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    bench = Bench()
+    yield bench
+    await bench.client.close("the test ends")
+
+
+def code(outcome: Outcome) -> NackCode | None:
+    return outcome.code if isinstance(outcome, RequestError) else None
+
+
+async def test_defines_once_and_waits_for_agents_and_credit(bench: Bench) -> None:
+    first, second = bench.ask("x", "y"), bench.ask("z")
+    assert await bench.sent(Define) == [Define(TASK)]
+    bench.ready(credit=0)
+    assert await bench.sent() == []
+    bench.link.on_message(Credit(WIRE, 1, 100), 0.0)
+    (encode,) = await bench.sent()
+    assert (encode.texts, encode.task, encode.solo) == (("x", "y"), TASK.task_id, False)
+    assert all(r.ms_left is not None and 29_000 < r.ms_left <= 30_000 for r in encode.rows)
+    bench.answer(encode)
+    bench.link.on_message(Credit(WIRE, 1, 100), 0.0)
+    (encode,) = await bench.sent()
+    bench.answer(encode, good=False)
+    replies = [*await first, *await second]
+    assert [r.label for r in replies if isinstance(r, Reply)] == ["good", "good", "bad"]
+
+
+async def test_duplicates_and_strangers_are_ignored(bench: Bench) -> None:
+    bench.ready()
+    asked = bench.ask("x")
+    (encode,) = await bench.sent()
+    bench.answer(Encode(WIRE, TASK.task_id, Channel.SOFT, "text", (Row(bytes(16)),), ("?",)))
+    bench.answer(encode, task="another task")
+    bench.answer(encode)
+    bench.answer(encode, good=False)
+    (reply,) = await asked
+    assert isinstance(reply, Reply) and reply.label == "good"
+    assert reply.stages["wire"] == pytest.approx(reply.latency_ms - 1.0)
+    assert [event for event, _ in bench.events] == ["admitted", "finished"]
+
+
+async def test_a_result_that_does_not_fit_is_no_answer(bench: Bench) -> None:
+    bench.ready()
+    asked = bench.ask("x", fallback="error")
+    (encode,) = await bench.sent()
+    nan = np.full((1, 2), np.nan, dtype=np.float32).tobytes()
+    bench.link.on_message(Result(WIRE, TASK.task_id, encode.rows, Channel.SOFT, nan, 2), 0.0)
+    assert [code(o) for o in await asked] == [NackCode.MALFORMED]
+
+
+async def test_refused_rows_go_as_text_or_end(bench: Bench) -> None:
+    bench.ready()
+    by_text = bench.ask("x", "y", "z")
+    (encode,) = await bench.sent()
+    bench.link.on_message(Nack(NackCode.BAD_PAYLOAD, "nan", WIRE, encode.rows[1:]), 0.0)
+    (again,) = await bench.sent()
+    assert (again.channel, again.reason, again.texts) == (Channel.TEXT, "bad_payload", ("y", "z"))
+    bench.link.on_message(Nack(NackCode.MODEL_ERROR, "boom", WIRE, again.rows[:1]), 0.0)
+    for message in (encode, again):
+        bench.answer(message)
+    assert [code(o) for o in await by_text] == [None, NackCode.MODEL_ERROR, None]
+    by_error = bench.ask("x", fallback="error")
+    (encode,) = await bench.sent()
+    bench.link.on_message(Nack(NackCode.BAD_PAYLOAD, "nan", WIRE, encode.rows), 0.0)
+    assert [code(o) for o in await by_error] == [NackCode.BAD_PAYLOAD]
+
+
+async def test_what_is_too_much_leaves_no_trace_but_a_known_request_is_never_too_much() -> None:
+    bench = Bench(Admission(rows=1))
+    bench.ready()
+    one = bytes(16)
+    first = bench.ask("x", request_ids=[one])
+    await bench.sent(Define)
+    (encode,) = await bench.sent()
+    events, other = list(bench.events), TaskSpec("other", "Other:", "{text} Other:", ("a", "b"))
+    with pytest.raises(RequestError) as refused:
+        await bench.client.ask(
+            WIRE, other, ["y"], channel=Channel.SOFT, fallback="text", deadline_s=30.0
+        )
+    assert refused.value.code is NackCode.OVERLOADED and refused.value.retry_after_s
+    assert (bench.events, bench.link.sent, bench.client.outstanding) == (events, [], 1)
+    again = bench.ask("x", request_ids=[one])  # outstanding: it waits for the first
+    assert await bench.sent() == [] and not again.done()
+    bench.answer(encode)
+    assert await first == await again == await bench.ask("x", request_ids=[one])
+    await bench.client.close("the test ends")
+
+
+async def test_overloaded_rows_go_again_later(bench: Bench) -> None:
+    bench.ready()
+    asked = bench.ask("x")
+    (encode,) = await bench.sent()
+    bench.link.on_message(Nack(NackCode.OVERLOADED, "full", WIRE, encode.rows, 20), 0.0)
+    assert await bench.sent() == []
+    again = await asyncio.wait_for(bench.link.next(Encode), 10)
+    assert again.channel is Channel.SOFT
+    bench.answer(again)
+    assert [code(o) for o in await asked] == [None]
+
+
+async def test_a_deadline_says_whether_there_was_room(bench: Bench) -> None:
+    bench.ready(credit=1)
+    sent, unsent = bench.ask("x", deadline_s=0.02), bench.ask("y", deadline_s=0.02)
+    (encode,) = await bench.sent()
+    assert [code(o) for o in await sent] == [NackCode.DEADLINE]
+    assert [code(o) for o in await unsent] == [NackCode.OVERLOADED]
+    (cancel,) = await bench.sent(Cancel)
+    assert cancel.request_ids == (encode.rows[0].request_id,)
+    bench.answer(encode)  # too late: nobody is disturbed
+    assert await bench.sent() == []
+
+
+async def test_one_id_is_one_request(bench: Bench) -> None:
+    bench.ready()
+    ids = [b"i" * 16]
+    first, second = bench.ask("x", request_ids=ids), bench.ask("x", request_ids=ids)
+    with pytest.raises(InputError, match="another question"):
+        await bench.ask("other", request_ids=ids)
+    (encode,) = await bench.sent()
+    first.cancel()  # the second still waits
+    assert await bench.sent(Cancel) == []
+    bench.answer(encode)
+    (reply,) = await second
+    assert await bench.ask("x", request_ids=ids) == [reply]
+    assert await bench.sent() == []
+
+
+async def test_one_id_twice_in_a_batch(bench: Bench) -> None:
+    bench.ready()
+    asked = bench.ask("x", "x", request_ids=[b"i" * 16] * 2)
+    (encode,) = await bench.sent()
+    assert len(encode.rows) == 1
+    bench.answer(encode)
+    one, two = await asked
+    assert one is two
+
+
+async def test_cancelling_the_last_caller_cancels_the_request(bench: Bench) -> None:
+    bench.ready()
+    asked = bench.ask("x", "y")
+    (encode,) = await bench.sent()
+    asked.cancel()
+    (cancel,) = await bench.sent(Cancel)
+    assert set(cancel.request_ids) == {row.request_id for row in encode.rows}
+    assert bench.events[-1][1]["outcome"] == "cancelled"
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+
+
+async def test_death_recall_probe_and_dead_letter(bench: Bench) -> None:
+    bench.ready()
+    asked = bench.ask("x", "y")
+    (encode,) = await bench.sent()
+    bench.client.agent_died("a", "SIGKILL")
+    assert len((await bench.sent(Cancel))[0].request_ids) == 2
+    assert await bench.sent() == []
+    bench.client.agent_ready("a")
+    (probe,) = await bench.sent()
+    assert probe.solo and probe.rows[0].request_id == encode.rows[0].request_id
+    bench.client.agent_died("a", "SIGKILL")
+    bench.client.agent_ready("a")
+    (probe,) = await bench.sent()
+    bench.answer(probe)
+    first, second = await asked
+    assert code(first) is NackCode.DEAD_LETTER and code(second) is None
+
+
+async def test_an_agent_that_is_down_fails_fast(bench: Bench) -> None:
+    bench.ready()
+    asked = bench.ask("x")
+    await bench.sent()
+    bench.client.agent_down("b", "it died too often")
+    assert [code(o) for o in await asked] == [NackCode.AGENT_DOWN]
+    with pytest.raises(RequestError, match="died too often"):
+        await bench.ask("y")
+
+
+async def test_direct_wires_carry_text_and_never_fall_back(bench: Bench) -> None:
+    bench.ready()
+    asked = asyncio.create_task(
+        bench.client.ask(
+            "@b", TASK, ["x"], channel=Channel.TEXT, fallback="error", deadline_s=math.inf
+        )
+    )
+    (text,) = await bench.sent(Text)
+    assert (text.wire, text.texts, text.rows[0].ms_left) == ("@b", ("x",), None)
+    bench.link.on_message(Nack(NackCode.UNSUPPORTED, "no", "@b", text.rows), 0.0)
+    assert [code(o) for o in await asked] == [NackCode.UNSUPPORTED]
+
+
+async def test_large_batches_are_split(bench: Bench) -> None:
+    bench.ready()
+    asked = bench.ask(*(str(n) for n in range(600)))
+    messages = await bench.sent()
+    assert [len(m.rows) for m in messages] == [256, 256, 88]
+    for message in messages:
+        bench.answer(message)
+    assert len(await asked) == 600
+
+
+async def test_a_lost_bus_ends_everything(bench: Bench) -> None:
+    bench.ready()
+    asked = bench.ask("x")
+    await bench.sent()
+    bench.link.closed = bench.link.final = True
+    bench.link.on_lost("the broker is gone")
+    (outcome,) = await asked
+    assert code(outcome) is NackCode.CLOSING
+    with pytest.raises(BusClosed, match="the broker is gone"):
+        await bench.ask("y")
+
+
+async def test_a_task_that_does_not_fit_the_wire(bench: Bench) -> None:
+    task = TaskSpec("task", "p" * 100_000, "{text}", ("a", "b"))
+    with pytest.raises(ScenarioError, match="prompt"):
+        await bench.client.ask(
+            WIRE, task, ["x"], channel=Channel.SOFT, fallback="text", deadline_s=1
+        )
+
+
+async def test_a_broken_link_is_replaced_and_what_was_in_flight_goes_again(bench: Bench) -> None:
+    bench.ready()
+    asked = bench.ask("x", "y")
+    (first,) = await bench.sent()
+    old = bench.link
+    bench.link = Link()
+    old.on_lost("the connection was closed")
+    old.on_lost("said twice")
+    late = bench.ask("z")  # admitted while there is no link
+    await bench.renewed()
+    old.on_message(Credit(WIRE, 99, 1 << 20), 0.0)  # of a link that is gone: void
+    assert await bench.sent() == []
+    bench.link.on_message(Credit(WIRE, 16, 1 << 20), 0.0)
+    again, new = await bench.sent()
+    assert (again.rows[0].request_id, again.texts) == (first.rows[0].request_id, ("x", "y"))
+    assert [m.task for m in bench.link.take(Define)] == [TASK]
+    bench.answer(first)  # the answer to the first copy is as good
+    bench.answer(again)
+    bench.answer(new)
+    assert [code(o) for o in [*await asked, *await late]] == [None] * 3
+    assert [e for e, _ in bench.events].count("finished") == 2
+
+
+async def test_nothing_is_sent_between_two_links(bench: Bench) -> None:
+    """Credit that comes late from a link that is lost must not send rows into nowhere."""
+    bench.ready(credit=1)
+    asked = bench.ask("x")
+    await bench.sent()
+    waiting = bench.ask("y")  # without credit
+    old, bench.link = bench.link, Link()
+    old.on_lost("the connection was closed")
+    old.on_message(Credit(WIRE, 8, 1 << 20), 0.0)
+    await bench.renewed()
+    assert await bench.sent() == []
+    bench.link.on_message(Credit(WIRE, 16, 1 << 20), 0.0)
+    messages = await bench.sent()
+    assert sorted(text for m in messages for text in m.texts) == ["x", "y"]
+    for message in messages:
+        bench.answer(message)
+    assert [code(o) for o in [*await asked, *await waiting]] == [None, None]
+
+
+async def test_a_bus_that_never_answers_again_is_given_up(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentwire.runtime.client.REJOIN_S", 0.0)
+    bench.ready()
+    asked = bench.ask("x")
+    for _ in range(REJOINS):
+        old, bench.link = bench.link, Link()
+        old.on_lost("no Welcome")
+        await bench.renewed()
+    bench.link.on_lost("no Welcome")
+    assert [code(o) for o in await asked] == [NackCode.CLOSING]
+
+
+async def test_draining_admits_nothing_and_waits(bench: Bench) -> None:
+    bench.ready()
+    asked = bench.ask("x")
+    (encode,) = await bench.sent()
+    draining = asyncio.create_task(bench.client.drain(30.0))
+    await asyncio.sleep(0)
+    with pytest.raises(BusClosed, match="no new requests"):
+        await bench.ask("y")
+    assert not draining.done()
+    bench.answer(encode)
+    await draining
+    assert [code(o) for o in await asked] == [None]
+    await bench.client.drain(30.0)  # nothing is outstanding

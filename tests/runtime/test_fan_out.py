@@ -1,0 +1,115 @@
+"""One text to several receivers: what is asked of the runtime, and what becomes of failures."""
+
+from typing import Any
+
+import pytest
+
+from agentwire.errors import NackCode, RequestError, ScenarioError
+from agentwire.runtime.call_options import WireOptions
+from agentwire.runtime.deployment import Deployment
+from agentwire.runtime.fan_out import READS, Receivers, fan_out
+from agentwire.runtime.pending import Outcome
+from agentwire.runtime.reply import KeptPayload, Reply
+from agentwire.spec.agent import AgentSpec, OutgoingBridge
+from agentwire.spec.scenario import WireSpec
+from agentwire.wire.messages import Channel
+
+NAMES = ("judge", "critic", "other")
+
+
+def deployment() -> Deployment:
+    """A sender, two receivers of one bridge, and one of another."""
+    folders = {"judge": "fake:j", "critic": "fake:j", "other": "fake:o"}
+    wires = [WireSpec.model_validate({"from": "a", "to": name}) for name in NAMES]
+    bridges = tuple(
+        OutgoingBridge(wire=f"a->{name}", receiver=name, folder=folder)
+        for name, folder in folders.items()
+    )
+    agents = {n: AgentSpec(name=n, backend="fake", model=n) for n in ("a", *NAMES)}
+    agents["a"] = agents["a"].model_copy(update={"bridges": bridges})
+    return Deployment.of_specs(agents, wires)
+
+
+class Calls:
+    """A runtime that writes down what it is asked; ``fails`` are popped, one for each call."""
+
+    def __init__(self, keeps: list[Any] | None = None, sends: dict[str, list[Any]] | None = None):
+        self.keeps, self.sends = keeps or [], sends or {}
+        self.kept: list[tuple[str, str, dict[str, Any]]] = []
+        self.sent: list[tuple[str, KeptPayload, dict[str, Any]]] = []
+
+    async def keep(self, sender: str, receiver: str, text: str, **question: Any) -> KeptPayload:
+        self.kept.append((receiver, text, question))
+        if self.keeps and (error := self.keeps.pop(0)) is not None:
+            raise error
+        return KeptPayload(sender, receiver, f"{len(self.kept):032x}", Channel.SOFT, "", 256, 1.0)
+
+    async def send(self, sender: str, receiver: str, text: KeptPayload, **question: Any) -> Reply:
+        self.sent.append((receiver, text, question))
+        errors = self.sends.get(receiver, [])
+        if errors and (error := errors.pop(0)) is not None:
+            raise error
+        label = question.get("prompt") or "none"
+        return Reply("0" * 32, label, 0, {label: 0.0}, None, Channel.SOFT, "", {}, 1.0, 256)
+
+
+async def ask(calls: Calls, receivers: Receivers, **question: Any) -> dict[str, Outcome]:
+    return await fan_out(calls, deployment(), "a", receivers, "a text", WireOptions(**question))
+
+
+def error(code: NackCode) -> RequestError:
+    return RequestError(code, str(code))
+
+
+def labels(outcomes: dict[str, Outcome]) -> dict[str, str | None]:
+    return {n: o.label if isinstance(o, Reply) else o.code.value for n, o in outcomes.items()}
+
+
+async def test_the_sender_reads_once_and_each_receiver_is_asked_its_own() -> None:
+    calls = Calls()
+    own: dict[str, WireOptions] = {"judge": {"prompt": "Good?"}, "critic": {}}
+    got = await ask(calls, own, prompt="Well?", fallback="error", deadline=5.0)
+    assert labels(got) == {"judge": "Good?", "critic": "Well?"} and list(got) == ["judge", "critic"]
+    ((_, text, question),) = calls.kept
+    assert text == "a text" and question["fallback"] == "error" and question["deadline"] <= 5.0
+    assert [(r, kept.receiver, kept.request_id) for r, kept, _ in calls.sent] == [
+        ("judge", "judge", f"{1:032x}"),
+        ("critic", "critic", f"{1:032x}"),
+    ]
+    assert all(asked["deadline"] <= 5.0 for _, _, asked in calls.sent)
+
+
+async def test_an_error_is_one_receivers_own() -> None:
+    calls = Calls(sends={"critic": [error(NackCode.AGENT_DOWN)]})
+    got = await ask(calls, ["judge", "critic"], prompt="x")
+    assert labels(got) == {"judge": "x", "critic": "agent_down"}
+
+
+async def test_what_died_with_the_sender_is_read_again_for_those_that_lack_it() -> None:
+    calls = Calls(sends={"critic": [error(NackCode.EXPIRED)]})
+    got = await ask(calls, ["judge", "critic"], prompt="x")
+    assert labels(got) == {"judge": "x", "critic": "x"}
+    assert [r for r, _, _ in calls.sent] == ["judge", "critic", "critic"] and len(calls.kept) == 2
+    calls = Calls(sends={"critic": [error(NackCode.EXPIRED)] * 9})
+    got = await ask(calls, ["judge", "critic"], prompt="x")
+    assert labels(got) == {"judge": "x", "critic": "expired"} and len(calls.kept) == READS
+
+
+async def test_a_sender_that_cannot_read_is_everybodys_error() -> None:
+    got = await ask(Calls(keeps=[error(NackCode.AGENT_DOWN)]), ["judge", "critic"])
+    assert labels(got) == {"judge": "agent_down", "critic": "agent_down"}
+
+
+@pytest.mark.parametrize(
+    ("receivers", "words"),
+    [
+        (["judge", "other"], "judge and other cannot read one payload"),
+        ([], "Nobody is asked"),
+        (["judge", "nobody"], "no agent 'nobody'"),
+    ],
+)
+async def test_what_cannot_be_fanned_out(receivers: list[str], words: str) -> None:
+    calls = Calls()
+    with pytest.raises(ScenarioError, match=words) as caught:
+        await ask(calls, receivers)
+    assert caught.value.hint and not calls.kept

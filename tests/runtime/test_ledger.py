@@ -1,0 +1,316 @@
+import math
+import random
+from typing import Any
+
+import pytest
+
+from agentwire.errors import NackCode, RequestError
+from agentwire.runtime.ledger import Admission, Dispatch, Ledger, Request
+from agentwire.wire.messages import Channel, Mode
+
+WIRES = {"a->b": ("a", "b"), "a->c": ("a", "c"), "@b": ("b",)}
+
+
+def request(number: int, wire: str = "a->b") -> Request:
+    return Request(
+        number.to_bytes(16, "big"), wire, "task", f"text {number}", Channel.SOFT, "text", 0.0
+    )
+
+
+def ledger(*ready: str, **kw: Any) -> Ledger:
+    book = Ledger(WIRES, **kw)
+    for agent in ready or ("a", "b", "c"):
+        book.ready(agent)
+    return book
+
+
+def drain(book: Ledger, now: float = 0.0) -> list[list[int]]:
+    return [numbers(d) for d in dispatches(book, now)]
+
+
+def dispatches(book: Ledger, now: float = 0.0) -> list[Dispatch]:
+    out = []
+    while (dispatch := book.next(now, lambda wire: True)) is not None:
+        out.append(dispatch)
+    return out
+
+
+def numbers(dispatch: Dispatch) -> list[int]:
+    return [int.from_bytes(r.request_id, "big") for r in dispatch.requests]
+
+
+def batch(book: Ledger, *ids: int, wire: str = "a->b") -> list[Request]:
+    requests = [request(n, wire) for n in ids]
+    book.admit([requests])
+    return requests
+
+
+def test_sends_batches_in_order_and_settles_once() -> None:
+    book = ledger()
+    first = batch(book, 1, 2)
+    batch(book, 3)
+    assert drain(book) == [[1, 2], [3]]
+    assert book.settle(first[0].request_id) is first[0]
+    assert book.settle(first[0].request_id) is None
+    assert len(book) == 2
+
+
+def test_waits_for_every_agent_of_the_wire() -> None:
+    book = ledger("a")
+    batch(book, 1)
+    assert drain(book) == []
+    book.ready("b")
+    assert drain(book) == [[1]]
+
+
+def test_credit_of_one_wire_does_not_hold_another() -> None:
+    book = ledger()
+    batch(book, 1)
+    batch(book, 2, wire="a->c")
+    sent = book.next(0.0, lambda wire: wire == "a->c")
+    assert sent is not None and numbers(sent) == [2]
+    assert book.next(0.0, lambda wire: wire == "a->c") is None
+
+
+def test_an_ended_request_is_not_sent() -> None:
+    book = ledger()
+    first, _ = batch(book, 1, 2)
+    (third,) = batch(book, 3)
+    book.settle(first.request_id)
+    book.settle(third.request_id)
+    assert drain(book) == [[2]]
+
+
+def test_suspects_go_alone_one_at_a_time_and_before_all_others() -> None:
+    book = ledger()
+    suspects = batch(book, 1, 2, 3)
+    drain(book)
+    death = book.died("a")
+    assert death.recalled == tuple(suspects) and not death.dead_letters
+    batch(book, 4)
+    batch(book, 5, wire="a->c")
+    batch(book, 6, wire="@b")
+    assert drain(book) == []  # a is not ready; @b shares b with the suspects
+    book.ready("a")
+    for n, suspect in enumerate(suspects, 1):
+        (probe,) = dispatches(book)
+        assert (numbers(probe), probe.solo) == ([n], True)
+        book.settle(suspect.request_id)
+    assert drain(book) == [[4], [5], [6]]
+
+
+def test_a_second_death_dead_letters_the_probe_alone() -> None:
+    book = ledger()
+    one, two, three = batch(book, 1, 2, 3)
+    drain(book)
+    book.died("b")
+    book.ready("b")
+    assert drain(book) == [[1]]
+    book.settle(one.request_id)
+    assert drain(book) == [[2]]
+    death = book.died("b")
+    assert death.dead_letters == (two,) and not death.recalled
+    book.ready("b")
+    assert drain(book) == [[3]]
+    assert book.settle(two.request_id) is None
+    assert book.settle(three.request_id) is three
+    assert len(book) == 0
+
+
+def test_deaths_of_different_agents_do_not_add_up() -> None:
+    book = ledger()
+    (one,) = batch(book, 1)
+    drain(book)
+    book.died("a")
+    book.ready("a")
+    drain(book)
+    assert not book.died("b").dead_letters
+    book.ready("b")
+    assert drain(book) == [[1]]
+    assert book.died("a").dead_letters == (one,)
+
+
+def test_what_waits_is_no_suspect() -> None:
+    book = ledger()
+    batch(book, 1)
+    assert book.died("a") == book.died("b")  # nothing was in flight
+    book.ready("a")
+    book.ready("b")
+    (sent,) = dispatches(book)
+    assert not sent.solo
+
+
+def test_nobody_is_suspected_when_an_agent_leaves_in_good_order() -> None:
+    book = ledger()
+    requests = batch(book, 1, 2)
+    drain(book)
+    batch(book, 3)
+    for _ in range(5):
+        death = book.died("a", now=0.0, crashed=False)
+        assert not death.dead_letters and set(requests) <= set(death.recalled)
+        book.ready("a")
+        sent = dispatches(book)
+        assert sorted(n for d in sent for n in numbers(d)) == [1, 2, 3]
+        assert not any(d.solo for d in sent)
+
+
+def test_what_goes_again_still_fits_a_message() -> None:
+    book = ledger()
+    requests = [request for n in range(0, 300, 100) for request in batch(book, *range(n, n + 100))]
+    drain(book)
+    book.retry(requests, now=0.0)
+    assert [len(d.requests) for d in dispatches(book)] == [256, 44]
+
+
+def test_a_late_answer_ends_a_suspect() -> None:
+    book = ledger()
+    one, _ = batch(book, 1, 2)
+    drain(book)
+    book.died("a")
+    assert book.settle(one.request_id) is one
+    book.ready("a")
+    assert drain(book) == [[2]]
+
+
+def test_refused_rows_go_again_as_text_together_and_first() -> None:
+    book = ledger()
+    one, two, three = batch(book, 1, 2, 3)
+    drain(book)
+    batch(book, 4)
+    book.retry([one, three], now=0.0, as_text="bad_payload")
+    first, second = dispatches(book)
+    assert numbers(first) == [1, 3] and numbers(second) == [4]
+    assert (first.head.channel, first.head.reason) == (Channel.TEXT, "bad_payload")
+    assert two.channel is Channel.SOFT
+
+
+def test_pauses() -> None:
+    book = ledger()
+    (one,) = batch(book, 1)
+    drain(book)
+    book.retry([one], now=10.0, after=0.5)
+    assert drain(book, 10.2) == []
+    assert book.next_event(10.2) == 10.5
+    assert drain(book, 10.5) == [[1]]
+    assert book.next_event(10.5) == math.inf
+
+
+def test_a_refused_suspect_stays_a_suspect() -> None:
+    book = ledger()
+    one, _two = batch(book, 1, 2)
+    drain(book)
+    book.died("a")
+    book.ready("a")
+    assert drain(book) == [[1]]
+    book.retry([one], now=0.0, as_text="bad_payload")
+    (probe,) = dispatches(book)
+    assert numbers(probe) == [1] and probe.solo and probe.head.channel is Channel.TEXT
+
+
+def test_retry_of_an_ended_request_does_nothing() -> None:
+    book = ledger()
+    (one,) = batch(book, 1)
+    drain(book)
+    book.settle(one.request_id)
+    book.retry([one], now=0.0)
+    assert drain(book) == []
+
+
+def test_an_agent_that_is_down_ends_its_requests_and_refuses_new_ones() -> None:
+    book = ledger()
+    (one,) = batch(book, 1)
+    (two,) = batch(book, 2, wire="a->c")
+    drain(book)
+    assert book.down("b", "it died 4 times in 60 s") == (one,)
+    with pytest.raises(RequestError, match="died 4 times") as error:
+        batch(book, 3)
+    assert error.value.code is NackCode.AGENT_DOWN
+    batch(book, 4, wire="a->c")
+    assert drain(book) == [[4]]
+    assert book.outstanding()[0] is two
+
+
+def test_bounded() -> None:
+    book = ledger(admission=Admission(rows=2))
+    batch(book, 1, 2)
+    with pytest.raises(RequestError) as error:
+        batch(book, 3)
+    assert error.value.code is NackCode.OVERLOADED
+    assert len(book) == 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_deaths_lose_nothing_and_convict_only_the_guilty(seed: int) -> None:
+    """Poison rows kill their agent whenever they are computed; nothing else does."""
+    rng = random.Random(seed)
+    book = ledger()
+    poison = set(rng.sample(range(1, 61), 4))
+    for start in range(1, 61, 6):
+        batch(book, *range(start, start + 6), wire=rng.choice(list(WIRES)))
+    answered: list[int] = []
+    dead: list[int] = []
+    flying: list[Request] = []
+    for _ in range(10_000):
+        if not len(book):
+            break
+        for dispatch in dispatches(book):
+            flying += dispatch.requests
+        rng.shuffle(flying)
+        row = flying.pop()
+        number = int.from_bytes(row.request_id, "big")
+        if number not in poison:
+            assert book.settle(row.request_id) is row
+            answered.append(number)
+            continue
+        agent = rng.choice(WIRES[row.wire]) if not row.deaths else next(iter(row.deaths))
+        death = book.died(agent)
+        dead += [int.from_bytes(r.request_id, "big") for r in death.dead_letters]
+        gone = {*death.dead_letters, *death.recalled}
+        flying = [r for r in flying if r not in gone]
+        book.ready(agent)
+    assert sorted(answered) == sorted(set(range(1, 61)) - poison)
+    assert sorted(dead) == sorted(poison)
+
+
+def test_a_wire_with_a_detour_goes_as_text_where_its_sender_is_gone_for_good() -> None:
+    book = ledger(detours={"a->b": "@b"})
+    sent, waiting = batch(book, 1, 2), batch(book, 3)
+    other = batch(book, 4, wire="a->c")
+    assert drain(book)[0] == [1, 2]
+    book.died("a")
+    assert book.down("a", "it died too often") == tuple(other)
+    late = batch(book, 5)
+    (first, second) = dispatches(book)
+    assert numbers(first) == [1, 2, 3] and numbers(second) == [5]
+    for request in (*sent, *waiting, *late):
+        assert (request.wire, request.channel, request.reason) == ("@b", "text", "agent_down")
+        assert book.settle(request.request_id) is request
+    assert len(book) == 0
+
+
+def test_a_detour_does_not_help_where_the_receiver_is_gone() -> None:
+    book = ledger(detours={"a->b": "@b"})
+    requests = batch(book, 1)
+    assert book.down("b", "gone") == tuple(requests)
+    with pytest.raises(RequestError) as error:
+        batch(book, 2)
+    assert error.value.code is NackCode.AGENT_DOWN
+
+
+def test_the_bytes_of_all_texts_are_bounded() -> None:
+    book = ledger(admission=Admission(bytes=14))
+    first, _ = batch(book, 1, 2)
+    with pytest.raises(RequestError) as error:
+        batch(book, 3)
+    assert error.value.code is NackCode.OVERLOADED and error.value.retry_after_s
+    book.settle(first.request_id)
+    batch(book, 3)
+
+
+@pytest.mark.parametrize("change", [{"fallback": "error"}, {"mode": Mode.KEPT}], ids=str)
+def test_what_needs_its_sender_takes_no_detour(change: dict[str, Any]) -> None:
+    book = ledger(detours={"a->b": "@b"})
+    (request,) = batch(book, 1)
+    for name, value in change.items():
+        setattr(request, name, value)
+    assert book.down("a", "gone") == (request,)
