@@ -23,7 +23,7 @@ def _folders() -> list[Path]:
 
 def find(wanted: str) -> Path:
     """The folder of a bridge, by path or by name."""
-    from agentwire.scenario.load import suggestion
+    from agentwire.spec.registry import suggestion
 
     if Path(wanted, "card.yaml").is_file():
         return Path(wanted)

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from agentwire.errors import ScenarioError
-from agentwire.scenario.load import suggestion
 from agentwire.scenario.resolve import Resolved
 from agentwire.spec.agent import AgentSpec, OutgoingBridge
+from agentwire.spec.registry import suggestion
 from agentwire.spec.routes import Routes, direct_routes_of, processes_of, routes_of
 from agentwire.spec.scenario import WireSpec
 from agentwire.task.definitions import load_definition

@@ -10,8 +10,6 @@ by key, and ``stand_in: null`` removes it. Paths in either file are relative to 
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -20,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from agentwire.errors import ScenarioError
 from agentwire.scenario.document import Document, Location, Origin, shown_path
+from agentwire.spec.registry import suggestion
 from agentwire.spec.scenario import Agent, Scenario, fanned
 
 
@@ -187,15 +186,6 @@ def _check_wires(data: dict[str, Any], origins: dict[Location, Origin]) -> None:
 
 
 # -- errors ---------------------------------------------------------------------------------
-
-
-def suggestion(word: str, known: Iterable[str], title: str) -> str:
-    """A hint: the nearest known word, else all of them (``title: a, b``)."""
-    names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    if close:
-        return f"Did you mean {close[0]!r}?"
-    return f"{title}: {', '.join(names)}." if names else f"{title}: none."
 
 
 def _one_line(
