@@ -165,7 +165,7 @@ async def measure(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     resolved = fetch(resolve(load_scenario(args.scenario), source=args.scenario, device="cpu"))
     if args.threads:
         agents = {
-            name: spec.model_copy(update={"threads": args.threads, "lends": {}})
+            name: spec.model_copy(update={"threads": args.threads, "cpu_shares": {}})
             for name, spec in resolved.agents.items()
         }
         resolved = replace(resolved, agents=agents)

@@ -20,8 +20,7 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Final, TypeAlias
 
-from agentwire.agent.cpu_flags import lending_in
-from agentwire.agent.cpu_sharing import CpuSharing
+from agentwire.agent.cpu_sharing import CpuSharing, open_cpu_sharing
 from agentwire.agent.launching.failure import ExitCode, describe
 from agentwire.agent.warmup import EVERY_S, Warmup
 from agentwire.agent.worker import Worker
@@ -90,7 +89,7 @@ def serve(bootstrap: AgentBootstrap) -> ExitCode:
     """Runs the agent until it is told to leave or the bus is lost."""
     inbox = Inbox()
     endpoint = connect(bootstrap.agent.name, bootstrap.bus, inbox)
-    service = Service(bootstrap.agent, endpoint, inbox, lending_of(bootstrap))
+    service = Service(bootstrap.agent, endpoint, inbox, cpu_sharing_of(bootstrap))
     try:
         return service.run()
     except InputError as error:
@@ -118,13 +117,13 @@ class Service:
         spec: AgentSpec,
         endpoint: Endpoint,
         inbox: Inbox,
-        lending: CpuSharing | None = None,
+        cpu_sharing: CpuSharing | None = None,
         told: threading.Event | None = None,
     ) -> None:
         self._spec = spec
         self._endpoint = endpoint
         self._inbox = inbox
-        self._lending = lending
+        self._cpu_sharing = cpu_sharing
         self._told = told or threading.Event()
         self._leave_at = math.inf
         self._lost: Lost | None = None
@@ -148,7 +147,7 @@ class Service:
             InputError: the model or a bridge cannot be loaded.
             BusClosed: the bus is lost.
         """
-        backend, bridges = loaded or load(self._spec, self._report(), self._lending)
+        backend, bridges = loaded or load(self._spec, self._report(), self._cpu_sharing)
         # Only now: until here there is nothing to finish, and SIGTERM may end the process at once.
         signal.signal(signal.SIGTERM, self._on_sigterm)
         if self._told.is_set():
@@ -250,10 +249,10 @@ class Service:
 
     def _busy(self, since: float | None) -> None:
         self._endpoint.busy_since = since
-        if self._lending is not None and since is None:
-            self._lending.end()
-        elif self._lending is not None:
-            self._lending.begin()
+        if self._cpu_sharing is not None and since is None:
+            self._cpu_sharing.end()
+        elif self._cpu_sharing is not None:
+            self._cpu_sharing.begin()
 
     def _report(self) -> Progress:
         last = ("", -math.inf)
@@ -268,36 +267,36 @@ class Service:
         return report
 
 
-def lending_of(bootstrap: AgentBootstrap) -> CpuSharing | None:
-    """The agent's part in the lending of threads: its flags lie beside the bus's socket."""
+def cpu_sharing_of(bootstrap: AgentBootstrap) -> CpuSharing | None:
+    """The agent's CPU sharing; its locks lie beside the bus's socket."""
     socket = ipc_path(bootstrap.bus.endpoint)
     if socket is None:
         return None
-    name = bootstrap.agent.lends_as or bootstrap.agent.name
-    return lending_in(socket.parent, name, bootstrap.agent.lends)
+    name = bootstrap.agent.cpu_share_of or bootstrap.agent.name
+    return open_cpu_sharing(socket.parent, name, bootstrap.agent.cpu_shares)
 
 
 Loaded: TypeAlias = tuple[Backend, dict[str, BridgeIdentity | None]]
 
 
-def load(spec: AgentSpec, progress: Progress, lending: CpuSharing | None = None) -> Loaded:
+def load(spec: AgentSpec, progress: Progress, cpu_sharing: CpuSharing | None = None) -> Loaded:
     """The agent's model, and its bridges by wire.
 
     Raises:
         InputError: they cannot be had.
     """
-    if lending is not None:
-        lending.begin()  # it needs its threads for loading, too
+    if cpu_sharing is not None:
+        cpu_sharing.begin()  # it needs its threads for loading, too
     backend = load_backend(spec, progress)
     bridges = add_bridges(spec, backend)
-    if lending is not None and isinstance(backend, Paced):
-        backend.pace(lending.threads)
+    if cpu_sharing is not None and isinstance(backend, Paced):
+        backend.pace(cpu_sharing.threads)
     prepare(spec, backend)
     # A collection that walks through a whole model library would stop a batch for 0.1 s.
     gc.collect()
     gc.freeze()
-    if lending is not None:
-        lending.end()
+    if cpu_sharing is not None:
+        cpu_sharing.end()
     return backend, bridges
 
 

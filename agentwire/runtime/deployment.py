@@ -122,9 +122,9 @@ class Deployment:
                 "fallback": {
                     way: policy for wire, policy in spec.fallback.items() for way, _ in joined[wire]
                 },
-                "lends": {
+                "cpu_shares": {
                     neighbour: threads
-                    for agent, threads in spec.lends.items()
+                    for agent, threads in spec.cpu_shares.items()
                     for neighbour in self.processes_of(agent)
                 },
             }

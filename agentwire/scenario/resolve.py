@@ -185,7 +185,7 @@ def resolve(
     return Resolved(
         scenario=scenario,
         source=source,
-        agents=_lending(
+        agents=_share_cpus(
             _specs(scenario, choices, sites, devices, wires, inventory.cpus()),
             choices,
             devices,
@@ -287,27 +287,27 @@ def _specs(
     return specs
 
 
-def _lending(
+def _share_cpus(
     specs: dict[str, AgentSpec],
     choices: Mapping[str, ModelChoice],
     devices: Devices,
     cpus: int,
 ) -> dict[str, AgentSpec]:
-    """Agents on the CPU lend each other idle threads; not one whose scenario sets its number."""
-    lends = {
+    """Lets agents on the CPU use each other's idle threads, unless a file sets their number."""
+    cpu_shares = {
         name: spec.threads or 1
         for name, spec in specs.items()
         if {*devices[name]} == {"cpu"}
         and spec.backend == "transformers"
         and choices[name].threads is None
     }
-    processes = {name: len(devices[name]) for name in lends}
-    # With more agents than cores they share cores already: there is nothing to lend.
-    threads = sum(count * processes[name] for name, count in lends.items())
+    processes = {name: len(devices[name]) for name in cpu_shares}
+    # With more agents than cores they share cores already.
+    threads = sum(count * processes[name] for name, count in cpu_shares.items())
     if sum(processes.values()) < 2 or threads > cpus:
         return specs
     return {
-        name: spec.model_copy(update={"lends": lends}) if name in lends else spec
+        name: spec.model_copy(update={"cpu_shares": cpu_shares}) if name in cpu_shares else spec
         for name, spec in specs.items()
     }
 

@@ -106,14 +106,13 @@ class AgentSpec(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "cpu"
     threads: int | None = Field(default=None, description="CPU threads of this process")
-    lends: dict[str, int] = Field(
+    cpu_shares: dict[str, int] = Field(
         default_factory=dict,
-        description="agents that lend each other threads while they have nothing to do, this one "
-        "among them, and the threads of each; empty: none",
+        description="threads of each agent that lends its threads while idle, this one among them",
     )
-    lends_as: str = Field(
+    cpu_share_of: str = Field(
         default="",
-        description="agent in whose place it lends, and beside which it never works; empty: none",
+        description="agent whose share it uses; the two never compute at the same time",
     )
     max_batch: int = 16
     max_wait_ms: float = 2.0

@@ -41,7 +41,7 @@ def test_the_replica_is_the_receiver_in_the_senders_place(tmp_path: Path) -> Non
     assert made.replica == "bob-replica"
     agents = made.deployment.agents
     replica = agents["bob-replica"]
-    assert (replica.model, replica.threads, replica.lends_as) == ("model-b", 2, "ada")
+    assert (replica.model, replica.threads, replica.cpu_share_of) == ("model-b", 2, "ada")
     assert not replica.incoming and not replica.bridges
     assert agents["bob"].incoming == ("ada->bob",)
     without = setting(tmp_path, methods=["bridge", "receiver_direct"])

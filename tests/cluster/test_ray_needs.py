@@ -41,8 +41,8 @@ def test_a_place_says_it_all() -> None:
 def test_on_its_node_an_agent_sees_its_own_gpu_and_lends_nothing() -> None:
     from agentwire.agent.launching.ray import on_its_node
 
-    there = on_its_node(spec(device="cuda:3", lends={"a": 1, "b": 1}))
-    assert (there.device, there.lends) == ("cuda:0", {})
+    there = on_its_node(spec(device="cuda:3", cpu_shares={"a": 1, "b": 1}))
+    assert (there.device, there.cpu_shares) == ("cuda:0", {})
     assert on_its_node(spec()).device == "cpu"
 
 

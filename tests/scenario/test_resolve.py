@@ -224,8 +224,8 @@ def test_replicas_on_the_cpu_share_its_cores_and_lend_each_other_threads(tmp_pat
     agents = {"a": {"model": "m"}, "b": {"model": "m", "replicas": 2}}
     found = without_bridges(Machine(tmp_path, cpus=6), agents=agents)
     assert [s.threads for s in found.agents.values()] == [2, 2]
-    assert Deployment.of(found).processes["b.2"].lends == {"a": 2, "b.1": 2, "b.2": 2}
-    assert not without_bridges(Machine(tmp_path, cpus=2), agents=agents).agents["b"].lends
+    assert Deployment.of(found).processes["b.2"].cpu_shares == {"a": 2, "b.1": 2, "b.2": 2}
+    assert not without_bridges(Machine(tmp_path, cpus=2), agents=agents).agents["b"].cpu_shares
 
 
 @pytest.mark.parametrize(
@@ -269,16 +269,16 @@ def test_threads_as_written_stay(tmp_path: Path) -> None:
 
 
 def test_agents_on_the_cpu_lend_each_other_threads(tmp_path: Path) -> None:
-    def lends(cpus: int, **agents: dict[str, Any]) -> list[dict[str, int]]:
+    def shares(cpus: int, **agents: dict[str, Any]) -> list[dict[str, int]]:
         found = without_bridges(Machine(tmp_path, cpus=cpus, gpus=1), agents=agents)
-        return [spec.lends for spec in found.agents.values()]
+        return [spec.cpu_shares for spec in found.agents.values()]
 
     model = {"model": "m", "device": "cpu"}
-    assert lends(8, a=model, b=model) == [{"a": 4, "b": 4}] * 2
-    assert lends(8, a=model, b=model | {"threads": 2}) == [{}, {}]  # its number is what it says
-    assert lends(1, a=model, b=model) == [{}, {}]  # they share one core already
-    assert lends(8, a=model, b=model | {"device": "cuda:0"}) == [{}, {}]
-    assert lends(8, a=model, b=model | {"backend": "fake"}) == [{}, {}]
+    assert shares(8, a=model, b=model) == [{"a": 4, "b": 4}] * 2
+    assert shares(8, a=model, b=model | {"threads": 2}) == [{}, {}]  # its number is what it says
+    assert shares(1, a=model, b=model) == [{}, {}]  # they share one core already
+    assert shares(8, a=model, b=model | {"device": "cuda:0"}) == [{}, {}]
+    assert shares(8, a=model, b=model | {"backend": "fake"}) == [{}, {}]
 
 
 def test_the_bridge_is_named_after_what_runs(tmp_path: Path) -> None:

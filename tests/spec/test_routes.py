@@ -277,7 +277,7 @@ def deployment(**replicas: int) -> Deployment:
             backend="fake",
             model="m",
             bridges=(OutgoingBridge(wire="a->b", receiver="b", folder="fake:n"),),
-            lends={"a": 1, "b": 1},
+            cpu_shares={"a": 1, "b": 1},
         ),
         "b": AgentSpec(name="b", backend="fake", model="n"),
     }
@@ -300,7 +300,7 @@ def test_every_replica_is_born_with_the_routes_that_concern_it() -> None:
         ("a.2->b.2", "b.2", "fake:n"),
     ]
     assert sender.fallback == {"a.2->b.1": "text", "a.2->b.2": "text"}
-    assert sender.lends == dict.fromkeys(made.processes, 1)
+    assert sender.cpu_shares == dict.fromkeys(made.processes, 1)
     assert receiver.incoming == ("a.1->b.1", "a.2->b.1") and not receiver.bridges
     assert made.ends["a.2->b.1"] == ("a.2", "b.1") and len(made.ends) == 4
     assert made.wires_of_agents == {"a->b": ("a", "b"), "@a": ("a",), "@b": ("b",)}

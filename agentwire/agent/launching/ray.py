@@ -187,9 +187,9 @@ def needs(spec: AgentSpec) -> dict[str, Any]:
 
 
 def on_its_node(spec: AgentSpec) -> AgentSpec:
-    """The agent as its node sees it: Ray shows an actor its own GPU only; nobody lends threads."""
+    """The agent as its node sees it: Ray shows an actor its own GPU only; it shares no CPU threads."""
     device = "cuda:0" if spec.device.startswith("cuda") else spec.device
-    return spec.model_copy(update={"device": device, "lends": {}})
+    return spec.model_copy(update={"device": device, "cpu_shares": {}})
 
 
 def files_of(spec: AgentSpec) -> dict[str, dict[str, bytes]]:
