@@ -187,7 +187,7 @@ def needs(spec: AgentSpec) -> dict[str, Any]:
 
 
 def on_its_node(spec: AgentSpec) -> AgentSpec:
-    """The agent as its node sees it: Ray shows an actor its own GPU only; it shares no CPU threads."""
+    """The spec for the node: Ray shows an actor its own GPU only, and no CPU threads are shared."""
     device = "cuda:0" if spec.device.startswith("cuda") else spec.device
     return spec.model_copy(update={"device": device, "cpu_shares": {}})
 
