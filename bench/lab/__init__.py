@@ -1,1 +1,0 @@
-"""The program behind the accuracy record: jobs, workers, and what each job trains and scores."""
