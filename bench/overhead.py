@@ -67,7 +67,7 @@ class InProcess:
         self._sender, self._receiver = (
             TransformersBackend.load(
                 spec.model_copy(update={"threads": None}), lambda *_: None
-            ).for_answers()
+            ).for_inference()
             for spec in specs
         )
         self._bridge = self._sender.add_bridge(wire.folder).fingerprint

@@ -27,9 +27,10 @@ from agentwire.agent.worker import Worker
 from agentwire.bus.endpoint import Endpoint
 from agentwire.bus.transport import Transport
 from agentwire.bus.zmq import ipc_path
-from agentwire.errors import BridgeError, BusClosed, InputError, LocalProtocolError, ModelError
-from agentwire.model.backend import Backend, Paced, Pipelined, Progress
+from agentwire.errors import BridgeError, BusClosed, InputError, LocalProtocolError
+from agentwire.model.backend import Backend, Pipelined, ReportProgress, SharesCpu
 from agentwire.spec.agent import AgentBootstrap, AgentSpec, BusAddress, rehearses
+from agentwire.spec.backends import BACKENDS
 from agentwire.telemetry.counts import BatchSizes, write_counts
 from agentwire.wire.codec import encode
 from agentwire.wire.messages import BridgeIdentity, Envelope, Hello, Message, Offer, Role
@@ -254,7 +255,7 @@ class Service:
         elif self._cpu_sharing is not None:
             self._cpu_sharing.begin()
 
-    def _report(self) -> Progress:
+    def _report(self) -> ReportProgress:
         last = ("", -math.inf)
 
         def report(stage: str, fraction: float) -> None:
@@ -279,7 +280,9 @@ def cpu_sharing_of(bootstrap: AgentBootstrap) -> CpuSharing | None:
 Loaded: TypeAlias = tuple[Backend, dict[str, BridgeIdentity | None]]
 
 
-def load(spec: AgentSpec, progress: Progress, cpu_sharing: CpuSharing | None = None) -> Loaded:
+def load(
+    spec: AgentSpec, progress: ReportProgress, cpu_sharing: CpuSharing | None = None
+) -> Loaded:
     """The agent's model, and its bridges by wire.
 
     Raises:
@@ -289,8 +292,8 @@ def load(spec: AgentSpec, progress: Progress, cpu_sharing: CpuSharing | None = N
         cpu_sharing.begin()  # it needs its threads for loading, too
     backend = load_backend(spec, progress)
     bridges = add_bridges(spec, backend)
-    if cpu_sharing is not None and isinstance(backend, Paced):
-        backend.pace(cpu_sharing.threads)
+    if cpu_sharing is not None and isinstance(backend, SharesCpu):
+        backend.set_thread_source(cpu_sharing.threads)
     prepare(spec, backend)
     # A collection that walks through a whole model library would stop a batch for 0.1 s.
     gc.collect()
@@ -315,45 +318,14 @@ def connect(
     return endpoint
 
 
-def load_backend(spec: AgentSpec, progress: Progress) -> Backend:
-    """The agent's model, loaded. Engines are imported here: only what this process needs.
+def load_backend(spec: AgentSpec, progress: ReportProgress) -> Backend:
+    """The agent's model, loaded by its backend.
 
     Raises:
-        InputError: it cannot be had.
+        InputError: it cannot be loaded.
     """
-    if spec.backend == "fake":
-        from agentwire.model.fake import FakeBackend
-        from agentwire.model.fake_device import FakeDevice
-
-        return (FakeDevice if spec.fake.pipelined else FakeBackend).load(spec, progress)
-    if spec.backend == "vllm":
-        from agentwire.model.vllm.backend import VllmBackend
-
-        return VllmBackend.load(spec, progress)
-    from agentwire.model.transformers import TransformersBackend
-
-    if not is_static(spec):
-        return TransformersBackend.load(spec, progress).for_answers()
-    from agentwire.model.static.engine import NotStatic, StaticBackend
-
-    plain = TransformersBackend.load(spec, progress)
-    try:
-        return StaticBackend(plain, spec, progress)
-    except NotStatic as reason:
-        if spec.engine == "static":
-            raise ModelError(
-                f"{spec.name}: the static engine cannot compute {spec.model}: {reason}.",
-                hint="Set `engine: transformers` or `engine: auto` in the agent's file.",
-            ) from None
-        log.warning("computed by transformers, without CUDA graphs: %s", reason)
-        return plain.for_answers()
-
-
-def is_static(spec: AgentSpec) -> bool:
-    """Whether the static engine is tried: where asked for, and on a GPU."""
-    if spec.backend != "transformers":
-        return False
-    return spec.engine == "static" or (spec.engine == "auto" and spec.device.startswith("cuda"))
+    backend: Backend = BACKENDS.get(spec.backend).load(spec, progress)
+    return backend
 
 
 def _never() -> bool:

@@ -27,6 +27,7 @@ from agentwire.evaluation.summary import hardware, versions
 from agentwire.runtime.reply import ProgressEvent
 from agentwire.runtime.runtime import Runtime
 from agentwire.scenario.inventory import Inventory
+from agentwire.spec.backends import BACKENDS
 from agentwire.telemetry.counts import read_counts
 from agentwire.telemetry.journal import NoJournal
 
@@ -250,7 +251,11 @@ def labels_of(setting: Setting) -> list[str]:
     random = [name for name, spec in setting.deployment.agents.items() if spec.weights == "random"]
     if random:
         labels.append(f"random weights ({', '.join(random)}): speed only, answers mean nothing")
-    fake = [name for name, spec in setting.deployment.agents.items() if spec.backend == "fake"]
+    fake = [
+        name
+        for name, spec in setting.deployment.agents.items()
+        if not BACKENDS.get(spec.backend).needs_weights
+    ]
     if fake:
         labels.append(f"fake models ({', '.join(fake)}): no language model was measured")
     labels.append("texts are made of random words; accuracy is not measured")

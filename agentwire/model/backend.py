@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +18,7 @@ from agentwire.wire.messages import BridgeIdentity, ModelIdentity, TaskSpec
 
 T = TypeVar("T", covariant=True)
 
-INSTALL_VLLM: Final = (
-    "Run `pip install 'agentwire[vllm]'` (with a GPU), or `make vllm` for the CPU build in an "
-    "environment of its own; or set `backend: transformers`."
-)
-Progress = Callable[[str, float], None]
+ReportProgress = Callable[[str, float], None]
 """Called while something slow goes on: (stage, fraction in 0..1)."""
 Watch = Callable[[int, str], bool]
 """Called while text is generated, after each step and for each row that still grows: (row, text
@@ -186,9 +182,9 @@ class Rehearsed(Protocol):
 
 
 @runtime_checkable
-class Paced(Protocol):
+class SharesCpu(Protocol):
     """A backend whose CPU threads may change while it computes."""
 
-    def pace(self, threads: Callable[[], int]) -> None:
+    def set_thread_source(self, threads: Callable[[], int]) -> None:
         """Asks ``threads`` between the steps of a computation how many to use from then on."""
         ...

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from agentwire.bridge.card import read_card
 from agentwire.errors import BridgeError, ScenarioError
-from agentwire.model.backend import Encoded, Generated, Progress, Scored, Watch
+from agentwire.model.backend import Encoded, Generated, ReportProgress, Scored, Watch
 from agentwire.model.chat import parse_chat
 from agentwire.spec.agent import AgentSpec, FakeModel
 from agentwire.wire.messages import BridgeIdentity, ModelIdentity, TaskSpec
@@ -104,7 +104,7 @@ class FakeBackend:
         self._bridges: dict[str, BridgeIdentity] = {}
 
     @classmethod
-    def load(cls, spec: AgentSpec, progress: Progress) -> FakeBackend:
+    def load(cls, spec: AgentSpec, progress: ReportProgress) -> FakeBackend:
         """Builds the backend of ``spec``, as slowly as ``spec.fake.load_ms`` asks for."""
         steps = 4
         for step in range(steps):

@@ -26,7 +26,7 @@ from agentwire.bridge import store
 from agentwire.bridge.card import check_sender
 from agentwire.bridge.resampler import Resampler
 from agentwire.errors import DeviceError, ModelError
-from agentwire.model.backend import Encoded, Generated, Progress, Scored, Watch
+from agentwire.model.backend import Encoded, Generated, ReportProgress, Scored, Watch
 from agentwire.model.chat import check_room, generation_ids
 from agentwire.model.cpu.packed_linear import pack_linears
 from agentwire.model.cpu.packing import can_pack, packed_states
@@ -226,7 +226,7 @@ class TransformersBackend:
         self._texts = TextReader(model, ends=end_ids(model, tokenizer), pad=self._pad)
 
     @classmethod
-    def load(cls, spec: AgentSpec, progress: Progress) -> TransformersBackend:
+    def load(cls, spec: AgentSpec, progress: ReportProgress) -> TransformersBackend:
         """Loads what ``spec`` names; the weights must be on this machine already.
 
         Raises:
@@ -262,7 +262,7 @@ class TransformersBackend:
         return cls(model, tokenizer, identity, device)
 
     @classmethod
-    def _random(cls, spec: AgentSpec, progress: Progress) -> TransformersBackend:
+    def _random(cls, spec: AgentSpec, progress: ReportProgress) -> TransformersBackend:
         """A model of the named shape with random weights: for speed only."""
         shapes.shape(spec.model)
         device = torch_device(spec.device)
@@ -274,14 +274,14 @@ class TransformersBackend:
         identity = shapes.identity(spec.model, spec.dtype, str(device))
         return cls(model, shapes.tokenizer(spec.model), identity, device)
 
-    def for_answers(self) -> TransformersBackend:
+    def for_inference(self) -> TransformersBackend:
         """Itself, made faster and unable to train: see ``packed_linear``."""
         if self.device.type == "cpu":
             pack_linears(self.model)
             self._texts.answers_only = True
         return self
 
-    def pace(self, threads: Callable[[], int]) -> None:
+    def set_thread_source(self, threads: Callable[[], int]) -> None:
         """Asks before each layer how many CPU threads to use from then on."""
 
         def before_layer(*_: Any) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from agentwire.bridge.card import CARD_FILE, WEIGHTS_FILE, BridgeCard, part_prompt
 from agentwire.errors import BridgeError, DataError, MissingBridge
-from agentwire.model.fake import BRIDGE_PREFIX
 from agentwire.model.sources import random_weights as shapes
 from agentwire.model.sources.lookup import public_name
+from agentwire.spec.backends import BACKENDS
 from agentwire.spec.scenario import DataChoice, ModelChoice, WireSpec
 from agentwire.task.datasets import shares_sentences
 from agentwire.task.definitions import load_definition
@@ -60,15 +60,16 @@ def set_name(wire: WireSpec, choices: Mapping[str, ModelChoice], data: DataChoic
     return "--".join(parts) + wire.bridge.removeprefix("auto")
 
 
-def fake_bridge(wire: WireSpec, choices: Mapping[str, ModelChoice]) -> str | None:
-    """The bridge of a wire between fake models, which needs no folder; None for real ones."""
-    if choices[wire.sender].backend != "fake":
+def synthetic_bridge(wire: WireSpec, choices: Mapping[str, ModelChoice]) -> str | None:
+    """Name of a bridge that the sender's backend makes itself; None where it reads a folder."""
+    made = BACKENDS.get(choices[wire.sender].backend).bridges
+    if made is None:
         return None
-    if wire.bridge.startswith(BRIDGE_PREFIX):
+    if wire.bridge.startswith(made.prefix):
         return wire.bridge
     if not wire.auto_bridge:
         return None
-    name = f"{BRIDGE_PREFIX}{choices[wire.receiver].model}"
+    name = f"{made.prefix}{choices[wire.receiver].model}"
     return f"{name}:{part_prompt(wire.set_name, wire.place)}" if wire.joint else name
 
 

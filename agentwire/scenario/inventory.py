@@ -19,11 +19,10 @@ import psutil
 
 from agentwire.config import Config
 from agentwire.errors import DataError, DeviceError, InputError, ModelError
-from agentwire.model import fake
-from agentwire.model.backend import INSTALL_VLLM
 from agentwire.model.sources import lookup as sources
 from agentwire.model.sources import random_weights as shapes
 from agentwire.model.sources import registry
+from agentwire.spec.backends import BACKENDS
 from agentwire.spec.scenario import DataChoice, ModelChoice
 from agentwire.task import datasets
 
@@ -129,9 +128,10 @@ class Inventory:
 
     def missing_library(self, choice: ModelChoice) -> Problem | None:
         """The library that this choice's backend needs, if it is not here."""
-        if choice.backend != "vllm" or self.installed("vllm"):
+        library = BACKENDS.get(choice.backend).library
+        if library is None or self.installed(library.module):
             return None
-        return Problem("vLLM is not installed", INSTALL_VLLM, "library")
+        return Problem(f"{library.title} is not installed", library.install, "library")
 
     def installed(self, library: str) -> bool:
         """Whether this Python can import a library; nothing is imported to find out."""
@@ -166,8 +166,9 @@ class Inventory:
         Raises:
             ModelError: no such model exists under that name.
         """
-        if choice.backend == "fake":
-            return Site(None, needed=False, detail="a fake model")
+        kind = BACKENDS.get(choice.backend)
+        if not kind.needs_weights:
+            return Site(None, needed=False, detail=kind.summary)
         if choice.weights == "random":
             shapes.shape(choice.model)
             return Site(None, needed=False, detail="random weights")
@@ -184,8 +185,9 @@ class Inventory:
 
     def fingerprint(self, choice: ModelChoice) -> str | None:
         """The model's fingerprint where it is known without reading the weights."""
-        if choice.backend == "fake":
-            return fake.fingerprint(choice.model)
+        kind = BACKENDS.get(choice.backend)
+        if kind.fingerprint is not None:
+            return kind.fingerprint(choice.model)
         if choice.weights == "random":
             return shapes.fingerprint(choice.model)
         if choice.path is None and choice.model in registry.MODELS:

@@ -16,22 +16,22 @@ from typing import Any, TypeAlias
 
 from agentwire.bridge.card import ANY_PROMPT, BridgeCard, read_card
 from agentwire.errors import BridgeError
-from agentwire.model.fake import bridge_fingerprint
 from agentwire.scenario.bridges import (
     bridge_name,
     check_card,
     check_data,
     check_set,
     check_weights,
-    fake_bridge,
     find_bridge,
     missing_bridge,
     random_bridge,
     search_folders,
+    synthetic_bridge,
 )
 from agentwire.scenario.choose import Substitution, choose_data, choose_models, strictly
 from agentwire.scenario.inventory import Inventory, Site
 from agentwire.spec.agent import AgentSpec, JointBridges, OutgoingBridge
+from agentwire.spec.backends import BACKENDS
 from agentwire.spec.scenario import DataChoice, ModelChoice, Scenario, WireSpec
 
 
@@ -215,13 +215,13 @@ def _place(scenario: Scenario, choices: Mapping[str, ModelChoice], inventory: In
     }
     taken = {device for devices in wanted.values() for device in devices if _is_gpu(device)}
     gpus: list[str] = []
-    if any("auto" in wanted[n] and c.backend != "fake" for n, c in choices.items()):
+    if any("auto" in wanted[n] and BACKENDS.get(c.backend).uses_gpu for n, c in choices.items()):
         gpus = [f"cuda:{i}" for i in range(inventory.gpus())]
         gpus = [g for g in gpus if g not in taken] or gpus
     turns = itertools.cycle(gpus)
     return {
         name: tuple(
-            (next(turns, "cpu") if choices[name].backend != "fake" else "cpu")
+            (next(turns, "cpu") if BACKENDS.get(choices[name].backend).uses_gpu else "cpu")
             if device == "auto"
             else device
             for device in devices
@@ -298,7 +298,7 @@ def _share_cpus(
         name: spec.threads or 1
         for name, spec in specs.items()
         if {*devices[name]} == {"cpu"}
-        and spec.backend == "transformers"
+        and BACKENDS.get(spec.backend).shares_cpu
         and choices[name].threads is None
     }
     processes = {name: len(devices[name]) for name in cpu_shares}
@@ -328,7 +328,7 @@ def _join(
     folders = search_folders(source, inventory.bridge_folders(source))
     wires: dict[str, ResolvedWire] = {}
     for wire in scenario.wires:
-        if made := fake_bridge(wire, choices) or random_bridge(wire, choices):
+        if made := synthetic_bridge(wire, choices) or random_bridge(wire, choices):
             wires[wire.name] = ResolvedWire(wire, made, Path(made), None)
             continue
         name = bridge_name(wire, choices, data)
@@ -385,9 +385,14 @@ def joint_bridges(
             found.append(
                 JointBridges(name=name, bridges=joints[0].parts, prompts=joints[0].prompts)
             )
-        elif all(choices[wire.spec.sender].backend == "fake" for wire in group):
-            bridges = tuple(
-                bridge_fingerprint(choices[wire.spec.sender].model, wire.bridge) for wire in group
-            )
+            continue
+        senders = [choices[wire.spec.sender] for wire in group]
+        made = [BACKENDS.get(sender.backend).bridges for sender in senders]
+        bridges = tuple(
+            own.fingerprint(sender.model, wire.bridge)
+            for own, sender, wire in zip(made, senders, group, strict=True)
+            if own is not None
+        )
+        if len(bridges) == len(group):
             found.append(JointBridges(name=name, bridges=bridges, prompts=(ANY_PROMPT,)))
     return tuple(found)

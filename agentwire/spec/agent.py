@@ -99,7 +99,7 @@ class AgentSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    backend: Literal["transformers", "vllm", "fake"]
+    backend: str
     model: str = Field(description="registry name, hub name, or local folder")
     folder: str | None = Field(default=None, description="local folder with the weights, resolved")
     weights: Literal["pretrained", "random"] = "pretrained"

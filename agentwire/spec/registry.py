@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterable
 from importlib import metadata
 from typing import Any, Generic, TypeVar
 
+from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
+
 from agentwire.errors import AgentwireError, ScenarioError
 
 T = TypeVar("T")
@@ -94,6 +97,22 @@ class Registry(Generic[T]):
 
     def _entry_points(self) -> dict[str, metadata.EntryPoint]:
         return {entry.name: entry for entry in metadata.entry_points(group=self.group)}
+
+
+def known_name(registry: Registry[Any]) -> AfterValidator:
+    """Validator of a schema's field that names an entry of ``registry``; nothing is imported."""
+
+    def check(name: str) -> str:
+        if name not in registry:
+            # Worded and typed as pydantic's own error for a Literal.
+            *most, last = (repr(known) for known in registry.names())
+            expected = f"{', '.join(most)} or {last}" if most else last
+            raise PydanticCustomError(
+                "literal_error", "Input should be {expected}", {"expected": expected}
+            )
+        return name
+
+    return AfterValidator(check)
 
 
 def suggestion(word: str, known: Iterable[str], title: str) -> str:

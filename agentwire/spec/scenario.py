@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
 from agentwire.spec.agent import GraphSpec, Placement
+from agentwire.spec.backends import BackendName
 from agentwire.spec.routes import processes_of
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
@@ -36,7 +37,7 @@ class ModelChoice(Strict):
         layer: hidden states are read after this many layers, when this agent sends.
         device: ``auto`` takes a free GPU, else the CPU.
         devices: of an agent with replicas, the device of each.
-        backend: ``vllm`` computes in a vLLM engine (docs/engines.md); ``fake`` is for tests.
+        backend: what computes the model (docs/engines.md); other packages may add backends.
         engine: of ``backend: transformers``. ``static`` computes by hand-written forward passes in
             captured shapes; ``auto`` does so on a GPU, and else (or where the model is not one of
             those) as transformers do.
@@ -55,7 +56,7 @@ class ModelChoice(Strict):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda:\d+)$")] = "auto"
     devices: list[Annotated[str, Field(pattern=r"^(auto|cpu|cuda:\d+)$")]] = []
     threads: Annotated[int, Field(ge=1)] | None = None
-    backend: Literal["transformers", "vllm", "fake"] = "transformers"
+    backend: BackendName = "transformers"
     engine: Literal["auto", "transformers", "static"] = "auto"
     place: Placement = Field(default_factory=Placement)
     graphs: GraphSpec = Field(default_factory=GraphSpec)

@@ -15,6 +15,7 @@ from agentwire.model.backend import Pipelined
 from agentwire.model.prompting import MAX_TEXT_TOKENS
 from agentwire.model.sources import random_weights as shapes
 from agentwire.model.static.engine import StaticBackend
+from agentwire.model.transformers import TransformersBackend
 from agentwire.spec.agent import AgentSpec, GraphSpec
 from agentwire.wire.messages import RelaySpec, TaskSpec
 
@@ -54,7 +55,12 @@ def load(model: str, told: list[str] | None = None, **changes: Any) -> StaticBac
         **changes,
     }
     spec = AgentSpec.model_validate(values)
-    return StaticBackend.load(spec, lambda stage, _: None if told is None else told.append(stage))
+
+    def progress(stage: str, fraction: float) -> None:
+        if told is not None:
+            told.append(stage)
+
+    return StaticBackend(TransformersBackend.load(spec, progress), spec, progress)
 
 
 @pytest.fixture(scope="module")

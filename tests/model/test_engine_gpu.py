@@ -11,6 +11,7 @@ import torch
 from agentwire.model.sources import random_weights as shapes
 from agentwire.model.static.engine import StaticBackend
 from agentwire.model.static.ops import PlainOps, Rotary
+from agentwire.model.transformers import TransformersBackend
 from agentwire.spec.agent import AgentSpec, GraphSpec
 from agentwire.wire.messages import RelaySpec, TaskSpec
 
@@ -48,7 +49,9 @@ def backend(model: str, device: str, **changes: object) -> StaticBackend:
         "soft_tokens": (8,),
         **changes,
     }
-    return StaticBackend.load(AgentSpec.model_validate(values), lambda *_: None)
+    spec = AgentSpec.model_validate(values)
+    plain = TransformersBackend.load(spec, lambda *_: None)
+    return StaticBackend(plain, spec, lambda *_: None)
 
 
 def near(a: torch.Tensor, b: torch.Tensor, most: float = 2e-2) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from agentwire.model.sources import random_weights as shapes
-from agentwire.model.static.decoder import NotStatic, StaticDecoder
+from agentwire.model.static.decoder import StaticDecoder, UnsupportedModel
 from agentwire.model.static.ops import PlainOps
 from agentwire.model.transformers import load_model, trunk
 
@@ -109,9 +109,9 @@ def test_the_model_still_computes_the_same_with_fused_weights(model: Any) -> Non
 def test_what_it_does_not_compute_is_refused() -> None:
     model = shapes.build("random/tiny-llama", torch.float32, CPU)
     model.config.hidden_act = "relu"
-    with pytest.raises(NotStatic, match="relu"):
+    with pytest.raises(UnsupportedModel, match="relu"):
         StaticDecoder(model, PlainOps())
     model.config.hidden_act = "silu"
     model.get_decoder().layers[0].mlp.up_proj = torch.nn.Identity()
-    with pytest.raises(NotStatic, match="up_proj"):
+    with pytest.raises(UnsupportedModel, match="up_proj"):
         StaticDecoder(model, PlainOps())

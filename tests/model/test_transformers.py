@@ -495,7 +495,7 @@ def test_only_so_many_prefixes_are_kept(tiny_gemma: Path, monkeypatch: pytest.Mo
 
 
 def test_threads_may_change_before_every_layer(tiny_llama: Path) -> None:
-    model = TransformersBackend.load(tiny.spec("llama", tiny_llama), quiet).for_answers()
+    model = TransformersBackend.load(tiny.spec("llama", tiny_llama), quiet).for_inference()
     before = torch.get_num_threads()
     expected = model.score_text(RAGGED, TASK).scores
     wanted = [1, 2]
@@ -506,7 +506,7 @@ def test_threads_may_change_before_every_layer(tiny_llama: Path) -> None:
         return wanted[0]
 
     try:
-        model.pace(threads)
+        model.set_thread_source(threads)
         for layer in model.model.model.layers:
             layer.mlp.register_forward_hook(lambda *_: used.append(torch.get_num_threads()))
         scores = model.score_text(RAGGED, TASK).scores

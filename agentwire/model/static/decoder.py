@@ -27,7 +27,7 @@ POSITIONS = 2048
 GELU = ("gelu_pytorch_tanh", "gelu_tanh")
 
 
-class NotStatic(ValueError):
+class UnsupportedModel(ValueError):
     """Why a model cannot be computed by this forward pass."""
 
 
@@ -80,7 +80,7 @@ class StaticDecoder:
         ops: how the small operations are computed.
 
     Raises:
-        NotStatic: the model has something that this pass does not compute.
+        UnsupportedModel: the model has something that this pass does not compute.
     """
 
     def __init__(self, model: Any, ops: PlainOps) -> None:
@@ -111,22 +111,22 @@ class StaticDecoder:
     def _check(decoder: Any, config: Any) -> None:
         for name in ("layers", "norm", "rotary_emb"):
             if not hasattr(decoder, name):
-                raise NotStatic(f"its decoder has no {name}")
+                raise UnsupportedModel(f"its decoder has no {name}")
         layer = decoder.layers[0]
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             if not isinstance(getattr(layer.self_attn, name, None), nn.Linear):
-                raise NotStatic(f"its attention has no plain {name}")
+                raise UnsupportedModel(f"its attention has no plain {name}")
         for name in ("gate_proj", "up_proj", "down_proj"):
             if not isinstance(getattr(layer.mlp, name, None), nn.Linear):
-                raise NotStatic(f"its feed-forward layer has no plain {name}")
+                raise UnsupportedModel(f"its feed-forward layer has no plain {name}")
             if getattr(layer.mlp, name).bias is not None:
-                raise NotStatic("its feed-forward layer has biases")
+                raise UnsupportedModel("its feed-forward layer has biases")
         if _activation(config) not in ("silu", *GELU):
-            raise NotStatic(f"its activation is {_activation(config)}")
+            raise UnsupportedModel(f"its activation is {_activation(config)}")
         if getattr(config, "attn_logit_softcapping", None):
-            raise NotStatic("its attention caps its logits")
+            raise UnsupportedModel("its attention caps its logits")
         if getattr(config, "use_bidirectional_attention", False):
-            raise NotStatic("its attention is not causal")
+            raise UnsupportedModel("its attention is not causal")
 
     # -- weights ----------------------------------------------------------------------------
 

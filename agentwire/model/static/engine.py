@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from agentwire.errors import DeviceError
-from agentwire.model.backend import Encoded, Generated, Job, Progress, Scored, Watch
+from agentwire.model.backend import Encoded, Generated, Job, ReportProgress, Scored, Watch
 from agentwire.model.prompting import around_text, plain_ids, text_ids
 from agentwire.model.static.buckets import Buckets, fill
-from agentwire.model.static.decoder import POSITIONS, NotStatic, Prefix, StaticDecoder
+from agentwire.model.static.decoder import POSITIONS, Prefix, StaticDecoder, UnsupportedModel
 from agentwire.model.static.graphs import Device, Port, PortJob
 from agentwire.model.static.greedy import Generation
 from agentwire.model.static.ops import PlainOps
@@ -65,10 +65,12 @@ class StaticBackend:
         progress: told ``graphs`` and a fraction.
 
     Raises:
-        NotStatic: the model is not one that ``StaticDecoder`` computes.
+        UnsupportedModel: the model is not one that ``StaticDecoder`` computes.
     """
 
-    def __init__(self, plain: TransformersBackend, spec: AgentSpec, progress: Progress) -> None:
+    def __init__(
+        self, plain: TransformersBackend, spec: AgentSpec, progress: ReportProgress
+    ) -> None:
         self.plain = plain
         self.decoder = StaticDecoder(plain.model, ops_for(plain.device))
         self.device = Device(plain.device, graphs=spec.graphs.enabled)
@@ -82,15 +84,6 @@ class StaticBackend:
         self._generations: OrderedDict[tuple[Any, ...], Generation] = OrderedDict()
         self._prefixes: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
         self._stage: Port | None = None  # of rehearsals
-
-    @classmethod
-    def load(cls, spec: AgentSpec, progress: Progress) -> StaticBackend:
-        """Loads what ``spec`` names.
-
-        Raises:
-            ModelError, DeviceError, NotStatic: see ``TransformersBackend.load`` and this class.
-        """
-        return cls(TransformersBackend.load(spec, progress), spec, progress)
 
     @property
     def identity(self) -> ModelIdentity:
@@ -459,4 +452,4 @@ def _ms_since(start: float) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-__all__ = ["NotStatic", "StaticBackend", "ops_for"]
+__all__ = ["StaticBackend", "UnsupportedModel", "ops_for"]

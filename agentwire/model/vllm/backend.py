@@ -26,7 +26,7 @@ from agentwire.bridge import store
 from agentwire.bridge.card import check_sender
 from agentwire.bridge.resampler import Resampler
 from agentwire.errors import ModelError
-from agentwire.model.backend import Encoded, Generated, Progress, Scored, Watch
+from agentwire.model.backend import Encoded, Generated, ReportProgress, Scored, Watch
 from agentwire.model.chat import generation_ids
 from agentwire.model.generation import Answers, end_ids
 from agentwire.model.latest import LatestTasks
@@ -88,7 +88,7 @@ class VllmBackend:
         self._tasks: LatestTasks[CompiledTask] = LatestTasks()
 
     @classmethod
-    def load(cls, spec: AgentSpec, progress: Progress) -> VllmBackend:
+    def load(cls, spec: AgentSpec, progress: ReportProgress) -> VllmBackend:
         """Starts an engine with what ``spec`` names; the weights must be on this machine already.
 
         Raises:

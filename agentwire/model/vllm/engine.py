@@ -20,11 +20,14 @@ from typing import Any, Final, NoReturn
 
 from agentwire import config
 from agentwire.errors import DeviceError, ModelError
-from agentwire.model.backend import INSTALL_VLLM
 from agentwire.spec.agent import AgentSpec
 
 log = logging.getLogger(__name__)
 
+INSTALL: Final = (
+    "Run `pip install 'agentwire[vllm]'` (with a GPU), or `make vllm` for the CPU build in an "
+    "environment of its own; or set `backend: transformers`."
+)
 CPU_LENGTH: Final = 4096
 """Tokens of a prompt and its answer on a CPU, where the cache of keys and values is 1 GiB."""
 STEP_TOKENS: Final = 8192
@@ -59,16 +62,15 @@ def import_vllm(device: str) -> Any:
         import vllm
         from vllm.platforms import current_platform
     except ModuleNotFoundError as error:
-        raise ModelError(f"vLLM is not installed here ({error.name}).", hint=INSTALL_VLLM) from None
+        raise ModelError(f"vLLM is not installed here ({error.name}).", hint=INSTALL) from None
     except Exception as error:  # a build that does not fit its torch fails in many ways
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"vLLM cannot be imported: {first}.", hint=INSTALL_VLLM) from error
+        raise ModelError(f"vLLM cannot be imported: {first}.", hint=INSTALL) from error
     if (device == "cpu") != current_platform.is_cpu():
         here = "CPUs" if current_platform.is_cpu() else "GPUs"
         raise DeviceError(
             f"the device is {device}, and the vLLM that is installed here is built for {here}.",
-            hint="Set `device:` in the agent's file to fit, or install the other build. "
-            + INSTALL_VLLM,
+            hint="Set `device:` in the agent's file to fit, or install the other build. " + INSTALL,
         )
     return vllm
 

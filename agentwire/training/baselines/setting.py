@@ -10,6 +10,7 @@ from agentwire.errors import ScenarioError
 from agentwire.model.prompting import MAX_TEXT_TOKENS
 from agentwire.model.transformers import TransformersBackend
 from agentwire.scenario.resolve import Resolved
+from agentwire.spec.backends import BACKENDS
 from agentwire.spec.scenario import TrainSpec
 from agentwire.task.datasets import Dataset
 from agentwire.task.definitions import load_definition
@@ -40,9 +41,9 @@ class Setting:
         if resolved.data is None:
             raise ScenarioError("the scenario has no `task:`.", hint="Add a task with a dataset.")
         choice = resolved.choices[resolved.wire.spec.sender]
-        if any(agent.backend == "fake" for agent in resolved.agents.values()):
+        if not all(BACKENDS.get(a.backend).needs_weights for a in resolved.agents.values()):
             raise ScenarioError(
-                "trained baselines need real models, not the fake backend.",
+                "trained baselines need models with weights.",
                 hint="Leave them out of `methods`.",
             )
         if choice.layer is None:

@@ -1,0 +1,23 @@
+"""``backend: fake``: deterministic models without weights, for tests."""
+
+from __future__ import annotations
+
+from agentwire.model.backend import Backend, ReportProgress
+from agentwire.model.fake import BRIDGE_PREFIX, FakeBackend, bridge_fingerprint, fingerprint
+from agentwire.model.fake_device import FakeDevice
+from agentwire.spec.agent import AgentSpec
+from agentwire.spec.backends import BackendKind, SyntheticBridges
+
+
+def _load(spec: AgentSpec, progress: ReportProgress) -> Backend:
+    return (FakeDevice if spec.fake.pipelined else FakeBackend).load(spec, progress)
+
+
+KIND = BackendKind(
+    load=_load,
+    summary="a fake model",
+    needs_weights=False,
+    uses_gpu=False,
+    fingerprint=fingerprint,
+    bridges=SyntheticBridges(BRIDGE_PREFIX, bridge_fingerprint),
+)
