@@ -25,7 +25,8 @@ from typing import Any
 
 import torch
 
-from agentwire.bridge.resampler import Resampler, ResamplerShape
+from agentwire.bridge.architectures import BridgeShape
+from agentwire.bridge.resampler import Resampler
 from agentwire.evaluation.summary import hardware, versions
 from agentwire.model.transformers import TransformersBackend
 from agentwire.spec.agent import AgentSpec
@@ -91,7 +92,7 @@ def states(args: argparse.Namespace, device: str) -> tuple[StateCache, dict[str,
 
 def new_bridge(args: argparse.Namespace, cache: StateCache, receiver: TransformersBackend) -> Any:
     recipe = TrainSpec(hidden=args.hidden)
-    shape = ResamplerShape(
+    shape = BridgeShape(
         cache.flat.shape[1], receiver.identity.width, args.soft_tokens, hidden=args.hidden
     )
     module = Resampler(shape, dropout=recipe.dropout).to(receiver.device)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from agentwire.bridge.architectures import BridgeShape
 from agentwire.bridge.card import BridgeCard
-from agentwire.bridge.resampler import Resampler, ResamplerShape
+from agentwire.bridge.resampler import Resampler
 from agentwire.wire.messages import ModelIdentity
 
-SHAPE = ResamplerShape(12, 10, 4, hidden=16, blocks=2, heads=2, feed_forward=2)
+SHAPE = BridgeShape(12, 10, 4, hidden=16, blocks=2, heads=2, feed_forward=2)
 
 
 def identity(name: str, width: int, digit: str) -> ModelIdentity:

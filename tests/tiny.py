@@ -214,9 +214,8 @@ def write_bridge(folder: Path, card: BridgeCard, seed: int = 5) -> BridgeCard:
     import torch
 
     from agentwire.bridge import store
-    from agentwire.bridge.resampler import Resampler
 
     torch.manual_seed(seed)
-    module = Resampler(store.shape_of(card))
+    module = store.build(card)
     module.alpha.fill_(sum(card.rms_range) / 2)
     return store.save(folder, card, module)

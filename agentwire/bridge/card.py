@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
+from agentwire.bridge.architectures import DEFAULT, ArchitectureName, BridgeShape
 from agentwire.errors import BridgeError
 from agentwire.wire.messages import BridgeIdentity, ModelIdentity
 
@@ -95,6 +96,7 @@ class BridgeCard(CardPart):
 
     name: Annotated[str, Field(min_length=1, max_length=128)]
     description: str = ""
+    architecture: ArchitectureName = DEFAULT
     sender: CardModel
     receiver: CardModel
     layer: Layers
@@ -130,6 +132,19 @@ class BridgeCard(CardPart):
     def width(self) -> int:
         """d of the receiver."""
         return self.receiver.width
+
+    @property
+    def shape(self) -> BridgeShape:
+        """Sizes of its module."""
+        return BridgeShape(
+            sender_width=self.sender.width,
+            width=self.width,
+            soft_tokens=self.soft_tokens,
+            hidden=self.hidden,
+            blocks=self.blocks,
+            heads=self.heads,
+            feed_forward=self.feed_forward,
+        )
 
     def identity(self) -> BridgeIdentity:
         """What is agreed on the wire before the first payload."""
@@ -175,7 +190,9 @@ def read_card(folder: Path) -> BridgeCard:
 
 def write_card(folder: Path, card: BridgeCard) -> None:
     """Writes card.yaml, keys in the order of the class."""
-    without = {"joint"} if card.joint is None else None
+    # Keys that came later are left out where they say nothing: older cards stay as they were.
+    defaults = {"architecture": DEFAULT, "joint": None}
+    without = {key for key, value in defaults.items() if getattr(card, key) == value}
     text = yaml.safe_dump(
         card.model_dump(mode="json", exclude=without),
         sort_keys=False,

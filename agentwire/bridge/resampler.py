@@ -7,42 +7,22 @@ from the states alone. What differs, and why, is in docs/design/bridge.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from agentwire.bridge.architectures import DEFAULT, BridgeShape
+from agentwire.bridge.module import BridgeModule
+
 CLAMP_SIGMAS = 8.0  # a few features of large language models reach hundreds of sigmas
-
-
-@dataclass(frozen=True, slots=True)
-class ResamplerShape:
-    """Sizes of a bridge.
-
-    Attributes:
-        sender_width: width of the sender's hidden states.
-        width: width d of the receiver's embedding space.
-        soft_tokens: M.
-        hidden: inner width.
-        blocks: number of cross-attention blocks, N.
-        heads: attention heads; divides ``hidden``.
-        feed_forward: inner width of the feed-forward layer, in multiples of ``hidden``.
-    """
-
-    sender_width: int
-    width: int
-    soft_tokens: int
-    hidden: int = 256
-    blocks: int = 2
-    heads: int = 8
-    feed_forward: int = 4
 
 
 class Block(nn.Module):
     """Pre-norm masked cross-attention, then a feed-forward layer, each with a residual."""
 
-    def __init__(self, shape: ResamplerShape, dropout: float) -> None:
+    def __init__(self, shape: BridgeShape, dropout: float) -> None:
         super().__init__()
         h = shape.hidden
         self.heads = shape.heads
@@ -76,20 +56,21 @@ class Block(nn.Module):
         return latents + self.dropout(self.down(inner))  # type: ignore[no-any-return]
 
 
-class Resampler(nn.Module):
+class Resampler(BridgeModule):
     """Hidden states [n, T, sender_width] and a mask [n, T] -> soft tokens [n, M, width].
 
     Each soft token leaves with RMS ``alpha``, the RMS of the receiver's own input embeddings, so
     that it lies on the shell where the receiver's words lie.
     """
 
+    architecture: ClassVar[str] = DEFAULT
+    positive: ClassVar[frozenset[str]] = frozenset({"std", "alpha"})
     mean: Tensor
     std: Tensor
     alpha: Tensor
 
-    def __init__(self, shape: ResamplerShape, *, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.shape = shape
+    def __init__(self, shape: BridgeShape, *, dropout: float = 0.0) -> None:
+        super().__init__(shape, dropout=dropout)
         self.register_buffer("mean", torch.zeros(shape.sender_width))
         self.register_buffer("std", torch.ones(shape.sender_width))
         self.register_buffer("alpha", torch.ones(()))
@@ -100,6 +81,11 @@ class Resampler(nn.Module):
         self.norm_out = nn.LayerNorm(shape.hidden)
         self.project_out = nn.Linear(shape.hidden, shape.width)
         self.dropout = nn.Dropout(dropout)
+
+    def calibrate(self, mean: Tensor, std: Tensor, alpha: float) -> None:
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+        self.alpha.fill_(alpha)
 
     def standardise(self, states: Tensor) -> Tensor:
         """Per-feature z-scores with the training set's statistics, clamped."""
@@ -114,7 +100,3 @@ class Resampler(nn.Module):
         z = self.project_out(self.norm_out(latents))
         rms = z.float().pow(2).mean(dim=-1, keepdim=True).add(1e-12).sqrt()
         return self.alpha * z / rms.to(z.dtype)  # type: ignore[no-any-return]
-
-    def count_parameters(self) -> int:
-        """Trained parameters; the statistics and alpha are not among them."""
-        return sum(p.numel() for p in self.parameters())

@@ -16,8 +16,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from agentwire.bridge.architectures import ARCHITECTURES
 from agentwire.bridge.card import WEIGHTS_FILE, BridgeCard, read_card, write_card
-from agentwire.bridge.resampler import Resampler, ResamplerShape
+from agentwire.bridge.module import BridgeModule
 from agentwire.errors import BridgeError
 
 MAX_WEIGHTS_BYTES = 4 * 1024**3
@@ -30,20 +31,12 @@ class LoadedBridge:
     """A verified bridge: its card and its module (fp32, eval mode, on the CPU)."""
 
     card: BridgeCard
-    module: Resampler
+    module: BridgeModule
 
 
-def shape_of(card: BridgeCard) -> ResamplerShape:
-    """The module's shape, from the card."""
-    return ResamplerShape(
-        sender_width=card.sender.width,
-        width=card.width,
-        soft_tokens=card.soft_tokens,
-        hidden=card.hidden,
-        blocks=card.blocks,
-        heads=card.heads,
-        feed_forward=card.feed_forward,
-    )
+def build(card: BridgeCard) -> BridgeModule:
+    """An untrained module of the card's architecture and shape."""
+    return ARCHITECTURES.get(card.architecture)(card.shape)
 
 
 def weights_sha256(folder: Path) -> str:
@@ -75,7 +68,7 @@ def verify(folder: Path) -> BridgeCard:
             hint=RESTORE,
         )
     with torch.device("meta"):
-        expected = {k: tuple(v.shape) for k, v in Resampler(shape_of(card)).state_dict().items()}
+        expected = {k: tuple(v.shape) for k, v in build(card).state_dict().items()}
     try:
         with safe_open(path, framework="pt") as file:
             parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
@@ -107,20 +100,20 @@ def load(folder: Path) -> LoadedBridge:
             those of any data.
     """
     card = verify(folder)
-    module = Resampler(shape_of(card))
+    module = build(card)
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
         state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
     for key, value in state.items():
         if not torch.isfinite(value).all():
             raise BridgeError(f"{folder}: the tensor {key} is not finite.", hint=RESTORE)
-        if key in ("std", "alpha") and not (value > 0).all():
+        if key in module.positive and not (value > 0).all():
             raise BridgeError(f"{folder}: the tensor {key} is not positive.", hint=RESTORE)
     module.load_state_dict(state)
     module.requires_grad_(False)
     return LoadedBridge(card, module.eval())
 
 
-def save(folder: Path, card: BridgeCard, module: Resampler) -> BridgeCard:
+def save(folder: Path, card: BridgeCard, module: BridgeModule) -> BridgeCard:
     """Writes weights in fp16 and the card with their checksum; an older bridge is replaced last.
 
     The standardisation statistics stay fp32: a feature's standard deviation can exceed what fp16

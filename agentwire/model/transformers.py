@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from agentwire.bridge import store
 from agentwire.bridge.card import check_sender
-from agentwire.bridge.resampler import Resampler
+from agentwire.bridge.module import BridgeModule
 from agentwire.errors import DeviceError, ModelError
 from agentwire.model.backend import Encoded, Generated, ReportProgress, Scored, Watch
 from agentwire.model.chat import check_room, generation_ids
@@ -219,7 +219,7 @@ class TransformersBackend:
         self.tokenizer = tokenizer
         self.device = device
         self._identity = identity
-        self._bridges: dict[str, tuple[Any, Resampler, bool]] = {}
+        self._bridges: dict[str, tuple[Any, BridgeModule, bool]] = {}
         self._tasks: LatestTasks[PreparedTask] = LatestTasks()
         self._start = start_ids(tokenizer)
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
@@ -331,7 +331,7 @@ class TransformersBackend:
         mask = torch.arange(ids.shape[1] - 1)[None, :] < (lengths - 1)[:, None]
         return ids.to(self.device), mask.to(self.device)
 
-    def bridge(self, fingerprint: str) -> Resampler:
+    def bridge(self, fingerprint: str) -> BridgeModule:
         """The module of a bridge that was added."""
         return self._bridges[fingerprint][1]
 

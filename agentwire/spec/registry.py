@@ -58,7 +58,7 @@ class Registry(Generic[T]):
 
     def names(self) -> tuple[str, ...]:
         """All names, built-in ones first."""
-        return tuple(dict.fromkeys((*self._loaded, *self._lazy, *self._entry_points())))
+        return tuple(dict.fromkeys((*self._lazy, *self._loaded, *self._entry_points())))
 
     def __contains__(self, name: object) -> bool:
         return name in self._loaded or name in self._lazy or name in self._entry_points()

@@ -191,6 +191,7 @@ class TrainSpec(Strict):
     """How ``agentwire train`` trains the scenario's bridge.
 
     Attributes:
+        architecture: of the bridge (docs/design/bridge.md).
         average: decay of the moving average of the weights, which is what is evaluated and shipped.
         balanced: draw every class equally often instead of every row.
         diversity: weight of a loss that pushes soft tokens apart (``bridge.diversity``); 0: off.
@@ -206,6 +207,7 @@ class TrainSpec(Strict):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     clip: Annotated[float, Field(gt=0)] = 1.0
+    architecture: str = "resampler"
     hidden: Annotated[int, Field(ge=8)] = 256
     blocks: Annotated[int, Field(ge=1)] = 2
     heads: Annotated[int, Field(ge=1)] = 8

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from agentwire.bridge.resampler import Resampler, ResamplerShape
+from agentwire.bridge.architectures import BridgeShape
+from agentwire.bridge.module import BridgeModule
 from agentwire.training.states import StateCache
 
 
@@ -24,17 +25,17 @@ class JointBridge(nn.Module):
         parts: in the order in which their soft tokens are read; all of one width.
     """
 
-    def __init__(self, parts: Sequence[Resampler]) -> None:
+    def __init__(self, parts: Sequence[BridgeModule]) -> None:
         super().__init__()
         self.parts = nn.ModuleList(parts)
 
     @property
-    def bridges(self) -> tuple[Resampler, ...]:
+    def bridges(self) -> tuple[BridgeModule, ...]:
         """The parts, in order."""
-        return tuple(part for part in self.parts if isinstance(part, Resampler))
+        return tuple(part for part in self.parts if isinstance(part, BridgeModule))
 
     @property
-    def shape(self) -> ResamplerShape:
+    def shape(self) -> BridgeShape:
         """The first part's, with the soft tokens of all."""
         shapes = [bridge.shape for bridge in self.bridges]
         return replace(shapes[0], soft_tokens=sum(shape.soft_tokens for shape in shapes))

@@ -19,7 +19,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from agentwire.bridge.resampler import Resampler
+from agentwire.bridge.module import BridgeModule
 from agentwire.errors import BridgeError
 from agentwire.spec.scenario import TrainSpec
 from agentwire.training.checkpoint import Checkpoint, Progressed
@@ -290,7 +290,7 @@ def evaluate(
 
 
 def train(
-    module: Resampler,
+    module: BridgeModule,
     logits: LogitsFromSoft,
     cache: StateCache,
     held_out: StateCache,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from agentwire.bridge.card import BridgeCard, CardModel, CardTraining
-from agentwire.bridge.resampler import Resampler
+from agentwire.bridge.module import BridgeModule
 from agentwire.model.sources.lookup import public_name
 from agentwire.spec.scenario import TrainSpec
 from agentwire.task.datasets import TRAIN_SPLIT, Dataset
@@ -47,7 +47,7 @@ class Ends:
 def new_card(
     name: str,
     description: str,
-    module: Resampler,
+    module: BridgeModule,
     ends: Ends,
     prompts: Sequence[str],
     training: CardTraining,
@@ -57,6 +57,7 @@ def new_card(
     return BridgeCard(
         name=name,
         description=description,
+        architecture=module.architecture,
         sender=card_model(ends.sender),
         receiver=card_model(ends.receiver),
         layer=ends.layer,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agentwire.bridge.resampler import Resampler
+from agentwire.bridge.module import BridgeModule
 from agentwire.spec.scenario import TrainSpec
 from agentwire.training.diversity import diversity_loss
 from agentwire.training.joint import JointBridge
@@ -120,7 +120,7 @@ class BridgeObjective:
 
     def __init__(
         self,
-        modules: Sequence[Resampler | JointBridge],
+        modules: Sequence[BridgeModule | JointBridge],
         parts: Sequence[Part],
         recipes: Sequence[TrainSpec],
     ) -> None:
@@ -182,7 +182,7 @@ class BridgeObjective:
         ]
 
 
-def _by_soft_tokens(modules: Sequence[Resampler | JointBridge]) -> list[list[int]]:
+def _by_soft_tokens(modules: Sequence[BridgeModule | JointBridge]) -> list[list[int]]:
     """Members whose soft tokens can stand in one batch: those with the same M."""
     groups: dict[int, list[int]] = {}
     for index, module in enumerate(modules):

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from agentwire.bridge.resampler import Resampler, ResamplerShape
+from agentwire.bridge.architectures import ARCHITECTURES, BridgeShape
+from agentwire.bridge.module import BridgeModule
 from agentwire.config import Config
 from agentwire.errors import ScenarioError
 from agentwire.model.transformers import TransformersBackend
@@ -35,6 +36,7 @@ def check_trainable(resolved: Resolved) -> DataChoice:
             "models with random weights teach a bridge nothing.",
             hint="Set `weights: pretrained`; `python bench/train_step.py` times the steps.",
         )
+    ARCHITECTURES.get(resolved.scenario.train.architecture)  # refuses one that does not exist
     refuse_scored_rows(resolved.data)
     return resolved.data
 
@@ -107,9 +109,9 @@ def new_bridge(
     sender: ModelIdentity,
     soft_tokens: int,
     recipe: TrainSpec,
-) -> Resampler:
+) -> BridgeModule:
     """An untrained bridge that knows the states' statistics and the receiver's embedding scale."""
-    shape = ResamplerShape(
+    shape = BridgeShape(
         sender_width=sender.width,
         width=receiver.identity.width,
         soft_tokens=soft_tokens,
@@ -118,9 +120,7 @@ def new_bridge(
         heads=recipe.heads,
         feed_forward=recipe.feed_forward,
     )
-    module = Resampler(shape, dropout=recipe.dropout).to(receiver.device)
-    mean, std = cache.statistics()
-    module.mean.copy_(mean)
-    module.std.copy_(std)
-    module.alpha.fill_(receiver.identity.embedding_rms)
+    make = ARCHITECTURES.get(recipe.architecture)
+    module = make(shape, dropout=recipe.dropout).to(receiver.device)
+    module.calibrate(*cache.statistics(), receiver.identity.embedding_rms)
     return module

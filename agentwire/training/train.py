@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from agentwire.bridge import store
-from agentwire.bridge.resampler import Resampler
+from agentwire.bridge.module import BridgeModule
 from agentwire.config import Config
 from agentwire.errors import BridgeError
 from agentwire.model.transformers import TransformersBackend, trunk
@@ -167,7 +167,7 @@ class _Member:
     """A bridge in training: its module, and the parts of its task with its states."""
 
     order: _Order
-    module: Resampler
+    module: BridgeModule
     parts: Sequence[TaskPart]
 
 

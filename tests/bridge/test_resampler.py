@@ -6,7 +6,8 @@ import pytest
 import torch
 from bridge_shapes import SHAPE, small_module
 
-from agentwire.bridge.resampler import CLAMP_SIGMAS, Resampler, ResamplerShape
+from agentwire.bridge.architectures import BridgeShape
+from agentwire.bridge.resampler import CLAMP_SIGMAS, Resampler
 
 
 def batch(*lengths: int, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,11 +87,11 @@ def test_states_of_half_precision_are_read_in_fp32() -> None:
 @pytest.mark.parametrize(
     ("shape", "parameters"),
     [
-        (ResamplerShape(4096, 4096, 8, hidden=512, blocks=2), 10_514_944),
-        (ResamplerShape(576, 640, 8, hidden=256, blocks=2), 1_894_400),
+        (BridgeShape(4096, 4096, 8, hidden=512, blocks=2), 10_514_944),
+        (BridgeShape(576, 640, 8, hidden=256, blocks=2), 1_894_400),
     ],
 )
-def test_parameter_counts_of_the_two_shapes_in_use(shape: ResamplerShape, parameters: int) -> None:
+def test_parameter_counts_of_the_two_shapes_in_use(shape: BridgeShape, parameters: int) -> None:
     with torch.device("meta"):
         module = Resampler(shape)
     assert module.count_parameters() == parameters

@@ -15,6 +15,7 @@ from bridge_shapes import SHAPE, small_card, small_module
 from safetensors.torch import load_file, save_file
 
 from agentwire.bridge import store
+from agentwire.bridge.architectures import ARCHITECTURES
 from agentwire.bridge.card import WEIGHTS_FILE, BridgeCard, read_card, write_card
 from agentwire.bridge.resampler import Resampler
 from agentwire.errors import BridgeError
@@ -233,6 +234,6 @@ def test_verifying_builds_nothing_in_memory(folder: Path, monkeypatch: pytest.Mo
             super().__init__(*args, **kw)
             devices.extend({p.device.type for p in self.parameters()})
 
-    monkeypatch.setattr(store, "Resampler", Watched)
+    monkeypatch.setitem(ARCHITECTURES._loaded, "resampler", Watched)
     store.verify(folder)
     assert devices == ["meta"]

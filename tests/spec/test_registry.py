@@ -35,7 +35,7 @@ def test_registered_and_lazy_entries_are_found_by_name(registry: Registry[object
     registry.lazy("path", "pathlib:Path")
     assert registry.get("mine") is thing
     assert registry.get("path") is Path
-    assert registry.names() == ("mine", "path")
+    assert registry.names() == ("path", "mine")
     assert "path" in registry
     assert "other" not in registry
 

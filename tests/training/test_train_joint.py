@@ -14,8 +14,9 @@ import torch
 from test_train import RECIPE
 
 from agentwire.bridge import store
+from agentwire.bridge.architectures import BridgeShape
 from agentwire.bridge.card import part_prompt, read_card
-from agentwire.bridge.resampler import Resampler, ResamplerShape
+from agentwire.bridge.resampler import Resampler
 from agentwire.cli.train import others_of
 from agentwire.config import Config
 from agentwire.errors import BridgeError, MissingBridge, ScenarioError
@@ -93,7 +94,7 @@ def test_shares_of_a_text() -> None:
 
 def test_the_module_puts_soft_tokens_in_order_and_knows_its_parts() -> None:
     torch.manual_seed(0)
-    parts = [Resampler(ResamplerShape(width, 6, m, 8, 1, 2)) for width, m in ((5, 2), (7, 3))]
+    parts = [Resampler(BridgeShape(width, 6, m, 8, 1, 2)) for width, m in ((5, 2), (7, 3))]
     for part in parts:
         part.eval()
     module = JointBridge(parts)
@@ -130,7 +131,7 @@ def test_a_set_of_one_learns_exactly_as_an_ordinary_bridge() -> None:
 
     def history(*, joint: bool) -> tuple[Any, list[torch.Tensor]]:
         torch.manual_seed(recipe.seed)
-        bridge = Resampler(ResamplerShape(5, 6, 3, 8, 1, 2), dropout=recipe.dropout)
+        bridge = Resampler(BridgeShape(5, 6, 3, 8, 1, 2), dropout=recipe.dropout)
         bridge.mean, bridge.std = cache.statistics()
         module = JointBridge([bridge]) if joint else bridge
         states: States = JointStates.of([cache]) if joint else cache

@@ -132,7 +132,14 @@ class Examiner:
                     hint="Name another bridge (`agentwire bridges list`).",
                 )
         self._sender, self._receiver = sender, receiver
-        self._module: Resampler = loaded.module.to(sender.device)
+        module = loaded.module.to(sender.device)
+        if not isinstance(module, Resampler):
+            raise BridgeError(
+                f"the bridge {self.card.name} has the architecture {self.card.architecture}; "
+                "only a resampler can be inspected.",
+                hint="Name another bridge (`agentwire bridges list`).",
+            )
+        self._module = module
         self._short = trunk(sender.model, self.card.layer)
         self._table: Tensor = receiver.model.get_input_embeddings().weight
 

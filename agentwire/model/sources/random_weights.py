@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from agentwire.bridge.architectures import BridgeShape
 from agentwire.errors import BridgeError, ModelError
 from agentwire.model.sources.registry import HUB_MODELS
 from agentwire.wire.messages import BridgeIdentity, ModelIdentity
@@ -133,7 +134,7 @@ def random_bridge(
     """
     import torch
 
-    from agentwire.bridge.resampler import Resampler, ResamplerShape
+    from agentwire.bridge.resampler import Resampler
 
     receiver, soft_tokens, layer = folder.removeprefix(BRIDGE_PREFIX).rsplit(":", 2)
     width = shape(receiver)["hidden_size"]
@@ -145,7 +146,7 @@ def random_bridge(
     hidden = min(BRIDGE_HIDDEN, width)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        module = Resampler(ResamplerShape(sender.width, width, int(soft_tokens), hidden)).eval()
+        module = Resampler(BridgeShape(sender.width, width, int(soft_tokens), hidden)).eval()
     module.alpha.fill_(EMBEDDING_STD)
     name = hashlib.sha256(f"{folder} of {sender.fingerprint}, seed {SEED}".encode()).hexdigest()
     found = BridgeIdentity(

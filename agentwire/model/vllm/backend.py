@@ -24,7 +24,7 @@ import torch
 
 from agentwire.bridge import store
 from agentwire.bridge.card import check_sender
-from agentwire.bridge.resampler import Resampler
+from agentwire.bridge.module import BridgeModule
 from agentwire.errors import ModelError
 from agentwire.model.backend import Encoded, Generated, ReportProgress, Scored, Watch
 from agentwire.model.chat import generation_ids
@@ -84,7 +84,7 @@ class VllmBackend:
         self._dtype = dtype
         self._ends = ends
         self._start = start_ids(tokenizer)
-        self._bridges: dict[str, tuple[StateTap, Resampler]] = {}
+        self._bridges: dict[str, tuple[StateTap, BridgeModule]] = {}
         self._tasks: LatestTasks[CompiledTask] = LatestTasks()
 
     @classmethod

@@ -43,7 +43,7 @@ class Setting:
         choice = resolved.choices[resolved.wire.spec.sender]
         if not all(BACKENDS.get(a.backend).needs_weights for a in resolved.agents.values()):
             raise ScenarioError(
-                "trained baselines need models with weights.",
+                "trained baselines need real models, not fake ones.",
                 hint="Leave them out of `methods`.",
             )
         if choice.layer is None:
