@@ -1,13 +1,13 @@
-"""Microsoft agent-framework: a chat client whose messages cross a wire.
+"""A chat client for Microsoft's agent-framework (extra ``agentwire[agent-framework]``).
 
-Extra ``agentwire[agent-framework]``. ::
+::
 
     with LocalAgents("scenario.yaml") as agents:
         judge = Agent(AgentwireChatClient(agents, "llama->mistral"))
         print(await judge.run("A moving, funny film."))
 
-What travels on the edges of a workflow is text: a payload travels as its handle, so checkpoints
-hold no arrays. The facts of an answer stand in ``additional_properties["agentwire"]``.
+Only text travels on the edges of a workflow: a payload is passed as its handle, so checkpoints
+hold no arrays. Channel, reason and times are in ``additional_properties["agentwire"]``.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from agent_framework import (
     UsageDetails,
 )
 
-from agentwire.adapters.local import LocalAgents, Turn
-from agentwire.chat.answers import Answer
+from agentwire.adapters.local import LocalAgents, Turn, text_turn
+from agentwire.chat.service import ChatReply
 from agentwire.errors import InputError
 
 OPTIONS = {"max_tokens", "temperature", "top_p", "seed", "stop", "agentwire"}
 ROLES = {"system", "developer", "user", "assistant", "tool"}
-MEANINGLESS = {"model", "user", "metadata", "store", "conversation_id", "instructions"}
-"""Options of the framework that change nothing here."""
+IGNORED = {"model", "user", "metadata", "store", "conversation_id", "instructions"}
+"""Options of the framework that do not change the answer."""
 
 
 class AgentwireChatClient(BaseChatClient):
     """One model of a scenario.
 
     Args:
-        agents: started; not closed with the client, since several share them.
+        agents: started agents. Several clients can share them, so the client never closes them.
         model: one of ``agents.models``.
-        fields: of every request: ``max_tokens``, ``agentwire={"labels": …}``, ….
+        fields: sent with every request: ``max_tokens``, ``agentwire={"labels": …}``, ….
     """
 
     OTEL_PROVIDER_NAME = "agentwire"
@@ -62,26 +62,26 @@ class AgentwireChatClient(BaseChatClient):
     ) -> Awaitable[ChatResponse] | ResponseStream[ChatResponseUpdate, ChatResponse]:
         if stream:
             return self._build_response_stream(self._updates(messages, options))
-        return self._answer(messages, options)
+        return self._response(messages, options)
 
-    async def _answer(
+    async def _response(
         self, messages: Sequence[Message], options: Mapping[str, Any]
     ) -> ChatResponse:
-        fields = self._asked(options)
-        answer = await self.agents.aask(self.model, turns_of(messages, options), **fields)
+        fields = self._request_fields(options)
+        reply = await self.agents.aask(self.model, turns_of(messages, options), **fields)
         return ChatResponse(
-            messages=Message("assistant", [answer.text]),
-            response_id=answer.request_id,
+            messages=Message("assistant", [reply.text]),
+            response_id=reply.request_id,
             model=self.model,
-            finish_reason=answer.finish,
-            usage_details=usage_of(answer),
-            additional_properties={"agentwire": answer.facts},
+            finish_reason=reply.finish_reason,
+            usage_details=usage_of(reply),
+            additional_properties={"agentwire": reply.details},
         )
 
     async def _updates(
         self, messages: Sequence[Message], options: Mapping[str, Any]
     ) -> AsyncIterator[ChatResponseUpdate]:
-        fields, turns = self._asked(options), turns_of(messages, options)
+        fields, turns = self._request_fields(options), turns_of(messages, options)
         async for piece in self.agents.astream(self.model, turns, **fields):
             if isinstance(piece, str):
                 yield ChatResponseUpdate(
@@ -93,48 +93,41 @@ class AgentwireChatClient(BaseChatClient):
                     role="assistant",
                     response_id=piece.request_id,
                     model=self.model,
-                    finish_reason=piece.finish,
-                    additional_properties={"agentwire": piece.facts},
+                    finish_reason=piece.finish_reason,
+                    additional_properties={"agentwire": piece.details},
                 )
 
-    def _asked(self, options: Mapping[str, Any]) -> dict[str, Any]:
+    def _request_fields(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """
         Raises:
-            InputError: an option that would have to be ignored.
+            InputError: an option is not supported.
         """
         given = {name: value for name, value in options.items() if value not in (None, [], {})}
-        given.pop("tool_choice", None)  # says nothing where there are no tools
-        unknown = given.keys() - OPTIONS - MEANINGLESS
+        given.pop("tool_choice", None)  # has no meaning without tools
+        unknown = given.keys() - OPTIONS - IGNORED
         if unknown:
             raise InputError(
-                f"agents of agentwire do not take {', '.join(sorted(unknown))}.",
-                hint=f"They take {', '.join(sorted(OPTIONS))}.",
+                f"agentwire does not support the options {', '.join(sorted(unknown))}.",
+                hint=f"Supported options: {', '.join(sorted(OPTIONS))}.",
             )
         return {**self.fields, **{name: given[name] for name in given.keys() & OPTIONS}}
 
 
 def turns_of(messages: Sequence[Message], options: Mapping[str, Any]) -> list[Turn]:
-    """The conversation as agents read it, instructions first.
-
-    Raises:
-        InputError: a message that is not text.
-    """
+    """The conversation, instructions first. Raises InputError if a message is not text."""
     turns: list[Turn] = []
     if options.get("instructions"):
         turns.append(("system", options["instructions"]))
     for message in messages:
         role = str(message.role)
-        if role not in ROLES or any(content.type != "text" for content in message.contents):
-            raise InputError(
-                f"agents read text alone, not a {role} message like this.",
-                hint="Leave images and function calls out.",
-            )
-        turns.append((role, message.text))
+        only_text = all(content.type == "text" for content in message.contents)
+        parts = [message.text if only_text else None]
+        turns.append(text_turn(role if role in ROLES else None, parts, role))
     return turns
 
 
-def usage_of(answer: Answer) -> UsageDetails:
-    usage = answer.usage
+def usage_of(reply: ChatReply) -> UsageDetails:
+    usage = reply.usage
     return UsageDetails(
         input_token_count=usage["prompt_tokens"],
         output_token_count=usage["completion_tokens"],

@@ -1,4 +1,4 @@
-"""AutoGen: a model client whose messages cross a wire (extra ``agentwire[autogen]``)."""
+"""A model client for AutoGen (extra ``agentwire[autogen]``)."""
 
 from __future__ import annotations
 
@@ -19,21 +19,26 @@ from autogen_core.models import (
     UserMessage,
 )
 
-from agentwire.adapters.local import LocalAgents, Turn
-from agentwire.chat.answers import Answer
+from agentwire.adapters.local import LocalAgents, Turn, text_turn
+from agentwire.chat.service import ChatReply
 from agentwire.errors import InputError
 
 BYTES_PER_TOKEN = 4
+ROLES: dict[type, str] = {
+    SystemMessage: "system",
+    UserMessage: "user",
+    AssistantMessage: "assistant",
+}
 
 
 class AgentwireClient(ChatCompletionClient):
     """One model of a scenario.
 
     Args:
-        agents: started; not closed with the client, since several share them.
+        agents: started agents. Several clients can share them, so the client never closes them.
         model: one of ``agents.models``.
-        context_tokens: what ``remaining_tokens`` counts down from.
-        fields: of every request: ``max_tokens``, ``agentwire={"labels": …}``, ….
+        context_tokens: the context size that ``remaining_tokens`` assumes.
+        fields: sent with every request: ``max_tokens``, ``agentwire={"labels": …}``, ….
     """
 
     component_type = "model"
@@ -58,7 +63,7 @@ class AgentwireClient(ChatCompletionClient):
         extra_create_args: Mapping[str, Any] = {},
         cancellation_token: CancellationToken | None = None,
     ) -> CreateResult:
-        refuse(tools, json_output)
+        _refuse(tools, json_output)
         fields = {**self._fields, **extra_create_args}
         call = asyncio.ensure_future(self._agents.aask(self._model, turns_of(messages), **fields))
         if cancellation_token is not None:
@@ -75,26 +80,26 @@ class AgentwireClient(ChatCompletionClient):
         extra_create_args: Mapping[str, Any] = {},
         cancellation_token: CancellationToken | None = None,
     ) -> AsyncGenerator[str | CreateResult, None]:
-        refuse(tools, json_output)
+        _refuse(tools, json_output)
         fields = {**self._fields, **extra_create_args}
         async for piece in self._agents.astream(self._model, turns_of(messages), **fields):
             if cancellation_token is not None and cancellation_token.is_cancelled():
                 raise asyncio.CancelledError
             yield piece if isinstance(piece, str) else self._result(piece)
 
-    def _result(self, answer: Answer) -> CreateResult:
-        read, written = answer.usage["prompt_tokens"], answer.usage["completion_tokens"]
-        self._last = RequestUsage(read, written)
+    def _result(self, reply: ChatReply) -> CreateResult:
+        self._last = RequestUsage(reply.usage["prompt_tokens"], reply.usage["completion_tokens"])
         self._total = RequestUsage(
-            self._total.prompt_tokens + read, self._total.completion_tokens + written
+            self._total.prompt_tokens + self._last.prompt_tokens,
+            self._total.completion_tokens + self._last.completion_tokens,
         )
-        finish: Literal["stop", "length"] = "length" if answer.finish == "length" else "stop"
+        finish: Literal["stop", "length"] = "length" if reply.finish_reason == "length" else "stop"
         return CreateResult(
-            finish_reason=finish, content=answer.text, usage=self._last, cached=False
+            finish_reason=finish, content=reply.text, usage=self._last, cached=False
         )
 
     async def close(self) -> None:
-        """The agents live on: other clients share them."""
+        """Does nothing: other clients may share the agents."""
 
     def actual_usage(self) -> RequestUsage:
         return self._last
@@ -103,7 +108,7 @@ class AgentwireClient(ChatCompletionClient):
         return self._total
 
     def count_tokens(self, messages: Sequence[LLMMessage], *, tools: Sequence[Any] = ()) -> int:
-        """An estimate from the length of the text: tokenizers live in the agents' processes."""
+        """An estimate from the length of the text: only the agent processes have tokenizers."""
         size = sum(len(text.encode()) for _, text in turns_of(messages))
         return -(-size // BYTES_PER_TOKEN)
 
@@ -126,35 +131,19 @@ class AgentwireClient(ChatCompletionClient):
         )
 
 
-def refuse(tools: Sequence[Any], json_output: Any) -> None:
-    """
-    Raises:
-        InputError: something is asked for that these agents cannot do.
-    """
+def _refuse(tools: Sequence[Any], json_output: Any) -> None:
     if tools or json_output:
         raise InputError(
-            "agents of agentwire call no tools and are not held to JSON.",
-            hint="Give such work to another model of the team.",
+            "agentwire agents do not support tools or JSON output.",
+            hint="Use another model of the team for this work.",
         )
 
 
 def turns_of(messages: Sequence[LLMMessage]) -> list[Turn]:
-    """The conversation as agents read it.
-
-    Raises:
-        InputError: a message that is not text.
-    """
+    """Raises InputError if a message is not text."""
     turns: list[Turn] = []
     for message in messages:
-        known = {SystemMessage: "system", UserMessage: "user", AssistantMessage: "assistant"}
-        role = known.get(type(message))
         content: Any = message.content
-        if isinstance(content, list) and all(isinstance(part, str) for part in content):
-            content = "\n".join(content)
-        if role is None or not isinstance(content, str):
-            raise InputError(
-                f"agents read text alone, not a {type(message).__name__} like this.",
-                hint="Leave images and function calls out.",
-            )
-        turns.append((role, content))
+        parts = content if isinstance(content, list) else [content]
+        turns.append(text_turn(ROLES.get(type(message)), parts, type(message).__name__))
     return turns

@@ -1,6 +1,6 @@
-"""AutoGen teams: a message that stands for soft tokens, and an agent that hands one on.
+"""For AutoGen teams: a message that stands for soft tokens, and an agent that produces it.
 
-A team that passes them is made with ``custom_message_types=[LatentMessage]``.
+A team must be created with ``custom_message_types=[LatentMessage]``.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from agentwire.adapters.local import LocalAgents
 
 
 class LatentMessage(BaseChatMessage):
-    """A payload on its way between two agents of a team; its text is the handle.
+    """Stands for a payload that one agent of a team passes to the next.
 
     Attributes:
-        handle: what the next agent's model is given.
-        wire: the wire that it was made on.
-        payload_bytes: of the soft tokens that it stands for.
+        handle: the text that the next agent's model receives.
+        wire: the wire that made the payload.
+        payload_bytes: size of the soft tokens.
     """
 
     type: Literal["LatentMessage"] = "LatentMessage"
@@ -42,14 +42,16 @@ class LatentMessage(BaseChatMessage):
 
 
 class LatentReader(BaseChatAgent):
-    """Reads what was said last and hands on what it understood, as a LatentMessage.
+    """Reads the last message and passes it on as soft tokens, in a ``LatentMessage``.
 
     Args:
         wire: ``sender->receiver``.
     """
 
     def __init__(self, name: str, agents: LocalAgents, wire: str) -> None:
-        super().__init__(name, description=f"Reads, and hands on soft tokens over {wire}.")
+        super().__init__(
+            name, description=f"Reads the last message and passes soft tokens over {wire}."
+        )
         self._agents = agents
         self._wire = wire
 
@@ -61,15 +63,14 @@ class LatentReader(BaseChatAgent):
         self, messages: Sequence[BaseChatMessage], cancellation_token: CancellationToken
     ) -> Response:
         turn = ("user", messages[-1].to_model_text())
-        answer = await self._agents.aask(f"{self._wire}:keep", [turn])
-        facts = answer.facts
+        reply = await self._agents.aask(f"{self._wire}:keep", [turn])
         message = LatentMessage(
             source=self.name,
-            handle=answer.text,
+            handle=reply.text,
             wire=self._wire,
-            payload_bytes=facts["payload_bytes"],
+            payload_bytes=reply.details["payload_bytes"],
         )
         return Response(chat_message=message)
 
     async def on_reset(self, cancellation_token: CancellationToken) -> None:
-        """Nothing is remembered."""
+        """Does nothing: the agent has no state."""

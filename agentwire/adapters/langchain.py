@@ -1,4 +1,4 @@
-"""LangChain and LangGraph: a chat model whose messages cross a wire (``agentwire[langchain]``).
+"""A chat model for LangChain and LangGraph (extra ``agentwire[langchain]``).
 
 ::
 
@@ -6,9 +6,9 @@
         judge = ChatAgentwire(agents=agents, model="llama->mistral")
         judge.invoke("A moving, funny film.").content
 
-The facts of an answer (channel, reason, times, bytes, scores) stand in the message's
-``response_metadata["agentwire"]``. A handle is the message's text, so it survives in a graph's
-state and in its checkpoints, and weighs nothing; used too late it raises RequestError with EXPIRED.
+Channel, reason, times, bytes and scores are in the message's ``response_metadata["agentwire"]``.
+A handle is the message's text, so a graph can keep it in its state and its checkpoints. An expired
+handle raises RequestError with the code EXPIRED.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from pydantic import Field
 
-from agentwire.adapters.local import LocalAgents, Turn
-from agentwire.chat.answers import Answer
-from agentwire.errors import InputError
+from agentwire.adapters.local import LocalAgents, Turn, text_turn
+from agentwire.chat.service import ChatReply
 
 ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"}
 
@@ -34,14 +33,14 @@ class ChatAgentwire(BaseChatModel):
     """One model of a scenario: an agent, a wire, or ``<wire>:keep``.
 
     Attributes:
-        agents: started.
+        agents: started agents.
         model: one of ``agents.models``.
-        labels: the answer is one of these words; empty: free text, whatever the scenario's task.
-        prompt: what the receiver is asked about the payload.
-        fallback: where soft tokens cannot be had: relay as ``text``, or raise an ``error``.
+        labels: the answer is one of these words; an empty list asks for free text.
+        prompt: the question to the receiver about the payload.
+        fallback: what happens without soft tokens: relay as ``text``, or raise an ``error``.
     """
 
-    agents: Any = Field(exclude=True, repr=False)
+    agents: LocalAgents = Field(exclude=True, repr=False)
     model: str
     max_tokens: int | None = None
     temperature: float | None = None
@@ -65,8 +64,8 @@ class ChatAgentwire(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        answer = self._agents.ask(self.model, turns_of(messages), **self._fields(stop, kwargs))
-        return self._result(answer)
+        fields = self._fields(stop, kwargs)
+        return self._result(self.agents.ask(self.model, turns_of(messages), **fields))
 
     async def _agenerate(
         self,
@@ -76,7 +75,7 @@ class ChatAgentwire(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         fields = self._fields(stop, kwargs)
-        return self._result(await self._agents.aask(self.model, turns_of(messages), **fields))
+        return self._result(await self.agents.aask(self.model, turns_of(messages), **fields))
 
     def _stream(
         self,
@@ -86,7 +85,7 @@ class ChatAgentwire(BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         fields = self._fields(stop, kwargs)
-        for piece in self._agents.stream(self.model, turns_of(messages), **fields):
+        for piece in self.agents.stream(self.model, turns_of(messages), **fields):
             chunk = self._chunk(piece)
             if run_manager is not None and isinstance(piece, str):
                 run_manager.on_llm_new_token(piece, chunk=chunk)
@@ -100,16 +99,11 @@ class ChatAgentwire(BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         fields = self._fields(stop, kwargs)
-        async for piece in self._agents.astream(self.model, turns_of(messages), **fields):
+        async for piece in self.agents.astream(self.model, turns_of(messages), **fields):
             chunk = self._chunk(piece)
             if run_manager is not None and isinstance(piece, str):
                 await run_manager.on_llm_new_token(piece, chunk=chunk)
             yield chunk
-
-    @property
-    def _agents(self) -> LocalAgents:
-        agents: LocalAgents = self.agents
-        return agents
 
     def _fields(self, stop: list[str] | None, given: dict[str, Any]) -> dict[str, Any]:
         wire = {"labels": self.labels, "prompt": self.prompt, "fallback": self.fallback}
@@ -120,19 +114,19 @@ class ChatAgentwire(BaseChatModel):
             "stop": stop,
             **given,
         }
-        fields.pop("ls_structured_output_format", None)  # a note of the framework to itself
-        said = {**wire, **(fields.pop("agentwire", None) or {})}
-        return {**fields, "agentwire": {k: v for k, v in said.items() if v is not None}}
+        fields.pop("ls_structured_output_format", None)  # internal to the framework
+        wire |= fields.pop("agentwire", None) or {}
+        return {**fields, "agentwire": {k: v for k, v in wire.items() if v is not None}}
 
-    def _result(self, answer: Answer) -> ChatResult:
+    def _result(self, reply: ChatReply) -> ChatResult:
         message = AIMessage(
-            content=answer.text,
-            response_metadata=self._metadata(answer),
-            usage_metadata=usage_of(answer),
+            content=reply.text,
+            response_metadata=self._metadata(reply),
+            usage_metadata=usage_of(reply),
         )
         return ChatResult(generations=[ChatGeneration(message=message)])
 
-    def _chunk(self, piece: str | Answer) -> ChatGenerationChunk:
+    def _chunk(self, piece: str | ChatReply) -> ChatGenerationChunk:
         if isinstance(piece, str):
             return ChatGenerationChunk(message=AIMessageChunk(content=piece))
         message = AIMessageChunk(
@@ -142,36 +136,27 @@ class ChatAgentwire(BaseChatModel):
         )
         return ChatGenerationChunk(message=message)
 
-    def _metadata(self, answer: Answer) -> dict[str, Any]:
+    def _metadata(self, reply: ChatReply) -> dict[str, Any]:
         return {
             "model_name": self.model,
-            "finish_reason": answer.finish,
-            "agentwire": answer.facts,
+            "finish_reason": reply.finish_reason,
+            "agentwire": reply.details,
         }
 
 
 def turns_of(messages: Sequence[BaseMessage]) -> list[Turn]:
-    """The conversation as agents read it.
-
-    Raises:
-        InputError: a message that is not text, or of an unknown kind.
-    """
+    """Raises InputError if a message is not text, or is of an unknown kind."""
     turns: list[Turn] = []
     for message in messages:
         role = ROLES.get(message.type.removesuffix("Chunk").removeprefix("AIMessage") or "ai")
         parts = [message.content] if isinstance(message.content, str) else message.content
         texts = [part if isinstance(part, str) else part.get("text") for part in parts]
-        if role is None or None in texts:
-            raise InputError(
-                f"agents read text alone, not a {message.type} message like this.",
-                hint="Leave images and other parts out.",
-            )
-        turns.append((role, "\n".join(text for text in texts if text)))
+        turns.append(text_turn(role, texts, message.type))
     return turns
 
 
-def usage_of(answer: Answer) -> UsageMetadata:
-    usage = answer.usage
+def usage_of(reply: ChatReply) -> UsageMetadata:
+    usage = reply.usage
     return UsageMetadata(
         input_tokens=usage["prompt_tokens"],
         output_tokens=usage["completion_tokens"],

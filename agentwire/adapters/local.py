@@ -1,8 +1,7 @@
-"""A scenario's agents for frameworks that know nothing of it: models by name, calls from anywhere.
+"""The agents of a scenario for any framework: models by name, calls from any thread or event loop.
 
-The runtime lives in a thread with an event loop of its own, so it can be called from synchronous
-code and from any event loop. Models, conversations and handles are those of the gateway
-(docs/embedding/gateway.md), without HTTP.
+The runtime runs in a thread with its own event loop. Models, conversations and handles are those
+of the gateway (docs/embedding/gateway.md), without HTTP.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-import time
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -18,12 +16,10 @@ from typing import Any, Final, Self, TypeVar
 
 from pydantic import ValidationError
 
-from agentwire.chat.answers import Answer, Answers, Job
-from agentwire.chat.catalog import Catalog
-from agentwire.chat.conversation import conversation
-from agentwire.chat.errors import HttpError
-from agentwire.chat.handles import TTL_S, HandleStore
-from agentwire.chat.requests import ChatRequest
+from agentwire.chat.errors import ChatError
+from agentwire.chat.handles import TTL_S
+from agentwire.chat.requests import ChatRequest, invalid_request
+from agentwire.chat.service import ChatCall, ChatReply, ChatService
 from agentwire.errors import AgentwireError, InputError, NackCode, RequestError
 from agentwire.runtime.deployment import Deployment
 from agentwire.runtime.runtime import Runtime
@@ -37,16 +33,16 @@ Turn = tuple[str, str]
 
 
 class LocalAgents:
-    """The agents of a scenario; a context manager, or ``start`` and ``close`` it.
+    """The agents of a scenario. Use it as a context manager, or call ``start`` and ``close``.
 
     Args:
-        scenario: a YAML file, or a wiring built by hand.
-        run_folder: for the journal and the agents' logs.
-        timeout_s: longest time that an answer may take.
-        handle_ttl_s: how long a latent handle is good.
+        scenario: a YAML file or a deployment.
+        run_folder: folder for the journal and the agents' logs.
+        timeout_s: time limit for every answer.
+        handle_ttl_s: lifetime of a latent handle.
 
     Raises:
-        InputError: the scenario is wrong, or cannot run here.
+        InputError: the scenario is invalid or cannot run on this machine.
     """
 
     def __init__(
@@ -66,16 +62,16 @@ class LocalAgents:
             target=self._loop.run_forever, name="agentwire", daemon=True
         )
         self._runtime = Runtime(what, run_folder=run_folder)
-        handles = HandleStore(time.monotonic, handle_ttl_s)
-        self._catalog = Catalog(deployment, int(time.time()))
-        self._answers = Answers(self._runtime, deployment, handles, timeout_s)
+        self._chat = ChatService(
+            self._runtime, deployment, timeout_s=timeout_s, handle_ttl_s=handle_ttl_s
+        )
 
     @property
     def models(self) -> list[str]:
         """Each agent, each wire, and ``<wire>:keep``."""
-        return self._catalog.names
+        return self._chat.catalog.names
 
-    # -- life -------------------------------------------------------------------------------
+    # -- lifecycle --------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
         self.start()
@@ -85,7 +81,7 @@ class LocalAgents:
         self.close()
 
     def start(self) -> None:
-        """Returns when every agent has loaded its model. Errors as ``Runtime.start``."""
+        """Return when every agent has loaded its model. Errors as ``Runtime.start``."""
         self._thread.start()
         try:
             self._submit(self._runtime.start()).result()
@@ -94,7 +90,7 @@ class LocalAgents:
             raise
 
     def close(self) -> None:
-        """Ends what is outstanding, then the agents. Safe to call twice."""
+        """End outstanding requests and stop the agents. Safe to call twice."""
         if self._thread.is_alive():
             self._submit(self._runtime.aclose()).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
@@ -105,30 +101,32 @@ class LocalAgents:
     def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         if not self._thread.is_alive():
             work.close()
-            raise AgentwireError("These agents do not run.", hint="Use them in `with`, or start().")
+            raise AgentwireError(
+                "The agents are not running.", hint="Call start(), or use `with LocalAgents(...)`."
+            )
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     # -- calls ------------------------------------------------------------------------------
 
-    def ask(self, model: str, turns: Sequence[Turn], **fields: Any) -> Answer:
-        """The answer of a model to a conversation.
+    def ask(self, model: str, turns: Sequence[Turn], **fields: Any) -> ChatReply:
+        """The reply of a model to a conversation.
 
         Args:
             fields: as in a body of ``/v1/chat/completions``: ``max_tokens``, ``temperature``,
                 ``top_p``, ``seed``, ``stop``, and ``agentwire`` with ``labels``, ``prompt``, ….
 
         Raises:
-            InputError: no such model, or a field that is not possible.
-            RequestError: the request has no answer; EXPIRED: its handle is no longer good.
+            InputError: no such model, or a field is invalid.
+            RequestError: the request failed; EXPIRED: its handle is no longer valid.
         """
         return self._submit(self._ask(model, turns, fields)).result()
 
-    async def aask(self, model: str, turns: Sequence[Turn], **fields: Any) -> Answer:
+    async def aask(self, model: str, turns: Sequence[Turn], **fields: Any) -> ChatReply:
         """As ``ask``, from any event loop. Cancelling it cancels the request."""
         return await asyncio.wrap_future(self._submit(self._ask(model, turns, fields)))
 
-    def stream(self, model: str, turns: Sequence[Turn], **fields: Any) -> Iterator[str | Answer]:
-        """As ``ask``: yields pieces as they come, then the answer."""
+    def stream(self, model: str, turns: Sequence[Turn], **fields: Any) -> Iterator[str | ChatReply]:
+        """As ``ask``, but yields pieces of the text as they arrive, then the reply."""
         pieces = self._stream(model, turns, fields)
         try:
             while (piece := self._submit(_next(pieces)).result()) is not None:
@@ -138,7 +136,7 @@ class LocalAgents:
 
     async def astream(
         self, model: str, turns: Sequence[Turn], **fields: Any
-    ) -> AsyncGenerator[str | Answer]:
+    ) -> AsyncGenerator[str | ChatReply]:
         """As ``stream``, from any event loop."""
         pieces = self._stream(model, turns, fields)
         try:
@@ -147,48 +145,49 @@ class LocalAgents:
         finally:
             await asyncio.wrap_future(self._submit(pieces.aclose()))
 
-    async def _ask(self, model: str, turns: Sequence[Turn], fields: dict[str, Any]) -> Answer:
-        with _plain_errors():
-            return await self._answers.answer(self._job(model, turns, fields))
+    async def _ask(self, model: str, turns: Sequence[Turn], fields: dict[str, Any]) -> ChatReply:
+        with _python_errors():
+            return await self._chat.reply(self._call(model, turns, fields))
 
     async def _stream(
         self, model: str, turns: Sequence[Turn], fields: dict[str, Any]
-    ) -> AsyncGenerator[str | Answer]:
-        with _plain_errors():
-            async with contextlib.aclosing(
-                self._answers.stream(self._job(model, turns, fields))
-            ) as pieces:
+    ) -> AsyncGenerator[str | ChatReply]:
+        with _python_errors():
+            pieces = self._chat.stream(self._call(model, turns, fields))
+            async with contextlib.aclosing(pieces):
                 async for piece in pieces:
                     yield piece
 
-    def _job(self, model: str, turns: Sequence[Turn], fields: dict[str, Any]) -> Job:
+    def _call(self, model: str, turns: Sequence[Turn], fields: dict[str, Any]) -> ChatCall:
         messages = [{"role": role, "content": text} for role, text in turns]
         given = {name: value for name, value in fields.items() if value is not None}
         try:
             request = ChatRequest.model_validate({**given, "model": model, "messages": messages})
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise InputError(
-                f"{where or 'request'}: {first['msg']}.", hint="See docs/embedding/gateway.md."
-            ) from None
-        target = self._catalog.find(request.model)
-        said = conversation(request.messages)
-        return self._answers.chat(request, target, said, OWNER, plain=False)
+            raise invalid_request(error) from None
+        return self._chat.call(request, request.messages, OWNER)
 
 
-async def _next(pieces: AsyncGenerator[str | Answer]) -> str | Answer | None:
+def text_turn(role: str | None, parts: Sequence[Any], kind: str) -> Turn:
+    """One turn from a framework's message. Raises InputError if it is not only text."""
+    if role is None or not all(isinstance(part, str) for part in parts):
+        raise InputError(
+            f"agentwire agents read only text, not a {kind} message like this.",
+            hint="Leave out images, function calls and other parts.",
+        )
+    return role, "\n".join(part for part in parts if part)
+
+
+async def _next(pieces: AsyncGenerator[str | ChatReply]) -> str | ChatReply | None:
     return await anext(pieces, None)
 
 
 @contextlib.contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Errors of the gateway's shape as those of the Python API."""
+def _python_errors() -> Iterator[None]:
+    """Raises chat errors as the errors of the Python API."""
     try:
         yield
-    except HttpError as error:
-        if isinstance(error.__cause__, AgentwireError):
-            raise error.__cause__ from None
-        if error.status == 404 and error.code == "handle_not_found":
-            raise RequestError(NackCode.EXPIRED, error.message) from None
-        raise InputError(error.message) from None
+    except ChatError as error:
+        if error.code == "handle_not_found":
+            raise RequestError(NackCode.EXPIRED, error.message, hint=error.hint) from None
+        raise InputError(error.message, hint=error.hint) from None

@@ -1,1 +1,1 @@
-"""Conversations over wires: models, handles, answers. No HTTP."""
+"""Chat over wires: models, conversations, handles, replies. No HTTP."""

@@ -1,17 +1,13 @@
-"""From a conversation to what is asked: what the sender reads, what the receiver is asked.
+"""Splits a conversation into what the sender reads and what the receiver is asked.
 
-The rules:
-
-* An agent that is asked directly reads the whole conversation, in its own chat template.
-* Over a wire the sender reads what users and assistants said; a conversation of one turn is that
-  text alone. System messages are instructions for whoever answers, so they become the receiver's
-  prompt where it answers in free text, and are left out where it answers with a label: a bridge
-  is trained for one question.
-* Of senders that share a wire each reads one text part of the conversation's only turn, in the
-  wire's order. What is one text, each reads as a run of the scenario would let it: whole, or its
-  share (``WireSpec.reads``).
-* A handle in any message stands for what its sender has read; the words around it are the prompt.
-  Over a shared wire there is one of each sender, in any order, or none.
+* An agent that is asked directly reads the whole conversation in its own chat template.
+* Over a wire the sender reads the user and assistant messages. A single message is passed without
+  its role. System messages become the receiver's prompt for an answer in free text. They are not
+  used for an answer in labels, because the bridge was trained for one question.
+* On a joint wire each sender reads one text part of the only message, in the wire's order. A single
+  text is read whole by each sender, or divided between them (``WireSpec.reads``).
+* A handle stands for text that its sender has already read; the words around it are the prompt.
+  A joint wire takes one handle per sender, in any order, or none.
 """
 
 from __future__ import annotations
@@ -21,110 +17,80 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from agentwire.chat.errors import INVALID, HttpError
-from agentwire.chat.handles import HANDLE, REMAINS, expired
-from agentwire.chat.requests import Message
+from agentwire.chat.errors import invalid
+from agentwire.chat.handles import HANDLE, HANDLE_FRAGMENT, handle_not_found
+from agentwire.chat.requests import ChatMessage
 from agentwire.scenario.shares import texts_for
 from agentwire.spec.scenario import WireSpec
 
-INSTRUCTIONS: Final = frozenset({"system", "developer"})
+SYSTEM_ROLES: Final = frozenset({"system", "developer"})
 DEFAULT_PROMPT: Final = "Answer:"
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What a client said.
+    """The messages of a client.
 
     Attributes:
-        tokens: of the handles that it holds, each once.
-        messages: (role, text), handles taken out.
-        parts: texts of the parts of the only turn; empty: it has not several, or there are more
-            turns.
+        tokens: tokens of the handles, without duplicates.
+        messages: (role, text), with handles removed.
+        text_parts: the parts of the only user or assistant message, if there are several parts.
     """
 
     tokens: tuple[str, ...]
     messages: tuple[tuple[str, str], ...]
-    parts: tuple[str, ...] = ()
+    text_parts: tuple[str, ...] = ()
 
     @property
-    def token(self) -> str | None:
-        """Of the only handle; None: it holds none.
-
-        Raises:
-            HttpError: 400, it holds several.
-        """
-        if len(self.tokens) > 1:
-            raise HttpError(
-                400,
-                INVALID,
-                f"{len(self.tokens)} handles in one conversation: only a receiver whose bridges "
-                "were trained for that reads several payloads at once, as the model `a+b->c`.",
-                code="several_handles",
-                param="messages",
-            )
-        return self.tokens[0] if self.tokens else None
+    def chat_json(self) -> str:
+        """The messages as JSON, as tasks of the form ``chat`` need it."""
+        messages = [{"role": role, "content": text} for role, text in self.messages]
+        return json.dumps(messages, ensure_ascii=False)
 
     @property
-    def as_chat(self) -> str:
-        """For an agent that reads it itself: JSON, as tasks of the form ``chat`` want it."""
-        return json.dumps(
-            [{"role": role, "content": text} for role, text in self.messages], ensure_ascii=False
-        )
-
-    @property
-    def said(self) -> str:
+    def sender_text(self) -> str:
         """What the sender of a wire reads."""
-        turns = [(r, t) for r, t in self.messages if r not in INSTRUCTIONS and t.strip()]
+        turns = [(r, t) for r, t in self.messages if r not in SYSTEM_ROLES and t.strip()]
         if len(turns) == 1:
             return turns[0][1]
         return "\n".join(f"{role.capitalize()}: {text}" for role, text in turns)
 
-    def for_each(self, wires: Sequence[WireSpec]) -> tuple[str, ...]:
-        """What each sender of a shared wire reads.
-
-        Raises:
-            HttpError: 400, it has several text parts, and not one for each sender.
-        """
-        if not self.parts:
-            return tuple(texts_for(self.said, wires[0]))
-        if len(self.parts) != len(wires):
-            senders = ", ".join(wire.sender for wire in wires)
-            raise HttpError(
-                400,
-                INVALID,
-                f"{len(self.parts)} text parts for {len(wires)} senders: give one for each of "
-                f"{senders}, in that order, or one text for all.",
-                code="invalid_value",
-                param="messages",
-            )
-        return self.parts
+    def sender_texts(self, wires: Sequence[WireSpec]) -> tuple[str, ...]:
+        """What each sender of a joint wire reads."""
+        if not self.text_parts:
+            return tuple(texts_for(self.sender_text, wires[0]))
+        if len(self.text_parts) == len(wires):
+            return self.text_parts
+        senders = ", ".join(wire.sender for wire in wires)
+        raise invalid(
+            "messages",
+            f"{len(self.text_parts)} text parts for {len(wires)} senders.",
+            hint=f"Give one part for each of {senders}, in that order, or one text for all.",
+        )
 
     @property
-    def instructions(self) -> str:
-        return "\n".join(t.strip() for r, t in self.messages if r in INSTRUCTIONS and t.strip())
+    def system_text(self) -> str:
+        return "\n".join(t.strip() for r, t in self.messages if r in SYSTEM_ROLES and t.strip())
 
-    def prompt(self, *, beside_handle: bool) -> str:
-        """What a receiver is asked that answers in free text."""
-        parts = [self.instructions]
-        if beside_handle:
-            parts.append(self.said.strip())
+    def prompt(self, *, with_handle: bool) -> str:
+        """The receiver's prompt for an answer in free text."""
+        parts = [self.system_text]
+        if with_handle:
+            parts.append(self.sender_text.strip())
         return "\n".join(part for part in parts if part) or DEFAULT_PROMPT
 
-    def unread(self, *, beside_handle: bool) -> list[str]:
-        """What nobody reads where the answer is a label."""
-        found = ["system"] if self.instructions else []
-        return [*found, "text"] if beside_handle and self.said.strip() else found
+    def unread(self, *, with_handle: bool) -> list[str]:
+        """The parts that no agent reads if the answer is a label."""
+        found = ["system"] if self.system_text else []
+        return [*found, "text"] if with_handle and self.sender_text.strip() else found
 
 
-def conversation(messages: Sequence[Message]) -> Conversation:
-    """
-    Raises:
-        HttpError: 404, it holds a handle that is damaged.
-    """
+def parse_conversation(messages: Sequence[ChatMessage]) -> Conversation:
+    """Raises ChatError if a handle is damaged."""
     tokens = dict.fromkeys(token for m in messages for token in HANDLE.findall(m.text))
-    said = tuple((message.role, HANDLE.sub("", message.text)) for message in messages)
-    if any(REMAINS in text for _, text in said):
-        raise expired()  # a damaged handle is no text for anybody to read
-    turns = [m for m in messages if m.role not in INSTRUCTIONS and m.text.strip()]
-    parts = tuple(turns[0].parts) if len(turns) == 1 and len(turns[0].parts) > 1 else ()
-    return Conversation(tuple(tokens), said, parts)
+    texts = tuple((message.role, HANDLE.sub("", message.text)) for message in messages)
+    if any(HANDLE_FRAGMENT in text for _, text in texts):
+        raise handle_not_found()  # a model must not read a damaged handle as text
+    turns = [m for m in messages if m.role not in SYSTEM_ROLES and m.text.strip()]
+    parts = turns[0].texts if len(turns) == 1 else []
+    return Conversation(tuple(tokens), texts, tuple(parts) if len(parts) > 1 else ())

@@ -1,8 +1,7 @@
 """Latent handles: text that stands for a payload which a sender keeps.
 
-A framework passes text between its agents, so a handle is text: ``<|agentwire:…|>`` around 192
-random bits. It cannot be guessed, it is good for its owner alone, on the wire that it was made for,
-and for a limited time; whoever holds somebody else's learns nothing but that it is not theirs.
+Frameworks pass text between agents, so a handle is text: ``<|agentwire:…|>`` around 192 random
+bits. It works only for its owner, only on the wire that made it, and only for a limited time.
 """
 
 from __future__ import annotations
@@ -14,143 +13,112 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from agentwire.chat.errors import FORBIDDEN, NOT_FOUND, HttpError
+from agentwire.chat.errors import ChatError, ErrorKind
 from agentwire.runtime.reply import KeptPayload
 
 TOKEN_BYTES: Final = 24
-_MARK: Final = r"[\u200b-\u200d\u2060\ufeff]*"
-HANDLE: Final = re.compile(
-    rf"(?:<|&lt;)?{_MARK}\|{_MARK}agentwire:([A-Za-z0-9_-]{{1,128}})\|{_MARK}(?:>|&gt;)?"
-)
-"""A handle as it may come back: some frameworks put a joiner of no width into whatever looks like a
-control token, or escape it."""
-REMAINS: Final = "|agentwire:"
-"""What a text still holds if a handle in it was damaged."""
 TTL_S: Final = 1800.0
-MOST: Final = 10_000
-MOST_OF_ONE: Final = 1_000
+MAX_HANDLES: Final = 10_000
+MAX_PER_OWNER: Final = 1_000
+
+# Some frameworks escape whatever looks like a control token, or put zero-width characters into it.
+_INVISIBLE: Final = r"[\u200b-\u200d\u2060\ufeff]*"
+HANDLE: Final = re.compile(
+    rf"(?:<|&lt;)?{_INVISIBLE}\|{_INVISIBLE}agentwire:([A-Za-z0-9_-]{{1,128}})"
+    rf"\|{_INVISIBLE}(?:>|&gt;)?"
+)
+HANDLE_FRAGMENT: Final = "|agentwire:"
+"""Text that still contains this after all handles are removed holds a damaged handle."""
 
 
 @dataclass(frozen=True, slots=True)
 class Handle:
-    """What a handle stands for.
-
-    Attributes:
-        token: the random part.
-        owner: name of the API key that it was made with.
-        kept: the payload in its sender's process, on its wire.
-        bridge: name of the bridge that made it; None: the text was kept.
-        until: monotonic seconds.
-    """
+    """A handle and the payload that it stands for."""
 
     token: str
-    owner: str
+    owner: str  # name of the API key that made it
     kept: KeptPayload
-    bridge: str | None
-    until: float
+    expires_at: float  # monotonic seconds
 
     @property
     def text(self) -> str:
-        """What is passed on."""
+        """The handle as agents pass it on."""
         return f"<|agentwire:{self.token}|>"
 
 
 class HandleStore:
-    """All handles of a gateway: bounded for each owner and altogether; the oldest go first.
-
-    Args:
-        clock: monotonic seconds.
-        ttl_s: how long a handle is good.
-        most, most_of_one: handles altogether, and of one owner.
-    """
+    """All valid handles, with a limit per owner and in total. The oldest are dropped first."""
 
     def __init__(
         self,
         clock: Callable[[], float],
         ttl_s: float = TTL_S,
-        most: int = MOST,
-        most_of_one: int = MOST_OF_ONE,
+        max_handles: int = MAX_HANDLES,
+        max_per_owner: int = MAX_PER_OWNER,
     ) -> None:
         self._clock = clock
-        self._ttl = ttl_s
-        self._most = most
-        self._most_of_one = most_of_one
-        self._handles: OrderedDict[str, Handle] = OrderedDict()
-        self._owned: dict[str, OrderedDict[str, None]] = {}
+        self._ttl_s = ttl_s
+        self._max_handles = max_handles
+        self._max_per_owner = max_per_owner
+        self._handles: OrderedDict[str, Handle] = OrderedDict()  # oldest first
 
     def __len__(self) -> int:
         return len(self._handles)
 
-    def add(self, owner: str, kept: KeptPayload, bridge: str | None) -> Handle:
-        """A new handle; an owner who has too many loses the oldest of his own."""
-        self._sweep()
+    def add(self, owner: str, kept: KeptPayload) -> Handle:
+        """Create a handle. An owner at the limit loses the oldest of their own handles."""
+        self._drop_expired()
+        owned = [token for token, handle in self._handles.items() if handle.owner == owner]
+        if len(owned) >= self._max_per_owner:
+            self.drop(owned[0])
+        elif len(self._handles) >= self._max_handles:
+            self._handles.popitem(last=False)
         token = secrets.token_urlsafe(TOKEN_BYTES)
-        handle = Handle(token, owner, kept, bridge, self._clock() + self._ttl)
-        owned = self._owned.setdefault(owner, OrderedDict())
-        while len(owned) >= self._most_of_one:
-            self.drop(next(iter(owned)))
-        while len(self._handles) >= self._most:
-            self.drop(next(iter(self._handles)))
+        handle = Handle(token, owner, kept, self._clock() + self._ttl_s)
         self._handles[token] = handle
-        self._owned.setdefault(owner, OrderedDict())[token] = None
         return handle
 
     def get(self, token: str, owner: str) -> Handle:
-        """The handle, if it is the owner's and still good.
-
-        Raises:
-            HttpError: 404: there is none, or its time is up; 403: it is somebody else's.
-        """
-        self._sweep()
+        """Raises ChatError if the handle does not exist, has expired or is someone else's."""
+        self._drop_expired()
         handle = self._handles.get(token)
         if handle is None:
-            raise expired()
+            raise handle_not_found()
         if handle.owner != owner:
-            raise HttpError(
-                403, FORBIDDEN, "This handle belongs to another API key.", code="handle_forbidden"
-            )
+            raise handle_forbidden("This handle belongs to another API key.")
         return handle
 
     def drop(self, token: str) -> None:
-        """Forgets a handle: what it stood for is gone."""
-        handle = self._handles.pop(token, None)
-        if handle is None:
-            return
-        owned = self._owned[handle.owner]
-        del owned[token]
-        if not owned:
-            del self._owned[handle.owner]
+        """Forget a handle; unknown tokens are ignored."""
+        self._handles.pop(token, None)
 
-    def _sweep(self) -> None:
+    def _drop_expired(self) -> None:
         now = self._clock()
-        while self._handles:  # they expire in the order in which they were made
-            oldest = next(iter(self._handles.values()))
-            if oldest.until > now:
-                break
-            self.drop(oldest.token)
+        while self._handles and next(iter(self._handles.values())).expires_at <= now:
+            self._handles.popitem(last=False)  # all have the same lifetime: oldest first
 
 
-def expired() -> HttpError:
-    return HttpError(
-        404,
-        NOT_FOUND,
-        "There is no such handle, or it has expired: let the sender read the text again.",
+def handle_not_found() -> ChatError:
+    return ChatError(
+        ErrorKind.NOT_FOUND,
+        "The handle does not exist or has expired.",
+        hint="Let the sender read the text again.",
         code="handle_not_found",
     )
 
 
-def wrong_wire(handle: Handle, joint: str | None = None) -> HttpError:
-    """
-    Args:
-        joint: name of the wire that the handle's sender shares with others.
-    """
-    receiver, wire = handle.kept.receiver, f"{handle.kept.sender}->{handle.kept.receiver}"
-    models = f"the model {receiver!r} or {wire!r}"
-    if joint is not None:
-        models = f"the model {joint!r}, beside a handle of each other sender"
-    return HttpError(
-        403,
-        FORBIDDEN,
-        f"This handle was made on {wire}: only {receiver} can read it, as {models}.",
-        code="handle_forbidden",
+def handle_forbidden(message: str, *, hint: str | None = None) -> ChatError:
+    return ChatError(ErrorKind.FORBIDDEN, message, hint=hint, code="handle_forbidden")
+
+
+def wrong_wire(handle: Handle, joint: str | None = None) -> ChatError:
+    """The model cannot read the handle. ``joint`` names the joint wire that it belongs to."""
+    receiver = handle.kept.receiver
+    wire = f"{handle.kept.sender}->{receiver}"
+    if joint is None:
+        hint = f"Use it with the model {receiver!r} or {wire!r}."
+    else:
+        hint = f"Use it with the model {joint!r}, together with a handle of each other sender."
+    return handle_forbidden(
+        f"The handle was made on {wire}; only {receiver} can read it.", hint=hint
     )

@@ -63,7 +63,7 @@ def serve(
         keys=known,
         limits=GatewayLimits(
             requests=requests,
-            requests_of_one=requests,
+            requests_per_key=requests,
             body_bytes=body_bytes,
             timeout_s=timeout,
         ),

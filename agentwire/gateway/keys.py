@@ -1,8 +1,4 @@
-"""API keys: who may ask, and under which name.
-
-Only digests are kept, and every digest is compared in constant time, so neither memory nor the time
-of an answer says how much of a key was right.
-"""
+"""API keys. Only digests are kept, and they are compared in constant time."""
 
 from __future__ import annotations
 
@@ -19,42 +15,39 @@ ANONYMOUS: Final = "anonymous"
 MIN_LENGTH: Final = 16
 _LINE: Final = re.compile(r"([A-Za-z0-9._-]{1,64})\s*[=:\s]\s*(\S+)")
 HINT: Final = (
-    "Write `name key`, one a line; "
+    "Write one `name key` per line. "
     "`python -c 'import secrets; print(secrets.token_hex())'` makes a key."
 )
 
 
 class ApiKeys:
-    """The keys that are let in.
+    """The accepted API keys.
 
     Args:
-        keys: name -> key. Empty: everybody is let in, under one name.
+        keys: name -> key. If empty, everyone is accepted as one anonymous owner.
     """
 
     def __init__(self, keys: Mapping[str, str]) -> None:
         self._digests = {name: _digest(key) for name, key in keys.items()}
 
-    def __len__(self) -> int:
-        return len(self._digests)
-
     def owner(self, authorization: str | None) -> str | None:
-        """Whose key the ``Authorization`` header bears; None: nobody's."""
+        """The name of the key in an ``Authorization`` header; None if no key matches."""
         if not self._digests:
             return ANONYMOUS
         scheme, _, key = (authorization or "").partition(" ")
         given = _digest(key.strip())
         found = None
-        for name, digest in self._digests.items():  # all of them, whichever it is
+        for name, digest in self._digests.items():  # no early exit: the time must not tell which
             if hmac.compare_digest(digest, given):
                 found = name
         return found if scheme.lower() == "bearer" else None
 
 
 def parse_keys(text: str, source: str) -> dict[str, str]:
-    """Keys by name, from lines (or comma-separated entries) of ``name key`` or ``name=key``.
+    """Keys by name, from lines or comma-separated entries of ``name key`` or ``name=key``.
 
     Raises:
-        InputError: a line is no name and key, a name comes twice, or a key is too short.
+        InputError: an entry is malformed, a name is repeated, or a key is too short.
     """
     keys: dict[str, str] = {}
     for number, line in enumerate(text.replace(",", "\n").splitlines(), 1):
@@ -63,13 +56,13 @@ def parse_keys(text: str, source: str) -> dict[str, str]:
             continue
         match = _LINE.fullmatch(line)
         if match is None:
-            raise InputError(f"{source}:{number}: not a name and a key.", hint=HINT)
+            raise InputError(f"{source}:{number}: expected a name and a key.", hint=HINT)
         name, key = match.groups()
         if name in keys:
-            raise InputError(f"{source}:{number}: {name} has a key already.", hint=HINT)
+            raise InputError(f"{source}:{number}: {name} already has a key.", hint=HINT)
         if len(key) < MIN_LENGTH:
             raise InputError(
-                f"{source}:{number}: the key of {name} is shorter than {MIN_LENGTH} characters.",
+                f"{source}:{number}: the key of {name} has fewer than {MIN_LENGTH} characters.",
                 hint=HINT,
             )
         keys[name] = key
@@ -80,7 +73,7 @@ def read_keys(path: Path) -> dict[str, str]:
     """Keys from a file.
 
     Raises:
-        InputError: it cannot be read, holds no key, or anybody on this machine can read it.
+        InputError: the file cannot be read, has no key, or other users can read it.
     """
     try:
         if path.stat().st_mode & 0o077:
@@ -92,7 +85,7 @@ def read_keys(path: Path) -> dict[str, str]:
         raise InputError(f"{path} cannot be read: {error}.", hint=HINT) from None
     keys = parse_keys(text, str(path))
     if not keys:
-        raise InputError(f"{path} holds no key.", hint=HINT)
+        raise InputError(f"{path} has no key.", hint=HINT)
     return keys
 
 

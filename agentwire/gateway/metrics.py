@@ -1,4 +1,4 @@
-"""What a gateway counts, for Prometheus."""
+"""Prometheus metrics of the gateway."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from agentwire.chat.answers import Answer
+from agentwire.chat.service import ChatReply
 from agentwire.telemetry.prometheus import BusCollector
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class GatewayMetrics:
-    """The registry behind ``/metrics``. Labels hold names of this scenario only, never a client's.
+    """The registry behind ``/metrics``. Labels hold only names of the scenario, no client input.
 
     Args:
         bus: counters and gauges of the bus.
-        handles: how many handles there are.
+        handles: the number of valid handles.
     """
 
     def __init__(self, bus: Callable[[], Mapping[str, int]], handles: Callable[[], int]) -> None:
@@ -31,7 +31,7 @@ class GatewayMetrics:
         )
         self._seconds = Histogram(
             "agentwire_gateway_request_seconds",
-            "Time from the body's end to the answer's.",
+            "Time from the received body to the sent answer.",
             ["route"],
             buckets=BUCKETS,
             registry=registry,
@@ -44,25 +44,24 @@ class GatewayMetrics:
         )
         self._tokens = Counter(
             "agentwire_gateway_tokens",
-            "Tokens by model and kind; soft ones are among those of the prompt.",
+            "Tokens by model and kind; prompt tokens include soft tokens.",
             ["model", "kind"],
             registry=registry,
         )
         self.in_flight = Gauge(
-            "agentwire_gateway_in_flight", "Requests that are answered now.", registry=registry
+            "agentwire_gateway_in_flight", "Requests in flight.", registry=registry
         )
-        Gauge(
-            "agentwire_gateway_handles", "Latent handles that are good now.", registry=registry
-        ).set_function(handles)
+        Gauge("agentwire_gateway_handles", "Valid latent handles.", registry=registry).set_function(
+            handles
+        )
 
     def ended(self, route: str, model: str, status: int, seconds: float) -> None:
-        """One request has its answer. ``model``: "" where it named none that exists."""
+        """One request has ended. ``model`` is empty if the request named no known model."""
         self._requests.labels(route, model, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def answered(self, model: str, answer: Answer) -> None:
+    def answered(self, model: str, reply: ChatReply) -> None:
         """An agent has answered."""
-        facts = answer.facts
-        self._channels.labels(model, facts["channel"], facts["reason"]).inc()
+        self._channels.labels(model, reply.details["channel"], reply.details["reason"]).inc()
         for kind in ("prompt_tokens", "completion_tokens", "soft_tokens"):
-            self._tokens.labels(model, kind.removesuffix("_tokens")).inc(answer.usage[kind])
+            self._tokens.labels(model, kind.removesuffix("_tokens")).inc(reply.usage[kind])

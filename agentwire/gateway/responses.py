@@ -1,12 +1,14 @@
-"""Responses as OpenAI's clients expect them, whole and in chunks."""
+"""Responses in the format of OpenAI's API, whole or as a stream of chunks."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
-from agentwire.chat.answers import Answer
+from agentwire.chat.service import ChatReply
+
+DONE: Final = b"data: [DONE]\n\n"
 
 
 def sse(value: Any) -> bytes:
@@ -14,78 +16,53 @@ def sse(value: Any) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
 
 
-DONE = b"data: [DONE]\n\n"
-
-
-class Chat:
-    """``/v1/chat/completions``.
+class ResponseFormat:
+    """Formats the responses to one request.
 
     Args:
         id: of the response.
-        model: as the client named it.
+        model: the name that the client gave.
         created: Unix time.
+        chat: for ``/v1/chat/completions``; otherwise for ``/v1/completions``.
     """
 
-    def __init__(self, id: str, model: str, created: int) -> None:
-        self._head = {"id": f"chatcmpl-{id}", "created": created, "model": model}
+    def __init__(self, id: str, model: str, created: int, *, chat: bool) -> None:
+        prefix = "chatcmpl" if chat else "cmpl"
+        self._head = {"id": f"{prefix}-{id}", "created": created, "model": model}
+        self._chat = chat
 
-    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
-        (answer,) = answers
-        message = {"role": "assistant", "content": answer.text, "refusal": None}
+    def whole(self, replies: Sequence[ChatReply]) -> dict[str, Any]:
+        details = [reply.details for reply in replies]
+        choices = []
+        for index, reply in enumerate(replies):
+            message = {"role": "assistant", "content": reply.text, "refusal": None}
+            content: dict[str, Any] = {"message": message} if self._chat else {"text": reply.text}
+            choices.append(_choice(content, index, reply.finish_reason))
         return {
             **self._head,
-            "object": "chat.completion",
-            "choices": [_choice({"message": message}, 0, answer.finish)],
-            "usage": answer.usage,
-            "agentwire": answer.facts,
+            "object": "chat.completion" if self._chat else "text_completion",
+            "choices": choices,
+            "usage": {name: sum(r.usage[name] for r in replies) for name in replies[0].usage},
+            "agentwire": details[0] if len(details) == 1 else details,
         }
 
     def piece(self, text: str, *, first: bool) -> dict[str, Any]:
         delta = {"content": text, **({"role": "assistant"} if first else {})}
-        return self._chunk([_choice({"delta": delta}, 0, None)])
+        content: dict[str, Any] = {"delta": delta} if self._chat else {"text": text}
+        return self._chunk(_choice(content, 0, None))
 
-    def last(self, answer: Answer) -> dict[str, Any]:
-        end = self._chunk([_choice({"delta": {}}, 0, answer.finish)])
-        return {**end, "agentwire": answer.facts}
+    def last(self, reply: ChatReply) -> dict[str, Any]:
+        content: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
+        chunk = self._chunk(_choice(content, 0, reply.finish_reason))
+        return {**chunk, "agentwire": reply.details}
 
-    def usage(self, answer: Answer) -> dict[str, Any]:
-        return {**self._chunk([]), "usage": answer.usage}
+    def usage(self, reply: ChatReply) -> dict[str, Any]:
+        return {**self._chunk(), "usage": reply.usage}
 
-    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {**self._head, "object": "chat.completion.chunk", "choices": choices}
-
-
-class Completion:
-    """``/v1/completions``; arguments as for ``Chat``."""
-
-    def __init__(self, id: str, model: str, created: int) -> None:
-        self._head = {
-            "id": f"cmpl-{id}",
-            "object": "text_completion",
-            "created": created,
-            "model": model,
-        }
-
-    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
-        usage = {name: sum(answer.usage[name] for answer in answers) for name in answers[0].usage}
-        facts = [answer.facts for answer in answers]
-        return {
-            **self._head,
-            "choices": [_choice({"text": a.text}, i, a.finish) for i, a in enumerate(answers)],
-            "usage": usage,
-            "agentwire": facts[0] if len(facts) == 1 else facts,
-        }
-
-    def piece(self, text: str, *, first: bool) -> dict[str, Any]:
-        return {**self._head, "choices": [_choice({"text": text}, 0, None)]}
-
-    def last(self, answer: Answer) -> dict[str, Any]:
-        choices = [_choice({"text": ""}, 0, answer.finish)]
-        return {**self._head, "choices": choices, "agentwire": answer.facts}
-
-    def usage(self, answer: Answer) -> dict[str, Any]:
-        return {**self._head, "choices": [], "usage": answer.usage}
+    def _chunk(self, *choices: dict[str, Any]) -> dict[str, Any]:
+        kind = "chat.completion.chunk" if self._chat else "text_completion"
+        return {**self._head, "object": kind, "choices": choices}
 
 
-def _choice(content: dict[str, Any], index: int, finish: str | None) -> dict[str, Any]:
-    return {"index": index, **content, "logprobs": None, "finish_reason": finish}
+def _choice(content: dict[str, Any], index: int, finish_reason: str | None) -> dict[str, Any]:
+    return {"index": index, **content, "logprobs": None, "finish_reason": finish_reason}

@@ -1,4 +1,4 @@
-"""Runs a gateway: the runtime, the HTTP server, and an orderly end of both."""
+"""Runs a gateway: starts the runtime and the HTTP server, and stops both cleanly."""
 
 from __future__ import annotations
 
@@ -30,32 +30,22 @@ GRACE_S = 10
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """
-    Attributes:
-        port: 0: any that is free.
-        open_to_all: no API keys are needed though other machines can connect.
-        run_folder: for the journal and the agents' logs.
-    """
-
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: int = 8000  # 0 picks a free port
     keys: dict[str, str] = field(default_factory=dict)
     limits: GatewayLimits = field(default_factory=GatewayLimits)
     handle_ttl_s: float = TTL_S
-    open_to_all: bool = False
+    open_to_all: bool = False  # other machines may connect without an API key
     run_folder: Path | None = None
 
 
 def check(options: ServeOptions) -> None:
-    """
-    Raises:
-        InputError: everybody who can reach this machine could use its agents.
-    """
+    """Raises InputError if other machines could use the agents without an API key."""
     if options.keys or options.open_to_all or _is_loopback(options.host):
         return
     raise InputError(
-        f"{options.host} can be reached from other machines, and there are no API keys.",
-        hint="Give --keys FILE, or --open if everybody may use these agents.",
+        f"{options.host} can be reached from other machines, but no API keys are set.",
+        hint="Give --keys FILE, or --open to let everyone use these agents.",
     )
 
 
@@ -75,13 +65,14 @@ async def serve(
     progress: Callable[[ProgressEvent], None] = lambda event: None,
     ready: Callable[[str, list[str]], None] = lambda url, models: None,
 ) -> None:
-    """Serves until SIGINT or SIGTERM; then lets answers end, for a while, and stops the agents.
+    """Serve until SIGINT or SIGTERM, then finish open requests (``GRACE_S``) and stop the agents.
 
     Args:
-        ready: told the base URL (ending in ``/v1``) and the models, once requests are taken.
+        progress: receives the runtime's progress events.
+        ready: receives the base URL (ending in ``/v1``) and the models when the gateway is ready.
 
     Raises:
-        InputError: an agent cannot start, or the address is taken.
+        InputError: an agent cannot start, or the address is in use.
     """
     check(options)
     deployment = what if isinstance(what, Deployment) else Deployment.of(what)
@@ -113,13 +104,13 @@ async def serve(
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             ready(f"http://{shown}:{port}/v1", gateway.models)
-            await _until_told(server, listener)
+            await _serve_until_stopped(server, listener)
     finally:
         listener.close()
 
 
-async def _until_told(server: uvicorn.Server, listener: socket.socket) -> None:
-    """Serves until a signal; whoever cancels this waits until the connections are closed."""
+async def _serve_until_stopped(server: uvicorn.Server, listener: socket.socket) -> None:
+    """Serve until a signal. Cancelling this waits until all connections are closed."""
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         await asyncio.shield(serving)
@@ -131,12 +122,13 @@ async def _until_told(server: uvicorn.Server, listener: socket.socket) -> None:
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Named TCP, or asyncio leaves Nagle's algorithm on and an answer waits 40 ms for an ACK.
+    # asyncio turns Nagle's algorithm off only for sockets with the protocol given explicitly.
+    # With it on, an answer waits 40 ms for an ACK.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        listener.listen(1024)  # connections that come before the agents are ready wait
+        listener.listen(1024)  # early connections wait here until the agents are ready
     except OSError as error:
         listener.close()
         raise InputError(
@@ -147,7 +139,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """Stops by itself instead of dying by the signal: the agents are stopped after it."""
+    """Returns after a signal instead of raising it again, so that the agents can be stopped."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

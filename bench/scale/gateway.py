@@ -17,7 +17,7 @@ from scale.pairs import deployment
 
 if __name__ == "__main__":
     pairs, batch, compute_ms = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
-    limits = GatewayLimits(requests=4096, requests_of_one=4096)
+    limits = GatewayLimits(requests=4096, requests_per_key=4096)
     asyncio.run(
         serve(
             deployment(pairs, batch, compute_ms, by_message=False),

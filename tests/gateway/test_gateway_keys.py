@@ -8,7 +8,7 @@ from agentwire.gateway.keys import ANONYMOUS, ApiKeys, parse_keys, read_keys
 KEY, OTHER = "k" * 32, "o" * 32
 
 
-def test_a_key_names_its_owner_and_nothing_else_does() -> None:
+def test_only_a_bearer_key_names_its_owner() -> None:
     keys = ApiKeys({"ada": KEY, "bob": OTHER})
     assert keys.owner(f"Bearer {KEY}") == "ada"
     assert keys.owner(f"bearer {OTHER}") == "bob"
@@ -17,15 +17,15 @@ def test_a_key_names_its_owner_and_nothing_else_does() -> None:
     assert keys.owner("Bearer \udcff") is None
 
 
-def test_without_keys_everybody_is_the_same_owner() -> None:
+def test_without_keys_everyone_is_anonymous() -> None:
     assert ApiKeys({}).owner(None) == ApiKeys({}).owner("Bearer x") == ANONYMOUS
 
 
-def test_no_key_is_kept_as_it_is() -> None:
+def test_keys_are_not_kept_in_plain_text() -> None:
     assert KEY not in repr(vars(ApiKeys({"ada": KEY})))
 
 
-def test_lines_and_entries_are_read() -> None:
+def test_keys_are_read_from_lines_and_entries() -> None:
     text = f"# keys\nada {KEY}\n\nbob = {OTHER}\n"
     assert parse_keys(text, "keys") == {"ada": KEY, "bob": OTHER}
     assert parse_keys(f"ada={KEY},bob={OTHER}", "env") == {"ada": KEY, "bob": OTHER}
@@ -35,18 +35,18 @@ def test_lines_and_entries_are_read() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("ada", "keys:1: not a name and a key"),
-        (f"ada {KEY}\nada {OTHER}", "keys:2: ada has a key already"),
-        ("ada short", "shorter than 16"),
+        ("ada", "keys:1: expected a name and a key"),
+        (f"ada {KEY}\nada {OTHER}", "keys:2: ada already has a key"),
+        ("ada short", "fewer than 16"),
     ],
 )
-def test_what_is_no_key_file(text: str, words: str) -> None:
+def test_malformed_key_files_are_refused(text: str, words: str) -> None:
     with pytest.raises(InputError, match=words) as error:
         parse_keys(text, "keys")
-    assert "short" not in str(error.value).replace("shorter", "")  # keys do not reach logs
+    assert "short" not in str(error.value)  # keys must not reach logs
 
 
-def test_a_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
+def test_key_file_readable_by_others_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text(f"ada {KEY}\n")
     path.chmod(0o644)
@@ -55,7 +55,7 @@ def test_a_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
     path.chmod(0o600)
     assert read_keys(path) == {"ada": KEY}
     path.write_text("# none\n")
-    with pytest.raises(InputError, match="holds no key"):
+    with pytest.raises(InputError, match="has no key"):
         read_keys(path)
     with pytest.raises(InputError, match="cannot be read"):
         read_keys(tmp_path / "nothing")

@@ -22,7 +22,7 @@ KEYS = {"ada": ADA, "bob": BOB}
 
 
 def deployment(*, task: bool = True, bridge: str = "any", **fakes: dict[str, Any]) -> Deployment:
-    """llama -> mistral, and a writer on no wire; ``fakes`` sets delays and faults by agent."""
+    """llama -> mistral, and a writer without a wire. ``fakes`` sets delays and faults by agent."""
     wire = WireSpec.model_validate({"from": "llama", "to": "mistral"})
     out = OutgoingBridge(wire=wire.name, receiver="mistral", folder=f"fake:mistral-model:{bridge}")
     agents = {
@@ -39,12 +39,12 @@ def deployment(*, task: bool = True, bridge: str = "any", **fakes: dict[str, Any
     return Deployment.of_specs(agents, [wire], task=TASK if task else None)
 
 
-def joined() -> Deployment:
-    """Senders a and b, whose soft tokens c reads together."""
+def joint_deployment() -> Deployment:
+    """A joint wire: c reads the soft tokens of a and b together."""
     fake = {"backend": "fake"}
     scenario = Scenario.model_validate(
         {
-            "name": "joined",
+            "name": "joint",
             "agents": {name: {"model": f"m-{name}", **fake} for name in "abc"},
             "wires": [{"from": ["a", "b"], "to": "c", "reads": "share"}],
         }
@@ -60,7 +60,7 @@ async def gateway(
     limits: GatewayLimits | None = None,
     **options: Any,
 ) -> AsyncIterator[str]:
-    """The base URL of a gateway that runs while the block does."""
+    """A running gateway; yields its base URL."""
     url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     settings = ServeOptions(
         port=0,

@@ -1,4 +1,4 @@
-"""The gateway over real processes, asked by a plain HTTP client."""
+"""The gateway with real agent processes, called by a plain HTTP client."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 from fake_run import TASK
-from gateway_run import ADA, BOB, deployment, gateway, joined
+from gateway_run import ADA, BOB, deployment, gateway, joint_deployment
 
 from agentwire.gateway.limits import GatewayLimits
 from agentwire.model.fake import answer, joint_answer, text_hash
@@ -81,7 +81,7 @@ async def test_agents_wires_and_handles_are_models() -> None:
         assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
 
 
-async def test_senders_that_share_a_wire_are_a_model_each_reads_its_part() -> None:
+async def test_each_sender_of_a_joint_wire_reads_its_part() -> None:
     def parts(*texts: str) -> Any:
         content = [{"type": "text", "text": text} for text in texts]
         return [{"role": "user", "content": content}]
@@ -91,7 +91,7 @@ async def test_senders_that_share_a_wire_are_a_model_each_reads_its_part() -> No
 
     pairs = [(f"plot {n}", f"acting {n}") for n in range(6)]
     assert [right(*pair) for pair in pairs] != [right(*pair[::-1]) for pair in pairs]
-    async with gateway(joined()) as url, Client(url) as client:
+    async with gateway(joint_deployment()) as url, Client(url) as client:
         models = (await client.http.get("/models")).json()["data"]
         names = ["a", "b", "c", "a+b->c", "a->c:keep", "b->c:keep"]
         assert [card["id"] for card in models] == names
@@ -101,7 +101,7 @@ async def test_senders_that_share_a_wire_are_a_model_each_reads_its_part() -> No
         assert body["usage"]["soft_tokens"] == 2 * 8
         facts = body["agentwire"]
         assert (facts["channel"], facts["wire"]) == ("soft", "a+b->c")
-        # One text: each reads its share of it, as the wire says.
+        # One text is divided between the senders, because the wire says `reads: share`.
         assert await client.text("a+b->c", "a warm moving film") == right("a warm", "moving film")
         events = [e async for e in client.events("/chat/completions", model="a+b->c",
                                                  messages=parts(*pairs[0]))]  # fmt: skip
@@ -119,12 +119,12 @@ async def test_senders_that_share_a_wire_are_a_model_each_reads_its_part() -> No
         assert (await client.chat("a->c", "alone")).status_code == 404
 
 
-async def test_handles_of_several_senders_are_read_together() -> None:
+async def test_joint_wire_reads_one_handle_of_each_sender() -> None:
     def right(*texts: str) -> str:
         return joint_answer(texts, TASK.labels)
 
     pairs = [(f"plot {n}", f"acting {n}") for n in range(6)]
-    async with gateway(joined()) as url, Client(url) as client, Client(url, BOB) as other:
+    async with gateway(joint_deployment()) as url, Client(url) as client, Client(url, BOB) as other:
         for plot, acting in pairs:
             first = await client.text("a->c:keep", plot)
             second = await client.text("b->c:keep", acting)
@@ -144,7 +144,7 @@ async def test_handles_of_several_senders_are_read_together() -> None:
         assert foreign.status_code == 403
 
 
-async def test_a_payload_is_handed_on_as_text_that_weighs_nothing() -> None:
+async def test_payload_is_passed_on_as_a_handle() -> None:
     async with gateway() as url, Client(url) as ada, Client(url, BOB) as bob:
         handle = await ada.text("llama->mistral:keep", FILM)
         assert handle.startswith("<|agentwire:") and len(handle) == 46
@@ -170,7 +170,7 @@ async def test_a_payload_is_handed_on_as_text_that_weighs_nothing() -> None:
             assert FILM not in refused.text and set(refused.json()) == {"error"}
 
 
-async def test_a_handle_ends_with_its_time_or_with_its_sender() -> None:
+async def test_handle_expires_or_is_lost_with_its_sender() -> None:
     async with gateway(handle_ttl_s=0.5) as url, Client(url) as client:
         handle = await client.text("llama->mistral:keep", FILM)
         await asyncio.sleep(0.6)
@@ -186,7 +186,7 @@ async def test_a_handle_ends_with_its_time_or_with_its_sender() -> None:
         assert await client.text("llama->mistral", FILM) == answer(FILM, TASK.labels)
 
 
-async def test_free_text_over_a_wire_says_how_it_went() -> None:
+async def test_free_text_over_a_wire_reports_its_channel() -> None:
     free = {"agentwire": {"labels": [], "prompt": "Go on:"}}
     async with gateway() as url, Client(url) as client:
         body = (await client.chat("llama->mistral", FILM, **free)).json()
@@ -249,7 +249,7 @@ async def test_completions_take_several_prompts() -> None:
         assert response["usage"]["soft_tokens"] == 16
 
 
-async def test_who_may_not_ask() -> None:
+async def test_requests_without_a_valid_key_are_refused() -> None:
     async with gateway() as url:
         for key in (None, "wrong" * 8):
             async with Client(url, key) as client:
@@ -262,9 +262,9 @@ async def test_who_may_not_ask() -> None:
                 assert (await client.http.get("/../healthz")).status_code == 200
 
 
-async def test_limits_are_kept() -> None:
+async def test_limits_are_enforced() -> None:
     slow = deployment(writer={"decode_ms": 700})
-    limits = GatewayLimits(requests=4, requests_of_one=3, body_bytes=2000, body_s=0.3, timeout_s=5)
+    limits = GatewayLimits(requests=4, requests_per_key=3, body_bytes=2000, body_s=0.3, timeout_s=5)
     async with gateway(slow, limits=limits) as url, Client(url) as ada, Client(url, BOB) as bob:
         calls = [ada.chat("writer", f"{n}") for n in range(5)]
         got = await asyncio.gather(*calls, *(bob.chat("writer", f"{n}") for n in range(3)))
@@ -288,7 +288,7 @@ async def test_limits_are_kept() -> None:
         assert await ada.text("writer", "fine") == "writer-model: fine"
 
 
-async def test_a_client_that_leaves_frees_its_agent() -> None:
+async def test_disconnected_client_frees_its_agent() -> None:
     slow = deployment(writer={"token_ms": 20})
     words = " ".join(["word"] * 1000)  # 20 s of generation
     async with gateway(slow) as url, Client(url) as client:
@@ -325,7 +325,7 @@ async def test_health_and_metrics() -> None:
         assert wrong.status_code == 400
 
 
-async def test_an_agent_that_dies_in_mid_stream_is_not_noticed() -> None:
+async def test_stream_survives_the_death_of_its_agent() -> None:
     slow = deployment(writer={"token_ms": 30})
     async with gateway(slow) as url, Client(url) as client:
         words = "one two three four five six seven eight nine ten eleven twelve"

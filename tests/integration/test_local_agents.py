@@ -1,4 +1,4 @@
-"""What every adapter stands on: agents in a thread, asked from anywhere. Fake models."""
+"""LocalAgents, which all adapters use: agents in a thread, called from anywhere. Fake models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fake_run import TASK, my_children
 from gateway_run import deployment
 
 from agentwire.adapters.local import LocalAgents
-from agentwire.chat.answers import Answer
+from agentwire.chat.service import ChatReply
 from agentwire.errors import AgentwireError, InputError, NackCode, RequestError
 from agentwire.model.fake import answer
 
@@ -26,17 +26,17 @@ def agents() -> Iterator[LocalAgents]:
     assert not my_children()
 
 
-def test_from_synchronous_code_and_from_many_threads(agents: LocalAgents) -> None:
+def test_calls_from_synchronous_code_and_from_many_threads(agents: LocalAgents) -> None:
     assert agents.models[:3] == ["llama", "mistral", "writer"]
     one = agents.ask("llama->mistral", [("user", FILM)])
-    assert one.text == answer(FILM, TASK.labels) and one.facts["channel"] == "soft"
+    assert one.text == answer(FILM, TASK.labels) and one.details["channel"] == "soft"
     texts = [f"film {n}" for n in range(40)]
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(lambda text: agents.ask("llama->mistral", [("user", text)]).text, texts)
         assert list(found) == [answer(text, TASK.labels) for text in texts]
 
 
-async def test_from_any_event_loop(agents: LocalAgents) -> None:
+async def test_calls_from_any_event_loop(agents: LocalAgents) -> None:
     handle = await agents.aask("llama->mistral:keep", [("user", FILM)])
     answers = await asyncio.gather(
         *(agents.aask("mistral", [("user", handle.text)]) for _ in range(8))
@@ -44,8 +44,8 @@ async def test_from_any_event_loop(agents: LocalAgents) -> None:
     assert {a.text for a in answers} == {answer(FILM, TASK.labels)}
     events = [e async for e in agents.astream("writer", [("user", "one two")])]
     assert "".join(e for e in events if isinstance(e, str)) == "writer-model: one two"
-    assert isinstance(events[-1], Answer) and events[-1].usage["completion_tokens"] == 3
-    assert [type(e) for e in agents.stream("writer", [("user", "one two")])][-1] is Answer
+    assert isinstance(events[-1], ChatReply) and events[-1].usage["completion_tokens"] == 3
+    assert [type(e) for e in agents.stream("writer", [("user", "one two")])][-1] is ChatReply
 
 
 def test_errors_are_those_of_the_python_api(agents: LocalAgents) -> None:
@@ -66,9 +66,9 @@ def test_errors_are_those_of_the_python_api(agents: LocalAgents) -> None:
     assert error.value.code in (NackCode.DEADLINE, NackCode.OVERLOADED)
 
 
-def test_closed_agents_say_so() -> None:
+def test_agents_that_are_not_running_refuse_calls() -> None:
     agents = LocalAgents(deployment())
-    agents.close()  # never started: nothing to end
+    agents.close()  # never started
     started = LocalAgents(deployment())
     started.start()
     started.close()
