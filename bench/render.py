@@ -1,46 +1,107 @@
-"""docs/results.md, its pictures, parts of README and of other pages, from the records.
+"""Render the tables of README and docs/ from the records in bench/results.
 
-``--check`` compares the texts only; ``--no-pictures`` leaves the pictures as they are.
+A table stands between two markers, and everything between them is replaced:
 
-Every table names the command, hardware, models, data, seed and date of its record; no figure in the
-document is written by hand. The chapters are modules of ``bench/rendering``.
+    <!-- table: KIND RECORD [ARGUMENTS] -->
+    <!-- /table -->
+
+KIND is a key of ``TABLES`` in a module of bench/rendering; RECORD is a file of bench/results
+without ``.json``. ``goals`` and ``machines`` read several records and take no argument. ``source
+RECORD [KEYS]`` says when, how and where a record (or its part under these keys) was measured.
+
+    python bench/render.py [--check] [--pictures]
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import re
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rendering import accuracy, pages, readme, speed
-from rendering.document import document, read_records
+from rendering import accuracy, speed, studies, system
+from rendering.markdown import Record, Records, source
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "bench" / "results"
-DOCUMENT = ROOT / "docs" / "results.md"
-README = ROOT / "README.md"
+FIGURES = ROOT / "docs" / "figures"
+MARKED = re.compile(r"(<!-- table: (.*?) -->).*?(<!-- /table -->)", re.DOTALL)
+OF_ONE: dict[str, Callable[..., str]] = {
+    **accuracy.TABLES,
+    **studies.TABLES,
+    **speed.TABLES,
+    **system.TABLES,
+}
+OF_ALL: dict[str, Callable[[Records], str]] = {"goals": speed.goals, "machines": speed.machines}
+
+
+def read_records(folder: Path) -> dict[str, Record]:
+    """Every record of a folder by the stem of its file."""
+    files = sorted(folder.glob("*.json"))
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+
+
+def pages() -> Iterator[Path]:
+    yield ROOT / "README.md"
+    yield from sorted((ROOT / "docs").rglob("*.md"))
+
+
+def rendered(name: str, records: Records) -> str:
+    """What stands between the markers of a table.
+
+    Raises:
+        ValueError: there is no such kind of table or no such record.
+    """
+    kind, *arguments = name.split()
+    if kind in OF_ALL:
+        return OF_ALL[kind](records)
+    stem, *arguments = arguments or [""]
+    if stem not in records:
+        raise ValueError(f"table {name!r}: there is no bench/results/{stem}.json")
+    if kind == "source":
+        return source(records[stem], stem, *arguments)
+    if kind not in OF_ONE:
+        raise ValueError(f"table {name!r}: unknown kind; known: {', '.join(sorted(OF_ONE))}")
+    return OF_ONE[kind](records[stem], *arguments)
+
+
+def renewed(text: str, records: Records) -> str:
+    """A page with every table made again.
+
+    Raises:
+        ValueError: a marker is not closed, or a table cannot be made.
+    """
+    if text.count("<!-- table: ") != text.count("<!-- /table -->"):
+        raise ValueError("every `<!-- table: … -->` needs one `<!-- /table -->`")
+    return MARKED.sub(lambda found: f"{found[1]}\n{rendered(found[2], records)}\n{found[3]}", text)
 
 
 def main() -> int:
-    """Writes them; with ``--check``, exits with 1 where one is not what would be written."""
+    parser = argparse.ArgumentParser(description="Render the tables of README and docs/.")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a page is out of date")
+    parser.add_argument("--pictures", action="store_true", help="draw docs/figures, too")
+    args = parser.parse_args()
     records = read_records(RECORDS)
-    check = "--check" in sys.argv[1:]
-    if not check and "--no-pictures" not in sys.argv[1:]:
-        speed.draw(records)
-        accuracy.draw(records, DOCUMENT.parent / "figures")
-    wanted = {
-        DOCUMENT: document(records),
-        README: readme.renewed(README.read_text(encoding="utf-8"), records),
-    }
-    for page in pages.PARTS:
-        file = ROOT / page
-        wanted[file] = pages.renewed(page, file.read_text(encoding="utf-8"), records)
-    if check:
-        old = [f for f, text in wanted.items() if not f.is_file() or f.read_text("utf-8") != text]
-        print(*(f"{file.name} is not what the records give" for file in old), file=sys.stderr)
-        return 1 if old else 0
-    for file, text in wanted.items():
-        file.write_text(text, encoding="utf-8")
-    return 0
+    outdated = False
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        try:
+            new = renewed(text, records)
+        except ValueError as error:
+            sys.exit(f"{page.relative_to(ROOT)}: {error}")
+        if new == text:
+            continue
+        if args.check:
+            print(f"{page.relative_to(ROOT)} is not what the records give", file=sys.stderr)
+            outdated = True
+        else:
+            page.write_text(new, encoding="utf-8")
+    if args.pictures:
+        speed.draw(records, FIGURES)
+        studies.draw(records["accuracy-small"], FIGURES)
+    return 1 if outdated else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pieces of Markdown that every chapter uses."""
+"""Markdown tables, number formats, and the source line of a record."""
 
 from __future__ import annotations
 
@@ -11,48 +11,74 @@ Record = dict[str, Any]
 Records = Mapping[str, Record]
 """Records by the stem of their file."""
 
+DASH = "–"
+TITLES = {
+    "sst2": "SST-2",
+    "ag_news": "AG News",
+    "trec": "TREC",
+    "banking77": "Banking77",
+    "movie_snippets": "movie snippets",
+    "subj": "Subj",
+    "emotion_as_sentiment": "emotion as sentiment",
+}
+"""Names of tasks for people."""
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def provenance(record: Record) -> list[str]:
-    """What every record must say about itself, as list items.
+def task_title(task: str) -> str:
+    return TITLES.get(task, task)
+
+
+def fraction(value: Any) -> str:
+    """Three digits, or a dash for None."""
+    return f"{value:.3f}" if isinstance(value, int | float) else DASH
+
+
+def number(value: float | None) -> str:
+    """About three digits, or a dash for None."""
+    if value is None:
+        return DASH
+    if value == 0 or value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:,.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def flat(value: Any) -> str:
+    """A figure of a flat map: four digits of a float, separators in a count."""
+    if isinstance(value, float):
+        return f"{value:,.4g}" if value < 1e4 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def source(record: Record, name: str, *path: str) -> str:
+    """When, how, where and under which conditions a record, or a part of it, was measured.
+
+    Args:
+        name: of the record's file.
+        path: keys that lead to the part.
 
     Raises:
-        KeyError: the record lacks its hardware, versions, start or command.
+        KeyError: the record lacks its start, command or hardware.
     """
-    hardware = record["hardware"]
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    return [
-        f"- hardware: {hardware if isinstance(hardware, str) else described(hardware)}",
-        f"- versions: {versions}",
-        f"- date: {record['started'][:10]}; command: `{record['command']}`",
-    ]
+    part = record
+    for key in path:
+        part = part[key]
+    hardware = part.get("hardware") or record["hardware"]
+    where = hardware if isinstance(hardware, str) else _described(hardware)
+    line = (
+        f"Record: `bench/results/{name}.json`, {part['started'][:10]}, "
+        f"`{part['command']}`, on {where}."
+    )
+    labels = part.get("labels", [])
+    return "\n\n".join([line, *(["\n".join(f"- {label}" for label in labels)] if labels else [])])
 
 
-def described(facts: Mapping[str, Any]) -> str:
-    """A mapping in one line, empty values left out; of a list its items, alike ones counted."""
-    return ", ".join(f"{key} {_item(value)}" for key, value in facts.items() if value)
-
-
-def _item(value: Any) -> str:
-    if not isinstance(value, list):
-        return str(value)
-    counts = Counter(map(str, value))
-    return " + ".join(f"{n} x {name}" if n > 1 else name for name, n in counts.items())
-
-
-def replaced(text: str, begin: str, end: str, made: str) -> str:
-    """A text with what stands between two marking lines replaced.
-
-    Raises:
-        ValueError: the markers are not there, once each and in order.
-    """
-    before, found, rest = text.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not (found and closed) or begin in after or end in after:
-        raise ValueError(f"the lines {begin} and {end} are needed, once each")
-    return f"{before}{begin}\n\n{made}\n\n{end}{after}"
+def _described(hardware: Mapping[str, Any]) -> str:
+    gpus = Counter(hardware.get("gpus", []))
+    devices = [f"{count} x {gpu}" for gpu, count in gpus.items()]
+    devices.append(f"{hardware['cores']} cores of {hardware['cpu']}")
+    return ", ".join([*devices, f"{hardware['memory_gb']:.0f} GB"])

@@ -1,4 +1,4 @@
-"""Line pictures of the accuracy record's studies, as SVG and PNG (matplotlib)."""
+"""Line pictures as SVG and PNG (matplotlib)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 COLOURS = ("#4053d3", "#00a878", "#b04bd6", "#d1495b")
-THEIRS = "#9a9a9a"
+GREY = "#9a9a9a"
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,24 +15,23 @@ class Line:
     """One line.
 
     Attributes:
-        label: says on what it was measured.
         points: (x, accuracy, half of the 95 % interval).
-        theirs: a paper reports it; it is drawn grey and dashed.
+        reported: by a paper, not measured here; drawn grey and dashed.
     """
 
     label: str
     points: Sequence[tuple[float, float, float]]
-    theirs: bool = False
+    reported: bool = False
 
 
 def draw_lines(
     lines: Sequence[Line], stem: Path, *, title: str, x: str, doubling: bool = False
 ) -> list[Path]:
-    """Writes ``stem``.svg and ``stem``.png; the same lines give the same files.
+    """Write ``stem``.svg and ``stem``.png; the same lines give the same files.
 
     Args:
         x: name of the horizontal axis.
-        doubling: each step along it doubles.
+        doubling: use a logarithmic axis with base 2.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -43,11 +42,16 @@ def draw_lines(
     colours = iter(COLOURS * len(lines))
     for line in lines:
         places, values, margins = zip(*line.points, strict=True)
-        colour = THEIRS if line.theirs else next(colours)
         axes.errorbar(
-            places, values, yerr=None if line.theirs else margins, label=line.label,
-            color=colour, linestyle="--" if line.theirs else "-", marker="o", capsize=3,
-        )  # fmt: skip
+            places,
+            values,
+            yerr=None if line.reported else margins,
+            label=line.label,
+            color=GREY if line.reported else next(colours),
+            linestyle="--" if line.reported else "-",
+            marker="o",
+            capsize=3,
+        )
     axes.set(title=title, xlabel=x, ylabel="accuracy", ylim=(0, 1))
     if doubling:
         every = sorted({point[0] for line in lines for point in line.points})
