@@ -6,11 +6,11 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from agentwire.bridge.architectures import DEFAULT, ArchitectureName, BridgeShape
-from agentwire.errors import BridgeError
+from agentwire.errors import BridgeError, ScenarioError
+from agentwire.spec.document import read_document, write_document
 from agentwire.wire.messages import BridgeIdentity, ModelIdentity
 
 CARD_FILE = "card.yaml"
@@ -172,12 +172,13 @@ def read_card(folder: Path) -> BridgeCard:
     try:
         if path.stat().st_size > MAX_CARD_BYTES:
             raise BridgeError(f"{path} is larger than a bridge card can be.", hint=retrain)
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = read_document(path).value
     except FileNotFoundError:
         raise BridgeError(f"{folder} holds no {CARD_FILE}.", hint=retrain) from None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BridgeError(f"{path} cannot be read: {first}.", hint=retrain) from error
+    except OSError as error:
+        raise BridgeError(f"{path} cannot be read: {error.strerror}.", hint=retrain) from None
+    except ScenarioError as error:
+        raise BridgeError(error.message, hint=retrain) from None
     try:
         return BridgeCard.model_validate(raw)
     except ValidationError as error:
@@ -193,13 +194,7 @@ def write_card(folder: Path, card: BridgeCard) -> None:
     # Keys that came later are left out where they say nothing: older cards stay as they were.
     defaults = {"architecture": DEFAULT, "joint": None}
     without = {key for key, value in defaults.items() if getattr(card, key) == value}
-    text = yaml.safe_dump(
-        card.model_dump(mode="json", exclude=without),
-        sort_keys=False,
-        allow_unicode=True,
-        width=100,
-    )
-    (folder / CARD_FILE).write_text(text, encoding="utf-8")
+    write_document(folder / CARD_FILE, card.model_dump(mode="json", exclude=without))
 
 
 def check_sender(card: BridgeCard, model: ModelIdentity) -> None:

@@ -56,7 +56,8 @@ def set_name(wire: WireSpec, choices: Mapping[str, ModelChoice], data: DataChoic
     senders = [slug(choices[sender].model) for sender in wire.joint or (wire.sender,)]
     parts = ["+".join(senders), slug(choices[wire.receiver].model)]
     if data is not None:
-        parts.append(slug(load_definition(data.dataset).series or data.dataset))
+        task = load_definition(data.dataset)
+        parts.append(slug(task.series or task.name))
     return "--".join(parts) + wire.bridge.removeprefix("auto")
 
 

@@ -144,7 +144,7 @@ def choose_data(
     task = scenario.task
     if task is None:
         return None, []
-    own = DataChoice(dataset=task.dataset, path=task.path, split=task.split)
+    own = DataChoice(dataset=task.dataset, file=task.file, path=task.path, split=task.split)
     problem = inventory.data_problem(own)
     if problem is None:
         return own, []

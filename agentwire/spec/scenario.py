@@ -6,7 +6,7 @@ one line with the nearest key. Nothing in here touches disk, network, torch or t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
@@ -71,6 +71,9 @@ class Agent(ModelChoice):
         replicas: how many processes it is, between which requests are balanced; default: one for
             each of ``devices``, or one.
     """
+
+    FILE_KEYS: ClassVar = {"use"}
+    """Keys that only files have; the reader replaces them."""
 
     stand_in: ModelChoice | None = None
     replicas: Annotated[int, Field(ge=1, le=MOST_REPLICAS)] | None = None
@@ -168,17 +171,29 @@ def fanned(wire: Any) -> list[Any]:
 
 
 class DataChoice(Strict):
-    """Rows of one dataset.
+    """A task, and the rows of it that are scored.
 
     Attributes:
-        dataset: name (``agentwire data list``); also picks the task's prompts and labels.
-        path: a JSONL file or a folder in the same format, tried first.
-        split: which split is scored.
+        dataset: name of the task (``agentwire data list``), which has prompts, labels and rows; or
+            the path of a task file, which is what ``file`` sets.
+        file: task file of your own (docs/tasks.md), relative to the scenario.
+        path: JSONL file or folder to take the rows from instead.
+        split: the split that is scored.
     """
 
     dataset: str
+    file: str | None = None
     path: str | None = None
     split: str = "test"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_file_stands_for_a_name(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("file") is None:
+            return data
+        if data.get("dataset", data["file"]) != data["file"]:
+            raise ValueError("give `dataset` or `file`, not both")
+        return {**data, "dataset": data["file"]}
 
 
 class TaskChoice(DataChoice):

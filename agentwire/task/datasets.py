@@ -1,18 +1,19 @@
-"""Rows by name: from a folder, the hub, or the package registry, in this order.
+"""Loads the rows of a dataset from the first place that has them.
 
 1. ``path``: a JSONL file, or a folder with ``<split>.jsonl`` (and ``dataset.json``);
-2. ``AGENTWIRE_DATA/<name>/<split>.jsonl``;
-3. the hub, with the extra ``agentwire[hub]`` and unless offline;
-4. the package registry (``movie_snippets`` only);
-5. what is made here: passkeys are generated, and the split ``sample`` (``samples.py``) comes with
-   the package.
+2. the files that the task's definition names under ``rows``;
+3. ``AGENTWIRE_DATA/<name>/<split>.jsonl``;
+4. the hub, with the extra ``agentwire[hub]`` and unless offline;
+5. the package registry (``movie_snippets`` only);
+6. this package: passkeys are generated, and the split ``sample`` is included (``samples.py``).
 
-Every ``Dataset`` says where it came from. Substituting another dataset is not done here.
+Every ``Dataset`` says where it came from. This module never substitutes another dataset.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from agentwire.task.rows import Example, checked, read_jsonl, rows_sha256
 __all__ = ["Dataset", "Example", "load_rows", "require_split", "shares_sentences", "where"]
 
 TRAIN_SPLIT = "train"
-"""What everything that is trained here reads."""
+"""The split that all training reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +39,12 @@ class Dataset:
     """The rows of one split, and where they came from.
 
     Attributes:
-        name: dataset name.
-        split: split name.
-        rows: the rows, in the source's order.
-        labels: class names; ``rows[i].label`` counts into them.
-        provenance: ``source`` (``folder``, ``hub``, ``registry``, ``generated``, ``sample``),
-            ``location``, ``sha256`` of the source file, ``rows_sha256``, ``licence``, and more
-            where the source states it.
+        name: name of the task.
+        rows: in the source's order.
+        labels: class names; ``rows[i].label`` is an index into them.
+        provenance: ``source`` (``folder``, ``files``, ``hub``, ``registry``, ``generated``,
+            ``sample``), ``location``, ``sha256`` of the source file, ``rows_sha256``, ``licence``,
+            and more where the source states it.
     """
 
     name: str
@@ -69,21 +69,22 @@ def load_rows(
     """The rows of one split of a dataset.
 
     Args:
-        dataset: name (``definitions``).
-        split: ``train``, ``validation``, ``test``, or what the folder has.
-        config: where to look.
-        path: a JSONL file or a folder, tried first and alone.
-        allow_download: whether the hub and the registry may be asked for what is not cached.
-        progress: told about downloads.
+        dataset: as ``load_definition`` takes it.
+        split: ``train``, ``validation``, ``test``, or another one that the source has.
+        path: a JSONL file or a folder; no other place is tried then.
+        allow_download: whether to ask the hub and the registry for what is not cached.
+        progress: called during downloads.
 
     Raises:
-        DataError: unknown dataset, not to be had, no such split, or a bad row.
-        DownloadError: the registry's archive cannot be had, or has a wrong checksum.
+        DataError: unknown dataset, rows not found, no such split, or a bad row.
+        DownloadError: the registry's archive cannot be downloaded, or its checksum is wrong.
         CacheError: the cache folder cannot be written.
     """
     task = load_definition(dataset)
     if path is not None:
         return _from_path(task, split, Path(path).expanduser())
+    if split in task.rows:
+        return _from_files(task, split)
     folder = config.data / task.name if config.data else None
     if folder is not None and (folder / f"{split}.jsonl").is_file():
         return _from_folder(task, split, folder)
@@ -93,18 +94,18 @@ def load_rows(
         cached = movie_snippets.cached_file(config.datasets / task.name).is_file()
         if split in movie_snippets.SPLITS and (allow_download or cached):
             return _from_registry(task, split, config, progress)
-    made = _made_here(task, split)
+    made = _included(task, split)
     if made is not None:
         return made
     raise _missing(task, split, config)
 
 
 def where(dataset: str, split: str, *, config: Config, path: str | Path | None = None) -> str:
-    """Where ``load_rows`` would take the rows from, without reading them or asking the network.
+    """Where ``load_rows`` would find the rows; reads nothing and uses no network.
 
     Returns:
-        ``path``, ``folder``, ``hub``, ``cache``, ``registry`` (a download), ``generated``,
-        ``sample``, or ``""``: nowhere.
+        ``path``, ``files``, ``folder``, ``hub``, ``cache``, ``registry`` (a download),
+        ``generated``, ``sample``, or ``""``: nowhere.
 
     Raises:
         DataError: unknown dataset.
@@ -112,6 +113,8 @@ def where(dataset: str, split: str, *, config: Config, path: str | Path | None =
     task = load_definition(dataset)
     if path is not None:
         return "path" if Path(path).expanduser().exists() else ""
+    if split in task.rows:
+        return "files" if all(Path(file).is_file() for file in task.rows[split]) else ""
     if config.data and (config.data / task.name / f"{split}.jsonl").is_file():
         return "folder"
     if _on_hub(task, split) and not _hub_reason(config):
@@ -127,13 +130,16 @@ def where(dataset: str, split: str, *, config: Config, path: str | Path | None =
 def require_split(
     dataset: str, split: str, *, config: Config, path: str | Path | None = None
 ) -> None:
-    """What ``load_rows`` would say of a split that is nowhere, before anything else is fetched.
+    """Raises what ``load_rows`` would raise for a split that is nowhere, before any download.
 
     Raises:
         DataError: unknown dataset, or the split is nowhere.
     """
     if path is None and not where(dataset, split, config=config):
-        raise _missing(load_definition(dataset), split, config)
+        task = load_definition(dataset)
+        if split in task.rows:
+            _from_files(task, split)
+        raise _missing(task, split, config)
     if path is not None and Path(path).expanduser().is_dir():
         _file_in(Path(path).expanduser(), split)
 
@@ -141,7 +147,7 @@ def require_split(
 def shares_sentences(first: str, second: str) -> bool:
     """Whether two *different* datasets are made of the same sentences.
 
-    A bridge trained on one of them must never be scored on the other: the rows were seen.
+    A bridge trained on one of them must never be scored on the other.
     """
     if first == second:
         return False
@@ -163,7 +169,7 @@ def _from_path(task: TaskDefinition, split: str, path: Path) -> Dataset:
 
 
 def _file_in(folder: Path, split: str) -> Path:
-    """The file with the rows of a split, which may lack."""
+    """The file with the rows of a split."""
     file = folder / f"{split}.jsonl"
     if not file.is_file():
         splits = ", ".join(sorted(item.stem for item in folder.glob("*.jsonl"))) or "none"
@@ -179,21 +185,36 @@ def _from_folder(task: TaskDefinition, split: str, folder: Path) -> Dataset:
     labels = card.get("labels")
     if labels is not None and tuple(labels) != task.labels:
         raise DataError(
-            f"{folder / 'dataset.json'}: its labels are not those of {task.name}, in their order.",
-            hint="Name the right dataset in the scenario, or reorder the labels.",
+            f"{folder / 'dataset.json'}: its labels differ from those of {task.name}.",
+            hint="Name the right dataset in the scenario, or put the labels into the same order.",
         )
     return _from_file(task, split, file, card)
 
 
+def _from_files(task: TaskDefinition, split: str) -> Dataset:
+    """The rows of the files that a task file names."""
+    files = [Path(name) for name in task.rows[split]]
+    parts = [read_jsonl(file, len(task.labels), task.labels) for file in files]
+    return _dataset(
+        task,
+        split,
+        tuple(itertools.chain(*parts)),
+        source="files",
+        location=", ".join(map(str, files)),
+        sha256="+".join(map(sha256_of, files)),
+        licence=task.licence,
+    )
+
+
 def _from_file(task: TaskDefinition, split: str, file: Path, card: Mapping[str, Any]) -> Dataset:
-    rows = read_jsonl(file, len(task.labels))
+    rows = read_jsonl(file, len(task.labels), task.labels)
     digest = sha256_of(file)
     claimed = card.get("splits", {}).get(split, {}).get("sha256")
     if claimed is not None and claimed != digest:
         raise DataError(
             f"{file} is not the file that dataset.json describes "
             f"(sha256 {digest[:12]}…, not {str(claimed)[:12]}…).",
-            hint="Fetch it again, or write its new sha256 into dataset.json.",
+            hint="Restore the file, or write its new sha256 into dataset.json.",
         )
     return _dataset(
         task,
@@ -212,7 +233,7 @@ def _card(file: Path) -> Mapping[str, Any]:
     if not file.is_file():
         return {}
     try:
-        card = json.loads(file.read_text(encoding="utf-8"))
+        card = json.loads(file.read_text(encoding="utf-8-sig"))
         splits = card.get("splits", {})
         sound = isinstance(card.get("labels", []), list) and all(
             isinstance(split, dict) for split in splits.values()
@@ -235,9 +256,9 @@ def _on_hub(task: TaskDefinition, split: str) -> bool:
 
 
 def _hub_reason(config: Config) -> str:
-    """Why the hub cannot be asked; empty if it can."""
+    """Why the hub cannot be used; empty if it can."""
     if config.offline:
-        return "the hub is switched off (offline)"
+        return "the hub is off (offline)"
     if importlib.util.find_spec("datasets") is None:
         return "the hub needs `pip install 'agentwire[hub]'`"
     return ""
@@ -279,13 +300,13 @@ def _from_hub(task: TaskDefinition, split: str) -> Dataset:
 
 
 def _class_order(task: TaskDefinition, names: Sequence[str], where: str) -> dict[int, int]:
-    """Their class index -> ours, by class name; empty where the hub gives no names."""
+    """The hub's class index -> ours, by class name; empty where the hub gives no names."""
     if not names:
         return {}
     ours = list((task.hub and task.hub.labels) or task.labels)
     if sorted(ours) != sorted(names):
         raise DataError(
-            f"{where}: its classes are not those of {task.name}.",
+            f"{where}: its classes differ from those of {task.name}.",
             hint="Set AGENTWIRE_DATA to a folder with the expected rows.",
         )
     return {index: ours.index(name) for index, name in enumerate(names)}
@@ -307,11 +328,11 @@ def _from_registry(
     )
 
 
-# -- made here ------------------------------------------------------------------------------
+# -- in this package ------------------------------------------------------------------------------
 
 
-def _made_here(task: TaskDefinition, split: str) -> Dataset | None:
-    """Generated rows, or the sample that comes with the package; None where it is neither."""
+def _included(task: TaskDefinition, split: str) -> Dataset | None:
+    """Generated rows or the package's sample; None if the split is neither."""
     if _is_generated(task, split):
         return _dataset(
             task,
@@ -352,9 +373,14 @@ def _dataset(
 
 
 def _missing(task: TaskDefinition, split: str, config: Config) -> DataError:
+    if task.rows:
+        return DataError(
+            f"The task {task.name} has no split {split!r}.",
+            hint=f"Its task file has {', '.join(task.rows)}. Add {split} under `rows`.",
+        )
     tried = [f"not in {config.data / task.name}" if config.data else "AGENTWIRE_DATA is not set"]
     if _on_hub(task, split):
-        tried.append(_hub_reason(config) or "downloads are not allowed")
+        tried.append(_hub_reason(config) or "downloads are off")
     elif task.hub is not None:
         tried.append(f"the hub has only {', '.join(task.hub.splits)}")
     if task.name == "movie_snippets":
@@ -369,8 +395,8 @@ def _missing(task: TaskDefinition, split: str, config: Config) -> DataError:
         )
     classes = f"0 to {len(task.labels) - 1}"
     return DataError(
-        f"The split {split!r} of {task.name} cannot be found: {'; '.join(tried)}.",
-        hint=f"Put {task.name}/{split}.jsonl into a folder and set AGENTWIRE_DATA to that folder; "
-        f'one row a line, {{"text": "...", "label": 0}}, labels {classes} '
-        f"(which is which: `agentwire data show {task.name}`).",
+        f"The split {split!r} of {task.name} was not found: {'; '.join(tried)}.",
+        hint=f"Put {task.name}/{split}.jsonl into a folder and set AGENTWIRE_DATA to that folder. "
+        f'Each line is a row, {{"text": "...", "label": 0}}, with labels {classes} '
+        f"(`agentwire data show {task.name}` lists them).",
     )

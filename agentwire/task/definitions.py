@@ -1,32 +1,34 @@
-"""Task definitions: one YAML file a task in ``definitions/``, and what a wire message needs of it.
+"""Task definitions: class names, prompts and rows of a classification task, one YAML file each.
 
-The file says what the classes are called in the dataset (``labels``), which word stands for each
-in an answer (``label_words``, same order), and what models are asked. All methods of a receiver
-are scored over the same words.
+Built-in tasks are in ``definitions/``. Users name a file of their own in the scenario, and other
+packages register tasks through the entry point group ``agentwire.tasks``.
 """
 
 from __future__ import annotations
 
-import difflib
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from importlib import resources
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from agentwire.errors import DataError
+from agentwire.errors import DataError, ScenarioError
+from agentwire.spec.document import Document, parse_document, read_document
+from agentwire.spec.registry import Registry, suggestion
+from agentwire.spec.schema import mapping_of, validate
 from agentwire.wire.messages import RelaySpec, TaskSpec
 
 
-class _Strict(BaseModel):
+class _Checked(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Relay(_Strict):
-    """What the sender is asked when it makes a text message (``{text}`` stands for its text)."""
+class Relay(_Checked):
+    """What the sender is asked to write as a text message; ``{text}`` stands for its text."""
 
-    template: str
+    template: str = "Summarize the following text in one short sentence.\n\n{text}"
     max_new_tokens: Annotated[int, Field(ge=1, le=512)] = 32
 
     @model_validator(mode="after")
@@ -36,7 +38,7 @@ class Relay(_Strict):
         return self
 
 
-class HubSource(_Strict):
+class HubSource(_Checked):
     """Where the rows are on the dataset hub.
 
     Attributes:
@@ -45,8 +47,7 @@ class HubSource(_Strict):
         text: columns that are joined by a space to the text.
         label: column with the class.
         splits: our split name -> theirs.
-        labels: their class names in their order, where they differ from ours; row labels are
-            theirs and count in this order, which must be ours too.
+        labels: their class names, in the order of our ``labels``, where they differ from ours.
     """
 
     dataset: str
@@ -57,35 +58,54 @@ class HubSource(_Strict):
     labels: tuple[str, ...] | None = None
 
 
-class TaskDefinition(_Strict):
+class TaskDefinition(_Checked):
     """One classification task.
 
     Attributes:
-        name: name of the dataset and of the task.
+        name: name of the task and of its dataset.
         description: one line for people.
-        licence: of the data.
-        family: datasets with the same family share sentences (``datasets.shares_sentences``).
-        series: tasks of one series ask different things about the same texts, row by row; one
-            bridge serves them all and has the series' name in its own.
-        labels: class names in the dataset's order: label i of a row is ``labels[i]``.
-        label_words: the word scored for each class; their first tokens must differ.
+        licence: licence of the data.
+        family: datasets of one family share sentences (``datasets.shares_sentences``).
+        series: tasks of one series ask different things about the same texts, row by row. One
+            bridge serves them all and is named after the series.
+        labels: class names; label i of a row is ``labels[i]``.
+        label_words: the word scored for each class, by default its name; the first tokens of the
+            words must differ.
         prompt: follows the soft tokens in the receiver's input.
         text_prompt: what a model reads when it reads the text itself; holds ``{text}`` once.
         relay: how a text message is made.
         hub: where the hub has the rows.
+        rows: split -> JSONL files with its rows; in a task file relative to that file.
     """
 
-    name: str
-    description: str
-    licence: str
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+    description: str = ""
+    licence: str = ""
     family: str | None = None
     series: str | None = None
     labels: tuple[str, ...] = Field(min_length=2)
-    label_words: tuple[str, ...]
+    label_words: tuple[str, ...] = ()
     prompt: str = Field(min_length=1)
     text_prompt: str
-    relay: Relay
+    relay: Relay = Field(default_factory=Relay)
     hub: HubSource | None = None
+    rows: dict[str, tuple[str, ...]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _words_are_labels_by_default(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "labels" in data:
+            return {"label_words": data["labels"], **data}
+        return data
+
+    @field_validator("rows", mode="before")
+    @classmethod
+    def _one_file_is_a_list_of_one(cls, rows: Any) -> Any:
+        if not isinstance(rows, dict):
+            return rows
+        return {
+            split: [files] if isinstance(files, str) else files for split, files in rows.items()
+        }
 
     @model_validator(mode="after")
     def _is_consistent(self) -> TaskDefinition:
@@ -100,6 +120,9 @@ class TaskDefinition(_Strict):
             raise ValueError("text_prompt must hold {text} exactly once")
         if self.hub and self.hub.labels and len(self.hub.labels) != len(self.labels):
             raise ValueError("hub.labels must name every class")
+        files = [file for paths in self.rows.values() for file in paths]
+        if not all(self.rows.values()) or len(set(files)) != len(files):
+            raise ValueError("rows must give each split files of its own")
         return self
 
     def spec(self, relay: Literal["summary", "verbatim"] = "summary") -> TaskSpec:
@@ -121,52 +144,95 @@ class TaskDefinition(_Strict):
         )
 
 
+def _built_in(name: str) -> TaskDefinition:
+    file = resources.files("agentwire.task") / "definitions" / f"{name}.yaml"
+    return parse_definition(file.read_text(encoding="utf-8"), file.name)
+
+
+TASKS: Registry[Callable[[], TaskDefinition]] = Registry("agentwire.tasks", "task")
+"""Functions that return a task's definition. A function of another package may be
+``lambda: read_task(Path(__file__).with_name("my_task.yaml"))``."""
+
+BUILT_IN = tuple(
+    sorted(
+        file.name.removesuffix(".yaml")
+        for file in (resources.files("agentwire.task") / "definitions").iterdir()
+        if file.name.endswith(".yaml")
+    )
+)
+for _name in BUILT_IN:
+    TASKS.add(_name, cache(partial(_built_in, _name)))
+
+
 def parse_definition(text: str, source: str) -> TaskDefinition:
-    """A definition from YAML.
+    """A definition from YAML text; ``source`` is the file's name, for errors.
+
+    Raises:
+        DataError: not YAML, or not a definition; names ``source``, the line and the key.
+    """
+    return _checked(lambda: parse_document(text, Path(source)))
+
+
+def read_task(file: Path) -> TaskDefinition:
+    """A task file of a user; its ``rows`` are relative to it.
+
+    Raises:
+        DataError: it cannot be read, is not a definition, or has the name of a built-in task.
+    """
+    task = _checked(lambda: read_document(file))
+    if task.name in BUILT_IN:
+        raise DataError(
+            f"{file}: the name {task.name!r} belongs to a built-in task.",
+            hint="Give your task another name.",
+        )
+    if task.series is not None or task.hub is not None:
+        raise DataError(
+            f"{file}: `series` and `hub` are for built-in tasks only.",
+            hint="Put the rows into JSONL files and name them under `rows`.",
+        )
+    folder = file.resolve().parent
+    rows = {
+        split: tuple(str(folder / Path(path).expanduser()) for path in paths)
+        for split, paths in task.rows.items()
+    }
+    return task.model_copy(update={"rows": rows})
+
+
+def _checked(read: Callable[[], Document]) -> TaskDefinition:
+    try:
+        document = read()
+        return validate(TaskDefinition, mapping_of(document, "a task"), document.lines)
+    except ScenarioError as error:
+        raise DataError(
+            error.message, hint=f"{error.hint} docs/tasks.md says what a task file holds."
+        ) from None
+
+
+def definitions() -> dict[str, TaskDefinition]:
+    """Every built-in task by name, sorted."""
+    return {name: TASKS.get(name)() for name in BUILT_IN}
+
+
+def is_task_file(task: str) -> bool:
+    """Whether ``task`` is the path of a task file and not a task's name."""
+    return task.endswith((".yaml", ".yml"))
+
+
+def load_definition(task: str) -> TaskDefinition:
+    """The definition of a task.
 
     Args:
-        text: the YAML.
-        source: file name, for errors.
+        task: the name of a built-in or installed task, or the path of a task file.
 
     Raises:
-        DataError: not YAML, or not a definition; names ``source`` and the key.
+        DataError: there is none (the hint names the nearest), or the file is not a task.
     """
-    hint = "See agentwire/task/definitions/sst2.yaml for what a definition holds."
-    try:
-        return TaskDefinition.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise DataError(f"{source}{line}: not valid YAML.", hint=hint) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "definition"
-        raise DataError(f"{source}: {key}: {first['msg']}.", hint=hint) from error
-
-
-@cache
-def definitions() -> dict[str, TaskDefinition]:
-    """Every task that comes with the package, by name, sorted."""
-    folder = resources.files("agentwire.task") / "definitions"
-    found: dict[str, TaskDefinition] = {}
-    for file in sorted(folder.iterdir(), key=lambda item: item.name):
-        if file.name.endswith(".yaml"):
-            definition = parse_definition(file.read_text(encoding="utf-8"), file.name)
-            found[definition.name] = definition
-    return found
-
-
-def load_definition(name: str) -> TaskDefinition:
-    """The definition of this name.
-
-    Raises:
-        DataError: there is none; names the nearest ones.
-    """
-    known = definitions()
-    if name in known:
-        return known[name]
-    near = difflib.get_close_matches(name, known, n=2)
-    meant = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(known)}."
-    raise DataError(
-        f"The dataset {name!r} is not known.", hint=f"{meant} See `agentwire data list`."
-    )
+    if is_task_file(task):
+        return read_task(Path(task).expanduser())
+    if task not in TASKS:
+        raise DataError(
+            f"There is no task {task!r}.",
+            hint=f"{suggestion(task, TASKS.names(), 'Tasks')} To add one of your own, write "
+            "`task: {file: my_task.yaml}` (docs/tasks.md).",
+        )
+    return TASKS.get(task)()

@@ -1,7 +1,7 @@
-"""Rows of a classification dataset, read from JSON Lines with errors that name the line.
+"""Reads the rows of a classification dataset from JSON Lines; errors name the line.
 
-Format (UTF-8, one object a line): ``{"text": str, "label": int}``; ``label`` counts into the
-task's labels. Further keys are ignored.
+Format (UTF-8, one object a line): ``{"text": "...", "label": 0}``. A label is an index into the
+task's labels, or one of them. Other keys are ignored.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from agentwire.errors import DataError
+from agentwire.spec.registry import suggestion
 
 _WORDS = re.compile(r"\w+")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _HINT = 'Each line must be like {"text": "some text", "label": 0}.'
 
 
@@ -30,7 +32,7 @@ class Example(NamedTuple):
 def normalise(text: str) -> str:
     """The words of a text: NFKC, lower case, no punctuation, one space between them.
 
-    Two texts with the same result are the same sentence for splits and overlap checks.
+    Splits and overlap checks treat two texts with the same words as one sentence.
     """
     return " ".join(_WORDS.findall(unicodedata.normalize("NFKC", text).lower()))
 
@@ -44,17 +46,17 @@ def rows_sha256(rows: Iterable[Example]) -> str:
     return digest.hexdigest()
 
 
-def read_jsonl(file: Path, classes: int) -> tuple[Example, ...]:
+def read_jsonl(file: Path, classes: int, labels: Sequence[str] = ()) -> tuple[Example, ...]:
     """The rows of a JSON Lines file, in order; blank lines are skipped.
 
     Args:
-        file: the file.
-        classes: number of classes; labels are 0 .. classes - 1.
+        classes: number of classes.
+        labels: their names, where rows may say those instead of an index.
 
     Raises:
         DataError: it cannot be read, is empty, or holds a bad row (named as ``file:line``).
     """
-    rows = tuple(_example(where, value, classes) for where, value in _objects(file))
+    rows = tuple(_example(where, value, classes, labels) for where, value in _objects(file))
     if not rows:
         raise DataError(f"{file} holds no rows.", hint=_HINT)
     return rows
@@ -80,25 +82,39 @@ def _objects(file: Path) -> Iterator[tuple[str, object]]:
         ) from error
 
 
-def _example(where: str, value: object, classes: int) -> Example:
+def _example(where: str, value: object, classes: int, labels: Sequence[str]) -> Example:
     if not isinstance(value, dict):
         raise DataError(f"{where}: not a JSON object.", hint=_HINT)
-    return checked(where, value.get("text"), value.get("label"), classes)
+    return checked(where, value.get("text"), value.get("label"), classes, labels)
 
 
-def checked(where: str, text: object, label: object, classes: int) -> Example:
-    """A row from outside, as an ``Example``.
+def checked(
+    where: str, text: object, label: object, classes: int, labels: Sequence[str] = ()
+) -> Example:
+    """A row from outside as an ``Example``.
 
     Raises:
-        DataError: no text, or a label that is not an integer in range; names ``where``.
+        DataError: no text, or a label that the task does not have; names ``where``.
     """
     if not isinstance(text, str) or not text.strip():
         raise DataError(f"{where}: the row has no `text`.", hint=_HINT)
+    if not text.isascii() and _SURROGATE.search(text):
+        raise DataError(
+            f"{where}: `text` holds half of a surrogate pair, which is no character.",
+            hint="Write the file as UTF-8 from whole characters.",
+        )
+    if isinstance(label, str) and labels:
+        if label in labels:
+            return Example(text, labels.index(label))
+        raise DataError(
+            f"{where}: the label {label!r} is not one of the task's.",
+            hint=suggestion(label, labels, "Labels"),
+        )
     if isinstance(label, bool) or not isinstance(label, int):
         raise DataError(f"{where}: the row's `label` is not an integer.", hint=_HINT)
     if not 0 <= label < classes:
         raise DataError(
-            f"{where}: label {label} is out of range (this task has classes 0 to {classes - 1}).",
+            f"{where}: label {label} is out of range (the task has classes 0 to {classes - 1}).",
             hint="Check that the rows belong to this dataset.",
         )
     return Example(text, label)

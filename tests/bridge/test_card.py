@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from bridge_shapes import small_card
 
 from agentwire.bridge.card import CARD_FILE, MAX_CARD_BYTES, read_card, write_card
@@ -85,7 +85,7 @@ def test_a_bad_card_is_refused_and_says_where(
 ) -> None:
     raw = small_card().model_dump(mode="json")
     spoil(raw)
-    (tmp_path / CARD_FILE).write_text(yaml.safe_dump(raw))
+    (tmp_path / CARD_FILE).write_text(json.dumps(raw))
     assert where in refused(tmp_path)
 
 

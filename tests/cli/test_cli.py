@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 import agentwire
 from agentwire.bridge.card import BridgeCard, CardModel, CardTraining, write_card
@@ -55,7 +54,7 @@ class Shell:
         return lines[0], lines[1]
 
     def write(self, content: dict[str, Any] | str, name: str = "scenario.yaml") -> str:
-        text = content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False)
+        text = content if isinstance(content, str) else json.dumps(content, indent=1)
         (self.folder / name).write_text(text, encoding="utf-8")
         return name
 
@@ -311,7 +310,7 @@ def test_strict_refuses_to_substitute(shell: Shell) -> None:
         ([{"text": "fine", "label": 1}, {"label": 0}], "rows.jsonl:2: the row has no `text`"),
         ([{"text": "  ", "label": 1}], "rows.jsonl:1: the row has no `text`"),
         ([{"text": "fine", "label": 2}], "label 2 is out of range"),
-        ([{"text": "fine", "label": "good"}], "`label` is not an integer"),
+        ([{"text": "fine", "label": "good"}], "the label 'good' is not one of the task's"),
         (["{not json"], "rows.jsonl:1"),
         ([], "holds no rows"),
     ],
@@ -342,7 +341,7 @@ def test_training_on_a_machine_without_rows_says_where_to_put_them(
     """No model is fetched first (there is no index here), no run is begun, no sample trained on."""
     typed = command.format(SHIPPED.parent)
     error, step = shell.refused(*typed.split())
-    assert f"The split 'train' of {dataset} cannot be found" in error
+    assert f"The split 'train' of {dataset} was not found" in error
     assert "agentwire's own sample is too small to train on" in error
     assert f"Put {dataset}/train.jsonl into a folder and set AGENTWIRE_DATA" in step
     assert '{"text": "...", "label": 0}' in step and f"labels {labels}" in step

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import tiny
-import yaml
 
 pytestmark = pytest.mark.integration
 
@@ -62,7 +61,7 @@ def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def write(folder: Path, scenario: dict[str, Any]) -> str:
-    (folder / "scenario.yaml").write_text(yaml.safe_dump(scenario))
+    (folder / "scenario.yaml").write_text(json.dumps(scenario))
     return "scenario.yaml"
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import tiny
-import yaml
 
 from agentwire.bridge.card import read_card
 
@@ -65,7 +64,7 @@ def test_missing_bridges_are_named_then_trained_then_measured(
     tmp_path: Path, scenario: dict[str, Any]
 ) -> None:
     file = tmp_path / "sweep.yaml"
-    file.write_text(yaml.safe_dump(scenario))
+    file.write_text(json.dumps(scenario))
     refused = agentwire(tmp_path, "run", "sweep.yaml")
     assert refused.returncode == 2
     assert "2 of 2 cells have no bridge here" in refused.stderr
@@ -84,7 +83,7 @@ def test_missing_bridges_are_named_then_trained_then_measured(
 
     # A cell without its bridge is passed over where the scenario says so, and trained by `train`.
     scenario["matrix"] = {"soft_tokens": [4, 8], "missing": "skip"}
-    file.write_text(yaml.safe_dump(scenario))
+    file.write_text(json.dumps(scenario))
     skipped = agentwire(tmp_path, "run", "sweep.yaml", "--json")
     assert skipped.returncode == 0, skipped.stderr
     result = json.loads(skipped.stdout)
@@ -110,7 +109,7 @@ def test_a_bridge_that_several_tasks_name_is_trained_on_all_of_them(
         {"dataset": "subj", "path": "questions"},
     ]
     scenario["matrix"] = {"tasks": tasks}
-    (tmp_path / "both.yaml").write_text(yaml.safe_dump(scenario))
+    (tmp_path / "both.yaml").write_text(json.dumps(scenario))
     done = agentwire(tmp_path, "run", "both.yaml", "--train", "--json")
     assert done.returncode == 0, done.stderr
     assert "training one bridge for movie_snippets, subj" in done.stderr
@@ -133,7 +132,7 @@ def test_seeds_of_a_set_of_bridges_are_trained_and_measured(
     scenario["agents"]["eve"] = {**scenario["agents"]["ada"], "model": str(tiny_gemma)}
     scenario["wires"] = [{"from": ["ada", "eve"], "to": "bob", "soft_tokens": 4, "reads": "share"}]
     scenario["matrix"] = {"seeds": [0, 1]}
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(scenario))
+    (tmp_path / "sweep.yaml").write_text(json.dumps(scenario))
     trained = agentwire(tmp_path, "run", "sweep.yaml", "--train", "--json")
     assert trained.returncode == 0, trained.stderr
     assert "training 2 bridges: seed0, seed1" in trained.stderr

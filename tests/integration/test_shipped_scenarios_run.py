@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 import tiny
-import yaml
+
+from agentwire.spec.document import read_document, write_document
 
 pytestmark = pytest.mark.integration
 
@@ -30,10 +31,10 @@ ROWS = 4
 
 def with_fake_models(file: Path) -> dict[str, Any]:
     """The scenario; its agents name what they name, and a fake model may stand in."""
-    raw: dict[str, Any] = yaml.safe_load(file.read_text())
+    raw: dict[str, Any] = read_document(file).value
     for name, agent in raw["agents"].items():
         used = agent.pop("use", None)
-        own = yaml.safe_load((file.parent / used).resolve().read_text()) if used else dict(agent)
+        own = read_document(file.parent / used).value if used else dict(agent)
         layer = {"layer": own["layer"]} if "layer" in own else {}
         stand_in = {"model": f"fake-{name}", "backend": "fake", **layer}
         # A model of the registry would be fetched, and not stood in for.
@@ -53,7 +54,7 @@ def with_fake_models(file: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_it_runs_with_what_a_bare_machine_has(file: Path, tmp_path: Path) -> None:
     raw = with_fake_models(file)
-    (tmp_path / file.name).write_text(yaml.safe_dump(raw, sort_keys=False))
+    write_document(tmp_path / file.name, raw)
     # The snippets, which stand in for SST-2, would be downloaded.
     tiny.write_rows(tmp_path / "data" / "movie_snippets" / "test.jsonl", 12, seed=2)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "AGENTWIRE_OFFLINE": "1"}

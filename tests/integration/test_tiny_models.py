@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 import tiny
-import yaml
 
 pytestmark = pytest.mark.integration
 
@@ -93,7 +92,7 @@ def runs(
         },
     }
     for batch in (1, 16):
-        text = yaml.safe_dump({**scenario, "batch_size": batch})
+        text = json.dumps({**scenario, "batch_size": batch})
         (folder / f"batch{batch}.yaml").write_text(text)
     trained = agentwire(folder, "train", "batch16.yaml")
     results = {

@@ -157,6 +157,12 @@ def test_wire_to_an_unknown_agent(tmp_path: Path) -> None:
         ("a: *nothing\n", "undefined alias"),
         ("when: 2026-99-99\n", "not valid YAML"),
         ("name: \x00\n", "not valid YAML"),
+        (FAKE + 'limit: !!int ""\n', "scenario.yaml:7: not valid YAML: '' is not a valid int"),
+        (FAKE + "limit: !!bool maybe\n", "scenario.yaml:7: not valid YAML: 'maybe' is not a valid"),
+        (FAKE + 'description: "caf\\ud83d"\n', "scenario.yaml:7: the text holds half of a"),
+        (FAKE + "description: !new x\n", "the tag '!new' is not supported"),
+        (FAKE + "{1: 2, 3: 4}: x\n", "scenario.yaml:7: a key is a list or mapping"),
+        (FAKE + "1: 2\n'1': 3\n", "scenario.yaml:8: the key '1' is given twice"),
         ("!!python/object/apply:os.system [ls]\n", "not valid YAML"),
     ],
 )
@@ -173,6 +179,32 @@ def test_an_alias_bomb_is_refused_quickly(tmp_path: Path) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
     assert "too many" in error_of(tmp_path, "\n".join(lines)).message
+
+
+def test_a_merge_bomb_is_refused_before_it_is_expanded(tmp_path: Path) -> None:
+    bomb = "{k: v}"
+    for level in range(14):
+        bomb = f"{{<<: [&L{level} {bomb}, *L{level}]}}"
+    assert "too many nested" in error_of(tmp_path, f"name: bomb\nagents: {bomb}\n").message
+    assert "too many nested" in error_of(tmp_path, "[" * 5000).message
+
+
+def test_a_merged_mapping_with_an_override(tmp_path: Path) -> None:
+    text = (
+        "name: merged\nagents:\n  ada: &small\n    model: a\n    backend: fake\n"
+        "  bob:\n    <<: *small\n    model: b\nwires: [{from: ada, to: bob}]\n"
+    )
+    agents = load_scenario(write(tmp_path, text)).agents
+    assert (agents["ada"].model, agents["bob"].model) == ("a", "b")
+    assert agents["bob"].backend == "fake"
+    error = error_of(tmp_path, text.replace("backend: fake", "backend: fake\n    layr: 3"))
+    assert "scenario.yaml:6: unknown key 'agents.ada.layr'" in error.message
+
+
+def test_words_and_numbers_are_those_of_yaml_1_2(tmp_path: Path) -> None:
+    scenario = load_scenario(write(tmp_path, FAKE + "description: on\nlimit: 016\n"))
+    assert (scenario.description, scenario.limit) == ("on", 16)
+    assert load_scenario(write(tmp_path, FAKE + "description: 1:30\n")).description == "1:30"
 
 
 def test_a_recursive_alias_is_refused(tmp_path: Path) -> None:

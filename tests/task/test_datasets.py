@@ -76,7 +76,7 @@ def test_dataset_json_gives_licence_and_origin(tmp_path: Path, config: Config) -
 @pytest.mark.parametrize(
     ("card", "message"),
     [
-        ({"labels": ["positive", "negative"]}, "its labels are not those of sst2"),
+        ({"labels": ["positive", "negative"]}, "its labels differ from those of sst2"),
         ({"splits": {"train": {"sha256": "0" * 64}}}, "is not the file that dataset.json"),
         ({"splits": {"train": 3}}, "is not a dataset description"),
         ([], "is not a dataset description"),
@@ -116,7 +116,7 @@ def test_a_bad_row_is_named_by_file_and_line(
     with pytest.raises(DataError) as caught:
         load_rows("sst2", "test", path=file, config=config)
     assert caught.value.message.startswith(f"{file}:3: ")
-    assert message.replace(".classes", "(this task has classes") in caught.value.message
+    assert message.replace(".classes", "(the task has classes") in caught.value.message
     assert caught.value.hint
 
 
@@ -137,7 +137,7 @@ def test_line_separators_inside_a_text_do_not_split_it(tmp_path: Path, config: C
 def test_what_is_nowhere_says_what_was_tried(tmp_path: Path, config: Config) -> None:
     with pytest.raises(DataError) as caught:
         load_rows("trec", "test", config=config)
-    assert "switched off (offline)" in caught.value.message
+    assert "off (offline)" in caught.value.message
     assert "AGENTWIRE_DATA" in str(caught.value.hint)
     with pytest.raises(DataError, match="AGENTWIRE_DATA is not set"):
         load_rows("trec", "test", config=Config(home=tmp_path, offline=True))
@@ -201,7 +201,7 @@ def test_hub_classes_are_matched_by_name(hub: dict[str, Any], config: Config) ->
     dataset = load_rows("trec", "test", config=config)
     assert dataset.labels[dataset.rows[0].label] == "Numeric"
     hub["answer"] = Table({"text": ["How many?"], "coarse_label": [0]}, ["a", "b"])
-    with pytest.raises(DataError, match="its classes are not those of trec"):
+    with pytest.raises(DataError, match="its classes differ from those of trec"):
         load_rows("trec", "test", config=config)
 
 

@@ -25,6 +25,7 @@ from agentwire.spec.scenario import (
     TrainSpec,
     WireSpec,
 )
+from agentwire.task.definitions import load_definition
 
 MOST_CELLS = 1000
 """More than this is a mistake: a list of values too many."""
@@ -145,7 +146,7 @@ def _cell(
     if matrix.wires:
         axes["wire"] = wire.set_name
     if matrix.tasks and task is not None:
-        axes["task"] = task.dataset
+        axes["task"] = load_definition(task.dataset).name
     axes |= shown
     if matrix.seeds:
         axes["seed"] = seed

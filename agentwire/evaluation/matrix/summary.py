@@ -15,7 +15,7 @@ from agentwire.evaluation.methods import METHODS
 from agentwire.evaluation.predictions import FILE as PREDICTIONS
 from agentwire.evaluation.result import RunResult, SubstitutionRecord
 from agentwire.spec.scenario import TrainSpec
-from agentwire.task.definitions import load_definition
+from agentwire.task.definitions import definitions
 from agentwire.task.metrics import wilson_interval
 from agentwire.telemetry.journal import read_lines
 
@@ -142,7 +142,8 @@ def _series_rows(cells: Sequence[CellRecord], folder: Path) -> Iterator[SummaryR
     """Two rows for each method and combination that has every task of a series."""
     groups: dict[tuple[str, Combination], list[CellRecord]] = {}
     for cell in cells:
-        series = load_definition(cell.dataset.name).series if cell.dataset else None
+        task = definitions().get(cell.dataset.name) if cell.dataset else None
+        series = task.series if task else None  # tasks of users have none
         if series is not None and "task" in cell.axes:
             for method in cell.methods:
                 axes = {**_axes_of(method, cell.axes), "task": series}
