@@ -18,7 +18,7 @@ from typing import Any
 
 import zmq
 
-from agentwire.agent.process import nap_exactly
+from agentwire.agent.process import set_timer_slack
 
 HEADER, ROWS, SMALL = bytes(200), bytes(90), bytes(90)
 NEXT = {b"client": b"sender", b"sender": b"receiver", b"receiver": b"client"}
@@ -27,7 +27,7 @@ NAP_S = 20e-6
 
 def agent(address: str, name: bytes, pause_ms: float, body: bytes) -> None:
     """Answers each message after a pause; ends with an empty one."""
-    nap_exactly()
+    set_timer_slack()
     context: Any = zmq.Context()
     socket = context.socket(zmq.DEALER)
     socket.setsockopt(zmq.IDENTITY, name)

@@ -55,7 +55,7 @@ def remote_of(way: str, what: Deployment, stack: AsyncExitStack, address: str) -
 
         launcher = RayLauncher(address)
         stack.callback(launcher.close)
-        return launcher.remote(what.agents)
+        return launcher.place(what.agents)
     return None
 
 

@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from chaos.rig import PLENTY, TIMING, Setup, wiring_of
 from fakes import TASK
 
-from agentwire.agent.launching.events import AgentLimits
+from agentwire.agent.launching.limits import AgentLimits
 from agentwire.errors import NackCode, RequestError
 from agentwire.evaluation.summary import hardware, versions
 from agentwire.model.fake import answer

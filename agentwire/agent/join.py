@@ -1,4 +1,4 @@
-"""An agent of this machine that joins the bus of a run on another machine, again and again."""
+"""Connects an agent of this machine to a bus on another machine, and reconnects it."""
 
 from __future__ import annotations
 
@@ -17,56 +17,55 @@ from agentwire.spec.agent import AgentSpec, BusAddress
 from agentwire.wire.session import UNKNOWN_RUN
 
 log = logging.getLogger(__name__)
-PAUSE_S: Final = 0.2
-"""Wait before an agent joins again; it doubles with each failed attempt, up to LONGEST_PAUSE_S."""
+FIRST_PAUSE_S: Final = 0.2
+"""Wait before reconnecting; it doubles with each failure, up to ``LONGEST_PAUSE_S``."""
 LONGEST_PAUSE_S: Final = 5.0
 
 
 def new_epoch() -> int:
-    """Higher than every one before it, also of processes that are gone: milliseconds since 1970."""
+    """An epoch above those of all earlier processes: milliseconds since 1970."""
     return time.time_ns() // 1_000_000
 
 
 def join(
-    spec: AgentSpec, endpoint: str, keys: PeerKeys, *, on_news: Callable[[str], None]
+    spec: AgentSpec, endpoint: str, keys: PeerKeys, *, on_event: Callable[[str], None]
 ) -> ExitCode:
-    """Is an agent of the bus at ``endpoint``, again and again, until told to leave (SIGTERM).
+    """Loads the agent and serves the bus at ``endpoint`` until SIGTERM, reconnecting as needed.
 
     Args:
-        spec: what it runs.
         endpoint: ``tcp://host:port`` of the bus.
-        keys: its own pair, and the public key of the bus.
-        on_news: told in words what happens.
+        keys: the agent's own pair, and the public key of the bus.
+        on_event: called with a line for the user when something happens.
 
     Raises:
-        InputError: the model cannot be loaded, or the bus turns this agent away.
+        InputError: the model cannot be loaded, or the bus refuses this agent.
     """
     loaded = load(spec, lambda stage, fraction: log.info("%s %.0f %%", stage, 100 * fraction))
-    on_news(f"{spec.name} is loaded; joining {endpoint}")
-    pause, told = PAUSE_S, threading.Event()
+    on_event(f"{spec.name} is loaded; connecting to {endpoint}")
+    pause, stop_requested = FIRST_PAUSE_S, threading.Event()
     while True:
         address = BusAddress(endpoint=endpoint, run=UNKNOWN_RUN.hex(), epoch=new_epoch(), token="")
         inbox = Inbox()
         peer = connect(spec.name, address, inbox, ZmqTransport(keys=keys))
         started = time.monotonic()
-        service = Service(spec, peer, inbox, told=told)
+        service = Service(spec, peer, inbox, stop_requested=stop_requested)
         try:
             code, reason = service.run(loaded), service.lost
         except BusClosed as error:
             code, reason = ExitCode.BUS_LOST, error.message
         finally:
-            peer.close("the agent ends", timeout=1.0)
+            peer.close("the agent exits", timeout=1.0)
         if code != ExitCode.BUS_LOST:
-            on_news(f"{spec.name} leaves")
+            on_event(f"{spec.name} exits")
             return code
         if "refused (" in reason:
             raise InputError(
-                f"The bus turns {spec.name} away: {reason}.",
-                hint="Look at `agentwire keys list` there, and at the run's --remote.",
+                f"The bus refuses the agent {spec.name}: {reason}.",
+                hint="Check `agentwire keys list` there, and the run's --remote.",
             )
-        on_news(f"the bus is lost ({reason}); joining again")
-        if told.wait(pause):
-            on_news(f"{spec.name} leaves")
+        on_event(f"connection to the bus lost ({reason}); reconnecting")
+        if stop_requested.wait(pause):
+            on_event(f"{spec.name} exits")
             return ExitCode.DONE
         lasted = time.monotonic() - started > LONGEST_PAUSE_S
-        pause = PAUSE_S if lasted else min(LONGEST_PAUSE_S, 2 * pause)
+        pause = FIRST_PAUSE_S if lasted else min(LONGEST_PAUSE_S, 2 * pause)

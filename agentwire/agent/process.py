@@ -1,8 +1,8 @@
-"""An agent's process: ``python -m agentwire.agent.process``, started by the supervisor.
+"""The process of an agent: ``python -m agentwire.agent.process``, started by the supervisor.
 
-The first line of stdin is its ``AgentBootstrap``. After that line, the end of stdin means that the
-parent process is gone, and this process exits. Nothing heavy is imported before the number of
-threads is set, because numerical libraries read it when they load.
+The first line of stdin is the ``AgentBootstrap``. Later, the end of stdin means that the parent is
+gone, and this process exits. Nothing heavy is imported before the number of threads is set, because
+numerical libraries read it when they load.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from agentwire.agent.launching.failure import ExitCode, describe
+from agentwire.agent.launching.failure import ExitCode, encode_error
 from agentwire.errors import InputError
-from agentwire.spec.agent import AgentBootstrap, GuestKeys
+from agentwire.spec.agent import AgentBootstrap, CurveKeys
 from agentwire.telemetry.logs import log_json
 
-MAX_BIRTH_BYTES: Final = 1024 * 1024
+MAX_BOOTSTRAP_BYTES: Final = 1024 * 1024
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_TIMERSLACK: Final = 29
 TIMER_SLACK_NS: Final = 1000
@@ -38,17 +38,17 @@ THREAD_VARIABLES: Final = (
 
 
 def main() -> int:
-    """Reads the birth, guards against orphanhood, and lives until told to leave."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the runner to decide
+    """Reads the bootstrap and runs the agent; returns the exit code."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the runner to handle
     _die_with_parent()
-    nap_exactly()
-    bootstrap = _read_birth()
+    set_timer_slack()
+    bootstrap = _read_bootstrap()
     if bootstrap is None:
         return ExitCode.ERROR
     log_json(agent=bootstrap.agent.name, epoch=bootstrap.bus.epoch)
     threading.Thread(target=_watch_stdin, name="parent-guard", daemon=True).start()
     _set_threads(bootstrap.agent.threads)
-    # The compute loop must not keep the IO thread waiting for the interpreter for 5 ms a turn.
+    # By default the IO thread could wait 5 ms for the compute loop to yield the interpreter.
     sys.setswitchinterval(SWITCH_S)
     from agentwire.agent.service import serve
 
@@ -57,33 +57,33 @@ def main() -> int:
             return _join(bootstrap, bootstrap.keys)
         return serve(bootstrap)
     except Exception:
-        logging.getLogger(__name__).exception("the agent ends by a bug")
+        logging.getLogger(__name__).exception("internal error; the agent exits")
         return ExitCode.ERROR
 
 
-def _join(bootstrap: AgentBootstrap, keys: GuestKeys) -> int:
-    """Is an agent of a bus elsewhere; what the user can mend is said on stdout."""
+def _join(bootstrap: AgentBootstrap, keys: CurveKeys) -> int:
+    """Joins a bus on another machine. An input error goes to stdout."""
     from agentwire.agent.join import join
     from agentwire.bus.access import PeerKeys
 
     own = PeerKeys(keys.public, keys.secret, keys.server)
-    news = logging.getLogger("agentwire").info
+    report = logging.getLogger("agentwire").info
     try:
-        return join(bootstrap.agent, bootstrap.bus.endpoint, own, on_news=news)
+        return join(bootstrap.agent, bootstrap.bus.endpoint, own, on_event=report)
     except InputError as error:
-        print(describe(error), flush=True)
+        print(encode_error(error), flush=True)
         return ExitCode.INPUT
 
 
-def _read_birth() -> AgentBootstrap | None:
-    line = sys.stdin.buffer.readline(MAX_BIRTH_BYTES)
+def _read_bootstrap() -> AgentBootstrap | None:
+    line = sys.stdin.buffer.readline(MAX_BOOTSTRAP_BYTES)
     try:
         return AgentBootstrap.model_validate_json(line)
     except ValidationError as error:
         places = ", ".join(".".join(map(str, e["loc"])) for e in error.errors(include_input=False))
         print(
-            f"agentwire: not a birth on stdin ({places or 'empty'}). This module is started by "
-            "agentwire itself; type `agentwire run <scenario>`.",
+            f"agentwire: no valid bootstrap on stdin ({places or 'empty'}). agentwire starts this "
+            "module itself; type `agentwire run <scenario>`.",
             file=sys.stderr,
         )
         return None
@@ -103,8 +103,8 @@ def _die_with_parent() -> None:
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def nap_exactly() -> None:
-    """Naps of microseconds (``Endpoint.attend``) take no longer on Linux than they should."""
+def set_timer_slack() -> None:
+    """Makes sleeps of microseconds accurate on Linux, for ``Endpoint.attend``."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, TIMER_SLACK_NS, 0, 0, 0)

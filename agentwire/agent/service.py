@@ -1,8 +1,8 @@
-"""What an agent process does between birth and exit: connect, load, work, leave.
+"""The main loop of an agent process: connect, load the model, serve requests, shut down.
 
-The main thread computes, and listens to the bus itself while it has nothing else to do: to be woken
-by another thread for each message would cost more than reading it. The endpoint's IO thread listens
-while a batch is computed in this thread. What arrives goes through an inbox either way.
+The main thread computes. While it is idle it also reads the socket, because being woken by another
+thread for each message would cost more than reading it. While it computes a batch, the endpoint's
+IO thread reads the socket. Either way messages go through an inbox.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Final, TypeAlias
 
 from agentwire.agent.cpu_sharing import CpuSharing, open_cpu_sharing
-from agentwire.agent.launching.failure import ExitCode, describe
+from agentwire.agent.launching.failure import ExitCode, encode_error
 from agentwire.agent.warmup import EVERY_S, Warmup
 from agentwire.agent.worker import Worker
 from agentwire.bus.endpoint import Endpoint
@@ -29,7 +29,7 @@ from agentwire.bus.transport import Transport
 from agentwire.bus.zmq import ipc_path
 from agentwire.errors import BridgeError, BusClosed, InputError, LocalProtocolError
 from agentwire.model.backend import Backend, Pipelined, ReportProgress, SharesCpu
-from agentwire.spec.agent import AgentBootstrap, AgentSpec, BusAddress, rehearses
+from agentwire.spec.agent import AgentBootstrap, AgentSpec, BusAddress, warms_up
 from agentwire.spec.backends import BACKENDS
 from agentwire.telemetry.counts import BatchSizes, write_counts
 from agentwire.wire.codec import encode
@@ -38,45 +38,45 @@ from agentwire.wire.messages import Progress as ProgressMessage
 
 log = logging.getLogger(__name__)
 
-INBOX: Final = 8192
-"""More than credit lets in by far: an inbox that is full means that the bus broke its promise."""
+MAX_INBOX: Final = 8192
+"""Far more messages than the agent grants credit for, so a full inbox is a protocol error."""
 DRAIN_S: Final = 5.0
 PROGRESS_EVERY_S: Final = 0.1
 LONGEST_WAIT_S: Final = 60.0
-SOON_S: Final = 0.0002
-"""So long before and after its expected end, a batch is looked at without naps."""
-PLAY_S: Final = 0.0006
-"""No rehearsal begins so shortly before, nor while a batch is late."""
+BUSY_POLL_S: Final = 0.0002
+"""Busy-poll within this window of a batch's expected completion."""
+WARMUP_MARGIN_S: Final = 0.0006
+"""No warm-up replay starts this shortly before the expected completion, nor after it."""
 
 
-class Leave:
-    """Told to leave (SIGTERM)."""
+class Shutdown:
+    """SIGTERM was received."""
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
-    """The bus is lost."""
+class BusLost:
+    """The connection to the bus is lost."""
 
     reason: str
 
 
-Arrival: TypeAlias = Message | Leave | Lost
+InboxItem: TypeAlias = Message | Shutdown | BusLost
 
 
 class Inbox:
-    """What arrives, for the main thread. ``put`` is safe in a signal handler (SimpleQueue is)."""
+    """Messages and events for the main thread. ``put`` is safe in a signal handler."""
 
     def __init__(self) -> None:
-        self._queue: SimpleQueue[tuple[Arrival, float]] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[InboxItem, float]] = SimpleQueue()
 
-    def put(self, message: Arrival, arrival: float) -> None:
-        if self._queue.qsize() < INBOX:
-            self._queue.put((message, arrival))
-        elif self._queue.qsize() == INBOX:
-            self._queue.put((Lost("the bus sends more than was granted"), arrival))
+    def put(self, item: InboxItem, arrival: float) -> None:
+        if self._queue.qsize() < MAX_INBOX:
+            self._queue.put((item, arrival))
+        elif self._queue.qsize() == MAX_INBOX:
+            self._queue.put((BusLost("the bus sends more than was granted"), arrival))
 
-    def get(self) -> tuple[Arrival, float] | None:
-        """The next arrival; None if there is none now."""
+    def get(self) -> tuple[InboxItem, float] | None:
+        """The next item, or None."""
         try:
             return self._queue.get_nowait()
         except Empty:
@@ -87,7 +87,7 @@ class Inbox:
 
 
 def serve(bootstrap: AgentBootstrap) -> ExitCode:
-    """Runs the agent until it is told to leave or the bus is lost."""
+    """Runs the agent until SIGTERM or until the connection to the bus is lost."""
     inbox = Inbox()
     endpoint = connect(bootstrap.agent.name, bootstrap.bus, inbox)
     service = Service(bootstrap.agent, endpoint, inbox, cpu_sharing_of(bootstrap))
@@ -95,13 +95,13 @@ def serve(bootstrap: AgentBootstrap) -> ExitCode:
         return service.run()
     except InputError as error:
         log.error("%s", error)
-        endpoint.close(describe(error), timeout=2.0)
+        endpoint.close(encode_error(error), timeout=2.0)
         return ExitCode.INPUT
     except BusClosed as error:
-        log.error("the bus is lost: %s", error)
+        log.error("connection to the bus lost: %s", error)
         return ExitCode.BUS_LOST
     finally:
-        endpoint.close("the agent ends", timeout=1.0)
+        endpoint.close("the agent exits", timeout=1.0)
         if bootstrap.telemetry is not None:
             write_counts(Path(bootstrap.telemetry), service.batch_sizes)
 
@@ -110,7 +110,7 @@ class Service:
     """One incarnation of an agent.
 
     Args:
-        told: set once the process was told to leave, during this incarnation or before it.
+        stop_requested: set by SIGTERM, in this incarnation or an earlier one.
     """
 
     def __init__(
@@ -119,40 +119,40 @@ class Service:
         endpoint: Endpoint,
         inbox: Inbox,
         cpu_sharing: CpuSharing | None = None,
-        told: threading.Event | None = None,
+        stop_requested: threading.Event | None = None,
     ) -> None:
         self._spec = spec
         self._endpoint = endpoint
         self._inbox = inbox
         self._cpu_sharing = cpu_sharing
-        self._told = told or threading.Event()
-        self._leave_at = math.inf
-        self._lost: Lost | None = None
-        self._rehearsal: Warmup | None = None
+        self._stop_requested = stop_requested or threading.Event()
+        self._drain_until = math.inf
+        self._lost: BusLost | None = None
+        self._warmup: Warmup | None = None
 
     @property
     def batch_sizes(self) -> BatchSizes:
-        """Batches so far: kind -> rows -> how many."""
-        worker: Worker | None = getattr(self, "_worker", None)  # none before the model is loaded
+        """Number of batches by kind and rows; empty before the model is loaded."""
+        worker: Worker | None = getattr(self, "_worker", None)
         return {} if worker is None else worker.batch_sizes
 
     @property
     def lost(self) -> str:
-        """Why the bus was lost; "" if it was not."""
+        """Why the connection to the bus was lost; "" if it was not."""
         return "" if self._lost is None else self._lost.reason
 
     def run(self, loaded: Loaded | None = None) -> ExitCode:
-        """Loads the model (unless it is there), says that it is ready, and works.
+        """Loads the model (unless ``loaded``), reports ready, and serves requests.
 
         Raises:
             InputError: the model or a bridge cannot be loaded.
-            BusClosed: the bus is lost.
+            BusClosed: the connection to the bus is lost.
         """
         backend, bridges = loaded or load(self._spec, self._report(), self._cpu_sharing)
-        # Only now: until here there is nothing to finish, and SIGTERM may end the process at once.
+        # Until here SIGTERM ends the process at once, because there is nothing to finish.
         signal.signal(signal.SIGTERM, self._on_sigterm)
-        if self._told.is_set():
-            self._inbox.put(Leave(), time.monotonic())
+        if self._stop_requested.is_set():
+            self._inbox.put(Shutdown(), time.monotonic())
         self._endpoint.announce(Hello(self._spec.name, Role.AGENT, model=backend.identity))
         self._worker = Worker(
             self._spec,
@@ -162,91 +162,85 @@ class Service:
             time.monotonic,
             poll=self._poll,
             on_busy=self._busy,
-            on_leave=self._endpoint.leave,
+            on_long_batch=self._endpoint.leave,
         )
         self._worker.start()
-        if rehearses(self._spec):
+        if warms_up(self._spec):
             agreements = self._worker.agreements
-            self._rehearsal = Warmup(self._spec, backend, bridges, agreements, time.monotonic)
+            self._warmup = Warmup(self._spec, backend, bridges, agreements, time.monotonic)
         log.info("ready: %s", backend.identity)
         try:
-            return self._work()
+            return self._loop()
         finally:
             if isinstance(backend, Pipelined):
                 log.info("batches: %s", backend.summary())
 
     def _on_sigterm(self, signum: int, frame: FrameType | None) -> None:
-        self._told.set()
-        self._inbox.put(Leave(), time.monotonic())
+        self._stop_requested.set()
+        self._inbox.put(Shutdown(), time.monotonic())
         self._endpoint.nudge()
 
-    def _work(self) -> ExitCode:
+    def _loop(self) -> ExitCode:
         worker = self._worker
         while True:
             now = time.monotonic()
             if self._lost is not None:
-                log.error("the bus is lost: %s", self._lost.reason)
+                log.error("connection to the bus lost: %s", self._lost.reason)
                 return ExitCode.BUS_LOST
-            if now >= self._leave_at or (worker.closing and worker.idle):
+            if now >= self._drain_until or (worker.closing and worker.idle):
                 return ExitCode.DONE
-            wait = min(worker.next_event(), self._leave_at) - now
+            wait = min(worker.next_event(), self._drain_until) - now
             if not self._inbox and wait > 0:
                 self._wait(min(wait, LONGEST_WAIT_S), worker.is_done if worker.computing else None)
-                self._take_all()
+                self._handle_inbox()
             else:
                 self._poll()
             worker.run_once()
 
     def _wait(self, seconds: float, done: Callable[[], bool] | None) -> None:
-        """Listens until something has arrived, is ``done``, or so long; rehearses meanwhile."""
+        """Reads the socket until a message arrives or the batch is ``done``; warms up meanwhile."""
         now = time.monotonic()
         if done is not None:
             left = self._worker.expected_end() - now
-            if abs(left) <= SOON_S:
-                self._look(done, now + left + SOON_S)
+            if abs(left) <= BUSY_POLL_S:
+                self._busy_poll(done, now + left + BUSY_POLL_S)
                 return
             if left > 0:
-                seconds = min(seconds, left - SOON_S)
-        rehearsal = self._rehearsal
-        if rehearsal is not None:
-            pause = rehearsal.wait_s(now)
+                seconds = min(seconds, left - BUSY_POLL_S)
+        warmup = self._warmup
+        if warmup is not None:
+            pause = warmup.wait_s(now)
             if pause <= 0.0:
-                if done is None or left > PLAY_S:
-                    rehearsal.step(now)
+                if done is None or left > WARMUP_MARGIN_S:
+                    warmup.replay(now)
                 pause = EVERY_S
-            if pause < seconds:  # which is shorter than the transport can wait
+            if pause < seconds:  # shorter than the transport can wait, so it has to poll
                 seconds, done = pause, done or _never
         self._endpoint.attend(seconds, done)
 
-    def _look(self, done: Callable[[], bool], end: float) -> None:
-        """Waits for what should be done now: a nap would take longer."""
+    def _busy_poll(self, done: Callable[[], bool], end: float) -> None:
+        """Spins until the batch is done: a sleep would take longer."""
         while not done() and time.monotonic() < end:
             pass
         self._endpoint.attend(0.0, done)
 
     def _poll(self) -> None:
-        """Takes in what has arrived by now."""
+        """Handles what has arrived by now."""
         self._endpoint.attend(0.0, lambda: True)
-        self._take_all()
+        self._handle_inbox()
 
-    def _take_all(self) -> None:
-        while self._take(self._inbox.get()):
-            pass
-
-    def _take(self, arrived: tuple[Arrival, float] | None) -> bool:
-        if arrived is None:
-            return False
-        message, arrival = arrived
-        if isinstance(message, Lost):
-            self._lost = message
-        elif isinstance(message, Leave):
-            self._worker.closing = True
-            self._leave_at = min(self._leave_at, arrival + DRAIN_S)
-        else:
-            self._worker.handle(message, arrival)
-            if self._rehearsal is not None:
-                self._rehearsal.note(message, arrival)
-        return True
+    def _handle_inbox(self) -> None:
+        while (item := self._inbox.get()) is not None:
+            message, arrival = item
+            if isinstance(message, BusLost):
+                self._lost = message
+            elif isinstance(message, Shutdown):
+                self._worker.closing = True
+                self._drain_until = min(self._drain_until, arrival + DRAIN_S)
+            else:
+                self._worker.handle(message, arrival)
+                if self._warmup is not None:
+                    self._warmup.observe(message, arrival)
 
     def _busy(self, since: float | None) -> None:
         self._endpoint.busy_since = since
@@ -283,19 +277,19 @@ Loaded: TypeAlias = tuple[Backend, dict[str, BridgeIdentity | None]]
 def load(
     spec: AgentSpec, progress: ReportProgress, cpu_sharing: CpuSharing | None = None
 ) -> Loaded:
-    """The agent's model, and its bridges by wire.
+    """Loads the agent's model, and its bridges by wire.
 
     Raises:
-        InputError: they cannot be had.
+        InputError: one of them cannot be loaded.
     """
     if cpu_sharing is not None:
-        cpu_sharing.begin()  # it needs its threads for loading, too
+        cpu_sharing.begin()  # loading uses the threads too
     backend = load_backend(spec, progress)
     bridges = add_bridges(spec, backend)
     if cpu_sharing is not None and isinstance(backend, SharesCpu):
         backend.set_thread_source(cpu_sharing.threads)
     prepare(spec, backend)
-    # A collection that walks through a whole model library would stop a batch for 0.1 s.
+    # A collection that visits every object of a model library would delay a batch by 0.1 s.
     gc.collect()
     gc.freeze()
     if cpu_sharing is not None:
@@ -306,12 +300,12 @@ def load(
 def connect(
     name: str, address: BusAddress, inbox: Inbox, transport: Transport | None = None
 ) -> Endpoint:
-    """An endpoint that has said Hello as this agent, and whose messages go into ``inbox``."""
+    """A started endpoint of this agent that puts messages into ``inbox``."""
     endpoint = Endpoint(
         address,
         Hello(name, Role.AGENT),
         on_message=inbox.put,
-        on_lost=lambda reason: inbox.put(Lost(reason), time.monotonic()),
+        on_lost=lambda reason: inbox.put(BusLost(reason), time.monotonic()),
         transport=transport,
     )
     endpoint.start()
@@ -319,7 +313,7 @@ def connect(
 
 
 def load_backend(spec: AgentSpec, progress: ReportProgress) -> Backend:
-    """The agent's model, loaded by its backend.
+    """Loads the agent's model with its backend.
 
     Raises:
         InputError: it cannot be loaded.
@@ -333,21 +327,21 @@ def _never() -> bool:
 
 
 def prepare(spec: AgentSpec, backend: Backend) -> None:
-    """Prepares the task that the agent will be asked first, while its user still waits."""
+    """Prepares the scenario's task before the agent reports that it is ready."""
     if spec.task is None:
         return
     try:
         backend.prepare(spec.task)
     except InputError as error:
-        # A sender may relay for a task that it could not answer itself: told when asked.
-        log.info("not prepared: %s", error)
+        # A sender may relay texts for a task that it cannot answer. A request for it gets a Nack.
+        log.info("task not prepared: %s", error)
 
 
 def add_bridges(spec: AgentSpec, backend: Backend) -> dict[str, BridgeIdentity | None]:
-    """Wire -> loaded bridge (None where there is none).
+    """Loads the bridges: wire -> bridge, or None for a wire without one.
 
     Raises:
-        BridgeError: one is corrupt, or made for something else.
+        BridgeError: one is corrupt, or made for another model.
     """
     bridges: dict[str, BridgeIdentity | None] = {}
     loaded: dict[str, BridgeIdentity] = {}  # a bridge may serve several wires
@@ -362,11 +356,11 @@ def add_bridges(spec: AgentSpec, backend: Backend) -> dict[str, BridgeIdentity |
 
 
 def _check_offer(offer: Offer) -> None:
-    """Refuses a card that says what the wire cannot carry, while there is a user to tell."""
+    """Refuses a card that does not fit a message while the user still waits for the start."""
     try:
         encode(offer, Envelope(bytes(16), 0, 0))
     except LocalProtocolError as error:
         raise BridgeError(
-            f"The card of the bridge {offer.bridge.name} cannot be offered: {error.message}",
+            f"The card of the bridge {offer.bridge.name} does not fit a message: {error.message}",
             hint="Train it again with `agentwire train`, or restore the folder.",
         ) from None

@@ -108,8 +108,8 @@ class Worker:
             sending its replies, so that a cancellation is seen in time.
         on_busy: told when a batch starts (monotonic seconds) and when it is done (None); of
             several under way, about the oldest.
-        on_leave: told before a batch is computed in the caller's thread, unless the last one of its
-            kind and size was brief.
+        on_long_batch: called before a batch is computed in the caller's thread, unless the last
+            batch of its kind and size was short.
         agreements: those of another worker, which changes them; default: its own.
         reply_bytes: of the replies that are kept in case their requests come again.
 
@@ -127,7 +127,7 @@ class Worker:
         *,
         poll: Callable[[], None] = lambda: None,
         on_busy: Callable[[float | None], None] = lambda since: None,
-        on_leave: Callable[[], None] = lambda: None,
+        on_long_batch: Callable[[], None] = lambda: None,
         agreements: Agreements | None = None,
         reply_bytes: int = REPLY_BYTES,
     ) -> None:
@@ -137,7 +137,7 @@ class Worker:
         self._clock = clock
         self._poll = poll
         self._on_busy = on_busy
-        self._on_leave = on_leave
+        self._on_long_batch = on_long_batch
         self._running: deque[_Running] = deque()
         self._took: dict[tuple[Kind, int], float] = {}  # seconds of the last batch of its kind
         self._kept = KeptPayloads()
@@ -365,7 +365,7 @@ class Worker:
         """Computes a batch in this thread, which hears nothing meanwhile."""
         alike = _alike(batch)
         if self._took.get(alike, math.inf) >= BRIEF_S:
-            self._on_leave()
+            self._on_long_batch()
         start = self._clock()
         try:
             return self._compute.run(batch, task, None)

@@ -38,7 +38,7 @@ def agent(
     pair = read_pair(key)
     keys = PeerKeys(pair.public, pair.secret, read_public(server)[1])
     spec = spec_of(scenario, name, device)
-    code = join(spec, connect, keys, on_news=lambda news: typer.echo(news, err=True))
+    code = join(spec, connect, keys, on_event=lambda line: typer.echo(line, err=True))
     raise typer.Exit(int(code))
 
 

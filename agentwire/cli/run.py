@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agentwire.errors import ScenarioError
+from agentwire.spec.launchers import LAUNCHERS
 
 if TYPE_CHECKING:
     from agentwire.agent.launching.placement import Remote
@@ -186,9 +187,10 @@ def launched_by(scenario: Scenario, launcher: str | None, address: str | None) -
     """
     changes = {"launcher": launcher, "address": address}
     given = {name: value for name, value in changes.items() if value is not None}
-    if launcher not in (None, "local", "ray"):
+    if launcher is not None and launcher not in LAUNCHERS:
         raise ScenarioError(
-            f"There is no launcher {launcher!r}.", hint="Give --launcher local or --launcher ray."
+            f"There is no launcher {launcher!r}.",
+            hint=f"Use --launcher {' or --launcher '.join(LAUNCHERS.names())}.",
         )
     changed = scenario.model_copy(update=given)
     if address is not None and changed.launcher != "ray":

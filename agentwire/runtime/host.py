@@ -19,11 +19,11 @@ from agentwire.agent.launching.events import (
     AgentDied,
     AgentDown,
     AgentEvent,
-    AgentLimits,
     AgentLoading,
     AgentReady,
     AgentStarted,
 )
+from agentwire.agent.launching.limits import AgentLimits
 from agentwire.agent.launching.placement import Remote
 from agentwire.agent.supervisor import Supervisor
 from agentwire.bus.broker import Broker

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-from agentwire.agent.launching.events import AgentLimits
-from agentwire.agent.launching.placement import Remote
+from agentwire.agent.launching.limits import AgentLimits
+from agentwire.agent.launching.placement import Cluster, Remote
 from agentwire.errors import AgentwireError
 from agentwire.runtime.client import Client
 from agentwire.runtime.deployment import Deployment
@@ -19,10 +19,8 @@ from agentwire.runtime.pending import EventLog
 from agentwire.runtime.reply import AgentInfo, ProgressEvent
 from agentwire.scenario.fetch import fetch
 from agentwire.scenario.resolve import Resolved
+from agentwire.spec.launchers import LAUNCHERS
 from agentwire.wire.states import Timing
-
-if TYPE_CHECKING:
-    from agentwire.agent.launching.ray import RayLauncher
 
 
 class Running:
@@ -66,7 +64,7 @@ class Running:
         self._admission = admission
         self._remote = remote
         self._record = record
-        self._launcher: RayLauncher | None = None
+        self._cluster: Cluster | None = None
         self._host: Host | None = None
 
     async def __aenter__(self) -> Self:
@@ -119,19 +117,18 @@ class Running:
         """
         if self._host is not None:
             await self._host.aclose(drain_s)
-        if self._launcher is not None:
-            await asyncio.to_thread(self._launcher.close)
-            self._launcher = None
+        if self._cluster is not None:
+            await asyncio.to_thread(self._cluster.close)
+            self._cluster = None
 
     async def _launch(self) -> None:
-        """Joins the cluster that the scenario names, if it names one."""
+        """Lets the scenario's launcher place the agents, unless the caller has placed them."""
         scenario = self._resolved.scenario if self._resolved is not None else None
-        if scenario is None or scenario.launcher != "ray" or self._remote is not None:
+        if scenario is None or self._remote is not None:
             return
-        from agentwire.agent.launching.ray import RayLauncher
-
-        launcher = await asyncio.to_thread(RayLauncher, scenario.address)
-        self._launcher, self._remote = launcher, launcher.remote(self._deployment.processes)
+        launcher = LAUNCHERS.get(scenario.launcher)
+        cluster: Cluster = await asyncio.to_thread(launcher, scenario.address)
+        self._cluster, self._remote = cluster, cluster.place(self._deployment.processes)
 
     async def _fetch(self, resolved: Resolved) -> Deployment:
         loop = asyncio.get_running_loop()

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from agentwire.agent.launching.events import AgentLimits
+from agentwire.agent.launching.limits import AgentLimits
 from agentwire.runtime.call_options import (
     KEEP,
     CallOptions,

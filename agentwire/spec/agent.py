@@ -139,8 +139,8 @@ class AgentSpec(BaseModel):
     place: Placement = Field(default_factory=Placement)
 
 
-class GuestKeys(BaseModel):
-    """CURVE keys (Z85) of an agent that joins the bus of another machine."""
+class CurveKeys(BaseModel):
+    """CURVE keys (Z85) of an agent that connects to a bus on another machine."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -167,7 +167,7 @@ class AgentBootstrap(BaseModel):
 
     agent: AgentSpec
     bus: BusAddress
-    keys: GuestKeys | None = Field(
+    keys: CurveKeys | None = Field(
         default=None, description="joins a bus on another machine; None: its parent's own bus"
     )
     telemetry: str | None = Field(
@@ -175,6 +175,6 @@ class AgentBootstrap(BaseModel):
     )
 
 
-def rehearses(spec: AgentSpec) -> bool:
-    """Whether the agent rehearses while it waits: where it has a core to spare, as on a GPU."""
+def warms_up(spec: AgentSpec) -> bool:
+    """Whether the agent replays messages to stay warm while it waits; by default on a GPU."""
     return spec.device.startswith("cuda") if spec.rehearse is None else spec.rehearse

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
 from agentwire.spec.agent import GraphSpec, Placement
 from agentwire.spec.backends import BackendName
+from agentwire.spec.launchers import LauncherName
 from agentwire.spec.routes import processes_of
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
@@ -403,15 +404,16 @@ class Scenario(Strict):
     """One experiment: agents, wires, and (optionally) a task to run through them.
 
     Attributes:
-        launcher: ``local``: every agent is a process of this machine. ``ray``: agents are placed on
-            a Ray cluster (docs/scaling.md).
-        address: of the Ray cluster; ``auto``: the one that this machine is in; ``local``: a fresh
-            one on this machine.
+        launcher: ``local``: every agent is a process on this machine. ``ray``: agents are placed on
+            a Ray cluster (docs/scaling.md). Others come from the ``agentwire.launchers`` entry
+            points of installed packages.
+        address: of the Ray cluster; ``auto``: the cluster of this machine; ``local``: a new one on
+            this machine.
     """
 
     name: Name
     description: str = ""
-    launcher: Literal["local", "ray"] = "local"
+    launcher: LauncherName = "local"
     address: str = "auto"
     agents: dict[Name, Agent]
     wires: list[WireSpec] = Field(min_length=1)

@@ -12,8 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from agentwire.agent.launching.events import AgentLimits
-from agentwire.agent.launching.restarts import RestartPolicy
+from agentwire.agent.launching.limits import AgentLimits, RestartPolicy
 from agentwire.errors import BusClosed, NackCode, RequestError
 from agentwire.runtime.ledger import Admission
 from agentwire.runtime.pending import Outcome

@@ -19,8 +19,7 @@ from typing import Any, TypeAlias
 
 from fakes import two_agents
 
-from agentwire.agent.launching.events import AgentLimits
-from agentwire.agent.launching.restarts import RestartPolicy
+from agentwire.agent.launching.limits import AgentLimits, RestartPolicy
 from agentwire.bus.broker import Broker
 from agentwire.errors import NackCode, RequestError
 from agentwire.runtime import Runtime, host

@@ -16,8 +16,8 @@ from agentwire.spec.agent import (
     AgentBootstrap,
     AgentSpec,
     BusAddress,
+    CurveKeys,
     FakeModel,
-    GuestKeys,
     Placement,
 )
 from agentwire.wire.messages import TaskSpec
@@ -54,7 +54,7 @@ def deployment(pairs: int, batch: int, compute_ms: float, *, by_message: bool = 
 class OverTcp:
     """Starts each agent as its machine would: it joins the bus over tcp with keys of its own.
 
-    A launcher (``agentwire.agent.launching.launched.Launcher``) without a cluster.
+    A launcher (``agentwire.agent.launching.placement.Launcher``) without a cluster.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class OverTcp:
         bootstrap = AgentBootstrap(
             agent=spec,
             bus=BusAddress(endpoint=endpoint, run="00" * 16, epoch=0, token=""),
-            keys=GuestKeys(public=public, secret=secret, server=self._public),
+            keys=CurveKeys(public=public, secret=secret, server=self._public),
         )
         child = subprocess.Popen(
             [sys.executable, "-m", "agentwire.agent.process"],
@@ -91,7 +91,7 @@ class OverTcp:
     def wait(self, name: str) -> str:
         return f"it ended with {self._children[name].wait()}"
 
-    def where(self, name: str) -> str:
+    def pending_reason(self, name: str) -> str:
         return ""
 
     def restart(self, name: str) -> None:

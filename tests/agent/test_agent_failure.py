@@ -1,21 +1,21 @@
 import pytest
 
-from agentwire.agent.launching.failure import describe, parse
+from agentwire.agent.launching.failure import decode_error, encode_error
 from agentwire.errors import BridgeError, DeviceError, InputError, ModelError
 
 
 @pytest.mark.parametrize("kind", [InputError, BridgeError, DeviceError, ModelError])
-def test_an_error_comes_back_as_it_was(kind: type[InputError]) -> None:
-    back = parse(describe(kind("it is „wrong“.", hint="Do that.")))
+def test_an_error_survives_encoding(kind: type[InputError]) -> None:
+    back = decode_error(encode_error(kind("it is „wrong“.", hint="Do that.")))
     assert type(back) is kind
     assert (back.message, back.hint) == ("it is „wrong“.", "Do that.")
 
 
 @pytest.mark.parametrize("letter", ["x", "ß", "🦙", '"', "\n"])
-def test_long_errors_are_cut_to_what_a_goodbye_carries(letter: str) -> None:
-    text = describe(InputError(letter * 5000, hint=letter * 5000))
+def test_long_errors_are_shortened_to_fit_a_goodbye(letter: str) -> None:
+    text = encode_error(InputError(letter * 5000, hint=letter * 5000))
     assert len(text.encode()) <= 512
-    back = parse(text)
+    back = decode_error(text)
     assert back is not None and back.message.startswith(letter * 20)
 
 
@@ -23,12 +23,12 @@ def test_long_errors_are_cut_to_what_a_goodbye_carries(letter: str) -> None:
     "reason",
     ["the agent ends", "", "input-error:", "input-error:{}", "input-error:[1]", "input-error:[[["],
 )
-def test_other_reasons_are_no_errors(reason: str) -> None:
-    assert parse(reason) is None
+def test_other_reasons_hold_no_error(reason: str) -> None:
+    assert decode_error(reason) is None
 
 
 @pytest.mark.parametrize(
     "name", ["RequestError", "json", "AgentwireError", "NoSuchError", "annotations"]
 )
-def test_only_input_errors_can_be_named(name: str) -> None:
-    assert type(parse(f'input-error:["{name}", "message", ""]')) is InputError
+def test_only_input_errors_are_decoded(name: str) -> None:
+    assert type(decode_error(f'input-error:["{name}", "message", ""]')) is InputError

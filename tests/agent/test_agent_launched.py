@@ -1,4 +1,4 @@
-"""The keeper of an agent that a launcher starts: what it asks of the launcher. No cluster."""
+"""LaunchedAgent with a fake launcher: what it requests and which events it reports."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from agentwire.agent.launching.events import (
     AgentDied,
     AgentDown,
     AgentEvent,
-    AgentLimits,
     AgentReady,
     AgentStarted,
 )
-from agentwire.agent.launching.failure import describe
-from agentwire.agent.launching.launched import LaunchedAgent
+from agentwire.agent.launching.failure import encode_error
+from agentwire.agent.launching.limits import AgentLimits
+from agentwire.agent.launching.remote import LaunchedAgent
 from agentwire.bus.events import PeerBusy, PeerGone, PeerLost, PeerReady
 from agentwire.errors import AgentwireError, ModelError
 from agentwire.spec.agent import AgentSpec
@@ -29,7 +29,7 @@ ENDPOINT = "tcp://127.0.0.1:5555"
 
 
 class Broker:
-    """Says which agents were let in, and which were forgotten."""
+    """Records which agents were invited and which epochs were forgotten."""
 
     def __init__(self) -> None:
         self.invited: list[str] = []
@@ -43,7 +43,7 @@ class Broker:
 
 
 class Cluster:
-    """A launcher that starts nothing and remembers what it was asked."""
+    """A launcher that starts nothing and records the calls."""
 
     def __init__(self, refuses: AgentwireError | None = None) -> None:
         self.asked: list[str] = []
@@ -60,7 +60,7 @@ class Cluster:
         assert self.gone.wait(20)
         return self.reason
 
-    def where(self, name: str) -> str:
+    def pending_reason(self, name: str) -> str:
         return "nothing is free"
 
     def restart(self, name: str) -> None:
@@ -72,12 +72,12 @@ class Cluster:
 
 
 class Rig:
-    """A keeper under test, and everything around it."""
+    """The agent under test, its broker and its launcher."""
 
     def __init__(self, cluster: Cluster | None = None, load_s: float = 20.0) -> None:
         self.broker, self.cluster = Broker(), cluster or Cluster()
         self.events: list[AgentEvent] = []
-        self.keeper = LaunchedAgent(
+        self.agent = LaunchedAgent(
             AgentSpec(name="a", backend="fake", model="m"),
             self.broker,
             lambda: ENDPOINT,
@@ -87,10 +87,10 @@ class Rig:
         )
 
     @asynccontextmanager
-    async def kept(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self.keeper.keep())
+    async def running(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.agent.run())
         yield
-        self.keeper.begin_stop()
+        self.agent.begin_stop()
         await asyncio.wait_for(task, 20)
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -98,117 +98,117 @@ class Rig:
             if condition():
                 return
             await asyncio.sleep(0.005)
-        raise AssertionError(f"it did not happen; seen: {self.events}")
+        raise AssertionError(f"condition not met; events: {self.events}")
 
     async def ready(self, epoch: int) -> None:
         await self.until(lambda: any(isinstance(e, AgentStarted) for e in self.events))
-        self.keeper.handle(PeerReady("a", epoch, MODEL))
+        self.agent.handle(PeerReady("a", epoch, MODEL))
 
     def died(self) -> list[AgentDied]:
         return [event for event in self.events if isinstance(event, AgentDied)]
 
 
-async def test_it_is_launched_awaited_and_stopped() -> None:
+async def test_it_is_launched_and_stopped() -> None:
     rig = Rig()
-    async with rig.kept():
+    async with rig.running():
         await rig.ready(7)
-        assert rig.keeper.up.is_set()
+        assert rig.agent.ready.is_set()
         assert rig.events[-1] == AgentReady("a", 7, 0, MODEL)
         assert rig.broker.invited == ["a"]
     assert rig.cluster.asked == [f"launch a at {ENDPOINT}, 3 restarts", "stop a"]
-    assert rig.keeper.error is None
+    assert rig.agent.error is None
 
 
-async def test_any_number_is_launched_however_few_threads_there_are() -> None:
+async def test_more_agents_than_asyncio_has_threads() -> None:
     rigs = [Rig() for _ in range(80)]  # asyncio has 32 threads at the most
     async with AsyncExitStack() as stack:
         for rig in rigs:
-            await stack.enter_async_context(rig.kept())
+            await stack.enter_async_context(rig.running())
         for rig in rigs:
             await rig.ready(7)
     assert all(rig.cluster.asked[-1] == "stop a" for rig in rigs)
 
 
-async def test_leaving_with_the_run_is_no_death() -> None:
+async def test_a_connection_lost_while_stopping_is_not_a_death() -> None:
     rig = Rig()
-    async with rig.kept():
+    async with rig.running():
         await rig.ready(7)
-        rig.keeper.begin_stop()
-        rig.keeper.handle(PeerLost("a", 7, "the connection was closed", True))
+        rig.agent.begin_stop()
+        rig.agent.handle(PeerLost("a", 7, "the connection was closed", True))
     assert rig.died() == []
 
 
-async def test_a_lost_process_is_to_blame_and_may_come_back() -> None:
+async def test_a_lost_connection_counts_as_a_crash_and_the_agent_may_come_back() -> None:
     rig = Rig()
-    async with rig.kept():
+    async with rig.running():
         await rig.ready(7)
-        rig.keeper.handle(PeerLost("a", 7, "the connection broke", False))
+        rig.agent.handle(PeerLost("a", 7, "the connection broke", False))
         (death,) = rig.died()
         assert death.crashed and death.restart_in is not None
         await rig.ready(8)
         assert rig.events[-1] == AgentReady("a", 8, 0, MODEL)
-        rig.keeper.handle(PeerLost("a", 7, "an old connection", False))
+        rig.agent.handle(PeerLost("a", 7, "an old connection", False))
         assert len(rig.died()) == 1
-    assert rig.cluster.asked[1:] == ["stop a"]  # starting it again was the launcher's affair
+    assert rig.cluster.asked[1:] == ["stop a"]  # the launcher restarts it by itself
 
 
-async def test_one_that_left_in_order_is_not_to_blame() -> None:
+async def test_an_orderly_exit_is_not_a_crash() -> None:
     rig = Rig()
-    async with rig.kept():
+    async with rig.running():
         await rig.ready(7)
-        rig.keeper.handle(PeerGone("a", 7, "the agent ends"))
+        rig.agent.handle(PeerGone("a", 7, "the agent ends"))
         assert [death.crashed for death in rig.died()] == [False]
 
 
-async def test_one_that_hangs_is_ended_by_the_launcher() -> None:
+async def test_a_hung_agent_is_restarted_by_the_launcher() -> None:
     rig = Rig()
-    async with rig.kept():
+    async with rig.running():
         await rig.ready(7)
-        rig.keeper.handle(PeerBusy("a", 7, 4_000))
-        rig.keeper.handle(PeerBusy("a", 6, 9_000))  # another incarnation's
-        rig.keeper.handle(PeerBusy("a", 7, 6_000))
+        rig.agent.handle(PeerBusy("a", 7, 4_000))
+        rig.agent.handle(PeerBusy("a", 6, 9_000))  # of another incarnation
+        rig.agent.handle(PeerBusy("a", 7, 6_000))
         await rig.until(lambda: "restart a" in rig.cluster.asked)
         assert rig.broker.forgotten == [7]
     assert rig.cluster.asked.count("restart a") == 1
 
 
-async def test_gone_for_good() -> None:
+async def test_the_launcher_gives_up() -> None:
     rig = Rig()
-    async with rig.kept():
+    async with rig.running():
         await rig.ready(7)
-        rig.cluster.reason = "it is started no more"
+        rig.cluster.reason = "it is not restarted"
         rig.cluster.gone.set()
         await rig.until(lambda: isinstance(rig.events[-1], AgentDown))
-    assert "it is started no more" in str(rig.keeper.error)
+    assert "it is not restarted" in str(rig.agent.error)
 
 
 @pytest.mark.parametrize("by_bus", [True, False])
-async def test_what_the_user_can_mend_is_told_as_that(by_bus: bool) -> None:
+async def test_an_input_error_reaches_the_user(by_bus: bool) -> None:
     rig = Rig()
-    words = describe(ModelError("no weights.", hint="Pull them."))
-    async with rig.kept():
+    reason = encode_error(ModelError("no weights.", hint="Pull them."))
+    async with rig.running():
         await rig.until(lambda: bool(rig.events))
         if by_bus:
-            rig.keeper.handle(PeerGone("a", 7, words))
+            rig.agent.handle(PeerGone("a", 7, reason))
         else:
-            rig.cluster.reason = words
+            rig.cluster.reason = reason
         rig.cluster.gone.set()
         await rig.until(lambda: isinstance(rig.events[-1], AgentDown))
-    assert isinstance(rig.keeper.error, ModelError)
-    assert rig.keeper.error.hint == "Pull them."
+    assert isinstance(rig.agent.error, ModelError)
+    assert rig.agent.error.hint == "Pull them."
 
 
-async def test_one_that_never_comes_says_what_is_free() -> None:
+async def test_an_agent_that_never_connects_says_why_it_is_pending() -> None:
     rig = Rig(load_s=0.05)
-    async with rig.kept():
-        await rig.until(lambda: rig.keeper.error is not None)
-    assert "did not come" in str(rig.keeper.error) and "nothing is free" in str(rig.keeper.error)
+    async with rig.running():
+        await rig.until(lambda: rig.agent.error is not None)
+    assert "did not connect" in str(rig.agent.error) and "nothing is free" in str(rig.agent.error)
     assert rig.cluster.asked[-1] == "stop a"
 
 
-async def test_one_that_is_not_taken_is_down_at_once() -> None:
+async def test_an_agent_that_cannot_be_placed_is_down_at_once() -> None:
     refusal = AgentwireError("no such label.")
     rig = Rig(Cluster(refusal))
-    async with rig.kept():
+    async with rig.running():
         await rig.until(lambda: bool(rig.events))
     assert rig.events == [AgentDown("a", "no such label.", refusal)]

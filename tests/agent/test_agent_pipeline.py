@@ -110,7 +110,7 @@ class Rig:
             self.sent.append,
             lambda: self.now,
             on_busy=self.busy.append,
-            on_leave=self._leave,
+            on_long_batch=self._leave,
         )
         self.worker.start()
         self.handle(Define(TASK), Define(SUMMARY), Credit(WIRE, 64, 1 << 20))

@@ -1,4 +1,4 @@
-"""What an agent goes over while it waits, and what of it anybody notices: nothing."""
+"""Warm-up replays the last message and has no visible effect."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from agentwire.agent.warmup import EVERY_S, LATELY_S, Warmup
+from agentwire.agent.warmup import ACTIVE_S, EVERY_S, Warmup
 from agentwire.agent.worker import Worker
 from agentwire.model.fake import FakeBackend
 from agentwire.spec.agent import AgentSpec, FakeModel, OutgoingBridge
@@ -41,12 +41,12 @@ FREE = TaskSpec("f", "Go on:", "{text}", max_new_tokens=8)
 
 
 class Device(FakeBackend):
-    """A model that counts what it is asked, and what it goes over."""
+    """A model that counts its calls and records warm-up calls."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name, FakeModel())
         self.asked = 0
-        self.gone_over: list[tuple[str, ...]] = []
+        self.warmed: list[tuple[str, ...]] = []
 
     def encode(self, texts: Sequence[str], bridge: str) -> Any:
         self.asked += 1
@@ -57,11 +57,11 @@ class Device(FakeBackend):
         return super().score_soft(payload, task)
 
     def rehearse(self, texts: Sequence[str]) -> None:
-        self.gone_over.append(tuple(texts))
+        self.warmed.append(tuple(texts))
 
 
 class Stage:
-    """An agent's worker and its rehearsal; time goes by hand."""
+    """An agent's worker and its warm-up, with a manual clock."""
 
     def __init__(self, name: str) -> None:
         self.now = 100.0
@@ -81,13 +81,11 @@ class Stage:
         bridges = {WIRE: self.backend.add_bridge(Path("fake:receiver"))} if sends else {}
         self.bridge = bridge
         self.worker = Worker(spec, self.backend, bridges, self.sent.append, lambda: self.now)
-        self.rehearsal = Warmup(
-            spec, self.backend, bridges, self.worker.agreements, lambda: self.now
-        )
+        self.warmup = Warmup(spec, self.backend, bridges, self.worker.agreements, lambda: self.now)
         self.worker.start()
-        self.played: list[Message] = []
-        play = self.rehearsal._send
-        self.rehearsal._worker._outbox._send = lambda m: (self.played.append(m), play(m))  # type: ignore[assignment]
+        self.rereplayed: list[Message] = []
+        send = self.warmup._send
+        self.warmup._worker._outbox._send = lambda m: (self.rereplayed.append(m), send(m))  # type: ignore[assignment]
         self.handle(Define(TASK), Define(FREE))
         if sends:
             self.handle(Accept(WIRE, bridge.fingerprint), Credit(WIRE, 16, 1 << 20))
@@ -95,23 +93,23 @@ class Stage:
             self.handle(Offer(WIRE, bridge))
 
     def handle(self, *messages: Message) -> None:
-        """As the agent's main loop does."""
+        """Handles messages as the agent's main loop does."""
         for message in messages:
             self.worker.handle(message, self.now)
-            self.rehearsal.note(message, self.now)
+            self.warmup.observe(message, self.now)
         self.now += 0.005
         while self.worker.run_once():
             pass
         self.sent.clear()
 
     def wait(self, seconds: float) -> list[Message]:
-        """What is played within so long."""
-        self.played.clear()
+        """The messages of the replays within ``seconds``."""
+        self.rereplayed.clear()
         end = self.now + seconds
         while self.now < end:
-            self.rehearsal.step(self.now)
+            self.warmup.replay(self.now)
             self.now += EVERY_S / 4
-        return self.played
+        return self.rereplayed
 
 
 def encode(texts: Sequence[str] = ("a film",), task: TaskSpec = TASK, **kw: Any) -> Encode:
@@ -137,36 +135,36 @@ def kinds(messages: Sequence[Message]) -> set[type[Message]]:
 
 
 @pytest.mark.parametrize("name", ["sender", "receiver"])
-def test_the_way_of_a_row_is_gone_over_to_its_end_while_messages_are_recent(name: str) -> None:
+def test_a_recent_message_is_replayed_to_its_end(name: str) -> None:
     stage = Stage(name)
-    assert stage.wait(2 * LATELY_S) == []  # nothing has come yet
+    assert stage.wait(2 * ACTIVE_S) == []  # nothing has come yet
     stage.handle(encode() if name == "sender" else soft(stage))
-    played = stage.wait(LATELY_S)
-    assert kinds(played) == {Soft if name == "sender" else Result}
-    most = LATELY_S / EVERY_S
-    assert most / 2 < stage.rehearsal.played <= most
-    assert len([m for m in played if not isinstance(m, Credit)]) == stage.rehearsal.played
-    assert stage.wait(LATELY_S) == []
-    assert stage.rehearsal.wait_s(stage.now) == math.inf
+    replayed = stage.wait(ACTIVE_S)
+    assert kinds(replayed) == {Soft if name == "sender" else Result}
+    most = ACTIVE_S / EVERY_S
+    assert most / 2 < stage.warmup.replays <= most
+    assert len([m for m in replayed if not isinstance(m, Credit)]) == stage.warmup.replays
+    assert stage.wait(ACTIVE_S) == []
+    assert stage.warmup.wait_s(stage.now) == math.inf
 
 
-def test_nobody_notices() -> None:
+def test_a_replay_has_no_visible_effect() -> None:
     stage = Stage("receiver")
     stage.handle(soft(stage))
     asked, batches = stage.backend.asked, stage.worker.batch_sizes
-    assert stage.wait(LATELY_S)
+    assert stage.wait(ACTIVE_S)
     assert stage.sent == []
     assert (stage.backend.asked, stage.worker.batch_sizes) == (asked, batches)
     assert stage.worker.idle
-    assert set(stage.backend.gone_over) == {()}  # the way to the device, without a batch
+    assert set(stage.backend.warmed) == {()}  # no batch reaches the device
 
 
-def test_a_text_is_gone_over_as_far_as_the_device() -> None:
+def test_a_text_is_replayed_up_to_the_device() -> None:
     stage = Stage("receiver")
     rows = (Row(os.urandom(16), size=6),)
     stage.handle(Text(direct_wire("receiver"), TASK.task_id, rows, ("a film",), origin="client"))
-    assert kinds(stage.wait(LATELY_S)) == {Result}
-    assert set(stage.backend.gone_over) == {("a film",)}
+    assert kinds(stage.wait(ACTIVE_S)) == {Result}
+    assert set(stage.backend.warmed) == {("a film",)}
 
 
 @pytest.mark.parametrize(
@@ -182,43 +180,43 @@ def test_a_text_is_gone_over_as_far_as_the_device() -> None:
     ],
     ids=["two rows", "long", "free text", "text", "keep", "unknown task", "unknown wire"],
 )
-def test_what_an_understudy_cannot_answer_is_left_alone(
+def test_messages_that_the_stub_cannot_answer_are_not_replayed(
     message: Encode, caplog: pytest.LogCaptureFixture
 ) -> None:
     stage = Stage("sender")
     stage.handle(message)
     caplog.clear()
-    assert stage.wait(LATELY_S) == []
-    assert stage.rehearsal.played == 0
+    assert stage.wait(ACTIVE_S) == []
+    assert stage.warmup.replays == 0
     assert not caplog.records
 
 
-def test_a_device_that_cannot_rehearse_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_device_that_fails_to_warm_up_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     stage = Stage("sender")
     stage.handle(encode())
     stage.backend.rehearse = lambda texts: 1 / 0  # type: ignore[assignment, return-value]
-    assert kinds(stage.wait(LATELY_S)) == {Soft}
+    assert kinds(stage.wait(ACTIVE_S)) == {Soft}
     assert len(caplog.records) == 1
 
 
-def test_a_rehearsal_that_fails_is_off_until_the_next_message(
+def test_after_a_failure_replays_stop_until_the_next_message(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = Stage("sender")
     stage.handle(encode())
     with monkeypatch.context() as broken:
         broken.setattr("agentwire.agent.warmup.decode", lambda frames: 1 / 0)
-        assert stage.wait(LATELY_S) == []
+        assert stage.wait(ACTIVE_S) == []
     assert len(caplog.records) == 1
-    assert stage.rehearsal.wait_s(stage.now) == math.inf
+    assert stage.warmup.wait_s(stage.now) == math.inf
     stage.handle(encode())
-    assert kinds(stage.wait(LATELY_S)) == {Soft}
+    assert kinds(stage.wait(ACTIVE_S)) == {Soft}
 
 
-def test_thousands_of_rehearsals_keep_nothing() -> None:
+def test_thousands_of_replays_leave_nothing_behind() -> None:
     stage = Stage("sender")
     for _ in range(40):
         stage.handle(encode())
-        assert kinds(stage.wait(LATELY_S)) == {Soft}
-    assert stage.rehearsal.played > 500
-    assert stage.rehearsal._worker.idle
+        assert kinds(stage.wait(ACTIVE_S)) == {Soft}
+    assert stage.warmup.replays > 500
+    assert stage.warmup._worker.idle

@@ -61,7 +61,7 @@ class Bench:
             lambda: self.now,
             poll=self._poll,
             on_busy=self.busy.append,
-            on_leave=self._leave,
+            on_long_batch=self._leave,
         )
         self.worker.start()
 

@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 
 import agentwire
-from agentwire.agent.launching.events import AgentLimits
-from agentwire.agent.launching.restarts import RestartPolicy
+from agentwire.agent.launching.limits import AgentLimits, RestartPolicy
 from agentwire.config import Config
 from agentwire.errors import AgentwireError, InputError, RequestError
 from agentwire.model.fake import answer
@@ -97,7 +96,7 @@ def runtime(cluster: Any, fake: dict[str, Any] | None = None, **receiver: Any) -
     settings = FakeModel.model_validate(fake or {})
     agents["receiver"] = agents["receiver"].model_copy(update={"fake": settings})
     built = Deployment(agents=agents, wires=deployment.wires)
-    remote = RayLauncher(cluster.address).remote(agents)
+    remote = RayLauncher(cluster.address).place(agents)
     return Runtime(built, limits=LIMITS, remote=remote)
 
 
@@ -228,7 +227,7 @@ async def test_what_no_node_has_is_said(cluster: Any) -> None:
     limits = AgentLimits(load_s=60, restarts=RestartPolicy(restarts=0))
     wire = runtime(cluster, place={"resources": {"moon": 1}})
     wire._limits = limits
-    with pytest.raises(AgentwireError, match="receiver is gone: it did not come within 60 s"):
+    with pytest.raises(AgentwireError, match="receiver is gone: it did not connect within 60 s"):
         await wire.start()
 
 
@@ -243,6 +242,6 @@ async def test_what_the_user_can_mend_comes_back_as_that(cluster: Any) -> None:
     sender = AgentSpec(name="sender", backend="fake", model="s", threads=1)
     agents = {"sender": sender, "receiver": empty}
     wire = WireSpec.model_validate({"from": "sender", "to": "receiver"})
-    remote = RayLauncher(cluster.address).remote(agents)
+    remote = RayLauncher(cluster.address).place(agents)
     with pytest.raises(InputError, match="weights of nothing are not on this machine"):
         await Runtime(Deployment.of_specs(agents, [wire]), limits=LIMITS, remote=remote).start()

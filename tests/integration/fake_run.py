@@ -8,7 +8,7 @@ from typing import Any
 
 import psutil
 
-from agentwire.agent.launching.restarts import RestartPolicy
+from agentwire.agent.launching.limits import RestartPolicy
 from agentwire.runtime import AgentLimits, Runtime
 from agentwire.runtime.deployment import Deployment
 from agentwire.spec.agent import AgentSpec, FakeModel, OutgoingBridge

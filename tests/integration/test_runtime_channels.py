@@ -64,7 +64,7 @@ async def test_agents_whose_devices_work_beside_them(rehearse: bool, tmp_path: P
     for agent, kind in (("sender", "encode"), ("receiver", "soft")):
         assert sum(int(rows) * n for rows, n in counts[agent][kind].items()) == len(TEXTS) + 5
     for log in (tmp_path / "logs").glob("*.log"):
-        assert "rehearsal" not in log.read_text()
+        assert "warm-up" not in log.read_text()
 
 
 async def test_text_relay_direct_and_free_text() -> None:

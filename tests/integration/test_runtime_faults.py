@@ -11,7 +11,7 @@ import psutil
 import pytest
 from fake_run import LIMITS, TASK, Events, fake_runtime, is_alive, my_children, until
 
-from agentwire.agent.launching.restarts import RestartPolicy
+from agentwire.agent.launching.limits import RestartPolicy
 from agentwire.errors import AgentwireError, BridgeError, NackCode, RequestError
 from agentwire.model.fake import answer
 from agentwire.runtime import AgentLimits, ProgressEvent, Reply

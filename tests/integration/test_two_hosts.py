@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from fake_run import LIMITS, TASK, fake_runtime, until
 
-from agentwire.agent.launching.events import AgentLimits
+from agentwire.agent.launching.limits import AgentLimits
 from agentwire.agent.launching.placement import Remote
 from agentwire.bus.access import RemoteAccess
 from agentwire.bus.keys import AllowList, KeyFolder
@@ -48,7 +48,7 @@ from agentwire.bus.keys import read_pair, read_public
 pair = read_pair(Path(sys.argv[2]))
 keys = PeerKeys(pair.public, pair.secret, read_public(sys.argv[3])[1])
 spec = AgentSpec.model_validate_json(sys.argv[4])
-sys.exit(join(spec, sys.argv[1], keys, on_news=lambda news: print(news, flush=True)))
+sys.exit(join(spec, sys.argv[1], keys, on_event=lambda line: print(line, flush=True)))
 """
 
 
@@ -145,7 +145,7 @@ async def test_an_agent_joins_over_tcp_and_comes_back_after_a_cut(
         link[0].refuse(False)
         assert right(await sending)
     log = elsewhere.log.read_text()
-    assert log.count("is loaded") == 1 and "joining again" in log
+    assert log.count("is loaded") == 1 and "reconnecting" in log
     # Nobody's private key is in what either machine leaves behind.
     left = [path for path in (*run.rglob("*"), elsewhere.log) if path.is_file()]
     assert {"journal.jsonl", "bus.jsonl", "sender.log"} < {path.name for path in left}
@@ -172,7 +172,7 @@ async def test_an_agent_joins_the_next_bus_at_the_same_address(elsewhere: Elsewh
 async def test_a_run_does_not_wait_for_ever(elsewhere: Elsewhere) -> None:
     limits = AgentLimits(load_s=0.5, restarts=LIMITS.restarts)
     runtime = fake_runtime(limits=limits, remote=elsewhere.remote("tcp://127.0.0.1:*"))
-    with pytest.raises(AgentwireError, match="not here") as error:
+    with pytest.raises(AgentwireError, match="not connected") as error:
         await runtime.start()
     assert "agentwire agent" in (error.value.hint or "")
 

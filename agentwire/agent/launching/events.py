@@ -1,30 +1,12 @@
-"""What happens to an agent process, as events, and how long it may take."""
+"""Events in the life of an agent, reported to the runtime."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
-from agentwire.agent.launching.restarts import RestartPolicy
-from agentwire.errors import AgentwireError
+from agentwire.errors import AgentwireError, InputError
 from agentwire.wire.messages import ModelIdentity
-
-
-@dataclass(frozen=True, slots=True)
-class AgentLimits:
-    """How long an agent may take, in seconds.
-
-    Attributes:
-        load_s: from spawn to ready.
-        progress_s: one batch; longer, and the agent counts as hung.
-        stop_s: from SIGTERM to SIGKILL.
-        restarts: how often it may die.
-    """
-
-    load_s: float = 900.0
-    progress_s: float = 120.0
-    stop_s: float = 8.0
-    restarts: RestartPolicy = field(default_factory=RestartPolicy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +18,7 @@ class AgentStarted:
 
 @dataclass(frozen=True, slots=True)
 class AgentLoading:
-    """``fraction`` of ``stage`` is done, 0..1."""
+    """Progress of loading; ``fraction`` of ``stage`` in 0..1."""
 
     name: str
     epoch: int
@@ -54,22 +36,27 @@ class AgentReady:
 
 @dataclass(frozen=True, slots=True)
 class AgentDied:
-    """An incarnation is gone; ``restart_in`` seconds from now the next one starts (None: none).
+    """An incarnation ended, whoever noticed: its process, the bus, a time limit or a launcher.
 
-    ``crashed`` is False if it left in good order: then no request is to blame.
+    Attributes:
+        crashed: False after an orderly exit or a broken connection. Otherwise a request in flight
+            may be the cause.
+        restart_in: seconds until the next incarnation starts; None: there is none.
+        error: what the user must fix before the agent can start.
     """
 
     name: str
     epoch: int
     pid: int
     reason: str
-    crashed: bool
-    restart_in: float | None
+    crashed: bool = True
+    restart_in: float | None = None
+    error: InputError | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class AgentDown:
-    """The agent is gone for good. ``error`` is what to tell the user."""
+    """The agent will not start again. ``error`` is for the user."""
 
     name: str
     reason: str

@@ -1,4 +1,4 @@
-"""How a child that cannot start tells why: an InputError through Goodbye, and exit codes."""
+"""Exit codes of an agent process, and input errors as the reason of its Goodbye."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ MAX_HINT: Final = 120
 
 
 class ExitCode(IntEnum):
-    """How an agent process ended (the numbers of sysexits.h where there is one)."""
+    """Exit codes, from sysexits.h where it has one."""
 
-    DONE = 0  # told to leave, and everything was answered
-    BUS_LOST = 69  # the broker is gone
+    DONE = 0  # asked to stop; all requests are answered
+    BUS_LOST = 69  # no connection to the broker
     ERROR = 70  # a bug: the log has the traceback
-    ORPHANED = 75  # the parent is gone
-    INPUT = 78  # what the user gave is wrong: said in Goodbye
+    ORPHANED = 75  # the parent process is gone
+    INPUT = 78  # wrong input from the user: the Goodbye says what
 
 
-def describe(error: InputError) -> str:
-    """The error as the reason of a Goodbye."""
+def encode_error(error: InputError) -> str:
+    """The error as the reason of a Goodbye, shortened to fit."""
     kind, message, hint = type(error).__name__, error.message, error.hint or ""
     message, hint = message[:MAX_MESSAGE], hint[:MAX_HINT]
     while True:
@@ -35,8 +35,8 @@ def describe(error: InputError) -> str:
         message, hint = message[: len(message) * 9 // 10], hint[: len(hint) * 9 // 10]
 
 
-def parse(reason: str) -> InputError | None:
-    """The error that ``describe`` was given; None if the reason is something else."""
+def decode_error(reason: str) -> InputError | None:
+    """The error in the reason of a Goodbye; None if it holds none."""
     if not reason.startswith(PREFIX):
         return None
     try:

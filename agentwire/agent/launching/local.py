@@ -1,4 +1,4 @@
-"""One agent's life, incarnation after incarnation: spawn, watch, end, restart."""
+"""An agent as a child process: spawn, watch, stop, restart."""
 
 from __future__ import annotations
 
@@ -11,73 +11,57 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from agentwire.agent.launching.events import (
     AgentDied,
     AgentDown,
     AgentEvent,
-    AgentLimits,
     AgentLoading,
     AgentReady,
     AgentStarted,
 )
-from agentwire.agent.launching.failure import ExitCode, parse
-from agentwire.agent.launching.restarts import RestartBudget
+from agentwire.agent.launching.failure import ExitCode, decode_error
+from agentwire.agent.launching.limits import AgentLimits, RestartBudget
+from agentwire.agent.launching.placement import BrokerControl
 from agentwire.bus.events import PeerBusy, PeerGone, PeerLost, PeerProgress, PeerReady
 from agentwire.errors import AgentwireError, InputError
 from agentwire.spec.agent import AgentBootstrap, AgentSpec, BusAddress
 from agentwire.telemetry.logs import message_of
 
 GOODBYE_WAIT_S: Final = 1.0
-CUT_OFF_S: Final = 0.5
-"""A process whose connection broke and that still runs after so long did not die of a request."""
+EXIT_WAIT_S: Final = 0.5
+"""A process that still runs this long after its connection broke did not crash."""
 LOG_TAIL_BYTES: Final = 4096
 
 
-class Gatekeeper(Protocol):
-    """What the supervisor needs of the broker."""
-
-    @property
-    def endpoint(self) -> str: ...
-    @property
-    def remote_endpoint(self) -> str: ...
-    def expect(self, name: str, epoch: int) -> None: ...
-    def invite(self, name: str) -> None: ...
-    def forget(self, name: str, epoch: int) -> None: ...
-
-
 @dataclass(eq=False)
-class _Child:
-    """One incarnation. ``fate`` is set with the first thing that went wrong."""
+class _Incarnation:
+    """One child process. ``died`` is set by whoever notices first that it ended or has to."""
 
     epoch: int
     process: subprocess.Popen[bytes]
-    fate: asyncio.Future[str]
+    died: asyncio.Future[AgentDied]
     exited: asyncio.Event
     goodbye: asyncio.Future[str]
     ready: bool = False
-    cut_off: bool = False  # its connection broke, though it was not silent
-
-    def doom(self, reason: str) -> None:
-        if not self.fate.done():
-            self.fate.set_result(reason)
+    disconnected: bool = False  # its connection broke, though it was not silent
 
 
 class AgentProcess:
-    """Keeps one agent alive. Lives in the event loop's thread.
+    """Keeps one agent running. Lives in the event loop's thread.
 
     Attributes:
-        up: set when the agent is ready for the first time.
+        ready: set when the agent is ready for the first time.
         error: why it is gone for good.
     """
 
     def __init__(
         self,
         spec: AgentSpec,
-        broker: Gatekeeper,
+        broker: BrokerControl,
         run: bytes,
         token: str,
         log: Path,
@@ -86,150 +70,144 @@ class AgentProcess:
     ) -> None:
         self._spec = spec
         self._broker = broker
-        self._run = run
+        self._run_id = run
         self._token = token
         self._log = log
         self._on_event = on_event
         self._limits = limits
         self._budget = RestartBudget(limits.restarts)
-        self._child: _Child | None = None
-        self._pid = 0  # of the latest incarnation
-        self._crashed = False
+        self._current: _Incarnation | None = None
         self._stopping = asyncio.Event()
-        self.up = asyncio.Event()
+        self.ready = asyncio.Event()
         self.error: AgentwireError | None = None
 
-    # -- what others tell -------------------------------------------------------------------
-
     def handle(self, event: PeerReady | PeerLost | PeerGone | PeerBusy | PeerProgress) -> None:
-        child = self._child
-        if child is None or child.epoch != event.epoch:
-            return  # of an incarnation that is gone
+        current = self._current
+        if current is None or current.epoch != event.epoch:
+            return  # of an earlier incarnation
         match event:
             case PeerReady(model=model):
-                child.ready = True
-                self.up.set()
-                self._tell(AgentReady(self._spec.name, child.epoch, child.process.pid, model))
+                current.ready = True
+                self.ready.set()
+                self._on_event(
+                    AgentReady(self._spec.name, current.epoch, current.process.pid, model)
+                )
             case PeerProgress(stage=stage, fraction=fraction):
-                self._tell(AgentLoading(self._spec.name, child.epoch, stage, fraction))
+                self._on_event(AgentLoading(self._spec.name, current.epoch, stage, fraction))
             case PeerBusy(busy_ms=busy_ms) if busy_ms > self._limits.progress_s * 1000:
-                child.doom(f"it has computed one batch for {busy_ms / 1000:.0f} s")
+                self._died(current, f"it has computed one batch for {busy_ms / 1000:.0f} s")
             case PeerGone(reason=reason):
-                if not child.goodbye.done():
-                    child.goodbye.set_result(reason)
+                if not current.goodbye.done():
+                    current.goodbye.set_result(reason)
             case PeerLost(reason=reason, silent=silent):
-                child.cut_off = not silent
-                child.doom(f"the bus lost it: {reason}")
+                current.disconnected = not silent
+                self._died(current, f"lost by the bus: {reason}")
             case _:
                 pass
 
     def begin_stop(self) -> None:
         self._stopping.set()
-        if self._child is not None:
-            self._child.doom("it was stopped")
+        if self._current is not None:
+            self._died(self._current, "it was stopped")
 
     def kill(self) -> None:
-        if self._child is not None:
-            _signal(self._child.process, signal.SIGKILL)
+        if self._current is not None:
+            _signal(self._current.process, signal.SIGKILL)
 
-    # -- one agent's life -------------------------------------------------------------------
-
-    async def keep(self) -> None:
-        """Runs incarnations, one after the other, until stopped or out of budget."""
+    async def run(self) -> None:
+        """Runs one incarnation after the other, until stopped or out of restarts."""
         epoch = 0
         while not self._stopping.is_set():
             epoch += 1
-            reason, error = await self._live(epoch)
+            died = await self._run_incarnation(epoch)
             if self._stopping.is_set():
                 return
-            delay = None if error is not None else self._budget.died(time.monotonic())
-            died = AgentDied(self._spec.name, epoch, self._pid, reason, self._crashed, delay)
-            self._tell(died)
-            if delay is None:
-                self.error = error or self._given_up(reason)
-                self._tell(AgentDown(self._spec.name, reason, self.error))
+            restart_in = None if died.error else self._budget.take(time.monotonic())
+            self._on_event(replace(died, restart_in=restart_in))
+            if restart_in is None:
+                self.error = died.error or self._budget_spent(died.reason)
+                self._on_event(AgentDown(self._spec.name, died.reason, self.error))
                 return
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), delay)
+                await asyncio.wait_for(self._stopping.wait(), restart_in)
 
-    async def _live(self, epoch: int) -> tuple[str, InputError | None]:
-        """One incarnation, from spawn to the end of its process: why it ended."""
+    async def _run_incarnation(self, epoch: int) -> AgentDied:
+        """One incarnation, from spawn to the end of its process."""
         self._broker.expect(self._spec.name, epoch)
-        child = self._child = self._spawn(epoch)
-        self._pid = child.process.pid
-        self._tell(AgentStarted(self._spec.name, epoch, child.process.pid))
-        error: InputError | None = None
-        try:
-            reason = await self._fate(child)
-            error = await self._parting_words(child)
-        finally:
-            blameless = await self._was_cut_off(child)
-            await self._end(child)
-            self._child = None
-            self._crashed = not blameless and child.process.returncode != ExitCode.DONE
-            self._broker.forget(self._spec.name, epoch)
-        return (str(error) if error else reason), error
-
-    async def _fate(self, child: _Child) -> str:
-        """Waits until the process ends or has to."""
+        current = self._current = self._spawn(epoch)
+        self._on_event(AgentStarted(self._spec.name, epoch, current.process.pid))
         loading = asyncio.get_running_loop().call_later(
-            self._limits.load_s, self._check_loaded, child
+            self._limits.load_s, self._check_loaded, current
         )
         try:
-            return await child.fate
+            died = await current.died
+            error = await self._input_error(current)
         finally:
             loading.cancel()
+            only_disconnected = await self._only_disconnected(current)
+            await self._terminate(current)
+            self._current = None
+            self._broker.forget(self._spec.name, epoch)
+        crashed = not only_disconnected and current.process.returncode != ExitCode.DONE
+        reason = str(error) if error else died.reason
+        return replace(died, reason=reason, crashed=crashed, error=error)
 
-    def _check_loaded(self, child: _Child) -> None:
-        if not child.ready:
-            child.doom(f"it did not load its model within {self._limits.load_s:.0f} s")
+    def _died(self, incarnation: _Incarnation, reason: str) -> None:
+        if not incarnation.died.done():
+            epoch, pid = incarnation.epoch, incarnation.process.pid
+            incarnation.died.set_result(AgentDied(self._spec.name, epoch, pid, reason))
 
-    async def _parting_words(self, child: _Child) -> InputError | None:
-        """The error that an agent which could not start told the broker, if it did."""
-        if child.process.returncode != ExitCode.INPUT:
+    def _check_loaded(self, incarnation: _Incarnation) -> None:
+        if not incarnation.ready:
+            self._died(incarnation, f"it did not load its model within {self._limits.load_s:.0f} s")
+
+    async def _input_error(self, incarnation: _Incarnation) -> InputError | None:
+        """The error in the Goodbye of an agent that could not start."""
+        if incarnation.process.returncode != ExitCode.INPUT:
             return None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GOODBYE_WAIT_S):
-                return parse(await asyncio.shield(child.goodbye))
+                return decode_error(await asyncio.shield(incarnation.goodbye))
         return InputError(
-            f"The agent {self._spec.name} cannot start: {self._last_words()}.",
+            f"The agent {self._spec.name} cannot start: {self._last_log_line()}.",
             hint=f"Its log is {self._log}.",
         )
 
-    async def _was_cut_off(self, child: _Child) -> bool:
-        """Whether a broken connection ended it, and no request is to blame.
+    async def _only_disconnected(self, incarnation: _Incarnation) -> bool:
+        """Whether only its connection broke, so that no request can be the cause.
 
-        A process that dies also breaks its connection, and the broker may see that first. So it
-        gets a moment to be found dead.
+        The connection of a process that crashes breaks too, and the broker may see that before the
+        exit. So the process gets a moment to exit.
         """
-        if child.cut_off and not self._stopping.is_set():
+        if incarnation.disconnected and not self._stopping.is_set():
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CUT_OFF_S):
-                    await child.exited.wait()
-        if not child.exited.is_set():
-            return child.cut_off
-        return child.process.returncode == ExitCode.BUS_LOST
+                async with asyncio.timeout(EXIT_WAIT_S):
+                    await incarnation.exited.wait()
+        if not incarnation.exited.is_set():
+            return incarnation.disconnected
+        return incarnation.process.returncode == ExitCode.BUS_LOST
 
-    async def _end(self, child: _Child) -> None:
-        """Ends the process if it has not ended: with time to finish when the run stops."""
-        if not child.exited.is_set() and self._stopping.is_set():
-            _signal(child.process, signal.SIGTERM)
+    async def _terminate(self, incarnation: _Incarnation) -> None:
+        """Ends the process if it still runs. When the run stops, it gets time to finish."""
+        process = incarnation.process
+        if not incarnation.exited.is_set() and self._stopping.is_set():
+            _signal(process, signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._limits.stop_s):
-                    await child.exited.wait()
-        if not child.exited.is_set():
-            _signal(child.process, signal.SIGKILL)
-            await child.exited.wait()
-        if child.process.stdin is not None:
+                    await incarnation.exited.wait()
+        if not incarnation.exited.is_set():
+            _signal(process, signal.SIGKILL)
+            await incarnation.exited.wait()
+        if process.stdin is not None:
             with contextlib.suppress(OSError):
-                child.process.stdin.close()
+                process.stdin.close()
 
-    def _spawn(self, epoch: int) -> _Child:
+    def _spawn(self, epoch: int) -> _Incarnation:
         address = BusAddress(
-            endpoint=self._broker.endpoint, run=self._run.hex(), epoch=epoch, token=self._token
+            endpoint=self._broker.endpoint, run=self._run_id.hex(), epoch=epoch, token=self._token
         )
-        counted = str(self._log.with_suffix(".json").absolute())
-        bootstrap = AgentBootstrap(agent=self._spec, bus=address, telemetry=counted)
+        counts = str(self._log.with_suffix(".json").absolute())
+        bootstrap = AgentBootstrap(agent=self._spec, bus=address, telemetry=counts)
         with self._log.open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "agentwire.agent.process"],
@@ -239,38 +217,36 @@ class AgentProcess:
                 start_new_session=True,
             )
         loop = asyncio.get_running_loop()
-        child = _Child(epoch, process, loop.create_future(), asyncio.Event(), loop.create_future())
+        incarnation = _Incarnation(
+            epoch, process, loop.create_future(), asyncio.Event(), loop.create_future()
+        )
 
         def watch() -> None:
             process.wait()
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(exited)
 
         def exited() -> None:
-            child.exited.set()
-            child.doom(_death(process.returncode))
+            incarnation.exited.set()
+            self._died(incarnation, _exit_reason(process.returncode))
 
         threading.Thread(target=watch, name=f"wait {self._spec.name}", daemon=True).start()
         if process.stdin is not None:
-            with contextlib.suppress(OSError):  # it died at once: its exit says so
+            with contextlib.suppress(OSError):  # it has exited already, and ``watch`` reports that
                 process.stdin.write(bootstrap.model_dump_json().encode() + b"\n")
                 process.stdin.flush()
-        return child
+        return incarnation
 
-    def _tell(self, event: AgentEvent) -> None:
-        self._on_event(event)
-
-    def _given_up(self, reason: str) -> AgentwireError:
+    def _budget_spent(self, reason: str) -> AgentwireError:
         policy = self._limits.restarts
         return AgentwireError(
             f"The agent {self._spec.name} died {policy.restarts + 1} times within "
-            f"{policy.window_s:.0f} s and is not started again (last: {reason}; its log ends: "
-            f"{self._last_words()}).",
+            f"{policy.window_s:.0f} s and is not restarted (last: {reason}; its log ends: "
+            f"{self._last_log_line()}).",
             hint=f"Read {self._log}.",
         )
 
-    def _last_words(self) -> str:
-        """The last line of the agent's log."""
+    def _last_log_line(self) -> str:
         try:
             tail = self._log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
         except OSError:
@@ -280,23 +256,22 @@ class AgentProcess:
 
 
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:
-    """Signals the child's whole session: it may have children of its own."""
+    """Signals the child's whole session, since it may have children of its own."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
 
 
-def _death(code: int) -> str:
-    """What an exit status means, in words."""
+def _exit_reason(code: int) -> str:
     if code < 0:
         try:
             name = signal.Signals(-code).name
         except ValueError:
             name = f"signal {-code}"
-        return f"the process was ended by {name}"
-    words = {
-        ExitCode.DONE: "the process left by itself",
-        ExitCode.BUS_LOST: "the process lost the bus",
-        ExitCode.ERROR: "the process ended by a bug",
+        return f"the process was killed by {name}"
+    reasons = {
+        ExitCode.DONE: "the process exited by itself",
+        ExitCode.BUS_LOST: "the process lost its connection to the bus",
+        ExitCode.ERROR: "the process ended with an internal error",
         ExitCode.INPUT: "the process could not start",
     }
-    return words.get(ExitCode(code), "") if code in set(ExitCode) else f"exit status {code}"
+    return reasons.get(ExitCode(code), "") if code in set(ExitCode) else f"exit status {code}"

@@ -1,4 +1,4 @@
-"""Which agents run on other machines, and who starts them there."""
+"""Where agents run: launchers, and what the supervisor needs of the broker."""
 
 from __future__ import annotations
 
@@ -10,15 +10,27 @@ from agentwire.bus.access import RemoteAccess
 from agentwire.spec.agent import AgentSpec
 
 
+class BrokerControl(Protocol):
+    """Admission of agents at the broker."""
+
+    @property
+    def endpoint(self) -> str: ...
+    @property
+    def remote_endpoint(self) -> str: ...
+    def expect(self, name: str, epoch: int) -> None: ...
+    def invite(self, name: str) -> None: ...
+    def forget(self, name: str, epoch: int) -> None: ...
+
+
 class Launcher(Protocol):
-    """Starts agents elsewhere. Every call may block, and is made in a thread of its own."""
+    """Starts agents on other machines. Every call may block, so each is made in a thread."""
 
     def launch(self, spec: AgentSpec, endpoint: str, restarts: int) -> None:
-        """Asks for the agent, and returns before it runs.
+        """Requests the agent. Returns before it runs.
 
         Args:
-            endpoint: of the bus, where it joins.
-            restarts: how often it may be started again.
+            endpoint: of the bus.
+            restarts: how often the launcher may restart it.
 
         Raises:
             AgentwireError: it can never be placed.
@@ -26,30 +38,30 @@ class Launcher(Protocol):
         ...
 
     def wait(self, name: str) -> str:
-        """Returns when the agent is gone for good: why, or the reason of its Goodbye."""
+        """Blocks until the agent has ended for good. Returns why, or the reason of its Goodbye."""
         ...
 
-    def where(self, name: str) -> str:
-        """Why it is not there yet, in words for its user; "" if nothing is known."""
+    def pending_reason(self, name: str) -> str:
+        """Why the agent does not run yet, for the user; "" if unknown."""
         ...
 
     def restart(self, name: str) -> None:
-        """Ends its process, so that it is started again."""
+        """Kills its process; the launcher starts another."""
         ...
 
     def stop(self, name: str) -> None:
-        """Ends it for good."""
+        """Ends the agent for good."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """Which agents of a run are on other machines, and where they join.
+    """Agents of a run on other machines.
 
     Attributes:
-        access: address, keys and list.
+        access: the broker's address and keys, and who may connect.
         agents: their names.
-        launcher: starts them; None: somebody else does (``agentwire agent``).
+        launcher: starts them; None: the user does (``agentwire agent``).
     """
 
     access: RemoteAccess
@@ -59,3 +71,26 @@ class Remote:
     @classmethod
     def of(cls, access: RemoteAccess, agents: Collection[str]) -> Remote:
         return cls(access, frozenset(agents))
+
+
+class Cluster(Protocol):
+    """What ``spec.launchers`` registers: called with the scenario's ``address``."""
+
+    def place(self, agents: Collection[str]) -> Remote | None:
+        """Where these agents run; None: as child processes on this machine."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class LocalMachine:
+    """``launcher: local``: every agent is a child process."""
+
+    def __init__(self, address: str = "") -> None:
+        pass
+
+    def place(self, agents: Collection[str]) -> None:
+        return None
+
+    def close(self) -> None:
+        pass

@@ -1,24 +1,25 @@
-"""Agents as Ray actors: placed where their needs are met, started again by Ray, also elsewhere.
+"""Launches agents as Ray actors: Ray places them by their needs and restarts them on any node.
 
-An actor is a small process that Ray watches; the agent is its child, the same process as on one
-machine, and joins the bus over tcp with a CURVE key of its own that was made for this run and lives
-in memory alone. A child that dies takes its actor along, and Ray starts another, on another node if
-that one is gone. Data never passes through Ray: payloads cross the bus; its broker is the runner's.
+An actor is a small process that Ray watches. The agent is its child, started as on one machine, and
+joins the bus over tcp with a CURVE key made for this run and held in memory only. When the child
+dies its actor exits, and Ray starts another. Payloads cross the bus, never Ray; the broker stays
+with the runner.
 
-The nodes need the same environment (agentwire and its extras). Weights are looked for where the
-runner has them, then by name in the node's own cache; bridges travel with the actor. Whoever can
-talk to Ray's head can run code on every node: Ray's network is trusted, the bus's need not be.
+Every node needs the same environment (agentwire and its extras). Weights are read from the runner's
+path or else by name from the node's own cache. Bridges travel with the actor. Anyone who can reach
+Ray's head can run code on every node, so Ray's network must be trusted; the bus's need not be.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,20 +31,18 @@ from agentwire.agent.launching.placement import Remote
 from agentwire.bus.access import RemoteAccess
 from agentwire.bus.curve import new_pair
 from agentwire.errors import AgentwireError, InputError
-from agentwire.spec.agent import AgentBootstrap, AgentSpec, BusAddress, GuestKeys
+from agentwire.spec.agent import AgentBootstrap, AgentSpec, BusAddress, CurveKeys
 
 log = logging.getLogger(__name__)
 UNKNOWN_RUN: Final = "00" * 16
-KNOCK_S: Final = 10.0
-"""How long a cluster's head may take to answer, in seconds."""
-LEAVE_S: Final = 3.0
-"""How long an agent may take to leave in order, in seconds."""
+CONNECT_TIMEOUT_S: Final = 10.0
+STOP_TIMEOUT_S: Final = 3.0
 Files = Mapping[str, Mapping[str, bytes]]
 """Bridge folder -> file name -> content."""
 
 
-class Guests:
-    """The public keys of one run's agents, by name; in memory."""
+class RunKeys:
+    """The agents of one run by public key, in memory."""
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
@@ -55,105 +54,99 @@ class Guests:
         return self._names.get(key)
 
 
-def knock(address: str) -> None:
-    """Whether somebody listens at ``host:port``; other forms of address are Ray's to look up.
+def check_reachable(address: str) -> None:
+    """Connects to ``host:port`` once; other forms of address are left to Ray.
 
-    Ray itself tries for minutes, and then ends the process.
+    Ray itself retries for minutes and then ends the process.
 
     Raises:
-        OSError: nobody does.
+        OSError: nothing listens there.
     """
     host, colon, port = address.rpartition(":")
     if colon and host and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
 
 
 class RayLauncher:
     """Starts the agents of one run on a Ray cluster.
 
     Args:
-        address: of the cluster, as ``ray.init`` takes it; ``auto``: the one of this machine;
-            ``local``: a fresh one on this machine alone.
+        address: of the cluster, as for ``ray.init``; ``auto``: the cluster of this machine;
+            ``local``: a new one on this machine.
 
     Raises:
         InputError: there is no such cluster.
     """
 
     def __init__(self, address: str = "auto") -> None:
-        self._ours = not ray.is_initialized()
-        if self._ours:
+        self._joined = not ray.is_initialized()
+        if self._joined:
             try:
-                knock(address)
+                check_reachable(address)
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             except (OSError, ValueError, RuntimeError, SystemExit) as error:
                 first = (str(error).splitlines() or [type(error).__name__])[0]
                 raise InputError(
                     f"There is no Ray cluster at {address!r}: {first}",
-                    hint="Start one (`ray start --head`), or give --address local.",
+                    hint="Start one (`ray start --head`) or use --address local.",
                 ) from None
-        self._guests = Guests()
+        self._keys = RunKeys()
         self._public, self._secret = new_pair()
         self._actors: dict[str, Any] = {}
-        self._endings: dict[str, Any] = {}
+        self._ended: dict[str, Any] = {}
         self._lock = threading.Lock()
 
-    def remote(self, agents: Mapping[str, object]) -> Remote:
-        """What a runtime needs to take these agents in."""
+    def place(self, agents: Collection[str]) -> Remote:
         host = ray.util.get_node_ip_address()
-        access = RemoteAccess(f"tcp://{host}:*", self._secret, self._guests)
+        access = RemoteAccess(f"tcp://{host}:*", self._secret, self._keys)
         return Remote(access, frozenset(agents), self)
 
     def close(self) -> None:
-        """Leaves the cluster, if this launcher joined it."""
-        if self._ours and ray.is_initialized():
+        """Disconnects from the cluster, unless the caller had connected before."""
+        if self._joined and ray.is_initialized():
             ray.shutdown()
 
     # -- Launcher ---------------------------------------------------------------------------
 
     def launch(self, spec: AgentSpec, endpoint: str, restarts: int) -> None:
-        """Creates the actor.
-
-        Raises:
-            AgentwireError: Ray refuses it.
-        """
         public, secret = new_pair()
-        self._guests.add(spec.name, public)
+        self._keys.add(spec.name, public)
         bootstrap = AgentBootstrap(
-            agent=on_its_node(spec),
+            agent=spec_on_node(spec),
             bus=BusAddress(endpoint=endpoint, run=UNKNOWN_RUN, epoch=0, token=""),
-            keys=GuestKeys(public=public, secret=secret, server=self._public),
+            keys=CurveKeys(public=public, secret=secret, server=self._public),
         )
         try:
             actor = (
                 ray.remote(AgentActor)
                 .options(
-                    **needs(spec),
+                    **ray_options(spec),
                     max_restarts=restarts,
                     max_task_retries=-1,
-                    max_concurrency=2,  # one call waits for its end all the time
+                    max_concurrency=2,  # one call blocks until the agent ends
                 )
                 .remote(bootstrap.model_dump_json(), files_of(spec))
             )
         except (RayError, ValueError) as error:
-            raise AgentwireError(f"Ray does not take the agent {spec.name}: {error}") from error
+            raise AgentwireError(f"Ray cannot place the agent {spec.name}: {error}") from error
         with self._lock:
             self._actors[spec.name] = actor
 
     def wait(self, name: str) -> str:
         with self._lock:
-            ending = self._endings[name] = self._actors[name].ended.remote()
+            ended = self._ended[name] = self._actors[name].ended.remote()
         try:
-            return str(ray.get(ending))
+            return str(ray.get(ended))
         except RayActorError as error:
             first = (str(error).strip().splitlines() or ["it died"])[0]
-            return f"Ray starts it no more: {first}"
+            return f"Ray does not restart it: {first}"
         except RayError as error:
             return f"Ray lost it: {error}"
 
-    def where(self, name: str) -> str:
+    def pending_reason(self, name: str) -> str:
         free = ray.available_resources()
         shown = {k: v for k, v in free.items() if k in ("CPU", "GPU")}
-        return f"Ray has free: {shown}; `ray status` shows what waits"
+        return f"free in the cluster: {shown}; `ray status` shows pending actors"
 
     def restart(self, name: str) -> None:
         ray.kill(self._actors[name], no_restart=False)
@@ -161,17 +154,17 @@ class RayLauncher:
     def stop(self, name: str) -> None:
         with self._lock:
             actor = self._actors.pop(name, None)
-            ending = self._endings.pop(name, None)
+            ended = self._ended.pop(name, None)
         if actor is None:
             return
-        leaving = [actor.dismiss.remote(), *([ending] if ending is not None else [])]
-        # An actor that was never placed, or has just lost its node, hears nothing.
-        ray.wait(leaving, num_returns=len(leaving), timeout=LEAVE_S + 1)
+        stopping = [actor.stop.remote(), *([ended] if ended is not None else [])]
+        # An actor that was never placed or has lost its node does not answer.
+        ray.wait(stopping, num_returns=len(stopping), timeout=STOP_TIMEOUT_S + 1)
         ray.kill(actor, no_restart=True)
 
 
-def needs(spec: AgentSpec) -> dict[str, Any]:
-    """What Ray must have free for an agent: its ``place``, or what follows from its device."""
+def ray_options(spec: AgentSpec) -> dict[str, Any]:
+    """The resources that Ray reserves: the agent's ``place``, or defaults by its device."""
     place = spec.place
     gpu = spec.device.startswith("cuda")
     options: dict[str, Any] = {
@@ -181,12 +174,12 @@ def needs(spec: AgentSpec) -> dict[str, Any]:
     if place.resources:
         options["resources"] = dict(place.resources)
     if place.labels:
-        # Ray takes `in(a, b)` but compares with " b": its parser keeps the space behind a comma.
+        # In `in(a, b)` Ray's parser would keep the space and compare with " b".
         options["label_selector"] = {k: "".join(v.split()) for k, v in place.labels.items()}
     return options
 
 
-def on_its_node(spec: AgentSpec) -> AgentSpec:
+def spec_on_node(spec: AgentSpec) -> AgentSpec:
     """The spec for the node: Ray shows an actor its own GPU only, and no CPU threads are shared."""
     device = "cuda:0" if spec.device.startswith("cuda") else spec.device
     return spec.model_copy(update={"device": device, "cpu_shares": {}})
@@ -206,16 +199,16 @@ def files_of(spec: AgentSpec) -> dict[str, dict[str, bytes]]:
 
 
 class AgentActor:
-    """An agent's actor: has the agent as its child, and ends with it.
+    """Runs the agent as a child process and exits when the child dies.
 
     Args:
-        birth: the child's, as JSON.
+        bootstrap: the child's, as JSON.
         files: of its bridges.
     """
 
     def __init__(self, bootstrap: str, files: dict[str, dict[str, bytes]]) -> None:
         made = AgentBootstrap.model_validate_json(bootstrap)
-        made = made.model_copy(update={"agent": here(made.agent, files)})
+        made = made.model_copy(update={"agent": with_local_files(made.agent, files)})
         self._child = subprocess.Popen(
             [sys.executable, "-m", "agentwire.agent.process"],
             stdin=subprocess.PIPE,
@@ -223,42 +216,35 @@ class AgentActor:
         )
         assert self._child.stdin is not None
         self._child.stdin.write(made.model_dump_json().encode() + b"\n")
-        self._child.stdin.flush()  # it stays open: its end is the child's end
-        self._dismissed = False
+        self._child.stdin.flush()  # not closed: the child exits when its stdin ends
+        self._stopped = False
 
     def ended(self) -> str:
-        """Returns when the child has left in order: its last words. Ends the actor otherwise."""
+        """Blocks until an orderly exit and returns the child's output. A crash ends the actor."""
         assert self._child.stdout is not None
-        words = self._child.stdout.read().decode(errors="replace").strip()
+        output = self._child.stdout.read().decode(errors="replace").strip()
         code = self._child.wait()
-        if self._dismissed or code in (ExitCode.DONE, ExitCode.INPUT):
-            return words or "it left"
-        # Ray takes a process that exits for a failure, and starts the actor again.
+        if self._stopped or code in (ExitCode.DONE, ExitCode.INPUT):
+            return output or "it exited"
+        # Ray treats an exiting process as a failure and restarts the actor.
         sys.stderr.flush()
-        leave(ExitCode.ERROR)
-        return ""
+        os._exit(ExitCode.ERROR)
 
-    def dismiss(self) -> None:
-        """Tells the child to leave, and returns when it is gone."""
-        self._dismissed = True
+    def stop(self) -> None:
+        """Terminates the child."""
+        self._stopped = True
         self._child.terminate()
         try:
-            self._child.wait(LEAVE_S)
+            self._child.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._child.kill()
 
 
-def leave(code: int) -> None:
-    import os
+def with_local_files(spec: AgentSpec, files: Files) -> AgentSpec:
+    """The spec with folders of this node.
 
-    os._exit(code)
-
-
-def here(spec: AgentSpec, files: Files) -> AgentSpec:
-    """The agent with its folders on this node: bridges are written where they are missing.
-
-    Weights that are not where the runner has them are looked for by name (and fetched, if they
-    are of the registry).
+    Missing bridges are written to a temporary folder. Missing weights are looked up by name, and
+    downloaded if the registry has them.
     """
     moved: dict[str | None, str] = {}
     for folder, contents in files.items():

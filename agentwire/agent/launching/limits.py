@@ -1,19 +1,19 @@
-"""How often an agent may die: a pure policy, asked by the supervisor."""
+"""How long an agent process may take, and how often it is restarted."""
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
-    """The budget of restarts.
+    """The restart budget.
 
     Attributes:
-        restarts: restarts within one window; the next death is final.
+        restarts: restarts allowed within one window.
         window_s: length of the sliding window, in seconds.
-        backoff_s: wait before the first, second, ... restart of the window; the last one repeats.
+        backoff_s: wait before the first, second, ... restart of a window; the last value repeats.
     """
 
     restarts: int = 3
@@ -21,21 +21,38 @@ class RestartPolicy:
     backoff_s: tuple[float, ...] = (0.2, 1.0, 5.0)
 
 
+@dataclass(frozen=True, slots=True)
+class AgentLimits:
+    """Time limits of an agent, in seconds.
+
+    Attributes:
+        load_s: from spawn to ready.
+        progress_s: one batch; an agent that takes longer counts as hung.
+        stop_s: from SIGTERM to SIGKILL.
+        restarts: the restart budget.
+    """
+
+    load_s: float = 900.0
+    progress_s: float = 120.0
+    stop_s: float = 8.0
+    restarts: RestartPolicy = field(default_factory=RestartPolicy)
+
+
 class RestartBudget:
-    """Counts the deaths of one agent."""
+    """Counts the restarts of one agent."""
 
     def __init__(self, policy: RestartPolicy | None = None) -> None:
         self._policy = policy or RestartPolicy()
         self._restarts: deque[float] = deque()
 
-    def died(self, now: float) -> float | None:
-        """Records a death.
+    def take(self, now: float) -> float | None:
+        """Takes one restart from the budget.
 
         Args:
             now: monotonic seconds.
 
         Returns:
-            Seconds to wait before the restart; None: the budget is spent, do not restart.
+            Seconds to wait before the restart, or None if the budget is spent.
         """
         policy = self._policy
         while self._restarts and self._restarts[0] <= now - policy.window_s:
