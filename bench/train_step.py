@@ -31,7 +31,7 @@ from agentwire.evaluation.summary import hardware, versions
 from agentwire.model.transformers import TransformersBackend
 from agentwire.spec.agent import AgentSpec
 from agentwire.spec.scenario import TrainSpec
-from agentwire.training.objective import BridgeObjective, Part
+from agentwire.training.objective import BridgeObjective, TrainingTask
 from agentwire.training.optimise import Step
 from agentwire.training.states import StateCache, cache_states
 from agentwire.wire.messages import RelaySpec, TaskSpec
@@ -113,8 +113,8 @@ def time_steps(
     module = new_bridge(args, cache, receiver)
     recipe = TrainSpec(hidden=args.hidden, batch_size=batch)
     start = time.perf_counter()
-    part = Part(lambda soft: receiver.logits_from_soft(soft, task), [cache], [cache])
-    step = Step(BridgeObjective([module], [part], [recipe]), [recipe])
+    asked = TrainingTask(lambda soft: receiver.logits_from_soft(soft, task), [cache], [cache])
+    step = Step(BridgeObjective([module], [asked], [recipe]), [recipe])
     wait(receiver.device)
     setup_s = time.perf_counter() - start
     draw = torch.Generator().manual_seed(0)

@@ -1,7 +1,7 @@
-"""What a training needs to go on after a crash: one safetensors file, replaced in one step.
+"""The state of a training on disk, so that it can resume after a crash: one safetensors file.
 
-The numbers that are not tensors stand as JSON in the file's own header, so that both are always of
-the same moment; a process that is killed while it writes leaves the earlier file whole.
+Numbers that are not tensors are JSON in the file's header, so that both are always of the same
+step. The file is replaced atomically: a process that dies while it writes leaves the old one.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Progressed:
-    """A training so far.
+class Snapshot:
+    """The state of trainings side by side.
 
     Attributes:
-        step: steps that are done.
+        step: finished steps.
         seconds: time that they took.
-        tensors: weights, averages, optimiser states and best weights of each member.
-        notes: history and counters of each member, as JSON holds them.
+        tensors: weights, averages, optimiser states and best weights of each module.
+        notes: history and counters of each module, as JSON.
     """
 
     step: int
@@ -42,25 +42,25 @@ class Checkpoint:
 
     Args:
         path: the file.
-        identity: everything that the training depends on (recipe, models, rows); a file of another
-            training is not taken up.
+        identity: everything that the training depends on (recipe, models, rows). A file with
+            another identity is ignored.
     """
 
     def __init__(self, path: Path, identity: str) -> None:
         self.path = path
         self.identity = identity
 
-    def save(self, now: Progressed) -> None:
-        """Writes the file beside the old one, and then over it."""
+    def save(self, snapshot: Snapshot) -> None:
+        """Replaces the file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "version": VERSION,
             "identity": self.identity,
-            "step": now.step,
-            "seconds": now.seconds,
-            "notes": now.notes,
+            "step": snapshot.step,
+            "seconds": snapshot.seconds,
+            "notes": snapshot.notes,
         }
-        tensors = {key: value.detach().cpu().contiguous() for key, value in now.tensors.items()}
+        tensors = {k: v.detach().cpu().contiguous() for k, v in snapshot.tensors.items()}
         tensors["rng/cpu"] = torch.get_rng_state()
         if torch.cuda.is_available():
             tensors["rng/cuda"] = torch.cuda.get_rng_state()
@@ -68,21 +68,21 @@ class Checkpoint:
         save_file(tensors, partial, metadata={"state": json.dumps(state)})
         os.replace(partial, self.path)
 
-    def load(self, device: torch.device) -> Progressed | None:
-        """The training so far, on ``device``, random generators set; None: none, or another's."""
+    def load(self, device: torch.device) -> Snapshot | None:
+        """The saved state on ``device``, with torch's generators restored; None: nothing saved."""
         try:
             with safe_open(self.path, framework="pt") as file:
                 state = json.loads((file.metadata() or {})["state"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except (FileNotFoundError, SafetensorError, OSError, ValueError, KeyError):
-            return None  # a broken file costs time, not the result: the training starts anew
+            return None  # a corrupt file costs time only: the training starts again
         if (state.get("version"), state.get("identity")) != (VERSION, self.identity):
             return None
         torch.set_rng_state(tensors.pop("rng/cpu"))
         cuda = tensors.pop("rng/cuda", None)
         if cuda is not None and device.type == "cuda":
             torch.cuda.set_rng_state(cuda, device)
-        return Progressed(
+        return Snapshot(
             int(state["step"]),
             float(state["seconds"]),
             {key: value.to(device) for key, value in tensors.items()},
@@ -90,5 +90,5 @@ class Checkpoint:
         )
 
     def remove(self) -> None:
-        """The training is over."""
+        """Deletes the file; call it when the result is written."""
         self.path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The loss of a training as a picture: one line in a terminal, or a PNG (extra ``plots``)."""
+"""Plots the loss of a training: one line in a terminal, or a PNG (extra ``plots``)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WIDTH = 24
 
 
 def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
-    """The last ``width`` values as bars between the smallest and the largest of them."""
+    """The last ``width`` values as bars, scaled to their own minimum and maximum."""
     shown = list(values)[-width:]
     if not shown:
         return ""
@@ -28,22 +28,22 @@ def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
 
 
 def require_plots() -> None:
-    """Says what to install where there is no matplotlib, before anything is trained.
+    """Checks for matplotlib before anything is trained.
 
     Raises:
-        InputError: there is none.
+        InputError: it is not installed.
     """
     try:
         import matplotlib  # noqa: F401
     except ImportError:
         raise InputError(
-            "a loss curve needs matplotlib, which is not here.",
-            hint="Run `pip install 'agentwire[plots]'`, or leave out --plot.",
+            "a loss curve needs matplotlib, which is not installed.",
+            hint="Run `pip install 'agentwire[plots]'`, or omit --plot.",
         ) from None
 
 
 def draw_curve(history: Sequence[Evaluation], title: str, file: Path) -> None:
-    """Writes training and held-out loss over the steps, and held-out accuracy, as a PNG."""
+    """Writes a PNG of training loss, held-out loss and held-out accuracy over the steps."""
     require_plots()
     from matplotlib.figure import Figure
 

@@ -1,8 +1,8 @@
-"""Diversity losses: they push the soft tokens of a bridge apart. Off by default.
+"""Diversity losses, which push the soft tokens of a bridge apart. Off by default.
 
-The two source papers define different ones. For tasks with two classes "LatentWire: A Shared
-Soft-Token Interlingua for Heterogeneous LLM Communication" switches its own off, since it kept the
-bridge at chance there.
+The two source papers define different losses. "LatentWire: A Shared Soft-Token Interlingua for
+Heterogeneous LLM Communication" disables its own for tasks with two classes, because the bridge
+stayed at chance there.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def diversity_loss(soft: Tensor, form: Form) -> Tensor:
 
         -H(p) / ln d = sum_k p_k ln p_k / ln d                          in -1..0, -1: p is flat
 
-    divided by ln d so that one weight means the same at every width d. The paper does not say how a
-    vector becomes a distribution; the softmax is this project's reading.
+    divided by ln d so that a weight has the same effect at every width d. The paper does not say
+    how a vector becomes a distribution; the softmax is our interpretation.
 
     Args:
         soft: soft tokens [n, M, d].
@@ -42,5 +42,5 @@ def diversity_loss(soft: Tensor, form: Form) -> Tensor:
         return soft.new_zeros(())
     unit = F.normalize(soft.float(), dim=-1)
     cosine = unit @ unit.transpose(1, 2)
-    # The diagonal is all ones: taken off as a number, it needs no mask.
+    # The diagonal is all ones, so subtracting m needs no mask.
     return (cosine.pow(2).sum(dim=(1, 2)) - m).mean() / (m * (m - 1))

@@ -1,8 +1,8 @@
 """Bridges of several senders, trained together: the receiver reads the soft tokens of all of them.
 
-Each is a bridge of its own, on its sender's device, with its own M soft tokens; together they are
-one module, which gives the receiver all of them, one sender's after the other's, in a fixed order.
-The loss is one, so each learns what the others leave to it.
+Each is a bridge of its own, on its sender's device, with its own M soft tokens. Together they are
+one module that concatenates their soft tokens in a fixed order. They share one loss, so each learns
+what the others leave to it. An ordinary bridge is trained as a set of one, with the same result.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class JointBridge(nn.Module):
     """Several bridges into one receiver, as one module.
 
     Args:
-        parts: in the order in which their soft tokens are read; all of one width.
+        parts: in the order in which the receiver reads their soft tokens; all of one width.
     """
 
     def __init__(self, parts: Sequence[BridgeModule]) -> None:
@@ -36,7 +36,7 @@ class JointBridge(nn.Module):
 
     @property
     def shape(self) -> BridgeShape:
-        """The first part's, with the soft tokens of all."""
+        """The shape of the first part with the soft tokens of all parts."""
         shapes = [bridge.shape for bridge in self.bridges]
         return replace(shapes[0], soft_tokens=sum(shape.soft_tokens for shape in shapes))
 
@@ -48,10 +48,10 @@ class JointBridge(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class JointStates:
-    """Hidden states of the same rows in several senders; of the same or of different texts.
+    """Hidden states of the same rows in several senders, which may read different texts.
 
     Attributes:
-        parts: of each sender.
+        parts: one per sender.
         labels: [n] class ids.
     """
 
@@ -68,7 +68,7 @@ class JointStates:
 
     @property
     def flat(self) -> Tensor:
-        """The first sender's: says on which device all are."""
+        """Of the first sender; all parts are on its device."""
         return self.parts[0].flat
 
     @property
@@ -82,6 +82,6 @@ class JointStates:
         return max(part.longest for part in self.parts)
 
     def gather(self, rows: Tensor, width: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """For each sender states [b, width, d] of these rows, and masks."""
+        """States [b, width, d] and masks [b, width] of these rows, one of each per sender."""
         states, masks = zip(*(part.gather(rows, width) for part in self.parts), strict=True)
         return states, masks

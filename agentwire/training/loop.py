@@ -1,11 +1,11 @@
 """The training loop: both language models are frozen, only small modules beside them learn.
 
-Loss: cross-entropy over the task's label words at the receiver's first answer position, the same
-quantity that scoring uses. The step is chosen on held-out training rows. Several trainings (seeds,
-layers, rates, Ms) run side by side in one loop and share each pass through the frozen receiver.
+The loss is the cross-entropy over the task's label words at the receiver's first answer position,
+which is also how methods are scored. Held-out training rows choose the step. Several trainings
+(seeds, layers, rates, Ms) run side by side and share each pass through the frozen receiver.
 
-A loss that is not finite does not end the work: the training goes back to its last good evaluation
-and on at half the rate, up to three times.
+If a loss becomes infinite or NaN, that training returns to its last good evaluation and continues
+at half the learning rate, up to three times.
 """
 
 from __future__ import annotations
@@ -14,50 +14,39 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from agentwire.bridge.module import BridgeModule
 from agentwire.errors import BridgeError
 from agentwire.spec.scenario import TrainSpec
-from agentwire.training.checkpoint import Checkpoint, Progressed
-from agentwire.training.objective import (
-    BridgeObjective,
-    LogitsFromSoft,
-    Part,
-    Problem,
-    Score,
-    held_out_scores,
-)
-from agentwire.training.optimise import Step, learning_rate, schedule
-from agentwire.training.states import StateCache
+from agentwire.training.checkpoint import Checkpoint, Snapshot
+from agentwire.training.objective import Objective, Score
+from agentwire.training.optimise import Step, learning_rate, schedule, under
 
 ROLLBACKS = 3
-M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Held-out figures at one step; ``parts``: the accuracy of each task, if there are several."""
+    """Held-out figures at one step; ``tasks``: the accuracy on each task, if there are several."""
 
     step: int
     loss: float
     train_loss: float
     accuracy: float
     seconds: float
-    parts: tuple[float, ...] = ()
+    tasks: tuple[float, ...] = ()
 
     @property
     def rank(self) -> tuple[float, float]:
-        """The better, the higher: accuracy, and of equal ones the lower loss."""
+        """Higher is better: accuracy first, then the lower loss."""
         return self.accuracy, -self.loss
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A trained module and its history; ``best`` is the evaluation it was chosen for."""
+    """A trained module and its history; ``best`` is the evaluation whose weights it has."""
 
     module: nn.Module
     best: Evaluation
@@ -66,20 +55,21 @@ class Trained:
 
 
 @dataclass(slots=True)
-class _Member:
+class _TrainingState:
     """The state of one training."""
 
     recipe: TrainSpec
     history: list[Evaluation] = field(default_factory=list)
     best: Evaluation | None = None
-    best_state: dict[str, Tensor] = field(default_factory=dict)
-    good: dict[str, Tensor] = field(default_factory=dict)
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    last_good: dict[str, Tensor] = field(default_factory=dict)
     rollbacks: int = 0
-    scale: float = 1.0
+    rate_scale: float = 1.0
     failure: BridgeError | None = None
 
-    def stale(self) -> bool:
-        """Whether early stopping ends it."""
+    @property
+    def ended(self) -> bool:
+        """Whether it failed, or early stopping ended it."""
         patience = self.recipe.patience
         if self.failure is not None:
             return True
@@ -89,47 +79,29 @@ class _Member:
 
 
 def train_many(
-    problem: Problem,
+    objective: Objective,
     recipes: Sequence[TrainSpec],
-    report: Callable[[int, Evaluation], None] = lambda member, now: None,
+    report: Callable[[int, Evaluation], None] = lambda s, evaluation: None,
     checkpoint: Checkpoint | None = None,
-    stop: Callable[[], bool] = lambda: False,
     stepped: Callable[[int], None] = lambda number: None,
 ) -> list[Trained | BridgeError]:
-    """Trains every member of ``problem`` and gives each one's best average, or why it has none.
+    """Trains every module of ``objective`` and returns its best average, or why it failed.
 
     Args:
-        problem: modules and data.
-        recipes: of each member; ``steps`` and ``evaluate_every`` must be the same for all.
-        report: told about every evaluation of every member.
-        checkpoint: where to keep what is needed to go on after a crash; a training that is there
-            already is taken up. Remove it when the result is safe.
-        stop: asked after every evaluation; True ends the training with what it has by then.
-        stepped: told the number of every step that is done (on a GPU: that is on its way).
+        objective: modules and data.
+        recipes: one per module; ``steps`` and ``evaluate_every`` must be the same for all.
+        report: called with every evaluation of every module.
+        checkpoint: where the state is saved after each evaluation. A saved state of the same
+            training is resumed. Remove it when the result is safe.
+        stepped: called with the number of every finished step (on a GPU: every submitted step).
 
     Raises:
-        ValueError: recipes that do not go together.
+        ValueError: the recipes differ in ``steps`` or ``evaluate_every``.
     """
     first = recipes[0]
     if any((r.steps, r.evaluate_every) != (first.steps, first.evaluate_every) for r in recipes):
         raise ValueError("trainings side by side need the same steps and evaluate_every")
-    return _Loop(problem, recipes, report, checkpoint, stop, stepped).run()
-
-
-def side_by_side(batch_sizes: Sequence[int], most: int) -> list[list[int]]:
-    """Numbers of the trainings, in order, in groups of at most ``most`` rows a step.
-
-    A training whose batch is larger than that has a group of its own.
-    """
-    groups: list[list[int]] = []
-    room = 0
-    for number, rows in enumerate(batch_sizes):
-        if rows > room or not groups:
-            groups.append([])
-            room = most
-        groups[-1].append(number)
-        room -= rows
-    return groups
+    return _Loop(objective, recipes, report, checkpoint, stepped).run()
 
 
 class _Loop:
@@ -137,35 +109,33 @@ class _Loop:
 
     def __init__(
         self,
-        problem: Problem,
+        objective: Objective,
         recipes: Sequence[TrainSpec],
         report: Callable[[int, Evaluation], None],
         checkpoint: Checkpoint | None,
-        stop: Callable[[], bool],
         stepped: Callable[[int], None],
     ) -> None:
-        self.problem, self.report, self.checkpoint = problem, report, checkpoint
-        self.stop, self.stepped = stop, stepped
+        self.objective, self.report, self.checkpoint = objective, report, checkpoint
+        self.stepped = stepped
         self.started = time.monotonic()
-        self.members = [_Member(recipe) for recipe in recipes]
+        self.earlier_seconds = 0.0
+        self.states = [_TrainingState(recipe) for recipe in recipes]
         torch.manual_seed(recipes[0].seed)
-        for module in problem.modules:
+        for module in objective.modules:
             module.train()
-        self.step = Step(problem, recipes)
+        self.step = Step(objective, recipes)
         self.batches = [
-            [schedule(labels, recipe, problem.device) for labels in mine]
-            for recipe, mine in zip(recipes, problem.labels, strict=True)
+            [schedule(labels, recipe, objective.device) for labels in tasks]
+            for recipe, tasks in zip(recipes, objective.labels, strict=True)
         ]
-        self.earlier = 0.0
 
     def run(self) -> list[Trained | BridgeError]:
-        steps, every = self.members[0].recipe.steps, self.members[0].recipe.evaluate_every
+        steps, every = self.states[0].recipe.steps, self.states[0].recipe.evaluate_every
         total = torch.zeros_like(self.step.losses)
         begin = last = self._resume()
         for number in range(begin + 1, steps + 1):
-            rates = [m.scale * learning_rate(number - 1, m.recipe) for m in self.members]
-            rows = [[part[number - 1] for part in mine] for mine in self.batches]
-            self.step(rates, rows)
+            rates = [s.rate_scale * learning_rate(number - 1, s.recipe) for s in self.states]
+            self.step(rates, [[rows[number - 1] for rows in tasks] for tasks in self.batches])
             total += self.step.losses
             self.stepped(number)
             if number % every and number != steps:
@@ -174,137 +144,105 @@ class _Loop:
             total.zero_()
             last = number
             self._evaluate(number, means)
-            if all(member.stale() for member in self.members) or self.stop():
+            if all(state.ended for state in self.states):
                 break
             if self.checkpoint is not None:
-                self.checkpoint.save(self._progressed(number))
-        return [self._finished(s, member) for s, member in enumerate(self.members)]
+                self.checkpoint.save(self._snapshot(number))
+        return [self._finished(s, state) for s, state in enumerate(self.states)]
 
     def _seconds(self) -> float:
-        return self.earlier + time.monotonic() - self.started
+        return self.earlier_seconds + time.monotonic() - self.started
 
     def _evaluate(self, number: int, means: Sequence[float]) -> None:
-        scores = self.problem.evaluate(self.step.averages)
-        for s, (member, score, mean) in enumerate(zip(self.members, scores, means, strict=True)):
-            if member.stale():  # it has ended; its neighbours go on
+        scores = self.objective.evaluate(self.step.averages)
+        for s, (state, score, mean) in enumerate(zip(self.states, scores, means, strict=True)):
+            if state.ended:
                 continue
             if not (math.isfinite(mean) and math.isfinite(score.loss)):
-                self._roll_back(s, member, number)
+                self._roll_back(s, state, number)
                 continue
-            now = _evaluation(number, score, mean, self._seconds())
-            member.history.append(now)
-            member.good = self.step.state(s)
-            self.report(s, now)
-            if member.best is None or now.rank > member.best.rank:
-                member.best = now
+            evaluation = _evaluation(number, score, mean, self._seconds())
+            state.history.append(evaluation)
+            state.last_good = self.step.state(s)
+            self.report(s, evaluation)
+            if state.best is None or evaluation.rank > state.best.rank:
+                state.best = evaluation
                 average = self.step.averages[s].state_dict()
-                member.best_state = {k: v.detach().clone() for k, v in average.items()}
+                state.best_weights = {k: v.detach().clone() for k, v in average.items()}
 
-    def _roll_back(self, s: int, member: _Member, number: int) -> None:
-        """Back to the last good evaluation at half the rate; without one, or too often, failure."""
-        if not member.good or member.rollbacks >= ROLLBACKS:
-            member.failure = BridgeError(
+    def _roll_back(self, s: int, state: _TrainingState, number: int) -> None:
+        """Returns to the last good evaluation at half the rate. Fails if there is none."""
+        if not state.last_good or state.rollbacks >= ROLLBACKS:
+            state.failure = BridgeError(
                 f"the loss is not finite after {number} steps"
-                + (f", for the {member.rollbacks + 1}th time." if member.rollbacks else "."),
+                + (f", for the {state.rollbacks + 1}th time." if state.rollbacks else "."),
                 hint="Lower `train.learning_rate` in the scenario.",
             )
             return
-        self.step.restore(s, member.good)
-        member.rollbacks += 1
-        member.scale /= 2
+        self.step.restore(s, state.last_good)
+        state.rollbacks += 1
+        state.rate_scale /= 2
 
-    def _finished(self, s: int, member: _Member) -> Trained | BridgeError:
-        if member.failure is not None:
-            return member.failure
-        if member.best is None:  # steps >= 1, so the last step was evaluated
+    def _finished(self, s: int, state: _TrainingState) -> Trained | BridgeError:
+        if state.failure is not None:
+            return state.failure
+        if state.best is None:  # cannot happen: steps >= 1, and the last step is evaluated
             return BridgeError("nothing was trained.", hint="Set `train.steps` to 1 or more.")
-        module = self.problem.modules[s]
-        module.load_state_dict(member.best_state)
-        return Trained(module.eval(), member.best, tuple(member.history), self._seconds())
+        module = self.objective.modules[s]
+        module.load_state_dict(state.best_weights)
+        return Trained(module.eval(), state.best, tuple(state.history), self._seconds())
 
     # -- checkpoints --------------------------------------------------------------------------
 
-    def _progressed(self, number: int) -> Progressed:
+    def _snapshot(self, number: int) -> Snapshot:
         tensors: dict[str, Tensor] = {}
         notes = []
-        for s, member in enumerate(self.members):
+        for s, state in enumerate(self.states):
             tensors |= {f"{s}/now/{key}": v for key, v in self.step.state(s).items()}
-            tensors |= {f"{s}/best/{key}": v for key, v in member.best_state.items()}
-            if self.problem.draws:
-                tensors[f"{s}/draws"] = self.problem.draws[s].state
+            tensors |= {f"{s}/best/{key}": v for key, v in state.best_weights.items()}
+            if self.objective.random:
+                tensors[f"{s}/random"] = self.objective.random[s].state
             notes.append(
                 {
-                    "history": [_plain(e) for e in member.history],
-                    "best": None if member.best is None else _plain(member.best),
-                    "rollbacks": member.rollbacks,
-                    "scale": member.scale,
-                    "failed": member.failure is not None,
+                    "history": [_plain(e) for e in state.history],
+                    "best": None if state.best is None else _plain(state.best),
+                    "rollbacks": state.rollbacks,
+                    "scale": state.rate_scale,
+                    "failed": state.failure is not None,
                 }
             )
-        return Progressed(number, self._seconds(), tensors, notes)
+        return Snapshot(number, self._seconds(), tensors, notes)
 
     def _resume(self) -> int:
-        """Takes up an earlier session; returns the step that it had reached."""
-        found = self.checkpoint.load(self.problem.device) if self.checkpoint else None
+        """Restores an earlier session and returns the step that it reached."""
+        found = self.checkpoint.load(self.objective.device) if self.checkpoint else None
         if found is None:
             return 0
-        for s, (member, note) in enumerate(zip(self.members, found.notes, strict=True)):
-            now = _under(found.tensors, f"{s}/now/")
+        for s, (state, note) in enumerate(zip(self.states, found.notes, strict=True)):
+            now = under(found.tensors, f"{s}/now/")
             self.step.restore(s, now)
-            if self.problem.draws:
-                self.problem.draws[s].state = found.tensors[f"{s}/draws"].cpu()
-            member.best_state = _under(found.tensors, f"{s}/best/")
-            member.history = [_from_plain(e) for e in note["history"]]
-            member.best = None if note["best"] is None else _from_plain(note["best"])
-            member.rollbacks, member.scale = note["rollbacks"], note["scale"]
-            member.good = now if member.history else {}
+            if self.objective.random:
+                self.objective.random[s].state = found.tensors[f"{s}/random"].cpu()
+            state.best_weights = under(found.tensors, f"{s}/best/")
+            state.history = [_from_plain(e) for e in note["history"]]
+            state.best = None if note["best"] is None else _from_plain(note["best"])
+            state.rollbacks, state.rate_scale = note["rollbacks"], note["scale"]
+            state.last_good = now if state.history else {}
             if note["failed"]:
-                member.failure = BridgeError("the loss was not finite in an earlier session.")
-        self.earlier = found.seconds
+                state.failure = BridgeError("the loss was not finite in an earlier session.")
+        self.earlier_seconds = found.seconds
         return found.step
 
 
 def _evaluation(number: int, score: Score, mean: float, seconds: float) -> Evaluation:
-    parts = score.parts if len(score.parts) > 1 else ()
-    return Evaluation(number, score.loss, mean, score.accuracy, seconds, parts)
+    tasks = score.tasks if len(score.tasks) > 1 else ()
+    return Evaluation(number, score.loss, mean, score.accuracy, seconds, tasks)
 
 
 def _plain(e: Evaluation) -> list[object]:
-    return [e.step, e.loss, e.train_loss, e.accuracy, e.seconds, list(e.parts)]
+    return [e.step, e.loss, e.train_loss, e.accuracy, e.seconds, list(e.tasks)]
 
 
 def _from_plain(values: Sequence[object]) -> Evaluation:
-    *figures, parts = values
-    return replace(Evaluation(*figures), parts=tuple(parts))  # type: ignore[arg-type]
-
-
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def evaluate(
-    module: nn.Module, logits: LogitsFromSoft, cache: StateCache, batch_size: int = 128
-) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy over all rows of ``cache``; payloads rounded to fp16."""
-    return held_out_scores([module], [[0]], logits, [cache], batch_size)[0]
-
-
-def train(
-    module: BridgeModule,
-    logits: LogitsFromSoft,
-    cache: StateCache,
-    held_out: StateCache,
-    recipe: TrainSpec,
-    report: Callable[[Evaluation], None],
-    checkpoint: Checkpoint | None = None,
-) -> Trained:
-    """Trains one bridge (statistics and alpha already set) on one task.
-
-    Raises:
-        BridgeError: the loss is not finite any more.
-    """
-    problem = BridgeObjective([module], [Part(logits, [cache], [held_out])], [recipe])
-    done = train_many(problem, [recipe], lambda _, now: report(now), checkpoint)[0]
-    if isinstance(done, BridgeError):
-        raise done
-    return done
+    *figures, tasks = values
+    return replace(Evaluation(*figures), tasks=tuple(tasks))  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
 """What is trained: S small modules beside frozen models, and the loss of each.
 
-The receiver is frozen and the same for all of them, so S bridges (seeds, layers, rates) share one
-pass through it: their soft tokens stand one after another along the batch. Rows do not see each
-other, so no member's gradient depends on its neighbours. Bridges of another M pass on their own.
+The frozen receiver is the same for all modules, so S bridges (seeds, layers, rates) share one pass
+through it: their soft tokens are concatenated along the batch. Rows do not see each other, so no
+bridge's gradient depends on another bridge. Bridges with different M need separate passes.
 """
 
 from __future__ import annotations
@@ -25,22 +25,28 @@ from agentwire.training.states import States
 LogitsFromSoft = Callable[[Tensor], Tensor]
 """Soft tokens [n, M, d] -> label logits [n, L], differentiable: the frozen receiver."""
 EVALUATED_ROWS = 2048
-"""Rows of one pass in an evaluation, over all members."""
+"""Rows in one pass of an evaluation, over all modules."""
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Mean cross-entropy and accuracy on held-out rows; several parts count alike."""
+    """Mean cross-entropy and accuracy on held-out rows; ``tasks``: the accuracy on each task."""
 
     loss: float
     accuracy: float
-    parts: tuple[float, ...] = ()
+    tasks: tuple[float, ...] = ()
 
 
-class Draws:
-    """A member's own random numbers, so that none depends on who trains beside it.
+def score(logits: Tensor, labels: Tensor) -> Score:
+    """Mean cross-entropy and accuracy of logits [n, L] for class ids [n]."""
+    right = float((logits.argmax(-1) == labels).double().mean())
+    return Score(float(F.cross_entropy(logits.float(), labels)), right)
 
-    On a CPU alone: a CUDA graph draws from one generator, whose place in it is captured.
+
+class RandomStream:
+    """Random numbers of one module, so that its training does not depend on the others.
+
+    This works on a CPU only: a CUDA graph draws from one generator and captures its position.
 
     Attributes:
         state: of the generator, [bytes].
@@ -52,7 +58,7 @@ class Draws:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Inside, torch draws from this stream."""
+        """Inside this context, torch draws from this stream."""
         if not self._own:
             yield
             return
@@ -65,36 +71,36 @@ class Draws:
             torch.set_rng_state(others)
 
 
-class Problem(Protocol):
+class Objective(Protocol):
     """S trainings that share frozen models.
 
     Attributes:
-        modules: what each of them learns.
-        labels: of the training rows, for each member one tensor a part.
-        draws: each member's own random numbers; empty: nothing but the schedule is random.
+        modules: what each training learns.
+        labels: of the training rows; for each module one tensor per task.
+        random: the random numbers of each module; empty if only the schedule is random.
         device: where everything is.
     """
 
     modules: Sequence[nn.Module]
     labels: Sequence[Sequence[Tensor]]
-    draws: Sequence[Draws]
+    random: Sequence[RandomStream]
     device: torch.device
 
     def losses(self, rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """The loss of each member on its rows: ``rows[member][part]`` are row numbers."""
+        """The loss of each module on its rows: ``rows[module][task]`` are row numbers."""
 
     def evaluate(self, modules: Sequence[nn.Module]) -> list[Score]:
-        """Held-out figures of these modules, which stand for ``modules`` (their averages)."""
+        """Held-out scores of ``modules``, which replace the trained ones (their averages)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class TrainingTask:
     """One task of a training.
 
     Attributes:
-        logits: the frozen receiver, asked this task's question.
-        cache: training states, for each member (it may read another layer, or several senders).
-        held_out: held-out states, for each member.
+        logits: the frozen receiver with this task's prompt.
+        cache: training states for each module (modules may read different layers or senders).
+        held_out: held-out states for each module.
     """
 
     logits: LogitsFromSoft
@@ -103,65 +109,67 @@ class Part:
 
 
 def drop_tokens(mask: Tensor, rate: float) -> Tensor:
-    """Hides a random part of the text's tokens from the bridge; the first is always kept."""
+    """Hides random tokens of the text from the bridge. The first token is always kept."""
     keep = torch.rand(mask.shape, device=mask.device) >= rate
     keep[:, 0] = True
     return mask & keep
 
 
 class BridgeObjective:
-    """S bridges into one receiver, over one task or several.
+    """S bridges into one receiver, trained on one task or on several.
 
     Args:
         modules: the bridges, with statistics and alpha set.
-        parts: the tasks; each adds its mean loss with the same weight.
-        recipes: of each bridge.
+        tasks: each adds its mean loss with the same weight.
+        recipes: one per bridge.
     """
 
     def __init__(
         self,
         modules: Sequence[BridgeModule | JointBridge],
-        parts: Sequence[Part],
+        tasks: Sequence[TrainingTask],
         recipes: Sequence[TrainSpec],
     ) -> None:
         self.modules: Sequence[nn.Module] = list(modules)
-        self.parts = list(parts)
+        self.tasks = list(tasks)
         self.recipes = list(recipes)
         self.labels: Sequence[Sequence[Tensor]] = [
-            [part.cache[s].labels for part in parts] for s in range(len(modules))
+            [task.cache[s].labels for task in tasks] for s in range(len(modules))
         ]
-        self.device = parts[0].cache[0].flat.device
-        self.draws: Sequence[Draws] = [Draws(recipe.seed, self.device) for recipe in recipes]
-        # Read now: inside a CUDA graph nothing may wait for the device.
-        self._longest = [[cache.longest for cache in part.cache] for part in parts]
+        self.device = tasks[0].cache[0].flat.device
+        self.random: Sequence[RandomStream] = [
+            RandomStream(recipe.seed, self.device) for recipe in recipes
+        ]
+        # Read here because nothing inside a CUDA graph may wait for the device.
+        self._longest = [[cache.longest for cache in task.cache] for task in tasks]
         self._groups = _by_soft_tokens(modules)
 
     def losses(self, rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         total: list[list[Tensor]] = [[] for _ in self.modules]
-        for p, part in enumerate(self.parts):
+        for t, task in enumerate(self.tasks):
             for group in self._groups:
-                soft = [self._soft(s, p, rows[s][p]) for s in group]
-                logits = torch.split(part.logits(torch.cat(soft)), [len(z) for z in soft])
+                soft = [self._soft(s, t, rows[s][t]) for s in group]
+                logits = torch.split(task.logits(torch.cat(soft)), [len(z) for z in soft])
                 for s, z, answer in zip(group, soft, logits, strict=True):
-                    total[s].append(self._loss(s, z, answer, part.cache[s].labels[rows[s][p]]))
+                    total[s].append(self._loss(s, z, answer, task.cache[s].labels[rows[s][t]]))
         return [torch.stack(losses).mean() for losses in total]
 
-    def _soft(self, member: int, p: int, rows: Tensor) -> Tensor:
-        cache = self.parts[p].cache[member]
+    def _soft(self, s: int, t: int, rows: Tensor) -> Tensor:
+        cache = self.tasks[t].cache[s]
         static = self.device.type == "cuda"
-        width = self._longest[p][member] if static else int(cache.lengths[rows].max())
+        width = self._longest[t][s] if static else int(cache.lengths[rows].max())
         states, mask = cache.gather(rows, width)
-        rate = self.recipes[member].token_dropout
-        with self.draws[member]():
-            if rate and isinstance(mask, tuple):  # of several senders
-                mask = tuple(drop_tokens(part, rate) for part in mask)
+        rate = self.recipes[s].token_dropout
+        with self.random[s]():
+            if rate and isinstance(mask, tuple):  # one mask per sender
+                mask = tuple(drop_tokens(one, rate) for one in mask)
             elif rate:
                 mask = drop_tokens(mask, rate)
-            soft: Tensor = self.modules[member](states, mask)
+            soft: Tensor = self.modules[s](states, mask)
         return soft
 
-    def _loss(self, member: int, soft: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        recipe = self.recipes[member]
+    def _loss(self, s: int, soft: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        recipe = self.recipes[s]
         loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
         if recipe.diversity:
             loss = loss + recipe.diversity * diversity_loss(soft, recipe.diversity_form)
@@ -169,21 +177,21 @@ class BridgeObjective:
 
     def evaluate(self, modules: Sequence[nn.Module]) -> list[Score]:
         scores = [
-            held_out_scores(modules, self._groups, part.logits, part.held_out)
-            for part in self.parts
+            held_out_scores(modules, self._groups, task.logits, task.held_out)
+            for task in self.tasks
         ]
         return [
             Score(
-                loss=sum(loss for loss, _ in member) / len(member),
-                accuracy=sum(accuracy for _, accuracy in member) / len(member),
-                parts=tuple(accuracy for _, accuracy in member),
+                loss=sum(one.loss for one in tasks) / len(tasks),
+                accuracy=sum(one.accuracy for one in tasks) / len(tasks),
+                tasks=tuple(one.accuracy for one in tasks),
             )
-            for member in zip(*scores, strict=True)
+            for tasks in zip(*scores, strict=True)
         ]
 
 
 def _by_soft_tokens(modules: Sequence[BridgeModule | JointBridge]) -> list[list[int]]:
-    """Members whose soft tokens can stand in one batch: those with the same M."""
+    """Groups bridges with the same M: only their soft tokens fit into one batch."""
     groups: dict[int, list[int]] = {}
     for index, module in enumerate(modules):
         groups.setdefault(module.shape.soft_tokens, []).append(index)
@@ -196,22 +204,19 @@ def held_out_scores(
     logits: LogitsFromSoft,
     caches: Sequence[States],
     batch_rows: int = EVALUATED_ROWS,
-) -> list[tuple[float, float]]:
-    """Mean cross-entropy and accuracy of each module; payloads rounded to fp16, as they ship."""
-    found = [(0.0, 0.0)] * len(modules)
+) -> list[Score]:
+    """Mean cross-entropy and accuracy of each module; payloads are rounded to fp16, as sent."""
+    found: dict[int, Score] = {}
     for group in groups:
-        answers = scores_of([modules[s] for s in group], logits, [caches[s] for s in group],
-                            batch_rows)  # fmt: skip
+        answers = soft_logits([modules[s] for s in group], logits, [caches[s] for s in group],
+                              batch_rows)  # fmt: skip
         for s, answer in zip(group, answers, strict=True):
-            labels = caches[s].labels
-            loss = F.cross_entropy(answer, labels)
-            right = (answer.argmax(-1) == labels).double().mean()
-            found[s] = float(loss), float(right)
-    return found
+            found[s] = score(answer, caches[s].labels)
+    return [found[s] for s in range(len(modules))]
 
 
 @torch.inference_mode()
-def scores_of(
+def soft_logits(
     modules: Sequence[nn.Module],
     logits: LogitsFromSoft,
     caches: Sequence[States],
@@ -219,7 +224,7 @@ def scores_of(
 ) -> list[Tensor]:
     """Label logits [n, L] of all rows of each cache, for bridges with the same M.
 
-    All caches hold as many rows. Payloads are rounded to fp16, as they cross the bus.
+    All caches must have the same number of rows. Payloads are rounded to fp16, as on the bus.
     """
     size = max(1, batch_rows // len(modules))
     found: list[list[Tensor]] = [[] for _ in modules]

@@ -1,7 +1,7 @@
-"""One optimiser step of S trainings: AdamW, warm-up and cosine, clipping, averaged weights.
+"""One optimiser step of S trainings: AdamW, warm-up and cosine decay, clipping, averaged weights.
 
 On a GPU the whole step (gather, bridges, receiver, backward, clip, optimiser, average) is captured
-as a CUDA graph: at these sizes a step is bound by kernel launches, not by arithmetic.
+as a CUDA graph, because at these sizes kernel launches cost more time than arithmetic.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from agentwire.spec.scenario import TrainSpec
-from agentwire.training.objective import Problem
+from agentwire.training.objective import Objective
 
 
 def learning_rate(step: int, recipe: TrainSpec) -> float:
@@ -29,8 +29,8 @@ def learning_rate(step: int, recipe: TrainSpec) -> float:
 def schedule(labels: Tensor, recipe: TrainSpec, device: torch.device) -> Tensor:
     """Row numbers [steps, batch_size] for rows with these labels [n].
 
-    Each epoch is a new permutation of all rows. With ``balanced`` rows are drawn with replacement
-    instead, so that every class that has rows is as likely as any other.
+    Each epoch is a new permutation of all rows. With ``balanced``, rows are drawn with replacement
+    instead, such that all classes are equally likely.
     """
     generator = torch.Generator().manual_seed(recipe.seed)
     needed, n = recipe.steps * recipe.batch_size, len(labels)
@@ -45,7 +45,7 @@ def schedule(labels: Tensor, recipe: TrainSpec, device: torch.device) -> Tensor:
 
 
 def weight_groups(module: nn.Module, recipe: TrainSpec) -> list[dict[str, object]]:
-    """Weight decay for matrices only: not for biases, norms and latent queries."""
+    """Applies weight decay to matrices only: not to biases, norms and latent queries."""
     named = list(module.named_parameters())
     latents = {name for name, _ in named if name.rpartition(".")[2] == "latents"}
     matrices = [p for name, p in named if p.ndim == 2 and name not in latents]
@@ -57,16 +57,16 @@ def weight_groups(module: nn.Module, recipe: TrainSpec) -> list[dict[str, object
 
 
 class Step:
-    """One optimiser step of every member; captured as a CUDA graph where it can be.
+    """One optimiser step of every module, captured as a CUDA graph on a GPU.
 
     Attributes:
-        averages: the exponential moving average of each member's weights.
-        losses: [S] mean loss of each member's last batch.
+        averages: the exponential moving average of each module's weights.
+        losses: [S] mean loss of each module's last batch.
     """
 
-    def __init__(self, problem: Problem, recipes: Sequence[TrainSpec]) -> None:
-        self.problem, self.recipes = problem, list(recipes)
-        self.device = problem.device
+    def __init__(self, objective: Objective, recipes: Sequence[TrainSpec]) -> None:
+        self.objective, self.recipes = objective, list(recipes)
+        self.device = objective.device
         captured = self.device.type == "cuda"
         self.rates = [torch.tensor(0.0, device=self.device) for _ in recipes]
         self.optimisers = [
@@ -75,27 +75,27 @@ class Step:
                 lr=rate if captured else recipe.learning_rate,
                 betas=(0.9, 0.98),
                 capturable=captured,
-                fused=captured or None,  # otherwise hundreds of launches a member
+                fused=captured or None,  # avoids hundreds of kernel launches per module
             )
-            for module, recipe, rate in zip(problem.modules, recipes, self.rates, strict=True)
+            for module, recipe, rate in zip(objective.modules, recipes, self.rates, strict=True)
         ]
-        self.averages = [copy.deepcopy(module).eval() for module in problem.modules]
+        self.averages = [copy.deepcopy(module).eval() for module in objective.modules]
         self.losses = torch.zeros(len(self.recipes), device=self.device)
         self._rows = [
             [torch.zeros(recipe.batch_size, dtype=torch.long, device=self.device)
-             for _ in mine]
-            for recipe, mine in zip(recipes, problem.labels, strict=True)
+             for _ in tasks]
+            for recipe, tasks in zip(recipes, objective.labels, strict=True)
         ]  # fmt: skip
         self._graph = None
         if captured:
-            with torch.cuda.device(self.device):  # the receiver may not be on the first one
+            with torch.cuda.device(self.device):  # may not be the current device
                 self._graph = self._capture()
 
     def _compute(self, rows: Sequence[Sequence[Tensor]]) -> None:
-        losses = torch.stack(self.problem.losses(rows))
+        losses = torch.stack(self.objective.losses(rows))
         losses.sum().backward()  # type: ignore[no-untyped-call]
         for module, recipe, optimiser, average in zip(
-            self.problem.modules, self.recipes, self.optimisers, self.averages, strict=True
+            self.objective.modules, self.recipes, self.optimisers, self.averages, strict=True
         ):
             nn.utils.clip_grad_norm_(module.parameters(), recipe.clip)
             optimiser.step()
@@ -108,8 +108,8 @@ class Step:
             self.losses.copy_(losses)
 
     def _capture(self) -> torch.cuda.CUDAGraph:
-        """Three warm-up steps on a side stream (with a zero rate), then the capture itself."""
-        kept = [copy.deepcopy(module.state_dict()) for module in self.problem.modules]
+        """Captures the step after three warm-up steps on a side stream with learning rate 0."""
+        kept = [copy.deepcopy(module.state_dict()) for module in self.objective.modules]
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -117,11 +117,12 @@ class Step:
                 self._compute(self._rows)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # Captured on the same stream: cuBLAS keeps one workspace a stream, so graphs captured on
-        # a shared stream would write into each other's when several are replayed side by side.
+        # Captured on the side stream as well. cuBLAS keeps one workspace per stream, so graphs
+        # that were captured on a shared stream would overwrite each other's workspace when they
+        # are replayed side by side.
         with torch.cuda.graph(graph, stream=side):
             self._compute(self._rows)
-        for module, average, state in zip(self.problem.modules, self.averages, kept, strict=True):
+        for module, average, state in zip(self.objective.modules, self.averages, kept, strict=True):
             module.load_state_dict(state)
             average.load_state_dict(state)
         for optimiser in self.optimisers:
@@ -131,7 +132,7 @@ class Step:
         return graph
 
     def __call__(self, rates: Sequence[float], rows: Sequence[Sequence[Tensor]]) -> None:
-        """Each member learns from ``rows[member][part]`` [batch_size] at its rate."""
+        """Trains each module on ``rows[module][task]`` [batch_size] at its rate."""
         if self._graph is None:
             for optimiser, rate in zip(self.optimisers, rates, strict=True):
                 for group in optimiser.param_groups:
@@ -140,15 +141,14 @@ class Step:
             return
         for tensor, rate in zip(self.rates, rates, strict=True):
             tensor.fill_(rate)
-        for mine, given in zip(self._rows, rows, strict=True):
-            for buffer, numbers in zip(mine, given, strict=True):
+        for buffers, given in zip(self._rows, rows, strict=True):
+            for buffer, numbers in zip(buffers, given, strict=True):
                 buffer.copy_(numbers)
         self._graph.replay()
 
-    def state(self, member: int) -> dict[str, Tensor]:
-        """A copy of everything that one member's training depends on, by name."""
-        module, average = self.problem.modules[member], self.averages[member]
-        optimiser = self.optimisers[member]
+    def state(self, s: int) -> dict[str, Tensor]:
+        """A copy of everything that the training of module ``s`` depends on, by name."""
+        module, average, optimiser = self.objective.modules[s], self.averages[s], self.optimisers[s]
         found = {f"module.{key}": value for key, value in module.state_dict().items()}
         found |= {f"average.{key}": value for key, value in average.state_dict().items()}
         for name, parameter in module.named_parameters():
@@ -156,14 +156,11 @@ class Step:
                 found[f"optimiser.{name}.{key}"] = value
         return {key: value.detach().clone() for key, value in found.items()}
 
-    def restore(self, member: int, state: dict[str, Tensor]) -> None:
-        """Takes up a state from ``state``, in place: a captured graph keeps its addresses."""
-        module, average = self.problem.modules[member], self.averages[member]
-        optimiser = self.optimisers[member]
-        for part, target in (("module.", module), ("average.", average)):
-            target.load_state_dict(
-                {k.removeprefix(part): v for k, v in state.items() if k.startswith(part)}
-            )
+    def restore(self, s: int, state: dict[str, Tensor]) -> None:
+        """Restores what ``state`` returned, in place: a captured graph keeps its addresses."""
+        module, average, optimiser = self.objective.modules[s], self.averages[s], self.optimisers[s]
+        module.load_state_dict(under(state, "module."))
+        average.load_state_dict(under(state, "average."))
         with torch.no_grad():
             for name, parameter in module.named_parameters():
                 for key in ("step", "exp_avg", "exp_avg_sq"):
@@ -175,3 +172,8 @@ class Step:
                         known[key].copy_(saved)
                     else:
                         known[key] = saved.detach().clone()
+
+
+def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``prefix``, without it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""The rows that a bridge trains on, and those that choose its settings: never the scored ones."""
+"""Training rows and held-out rows, which are never the rows that a scenario scores."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from agentwire.task.rows import rows_sha256
 
 
 def training_rows(data: DataChoice, recipe: TrainSpec, config: Config) -> tuple[Dataset, Dataset]:
-    """The rows that everything of a scenario trains on, and those that choose its settings.
+    """The rows that bridges and baselines train on, and the rows that choose their settings.
 
     Raises:
-        DataError: the rows cannot be had, or are the very rows that are scored.
+        DataError: the rows are not available, or they are the rows that are scored.
     """
     refuse_scored_rows(data)
     split = load_rows(data.dataset, TRAIN_SPLIT, config=config, path=data.path)
@@ -29,7 +29,7 @@ def training_rows(data: DataChoice, recipe: TrainSpec, config: Config) -> tuple[
 
 
 def sample(rows: Dataset, n: int, seed: int) -> Dataset:
-    """At most n rows, drawn at random (files are often sorted by class); the source's order."""
+    """At most n random rows in the source's order. Files are often sorted by class."""
     chosen = sorted(random.Random(seed).sample(range(len(rows)), min(n, len(rows))))
     kept = tuple(rows.rows[i] for i in chosen)
     marks = {
@@ -40,18 +40,17 @@ def sample(rows: Dataset, n: int, seed: int) -> Dataset:
 
 
 def refuse_scored_rows(data: DataChoice) -> None:
-    """A bridge is never trained on the rows that its scenario scores.
-
+    """
     Raises:
-        DataError: the scenario scores the training split, or names one file for both.
+        DataError: the scenario scores the training split, or names one file for all splits.
     """
     if data.path is not None and Path(data.path).expanduser().is_file():
         raise DataError(
-            f"{data.path} is one file: training on it would learn the rows that are scored.",
+            f"{data.path} is one file, so training would read the rows that are scored.",
             hint=f"Set `path` to a folder with {TRAIN_SPLIT}.jsonl and {data.split}.jsonl.",
         )
     if data.split == TRAIN_SPLIT:
         raise DataError(
-            f"the scenario scores the split {data.split!r} of {data.dataset}: training reads it.",
+            f"the scenario scores the split {data.split!r} of {data.dataset}; training reads it.",
             hint="Set `task.split` to another split, e.g. `test`.",
         )

@@ -1,4 +1,4 @@
-"""The frozen sender's states, computed once: training then never runs the sender again."""
+"""Hidden states of a frozen sender, computed once so that training never runs the sender."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class StateCache:
     """Hidden states of many texts, without padding.
 
     Attributes:
-        flat: fp16 [total tokens, width], all texts one after the other, in any order; it may hold
-            other texts, too.
+        flat: fp16 [total tokens, width], the texts one after the other, in any order. It may also
+            hold texts that are not in this cache.
         offsets: [n] index of each text's first token in ``flat``.
         lengths: [n] tokens of each text.
         labels: [n] class ids.
@@ -50,18 +50,18 @@ class StateCache:
         )
 
     def gather(self, rows: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """States [n, width, d] of ``rows`` and their mask [n, width]; no data leaves the device."""
+        """States [n, width, d] of ``rows`` and their mask [n, width], without a device sync."""
         steps = torch.arange(width, device=self.flat.device)
         mask = steps[None, :] < self.lengths[rows][:, None]
         index = (self.offsets[rows][:, None] + steps[None, :]).clamp_(max=self.flat.shape[0] - 1)
         return self.flat[index], mask
 
     def part(self, rows: Tensor, labels: Tensor) -> StateCache:
-        """The texts at ``rows`` with these labels; the states are shared, not copied."""
+        """The texts at ``rows`` with other labels. The states are shared, not copied."""
         return StateCache(self.flat, self.offsets[rows], self.lengths[rows], labels)
 
     def _uses(self) -> Tensor:
-        """How many texts each token of ``flat`` belongs to; not every one is some text's here."""
+        """How many texts of this cache each token of ``flat`` belongs to."""
         ends = torch.zeros(self.flat.shape[0] + 1, dtype=torch.float64, device=self.flat.device)
         one = torch.ones(len(self), dtype=torch.float64, device=self.flat.device)
         ends.index_add_(0, self.offsets, one)
@@ -71,7 +71,7 @@ class StateCache:
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Per-feature mean and standard deviation [d] over all tokens of the texts, in fp32.
 
-        The deviation has a floor of 1e-3 of its median, so that a dead feature is not blown up.
+        The deviation is at least 1e-3 of its median, so that a constant feature is not amplified.
         """
         total = torch.zeros(self.flat.shape[1], dtype=torch.float64, device=self.flat.device)
         square = torch.zeros_like(total)
@@ -89,7 +89,7 @@ class StateCache:
 
 
 def evenly(caches: Sequence[StateCache]) -> StateCache:
-    """As many tokens of each cache, as one text: for statistics that none of them decides alone."""
+    """As many tokens of each cache, as one text, for statistics that weigh all caches alike."""
     size = min(cache.flat.shape[0] for cache in caches)
     flat = torch.cat([cache.flat[:: cache.flat.shape[0] // size][:size] for cache in caches])
     zero = torch.zeros(1, dtype=torch.long, device=flat.device)
@@ -97,7 +97,7 @@ def evenly(caches: Sequence[StateCache]) -> StateCache:
 
 
 class States(Protocol):
-    """What a training needs of its rows' states: of one sender (StateCache), or of several."""
+    """States of the training rows: of one sender (``StateCache``) or several (``JointStates``)."""
 
     @property
     def flat(self) -> Tensor: ...
@@ -121,9 +121,9 @@ def cache_states(
     batch_size: int = 64,
     progress: Callable[[float], None] | None = None,
 ) -> StateCache:
-    """Runs the sender's first ``layer`` layers over all texts, longest first.
+    """Runs the sender's first ``layer`` layers on all texts, longest first.
 
-    Rows are cut out of a padded batch: a causal model's states do not depend on what follows.
+    Padding is cut off afterwards: in a causal model no state depends on later tokens.
 
     Args:
         max_tokens: longer texts are cut.
@@ -151,21 +151,21 @@ def cache_layers(
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     sizes: list[Tensor] = []
-    with _seen(short, [layer for layer in layers if layer < max(layers)]) as seen:
+    with _recorded(short, [layer for layer in layers if layer < max(layers)]) as recorded:
         for begin in range(0, len(order), batch_size):
             chosen = order[begin : begin + batch_size]
             ids, mask = sender.tokens([texts[i] for i in chosen])
             ids, mask = ids[:, : max_tokens + 1], mask[:, :max_tokens]
             last = sender.states(short, ids)
             for layer, mine in parts.items():
-                states = seen[layer][:, 1:] if layer in seen else last
-                # Gemma's largest features can pass what fp16 holds; an infinity would spoil the
-                # statistics.
+                states = recorded[layer][:, 1:] if layer in recorded else last
+                # Gemma's largest features can exceed the range of fp16, and an infinity would spoil
+                # the statistics.
                 mine.append(states.clamp(-HALF_MAX, HALF_MAX).half()[mask])
             sizes.append(mask.sum(dim=1))
             if progress is not None:
                 progress(min(1.0, (begin + batch_size) / len(order)))
-    # ``flat`` is in the order of computing; the texts keep theirs.
+    # ``flat`` has the order of computation; offsets and lengths have the order of ``texts``.
     place = torch.tensor(order, device=sender.device).argsort()
     ends = torch.cat(sizes).cumsum(0)
     lengths = torch.cat(sizes)[place]
@@ -177,8 +177,8 @@ def cache_layers(
 
 
 @contextmanager
-def _seen(short: Any, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """What comes out of these layers [n, 1 + T, width] in the last pass through ``short``."""
+def _recorded(short: Any, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """The outputs of these layers [n, 1 + T, width] in the last pass through ``short``."""
     found: dict[int, Tensor] = {}
 
     def keep(layer: int) -> Callable[..., None]:

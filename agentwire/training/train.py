@@ -1,40 +1,37 @@
-"""``agentwire train``: from a resolved scenario to a bridge folder."""
+"""``agentwire train``: from resolved scenarios to bridge folders."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from agentwire.bridge import store
-from agentwire.bridge.module import BridgeModule
 from agentwire.config import Config
+from agentwire.download import Progress
 from agentwire.errors import BridgeError
-from agentwire.model.transformers import TransformersBackend, trunk
-from agentwire.scenario.resolve import Resolved, training_key
-from agentwire.spec.scenario import DataChoice, TrainSpec
+from agentwire.model.transformers import trunk
+from agentwire.scenario.resolve import Resolved
+from agentwire.scenario.shares import texts_for
 from agentwire.task.datasets import Dataset
-from agentwire.training import loop as trainer
-from agentwire.training.checkpoint import Checkpoint
+from agentwire.training import loop
+from agentwire.training.cards import ModelPair, training_record, write_bridges
 from agentwire.training.curve import draw_curve, require_plots
-from agentwire.training.jobs import asked, checkpoint_of, in_groups, learned, settled
-from agentwire.training.new_card import Ends, new_card, trained_on
-from agentwire.training.objective import BridgeObjective, Part
-from agentwire.training.prepare import (
-    check_trainable,
-    layer_of,
-    load_agent,
-    new_bridge,
-    places_of,
-    rows_of,
-    states_of,
-)
-from agentwire.training.reporting import Progress, Report, within
-from agentwire.training.series import TaskPart, task_parts
-from agentwire.training.states import StateCache, cache_layers
+from agentwire.training.job import TrainingJob, training_jobs
+from agentwire.training.jobs import checkpoint_of, run_in_groups
+from agentwire.training.joint import JointBridge, JointStates
+from agentwire.training.loop import Trained
+from agentwire.training.models import load_agent, new_bridge
+from agentwire.training.objective import BridgeObjective, LogitsFromSoft, TrainingTask
+from agentwire.training.reporting import BEGIN, TrainingReport, within
+from agentwire.training.states import StateCache, cache_layers, evenly
+from agentwire.wire.messages import ModelIdentity, TaskSpec
+
+LOADED = 0.03
+"""Fraction of the whole job that is done when the receiver is loaded."""
 
 
 def train_scenario(
@@ -45,27 +42,26 @@ def train_scenario(
     config: Config | None = None,
     plot: Path | None = None,
 ) -> Path:
-    """Trains the bridge of the scenario's first wire and writes ``out``/<bridge name>/.
+    """Trains the bridge of the scenario's first wire and writes it to ``out``/<bridge name>/.
 
-    A task of a series trains the bridge of the whole series (``series.task_parts``).
-
-    Only the dataset's training split is read: part of it is held out and chooses the step. A
-    training that was stopped, or killed, goes on where its last evaluation was: what it needs for
-    that lies in the user cache until the bridge is written.
+    If several senders share that wire, all their bridges are trained together. A task of a series
+    trains the bridge of the whole series. Only the dataset's training split is read; a held-out
+    part of it chooses the step. A training that was interrupted continues at its last evaluation.
 
     Args:
-        resolved: what runs here; the models' weights are on this machine.
+        resolved: the scenario; the models' weights are on this machine.
         out: folder that holds bridges.
-        progress: told the stage and the fraction done.
-        plot: file for a picture of the loss.
+        progress: receives the stage and the fraction done.
+        plot: file for a plot of the loss.
 
     Returns:
-        the bridge's folder; of a wire that several senders share, the first one's.
+        the bridge's folder; for a wire of several senders, the first sender's.
 
     Raises:
-        ScenarioError: the scenario has no task, or its sender has no layer.
-        DataError: the rows cannot be had, or are the very rows that are scored.
-        ModelError, DeviceError, BridgeError: see the called functions.
+        ScenarioError: the scenario has no task, or a sender has no layer.
+        DataError: the rows are not available, or they are the rows that are scored.
+        ModelError, DeviceError: a model cannot be loaded.
+        BridgeError: the loss is not finite.
     """
     plots = {resolved.wire.bridge: plot} if plot is not None else {}
     (folder,) = train_scenarios([resolved], out=out, progress=progress, config=config, plots=plots)
@@ -80,212 +76,231 @@ def train_scenarios(
     config: Config | None = None,
     plots: Mapping[str, Path] | None = None,
 ) -> list[Path]:
-    """Trains the bridges of scenarios that may share a training (``resolve.training_key``), or the
-    one bridge that scenarios of several tasks name (``train_shared``).
+    """Trains the bridges of scenarios that differ only in settings of the bridge
+    (``resolve.training_key``), or the one bridge that scenarios of several tasks name.
 
-    Models load once, and the sender reads each text once, for all layers that are asked for. As
-    many bridges as ``ROWS_AT_ONCE`` allows go through each pass of the receiver, the others after
-    them; each is written when its training ends. On a CPU each is the bridge that it would be
-    alone, but for the rounding of sums; on a GPU what dropout hides depends on the neighbours.
+    Models load once, and each sender reads each text once for all layers. As many bridges as
+    ``jobs.ROWS_AT_ONCE`` allows share each pass of the receiver. Each bridge is written when its
+    training ends. On a CPU each becomes what it would be if trained alone, apart from rounding; on
+    a GPU dropout depends on the bridges beside it.
 
     Args:
-        plots: files for pictures of the losses, by bridge.
+        plots: files for plots of the losses, by bridge.
 
     Returns:
-        the bridges' folders, in order; of one bridge for all, its only one.
+        the folder of each bridge, in order; of a shared bridge, its only one.
 
     Raises:
-        ValueError: they may not share a training.
-        BridgeError: a loss is not finite any more; the other bridges are written.
+        ValueError: the scenarios cannot be trained together.
+        BridgeError: a loss is not finite; the other bridges are written.
         ScenarioError, DataError, ModelError, DeviceError: see ``train_scenario``.
     """
-    plots = plots or {}
-    if len(resolved) > 1 and len({one.wire.bridge for one in resolved}) == 1:
-        from agentwire.training.train_shared import train_shared
-
-        plot = plots.get(resolved[0].wire.bridge)
-        return [train_shared(resolved, out=out, progress=progress, config=config, plot=plot)]
-    if len({training_key(one) for one in resolved}) > 1:
-        raise ValueError("these scenarios differ in more than what their bridges may differ in")
     config = config or Config.from_env()
     if plots:
         require_plots()
-    if resolved[0].wire.spec.joint:
-        from agentwire.training.train_joint import train_sets
+    jobs = training_jobs(resolved, config)
+    _Trainer(jobs, out, progress, config, plots or {}).run()
+    return [out / job.bridges[0] for job in jobs]
 
-        sets = train_sets(resolved, out=out, progress=progress, config=config, plots=plots)
-        return [folders[0] for folders in sets]
-    known: dict[tuple[int, ...], tuple[Dataset, Dataset]] = {}
-    orders = [_order(one, config, known) for one in resolved]
-    return _Session(orders, out, progress, config, plots).run()
+
+class _Texts:
+    """The texts of all jobs, in the passes in which each sender reads them.
+
+    Jobs for one data set draw rows from the same split, so each text is read once. The data sets
+    of a shared bridge are read one by one: their statistics count alike (``states.evenly``).
+    """
+
+    def __init__(self, jobs: Sequence[TrainingJob]) -> None:
+        parts = [d for job in jobs for data in job.data for d in (data.rows, data.held_out)]
+        self.passes: list[list[str]]
+        self._places: dict[int, tuple[int, list[int]]]
+        if len(jobs[0].data) > 1:
+            self.passes = [[row.text for row in part.rows] for part in parts]
+            self._places = {id(d): (i, list(range(len(d)))) for i, d in enumerate(parts)}
+        else:
+            texts = dict.fromkeys(row.text for part in parts for row in part.rows)
+            numbers = {text: number for number, text in enumerate(texts)}
+            self.passes = [list(texts)]
+            self._places = {id(d): (0, [numbers[row.text] for row in d.rows]) for d in parts}
+
+    def select(
+        self, caches: Sequence[StateCache], rows: Dataset, labels: Sequence[int]
+    ) -> StateCache:
+        """The states of some rows with these labels, out of one cache per pass."""
+        number, places = self._places[id(rows)]
+        device = caches[number].flat.device
+        return caches[number].part(
+            torch.tensor(places, device=device), torch.tensor(labels, device=device)
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class _Order:
-    """A bridge to be trained, and its rows."""
+class _Sender:
+    """A frozen sender's states: for each layer one cache per pass."""
 
-    resolved: Resolved
-    data: DataChoice
-    layer: int
-    rows: Dataset
-    held_out: Dataset
-
-    @property
-    def recipe(self) -> TrainSpec:
-        return self.resolved.scenario.train
-
-    @property
-    def bridge(self) -> str:
-        return self.resolved.wire.bridge
-
-    @property
-    def soft_tokens(self) -> int:
-        return self.resolved.wire.spec.soft_tokens
-
-    @property
-    def title(self) -> str:
-        return f"{self.bridge}, layer {self.layer}, M = {self.soft_tokens}"
+    identity: ModelIdentity
+    states: dict[int, list[StateCache]]
 
 
-def _order(
-    resolved: Resolved, config: Config, known: dict[tuple[int, ...], tuple[Dataset, Dataset]]
-) -> _Order:
-    """
-    Args:
-        known: rows of the same data by the settings that choose them; new ones are put there.
-
-    Raises:
-        ScenarioError, DataError: it cannot be trained.
-    """
-    data = check_trainable(resolved)
-    layer = layer_of(resolved, resolved.wire.spec.sender)
-    return _Order(resolved, data, layer, *rows_of(data, resolved.scenario.train, config, known))
-
-
-@dataclass(frozen=True, slots=True)
-class _Member:
-    """A bridge in training: its module, and the parts of its task with its states."""
-
-    order: _Order
-    module: BridgeModule
-    parts: Sequence[TaskPart]
-
-
-class _Session:
-    """The bridges of one call: models and states are there once for all of them."""
+class _Trainer:
+    """Trains the jobs of one call, which share models and states."""
 
     def __init__(
         self,
-        orders: Sequence[_Order],
+        jobs: Sequence[TrainingJob],
         out: Path,
         progress: Progress,
         config: Config,
         plots: Mapping[str, Path],
     ) -> None:
-        self.orders, self.out, self.config, self.plots = list(orders), out, config, plots
-        self.progress = progress
+        self.jobs, self.out, self.progress = list(jobs), out, progress
+        self.config, self.plots = config, plots
         self.started = time.monotonic()
-        first = self.orders[0]
-        wire = first.resolved.wire.spec
+        first = jobs[0]
         self.receiver = load_agent(
-            first.resolved, wire.receiver, within(progress, "loading", 0.0, 0.03),
+            first.resolved,
+            first.resolved.wire.spec.receiver,
+            within(progress, "loading", 0.0, LOADED),
             first.recipe.precision,
-        )  # fmt: skip
-        sender = load_agent(first.resolved, wire.sender, within(progress, "loading", 0.03, 0.03))
-        self.sender = sender.identity
-        self.places = places_of(
-            rows for order in self.orders for rows in (order.rows, order.held_out)
         )
-        self.states = self._states(sender)
+        self.texts = _Texts(jobs)
+        self.senders = [self._read(number) for number in range(len(first.layers))]
 
-    def _states(self, sender: TransformersBackend) -> dict[int, StateCache]:
-        """The states of every text after each layer that is read, where the receiver is.
-
-        The sender is not kept: it makes room for the receiver's activations.
-        """
-        texts = list(self.places)
-        layers = sorted({order.layer for order in self.orders})
+    def _read(self, number: int) -> _Sender:
+        """Reads all texts with one sender, which is freed afterwards to make room."""
+        job = self.jobs[0]
+        wire, count = job.wires[number], len(job.layers)
+        share = (BEGIN - LOADED) / count
+        begin = LOADED + number * share
+        loading = within(self.progress, "loading", begin, 0.12 * share)
+        sender = load_agent(job.resolved, wire.sender, loading)
+        layers = sorted({job.layers[number] for job in self.jobs})
         for layer in layers:
-            trunk(sender.model, layer)  # refused now, not after the states of all rows
-        found = cache_layers(
-            sender,
-            texts,
-            [0] * len(texts),
-            layers=layers,
-            max_tokens=self.orders[0].recipe.max_text_tokens,
-            progress=lambda done: self.progress("the sender's states", 0.06 + 0.22 * done),
-        )
-        return {layer: cache.to(self.receiver.device) for layer, cache in found.items()}
+            trunk(sender.model, layer)  # refuse a missing layer before all texts are read
+        stage = "the sender's states" if count == 1 else f"{wire.sender}: states"
+        states: dict[int, list[StateCache]] = {layer: [] for layer in layers}
+        passes = self.texts.passes
+        for i, texts in enumerate(passes):
+            found = cache_layers(
+                sender,
+                [texts_for(text, wire)[wire.place - 1] for text in texts],
+                [0] * len(texts),
+                layers=layers,
+                max_tokens=job.recipe.max_text_tokens,
+                progress=lambda done, i=i: self.progress(  # type: ignore[misc]
+                    stage, begin + share * (0.12 + 0.88 * (i + done) / len(passes))
+                ),
+            )
+            for layer, cache in found.items():
+                states[layer].append(cache.to(self.receiver.device))
+        return _Sender(sender.identity, states)
 
-    def run(self) -> list[Path]:
-        in_groups(
-            [order.recipe.batch_size for order in self.orders],
+    def run(self) -> None:
+        run_in_groups(
+            [job.recipe.batch_size for job in self.jobs],
             self.receiver.device,
-            lambda numbers: self._train([self._member(self.orders[i]) for i in numbers], numbers),
+            lambda numbers: self._train([self.jobs[i] for i in numbers], numbers[0]),
         )
-        return [self.out / order.bridge for order in self.orders]
 
-    def _member(self, order: _Order) -> _Member:
-        cache, held_out = (
-            states_of(self.states[order.layer], rows, self.places)
-            for rows in (order.rows, order.held_out)
+    def _states(self, job: TrainingJob, rows: Dataset, labels: Sequence[int]) -> JointStates:
+        return JointStates.of(
+            [
+                self.texts.select(sender.states[layer], rows, labels)
+                for sender, layer in zip(self.senders, job.layers, strict=True)
+            ]
         )
-        torch.manual_seed(order.recipe.seed)
-        module = new_bridge(cache, self.receiver, self.sender, order.soft_tokens, order.recipe)
-        parts = task_parts(order.data, (order.rows, order.held_out), (cache, held_out), self.config)
-        return _Member(order, module, parts)
 
-    def _train(self, members: Sequence[_Member], numbers: Sequence[int]) -> list[BridgeError]:
-        """Trains bridges side by side and writes each; why some could not be."""
-        orders = [member.order for member in members]
-        checkpoint = checkpoint_of(self.config, orders[0].bridge, self._identity(members))
-        report = Report(
-            self.progress, len(members), orders[0].recipe.steps, numbers[0], len(self.orders)
+    def _module(self, job: TrainingJob) -> JointBridge:
+        """The untrained bridge of each sender."""
+        caches = [self._states(job, data.rows, data.tasks[0].labels) for data in job.data]
+        torch.manual_seed(job.recipe.seed)
+        return JointBridge(
+            [
+                new_bridge(
+                    evenly(parts) if len(parts) > 1 else parts[0],
+                    self.receiver,
+                    sender.identity,
+                    wire.soft_tokens,
+                    job.recipe,
+                )
+                for parts, sender, wire in zip(
+                    zip(*(cache.parts for cache in caches), strict=True),
+                    self.senders,
+                    job.wires,
+                    strict=True,
+                )
+            ]
         )
-        done = _trained(members, self.receiver, report, checkpoint)
-        names = [order.bridge if len(self.orders) > 1 else "" for order in orders]
-        failures = settled(names, done, lambda i, one: self._write(members[i], one, len(members)))
+
+    def _tasks(self, jobs: Sequence[TrainingJob]) -> list[TrainingTask]:
+        """The tasks of these jobs, which are the same for all of them."""
+        tasks = []
+        for d, data in enumerate(jobs[0].data):
+            for t, one in enumerate(data.tasks):
+                own = [(job, job.data[d], job.data[d].tasks[t]) for job in jobs]
+                tasks.append(
+                    TrainingTask(
+                        self._logits(one.task),
+                        [self._states(job, data.rows, task.labels) for job, data, task in own],
+                        [
+                            self._states(job, data.held_out, task.held_out)
+                            for job, data, task in own
+                        ],
+                    )
+                )
+        return tasks
+
+    def _logits(self, task: TaskSpec) -> LogitsFromSoft:
+        self.receiver.prepare(task)
+        return lambda soft: self.receiver.logits_from_soft(soft, task)
+
+    def _train(self, jobs: Sequence[TrainingJob], before: int) -> list[BridgeError]:
+        """Trains jobs side by side and writes each; returns the failures."""
+        recipes = [job.recipe for job in jobs]
+        modules = [self._module(job) for job in jobs]
+        identity = [
+            [sender.identity.fingerprint for sender in self.senders],
+            self.receiver.identity.fingerprint,
+            *(job.identity() for job in jobs),
+        ]
+        checkpoint = checkpoint_of(self.config, jobs[0].name, identity)
+        report = TrainingReport(self.progress, len(jobs), recipes[0].steps, before, len(self.jobs))
+        objective = BridgeObjective(modules, self._tasks(jobs), recipes)
+        with _fast_products():
+            results = loop.train_many(
+                objective, recipes, report.evaluated, checkpoint, stepped=report.stepped
+            )
+        failures = []
+        for job, module, result in zip(jobs, modules, results, strict=True):
+            if isinstance(result, BridgeError):
+                which = f"{job.name}: " if len(self.jobs) > 1 else ""
+                failures.append(BridgeError(f"{which}{result.message}", hint=result.hint))
+            else:
+                self._write(job, module, result, len(jobs))
         checkpoint.remove()
         return failures
 
-    def _identity(self, members: Sequence[_Member]) -> list[object]:
-        """Everything that the training depends on."""
-        return [self.sender.fingerprint, self.receiver.identity.fingerprint,
-                *([m.order.title, [part.task.task_id for part in m.parts],
-                   m.order.rows.provenance["rows_sha256"], m.order.recipe.model_dump()]
-                  for m in members)]  # fmt: skip
-
-    def _write(self, member: _Member, trained: trainer.Trained, together: int) -> None:
-        order = member.order
-        training = trained_on(
-            order.recipe, order.rows, order.held_out, trained, time.monotonic() - self.started,
-            self.receiver.device, together,
-        )  # fmt: skip
-        ends = Ends(self.sender, order.layer, self.receiver.identity)
-        prompts = [part.task.prompt_hash for part in member.parts]
-        card = new_card(
-            order.bridge, f"{order.data.dataset}: {ends.title}", member.module, ends, prompts,
-            training,
-        )  # fmt: skip
-        store.save(self.out / order.bridge, card, member.module)
-        if order.bridge in self.plots:
-            draw_curve(trained.history, order.title, self.plots[order.bridge])
+    def _write(
+        self, job: TrainingJob, module: JointBridge, trained: Trained, together: int
+    ) -> None:
+        seconds = time.monotonic() - self.started
+        record = training_record(job, trained, seconds, self.receiver.device, together)
+        pairs = [
+            ModelPair(sender.identity, layer, self.receiver.identity)
+            for sender, layer in zip(self.senders, job.layers, strict=True)
+        ]
+        write_bridges(self.out, job, module, pairs, record)
+        plot = self.plots.get(job.resolved.wire.bridge)
+        if plot is not None:
+            draw_curve(trained.history, job.title, plot)
 
 
-def _trained(
-    members: Sequence[_Member],
-    receiver: TransformersBackend,
-    report: Report,
-    checkpoint: Checkpoint,
-) -> list[trainer.Trained | BridgeError]:
-    recipes = [member.order.recipe for member in members]
-    parts = [
-        Part(
-            asked(receiver, same[0].task),
-            [part.cache for part in same],
-            [part.held_out for part in same],
-        )
-        for same in zip(*(member.parts for member in members), strict=True)
-    ]
-    problem = BridgeObjective([member.module for member in members], parts, recipes)
-    return learned(problem, recipes, report, checkpoint)
+@contextmanager
+def _fast_products() -> Iterator[None]:
+    """Lets float32 matrix products use the tensor cores' TF32; weights stay float32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

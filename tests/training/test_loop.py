@@ -1,4 +1,4 @@
-"""The training loop, on a problem that one linear layer could solve: seconds on a CPU."""
+"""The training loop, on a task that one linear layer can solve."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from agentwire.errors import BridgeError
 from agentwire.spec.scenario import TrainSpec
 from agentwire.training.checkpoint import Checkpoint
 from agentwire.training.diversity import diversity_loss
-from agentwire.training.loop import Evaluation, Trained, evaluate, train, train_many
-from agentwire.training.objective import BridgeObjective, Part, drop_tokens
+from agentwire.training.loop import Evaluation, Trained, train_many
+from agentwire.training.objective import BridgeObjective, TrainingTask, drop_tokens, held_out_scores
 from agentwire.training.optimise import Step, learning_rate, schedule
 from agentwire.training.states import StateCache
 
 CLASSES = 3
+Logits = Callable[[torch.Tensor], torch.Tensor]
 CPU = torch.device("cpu")
 
 
@@ -33,7 +34,7 @@ def recipe(**changes: object) -> TrainSpec:
     )
 
 
-def problem(n: int, seed: int) -> StateCache:
+def sample_states(n: int, seed: int) -> StateCache:
     """Texts of 2 to 6 tokens; one token of each carries the direction of its class."""
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(
@@ -64,14 +65,41 @@ def fresh(cache: StateCache, seed: int = 0, dropout: float = 0.0) -> Resampler:
     return module
 
 
+def evaluate(
+    module: torch.nn.Module, logits: Logits, cache: StateCache, batch_size: int = 128
+) -> tuple[float, float]:
+    found = held_out_scores([module], [[0]], logits, [cache], batch_size)[0]
+    return found.loss, found.accuracy
+
+
+def train(
+    module: Resampler,
+    logits: Logits,
+    cache: StateCache,
+    held_out: StateCache,
+    spec: TrainSpec,
+    report: Callable[[Evaluation], None],
+    checkpoint: Checkpoint | None = None,
+) -> Trained:
+    """Trains one bridge on one task."""
+    task = TrainingTask(logits, [cache], [held_out])
+    objective = BridgeObjective([module], [task], [spec])
+    (done,) = train_many(objective, [spec], lambda s, now: report(now), checkpoint)
+    if isinstance(done, BridgeError):
+        raise done
+    return done
+
+
 def alone(module: Resampler, cache: StateCache, spec: TrainSpec) -> BridgeObjective:
-    return BridgeObjective([module], [Part(receiver, [cache], [problem(90, 2)])], [spec])
+    return BridgeObjective(
+        [module], [TrainingTask(receiver, [cache], [sample_states(90, 2)])], [spec]
+    )
 
 
 def run(spec: TrainSpec, logits=receiver, seed: int = 0) -> tuple[Trained, list[Evaluation]]:  # type: ignore[no-untyped-def]
     told: list[Evaluation] = []
-    cache = problem(200, 1)
-    trained = train(fresh(cache, seed), logits, cache, problem(90, 2), spec, told.append)
+    cache = sample_states(200, 1)
+    trained = train(fresh(cache, seed), logits, cache, sample_states(90, 2), spec, told.append)
     return trained, told
 
 
@@ -127,9 +155,9 @@ def test_it_learns_and_the_held_out_rows_say_so() -> None:
     assert [e.step for e in told] == [30, 60, 90, 120]
     assert told[-1].train_loss < 0.5 * told[0].train_loss
     assert trained.best.accuracy > 0.9  # chance is a third
-    loss, accuracy = evaluate(trained.module, receiver, problem(90, 2))
+    loss, accuracy = evaluate(trained.module, receiver, sample_states(90, 2))
     assert (loss, accuracy) == pytest.approx((trained.best.loss, trained.best.accuracy))
-    assert evaluate(trained.module, receiver, problem(90, 3))[1] > 0.85
+    assert evaluate(trained.module, receiver, sample_states(90, 3))[1] > 0.85
     assert not trained.module.training
     assert trained.seconds >= told[-1].seconds > 0
 
@@ -143,7 +171,7 @@ def test_the_same_seed_gives_the_same_weights() -> None:
 
 
 def test_the_best_step_is_returned_not_the_last() -> None:
-    cache, held = problem(200, 1), problem(90, 2)
+    cache, held = sample_states(200, 1), sample_states(90, 2)
     calls = 0
 
     def breaks(soft: torch.Tensor) -> torch.Tensor:
@@ -182,7 +210,7 @@ def test_a_loss_that_is_not_finite_ends_the_training() -> None:
 
 
 def test_weight_decay_spares_norms_biases_and_latents() -> None:
-    cache = problem(20, 1)
+    cache = sample_states(20, 1)
     module = fresh(cache)
     spec = recipe(weight_decay=0.3)
     step = Step(alone(module, cache, spec), [spec])
@@ -195,7 +223,7 @@ def test_weight_decay_spares_norms_biases_and_latents() -> None:
 
 
 def test_the_average_follows_the_weights_slowly() -> None:
-    cache = problem(64, 1)
+    cache = sample_states(64, 1)
     module = fresh(cache)
     start = module.project_out.weight.detach().clone()
     spec = recipe(average=0.75, warmup=0.0)
@@ -211,7 +239,7 @@ def test_the_average_follows_the_weights_slowly() -> None:
 
 
 def test_evaluation_does_not_depend_on_its_batches() -> None:
-    cache = problem(50, 4)
+    cache = sample_states(50, 4)
     module = fresh(cache).eval()
     whole = evaluate(module, receiver, cache)
     assert evaluate(module, receiver, cache, batch_size=7) == pytest.approx(whole, abs=1e-5)
@@ -221,10 +249,10 @@ def test_evaluation_does_not_depend_on_its_batches() -> None:
 
 
 def side_by_side(specs: list[TrainSpec]) -> list[Trained]:
-    cache, held = problem(200, 1), problem(90, 2)
+    cache, held = sample_states(200, 1), sample_states(90, 2)
     modules = [fresh(cache, spec.seed) for spec in specs]
-    part = Part(receiver, [cache] * len(specs), [held] * len(specs))
-    done = train_many(BridgeObjective(modules, [part], specs), specs)
+    task = TrainingTask(receiver, [cache] * len(specs), [held] * len(specs))
+    done = train_many(BridgeObjective(modules, [task], specs), specs)
     assert all(isinstance(one, Trained) for one in done)
     return [one for one in done if isinstance(one, Trained)]
 
@@ -240,7 +268,7 @@ def test_neighbours_change_nothing() -> None:
 
 
 def test_bridges_of_different_m_and_of_several_tasks_train_side_by_side() -> None:
-    cache, held = problem(120, 1), problem(60, 2)
+    cache, held = sample_states(120, 1), sample_states(60, 2)
     one_token = dataclasses.replace(SHAPE, soft_tokens=1)
     specs = [recipe(steps=20), recipe(steps=20)]
     modules = [fresh(cache), Resampler(one_token)]
@@ -248,21 +276,21 @@ def test_bridges_of_different_m_and_of_several_tasks_train_side_by_side() -> Non
     def reads(turn: float) -> Callable[[torch.Tensor], torch.Tensor]:
         return lambda soft: turn * soft.mean(1)[:, :CLASSES]
 
-    parts = [Part(reads(turn), [cache] * 2, [held] * 2) for turn in (1.0, -1.0)]
-    done = train_many(BridgeObjective(modules, parts, specs), specs)
+    tasks = [TrainingTask(reads(turn), [cache] * 2, [held] * 2) for turn in (1.0, -1.0)]
+    done = train_many(BridgeObjective(modules, tasks, specs), specs)
     for one in done:
         assert isinstance(one, Trained)
-        assert len(one.best.parts) == 2
+        assert len(one.best.tasks) == 2
         # The two tasks ask for opposite answers to the same states: no bridge can do both.
-        assert one.best.accuracy == pytest.approx(sum(one.best.parts) / 2)
+        assert one.best.accuracy == pytest.approx(sum(one.best.tasks) / 2)
 
 
 def test_they_need_the_same_number_of_steps() -> None:
-    cache = problem(40, 1)
+    cache = sample_states(40, 1)
     specs = [recipe(steps=10), recipe(steps=20)]
-    part = Part(receiver, [cache] * 2, [cache] * 2)
+    task = TrainingTask(receiver, [cache] * 2, [cache] * 2)
     with pytest.raises(ValueError, match="same steps"):
-        train_many(BridgeObjective([fresh(cache), fresh(cache)], [part], specs), specs)
+        train_many(BridgeObjective([fresh(cache), fresh(cache)], [task], specs), specs)
 
 
 # -- options ------------------------------------------------------------------------------------
@@ -296,7 +324,7 @@ def test_the_entropy_loss_is_lowest_for_a_flat_mean() -> None:
 
 
 def test_the_diversity_loss_spreads_the_soft_tokens() -> None:
-    cache = problem(64, 5)
+    cache = sample_states(64, 5)
     states, mask = cache.gather(torch.arange(64), cache.longest)
 
     def spread(spec: TrainSpec) -> float:
@@ -327,7 +355,7 @@ class Killed(Exception):
 def test_a_killed_training_goes_on_where_it_was(tmp_path: Path, dropout: float) -> None:
     spec = recipe(steps=120, token_dropout=dropout)
     whole = run(spec)[0]
-    cache, held = problem(200, 1), problem(90, 2)
+    cache, held = sample_states(200, 1), sample_states(90, 2)
     saved = Checkpoint(tmp_path / "training.safetensors", "this one")
 
     def dies(now: Evaluation) -> None:
@@ -352,7 +380,7 @@ def test_a_killed_training_goes_on_where_it_was(tmp_path: Path, dropout: float) 
 
 
 def test_the_checkpoint_of_another_training_is_not_taken_up(tmp_path: Path) -> None:
-    cache, held = problem(100, 1), problem(50, 2)
+    cache, held = sample_states(100, 1), sample_states(50, 2)
     path = tmp_path / "training.safetensors"
 
     def dies(now: Evaluation) -> None:
@@ -370,7 +398,7 @@ def test_the_checkpoint_of_another_training_is_not_taken_up(tmp_path: Path) -> N
 
 
 def test_a_loss_that_breaks_later_goes_back_and_on(tmp_path: Path) -> None:
-    cache, held = problem(200, 1), problem(90, 2)
+    cache, held = sample_states(200, 1), sample_states(90, 2)
     calls = 0
 
     def breaks_once(soft: torch.Tensor) -> torch.Tensor:
@@ -388,7 +416,7 @@ def test_a_loss_that_breaks_later_goes_back_and_on(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_keeps_breaking_fails_and_its_neighbours_do_not() -> None:
-    cache, held = problem(200, 1), problem(90, 2)
+    cache, held = sample_states(200, 1), sample_states(90, 2)
     specs = [recipe(steps=180), recipe(steps=180)]
     calls = 0
 
@@ -402,8 +430,8 @@ def test_a_loss_that_keeps_breaking_fails_and_its_neighbours_do_not() -> None:
             return logits
         return torch.cat([logits[:16], logits[16:] * math.nan])
 
-    part = Part(breaks_the_second, [cache] * 2, [held] * 2)
+    task = TrainingTask(breaks_the_second, [cache] * 2, [held] * 2)
     modules = [fresh(cache), fresh(cache, 1)]
-    first, second = train_many(BridgeObjective(modules, [part], specs), specs)
+    first, second = train_many(BridgeObjective(modules, [task], specs), specs)
     assert isinstance(first, Trained) and first.best.accuracy > 0.9
     assert isinstance(second, BridgeError) and "4th time" in second.message

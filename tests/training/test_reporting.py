@@ -6,7 +6,7 @@ import pytest
 
 from agentwire.training import reporting
 from agentwire.training.loop import Evaluation
-from agentwire.training.reporting import Report, duration
+from agentwire.training.reporting import TrainingReport, duration
 
 
 def evaluation(step: int, loss: float, accuracy: float) -> Evaluation:
@@ -15,7 +15,7 @@ def evaluation(step: int, loss: float, accuracy: float) -> Evaluation:
 
 def test_members_are_told_as_means_and_one_that_ended_is_left_out() -> None:
     told: list[tuple[str, float]] = []
-    report = Report(lambda *news: told.append(news), 3, steps=100, before=3, total=6)
+    report = TrainingReport(lambda *news: told.append(news), 3, steps=100, before=3, total=6)
     for member, loss in enumerate((1.0, 2.0, 3.0)):
         report.evaluated(member, evaluation(50, loss, 0.5))
     assert [text for text, _ in told] == [
@@ -32,7 +32,7 @@ def test_between_evaluations_it_says_how_long_is_left(monkeypatch: pytest.Monkey
     now = [0.0]
     monkeypatch.setattr(reporting.time, "monotonic", lambda: now[0])
     told: list[str] = []
-    report = Report(lambda text, _: told.append(text), 1, steps=1500)
+    report = TrainingReport(lambda text, _: told.append(text), 1, steps=1500)
     for number in range(101, 201):  # an earlier session had done 100 steps
         now[0] += 0.5
         report.stepped(number)

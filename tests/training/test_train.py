@@ -23,9 +23,9 @@ from agentwire.spec.scenario import DataChoice, Scenario
 from agentwire.task.datasets import Dataset, load_rows
 from agentwire.task.definitions import load_definition
 from agentwire.task.rows import rows_sha256
-from agentwire.training import loop as trainer
+from agentwire.training import loop
 from agentwire.training.curve import sparkline
-from agentwire.training.loop import side_by_side
+from agentwire.training.jobs import side_by_side
 from agentwire.training.rows import refuse_scored_rows, sample
 from agentwire.training.train import train_scenario, train_scenarios
 
@@ -145,7 +145,7 @@ def no_rows_load(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(spec: AgentSpec, progress: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("agentwire.training.train.TransformersBackend.load", load)
+    monkeypatch.setattr("agentwire.training.models.TransformersBackend.load", load)
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,7 @@ def test_side_by_side_each_becomes_the_bridge_that_it_is_alone(
     loaded: list[str] = []
     load = TransformersBackend.load
     monkeypatch.setattr(
-        "agentwire.training.train.TransformersBackend.load",
+        "agentwire.training.models.TransformersBackend.load",
         lambda spec, progress: loaded.append(spec.name) or load(spec, progress),
     )
     told: list[tuple[str, float]] = []
@@ -381,13 +381,13 @@ def test_where_memory_does_not_last_half_as_many_train_at_once(
 ) -> None:
     scenarios, expected = alone
     tried: list[int] = []
-    train_many = trainer.train_many
+    train_many = loop.train_many
 
-    def small(problem: Any, recipes: Any, *rest: Any, **more: Any) -> Any:
+    def small(objective: Any, recipes: Any, *rest: Any, **more: Any) -> Any:
         tried.append(len(recipes))
         if len(recipes) > 2:
             raise torch.OutOfMemoryError("too many")
-        return train_many(problem, recipes, *rest, **more)
+        return train_many(objective, recipes, *rest, **more)
 
     monkeypatch.setattr("agentwire.training.loop.train_many", small)
     folders = train_scenarios(scenarios, out=tmp_path / "out", progress=no_news)

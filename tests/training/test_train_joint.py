@@ -33,7 +33,7 @@ from agentwire.spec.scenario import Scenario, TrainSpec
 from agentwire.task.definitions import load_definition
 from agentwire.training.joint import JointBridge, JointStates
 from agentwire.training.loop import Trained, train_many
-from agentwire.training.objective import BridgeObjective, Part
+from agentwire.training.objective import BridgeObjective, TrainingTask
 from agentwire.training.states import StateCache, States
 from agentwire.training.train import train_scenario, train_scenarios
 
@@ -135,8 +135,8 @@ def test_a_set_of_one_learns_exactly_as_an_ordinary_bridge() -> None:
         bridge.mean, bridge.std = cache.statistics()
         module = JointBridge([bridge]) if joint else bridge
         states: States = JointStates.of([cache]) if joint else cache
-        part = Part(lambda soft: soft.mean(dim=1) @ answer, [states], [states])
-        (done,) = train_many(BridgeObjective([module], [part], [recipe]), [recipe])
+        task = TrainingTask(lambda soft: soft.mean(dim=1) @ answer, [states], [states])
+        (done,) = train_many(BridgeObjective([module], [task], [recipe]), [recipe])
         assert isinstance(done, Trained)
         figures = [(e.step, e.loss, e.train_loss, e.accuracy) for e in done.history]
         return figures, [p.detach().clone() for p in bridge.parameters()]

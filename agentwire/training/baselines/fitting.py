@@ -45,8 +45,8 @@ from agentwire.training.baselines.reader import (
 )
 from agentwire.training.baselines.setting import Setting
 from agentwire.training.loop import Evaluation, Trained, train_many
-from agentwire.training.objective import Problem
-from agentwire.training.reporting import Pace
+from agentwire.training.objective import Objective
+from agentwire.training.reporting import TimeLeft
 
 CHOOSING = 3
 """A run that only chooses settings has this part of the steps of the one that counts."""
@@ -100,7 +100,7 @@ def _recipe(setting: Setting, **changes: Any) -> TrainSpec:
 
 
 def _train(
-    setting: Setting, problem: Problem, recipes: Sequence[TrainSpec], stage: str
+    setting: Setting, problem: Objective, recipes: Sequence[TrainSpec], stage: str
 ) -> list[Trained]:
     """The trainings that ended well; at least one.
 
@@ -109,7 +109,7 @@ def _train(
     """
 
     steps = recipes[0].steps
-    pace = Pace(steps)
+    pace = TimeLeft(steps)
 
     def report(member: int, now: Evaluation) -> None:
         setting.tell(f"{stage}: held-out {now.accuracy:.3f}", now.step / steps)

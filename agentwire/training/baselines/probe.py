@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agentwire.bridge.resampler import CLAMP_SIGMAS
-from agentwire.training.objective import Draws, Score
+from agentwire.training.objective import RandomStream, Score
 from agentwire.training.states import StateCache
 
 L2_GRID = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -160,7 +160,7 @@ class ProbeObjective:
         self.modules: Sequence[nn.Module] = list(modules)
         self.cache, self.held_out = cache, held_out
         self.labels: Sequence[Sequence[Tensor]] = [[cache.labels]] * len(self.modules)
-        self.draws: Sequence[Draws] = ()
+        self.random: Sequence[RandomStream] = ()
         self.device = cache.flat.device
         self._longest = cache.longest
 

@@ -21,7 +21,7 @@ from agentwire.model.texts import pad_right
 from agentwire.model.transformers import TransformersBackend
 from agentwire.spec.scenario import TrainSpec
 from agentwire.training.baselines.lora import Adapted, Adapter
-from agentwire.training.objective import Draws, Score
+from agentwire.training.objective import RandomStream, Score
 from agentwire.wire.messages import TaskSpec
 
 PROMPT_GRID = tuple(
@@ -154,7 +154,7 @@ class ReaderObjective:
         self.modules: Sequence[nn.Module] = list(modules)
         self.recipes = list(recipes)
         self.labels: Sequence[Sequence[Tensor]] = [[rows.labels]] * len(self.modules)
-        self.draws: Sequence[Draws] = ()
+        self.random: Sequence[RandomStream] = ()
         self.device = rows.ids.device
 
     def losses(self, rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
@@ -187,7 +187,7 @@ class BlindObjective:
         self.logits = logits
         self.modules: Sequence[nn.Module] = list(modules)
         self.labels: Sequence[Sequence[Tensor]] = [[labels]] * len(self.modules)
-        self.draws: Sequence[Draws] = ()
+        self.random: Sequence[RandomStream] = ()
         self.held_out = held_out
         self.device = labels.device
 

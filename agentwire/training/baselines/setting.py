@@ -15,7 +15,7 @@ from agentwire.spec.scenario import TrainSpec
 from agentwire.task.datasets import Dataset
 from agentwire.task.definitions import load_definition
 from agentwire.task.rows import rows_sha256
-from agentwire.training.prepare import load_agent
+from agentwire.training.models import load_agent
 from agentwire.training.rows import training_rows
 from agentwire.training.states import StateCache, cache_states
 from agentwire.wire.messages import TaskSpec

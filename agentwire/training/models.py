@@ -1,0 +1,56 @@
+"""Loads the frozen models of a training and builds untrained bridges between them."""
+
+from __future__ import annotations
+
+from agentwire.bridge.architectures import ARCHITECTURES, BridgeShape
+from agentwire.bridge.module import BridgeModule
+from agentwire.download import Progress
+from agentwire.model.transformers import TransformersBackend
+from agentwire.scenario.resolve import Resolved
+from agentwire.spec.scenario import TrainSpec
+from agentwire.training.states import StateCache
+from agentwire.wire.messages import ModelIdentity
+
+
+def load_agent(
+    resolved: Resolved, agent: str, progress: Progress, precision: str | None = None
+) -> TransformersBackend:
+    """The model of an agent in this process.
+
+    Args:
+        precision: see ``TrainSpec.precision``; None keeps the dtype of the scenario.
+
+    Raises:
+        ModelError, DeviceError: see ``TransformersBackend.load``.
+    """
+    # The models compute one after the other in this process, so each may use all threads.
+    changes: dict[str, object] = {"threads": None}
+    on_gpu = resolved.agents[agent].device != "cpu"
+    if precision == "auto" and on_gpu:
+        changes["dtype"] = "bfloat16"
+    elif precision in ("float32", "bfloat16"):
+        changes["dtype"] = precision
+    return TransformersBackend.load(resolved.agents[agent].model_copy(update=changes), progress)
+
+
+def new_bridge(
+    cache: StateCache,
+    receiver: TransformersBackend,
+    sender: ModelIdentity,
+    soft_tokens: int,
+    recipe: TrainSpec,
+) -> BridgeModule:
+    """An untrained bridge with the statistics of ``cache`` and the receiver's embedding scale."""
+    shape = BridgeShape(
+        sender_width=sender.width,
+        width=receiver.identity.width,
+        soft_tokens=soft_tokens,
+        hidden=recipe.hidden,
+        blocks=recipe.blocks,
+        heads=recipe.heads,
+        feed_forward=recipe.feed_forward,
+    )
+    make = ARCHITECTURES.get(recipe.architecture)
+    module = make(shape, dropout=recipe.dropout).to(receiver.device)
+    module.calibrate(*cache.statistics(), receiver.identity.embedding_rms)
+    return module
