@@ -71,11 +71,8 @@ class AgentwireChatClient(BaseChatClient):
         reply = await self.agents.aask(self.model, turns_of(messages, options), **fields)
         return ChatResponse(
             messages=Message("assistant", [reply.text]),
-            response_id=reply.request_id,
-            model=self.model,
-            finish_reason=reply.finish_reason,
             usage_details=usage_of(reply),
-            additional_properties={"agentwire": reply.details},
+            **self._reply_fields(reply),
         )
 
     async def _updates(
@@ -84,24 +81,24 @@ class AgentwireChatClient(BaseChatClient):
         fields, turns = self._request_fields(options), turns_of(messages, options)
         async for piece in self.agents.astream(self.model, turns, **fields):
             if isinstance(piece, str):
-                yield ChatResponseUpdate(
-                    contents=[Content.from_text(piece)], role="assistant", model=self.model
-                )
+                content, reply_fields = Content.from_text(piece), {"model": self.model}
             else:
-                yield ChatResponseUpdate(
-                    contents=[Content.from_usage(usage_of(piece))],
-                    role="assistant",
-                    response_id=piece.request_id,
-                    model=self.model,
-                    finish_reason=piece.finish_reason,
-                    additional_properties={"agentwire": piece.details},
+                content, reply_fields = (
+                    Content.from_usage(usage_of(piece)),
+                    self._reply_fields(piece),
                 )
+            yield ChatResponseUpdate(contents=[content], role="assistant", **reply_fields)
+
+    def _reply_fields(self, reply: ChatReply) -> dict[str, Any]:
+        return {
+            "response_id": reply.request_id,
+            "model": self.model,
+            "finish_reason": reply.finish_reason,
+            "additional_properties": {"agentwire": reply.details},
+        }
 
     def _request_fields(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """
-        Raises:
-            InputError: an option is not supported.
-        """
+        """Raises InputError if an option is not supported."""
         given = {name: value for name, value in options.items() if value not in (None, [], {})}
         given.pop("tool_choice", None)  # has no meaning without tools
         unknown = given.keys() - OPTIONS - IGNORED

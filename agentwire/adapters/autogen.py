@@ -24,11 +24,7 @@ from agentwire.chat.service import ChatReply
 from agentwire.errors import InputError
 
 BYTES_PER_TOKEN = 4
-ROLES: dict[type, str] = {
-    SystemMessage: "system",
-    UserMessage: "user",
-    AssistantMessage: "assistant",
-}
+ROLES = {SystemMessage: "system", UserMessage: "user", AssistantMessage: "assistant"}
 
 
 class AgentwireClient(ChatCompletionClient):
@@ -63,8 +59,7 @@ class AgentwireClient(ChatCompletionClient):
         extra_create_args: Mapping[str, Any] = {},
         cancellation_token: CancellationToken | None = None,
     ) -> CreateResult:
-        _refuse(tools, json_output)
-        fields = {**self._fields, **extra_create_args}
+        fields = self._request_fields(tools, json_output, extra_create_args)
         call = asyncio.ensure_future(self._agents.aask(self._model, turns_of(messages), **fields))
         if cancellation_token is not None:
             cancellation_token.link_future(call)
@@ -80,12 +75,21 @@ class AgentwireClient(ChatCompletionClient):
         extra_create_args: Mapping[str, Any] = {},
         cancellation_token: CancellationToken | None = None,
     ) -> AsyncGenerator[str | CreateResult, None]:
-        _refuse(tools, json_output)
-        fields = {**self._fields, **extra_create_args}
+        fields = self._request_fields(tools, json_output, extra_create_args)
         async for piece in self._agents.astream(self._model, turns_of(messages), **fields):
             if cancellation_token is not None and cancellation_token.is_cancelled():
                 raise asyncio.CancelledError
             yield piece if isinstance(piece, str) else self._result(piece)
+
+    def _request_fields(
+        self, tools: Sequence[Any], json_output: Any, extra: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        if tools or json_output:
+            raise InputError(
+                "agentwire agents do not support tools or JSON output.",
+                hint="Use another model of the team for this work.",
+            )
+        return {**self._fields, **extra}
 
     def _result(self, reply: ChatReply) -> CreateResult:
         self._last = RequestUsage(reply.usage["prompt_tokens"], reply.usage["completion_tokens"])
@@ -128,14 +132,6 @@ class AgentwireClient(ChatCompletionClient):
             structured_output=False,
             family=ModelFamily.UNKNOWN,
             multiple_system_messages=True,
-        )
-
-
-def _refuse(tools: Sequence[Any], json_output: Any) -> None:
-    if tools or json_output:
-        raise InputError(
-            "agentwire agents do not support tools or JSON output.",
-            hint="Use another model of the team for this work.",
         )
 
 

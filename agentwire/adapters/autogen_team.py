@@ -18,17 +18,11 @@ from agentwire.adapters.local import LocalAgents
 
 
 class LatentMessage(BaseChatMessage):
-    """Stands for a payload that one agent of a team passes to the next.
-
-    Attributes:
-        handle: the text that the next agent's model receives.
-        wire: the wire that made the payload.
-        payload_bytes: size of the soft tokens.
-    """
+    """Stands for a payload that one agent of a team passes to the next."""
 
     type: Literal["LatentMessage"] = "LatentMessage"
-    handle: str
-    wire: str
+    handle: str  # the text that the next agent's model receives
+    wire: str  # the wire that made the payload
     payload_bytes: int
 
     def to_text(self) -> str:
@@ -42,11 +36,7 @@ class LatentMessage(BaseChatMessage):
 
 
 class LatentReader(BaseChatAgent):
-    """Reads the last message and passes it on as soft tokens, in a ``LatentMessage``.
-
-    Args:
-        wire: ``sender->receiver``.
-    """
+    """Reads the last message and passes it on as soft tokens over a wire such as ``a->b``."""
 
     def __init__(self, name: str, agents: LocalAgents, wire: str) -> None:
         super().__init__(

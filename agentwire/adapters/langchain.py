@@ -119,28 +119,27 @@ class ChatAgentwire(BaseChatModel):
         return {**fields, "agentwire": {k: v for k, v in wire.items() if v is not None}}
 
     def _result(self, reply: ChatReply) -> ChatResult:
-        message = AIMessage(
-            content=reply.text,
-            response_metadata=self._metadata(reply),
-            usage_metadata=usage_of(reply),
-        )
+        message = AIMessage(content=reply.text, **self._message_fields(reply))
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     def _chunk(self, piece: str | ChatReply) -> ChatGenerationChunk:
         if isinstance(piece, str):
             return ChatGenerationChunk(message=AIMessageChunk(content=piece))
-        message = AIMessageChunk(
-            content="",
-            response_metadata=self._metadata(piece),
-            usage_metadata=usage_of(piece),
-        )
+        message = AIMessageChunk(content="", **self._message_fields(piece))
         return ChatGenerationChunk(message=message)
 
-    def _metadata(self, reply: ChatReply) -> dict[str, Any]:
+    def _message_fields(self, reply: ChatReply) -> dict[str, Any]:
         return {
-            "model_name": self.model,
-            "finish_reason": reply.finish_reason,
-            "agentwire": reply.details,
+            "response_metadata": {
+                "model_name": self.model,
+                "finish_reason": reply.finish_reason,
+                "agentwire": reply.details,
+            },
+            "usage_metadata": UsageMetadata(
+                input_tokens=reply.usage["prompt_tokens"],
+                output_tokens=reply.usage["completion_tokens"],
+                total_tokens=reply.usage["total_tokens"],
+            ),
         }
 
 
@@ -153,12 +152,3 @@ def turns_of(messages: Sequence[BaseMessage]) -> list[Turn]:
         texts = [part if isinstance(part, str) else part.get("text") for part in parts]
         turns.append(text_turn(role, texts, message.type))
     return turns
-
-
-def usage_of(reply: ChatReply) -> UsageMetadata:
-    usage = reply.usage
-    return UsageMetadata(
-        input_tokens=usage["prompt_tokens"],
-        output_tokens=usage["completion_tokens"],
-        total_tokens=usage["total_tokens"],
-    )

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Final
 
-from agentwire.chat.errors import ChatError, ErrorKind
+from agentwire.chat.errors import invalid
 from agentwire.runtime.deployment import Deployment
 from agentwire.spec.scenario import WireSpec
 
@@ -18,21 +18,13 @@ KEEP: Final = ":keep"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The agents behind a model name.
-
-    Attributes:
-        model: the name.
-        receiver: the agent that answers.
-        sender: the agent that reads; None if the receiver reads itself, or on a joint wire.
-        keeps: the payload is kept and the answer is a handle.
-        joint_wires: the wires of a joint wire, in the declared order.
-    """
+    """The agents behind a model name."""
 
     model: str
     receiver: str
-    sender: str | None = None
-    keeps: bool = False
-    joint_wires: tuple[WireSpec, ...] = ()
+    sender: str | None = None  # None if the receiver reads itself, or on a joint wire
+    keeps: bool = False  # the payload is kept and the answer is a handle
+    joint_wires: tuple[WireSpec, ...] = ()  # one per sender of a joint wire, as declared
 
     @property
     def wire(self) -> str | None:
@@ -65,12 +57,11 @@ class Catalog:
         """Raises ChatError if there is no such model."""
         target = self._targets.get(model)
         if target is None:
-            raise ChatError(
-                ErrorKind.INVALID,
+            raise invalid(
+                "model",
                 f"The model {model[:80]!r} does not exist.",
                 hint=f"Models: {', '.join(self.names)}.",
                 code="model_not_found",
-                param="model",
             )
         return target
 

@@ -22,8 +22,6 @@ class ChatError(AgentwireError):
     """A chat request was refused.
 
     Args:
-        kind: the kind of error.
-        message: what is wrong, for people.
         code: what is wrong, for programs.
         param: the field of the request that is wrong.
         retry_after_s: when to try again, in seconds.
@@ -46,6 +44,8 @@ class ChatError(AgentwireError):
         self.retry_after_s = retry_after_s
 
 
-def invalid(param: str | None, message: str, *, hint: str | None = None) -> ChatError:
-    """A field of the request has a value that cannot be used."""
-    return ChatError(ErrorKind.INVALID, message, hint=hint, code="invalid_value", param=param)
+def invalid(
+    param: str | None, message: str, *, hint: str | None = None, code: str = "invalid_value"
+) -> ChatError:
+    """The request cannot be answered as it is; ``param`` is the field that is wrong."""
+    return ChatError(ErrorKind.INVALID, message, hint=hint, code=code, param=param)

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from agentwire.chat.catalog import KEEP, Catalog, Target
 from agentwire.chat.conversation import Conversation, parse_conversation
-from agentwire.chat.errors import ChatError, ErrorKind, invalid
-from agentwire.chat.handles import TTL_S, Handle, HandleStore, wrong_wire
+from agentwire.chat.errors import invalid
+from agentwire.chat.handles import Handle, HandleStore, wrong_wire
 from agentwire.chat.requests import ChatMessage, ChatOptions, WireExtension
 from agentwire.errors import NackCode, RequestError
 from agentwire.runtime.call_options import CallOptions, GenerationOptions, KeepOptions, WireOptions
@@ -48,7 +48,7 @@ class ChatReply:
     """The reply to one call.
 
     Attributes:
-        text: the answer, a label, or a handle.
+        text: free text, a label, or a handle.
         request_id: 32 hex digits.
         finish_reason: ``stop`` or ``length``.
         usage: token counts as OpenAI names them; ``soft_tokens`` are included in the prompt's.
@@ -63,25 +63,10 @@ class ChatReply:
 
 
 class ChatService:
-    """Turns chat requests into calls of a runtime, and keeps the handles.
-
-    Args:
-        runtime: must be started before the first call.
-        timeout_s: upper limit for every call.
-        handle_ttl_s: lifetime of a handle.
-
-    Attributes:
-        catalog: the models.
-        handles: the valid handles.
-    """
+    """Turns chat requests into calls of a runtime, which must be started before the first call."""
 
     def __init__(
-        self,
-        runtime: Runtime,
-        deployment: Deployment,
-        *,
-        timeout_s: float,
-        handle_ttl_s: float = TTL_S,
+        self, runtime: Runtime, deployment: Deployment, *, timeout_s: float, handle_ttl_s: float
     ) -> None:
         self._runtime = runtime
         self._deployment = deployment
@@ -92,12 +77,7 @@ class ChatService:
     # -- requests ---------------------------------------------------------------------------
 
     def call(
-        self,
-        options: ChatOptions,
-        messages: Sequence[ChatMessage],
-        owner: str,
-        *,
-        plain: bool = False,
+        self, options: ChatOptions, messages: Sequence[ChatMessage], owner: str, plain: bool = False
     ) -> ChatCall:
         """The call that answers a conversation, or ``plain`` text that is to be continued.
 
@@ -109,26 +89,35 @@ class ChatService:
         if options.agentwire.keep:
             target = _keep_target(target)
         if len(chat.tokens) > 1 and not target.joint_wires:
-            raise _several_handles(len(chat.tokens))
+            raise invalid(
+                "messages",
+                f"{target.model!r} reads one handle at a time, got {len(chat.tokens)}.",
+                hint="Use the model of a joint wire, such as `a+b->c`.",
+                code="several_handles",
+            )
         handles = tuple(self.handles.get(token, owner) for token in chat.tokens)
         if target.joint_wires:
             _check_joint(options.agentwire)
         elif handles:
             target = self._target_of(handles[0], target)
-        elif target.sender is None:
-            return self._direct_call(options, target, chat, owner, plain)
-        return self._wire_call(options, target, chat, owner, handles)
+        timeout = options.agentwire.timeout or self._timeout_s
+        answer = WireOptions(deadline=min(timeout, self._timeout_s))
+        if target.joint_wires or target.sender is not None:
+            text, unread = self._over_wire(options, target, chat, handles, answer)
+        else:
+            text, unread = self._direct(options, chat, answer, plain)
+        return ChatCall(target, text, answer, owner, handles, tuple(unread))
 
-    def _wire_call(
+    def _over_wire(
         self,
         options: ChatOptions,
         target: Target,
         chat: Conversation,
-        owner: str,
-        handles: tuple[Handle, ...],
-    ) -> ChatCall:
+        handles: Sequence[Handle],
+        answer: WireOptions,
+    ) -> tuple[SenderInput, list[str]]:
+        """Sets the options of the answer. Returns the input and what no agent reads."""
         extension, task = options.agentwire, self._deployment.task
-        answer = WireOptions(deadline=self._deadline(extension))
         unread: list[str] = []
         if extension.labels or (extension.labels is None and task is not None and task.labels):
             answer["labels"], answer["prompt"] = extension.labels, extension.prompt
@@ -136,34 +125,27 @@ class ChatService:
         else:
             answer["prompt"] = extension.prompt or chat.prompt(with_handle=bool(handles))
             answer["generate"] = options.generation()
-        text: SenderInput
-        if not target.joint_wires:
-            answer["bridge"] = extension.bridge
-            answer["fallback"] = extension.fallback
-            answer["channel"] = extension.channel
-            text = handles[0].kept if handles else chat.sender_text
-        elif handles:
-            text = _payload_of_each(target, handles)
-        else:
-            text = chat.sender_texts(target.joint_wires)
-        return ChatCall(target, text, answer, owner, handles, tuple(unread))
+        if target.joint_wires:
+            if handles:
+                return _payload_of_each(target, handles), unread
+            return chat.sender_texts(target.joint_wires), unread
+        answer["bridge"] = extension.bridge
+        answer["fallback"] = extension.fallback
+        answer["channel"] = extension.channel
+        return handles[0].kept if handles else chat.sender_text, unread
 
-    def _direct_call(
-        self, options: ChatOptions, target: Target, chat: Conversation, owner: str, plain: bool
-    ) -> ChatCall:
+    def _direct(
+        self, options: ChatOptions, chat: Conversation, answer: WireOptions, plain: bool
+    ) -> tuple[str, list[str]]:
+        """As ``_over_wire``, for an agent that is asked directly."""
         extension = options.agentwire
-        answer = WireOptions(deadline=self._deadline(extension))
         if extension.labels:
             answer["labels"], answer["prompt"] = extension.labels, extension.prompt
-            unread = tuple(chat.unread(with_handle=False))
-            return ChatCall(target, chat.sender_text, answer, owner, unread=unread)
+            return chat.sender_text, chat.unread(with_handle=False)
         answer["prompt"] = extension.prompt or ""
         answer["generate"] = options.generation()
         answer["form"] = "plain" if plain else "chat"
-        return ChatCall(target, chat.sender_text if plain else chat.chat_json, answer, owner)
-
-    def _deadline(self, extension: WireExtension) -> float:
-        return min(extension.timeout or self._timeout_s, self._timeout_s)
+        return chat.sender_text if plain else chat.chat_json, []
 
     def _target_of(self, handle: Handle, target: Target) -> Target:
         """The wire of the handle, if the named model can read it."""
@@ -321,21 +303,7 @@ def _check_joint(extension: WireExtension) -> None:
     }
     for param, given in refused.items():
         if given:
-            raise invalid(
-                param,
-                f"{param} cannot be set on a joint wire, which always uses its own bridges.",
-                hint=f"Leave {param} out.",
-            )
-
-
-def _several_handles(count: int) -> ChatError:
-    return ChatError(
-        ErrorKind.INVALID,
-        f"This model reads one handle at a time, got {count} handles in one conversation.",
-        hint="Use the model of a joint wire, such as `a+b->c`.",
-        code="several_handles",
-        param="messages",
-    )
+            raise invalid(param, f"{param} cannot be set on a joint wire.", hint="Leave it out.")
 
 
 def _only(options: WireOptions, kind: Any) -> Any:

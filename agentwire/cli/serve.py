@@ -66,8 +66,8 @@ def serve(
             requests_per_key=requests,
             body_bytes=body_bytes,
             timeout_s=timeout,
+            handle_ttl_s=handle_ttl,
         ),
-        handle_ttl_s=handle_ttl,
         open_to_all=open_to_all,
     )
     check(options)

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import AsyncExitStack, aclosing
+from functools import partial
 from typing import Final, TypeVar
 
 from starlette.applications import Starlette
@@ -36,20 +37,14 @@ T = TypeVar("T")
 
 
 class Gateway:
-    """A gateway over a runtime, which must be started before the first request.
-
-    Attributes:
-        app: the ASGI application.
-    """
+    """The ASGI application ``app`` over a runtime, which must be started before it."""
 
     def __init__(
         self,
         runtime: Runtime,
         deployment: Deployment,
-        *,
         keys: ApiKeys,
         limits: GatewayLimits,
-        handle_ttl_s: float,
         health: Health,
     ) -> None:
         self._runtime = runtime
@@ -58,14 +53,14 @@ class Gateway:
         self._health = health
         self._limiter = ConcurrencyLimiter(limits)
         self._chat = ChatService(
-            runtime, deployment, timeout_s=limits.timeout_s, handle_ttl_s=handle_ttl_s
+            runtime, deployment, timeout_s=limits.timeout_s, handle_ttl_s=limits.handle_ttl_s
         )
         self._metrics = GatewayMetrics(runtime.metrics, lambda: len(self._chat.handles))
         self._metrics.in_flight.set_function(lambda: self._limiter.in_flight)
         self.app = Starlette(
             routes=[
-                Route("/v1/chat/completions", self._chat_completions, methods=["POST"]),
-                Route("/v1/completions", self._completions, methods=["POST"]),
+                Route("/v1/chat/completions", partial(self._complete, ChatBody), methods=["POST"]),
+                Route("/v1/completions", partial(self._complete, CompletionBody), methods=["POST"]),
                 Route("/v1/models", self._models),
                 Route("/v1/models/{model:path}", self._model),
                 Route("/healthz", self._healthz),
@@ -81,12 +76,6 @@ class Gateway:
         return self._chat.catalog.names
 
     # -- routes -----------------------------------------------------------------------------
-
-    async def _chat_completions(self, http: Request) -> Response:
-        return await self._complete(http, ChatBody)
-
-    async def _completions(self, http: Request) -> Response:
-        return await self._complete(http, CompletionBody)
 
     async def _models(self, http: Request) -> Response:
         self._owner(http)
@@ -115,7 +104,7 @@ class Gateway:
 
     # -- completions ------------------------------------------------------------------------
 
-    async def _complete(self, http: Request, kind: type[Body]) -> Response:
+    async def _complete(self, kind: type[Body], http: Request) -> Response:
         began = time.monotonic()
         model, status = "", 500
         try:

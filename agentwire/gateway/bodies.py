@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from starlette.requests import ClientDisconnect, Request
 
-from agentwire.chat.errors import ChatError, ErrorKind
+from agentwire.chat.errors import ChatError, invalid
 from agentwire.chat.requests import ChatMessage, ChatOptions, ChatRequest, invalid_request
 from agentwire.gateway.limits import GatewayLimits
 
@@ -73,19 +73,13 @@ async def read_body(request: Request, limits: GatewayLimits) -> bytes:
                 if len(body) > limits.body_bytes:
                     raise _too_large(limits)
     except TimeoutError:
-        raise ChatError(
-            ErrorKind.INVALID,
-            f"The request body did not arrive within {limits.body_s:g} s.",
-            code="timeout",
-        ) from None
+        message = f"The request body did not arrive within {limits.body_s:g} s."
+        raise invalid(None, message, code="timeout") from None
     except ClientDisconnect:
-        raise ChatError(ErrorKind.INVALID, "The request body is incomplete.") from None
+        raise invalid(None, "The request body is incomplete.") from None
     return bytes(body)
 
 
 def _too_large(limits: GatewayLimits) -> ChatError:
-    return ChatError(
-        ErrorKind.INVALID,
-        f"The request body is larger than {limits.body_bytes} bytes.",
-        code="request_too_large",
-    )
+    message = f"The request body is larger than {limits.body_bytes} bytes."
+    return invalid(None, message, code="request_too_large")

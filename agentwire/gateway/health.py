@@ -30,11 +30,7 @@ class Health:
         self._forward(event)
 
     def report(self, infos: Mapping[str, AgentInfo]) -> tuple[str, bool, dict[str, Any]]:
-        """
-        Returns:
-            ``ok`` or ``degraded``; whether every agent has a ready process; the state of each
-            process.
-        """
+        """``ok`` or ``degraded``, whether each agent has a ready process, and all states."""
         processes: dict[str, Any] = {}
         for name, state in self._states.items():
             info = infos.get(name)

@@ -21,11 +21,7 @@ HINT: Final = (
 
 
 class ApiKeys:
-    """The accepted API keys.
-
-    Args:
-        keys: name -> key. If empty, everyone is accepted as one anonymous owner.
-    """
+    """The accepted API keys by name. Without keys, everyone is accepted as anonymous."""
 
     def __init__(self, keys: Mapping[str, str]) -> None:
         self._digests = {name: _digest(key) for name, key in keys.items()}
@@ -44,11 +40,7 @@ class ApiKeys:
 
 
 def parse_keys(text: str, source: str) -> dict[str, str]:
-    """Keys by name, from lines or comma-separated entries of ``name key`` or ``name=key``.
-
-    Raises:
-        InputError: an entry is malformed, a name is repeated, or a key is too short.
-    """
+    """Keys by name, from lines or comma-separated entries of ``name key`` or ``name=key``."""
     keys: dict[str, str] = {}
     for number, line in enumerate(text.replace(",", "\n").splitlines(), 1):
         line = line.strip()
@@ -70,11 +62,7 @@ def parse_keys(text: str, source: str) -> dict[str, str]:
 
 
 def read_keys(path: Path) -> dict[str, str]:
-    """Keys from a file.
-
-    Raises:
-        InputError: the file cannot be read, has no key, or other users can read it.
-    """
+    """Keys from a file. Raises InputError if it has none, or if other users can read it."""
     try:
         if path.stat().st_mode & 0o077:
             raise InputError(

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from agentwire.chat.errors import ChatError, ErrorKind
+from agentwire.chat.handles import TTL_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,7 @@ class GatewayLimits:
     body_bytes: int = 1024 * 1024
     body_s: float = 30.0  # to receive a body
     timeout_s: float = 300.0  # to answer
+    handle_ttl_s: float = TTL_S
 
 
 class ConcurrencyLimiter:

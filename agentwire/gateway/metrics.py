@@ -13,12 +13,7 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120,
 
 
 class GatewayMetrics:
-    """The registry behind ``/metrics``. Labels hold only names of the scenario, no client input.
-
-    Args:
-        bus: counters and gauges of the bus.
-        handles: the number of valid handles.
-    """
+    """The registry behind ``/metrics``. Labels hold only names of the scenario, no client input."""
 
     def __init__(self, bus: Callable[[], Mapping[str, int]], handles: Callable[[], int]) -> None:
         registry = self.registry = CollectorRegistry()

@@ -17,14 +17,7 @@ def sse(value: Any) -> bytes:
 
 
 class ResponseFormat:
-    """Formats the responses to one request.
-
-    Args:
-        id: of the response.
-        model: the name that the client gave.
-        created: Unix time.
-        chat: for ``/v1/chat/completions``; otherwise for ``/v1/completions``.
-    """
+    """The response to one chat request (``chat``) or completion request."""
 
     def __init__(self, id: str, model: str, created: int, *, chat: bool) -> None:
         prefix = "chatcmpl" if chat else "cmpl"

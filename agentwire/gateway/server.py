@@ -13,7 +13,6 @@ from pathlib import Path
 
 import uvicorn
 
-from agentwire.chat.handles import TTL_S
 from agentwire.errors import InputError
 from agentwire.gateway.app import Gateway
 from agentwire.gateway.health import Health
@@ -34,7 +33,6 @@ class ServeOptions:
     port: int = 8000  # 0 picks a free port
     keys: dict[str, str] = field(default_factory=dict)
     limits: GatewayLimits = field(default_factory=GatewayLimits)
-    handle_ttl_s: float = TTL_S
     open_to_all: bool = False  # other machines may connect without an API key
     run_folder: Path | None = None
 
@@ -82,14 +80,8 @@ async def serve(
         admission = Admission(rows=4 * options.limits.requests + 256)
         runtime = Runtime(what, run_folder=options.run_folder, progress=health, admission=admission)
         async with runtime:
-            gateway = Gateway(
-                runtime,
-                deployment,
-                keys=ApiKeys(options.keys),
-                limits=options.limits,
-                handle_ttl_s=options.handle_ttl_s,
-                health=health,
-            )
+            keys = ApiKeys(options.keys)
+            gateway = Gateway(runtime, deployment, keys, options.limits, health)
             config = uvicorn.Config(
                 gateway.app,
                 log_level="warning",

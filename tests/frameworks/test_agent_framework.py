@@ -44,5 +44,5 @@ async def test_it_streams_and_says_how_it_went(agents: LocalAgents) -> None:
     answer = await client.get_response([Message("user", ["Say hello."])])
     assert answer.text == whole.text
     assert answer.additional_properties["agentwire"]["channel"] == "text"
-    with pytest.raises(InputError, match="do not take"):
+    with pytest.raises(InputError, match="does not support"):
         await client.get_response([Message("user", ["x"])], options={"frequency_penalty": 1.0})

@@ -58,7 +58,7 @@ async def test_streams_and_what_it_refuses(agents: LocalAgents) -> None:
     assert "".join(pieces) == result.content != ""
     assert result.finish_reason in ("stop", "length")
     assert 0 < client.count_tokens(messages) < client.remaining_tokens(messages)
-    with pytest.raises(InputError, match="no tools"):
+    with pytest.raises(InputError, match="tools or JSON"):
         await client.create(messages, json_output=True)
 
 

@@ -63,7 +63,7 @@ def test_labels_can_be_chosen_by_the_caller(agents: LocalAgents) -> None:
 
 def test_what_agents_cannot_read_is_refused(agents: LocalAgents) -> None:
     picture = HumanMessage([{"type": "image_url", "image_url": {"url": "data:,"}}])
-    with pytest.raises(InputError, match="text alone"):
+    with pytest.raises(InputError, match="only text"):
         turns_of([picture])
     parts = HumanMessage([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])
     assert turns_of([parts]) == [("user", "a\nb")]

@@ -171,7 +171,7 @@ async def test_payload_is_passed_on_as_a_handle() -> None:
 
 
 async def test_handle_expires_or_is_lost_with_its_sender() -> None:
-    async with gateway(handle_ttl_s=0.5) as url, Client(url) as client:
+    async with gateway(limits=GatewayLimits(handle_ttl_s=0.5)) as url, Client(url) as client:
         handle = await client.text("llama->mistral:keep", FILM)
         await asyncio.sleep(0.6)
         assert (await client.chat("mistral", handle)).status_code == 404
