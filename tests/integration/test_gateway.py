@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+import pytest_asyncio
 from fake_run import TASK
 from gateway_run import ADA, BOB, deployment, gateway, joint_deployment
 
@@ -18,7 +19,7 @@ from agentwire.gateway.limits import GatewayLimits
 from agentwire.model.fake import answer, joint_answer, text_hash
 
 httpx = pytest.importorskip("httpx2", reason="`make test` installs httpx2")
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 FILM = "a warm and moving film"
 
@@ -57,8 +58,21 @@ class Client:
                     yield data if data == "[DONE]" else json.loads(data)
 
 
-async def test_agents_wires_and_handles_are_models() -> None:
-    async with gateway() as url, Client(url) as client:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def url() -> AsyncIterator[str]:
+    """A gateway that the tests without special agents or limits share."""
+    async with gateway() as base:
+        yield base
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def joint_url() -> AsyncIterator[str]:
+    async with gateway(joint_deployment()) as base:
+        yield base
+
+
+async def test_agents_wires_and_handles_are_models(url: str) -> None:
+    async with Client(url) as client:
         listed = (await client.http.get("/models")).json()["data"]
         names = [model["id"] for model in listed]
         assert names == ["llama", "mistral", "writer", "llama->mistral", "llama->mistral:keep"]
@@ -81,7 +95,7 @@ async def test_agents_wires_and_handles_are_models() -> None:
         assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
 
 
-async def test_each_sender_of_a_joint_wire_reads_its_part() -> None:
+async def test_each_sender_of_a_joint_wire_reads_its_part(joint_url: str) -> None:
     def parts(*texts: str) -> Any:
         content = [{"type": "text", "text": text} for text in texts]
         return [{"role": "user", "content": content}]
@@ -91,7 +105,7 @@ async def test_each_sender_of_a_joint_wire_reads_its_part() -> None:
 
     pairs = [(f"plot {n}", f"acting {n}") for n in range(6)]
     assert [right(*pair) for pair in pairs] != [right(*pair[::-1]) for pair in pairs]
-    async with gateway(joint_deployment()) as url, Client(url) as client:
+    async with Client(joint_url) as client:
         models = (await client.http.get("/models")).json()["data"]
         names = ["a", "b", "c", "a+b->c", "a->c:keep", "b->c:keep"]
         assert [card["id"] for card in models] == names
@@ -119,12 +133,12 @@ async def test_each_sender_of_a_joint_wire_reads_its_part() -> None:
         assert (await client.chat("a->c", "alone")).status_code == 404
 
 
-async def test_joint_wire_reads_one_handle_of_each_sender() -> None:
+async def test_joint_wire_reads_one_handle_of_each_sender(joint_url: str) -> None:
     def right(*texts: str) -> str:
         return joint_answer(texts, TASK.labels)
 
     pairs = [(f"plot {n}", f"acting {n}") for n in range(6)]
-    async with gateway(joint_deployment()) as url, Client(url) as client, Client(url, BOB) as other:
+    async with Client(joint_url) as client, Client(joint_url, BOB) as other:
         for plot, acting in pairs:
             first = await client.text("a->c:keep", plot)
             second = await client.text("b->c:keep", acting)
@@ -144,8 +158,8 @@ async def test_joint_wire_reads_one_handle_of_each_sender() -> None:
         assert foreign.status_code == 403
 
 
-async def test_payload_is_passed_on_as_a_handle() -> None:
-    async with gateway() as url, Client(url) as ada, Client(url, BOB) as bob:
+async def test_payload_is_passed_on_as_a_handle(url: str) -> None:
+    async with Client(url) as ada, Client(url, BOB) as bob:
         handle = await ada.text("llama->mistral:keep", FILM)
         assert handle.startswith("<|agentwire:") and len(handle) == 46
         other = await ada.text("llama->mistral", FILM, agentwire={"keep": True})
@@ -186,9 +200,9 @@ async def test_handle_expires_or_is_lost_with_its_sender() -> None:
         assert await client.text("llama->mistral", FILM) == answer(FILM, TASK.labels)
 
 
-async def test_free_text_over_a_wire_reports_its_channel() -> None:
+async def test_free_text_over_a_wire_reports_its_channel(url: str) -> None:
     free = {"agentwire": {"labels": [], "prompt": "Go on:"}}
-    async with gateway() as url, Client(url) as client:
+    async with Client(url) as client:
         body = (await client.chat("llama->mistral", FILM, **free)).json()
         assert body["choices"][0]["message"]["content"] == f"mistral-model: {FILM}"
         facts = body["agentwire"]
@@ -205,8 +219,8 @@ async def test_free_text_over_a_wire_reports_its_channel() -> None:
         assert body["agentwire"]["channel"] == "soft"
 
 
-async def test_streams_in_openais_shape() -> None:
-    async with gateway() as url, Client(url) as client:
+async def test_streams_in_openais_shape(url: str) -> None:
+    async with Client(url) as client:
         body = {"model": "writer", "messages": [{"role": "user", "content": "one two three"}]}
         *chunks, last, usage, done = [
             event
@@ -240,8 +254,8 @@ async def test_streams_in_openais_shape() -> None:
         assert cut[-2]["choices"][0]["finish_reason"] == "length"
 
 
-async def test_completions_take_several_prompts() -> None:
-    async with gateway() as url, Client(url) as client:
+async def test_completions_take_several_prompts(url: str) -> None:
+    async with Client(url) as client:
         body = {"model": "llama->mistral", "prompt": [FILM, "a cold film"]}
         response = (await client.http.post("/completions", json=body)).json()
         texts = [choice["text"] for choice in response["choices"]]
@@ -249,17 +263,13 @@ async def test_completions_take_several_prompts() -> None:
         assert response["usage"]["soft_tokens"] == 16
 
 
-async def test_requests_without_a_valid_key_are_refused() -> None:
-    async with gateway() as url:
-        for key in (None, "wrong" * 8):
-            async with Client(url, key) as client:
-                for response in (
-                    await client.chat("writer", "x"),
-                    await client.http.get("/models"),
-                ):
-                    assert response.status_code == 401
-                    assert response.json()["error"]["code"] == "invalid_api_key"
-                assert (await client.http.get("/../healthz")).status_code == 200
+@pytest.mark.parametrize("key", [None, "wrong" * 8])
+async def test_requests_without_a_valid_key_are_refused(url: str, key: str | None) -> None:
+    async with Client(url, key) as client:
+        for response in (await client.chat("writer", "x"), await client.http.get("/models")):
+            assert response.status_code == 401
+            assert response.json()["error"]["code"] == "invalid_api_key"
+        assert (await client.http.get("/../healthz")).status_code == 200
 
 
 async def test_limits_are_enforced() -> None:
@@ -280,7 +290,7 @@ async def test_limits_are_enforced() -> None:
 
         async def trickle() -> AsyncIterator[bytes]:
             yield b"{"
-            await asyncio.sleep(2)
+            await asyncio.sleep(1)
             yield b"}"
 
         slow_body = await ada.http.post("/chat/completions", content=trickle())
