@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from agentwire.agent.join import join
+from agentwire.bus.access import PeerKeys
+from agentwire.bus.keys import read_pair, read_public
+from agentwire.cli.devices import check_device
 from agentwire.errors import ScenarioError
-
-if TYPE_CHECKING:
-    from agentwire.spec.agent import AgentSpec
+from agentwire.runtime.deployment import Deployment
+from agentwire.scenario.fetch import fetch
+from agentwire.scenario.load import load_scenario
+from agentwire.scenario.resolve import resolve
+from agentwire.spec.agent import AgentSpec
 
 
 def agent(
@@ -28,11 +35,6 @@ def agent(
     There: `agentwire keys allow <name> <its public key>`, then
     `agentwire run <scenario> --listen tcp://<address>:<port> --remote <name>`.
     """
-    import logging
-
-    from agentwire.agent.join import join
-    from agentwire.bus.access import PeerKeys
-    from agentwire.bus.keys import read_pair, read_public
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level="WARNING")
     pair = read_pair(key)
@@ -48,11 +50,6 @@ def spec_of(scenario: Path, name: str, device: str | None) -> AgentSpec:
     Raises:
         ScenarioError: the scenario has no such agent.
     """
-    from agentwire.cli.devices import check_device
-    from agentwire.runtime.deployment import Deployment
-    from agentwire.scenario.fetch import fetch
-    from agentwire.scenario.load import load_scenario
-    from agentwire.scenario.resolve import resolve
 
     loaded = load_scenario(scenario)
     if name not in loaded.processes:

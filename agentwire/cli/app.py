@@ -1,39 +1,44 @@
-"""The command line: what can be typed, and how errors are shown. The work is done elsewhere.
+"""The command line: its commands, and how errors become messages and exit codes.
 
-Exit codes: 0 done; 1 something unexpected, or an agent that stayed down; 2 what was given is
-wrong or missing (one line and a next step); 130 interrupted.
+Exit codes: 0 done; 1 something unexpected, or an agent that stayed down; 2 the input is wrong or
+something is missing (one line and a next step); 130 interrupted.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 import tempfile
 import traceback
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 import agentwire
-from agentwire.cli import (
-    agent,
-    bench,
-    bridges,
-    data,
-    deadletters,
-    doctor,
-    inspect,
-    keys,
-    models,
-    replay,
-    report,
-    run,
-    serve,
-    top,
-    train,
-    validate,
-)
 from agentwire.errors import AgentwireError, InputError
+
+COMMANDS = {
+    "run": "Run a scenario: every method over the same rows.",
+    "train": "Train the bridge of a scenario.",
+    "report": "Show the report of a recorded run again.",
+    "inspect": "Show what a bridge's soft tokens look like.",
+    "validate": "Check scenario files; nothing is downloaded or run.",
+    "serve": "Serve a scenario's agents as an OpenAI-compatible HTTP API.",
+    "doctor": "Show what this machine has, what scenarios would run here, and what is missing.",
+    "agent": "Run one agent of a scenario whose bus is on another machine.",
+    "top": "Show a run until it ends; Ctrl-C leaves earlier.",
+    "replay": "Replay a run's recording and compare it with its journal.",
+    "bench": "Measure latency, throughput and the bus, as ratios in one run.",
+    "deadletters": "Requests that were in flight when an agent died: list, retry.",
+    "keys": "CURVE keys of agents on other machines: new, list, allow, revoke.",
+    "bridges": "Trained bridges: list, show, verify.",
+    "models": "Models: list, pull.",
+    "data": "Datasets: list, show, pull.",
+}
+"""Command -> its line in ``agentwire --help``. Its module, ``agentwire.cli.<command>``, is imported
+when the command runs: importing all of them would take seconds."""
 
 OPTIONAL = {
     **dict.fromkeys(("torch", "transformers", "gguf", "accelerate"), "models"),
@@ -41,9 +46,29 @@ OPTIONAL = {
     **dict.fromkeys(("matplotlib", "sklearn"), "inspect"),
     "ray": "ray",
 }
-"""Libraries that a machine may lack -> the extra that brings them."""
+"""Optional libraries -> the extra that installs them."""
+
+
+class LazyGroup(TyperGroup):
+    """Lists commands without importing them."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, _load(name) if name in COMMANDS else command, rest
+
+
+def _load(name: str) -> Any:
+    """The command of a module: its Typer ``app``, or the function with the module's name."""
+    module = importlib.import_module(f"agentwire.cli.{name}")
+    group = getattr(module, "app", None)
+    if group is None:
+        group = typer.Typer(add_completion=False, rich_markup_mode="rich")
+        group.command(name)(getattr(module, name))
+    return typer.main.get_command(group)
+
 
 app = typer.Typer(
+    cls=LazyGroup,
     name="agentwire",
     help="LLM agents that hand each other soft tokens instead of text.",
     no_args_is_help=True,
@@ -51,22 +76,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command("run")(run.run)
-app.command("train")(train.train)
-app.command("report")(report.report)
-app.command("inspect")(inspect.inspect)
-app.command("validate")(validate.validate)
-app.command("serve")(serve.serve)
-app.command("doctor")(doctor.doctor)
-app.command("agent")(agent.agent)
-app.command("top")(top.top)
-app.command("replay")(replay.replay)
-app.add_typer(bench.app, name="bench")
-app.add_typer(deadletters.app, name="deadletters")
-app.add_typer(keys.app, name="keys")
-app.add_typer(bridges.app, name="bridges")
-app.add_typer(models.app, name="models")
-app.add_typer(data.app, name="data")
+for _name, _help in COMMANDS.items():
+    app.command(_name, help=_help)(lambda: None)  # LazyGroup replaces it
 
 
 def _version(wanted: bool) -> None:
@@ -90,10 +101,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     try:
         code = app(arguments, prog_name="agentwire", standalone_mode=False)
     except InputError as error:
-        _say(error)
+        _print_error(error)
         sys.exit(2)
     except AgentwireError as error:
-        _say(error)
+        _print_error(error)
         sys.exit(1)
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
@@ -101,38 +112,39 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except typer.Abort:
         sys.exit(130)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output left; nobody can be told
+        sys.stderr.close()  # the reader of our output is gone; nobody would see a message
         sys.exit(1)
     except ModuleNotFoundError as error:
         if error.name is None or error.name not in OPTIONAL:
-            _unexpected(error)
+            _print_unexpected(error)
             sys.exit(1)
-        _say(
+        extra = OPTIONAL[error.name]
+        _print_error(
             InputError(
-                f"this needs {error.name}, which is not installed.",
-                hint=f"Run `pip install 'agentwire[{OPTIONAL[error.name]}]'`.",
+                f"This command needs {error.name}, which is not installed.",
+                hint=f"Run `pip install 'agentwire[{extra}]'`.",
             )
         )
         sys.exit(2)
     except Exception as error:
-        # typer's own usage errors (unknown option, missing argument) show themselves.
+        # Usage errors (unknown option, missing argument) print themselves.
         if hasattr(error, "show") and hasattr(error, "exit_code"):
             error.show()
             sys.exit(error.exit_code)
-        _unexpected(error)
+        _print_unexpected(error)
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _say(error: AgentwireError) -> None:
+def _print_error(error: AgentwireError) -> None:
     message = " ".join(error.message.split())
     typer.secho(f"error: {message}", err=True, fg="red")
     if error.hint:
         typer.echo(f"next:  {' '.join(error.hint.split())}", err=True)
 
 
-def _unexpected(error: Exception) -> None:
-    """A bug: one line for the user, and everything for its report in a file."""
+def _print_unexpected(error: Exception) -> None:
+    """Prints one line about a bug and writes the traceback into a file for its report."""
     with tempfile.NamedTemporaryFile(
         "w", prefix="agentwire-", suffix=".log", delete=False, encoding="utf-8"
     ) as log:

@@ -7,17 +7,29 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import anyio
 import typer
+from pydantic import ValidationError
 
+from agentwire.benchmark.bus import compare
+from agentwire.benchmark.plan import Benchmark
+from agentwire.benchmark.plots import check_plots, draw
+from agentwire.benchmark.record import BenchRecord
+from agentwire.benchmark.session import Bench
+from agentwire.benchmark.setting import Setting, setting_of
+from agentwire.cli.bench_view import BenchView, print_bus, print_record
+from agentwire.cli.devices import check_device
+from agentwire.cli.terminal import err, out, steps
+from agentwire.cli.terminal import out as stdout
 from agentwire.errors import InputError, ScenarioError
-
-if TYPE_CHECKING:
-    from agentwire.benchmark.plan import Benchmark
-    from agentwire.benchmark.record import BenchRecord
-    from agentwire.benchmark.setting import Setting
-    from agentwire.spec.scenario import BenchPlan, Scenario
+from agentwire.evaluation.report import banner
+from agentwire.scenario.fetch import fetch
+from agentwire.scenario.inventory import Inventory
+from agentwire.scenario.load import load_scenario
+from agentwire.scenario.resolve import resolve
+from agentwire.spec.scenario import BenchPlan, Scenario
 
 app = typer.Typer(
     help="Measure latency, throughput and the bus, as ratios in one run.", no_args_is_help=True
@@ -43,9 +55,6 @@ def _changed(scenario: Scenario, on_cpu: bool, changes: dict[str, Any]) -> Bench
     Raises:
         ScenarioError: a value that the schema refuses.
     """
-    from pydantic import ValidationError
-
-    from agentwire.spec.scenario import BenchPlan
 
     spec = scenario.bench
     plan = spec.on_cpu if on_cpu and spec.on_cpu is not None else spec
@@ -134,15 +143,11 @@ def _measure(benchmark: Benchmark) -> Callable[..., None]:
         }
         file = _check_out(out or _default_out(benchmark))
         if plots is not None:
-            from agentwire.benchmark.plots import check_plots
-
             check_plots(plots)
         setting = _setting(scenario, changes, strict=strict, device=device)
         record = _run(setting, benchmark, file)
         _show(record, file, as_json=as_json)
         if plots is not None:
-            from agentwire.benchmark.plots import draw
-
             for picture in draw(record, plots):
                 typer.echo(f"drawn: {picture}", err=True)
         if record.interrupted:
@@ -171,10 +176,6 @@ def bus(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result.")] = False,
 ) -> None:
     """The bus against bare ZeroMQ sockets: 64 KiB one way over ipc, and messages a second."""
-    from agentwire.benchmark.bus import compare
-    from agentwire.cli.bench_view import print_bus
-    from agentwire.cli.terminal import err
-    from agentwire.cli.terminal import out as stdout
 
     file = _check_out(out or _default_out("bus"))
     console = err()
@@ -202,14 +203,6 @@ def _typed() -> str:
 
 
 def _setting(source: Path, changes: dict[str, Any], *, strict: bool, device: str | None) -> Setting:
-    from agentwire.benchmark.setting import setting_of
-    from agentwire.cli.devices import check_device
-    from agentwire.cli.terminal import err, steps
-    from agentwire.evaluation.report import banner
-    from agentwire.scenario.fetch import fetch
-    from agentwire.scenario.inventory import Inventory
-    from agentwire.scenario.load import load_scenario
-    from agentwire.scenario.resolve import resolve
 
     loaded = load_scenario(source)
     _changed(loaded, False, changes)  # what is wrong with the options is said at once
@@ -231,11 +224,6 @@ def _setting(source: Path, changes: dict[str, Any], *, strict: bool, device: str
 
 
 def _run(setting: Setting, benchmark: Benchmark, file: Path) -> BenchRecord:
-    import anyio
-
-    from agentwire.benchmark.session import Bench
-    from agentwire.cli.bench_view import BenchView
-    from agentwire.cli.terminal import err, steps
 
     def keep(record: BenchRecord) -> None:
         record.write(file)
@@ -247,8 +235,6 @@ def _run(setting: Setting, benchmark: Benchmark, file: Path) -> BenchRecord:
 
 
 def _show(record: BenchRecord, file: Path, *, as_json: bool) -> None:
-    from agentwire.cli.bench_view import print_record
-    from agentwire.cli.terminal import out
 
     if as_json:
         typer.echo(record.model_dump_json(indent=2))

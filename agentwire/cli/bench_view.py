@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from rich.console import Console
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from agentwire.benchmark.drive import Burst
-    from agentwire.benchmark.plan import Cell
-    from agentwire.benchmark.record import BenchRecord, BusRecord, CellRecord
-    from agentwire.cli.terminal import Steps
-    from agentwire.runtime.reply import ProgressEvent
+from agentwire.benchmark.drive import Burst
+from agentwire.benchmark.plan import Cell
+from agentwire.benchmark.record import BenchRecord, BusRecord, CellRecord
+from agentwire.cli.terminal import Steps
+from agentwire.runtime.reply import ProgressEvent
 
 
 class BenchView:

@@ -6,8 +6,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
 
+from agentwire.bridge.card import CARD_FILE, read_card
+from agentwire.cli.terminal import out, print_json
 from agentwire.errors import BridgeError
+from agentwire.scenario.bridges import list_bridges
+from agentwire.scenario.inventory import Inventory
+from agentwire.spec.registry import suggestion
 
 app = typer.Typer(help="Trained bridges: list, show, verify.", no_args_is_help=True)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -15,15 +23,12 @@ Wanted = Annotated[str, typer.Argument(help="A bridge's name, or its folder.")]
 
 
 def _folders() -> list[Path]:
-    from agentwire.scenario.bridges import list_bridges
-    from agentwire.scenario.inventory import Inventory
 
     return list_bridges(Inventory.here().bridge_folders())
 
 
 def find(wanted: str) -> Path:
     """The folder of a bridge, by path or by name."""
-    from agentwire.spec.registry import suggestion
 
     if Path(wanted, "card.yaml").is_file():
         return Path(wanted)
@@ -36,7 +41,6 @@ def find(wanted: str) -> Path:
 
 
 def _row(folder: Path) -> dict[str, Any]:
-    from agentwire.bridge.card import read_card
 
     card = read_card(folder)
     return {
@@ -56,11 +60,6 @@ def _row(folder: Path) -> dict[str, Any]:
 @app.command("list")
 def list_(as_json: AsJson = False) -> None:
     """The bridges that scenarios find here."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    from agentwire.cli.terminal import out, print_json
 
     rows: list[dict[str, Any]] = []
     for folder in _folders():
@@ -95,8 +94,6 @@ def list_(as_json: AsJson = False) -> None:
 @app.command()
 def show(bridge: Wanted, as_json: AsJson = False) -> None:
     """A bridge's card: models, layer, size, training."""
-    from agentwire.bridge.card import CARD_FILE, read_card
-    from agentwire.cli.terminal import print_json
 
     folder = find(bridge)
     card = read_card(folder)
@@ -110,7 +107,6 @@ def show(bridge: Wanted, as_json: AsJson = False) -> None:
 def verify(bridge: Wanted, as_json: AsJson = False) -> None:
     """Check card, checksum and tensor shapes; exit 2 if anything is wrong."""
     from agentwire.bridge import store
-    from agentwire.cli.terminal import print_json
 
     folder = find(bridge)
     card = store.load(folder).card

@@ -5,6 +5,15 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
+from rich import box
+from rich.table import Table
+
+from agentwire.cli.terminal import out, print_json, steps
+from agentwire.config import Config
+from agentwire.errors import DataError
+from agentwire.task.datasets import load_rows, where
+from agentwire.task.definitions import definitions, load_definition
+from agentwire.task.samples import SAMPLE_SPLIT
 
 app = typer.Typer(help="Datasets: list, show, pull.", no_args_is_help=True)
 SPLITS = ("train", "validation", "test")
@@ -12,10 +21,6 @@ SPLITS = ("train", "validation", "test")
 
 def known_datasets() -> list[dict[str, Any]]:
     """Every dataset known by name, and where each split would come from."""
-    from agentwire.config import Config
-    from agentwire.task.datasets import where
-    from agentwire.task.definitions import definitions
-    from agentwire.task.samples import SAMPLE_SPLIT
 
     config = Config.from_env()
     return [
@@ -37,10 +42,6 @@ def known_datasets() -> list[dict[str, Any]]:
 @app.command("list")
 def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """The datasets known by name, and where each split would come from here."""
-    from rich import box
-    from rich.table import Table
-
-    from agentwire.cli.terminal import out, print_json
 
     rows = known_datasets()
     if as_json:
@@ -67,8 +68,6 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """A dataset's classes in their order, its prompts, and the files that would hold its rows."""
-    from agentwire.cli.terminal import print_json
-    from agentwire.task.definitions import load_definition
 
     task = load_definition(name)
     here = next(known for known in known_datasets() if known["name"] == name)
@@ -94,11 +93,6 @@ def pull(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Get every split of datasets that can be had here, and check every row."""
-    from agentwire.cli.terminal import print_json, steps
-    from agentwire.config import Config
-    from agentwire.errors import DataError
-    from agentwire.task.datasets import load_rows, where
-    from agentwire.task.definitions import load_definition
 
     config = Config.from_env()
     for name in names:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+import anyio
 import typer
+from rich.table import Table
+from rich.text import Text
 
+from agentwire.cli.terminal import out, print_json
 from agentwire.errors import RequestError
-
-if TYPE_CHECKING:
-    from agentwire.runtime.deadletters import DeadLetter, DeadLetters
-    from agentwire.runtime.pending import Outcome
-    from agentwire.scenario.resolve import Resolved
+from agentwire.runtime.deadletters import DeadLetter, DeadLetters, pick
+from agentwire.runtime.pending import Outcome
+from agentwire.runtime.runtime import Runtime
+from agentwire.scenario.reopen import reopen
+from agentwire.scenario.resolve import Resolved
+from agentwire.telemetry.journal import read_lines, unfinished
 
 app = typer.Typer(no_args_is_help=True, help="Requests that were in flight at an agent's deaths.")
 SHOWN = 48
@@ -26,11 +31,6 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show a run's dead letters, what became of retries, and what its runner left unfinished."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from agentwire.cli.terminal import out, print_json
-    from agentwire.runtime.deadletters import DeadLetters
 
     letters = DeadLetters(run).all()
     if as_json:
@@ -53,7 +53,6 @@ def show(
 
 def _show_unfinished(run: Path) -> None:
     """Requests that were admitted and have not ended: of a runner that was killed, or runs."""
-    from agentwire.telemetry.journal import read_lines, unfinished
 
     journal = run / "journal.jsonl"
     for request_id in unfinished(read_lines(journal)) if journal.is_file() else ():
@@ -74,10 +73,6 @@ def retry(
     ] = 300.0,
 ) -> None:
     """Ask the dead letters of a run again, by their ids; those that were answered are left out."""
-    import anyio
-
-    from agentwire.runtime.deadletters import DeadLetters, pick
-    from agentwire.scenario.reopen import reopen
 
     file = DeadLetters(run)
     letters = pick(file.all(), ids or ())
@@ -100,7 +95,6 @@ async def _ask(
     resolved: Resolved, file: DeadLetters, letters: list[DeadLetter], deadline: float
 ) -> list[Outcome]:
     """One after the other: each may kill its agent again."""
-    from agentwire.runtime.runtime import Runtime
 
     outcomes: list[Outcome] = []
     async with Runtime(resolved) as runtime:

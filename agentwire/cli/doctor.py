@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import psutil
 import typer
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
 
+from agentwire.cli.data import known_datasets
+from agentwire.cli.models import known_models
+from agentwire.cli.terminal import out, print_json
+from agentwire.config import Config, ensure_writable
 from agentwire.errors import CacheError, InputError
+from agentwire.evaluation.summary import hardware, versions
+from agentwire.model.backends.transformers import is_static
+from agentwire.model.static.memory import estimate
+from agentwire.runtime.deployment import Deployment
+from agentwire.scenario.bridges import list_bridges
+from agentwire.scenario.inventory import Inventory
+from agentwire.scenario.load import load_scenario
+from agentwire.scenario.resolve import resolve
+from agentwire.spec.agent import AgentSpec
 from agentwire.spec.backends import BACKENDS
 from agentwire.spec.routes import agent_of
-
-if TYPE_CHECKING:
-    from rich.text import Text
-
-    from agentwire.spec.agent import AgentSpec
 
 
 def doctor(
@@ -26,7 +40,6 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what this machine has, what scenarios would run here, and what is missing."""
-    from agentwire.cli.terminal import print_json
 
     report = {
         "machine": _machine(),
@@ -41,10 +54,6 @@ def doctor(
 
 
 def _machine() -> dict[str, Any]:
-    import psutil
-
-    from agentwire.evaluation.summary import hardware, versions
-    from agentwire.scenario.inventory import Inventory
 
     inventory = Inventory.here()
     gpus: list[dict[str, Any]] = []
@@ -102,9 +111,6 @@ def _backend_libraries() -> dict[str, str]:
 
 
 def _cache() -> dict[str, Any]:
-    import shutil
-
-    from agentwire.config import Config, ensure_writable
 
     home = Config.from_env().home
     try:
@@ -116,10 +122,6 @@ def _cache() -> dict[str, Any]:
 
 
 def _holdings() -> dict[str, Any]:
-    from agentwire.cli.data import known_datasets
-    from agentwire.cli.models import known_models
-    from agentwire.scenario.bridges import list_bridges
-    from agentwire.scenario.inventory import Inventory
 
     folders = list_bridges(Inventory.here().bridge_folders())
     return {
@@ -131,12 +133,6 @@ def _holdings() -> dict[str, Any]:
 
 def _scenario(path: Path) -> dict[str, Any]:
     """What one scenario would run here; its first problem and the command that solves it."""
-    from dataclasses import asdict
-
-    from agentwire.runtime.deployment import Deployment
-    from agentwire.scenario.inventory import Inventory
-    from agentwire.scenario.load import load_scenario
-    from agentwire.scenario.resolve import resolve
 
     entry: dict[str, Any] = {"file": str(path), "runs": False}
     try:
@@ -165,8 +161,6 @@ def _scenario(path: Path) -> dict[str, Any]:
 
 def _on_gpu(spec: AgentSpec) -> str | None:
     """What an agent will take of its GPU; None on a CPU, or where it is not known."""
-    from agentwire.model.backends.transformers import is_static
-    from agentwire.model.static.memory import estimate
 
     if not spec.device.startswith("cuda"):
         return None
@@ -184,10 +178,6 @@ def _on_gpu(spec: AgentSpec) -> str | None:
 
 
 def _print(report: dict[str, Any]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from agentwire.cli.terminal import out
 
     console = out()
     machine, cache = report["machine"], report["cache"]
@@ -226,7 +216,6 @@ def _print(report: dict[str, Any]) -> None:
 
 def _scenario_text(scenario: dict[str, Any]) -> Text:
     """What a scenario would run, stand-ins and the first problem named."""
-    from rich.text import Text
 
     instead = {s["subject"]: s for s in scenario.get("substitutions", ())}
     state = ("runs here", "green") if scenario["runs"] else ("does not run here", "red")

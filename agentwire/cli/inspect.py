@@ -4,24 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
+import numpy.typing as npt
 import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
+from agentwire.bridge.card import BridgeCard, CardModel
+from agentwire.cli.bridges import find
+from agentwire.cli.devices import check_device
+from agentwire.cli.terminal import out, steps
 from agentwire.errors import BridgeError, DataError, InputError
+from agentwire.evaluation.inspect import tsne
+from agentwire.evaluation.predictions import choose_rows
+from agentwire.scenario.inventory import Inventory
+from agentwire.spec.agent import AgentSpec
+from agentwire.spec.scenario import ModelChoice
+from agentwire.task.datasets import Dataset, load_rows
+from agentwire.task.definitions import definitions, load_definition
+from agentwire.task.rows import Example
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    from rich.console import Console
-
-    from agentwire.bridge.card import BridgeCard, CardModel
     from agentwire.evaluation.inspect.examine import Inspection, SoftTokenView, TextView
     from agentwire.model.transformers import TransformersBackend
-    from agentwire.scenario.inventory import Inventory
-    from agentwire.task.datasets import Dataset
-    from agentwire.task.rows import Example
 
 SPLITS = ("test", "validation", "sample")
 """Where rows are taken from, in this order: never from those that the bridge was trained on."""
@@ -54,9 +65,6 @@ def inspect(
 
     Without --text two of the rows are shown.
     """
-    from agentwire.cli.bridges import find
-    from agentwire.cli.devices import check_device
-    from agentwire.cli.terminal import out
 
     if plot is not None and rows < 5:
         raise InputError("a map needs 5 rows or more.", hint="Give --rows 200, or no --plot.")
@@ -88,9 +96,7 @@ def _inspected(
     device: str,
 ) -> Inspection:
     from agentwire.bridge import store
-    from agentwire.cli.terminal import steps
     from agentwire.evaluation.inspect.examine import Examiner, Inspection
-    from agentwire.scenario.inventory import Inventory
 
     card = store.verify(folder)
     inventory = Inventory.here()
@@ -134,7 +140,6 @@ def _inspected(
 
 
 def _draw(payloads: npt.NDArray[np.float32], rows: _Rows, bridge: str, file: Path) -> None:
-    from agentwire.evaluation.inspect import tsne
 
     points = tsne.project(payloads)
     name, split = rows.provenance["name"], rows.provenance["split"]
@@ -149,7 +154,6 @@ def _draw(payloads: npt.NDArray[np.float32], rows: _Rows, bridge: str, file: Pat
 
 def _check_plot(file: Path) -> None:
     """Refused now, not after the models are loaded."""
-    from importlib.util import find_spec
 
     if not (find_spec("sklearn") and find_spec("matplotlib")):
         raise InputError(
@@ -189,7 +193,6 @@ def _rows(card: BridgeCard, name: str | None, inventory: Inventory, n: int) -> _
     Raises:
         DataError: no such data set, or none of them is here.
     """
-    from agentwire.task.definitions import load_definition
 
     if name is not None:
         load_definition(name)
@@ -228,7 +231,6 @@ def _rows(card: BridgeCard, name: str | None, inventory: Inventory, n: int) -> _
 
 def _unseen(dataset: str, inventory: Inventory) -> Dataset | None:
     """A split that no bridge trains on; None: none is here."""
-    from agentwire.task.datasets import load_rows
 
     for split in SPLITS:
         try:
@@ -239,14 +241,12 @@ def _unseen(dataset: str, inventory: Inventory) -> Dataset | None:
 
 
 def _some(data: Dataset, n: int) -> list[Example]:
-    from agentwire.evaluation.predictions import choose_rows
 
     return [data.rows[i] for i in choose_rows(len(data), n, seed=0)]
 
 
 def _datasets(trained_on: str) -> list[str]:
     """Data sets by the name in a card: ``a``, several as ``a+b``, or a series' name."""
-    from agentwire.task.definitions import definitions
 
     series = [name for name, task in definitions().items() if task.series == trained_on]
     return series[:1] or trained_on.split("+")
@@ -257,8 +257,6 @@ def _load(
 ) -> TransformersBackend:
     """One of the bridge's models, fetched where it has to be."""
     from agentwire.model.transformers import TransformersBackend
-    from agentwire.spec.agent import AgentSpec
-    from agentwire.spec.scenario import ModelChoice
 
     site = inventory.site(ModelChoice(model=model.model))
 
@@ -286,7 +284,6 @@ def _load(
 
 
 def _print(result: Inspection, console: Console) -> None:
-    from rich.text import Text
 
     console.print(
         Text.assemble(
@@ -309,9 +306,6 @@ def _print(result: Inspection, console: Console) -> None:
 
 
 def _print_text(view: TextView, console: Console) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
 
     label = f"   ({view.label})" if view.label else ""
     console.print(Text.assemble("\n", (view.text, "cyan"), (label, "dim")))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from agentwire.bus.keys import KeyFolder
+from agentwire.bus.keys import KeyFolder, read_allowed, read_pair, read_public
+from agentwire.cli.terminal import print_json
+from agentwire.config import Config
 
 app = typer.Typer(no_args_is_help=True, help="Keys of agents that join from other machines.")
 Folder = Annotated[
@@ -17,8 +18,6 @@ Folder = Annotated[
 
 
 def key_folder(folder: Path | None) -> KeyFolder:
-    from agentwire.bus.keys import KeyFolder
-    from agentwire.config import Config
 
     return KeyFolder(folder or Config.from_env().keys)
 
@@ -42,8 +41,6 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the pairs that lie here, and who is let in."""
-    from agentwire.bus.keys import read_allowed
-    from agentwire.cli.terminal import print_json
 
     keys = key_folder(folder)
     allowed = read_allowed(keys.allowed)
@@ -67,7 +64,6 @@ def allow(
     folder: Folder = None,
 ) -> None:
     """Let a public key in, as one agent."""
-    from agentwire.bus.keys import read_pair, read_public
 
     keys = key_folder(folder)
     public = read_pair(keys.folder / f"{name}.key").public if key is None else read_public(key)[1]

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from agentwire.cli.terminal import Steps
-
-if TYPE_CHECKING:
-    from agentwire.evaluation.methods import MethodSpec
-    from agentwire.evaluation.result import MethodRecord
-    from agentwire.runtime.reply import ProgressEvent
+from agentwire.evaluation.methods import MethodSpec
+from agentwire.evaluation.result import MethodRecord
+from agentwire.runtime.reply import ProgressEvent
 
 
 class LiveView:

@@ -6,16 +6,37 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
-if TYPE_CHECKING:
-    from agentwire.cli.matrix_view import MatrixView
-    from agentwire.evaluation.matrix.cells import CellPlan, Machine
-    from agentwire.evaluation.matrix.run import MatrixRun
-    from agentwire.evaluation.methods import MethodSpec
-    from agentwire.spec.scenario import Scenario
+from agentwire.cli.devices import check_device
+from agentwire.cli.matrix_view import MatrixView
+from agentwire.cli.terminal import err, out
+from agentwire.config import ensure_writable
+from agentwire.evaluation.matrix.cells import (
+    CellPlan,
+    Machine,
+    check_bridges,
+    plan_cell,
+    plan_cells,
+    trained_together,
+)
+from agentwire.evaluation.matrix.report import print_matrix
+from agentwire.evaluation.matrix.run import (
+    MatrixRun,
+    check_resumed,
+    read_settings,
+    run_matrix,
+    write_settings,
+)
+from agentwire.evaluation.matrix.summary import substitutions
+from agentwire.evaluation.methods import METHODS, MethodSpec
+from agentwire.evaluation.plan import new_folder, pick_methods
+from agentwire.evaluation.report import banner
+from agentwire.scenario.choose import require_training_rows
+from agentwire.scenario.fetch import fetch
+from agentwire.scenario.inventory import Inventory
+from agentwire.spec.scenario import Scenario
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +61,6 @@ def run_cells(source: Path, scenario: Scenario, options: Options, command: str) 
     Raises:
         BridgeError: a cell has no bridge, and it is neither to be trained nor to be skipped.
     """
-    from agentwire.cli.matrix_view import MatrixView
-    from agentwire.cli.terminal import err, out
-    from agentwire.evaluation.matrix.report import print_matrix
-    from agentwire.evaluation.matrix.run import run_matrix
 
     plans = _plans(source, scenario, options, command)
     with MatrixView(err()) as view:
@@ -72,10 +89,6 @@ def train_cells(source: Path, scenario: Scenario, options: Options, command: str
         BridgeError: a bridge is here and does not fit.
         DataError: there are no rows to train one on; nothing was trained yet.
     """
-    from agentwire.cli.matrix_view import MatrixView
-    from agentwire.cli.terminal import err
-    from agentwire.evaluation.matrix.cells import check_bridges, plan_cell, trained_together
-    from agentwire.evaluation.methods import METHODS
 
     bridge: tuple[MethodSpec, ...] = (METHODS["bridge"],)
     machine = _machine(source, options)
@@ -100,9 +113,6 @@ def train_cells(source: Path, scenario: Scenario, options: Options, command: str
 
 
 def _machine(source: Path, options: Options) -> Machine:
-    from agentwire.cli.devices import check_device
-    from agentwire.evaluation.matrix.cells import Machine
-    from agentwire.scenario.inventory import Inventory
 
     return Machine(
         Inventory.here(ask_hub=True), source, options.strict, check_device(options.device)
@@ -113,10 +123,6 @@ def _resolved(
     scenario: Scenario, methods: tuple[MethodSpec, ...], machine: Machine
 ) -> tuple[CellPlan, ...]:
     """The cells, with the notice of what stands in."""
-    from agentwire.cli.terminal import err
-    from agentwire.evaluation.matrix.cells import plan_cells
-    from agentwire.evaluation.matrix.summary import substitutions
-    from agentwire.evaluation.report import banner
 
     plans = plan_cells(scenario, methods, machine)
     notice = banner(substitutions(plans))
@@ -128,11 +134,6 @@ def _resolved(
 def _plans(
     source: Path, scenario: Scenario, options: Options, command: str
 ) -> tuple[CellPlan, ...]:
-    from agentwire.cli.terminal import err
-    from agentwire.evaluation.matrix.cells import check_bridges
-    from agentwire.evaluation.matrix.run import read_settings
-    from agentwire.evaluation.methods import METHODS
-    from agentwire.evaluation.plan import pick_methods
 
     names = options.methods
     if names is None and options.resume is not None:
@@ -162,7 +163,6 @@ def _require_rows(
     Raises:
         DataError: a baseline or (``train``) a bridge is to be trained, and its rows are nowhere.
     """
-    from agentwire.scenario.choose import require_training_rows
 
     for plan in plans:
         fits = any(method.prepare is not None for method in plan.methods)
@@ -178,8 +178,6 @@ def _prepared(
     command: str,
     view: MatrixView,
 ) -> MatrixRun:
-    from agentwire.evaluation.matrix.run import MatrixRun, check_resumed, write_settings
-    from agentwire.evaluation.plan import new_folder
 
     settings = {
         "scenario": scenario.name,
@@ -207,8 +205,6 @@ def _trainer(options: Options, view: MatrixView) -> Callable[[Sequence[CellPlan]
     """Trains the bridges of cells into the folder of bridges."""
 
     def train(plans: Sequence[CellPlan]) -> None:
-        from agentwire.config import ensure_writable
-        from agentwire.scenario.fetch import fetch
         from agentwire.training.train import train_scenarios
 
         ensure_writable(options.bridges)

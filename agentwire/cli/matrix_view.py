@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-if TYPE_CHECKING:
-    from agentwire.evaluation.matrix.cells import CellPlan
-    from agentwire.evaluation.matrix.result import CellRecord
-    from agentwire.evaluation.methods import MethodSpec
-    from agentwire.evaluation.result import MethodRecord
-    from agentwire.runtime.reply import ProgressEvent
+from agentwire.evaluation.matrix.cells import CellPlan
+from agentwire.evaluation.matrix.result import CellRecord
+from agentwire.evaluation.methods import MethodSpec
+from agentwire.evaluation.result import MethodRecord
+from agentwire.runtime.reply import ProgressEvent
 
 PARTS = 100
 """Steps of the lower bar where what it shows has no count of its own."""

@@ -5,15 +5,19 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
+from rich import box
+from rich.table import Table
+
+from agentwire.cli.terminal import out, print_json, steps
+from agentwire.config import Config
+from agentwire.model.sources.lookup import fetch, locate
+from agentwire.model.sources.registry import HUB_MODELS, MODELS, HubModel, RegistryModel
 
 app = typer.Typer(help="Models: list, pull.", no_args_is_help=True)
 
 
 def known_models() -> list[dict[str, Any]]:
     """Every model known by name, and where it is."""
-    from agentwire.config import Config
-    from agentwire.model.sources.lookup import locate
-    from agentwire.model.sources.registry import HUB_MODELS, MODELS, HubModel, RegistryModel
 
     config = Config.from_env()
     known: dict[str, RegistryModel | HubModel] = {**MODELS, **HUB_MODELS}
@@ -39,10 +43,6 @@ def known_models() -> list[dict[str, Any]]:
 @app.command("list")
 def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """The models known by name. Any hub name or local folder works too."""
-    from rich import box
-    from rich.table import Table
-
-    from agentwire.cli.terminal import out, print_json
 
     rows = known_models()
     if as_json:
@@ -70,9 +70,6 @@ def pull(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Download models (and convert registry models, once) into the cache."""
-    from agentwire.cli.terminal import print_json, steps
-    from agentwire.config import Config
-    from agentwire.model.sources.lookup import fetch, locate
 
     config = Config.from_env()
     for name in names:

@@ -7,6 +7,11 @@ from typing import Annotated
 
 import typer
 
+from agentwire.bus.recording import FILE_NAME
+from agentwire.bus.replay import differences, to_json
+from agentwire.bus.replay import replay as feed
+from agentwire.telemetry.journal import read_lines, unfinished
+
 
 def replay(
     run: Annotated[Path, typer.Argument(help="Folder of a run that was recorded.")],
@@ -16,10 +21,6 @@ def replay(
 
     Exit code 1 where they differ.
     """
-    from agentwire.bus.recording import FILE_NAME
-    from agentwire.bus.replay import differences, to_json
-    from agentwire.bus.replay import replay as feed
-    from agentwire.telemetry.journal import read_lines, unfinished
 
     done = feed(run / FILE_NAME)
     journal = run / "journal.jsonl"

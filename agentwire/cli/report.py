@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from pydantic import ValidationError
+from rich.console import Console
 
+from agentwire.cli.terminal import out
 from agentwire.errors import InputError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from agentwire.evaluation.matrix.result import MatrixResult
-    from agentwire.evaluation.result import RunResult
+from agentwire.evaluation.matrix.report import print_matrix
+from agentwire.evaluation.matrix.result import FILE, MatrixResult
+from agentwire.evaluation.report import banner, print_report
+from agentwire.evaluation.result import RunResult
 
 PICTURE_WIDTH = 112
 """Columns of the picture."""
@@ -26,7 +28,6 @@ def report(
     ] = None,
 ) -> None:
     """Show the report of a recorded run again."""
-    from agentwire.cli.terminal import out
 
     result = read_result(run)
     if svg is None:
@@ -47,10 +48,6 @@ def read_result(run: Path) -> RunResult | MatrixResult:
     Raises:
         InputError: there is none, or it is not one.
     """
-    from pydantic import ValidationError
-
-    from agentwire.evaluation.matrix.result import FILE, MatrixResult
-    from agentwire.evaluation.result import RunResult
 
     file = run / FILE
     kind: type[MatrixResult | RunResult] = MatrixResult
@@ -71,9 +68,6 @@ def read_result(run: Path) -> RunResult | MatrixResult:
 
 def picture(result: RunResult | MatrixResult, run: Path) -> str:
     """The report as SVG, with the stand-ins above it."""
-    import io
-
-    from rich.console import Console
 
     console = Console(record=True, width=PICTURE_WIDTH, file=io.StringIO(), force_terminal=True)
     _print(result, run, console)
@@ -81,9 +75,6 @@ def picture(result: RunResult | MatrixResult, run: Path) -> str:
 
 
 def _print(result: RunResult | MatrixResult, run: Path, console: Console) -> None:
-    from agentwire.evaluation.matrix.report import print_matrix
-    from agentwire.evaluation.matrix.result import MatrixResult
-    from agentwire.evaluation.report import banner, print_report
 
     notice = banner(result.substitutions)
     if notice is not None:

@@ -5,19 +5,32 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+import anyio
 import typer
 
+from agentwire.agent.launching.placement import Remote
+from agentwire.bus.access import RemoteAccess
+from agentwire.bus.keys import AllowList
+from agentwire.cli.devices import check_device
+from agentwire.cli.keys import key_folder
+from agentwire.cli.live import LiveView
+from agentwire.cli.matrix import Options, run_cells
+from agentwire.cli.terminal import err, out, steps
+from agentwire.cli.train import train_bridge
 from agentwire.errors import ScenarioError
+from agentwire.evaluation.plan import RunPlan, methods_of, pick_methods, plan_run
+from agentwire.evaluation.report import banner, print_report
+from agentwire.evaluation.result import RunResult
+from agentwire.evaluation.runner import run_plan
+from agentwire.scenario.choose import require_training_rows
+from agentwire.scenario.fetch import fetch
+from agentwire.scenario.inventory import Inventory
+from agentwire.scenario.load import load_scenario
+from agentwire.scenario.resolve import Resolved, resolve
 from agentwire.spec.launchers import LAUNCHERS
-
-if TYPE_CHECKING:
-    from agentwire.agent.launching.placement import Remote
-    from agentwire.evaluation.plan import RunPlan
-    from agentwire.evaluation.result import RunResult
-    from agentwire.scenario.resolve import Resolved
-    from agentwire.spec.scenario import Scenario
+from agentwire.spec.scenario import Scenario
 
 
 def run(
@@ -68,12 +81,9 @@ def run(
 
     A scenario with a matrix runs cell by cell, one bridge each, and ends in one table.
     """
-    from agentwire.scenario.load import load_scenario
 
     loaded = launched_by(load_scenario(scenario), launcher, address)
     if loaded.matrix is not None:
-        from agentwire.cli.matrix import Options, run_cells
-
         options = Options(
             limit=limit,
             methods=_names(methods),
@@ -123,14 +133,6 @@ def _plan(
     remote: Remote | None = None,
 ) -> RunPlan:
     """Everything that can be found out before a process starts."""
-    from agentwire.cli.devices import check_device
-    from agentwire.cli.terminal import err, steps
-    from agentwire.evaluation.plan import methods_of, pick_methods, plan_run
-    from agentwire.evaluation.report import banner
-    from agentwire.scenario.choose import require_training_rows
-    from agentwire.scenario.fetch import fetch
-    from agentwire.scenario.inventory import Inventory
-    from agentwire.scenario.resolve import resolve
 
     names = _names(methods)
     if names is None:
@@ -153,8 +155,6 @@ def _plan(
         )
 
     if train and needs_bridge and resolved(bridges=False).wire.folder is None:
-        from agentwire.cli.train import train_bridge
-
         again = f"{_command(source, limit, methods, strict, device)} --train"
         train_bridge(source, loaded, Path("bridges"), strict=strict, device=device, command=again)
     decided = resolved(bridges=needs_bridge)
@@ -204,10 +204,6 @@ def remote_of(listen: str | None, names: list[str] | None, known: list[str]) -> 
     Raises:
         ScenarioError: one option without the other, or no such agent.
     """
-    from agentwire.agent.launching.placement import Remote
-    from agentwire.bus.access import RemoteAccess
-    from agentwire.bus.keys import AllowList
-    from agentwire.cli.keys import key_folder
 
     if listen is None and names is None:
         return None
@@ -244,12 +240,6 @@ def _command(
 
 
 def _execute(plan: RunPlan, source: Path, *, as_json: bool) -> RunResult:
-    import anyio
-
-    from agentwire.cli.live import LiveView
-    from agentwire.cli.terminal import err, out
-    from agentwire.evaluation.report import print_report
-    from agentwire.evaluation.runner import run_plan
 
     try:
         with LiveView(err()) as view:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from agentwire.cli.terminal import err, steps
+from agentwire.config import Config
+from agentwire.evaluation.report import banner
+from agentwire.gateway.keys import parse_keys, read_keys
+from agentwire.gateway.limits import GatewayLimits
+from agentwire.scenario.load import load_scenario
+from agentwire.scenario.resolve import resolve
 
 
 def serve(
@@ -42,18 +52,9 @@ def serve(
     answers from soft tokens. `llama->mistral:keep` answers with a handle that stands for the
     payload.
     """
-    import asyncio
-    import json
 
-    from agentwire.cli.terminal import err, steps
-    from agentwire.config import Config
-    from agentwire.evaluation.report import banner
-    from agentwire.gateway.keys import parse_keys, read_keys
-    from agentwire.gateway.limits import GatewayLimits
     from agentwire.gateway.server import ServeOptions, check
     from agentwire.gateway.server import serve as run_server
-    from agentwire.scenario.load import load_scenario
-    from agentwire.scenario.resolve import resolve
 
     listed = Config.from_env().api_keys
     known = read_keys(keys) if keys else parse_keys(listed, "AGENTWIRE_API_KEYS")

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import psutil
 import typer
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
 
+from agentwire.cli.terminal import out
 from agentwire.errors import InputError
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from agentwire.telemetry.live import STATUS_FILE, quantile, read_status
 
 STALE_S = 5.0
 """A status older than this is of a run that was killed, or hangs: one that ends says so."""
@@ -27,10 +31,6 @@ def top(
     ] = 1,
 ) -> None:
     """Show a run until it ends; Ctrl-C leaves before."""
-    from rich.live import Live
-
-    from agentwire.cli.terminal import out
-    from agentwire.telemetry.live import read_status
 
     folder = run or newest(Path("runs"))
     status = read_status(folder)
@@ -54,7 +54,6 @@ def newest(runs: Path) -> Path:
     Raises:
         InputError: there is none.
     """
-    from agentwire.telemetry.live import STATUS_FILE
 
     found = sorted(runs.glob(f"*/{STATUS_FILE}"), key=lambda path: path.stat().st_mtime)
     if not found:
@@ -64,8 +63,6 @@ def newest(runs: Path) -> Path:
 
 def view(folder: Path, status: dict[str, Any], before: dict[str, Any] | None) -> RenderableType:
     """Tables of one look; ``before``: an earlier look, for rates."""
-    from rich.console import Group
-    from rich.text import Text
 
     age = time.time() - status["time"]
     silent = "running" if age < STALE_S else f"killed, or silent for {age:.0f} s"
@@ -91,7 +88,6 @@ def view(folder: Path, status: dict[str, Any], before: dict[str, Any] | None) ->
 
 
 def _agents(status: dict[str, Any]) -> RenderableType:
-    from rich.table import Table
 
     table = Table("agent", "model", "device", "pid", "memory MB", "restarts", box=None)
     for name, info in status["agents"].items():
@@ -102,7 +98,6 @@ def _agents(status: dict[str, Any]) -> RenderableType:
 
 
 def _memory(pid: int) -> str:
-    import psutil
 
     try:
         return f"{psutil.Process(pid).memory_info().rss / 2**20:.0f}" if pid else "-"
@@ -111,7 +106,6 @@ def _memory(pid: int) -> str:
 
 
 def _wires(status: dict[str, Any], before: dict[str, Any] | None) -> RenderableType:
-    from rich.table import Table
 
     table = Table("wire", "answered", "a second", "as text", "errors", "credit", box=None)
     wires = sorted({row[0] for row in status["outcomes"]} | set(status["credits"]))
@@ -133,9 +127,6 @@ def _count(status: dict[str, Any], wire: str) -> tuple[int, int]:
 
 
 def _stages(status: dict[str, Any]) -> RenderableType:
-    from rich.table import Table
-
-    from agentwire.telemetry.live import quantile
 
     table = Table("stage", "mean ms", "p50 <= ms", "p99 <= ms", box=None)
     for stage, histogram in status["stages"].items():

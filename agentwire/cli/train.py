@@ -6,12 +6,23 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from agentwire.spec.scenario import Scenario
+from agentwire.bridge.card import read_card
+from agentwire.cli.devices import check_device
+from agentwire.cli.matrix import Options, train_cells
+from agentwire.cli.terminal import err, print_json, steps
+from agentwire.cli.terminal import out as stdout
+from agentwire.config import ensure_writable
+from agentwire.evaluation.report import banner
+from agentwire.scenario.choose import require_training_rows
+from agentwire.scenario.fetch import fetch
+from agentwire.scenario.inventory import Inventory
+from agentwire.scenario.load import load_scenario
+from agentwire.scenario.resolve import resolve
+from agentwire.spec.scenario import Scenario
 
 
 def train(
@@ -30,9 +41,6 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Train the bridge of a scenario; writes <out>/<name>/card.yaml and weights.safetensors."""
-    from agentwire.cli.terminal import out as stdout
-    from agentwire.cli.terminal import print_json
-    from agentwire.scenario.load import load_scenario
 
     words = ["agentwire", "train", str(scenario)]
     words += [] if out == Path("bridges") else ["--out", str(out)]
@@ -40,8 +48,6 @@ def train(
     command = shlex.join([*words, *(["--device", device] if device else [])])
     loaded = load_scenario(scenario)
     if loaded.matrix is not None:
-        from agentwire.cli.matrix import Options, train_cells
-
         options = Options(strict=strict, device=device, bridges=out, plot=plot)
         with saying_how_to_go_on(command):
             made = train_cells(scenario, loaded, options, command)
@@ -77,7 +83,6 @@ def saying_how_to_go_on(command: str) -> Iterator[None]:
 
 def others_of(folder: Path) -> list[Path]:
     """The folders of the bridges that were trained together with this one."""
-    from agentwire.bridge.card import read_card
 
     joint = read_card(folder).joint
     count = len(joint.parts) if joint is not None else 1
@@ -99,14 +104,6 @@ def train_bridge(
     Args:
         command: what was typed, for errors that say how to go on.
     """
-    from agentwire.cli.devices import check_device
-    from agentwire.cli.terminal import err, steps
-    from agentwire.config import ensure_writable
-    from agentwire.evaluation.report import banner
-    from agentwire.scenario.choose import require_training_rows
-    from agentwire.scenario.fetch import fetch
-    from agentwire.scenario.inventory import Inventory
-    from agentwire.scenario.resolve import resolve
 
     inventory = Inventory.here(ask_hub=True)
     resolved = resolve(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from agentwire.cli.terminal import print_json
 from agentwire.errors import InputError
-
-if TYPE_CHECKING:
-    from agentwire.spec.scenario import Scenario
+from agentwire.evaluation.matrix.expand import expand
+from agentwire.scenario.inventory import Inventory
+from agentwire.scenario.load import load_scenario
+from agentwire.spec.scenario import Scenario
 
 
 def validate(
@@ -18,9 +20,6 @@ def validate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check scenario files; nothing is downloaded or run."""
-    from agentwire.cli.terminal import print_json
-    from agentwire.evaluation.matrix.expand import expand
-    from agentwire.scenario.load import load_scenario
 
     found: list[dict[str, Any]] = []
     for path in scenarios:
@@ -61,7 +60,6 @@ def validate(
 
 def missing_libraries(scenario: Scenario) -> list[dict[str, str]]:
     """What agents of a scenario would need installed here: the file is valid all the same."""
-    from agentwire.scenario.inventory import Inventory
 
     inventory = Inventory.here()
     return [

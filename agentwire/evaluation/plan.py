@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from agentwire.agent.launching.placement import Remote
 from agentwire.config import Config
 from agentwire.errors import InputError, ScenarioError
 from agentwire.evaluation.methods import METHODS, MethodSpec, check_methods
@@ -17,9 +18,6 @@ from agentwire.scenario.resolve import Resolved
 from agentwire.task.datasets import Dataset, load_rows
 from agentwire.task.definitions import load_definition
 from agentwire.task.rows import rows_sha256
-
-if TYPE_CHECKING:
-    from agentwire.agent.launching.placement import Remote
 
 CPU_LIMIT = 200
 """Rows by default where an agent computes on a CPU; all rows elsewhere."""

@@ -9,13 +9,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from agentwire.errors import InputError, ScenarioError
+from agentwire.runtime.reply import Reply
 from agentwire.telemetry.journal import mend_last_line, read_lines
-
-if TYPE_CHECKING:
-    from agentwire.runtime.reply import Reply
 
 FILE = "predictions.jsonl"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -17,10 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from agentwire.evaluation.methods import METHODS
-
-if TYPE_CHECKING:
-    from agentwire.evaluation.result import MethodRecord, RunResult, SubstitutionRecord
-    from agentwire.scenario.choose import Substitution
+from agentwire.evaluation.result import MethodRecord, RunResult, SubstitutionRecord
+from agentwire.scenario.choose import Substitution
 
 STAGE_ORDER = ("tokenize", "encode", "bridge", "generate", "queue", "wire", "decode")
 STAGE_COLOURS = {

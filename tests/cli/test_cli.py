@@ -13,7 +13,7 @@ import pytest
 
 import agentwire
 from agentwire.bridge.card import BridgeCard, CardModel, CardTraining, write_card
-from agentwire.cli.app import main
+from agentwire.cli.app import COMMANDS, main
 from agentwire.model.sources.registry import GEMMA3, MODELS, SMOLLM2
 from agentwire.scenario.inventory import Inventory
 
@@ -482,11 +482,17 @@ def test_wrong_usage(shell: Shell, arguments: list[str]) -> None:
 # -- other ends -----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(shell: Shell, command: str) -> None:
+    code, out, _ = shell(command, "--help")
+    assert code == 0 and f"agentwire {command}" in out
+
+
 def test_a_bug_leaves_a_log_and_no_traceback(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(path: Path) -> None:
         raise RuntimeError("some bug")
 
-    monkeypatch.setattr("agentwire.scenario.load.load_scenario", broken)
+    monkeypatch.setattr("agentwire.cli.run.load_scenario", broken)
     monkeypatch.setattr("tempfile.tempdir", str(shell.folder))
     code, _, err = shell("run", "scenario.yaml")
     assert code == 1
@@ -500,7 +506,7 @@ def test_a_library_of_an_extra_is_named(shell: Shell, monkeypatch: pytest.Monkey
     def missing(path: Path) -> None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    monkeypatch.setattr("agentwire.scenario.load.load_scenario", missing)
+    monkeypatch.setattr("agentwire.cli.run.load_scenario", missing)
     error, step = shell.refused("run", "scenario.yaml")
     assert "torch" in error
     assert "agentwire[models]" in step
@@ -529,7 +535,7 @@ def test_an_interrupt_before_the_run(shell: Shell, monkeypatch: pytest.MonkeyPat
     def interrupted(path: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("agentwire.scenario.load.load_scenario", interrupted)
+    monkeypatch.setattr("agentwire.cli.run.load_scenario", interrupted)
     code, _, err = shell("run", "scenario.yaml")
     assert code == 130
     assert "Traceback" not in err
