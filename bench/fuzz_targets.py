@@ -9,8 +9,7 @@ from agentwire.errors import LocalProtocolError, RemoteProtocolError
 from agentwire.wire import messages as m
 from agentwire.wire.codec import decode, encode, unseal
 from agentwire.wire.events import Outgoing
-from agentwire.wire.session import Session
-from agentwire.wire.states import Side, State
+from agentwire.wire.session import Session, Side, State
 
 STEPS = 48
 """Of one session. Without a limit a long input is thousands of pings, and takes a second."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from agentwire.bus.lanes import body_bytes
 from agentwire.wire.credit import CreditGate
-from agentwire.wire.messages import Credit, Message, Soft, Text
+from agentwire.wire.messages import Credit, Message, Soft, Text, body_bytes
 
 
 class Outbox:

@@ -162,7 +162,7 @@ class Service:
             time.monotonic,
             poll=self._poll,
             on_busy=self._busy,
-            on_long_batch=self._endpoint.leave,
+            on_long_batch=self._endpoint.hand_over,
         )
         self._worker.start()
         if warms_up(self._spec):
@@ -178,7 +178,7 @@ class Service:
     def _on_sigterm(self, signum: int, frame: FrameType | None) -> None:
         self._stop_requested.set()
         self._inbox.put(Shutdown(), time.monotonic())
-        self._endpoint.nudge()
+        self._endpoint.wake()
 
     def _loop(self) -> ExitCode:
         worker = self._worker
@@ -216,17 +216,17 @@ class Service:
                 pause = EVERY_S
             if pause < seconds:  # shorter than the transport can wait, so it has to poll
                 seconds, done = pause, done or _never
-        self._endpoint.attend(seconds, done)
+        self._endpoint.poll(seconds, done)
 
     def _busy_poll(self, done: Callable[[], bool], end: float) -> None:
         """Spins until the batch is done: a sleep would take longer."""
         while not done() and time.monotonic() < end:
             pass
-        self._endpoint.attend(0.0, done)
+        self._endpoint.poll(0.0, done)
 
     def _poll(self) -> None:
         """Handles what has arrived by now."""
-        self._endpoint.attend(0.0, lambda: True)
+        self._endpoint.poll(0.0, lambda: True)
         self._handle_inbox()
 
     def _handle_inbox(self) -> None:

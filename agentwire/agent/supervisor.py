@@ -22,7 +22,7 @@ from agentwire.agent.launching.remote import LaunchedAgent, RemoteAgent
 from agentwire.bus.events import (
     BrokerEvent,
     PeerBusy,
-    PeerGone,
+    PeerLeft,
     PeerLost,
     PeerProgress,
     PeerReady,
@@ -80,7 +80,7 @@ class Supervisor:
 
     def handle(self, event: BrokerEvent) -> None:
         """Handles an event of the broker. Call it in the event loop's thread."""
-        if isinstance(event, PeerReady | PeerLost | PeerGone | PeerBusy | PeerProgress):
+        if isinstance(event, PeerReady | PeerLost | PeerLeft | PeerBusy | PeerProgress):
             agent = self._agents.get(event.name)
             if agent is not None:
                 agent.handle(event)

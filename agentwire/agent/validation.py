@@ -17,7 +17,6 @@ from agentwire.agent.batching import Item, Kind, Lane
 from agentwire.agent.compute import Ticket, Work, WorkKey
 from agentwire.agent.joint import Joint
 from agentwire.agent.kept import Kept, KeptKey, KeptPayloads
-from agentwire.bus.lanes import body_bytes
 from agentwire.errors import InputError, NackCode, RemoteProtocolError
 from agentwire.model.backend import Backend
 from agentwire.spec.agent import AgentSpec
@@ -29,6 +28,7 @@ from agentwire.wire.messages import (
     Soft,
     TaskSpec,
     Text,
+    body_bytes,
     direct_wire,
 )
 from agentwire.wire.tensors import from_payload

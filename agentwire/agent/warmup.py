@@ -20,7 +20,6 @@ import numpy.typing as npt
 from agentwire.agent.agreements import Agreements
 from agentwire.agent.fallback import BridgeState, knows_prompt
 from agentwire.agent.worker import Worker
-from agentwire.bus.lanes import Work, body_bytes
 from agentwire.model.backend import Backend, Encoded, Rehearsed, Scored
 from agentwire.spec.agent import AgentSpec
 from agentwire.wire.codec import decode, encode
@@ -37,6 +36,8 @@ from agentwire.wire.messages import (
     Soft,
     TaskSpec,
     Text,
+    WorkMessage,
+    body_bytes,
 )
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class Warmup:
         self._worker.start()
         self._granted: set[str] = set()  # wires that have received their first credit
         self._credit: Credit | None = None  # to return before the next replay
-        self._message: Work | None = None
+        self._message: WorkMessage | None = None
         self._frames: list[bytes | memoryview] = []
         self._until = self._due = -math.inf
 
@@ -125,7 +126,7 @@ class Warmup:
             self._message = None
         self._due = self._clock() + EVERY_S
 
-    def _can_replay(self, message: Work) -> bool:
+    def _can_replay(self, message: WorkMessage) -> bool:
         """Whether the stub model can answer the message."""
         task = self._worker.task(message.task)
         if len(message.rows) > 1 or body_bytes(message) > LARGEST_BYTES:
@@ -143,7 +144,7 @@ class Warmup:
         accepted = agreed.state(message.wire) is BridgeState.ACCEPTED
         return accepted and bridge is not None and knows_prompt(bridge, task)
 
-    def _replay(self, message: Work, now: float) -> None:
+    def _replay(self, message: WorkMessage, now: float) -> None:
         if not self._frames:
             self._frames = encode(message, ENVELOPE)
         _, copy = decode(self._frames)

@@ -41,7 +41,6 @@ from agentwire.agent.kept import KeptKey, KeptPayloads
 from agentwire.agent.outbox import Outbox
 from agentwire.agent.replies import form_of, messages, row_of
 from agentwire.agent.validation import Validation
-from agentwire.bus.lanes import body_bytes
 from agentwire.errors import NackCode
 from agentwire.model.backend import Backend, Job
 from agentwire.spec.agent import AgentSpec
@@ -63,6 +62,7 @@ from agentwire.wire.messages import (
     Soft,
     TaskSpec,
     Text,
+    body_bytes,
     direct_wire,
 )
 

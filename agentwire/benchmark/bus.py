@@ -157,7 +157,7 @@ def measure_bus(messages: int, *, curve: bool = False) -> Figures:
             endpoint=broker.remote_endpoint, run=UNKNOWN_RUN.hex(), epoch=1, token=""
         )
     for name in (SENDER, RECEIVER):
-        broker.invite(name) if doors else broker.expect(name, 1)
+        broker.expect_remote(name) if doors else broker.expect(name, 1)
     hello = Hello("client", Role.CLIENT)
     client = Endpoint(address, hello, on_message=lambda m, now: None, on_lost=lambda reason: None)
     client.start()

@@ -1,4 +1,4 @@
-"""What a bus needs to let peers of other machines in, and what such a peer needs; plain values."""
+"""Keys of a bus that admits peers of other machines, and of such a peer; plain values."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 
-class Guest(Protocol):
-    """Who is let in (``keys.AllowList``)."""
+class AllowedKeys(Protocol):
+    """The public keys that may connect (``keys.AllowList``)."""
 
     def name_of(self, key: str) -> str | None:
-        """The name that a public key stands for; None: it is not let in. Thread-safe."""
+        """The name that a public key is registered for; None if it is not. Thread-safe."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteAccess:
-    """Where peers of other machines connect, and which.
+    """Where peers of other machines connect, and with which keys.
 
     Attributes:
-        endpoint: ``tcp://…`` to listen on, besides the run's ipc socket.
+        endpoint: ``tcp://…`` to listen on, in addition to the run's ipc socket.
         secret: the bus's own secret key (Z85).
-        guests: the public keys that are let in, by name.
+        allowed: the public keys that may connect, by name.
     """
 
     endpoint: str
     secret: str = field(repr=False)
-    guests: Guest
+    allowed: AllowedKeys
 
 
 @dataclass(frozen=True, slots=True)
 class PeerKeys:
-    """What a peer needs to connect to a bus with keys; all in Z85."""
+    """The keys a peer needs to connect to such a bus; all in Z85."""
 
     public: str
     secret: str = field(repr=False)

@@ -1,8 +1,8 @@
-"""CURVE: encrypted tcp, and a list of the public keys that are let in.
+"""CURVE: encrypted tcp, and the check of public keys against a list.
 
-ZeroMQ asks whoever listens at a fixed in-process address (ZAP, RFC 27) about each key. Who is not
-on the list gets no answer at all: the handshake fails before a frame of ours is read. Without the
-handler ZeroMQ would let every key in, so the domain is enforced: no handler, no connection.
+ZeroMQ asks a handler at a fixed in-process address (ZAP, RFC 27) about each key. A key that is not
+listed gets no answer: the handshake fails before the broker reads a frame. Without a handler ZeroMQ
+would accept every key, so the domain is enforced: no handler, no connection.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 import zmq
 from zmq.utils import z85
 
-from agentwire.bus.access import Guest, PeerKeys
+from agentwire.bus.access import AllowedKeys, PeerKeys
 
 ZAP_ADDRESS: Final = "inproc://zeromq.zap.01"
 ZAP_VERSION: Final = b"1.0"
@@ -33,7 +33,7 @@ def public_of(secret: str) -> str:
 
 
 def guard(socket: zmq.Socket[bytes], secret: str) -> None:
-    """Makes every later ``bind`` of this socket ask for a key that is on the list."""
+    """Makes every later ``bind`` of this socket require a listed key."""
     socket.set(zmq.CURVE_SERVER, 1)
     socket.set(zmq.CURVE_SECRETKEY, secret.encode())
     socket.set(zmq.ZAP_DOMAIN, DOMAIN)
@@ -41,22 +41,23 @@ def guard(socket: zmq.Socket[bytes], secret: str) -> None:
 
 
 def present(socket: zmq.Socket[bytes], keys: PeerKeys) -> None:
-    """Makes a later ``connect`` show these keys, and check the server's."""
+    """Makes a later ``connect`` present these keys and check the server's key."""
     socket.set(zmq.CURVE_PUBLICKEY, keys.public.encode())
     socket.set(zmq.CURVE_SECRETKEY, keys.secret.encode())
     socket.set(zmq.CURVE_SERVERKEY, keys.server.encode())
 
 
 class CurveAuthenticator:
-    """Answers ZeroMQ's questions about keys, in a thread of its own.
+    """Answers ZeroMQ's key checks, in a thread of its own.
 
     Args:
-        context: of the socket that is guarded.
-        guests: who is let in; asked anew for every connection, so a revoked key counts at once.
+        context: of the guarded socket.
+        allowed: the keys that may connect; looked up for every connection, so that a revocation
+            takes effect at once.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], guests: Guest) -> None:
-        self._guests = guests
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], allowed: AllowedKeys) -> None:
+        self._allowed = allowed
         self._socket = context.socket(zmq.REP)
         self._socket.set(zmq.LINGER, 0)
         self._socket.bind(ZAP_ADDRESS)
@@ -82,7 +83,7 @@ class CurveAuthenticator:
         # version, request, domain, address, identity, mechanism, then the public key
         if len(frames) == 7 and frames[0] == ZAP_VERSION and frames[5] == b"CURVE":
             key = z85.encode(frames[6]).decode()
-        if key and self._guests.name_of(key) is not None:
+        if key and self._allowed.name_of(key) is not None:
             return [ZAP_VERSION, request, b"200", b"OK", key.encode(), b""]
         self.refused += 1
         return [ZAP_VERSION, request, b"400", b"unknown key", b"", b""]

@@ -1,8 +1,8 @@
-"""What the broker tells its owner: who came, who is ready, who was lost, what was agreed.
+"""What the broker tells its owner: who connected, is ready, left or was lost, what was agreed.
 
-Events are called out in the broker's own thread, in the order in which they happened. The client
-keeps the ledger of outstanding requests, so ``PeerLost`` and ``PeerGone`` are its signal to send
-again: whatever was queued to or from that incarnation has been dropped.
+The broker calls the owner in its own thread, in the order in which the events happened. After
+``PeerLost`` and ``PeerLeft`` the client sends outstanding requests again: work that was queued to
+or from that incarnation has been dropped.
 """
 
 from __future__ import annotations
@@ -11,12 +11,26 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from agentwire.errors import NackCode
+from agentwire.wire.events import PeerBusy, PeerLeft, PeerLost
 from agentwire.wire.messages import BridgeIdentity, ModelIdentity
+
+__all__ = [
+    "BrokerEvent",
+    "BrokerFailed",
+    "PeerBusy",
+    "PeerConnected",
+    "PeerLeft",
+    "PeerLost",
+    "PeerProgress",
+    "PeerReady",
+    "WireAgreed",
+    "WireRefused",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class PeerConnected:
-    """An incarnation was let in; an agent still loads its model."""
+    """An incarnation was admitted; an agent still loads its model."""
 
     name: str
     epoch: int
@@ -24,7 +38,7 @@ class PeerConnected:
 
 @dataclass(frozen=True, slots=True)
 class PeerProgress:
-    """An agent that is not ready yet says what it is doing; ``fraction`` is in 0..1."""
+    """What an agent does before it is ready; ``fraction`` is in 0..1."""
 
     name: str
     epoch: int
@@ -39,43 +53,6 @@ class PeerReady:
     name: str
     epoch: int
     model: ModelIdentity
-
-
-@dataclass(frozen=True, slots=True)
-class PeerBusy:
-    """How long an agent's compute loop has worked without finishing a batch, in milliseconds.
-
-    Comes with every Ping and Pong of a busy agent, and once with 0 when it is idle again.
-    """
-
-    name: str
-    epoch: int
-    busy_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class PeerLost:
-    """An incarnation is gone without a word: silent, dead, replaced, or cut off for ``reason``.
-
-    Work that was queued to it or came from it and was still queued here has been dropped.
-
-    Attributes:
-        silent: nothing came from it for too long, so it may hang; otherwise its connection broke.
-    """
-
-    name: str
-    epoch: int
-    reason: str
-    silent: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class PeerGone:
-    """An incarnation said Goodbye. Queued work of its wires has been dropped, as for PeerLost."""
-
-    name: str
-    epoch: int
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +74,7 @@ class WireRefused:
 
 @dataclass(frozen=True, slots=True)
 class BrokerFailed:
-    """The broker's thread ended by a bug (never by what a peer sent). ``stop`` raises it too."""
+    """A bug (never what a peer sent) ended the broker's thread. ``stop`` raises the error too."""
 
     error: BaseException
 
@@ -108,7 +85,7 @@ BrokerEvent: TypeAlias = (
     | PeerReady
     | PeerBusy
     | PeerLost
-    | PeerGone
+    | PeerLeft
     | WireAgreed
     | WireRefused
     | BrokerFailed

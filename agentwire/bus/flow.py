@@ -1,20 +1,26 @@
-"""Work on its way through the broker: admission, queues, credit, deadlines. No IO.
+"""Work on its way through the broker: bounded queues, credit on both sides, deadlines. No IO.
 
-``lanes`` says how one queue works; this says which queue a message goes through, and turns what
-happens to it into instructions.
+A *hop* is the part of a wire that ends at one consumer, an agent. Each of its producers (a client,
+or the wire's sender) has a bounded queue::
+
+    producer --CreditWindow--> [queue] --\\
+    producer --CreditWindow--> [queue] ---> hop --CreditGate--> consumer
+
+A producer is granted exactly the room of its queue (``wire.credit`` has the rules), so granted
+work is never refused for lack of room.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from agentwire.bus.directory import Directory, Peer
-from agentwire.bus.lanes import Lane, Leg, Queued, Work, body_bytes
-from agentwire.bus.stimuli import Instruction, Send
+from agentwire.bus.instructions import Instruction, Send
 from agentwire.errors import LocalProtocolError, NackCode, RemoteProtocolError
 from agentwire.wire.codec import Sealed
+from agentwire.wire.credit import CreditGate, CreditWindow, Grant
 from agentwire.wire.messages import (
     DIRECT_PREFIX,
     Credit,
@@ -23,6 +29,8 @@ from agentwire.wire.messages import (
     Role,
     Soft,
     Text,
+    WorkMessage,
+    body_bytes,
     direct_wire,
 )
 
@@ -32,27 +40,161 @@ class RoutingLimits:
     """How much the broker holds.
 
     Attributes:
-        lane_messages, lane_bytes: queued work of one producer on one hop of one wire.
-        total_bytes: queued work altogether; above it everything is refused as overloaded.
+        queue_messages, queue_bytes: queued work of one producer on one hop.
+        total_bytes: all queued work; above it everything is refused as overloaded.
         clients: connected at once.
-        tasks: definitions kept; the one not named for longest goes first.
+        tasks: definitions kept; the least recently used is dropped first.
         retry_after_ms: what an overloaded Nack tells the client.
     """
 
-    lane_messages: int = 16
-    lane_bytes: int = 32 * 1024 * 1024
+    queue_messages: int = 16
+    queue_bytes: int = 32 * 1024 * 1024
     total_bytes: int = 512 * 1024 * 1024
     clients: int = 64
     tasks: int = 1024
     retry_after_ms: int = 200
 
 
+@dataclass(slots=True)
+class Queued:
+    """A message that waits for its consumer's credit; ``arrived`` in seconds."""
+
+    work: WorkMessage
+    size: int
+    arrived: float
+    sealed: Sealed | None = None
+
+
+class ProducerQueue:
+    """The bounded queue of one producer on one hop."""
+
+    def __init__(self, messages: int, bytes: int) -> None:
+        self._window = CreditWindow(messages, bytes)
+        self._items: deque[Queued] = deque()
+        self._due: Grant | None = self._window.open()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def push(self, item: Queued) -> None:
+        """Appends a message.
+
+        Raises:
+            RemoteProtocolError: (``overloaded``) the producer had no credit for it.
+        """
+        self._window.arrived(item.size)
+        self._items.append(item)
+
+    def pass_through(self, size: int) -> None:
+        """Counts a message that is forwarded at once; only valid while the queue is empty.
+
+        Raises:
+            RemoteProtocolError: (``overloaded``) the producer had no credit for it.
+        """
+        self._window.arrived(size)
+        self._release(size)
+
+    def refund(self, size: int) -> None:
+        """Returns the credit of a message that was refused for another reason."""
+        try:
+            self._window.arrived(size)
+        except RemoteProtocolError:
+            return  # there was no credit to return
+        self._release(size)
+
+    def pop(self) -> Queued:
+        item = self._items.popleft()
+        self._release(item.size)
+        return item
+
+    def remove(self, unwanted: Callable[[Queued], bool]) -> list[Queued]:
+        """Removes and returns the messages for which ``unwanted`` holds."""
+        removed: list[Queued] = []
+        kept: deque[Queued] = deque()
+        for item in self._items:
+            (removed if unwanted(item) else kept).append(item)
+        self._items = kept
+        for item in removed:
+            self._release(item.size)
+        return removed
+
+    def take_grant(self) -> Grant | None:
+        """What to grant the producer now; None if nothing."""
+        due, self._due = self._due, None
+        return due
+
+    def _release(self, size: int) -> None:
+        grant = self._window.consumed(size)
+        if grant is not None:
+            due = self._due or Grant(0, 0)
+            self._due = Grant(due.messages + grant.messages, due.bytes + grant.bytes)
+
+
+class Hop:
+    """One hop of a wire at the broker.
+
+    Args:
+        wire: its wire.
+        consumer: name of the agent it leads to.
+        producer: the only agent that may feed it; "" if clients do.
+
+    Attributes:
+        queues: the queue of each producer, by name.
+    """
+
+    def __init__(self, wire: str, consumer: str, producer: str = "") -> None:
+        self.wire = wire
+        self.consumer = consumer
+        self.producer = producer
+        self.queues: dict[str, ProducerQueue] = {}
+        self._credit = CreditGate(max_wires=1)
+
+    def grant(self, messages: int, size: int) -> None:
+        """Adds credit from the consumer.
+
+        Raises:
+            RemoteProtocolError: (``malformed``) a negative or absurd grant.
+        """
+        self._credit.add(self.wire, messages, size)
+
+    @property
+    def has_credit(self) -> bool:
+        """Whether the consumer takes a message now."""
+        return self._credit.allows(self.wire)
+
+    def next(self) -> Queued | None:
+        """The next message, round robin over the producers, if the consumer takes one now."""
+        if not self._credit.allows(self.wire):
+            return None
+        for name, queue in self.queues.items():
+            if queue:
+                self.queues[name] = self.queues.pop(name)  # to the end
+                return queue.pop()
+        return None
+
+    def spend(self, size: int) -> None:
+        """Spends credit on a message that goes to the consumer now."""
+        self._credit.take(self.wire, size)
+
+    def clear(self) -> list[Queued]:
+        """The consumer's incarnation is gone: voids its credit, and removes all work."""
+        self._credit.clear()
+        return [item for queue in self.queues.values() for item in queue.remove(lambda item: True)]
+
+    def take_grants(self) -> Iterator[tuple[str, Grant]]:
+        """Producers and what to grant each of them now."""
+        for name, queue in self.queues.items():
+            grant = queue.take_grant()
+            if grant is not None:
+                yield name, grant
+
+
 class WireTable:
-    """Which agents each wire joins; direct wires included.
+    """Which agents each wire connects; direct wires included.
 
     Args:
         wires: wire name -> (sender, receiver).
-        agents: agents on no wire, which only their direct wires reach.
+        agents: agents on no wire; only their direct wires reach them.
 
     Raises:
         LocalProtocolError: a wire from an agent to itself, or one named like a direct wire.
@@ -62,8 +204,9 @@ class WireTable:
         for wire, (sender, receiver) in wires.items():
             if wire.startswith(DIRECT_PREFIX) or sender == receiver:
                 raise LocalProtocolError(
-                    f"The wire {wire!r} from {sender!r} to {receiver!r} is not possible.",
-                    hint=f"Join two agents, by a name that does not begin with {DIRECT_PREFIX}.",
+                    f"Invalid wire {wire!r} from {sender!r} to {receiver!r}.",
+                    hint=f"A wire connects two agents; its name must not start with "
+                    f"{DIRECT_PREFIX}.",
                 )
         self._ends = dict(wires)
         self.agents = frozenset(agents) | {agent for ends in wires.values() for agent in ends}
@@ -82,127 +225,125 @@ class WireTable:
         ends = self._ends.get(wire)
         return ends[1] if ends else self._direct.get(wire)
 
-    def between(self, sender: str) -> list[str]:
-        """Wires on which this agent is the sender."""
-        return [wire for wire, ends in self._ends.items() if ends[0] == sender]
-
-    def legs(self) -> list[Leg]:
-        """Every hop that work takes at the broker."""
-        legs = [Leg(wire, consumer=agent) for wire, agent in self._direct.items()]
+    def hops(self) -> list[Hop]:
+        """Every hop that ends at an agent."""
+        hops = [Hop(wire, consumer=agent) for wire, agent in self._direct.items()]
         for wire, (sender, receiver) in self._ends.items():
-            legs.append(Leg(wire, consumer=sender))
-            legs.append(Leg(wire, consumer=receiver, producer=sender))
-        return legs
+            hops.append(Hop(wire, consumer=sender))
+            hops.append(Hop(wire, consumer=receiver, producer=sender))
+        return hops
 
 
 class Flow:
     """All queues of the broker.
 
     Args:
-        counters: ``forwarded``, ``refused.<code>`` and ``dropped.<why>`` are counted here.
+        counters: receives ``forwarded``, ``refused.<code>`` and ``dropped.<why>``.
     """
 
     def __init__(
         self, wires: WireTable, peers: Directory, limits: RoutingLimits, counters: Counter[str]
     ) -> None:
-        self._wires = wires
         self._peers = peers
         self._limits = limits
         self._counters = counters
-        self._legs = {(leg.wire, leg.consumer): leg for leg in wires.legs()}
-        # What each leg takes, and from whom; "" is any client.
-        self._fed: dict[tuple[type[Work], str, str], Leg] = {}
-        for leg in self._legs.values():
-            encodes = leg.consumer == wires.sender(leg.wire)
-            kinds = (Encode,) if encodes else (Soft, Text) if leg.producer else (Text,)
-            self._fed |= {(kind, leg.wire, leg.producer): leg for kind in kinds}
+        self._hops = {(hop.wire, hop.consumer): hop for hop in wires.hops()}
+        # By message type, wire and producing agent ("" for clients).
+        self._fed: dict[tuple[type[WorkMessage], str, str], Hop] = {}
+        for hop in self._hops.values():
+            encodes = hop.consumer == wires.sender(hop.wire)
+            kinds = (Encode,) if encodes else (Soft, Text) if hop.producer else (Text,)
+            self._fed |= {(kind, hop.wire, hop.producer): hop for kind in kinds}
         self.queued_messages = 0
         self.queued_bytes = 0
 
-    # -- peers come and go ------------------------------------------------------------------
+    # -- peers ------------------------------------------------------------------------------
 
     def connect(self, peer: Peer) -> list[Instruction]:
-        """Opens the lanes that a client or a ready agent feeds, and grants what they hold."""
-        feeds = peer.name if peer.role is Role.AGENT else ""
-        legs = [leg for leg in self._legs.values() if leg.producer == feeds]
-        for leg in legs:
-            leg.lanes[peer.name] = Lane(self._limits.lane_messages, self._limits.lane_bytes)
-        return self._settle(legs)
+        """Opens the queues of a client or a ready agent, and grants their room."""
+        producer = peer.name if peer.role is Role.AGENT else ""
+        hops = [hop for hop in self._hops.values() if hop.producer == producer]
+        for hop in hops:
+            hop.queues[peer.name] = ProducerQueue(
+                self._limits.queue_messages, self._limits.queue_bytes
+            )
+        return self._grant(hops)
 
     def disconnect(self, peer: Peer) -> list[Instruction]:
-        """Drops the work that was queued to or by this incarnation; others get their room back."""
+        """Drops work queued to or by this incarnation, and grants other producers the room."""
         consumed = []
-        for leg in self._legs.values():
-            lane = leg.lanes.pop(peer.name, None)
-            if lane is not None:
-                self._drop(lane.remove(lambda item: True))
-            if leg.consumer == peer.name:
-                self._drop(leg.clear())
-                consumed.append(leg)
-        return self._settle(consumed)
+        for hop in self._hops.values():
+            queue = hop.queues.pop(peer.name, None)
+            if queue is not None:
+                self._drop(queue.remove(lambda item: True))
+            if hop.consumer == peer.name:
+                self._drop(hop.clear())
+                consumed.append(hop)
+        return self._grant(consumed)
 
     # -- work -------------------------------------------------------------------------------
 
-    def leg_for(self, peer: Peer, work: Work) -> Leg | None:
-        """The leg that this message belongs to; None if this peer may not send it there."""
+    def hop_for(self, peer: Peer, work: WorkMessage) -> Hop | None:
+        """The hop this message belongs to; None if this peer may not send it there."""
         agent = peer.role is Role.AGENT
-        leg = self._fed.get((type(work), work.wire, peer.name if agent else ""))
-        return leg if peer.ready or not agent else None
+        hop = self._fed.get((type(work), work.wire, peer.name if agent else ""))
+        return hop if peer.ready or not agent else None
 
     def admit(
-        self, peer: Peer, leg: Leg, work: Work, now: float, sealed: Sealed | None = None
+        self, peer: Peer, hop: Hop, work: WorkMessage, now: float, sealed: Sealed | None = None
     ) -> list[Instruction]:
         """Queues a message and forwards what credit allows, or refuses it as overloaded."""
-        size, lane = body_bytes(work), leg.lanes[peer.name]
+        size, queue = body_bytes(work), hop.queues[peer.name]
         if self.queued_bytes + size > self._limits.total_bytes:
-            return self.reject(peer, leg, work, NackCode.OVERLOADED, "the bus is full")
-        # Where credit is left nothing waits, and neither need this one. A time that is up already
-        # is for the long way.
-        consumer = self._peers.ready_agent(leg.consumer) if leg.takes and not lane else None
+            return self.reject(peer, hop, work, NackCode.OVERLOADED, "the bus is full")
+        consumer = self._peers.ready_agent(hop.consumer) if hop.has_credit and not queue else None
         try:
             if consumer is not None and all_in_time(work):
-                return self._pass_on(peer, consumer, leg, work, size, sealed)
-            lane.admit(Queued(work, size, now, sealed))
+                # While credit is left nothing waits, so the message needs no place in the queue.
+                return self._pass_through(peer, consumer, hop, work, size, sealed)
+            queue.push(Queued(work, size, now, sealed))
         except RemoteProtocolError as error:
             return self.refuse(peer, work, error.code, f"{work.wire}: {error}")
         self.queued_messages += 1
         self.queued_bytes += size
-        return self._pump([leg], now)
+        return self._forward([hop], now)
 
-    def _pass_on(
+    def _pass_through(
         self,
         producer: Peer,
         consumer: Peer,
-        leg: Leg,
-        work: Work,
+        hop: Hop,
+        work: WorkMessage,
         size: int,
         sealed: Sealed | None,
     ) -> list[Instruction]:
-        lane = leg.lanes[producer.name]
-        lane.pass_on(size)
-        leg.spend(size)
+        queue = hop.queues[producer.name]
+        queue.pass_through(size)
+        hop.spend(size)
         self._counters["forwarded"] += 1
         out: list[Instruction] = [Send(consumer.id, work, sealed)]
-        grant = lane.settle()
+        grant = queue.take_grant()
         if grant is not None:
-            out.append(Send(producer.id, Credit(leg.wire, grant.messages, grant.bytes)))
+            out.append(Send(producer.id, Credit(hop.wire, grant.messages, grant.bytes)))
         return out
 
     def reject(
-        self, peer: Peer, leg: Leg, work: Work, code: NackCode, reason: str
+        self, peer: Peer, hop: Hop, work: WorkMessage, code: NackCode, reason: str
     ) -> list[Instruction]:
-        """Refuses a message that the lane had room for: the producer gets its credit back."""
-        leg.lanes[peer.name].waive(body_bytes(work))
-        return [*self.refuse(peer, work, code, reason), *self._settle([leg])]
+        """Refuses a message that its queue had room for: the producer gets its credit back."""
+        hop.queues[peer.name].refund(body_bytes(work))
+        return [*self.refuse(peer, work, code, reason), *self._grant([hop])]
 
-    def drop_orphan(self, peer: Peer, leg: Leg, work: Work) -> list[Instruction]:
+    def drop_orphan(self, peer: Peer, hop: Hop, work: WorkMessage) -> list[Instruction]:
         """Drops an agent's message whose client has left."""
         self._counters["dropped.orphan"] += 1
-        leg.lanes[peer.name].waive(body_bytes(work))
-        return self._settle([leg])
+        hop.queues[peer.name].refund(body_bytes(work))
+        return self._grant([hop])
 
-    def refuse(self, peer: Peer, work: Work, code: NackCode, reason: str) -> list[Instruction]:
-        """Answers the client whose rows these are; an agent's message may be anybody's."""
+    def refuse(
+        self, peer: Peer, work: WorkMessage, code: NackCode, reason: str
+    ) -> list[Instruction]:
+        """Sends a Nack to the client that the rows belong to."""
         self._counters[f"refused.{code}"] += 1
         client = peer if peer.role is Role.CLIENT else self._peers.client(work.origin)
         if client is None:
@@ -212,111 +353,111 @@ class Flow:
         return [Send(client.id, Nack(code, reason, work.wire, work.rows, retry, client.name))]
 
     def credit(self, peer: Peer, credit: Credit, now: float) -> list[Instruction] | None:
-        """The consumer takes more; None if this peer consumes nothing on that wire.
+        """Adds a consumer's credit; None if this peer consumes nothing on that wire.
 
         Raises:
-            RemoteProtocolError: (``malformed``) more than anybody can need.
+            RemoteProtocolError: (``malformed``) a negative or absurd grant.
         """
-        leg = self._legs.get((credit.wire, peer.name))
-        if leg is None or not peer.ready:
+        hop = self._hops.get((credit.wire, peer.name))
+        if hop is None or not peer.ready:
             return None
-        leg.grant(credit.messages, credit.bytes)
-        return self._pump([leg], now)
+        hop.grant(credit.messages, credit.bytes)
+        return self._forward([hop], now)
 
     def cancel(self, client: Peer, wire: str, ids: frozenset[bytes]) -> list[Instruction]:
-        """Drops queued messages of this client of which every row is cancelled."""
+        """Drops queued messages of this client if every row is cancelled."""
 
         def cancelled(item: Queued) -> bool:
             return item.work.origin == client.name and all(
                 row.request_id in ids for row in item.work.rows
             )
 
-        legs = [leg for leg in self._legs.values() if leg.wire == wire]
-        for leg in legs:
-            for lane in leg.lanes.values():
-                self._drop(lane.remove(cancelled), "cancelled")
-        return self._settle(legs)
+        hops = [hop for hop in self._hops.values() if hop.wire == wire]
+        for hop in hops:
+            for queue in hop.queues.values():
+                self._drop(queue.remove(cancelled), "cancelled")
+        return self._grant(hops)
 
     def sweep(self, now: float) -> list[Instruction]:
-        """Answers queued messages that are too late, so that they do not hold a queue shut."""
+        """Answers expired messages, which would otherwise block a full queue."""
         out: list[Instruction] = []
-        for leg in self._legs.values():
-            for lane in leg.lanes.values():
-                late = lane.remove(lambda item: aged(item, now) is None)
-                self._take_out(late)
-                for item in late:
-                    out += self._too_late(item)
-        return out + self._settle(self._legs.values())
+        for hop in self._hops.values():
+            for queue in hop.queues.values():
+                expired = queue.remove(lambda item: aged(item, now) is None)
+                self._uncount(expired)
+                for item in expired:
+                    out += self._expire(item)
+        return out + self._grant(self._hops.values())
 
     # -- forwarding -------------------------------------------------------------------------
 
-    def _pump(self, legs: Iterable[Leg], now: float) -> list[Instruction]:
-        """Forwards what the consumers' credit allows, one message of each leg in turn."""
+    def _forward(self, hops: Iterable[Hop], now: float) -> list[Instruction]:
+        """Forwards what the consumers' credit allows, one message of each hop in turn."""
         out: list[Instruction] = []
-        turn = list(legs)
-        waiting = turn
-        while waiting:
-            waiting = [leg for leg in waiting if self._forward(leg, now, out)]
-        return out + self._settle(turn)
+        hops = list(hops)
+        active = hops
+        while active:
+            active = [hop for hop in active if self._forward_one(hop, now, out)]
+        return out + self._grant(hops)
 
-    def _forward(self, leg: Leg, now: float, out: list[Instruction]) -> bool:
-        consumer = self._peers.ready_agent(leg.consumer)
-        item = leg.next() if consumer is not None else None
+    def _forward_one(self, hop: Hop, now: float, out: list[Instruction]) -> bool:
+        consumer = self._peers.ready_agent(hop.consumer)
+        item = hop.next() if consumer is not None else None
         if consumer is None or item is None:
             return False
-        self._take_out([item])
+        self._uncount([item])
         work = aged(item, now)
         if work is None:
-            out += self._too_late(item)
+            out += self._expire(item)
         else:
-            leg.spend(item.size)
+            hop.spend(item.size)
             self._counters["forwarded"] += 1
-            # With less time left its rows have to be packed anew.
-            same = work.rows is item.work.rows
-            out.append(Send(consumer.id, work, item.sealed if same else None))
+            # Rows with less time left have to be packed anew.
+            unchanged = work.rows is item.work.rows
+            out.append(Send(consumer.id, work, item.sealed if unchanged else None))
         return True
 
-    def _too_late(self, item: Queued) -> list[Instruction]:
+    def _expire(self, item: Queued) -> list[Instruction]:
         self._counters[f"refused.{NackCode.DEADLINE}"] += 1
-        client = self._peers.client(item.work.origin)
+        work = item.work
+        client = self._peers.client(work.origin)
         if client is None:
             return []
-        reason = "the time was up while the request waited at the bus"
-        work = item.work
+        reason = "the deadline passed while the request was queued at the broker"
         return [
             Send(client.id, Nack(NackCode.DEADLINE, reason, work.wire, work.rows, 0, client.name))
         ]
 
-    def _settle(self, legs: Iterable[Leg]) -> list[Instruction]:
+    def _grant(self, hops: Iterable[Hop]) -> list[Instruction]:
         """Grants producers the room that has become free."""
         out: list[Instruction] = []
-        for leg in legs:
-            for name, grant in leg.settle():
+        for hop in hops:
+            for name, grant in hop.take_grants():
                 producer = self._peers.named(name)
                 if producer is not None:
-                    credit = Credit(leg.wire, grant.messages, grant.bytes)
+                    credit = Credit(hop.wire, grant.messages, grant.bytes)
                     out.append(Send(producer.id, credit))
         return out
 
     def _drop(self, items: list[Queued], why: str = "peer_lost") -> None:
-        self._take_out(items)
+        self._uncount(items)
         self._counters[f"dropped.{why}"] += len(items)
 
-    def _take_out(self, items: list[Queued]) -> None:
+    def _uncount(self, items: list[Queued]) -> None:
         self.queued_messages -= len(items)
         self.queued_bytes -= sum(item.size for item in items)
 
 
-def all_in_time(work: Work) -> bool:
-    """Whether every row has time left, as it came."""
+def all_in_time(work: WorkMessage) -> bool:
+    """Whether every row has time left, as received."""
     for row in work.rows:
         if row.ms_left == 0:
             return False
     return bool(work.rows)
 
 
-def aged(item: Queued, now: float) -> Work | None:
-    """The message with the time that its rows have left by now; None if all are too late."""
+def aged(item: Queued, now: float) -> WorkMessage | None:
+    """The message with the time its rows have left by now; None if all have expired."""
     waited = int((now - item.arrived) * 1000)
     rows = item.work.rows
     if all(row.ms_left is not None and row.ms_left <= waited for row in rows):

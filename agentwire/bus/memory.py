@@ -1,8 +1,8 @@
-"""An in-process transport for tests: the same Protocol without sockets, and faults on demand.
+"""An in-process transport for tests: no sockets, and faults on demand.
 
-Nothing here runs by itself: a fault is planned for the next messages of one direction, and held
-messages move when ``release`` is called. So tests are deterministic, and tests without threads
-can drive both sides by hand (``wait(0)`` never blocks).
+A fault is planned for the next messages in one direction, and held messages are delivered by
+``release``, so tests are deterministic. Tests without threads can drive both sides by hand:
+``wait(0)`` never blocks.
 """
 
 from __future__ import annotations
@@ -20,18 +20,16 @@ HIGH_WATER = 64
 
 
 class Fault(Enum):
-    """What happens to one message on its way."""
+    """What happens to one message."""
 
     DROP = auto()
     DUPLICATE = auto()
     HOLD = auto()  # delayed until release(); later messages overtake it
 
 
-class Toward(Enum):
-    """A direction."""
-
-    BROKER = auto()
-    PEER = auto()
+class Direction(Enum):
+    TO_BROKER = auto()
+    TO_PEER = auto()
 
 
 @dataclass(slots=True)
@@ -41,8 +39,8 @@ class _Plan:
     when: Callable[[Frames], bool]
 
 
-class _Inbox:
-    """Arrived messages of one side, bounded, with a wake-up."""
+class _ReceiveQueue:
+    """Received messages of one side, bounded, with a wake-up."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -56,7 +54,7 @@ class _Inbox:
                 return Sent.GONE
             if sum(source == peer for source, _ in self._arrived) >= HIGH_WATER:
                 return Sent.FULL
-            # As on a real socket, the receiver never sees the sender's own buffer.
+            # As with a real socket, the receiver never sees the sender's own buffer.
             self._arrived.append((peer, [bytes(frame) for frame in frames]))
             self._changed.notify_all()
             return Sent.TAKEN
@@ -82,19 +80,19 @@ class _Inbox:
 
 
 class MemoryTransport:
-    """A bus inside one process. Peers are numbered in the order in which they connect."""
+    """A bus inside one process. Peers are numbered in the order they connect."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._listeners: dict[str, MemoryListener] = {}
         self._links: dict[bytes, MemoryLink] = {}
-        self._plans: dict[Toward, list[_Plan]] = {Toward.BROKER: [], Toward.PEER: []}
+        self._plans: dict[Direction, list[_Plan]] = {Direction.TO_BROKER: [], Direction.TO_PEER: []}
         self._held: list[Callable[[], Sent]] = []
 
     def listen(self, endpoint: str) -> MemoryListener:
         with self._lock:
             taken = self._listeners.get(endpoint)
-            if taken is not None and not taken.inbox.closed:
+            if taken is not None and not taken.queue.closed:
                 raise InputError(
                     f"The bus cannot listen on {endpoint}: it is in use.",
                     hint="Use another MemoryTransport or another endpoint.",
@@ -113,48 +111,48 @@ class MemoryTransport:
     def plan(
         self,
         fault: Fault,
-        toward: Toward,
+        direction: Direction,
         *,
         count: int = 1,
         when: Callable[[Frames], bool] = lambda frames: True,
     ) -> None:
-        """The next ``count`` messages in this direction for which ``when`` holds suffer this."""
+        """Plans a fault for the next ``count`` messages that match ``when``."""
         with self._lock:
-            self._plans[toward].append(_Plan(fault, count, when))
+            self._plans[direction].append(_Plan(fault, count, when))
 
     def release(self) -> None:
-        """Delivers what was held, in order."""
+        """Delivers held messages in order."""
         with self._lock:
             held, self._held = self._held, []
         for deliver in held:
             deliver()
 
     def kill(self, index: int) -> None:
-        """The ``index``-th peer that connected dies without a word."""
+        """The ``index``-th peer that connected dies without a Goodbye."""
         with self._lock:
             link = list(self._links.values())[index]
-        link.inbox.close()
+        link.queue.close()
 
     # -- moving messages --------------------------------------------------------------------
 
     def to_broker(self, link: MemoryLink, frames: Frames) -> Sent:
         with self._lock:
             listener = self._listeners.get(link.target)
-        if listener is None or link.inbox.closed:
-            return Sent.FULL  # as a DEALER without a connection
-        inbox = listener.inbox
-        return self._move(Toward.BROKER, frames, lambda: inbox.put(link.identity, frames))
+        if listener is None or link.queue.closed:
+            return Sent.FULL  # like a DEALER without a connection
+        queue = listener.queue
+        return self._move(Direction.TO_BROKER, frames, lambda: queue.put(link.identity, frames))
 
     def to_peer(self, peer: bytes, frames: Frames) -> Sent:
         with self._lock:
             link = self._links.get(peer)
-        if link is None or link.inbox.closed:
+        if link is None or link.queue.closed:
             return Sent.GONE
-        inbox = link.inbox
-        return self._move(Toward.PEER, frames, lambda: inbox.put(b"", frames))
+        queue = link.queue
+        return self._move(Direction.TO_PEER, frames, lambda: queue.put(b"", frames))
 
-    def _move(self, toward: Toward, frames: Frames, deliver: Callable[[], Sent]) -> Sent:
-        fault = self._next_fault(toward, frames)
+    def _move(self, direction: Direction, frames: Frames, deliver: Callable[[], Sent]) -> Sent:
+        fault = self._next_fault(direction, frames)
         if fault is Fault.DROP:
             return Sent.TAKEN
         if fault is Fault.HOLD:
@@ -166,13 +164,13 @@ class MemoryTransport:
             deliver()
         return sent
 
-    def _next_fault(self, toward: Toward, frames: Frames) -> Fault | None:
+    def _next_fault(self, direction: Direction, frames: Frames) -> Fault | None:
         with self._lock:
-            for plan in self._plans[toward]:
+            for plan in self._plans[direction]:
                 if plan.when(frames):
                     plan.left -= 1
                     if plan.left == 0:
-                        self._plans[toward].remove(plan)
+                        self._plans[direction].remove(plan)
                     return plan.fault
         return None
 
@@ -184,22 +182,22 @@ class MemoryListener:
         self._bus = bus
         self.endpoint = endpoint
         self.last_key = ""
-        self.inbox = _Inbox()
+        self.queue = _ReceiveQueue()
 
     def wait(self, seconds: float) -> None:
-        self.inbox.wait(seconds)
+        self.queue.wait(seconds)
 
     def receive(self) -> tuple[bytes, list[Frame]] | None:
-        return self.inbox.take()
+        return self.queue.take()
 
     def send(self, peer: bytes, frames: Frames) -> Sent:
         return self._bus.to_peer(peer, frames)
 
     def wake(self) -> None:
-        self.inbox.wake()
+        self.queue.wake()
 
     def close(self, linger: float) -> None:
-        self.inbox.close()
+        self.queue.close()
 
 
 class MemoryLink:
@@ -211,21 +209,21 @@ class MemoryLink:
         self._bus = bus
         self.target = target
         self.identity = identity
-        self.inbox = _Inbox()
+        self.queue = _ReceiveQueue()
 
     def wait(self, seconds: float, *, writable: bool = False) -> None:
-        # A poll instead of a wake-up when the broker has room again: this is for tests.
-        self.inbox.wait(min(seconds, 0.002) if writable else seconds)
+        # Polls for room at the broker: good enough for tests.
+        self.queue.wait(min(seconds, 0.002) if writable else seconds)
 
     def receive(self) -> list[Frame] | None:
-        arrived = self.inbox.take()
+        arrived = self.queue.take()
         return arrived[1] if arrived else None
 
     def send(self, frames: Frames) -> Sent:
         return self._bus.to_broker(self, frames)
 
     def wake(self) -> None:
-        self.inbox.wake()
+        self.queue.wake()
 
     def close(self, linger: float) -> None:
-        self.inbox.close()
+        self.queue.close()

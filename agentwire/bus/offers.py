@@ -1,7 +1,7 @@
-"""Which bridge each wire's sender has offered, and what its receiver said. No IO.
+"""Bridge agreement: what each wire's sender has offered, and what its receiver answered. No IO.
 
-An offer is kept as long as its sender's incarnation lives, and goes to every incarnation of the
-receiver that becomes ready; each answers anew.
+The broker keeps an offer while its sender's incarnation lives, and sends it to each incarnation
+of the receiver that becomes ready. Each of them answers anew.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import Counter
 from agentwire.bus.directory import Directory, Peer
 from agentwire.bus.events import WireAgreed, WireRefused
 from agentwire.bus.flow import WireTable
-from agentwire.bus.stimuli import Emit, Instruction, Send
+from agentwire.bus.instructions import Emit, Instruction, Send
 from agentwire.wire.messages import Accept, Nack, Offer
 
 
@@ -19,7 +19,7 @@ class Offers:
     """The offers of all wires.
 
     Args:
-        counters: ``dropped.stale_answer`` is counted here.
+        counters: receives ``dropped.stale_answer``.
     """
 
     def __init__(self, wires: WireTable, peers: Directory, counters: Counter[str]) -> None:
@@ -29,7 +29,7 @@ class Offers:
         self._offers: dict[str, Offer] = {}  # by wire
 
     def offer(self, peer: Peer, offer: Offer) -> list[Instruction] | None:
-        """Takes an offer in; None if this peer is not the wire's sender, ready for work."""
+        """Stores an offer; None if this peer is not the wire's sender or not ready."""
         if not peer.ready or self._wires.sender(offer.wire) != peer.name:
             return None
         self._offers[offer.wire] = offer
@@ -37,14 +37,14 @@ class Offers:
         return [Send(receiver.id, offer)] if receiver is not None else []
 
     def answer(self, peer: Peer, answer: Accept | Nack) -> list[Instruction] | None:
-        """Hands the answer to the wire's sender; None if this peer is not its receiver."""
+        """Passes the answer to the wire's sender; None if this peer is not its receiver."""
         if not peer.ready or self._wires.receiver(answer.wire) != peer.name:
             return None
         offer = self._offers.get(answer.wire)
         if offer is None or (
             isinstance(answer, Accept) and answer.bridge != offer.bridge.fingerprint
         ):
-            self._counters["dropped.stale_answer"] += 1  # to an offer that was replaced since
+            self._counters["dropped.stale_answer"] += 1  # to an offer that has been replaced
             return []
         event: WireAgreed | WireRefused
         if isinstance(answer, Accept):
@@ -52,18 +52,18 @@ class Offers:
         else:
             event = WireRefused(answer.wire, answer.code, answer.reason)
         sender = self._peers.ready_agent(self._wires.sender(answer.wire) or "")
-        told: list[Instruction] = [] if sender is None else [Send(sender.id, answer)]
-        return [*told, Emit(event)]
+        sends: list[Instruction] = [] if sender is None else [Send(sender.id, answer)]
+        return [*sends, Emit(event)]
 
     def for_receiver(self, peer: Peer) -> list[Instruction]:
-        """The offers that a receiver which has just become ready must answer."""
+        """The offers that a receiver must answer when it becomes ready."""
         return [
             Send(peer.id, offer)
             for wire, offer in self._offers.items()
             if self._wires.receiver(wire) == peer.name
         ]
 
-    def lost(self, peer: Peer) -> None:
-        """A sender's incarnation is gone: its next one offers anew."""
+    def drop_sender(self, peer: Peer) -> None:
+        """Forgets the offers of a lost incarnation; the next one offers anew."""
         for wire in [wire for wire in self._offers if self._wires.sender(wire) == peer.name]:
             del self._offers[wire]

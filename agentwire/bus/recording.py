@@ -1,9 +1,9 @@
-"""What a broker takes in, written down so that the same broker can be fed it again.
+"""Records all input of a broker, so that a replay can feed it to the broker's core again.
 
-``bus.jsonl`` in a run's folder: one JSON object a line, in order: the bus itself, then each message
-(who sent it, header and rows as they came), each command of the owner, each broken connection and
-each look at the time limits, with every reading of the clock. Texts, soft tokens and scores are
-not kept, only how many bytes they had; the run's token is replaced.
+``bus.jsonl`` in a run's folder has one JSON object per line, in order: the bus itself, then each
+message (sender, header and rows as received), each command of the owner, each broken connection
+and each check of time limits, with every reading of the clock. Texts, soft tokens and scores are
+not kept, only their sizes; the run's token is replaced.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from agentwire.bus.flow import RoutingLimits
-from agentwire.bus.stimuli import Expect, Forget, Invite, PeerId, Stimulus
-from agentwire.bus.transport import Frames
+from agentwire.bus.instructions import Command
+from agentwire.bus.transport import Frames, PeerId
 from agentwire.errors import RemoteProtocolError
 from agentwire.wire.codec import decode, encode
 from agentwire.wire.messages import (
@@ -31,18 +31,18 @@ from agentwire.wire.messages import (
     Soft,
     Text,
 )
-from agentwire.wire.states import Timing
+from agentwire.wire.session import Timing
 
 FILE_NAME: Final = "bus.jsonl"
 TOKEN: Final = "recorded"
-"""Stands for the run's token in a recording."""
+"""Replaces the run's token in a recording."""
 
 
 class BusRecorder:
-    """Writes a recording. All but ``close`` is called in the broker's thread.
+    """Writes a recording. All methods but ``close`` are called in the broker's thread.
 
     Args:
-        path: the file; an earlier session of the run is replaced.
+        path: the file; an earlier recording is replaced.
         token: of the run.
     """
 
@@ -54,12 +54,12 @@ class BusRecorder:
         self._file: TextIO | None = path.open("w", encoding="utf-8")
 
     def clock(self) -> float:
-        """Monotonic seconds; the reading belongs to what was begun last."""
+        """Monotonic seconds; the reading is recorded with the current entry."""
         now = time.monotonic()
         self._readings.append(now)
         return now
 
-    def opened(
+    def started(
         self,
         run: bytes,
         wires: Mapping[str, tuple[str, str]],
@@ -68,7 +68,6 @@ class BusRecorder:
         timing: Timing,
         now: float,
     ) -> None:
-        """The bus has begun."""
         self._begin(
             bus={
                 "run": run.hex(), "wires": {name: list(ends) for name, ends in wires.items()},
@@ -76,32 +75,21 @@ class BusRecorder:
             }
         )  # fmt: skip
 
-    def came(self, peer: PeerId, frames: Frames, key: str) -> None:
-        """A message has come."""
+    def received(self, peer: PeerId, frames: Frames, key: str) -> None:
         self._begin(peer=peer.hex(), key=key, frames=self._without_content(frames))
 
-    def commanded(self, command: Stimulus) -> None:
-        """The owner has said something."""
-        match command:
-            case Expect(name, epoch):
-                self._begin(command=["expect", name, epoch])
-            case Forget(name, epoch):
-                self._begin(command=["forget", name, epoch])
-            case Invite(name):
-                self._begin(command=["invite", name])
-            case _:
-                pass
+    def commanded(self, command: Command) -> None:
+        self._begin(command=list(command))
 
     def broke(self, peer: PeerId, reason: str) -> None:
-        """A connection has broken."""
+        """A connection broke."""
         self._begin(peer=peer.hex(), broke=reason)
 
     def ticked(self, now: float) -> None:
-        """Time limits were looked at."""
+        """Time limits were checked."""
         self._begin(tick=now)
 
     def ended(self, metrics: Mapping[str, int]) -> None:
-        """The bus ends with these figures."""
         self._begin(metrics=dict(metrics))
         self._begin()
 
@@ -112,6 +100,7 @@ class BusRecorder:
                 self._file = None
 
     def _begin(self, **entry: Any) -> None:
+        """Starts an entry and writes the one before, with the clock readings made since."""
         before, self._entry = self._entry, entry
         readings, self._readings = self._readings, []
         if before is None:
@@ -121,13 +110,13 @@ class BusRecorder:
                 self._file.write(json.dumps({**before, "clock": readings}) + "\n")
 
     def _without_content(self, frames: Frames) -> Sequence[str | int]:
-        """Header and rows in base64, and the body's; or its size where it is content."""
+        """Header and rows in base64; the body too, or its size if it is content."""
         try:
             envelope, message = decode(frames)
             kept = blank(message, self._token)
             header, rows, body = encode(kept, envelope)
         except (RemoteProtocolError, ValueError):
-            # What is no message is nothing again, without what it might hold.
+            # Invalid frames are replaced by other invalid frames, without what they might hold.
             return [_text(bytes(frame[:1]) * 2) for frame in frames][:4]
         content = isinstance(kept, Encode | Soft | Text | Result | Piece)
         return [_text(header), _text(rows), len(body) if content else _text(body)]
@@ -138,12 +127,12 @@ def _text(data: bytes | memoryview) -> str:
 
 
 def body_of(size: int) -> bytes:
-    """The body that stands for so many bytes of content."""
+    """The body that replaces content of this size."""
     return bytes(size)
 
 
 def blank(message: Message, token: str) -> Message:
-    """The message with zeros for its content, and without the run's token."""
+    """The message with zeros as its content, and without the run's token."""
     match message:
         case Hello():
             return replace(message, token=TOKEN if message.token == token else "other")

@@ -1,7 +1,7 @@
-"""A recording fed through the wire and routing state machines again: the same broker, no socket.
+"""Replays a recording: feeds a broker's input to its core again, without sockets.
 
-What the broker decides depends on what comes in and on the clock, and both are in the recording.
-So a replay that ends with other figures has found a broker that changed, or a bug.
+The broker's decisions depend only on its input and its clock, and a recording holds both. A replay
+that ends with other figures therefore shows that the broker changed, or a bug.
 """
 
 from __future__ import annotations
@@ -14,31 +14,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agentwire.bus.broker import Broker
-from agentwire.bus.connections import Connection
+from agentwire.bus.core import BrokerCore
 from agentwire.bus.flow import RoutingLimits
+from agentwire.bus.instructions import Command
 from agentwire.bus.recording import TOKEN, body_of
-from agentwire.bus.stimuli import Departed, Expect, Forget, Invite, PeerId, Stimulus
-from agentwire.bus.transport import Frame
+from agentwire.bus.transport import Frames, PeerId, Sent
 from agentwire.errors import InputError
 from agentwire.telemetry.journal import read_lines
 from agentwire.wire.codec import decode
 from agentwire.wire.messages import Nack, Result
-from agentwire.wire.states import Timing
+from agentwire.wire.session import Timing
 
 
 @dataclass
 class Replayed:
-    """What came of a replay.
+    """The outcome of a replay.
 
     Attributes:
         entries: lines of the recording.
-        answered: request ids (hex) for which the broker handed on a Result.
-        refused: request ids -> codes of the Nacks that the broker handed on.
+        answered: request ids (hex) for which the broker forwarded a Result.
+        refused: request ids -> codes of the Nacks that the broker forwarded.
         metrics: the broker's figures at the end.
-        recorded: the figures that the recording ends with; None: it was cut short.
-        torn: places (``path:line``) of last lines that a killed run did not write to their end;
-            they were left out.
+        recorded: the figures at the end of the recording; None if it was cut short.
+        torn: places (``path:line``) of incomplete last lines of a killed run, which were skipped.
     """
 
     entries: int = 0
@@ -49,45 +47,42 @@ class Replayed:
     torn: list[str] = field(default_factory=list)
 
 
-class _Broker(Broker):
-    """A broker that writes into the books, and reads the clock from the recording."""
+class _Replay:
+    """A broker core whose input and clock come from a recording and whose output is noted."""
 
     def __init__(self, bus: Mapping[str, Any], done: Replayed) -> None:
-        super().__init__(
+        self._done = done
+        self._readings: Iterator[float] = iter(())
+        self.core = BrokerCore(
             run=bytes.fromhex(bus["run"]),
-            folder=Path(),
             wires={name: (ends[0], ends[1]) for name, ends in bus["wires"].items()},
             token=TOKEN,
-            on_event=lambda event: None,
             agents=bus["agents"],
             limits=RoutingLimits(**bus["limits"]),
             timing=Timing(**bus["timing"]),
+            on_event=lambda event: None,
+            clock=lambda: next(self._readings),
+            now=bus["now"],
         )
-        self._done = done
-        self._key = ""
-        self._readings: Iterator[float] = iter(())
-        self._clock = lambda: next(self._readings)
-        self._ticked = self._swept = bus["now"]
+        self.core.write = self._note
 
     def feed(self, entry: Mapping[str, Any]) -> None:
-        """One line of the recording."""
+        """Feeds one line of the recording."""
         self._readings = iter(entry["clock"])
         if "frames" in entry:
-            self._key = str(entry["key"])
-            self._take(bytes.fromhex(entry["peer"]), [_frame(f) for f in entry["frames"]])
+            frames = [_frame(frame) for frame in entry["frames"]]
+            self.core.receive(bytes.fromhex(entry["peer"]), frames, str(entry["key"]))
         elif "command" in entry:
-            self._route(_command(entry["command"]))
+            action, name, epoch = entry["command"]
+            self.core.command(Command(action, str(name), int(epoch)))
         elif "broke" in entry:
-            self._route(Departed(bytes.fromhex(entry["peer"]), entry["broke"]))
+            self.core.disconnect(bytes.fromhex(entry["peer"]), entry["broke"])
         elif "tick" in entry:
-            self._tick(entry["tick"])
+            self.core.tick(entry["tick"])
         else:
-            raise ValueError("an entry of no known kind")
+            raise ValueError("unknown kind of entry")
 
-    def _key_of_last(self) -> str:
-        return self._key
-
-    def _write(self, peer: PeerId, connection: Connection, frames: list[Frame]) -> None:
+    def _note(self, peer: PeerId, frames: Frames) -> Sent:
         _, message = decode(frames)
         match message:
             case Result(rows=rows):
@@ -97,27 +92,28 @@ class _Broker(Broker):
                     self._done.refused.setdefault(row.request_id.hex(), set()).add(code.value)
             case _:
                 pass
+        return Sent.TAKEN
 
 
 def replay(path: Path) -> Replayed:
-    """Feeds a recording.
+    """Replays a recording.
 
     Raises:
-        InputError: there is none, or it is not one; names the line.
+        InputError: the file is missing or not a recording; names the line.
     """
     done, number = Replayed(), 0
-    broker: _Broker | None = None
+    run: _Replay | None = None
     try:
         for entry in read_lines(path, done.torn.append):
             number += 1
-            if broker is None:
-                broker = _Broker(entry["bus"], done)
+            if run is None:
+                run = _Replay(entry["bus"], done)
                 continue
             done.entries += 1
             if "metrics" in entry:
                 done.recorded = entry["metrics"]
             else:
-                broker.feed(entry)
+                run.feed(entry)
     except OSError as error:
         raise InputError(
             f"{path} cannot be read: {error.strerror}.",
@@ -125,15 +121,15 @@ def replay(path: Path) -> Replayed:
         ) from None
     except (KeyError, TypeError, ValueError, StopIteration, RuntimeError) as error:
         raise InputError(
-            f"{path}:{number}: not the recording of a bus ({type(error).__name__}).",
-            hint="It may be of another version of agentwire.",
+            f"{path}:{number}: not a recording of a bus ({type(error).__name__}).",
+            hint="Another version of agentwire may have written it.",
         ) from None
-    if broker is None:
+    if run is None:
         raise InputError(
-            f"{path} holds no entry: the run was stopped before any was on the disk.",
+            f"{path} is empty: the run stopped before the first entry was written.",
             hint="Record a longer run (`agentwire run --record`).",
         )
-    done.metrics = broker.metrics()
+    done.metrics = run.core.metrics()
     return done
 
 
@@ -141,22 +137,11 @@ def _frame(kept: str | int) -> bytes:
     return body_of(kept) if isinstance(kept, int) else base64.b64decode(kept)
 
 
-def _command(words: list[Any]) -> Stimulus:
-    match words:
-        case ["expect", str(name), int(epoch)]:
-            return Expect(name, epoch)
-        case ["forget", str(name), int(epoch)]:
-            return Forget(name, epoch)
-        case ["invite", str(name)]:
-            return Invite(name)
-    raise ValueError("no command")
-
-
 def differences(done: Replayed, journal: Path) -> list[str]:
-    """How a replay differs from what the run's own records say; empty: not at all.
+    """Differences between a replay and the run's own records; empty if there are none.
 
     Raises:
-        InputError: the journal cannot be read, or is none.
+        InputError: the journal cannot be read.
     """
     found: list[str] = []
     if done.recorded is not None:
@@ -173,7 +158,7 @@ def differences(done: Replayed, journal: Path) -> list[str]:
         ) from None
     except (KeyError, TypeError) as error:
         raise InputError(
-            f"{journal} is no journal ({type(error).__name__}).", hint="Name a run's folder."
+            f"{journal} is not a journal ({type(error).__name__}).", hint="Name a run's folder."
         ) from None
     for request_id, outcome in outcomes.items():
         if outcome == "answered" and request_id not in done.answered:
@@ -184,7 +169,7 @@ def differences(done: Replayed, journal: Path) -> list[str]:
 
 
 def _outcomes(journal: Path, on_torn: Callable[[str], None]) -> dict[str, str]:
-    """Outcome of every request of the journal; "": it has none."""
+    """Outcome of every request in the journal; "" if it has none."""
     outcomes: dict[str, str] = {}
     for line in read_lines(journal, on_torn):
         if line.get("event") in ("admitted", "finished"):
@@ -194,7 +179,7 @@ def _outcomes(journal: Path, on_torn: Callable[[str], None]) -> dict[str, str]:
 
 
 def to_json(done: Replayed) -> str:
-    """For programs."""
+    """The outcome as JSON."""
     refused = Counter(code for codes in done.refused.values() for code in codes)
     return json.dumps(
         {

@@ -1,60 +1,53 @@
-"""What the broker decides, without any IO: stimuli in, instructions out, always the same.
+"""What the broker decides, as a state machine without IO: session events in, instructions out.
 
 The rules:
 
-* Only a peer with the run's token is let in; an agent only as the incarnation that is expected.
-  A newer incarnation replaces the older, and one that was lost does not come back.
-* Each message type may come from one side only (``_MAY_SEND``), and a wire's messages only from
-  the wire's own ends. Anything else is refused with UNAUTHORIZED and counted.
-* The broker fills in ``origin`` of what a client sends; what agents send goes to a live client
-  or is dropped.
-* Work waits in bounded lanes (``lanes``) until its consumer gives credit. Everything else goes
-  at once and so overtakes queued work.
-* When an agent's incarnation is lost, all work that is queued to it or was queued by it is
-  dropped. The client keeps the ledger of outstanding rows and sends them again: it learns of the
-  loss by PeerLost or PeerGone. What clients send after that waits for the next incarnation.
-* Deadlines go on while a message is queued: its rows are forwarded with the time that is left,
-  and a message of which every row is too late is answered with DEADLINE.
+* A peer needs the run's token or a registered key. An agent is admitted only as the incarnation
+  that is expected. A newer incarnation replaces the older one; a lost one cannot come back.
+* Each message type may come from one role only, and a wire's messages only from the wire's own
+  ends. Anything else is refused with UNAUTHORIZED and counted.
+* The broker fills in ``origin`` of what a client sends. What an agent sends goes to a connected
+  client or is dropped.
+* Work waits in bounded queues (``flow``) until its consumer grants credit. Everything else is
+  forwarded at once, and so overtakes queued work.
+* When an agent's incarnation is lost, the work queued to it or by it is dropped. PeerLost or
+  PeerLeft tells the client, which keeps the ledger and sends outstanding rows again. Work that
+  arrives later waits for the next incarnation.
+* Deadlines run while a message is queued: rows are forwarded with the time they have left, and a
+  message whose rows have all expired is answered with DEADLINE.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from agentwire.bus.directory import Directory, Peer
-from agentwire.bus.events import (
-    PeerBusy,
-    PeerConnected,
-    PeerGone,
-    PeerLost,
-    PeerProgress,
-    PeerReady,
-)
+from agentwire.bus.events import PeerConnected, PeerProgress, PeerReady
 from agentwire.bus.flow import Flow, RoutingLimits, WireTable
-from agentwire.bus.offers import Offers
-from agentwire.bus.stimuli import (
+from agentwire.bus.instructions import (
     Admit,
-    Arrived,
-    Departed,
-    Dismiss,
+    Command,
+    Disconnect,
     Emit,
-    Expect,
-    Forget,
-    Garbled,
     Instruction,
-    Invite,
-    PeerId,
     Reject,
-    Reported,
-    Said,
     Send,
-    Stimulus,
-    Tick,
 )
+from agentwire.bus.offers import Offers
+from agentwire.bus.transport import PeerId
 from agentwire.errors import NackCode, RemoteProtocolError
 from agentwire.wire.codec import Sealed
+from agentwire.wire.events import (
+    Event,
+    HelloReceived,
+    MessageReceived,
+    MessageRefused,
+    PeerBusy,
+    PeerLeft,
+    PeerLost,
+)
 from agentwire.wire.messages import (
     Accept,
     Cancel,
@@ -76,12 +69,12 @@ from agentwire.wire.messages import (
 
 
 class Router:
-    """The broker's decisions. Feed it stimuli in order and carry out what it returns in order.
+    """The broker's decisions. Pass events in order, and carry out what it returns in order.
 
     Args:
         wires: wire name -> (sender, receiver).
-        token: what every Hello must carry.
-        agents: agents on no wire, which only their direct wires reach.
+        token: the token that every Hello must carry.
+        agents: agents on no wire; only their direct wires reach them.
         limits: how much is held.
 
     Attributes:
@@ -113,70 +106,88 @@ class Router:
             "queued_bytes": self._flow.queued_bytes,
         }
 
-    def handle(self, stimulus: Stimulus, now: float) -> list[Instruction]:
-        """What to do about it. ``now``: seconds of any monotonic clock."""
-        if isinstance(stimulus, Said):  # as nearly always
-            talker = self._peers.get(stimulus.peer)
-            if talker is not None:
-                return self._hear(talker, stimulus, now)
-        match stimulus:
-            case Arrived():
-                return self._arrive(stimulus)
-            case Said(id):
-                return self._with_peer(id, lambda peer: self._hear(peer, stimulus, now))
-            case Garbled():
-                return self._with_peer(stimulus.peer, lambda peer: self._garbled(peer, stimulus))
-            case Reported(id, busy_ms):
-                return self._with_peer(id, lambda peer: self._busy(peer, busy_ms))
-            case Departed(id, reason, goodbye, silent):
-                return self._with_peer(id, lambda peer: self._lose(peer, reason, goodbye, silent))
-            case Expect(name, epoch):
-                self._peers.expect(name, epoch)
-                return []
-            case Invite(name):
-                self._peers.invite(name)
-                return []
-            case Forget(name, epoch):
-                return self._forget(name, epoch)
-            case Tick():
-                return self._flow.sweep(now)
+    def handle(
+        self, id: PeerId, event: Event, now: float, key_name: str | None = None
+    ) -> list[Instruction]:
+        """What to do about an event of a peer's session.
 
-    def _with_peer(self, id: PeerId, act: Callable[[Peer], list[Instruction]]) -> list[Instruction]:
+        Args:
+            now: seconds of any monotonic clock.
+            key_name: for HelloReceived: the name that the connection's key is registered for;
+                None if the connection uses no key.
+        """
+        peer = self._peers.get(id)
+        if isinstance(event, MessageReceived) and peer is not None:  # the usual case
+            return self._receive(peer, event.message, event.sealed, now)
+        if isinstance(event, HelloReceived):
+            return self._connect(id, event, key_name)
+        if peer is None:
+            self.counters["dropped.unknown_peer"] += 1
+            return []
+        match event:
+            case MessageRefused():
+                return self._end_refused_rows(peer, event)
+            case PeerBusy():
+                return self._busy(peer, event)
+            case PeerLeft() | PeerLost():
+                return self._remove(peer, event)
+        return []
+
+    def disconnect(self, id: PeerId, reason: str) -> list[Instruction]:
+        """The connection of this peer broke, or is to be closed."""
         peer = self._peers.get(id)
         if peer is None:
             self.counters["dropped.unknown_peer"] += 1
             return []
-        return act(peer)
+        return self._remove(peer, PeerLost(peer.name, peer.epoch, reason))
 
-    # -- peers come and go ------------------------------------------------------------------
+    def command(self, command: Command) -> list[Instruction]:
+        """What the owner asks for."""
+        action, name, epoch = command
+        match action:
+            case "expect":
+                self._peers.expect(name, epoch)
+            case "expect_remote":
+                self._peers.expect_remote(name)
+            case "disconnect":
+                self._peers.unexpect(name, epoch)
+                peer = self._peers.named(name)
+                if peer is not None and peer.epoch == epoch:
+                    return self._remove(peer, PeerLost(name, epoch, "the process ended"))
+        return []
 
-    def _arrive(self, arrived: Arrived) -> list[Instruction]:
-        hello = arrived.hello
-        refusal = self._peers.refusal(hello, arrived.epoch, arrived.keyed)
+    def sweep(self, now: float) -> list[Instruction]:
+        """Answers expired messages; to be called about twice a second."""
+        return self._flow.sweep(now)
+
+    # -- peers ------------------------------------------------------------------------------
+
+    def _connect(self, id: PeerId, event: HelloReceived, key_name: str | None) -> list[Instruction]:
+        hello, epoch = event.hello, event.epoch
+        refusal = self._peers.refusal(hello, epoch, key_name)
         if refusal is not None:
             code, reason = refusal
             self.counters[f"refused.{code}"] += 1
-            return [Reject(arrived.peer, code, reason)]
+            return [Reject(id, code, reason)]
         out: list[Instruction] = []
         older = self._peers.named(hello.name)
         if older is not None:
-            reason = f"replaced by epoch {arrived.epoch}"
+            reason = f"replaced by epoch {epoch}"
             out.append(Send(older.id, Nack(NackCode.STALE_EPOCH, reason)))
-            out += self._lose(older, reason)
-        keyed = arrived.keyed is not None
-        peer = Peer(arrived.peer, hello.name, hello.role, arrived.epoch, keyed=keyed)
+            out += self._remove(older, PeerLost(older.name, older.epoch, reason))
+        peer = Peer(id, hello.name, hello.role, epoch, keyed=key_name is not None)
         self._peers.add(peer)
         out += [Admit(peer.id), Emit(PeerConnected(peer.name, peer.epoch))]
         if peer.role is Role.CLIENT:
             return out + self._flow.connect(peer)
-        return out + (self._ready(peer, hello) if hello.model is not None else [])
+        return out + (self._set_ready(peer, hello) if hello.model is not None else [])
 
-    def _ready(self, peer: Peer, hello: Hello) -> list[Instruction]:
-        """An agent has loaded its model: it gets all that came before it."""
+    def _set_ready(self, peer: Peer, hello: Hello) -> list[Instruction]:
+        """An agent has loaded its model: sends it the tasks, offers and credit so far."""
         if hello.model is None or peer.role is not Role.AGENT:
             return self._refuse(peer, NackCode.MALFORMED, "a second Hello must name the model")
         if not (peer.keyed or self._peers.knows_token(hello)):
-            return self._refuse(peer, NackCode.UNAUTHORIZED, "the token is not this run's")
+            return self._refuse(peer, NackCode.UNAUTHORIZED, "wrong token for this run")
         if peer.ready:
             return self._refuse(peer, NackCode.UNAUTHORIZED, "an agent cannot change its model")
         peer.model = hello.model
@@ -185,27 +196,22 @@ class Router:
         out += self._offers.for_receiver(peer)
         return out + self._flow.connect(peer)
 
-    def _lose(
-        self, peer: Peer, reason: str, goodbye: bool = False, silent: bool = False
-    ) -> list[Instruction]:
+    def _remove(self, peer: Peer, event: PeerLeft | PeerLost) -> list[Instruction]:
         self._peers.remove(peer)
-        self._offers.lost(peer)
-        event: PeerGone | PeerLost = PeerLost(peer.name, peer.epoch, reason, silent)
-        if goodbye:
-            event = PeerGone(peer.name, peer.epoch, reason)
-        return [Dismiss(peer.id), *self._flow.disconnect(peer), Emit(event)]
+        self._offers.drop_sender(peer)
+        return [Disconnect(peer.id), *self._flow.disconnect(peer), Emit(event)]
 
-    def _forget(self, name: str, epoch: int) -> list[Instruction]:
-        self._peers.unexpect(name, epoch)
-        peer = self._peers.named(name)
-        if peer is None or peer.epoch != epoch:
+    def _busy(self, peer: Peer, event: PeerBusy) -> list[Instruction]:
+        if not event.busy_ms and not peer.busy_ms:
             return []
-        return self._lose(peer, "the process ended")
+        peer.busy_ms = event.busy_ms
+        return [Emit(event)]
 
     # -- messages ---------------------------------------------------------------------------
 
-    def _hear(self, peer: Peer, said: Said, now: float) -> list[Instruction]:
-        message = said.message
+    def _receive(
+        self, peer: Peer, message: Message, sealed: Sealed | None, now: float
+    ) -> list[Instruction]:
         wire = getattr(message, "wire", "")
         if wire and wire not in self._wires:
             return self._refuse_message(
@@ -214,11 +220,11 @@ class Router:
         out: list[Instruction] | None = None
         match message, peer.role:
             case Encode() | Soft() | Text(), _:
-                out = self._work(peer, message, now, said.sealed)
+                out = self._work(peer, message, now, sealed)
             case Credit(), Role.AGENT:
                 out = self._credit(peer, message, now)
             case Result() | Piece(), Role.AGENT:
-                out = self._result(peer, message, said.sealed)
+                out = self._result(peer, message, sealed)
             case Nack(), Role.AGENT:
                 out = self._nack(peer, message)
             case Offer(), Role.AGENT:
@@ -229,13 +235,13 @@ class Router:
                 event = PeerProgress(peer.name, peer.epoch, message.stage, message.fraction)
                 out = [Emit(event)]
             case Hello(), Role.AGENT:
-                out = self._ready(peer, message)
+                out = self._set_ready(peer, message)
             case Define(), Role.CLIENT:
                 out = self._define(message.task)
             case Cancel(), Role.CLIENT:
                 out = self._cancel(peer, message)
             case Nack(), Role.CLIENT:
-                self.counters["dropped.client_nack"] += 1  # a complaint; nothing to be done
+                self.counters["dropped.client_nack"] += 1  # nobody can act on it
                 out = []
         if out is None:
             reason = f"{peer.name!r} may not send {type(message).__name__}"
@@ -247,19 +253,19 @@ class Router:
     def _work(
         self, peer: Peer, work: Encode | Soft | Text, now: float, sealed: Sealed | None
     ) -> list[Instruction] | None:
-        leg = self._flow.leg_for(peer, work)
-        if leg is None:
+        hop = self._flow.hop_for(peer, work)
+        if hop is None:
             return None
         if work.task not in self._tasks:
-            reason = "the task was not defined, or too long ago"
-            return self._flow.reject(peer, leg, work, NackCode.UNKNOWN_TASK, reason)
+            reason = "the task is not defined, or its definition was dropped"
+            return self._flow.reject(peer, hop, work, NackCode.UNKNOWN_TASK, reason)
         self._tasks.move_to_end(work.task)
         if peer.role is Role.CLIENT:
             if work.origin != peer.name:
                 work = replace(work, origin=peer.name)
         elif self._peers.client(work.origin) is None:
-            return self._flow.drop_orphan(peer, leg, work)
-        return self._flow.admit(peer, leg, work, now, sealed)
+            return self._flow.drop_orphan(peer, hop, work)
+        return self._flow.admit(peer, hop, work, now, sealed)
 
     def _result(
         self, peer: Peer, result: Result | Piece, sealed: Sealed | None
@@ -276,9 +282,8 @@ class Router:
         return [Send(client.id, result, sealed)]
 
     def _nack(self, peer: Peer, nack: Nack) -> list[Instruction] | None:
-        ends = (self._wires.sender(nack.wire), self._wires.receiver(nack.wire))
-        if peer.name not in ends:
-            self.counters["dropped.agent_nack"] += 1  # not about a wire of its own; never answered
+        if not self._is_end_of(nack.wire, peer):
+            self.counters["dropped.agent_nack"] += 1  # a Nack is never answered
             return []
         if not nack.rows:
             return self._offers.answer(peer, nack) or []
@@ -292,15 +297,18 @@ class Router:
         self.counters[f"nacked.{nack.code}"] += 1
         return [Send(client.id, nack)]
 
-    def _garbled(self, peer: Peer, garbled: Garbled) -> list[Instruction]:
-        """An agent's broken message still ends its rows, where it is known whose they were."""
-        self.counters[f"refused.{garbled.code}"] += 1
-        ends = (self._wires.sender(garbled.wire), self._wires.receiver(garbled.wire))
-        if peer.role is not Role.AGENT or not garbled.rows or peer.name not in ends:
+    def _end_refused_rows(self, peer: Peer, refused: MessageRefused) -> list[Instruction]:
+        """An agent's refused message still ends its rows, if it is known whose they are."""
+        code, reason, wire, rows, origin = (
+            refused.code, refused.reason, refused.wire, refused.rows, refused.origin
+        )  # fmt: skip
+        self.counters[f"refused.{code}"] += 1
+        if peer.role is not Role.AGENT or not rows or not self._is_end_of(wire, peer):
             return []
-        return self._nack_client(
-            Nack(garbled.code, garbled.reason, garbled.wire, garbled.rows, 0, garbled.origin)
-        )
+        return self._nack_client(Nack(code, reason, wire, rows, 0, origin))
+
+    def _is_end_of(self, wire: str, peer: Peer) -> bool:
+        return peer.name in (self._wires.sender(wire), self._wires.receiver(wire))
 
     # -- control ----------------------------------------------------------------------------
 
@@ -309,12 +317,6 @@ class Router:
             return self._flow.credit(peer, credit, now)
         except RemoteProtocolError as error:
             return self._refuse(peer, error.code, str(error))
-
-    def _busy(self, peer: Peer, busy_ms: int) -> list[Instruction]:
-        if not busy_ms and not peer.busy_ms:
-            return []
-        peer.busy_ms = busy_ms
-        return [Emit(PeerBusy(peer.name, peer.epoch, busy_ms))]
 
     def _define(self, task: TaskSpec) -> list[Instruction]:
         self._tasks[task.task_id] = task
@@ -340,14 +342,14 @@ class Router:
     def _refuse_message(
         self, peer: Peer, code: NackCode, reason: str, message: Message
     ) -> list[Instruction]:
-        """Tells the peer itself. Not the client that it names: that could be a forgery."""
+        """Tells the peer itself, not the client that it names: the name could be forged."""
         self.counters[f"refused.{code}"] += 1
         if isinstance(message, Nack):
-            return []  # a Nack is never answered with a Nack
+            return []  # a Nack is never answered by a Nack
         wire, rows = getattr(message, "wire", ""), getattr(message, "rows", ())
         return [Send(peer.id, Nack(code, reason, wire, rows))]
 
 
 def is_kept_note(result: Result | Piece) -> bool:
-    """Whether it says no more than that something was kept: all that a sender may answer."""
+    """Whether it only says that a payload was kept: the one Result that a sender may send."""
     return isinstance(result, Result) and not result.labels and not any(result.texts)

@@ -1,22 +1,27 @@
-"""What the bus asks of a transport: multipart messages, a wake-up, and honest refusals.
+"""What the bus needs from a transport, and the registry of transports by URL scheme.
 
-``zmq.py`` is the real one and ``memory.py`` the in-process one for tests. A ``Listener`` or a
-``Link`` belongs to one thread; other threads may call ``wake``, and ``send`` of a link.
+``zmq.py`` implements ``ipc://`` and ``tcp://``; ``memory.py`` is an in-process transport for
+tests. A ``Listener`` or a ``Link`` belongs to one thread; other threads may call ``wake``, and
+``send`` of a link.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from enum import Enum, auto
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
+
+from agentwire.bus.access import PeerKeys, RemoteAccess
+from agentwire.spec.registry import Registry
 
 Frame: TypeAlias = bytes | memoryview
 Frames: TypeAlias = Sequence[Frame]
+PeerId: TypeAlias = bytes
+"""The transport's identity of one connection: one incarnation of one peer."""
 
 
 class Sent(Enum):
-    """What became of one message. A message is taken whole or not at all."""
+    """The result of sending one message. A message is taken whole or not at all."""
 
     TAKEN = auto()  # the transport has it
     FULL = auto()  # the peer does not read: its queue is at the high-water mark; try later
@@ -27,25 +32,25 @@ class Listener(Protocol):
     """The broker's side: one socket, many peers, each with an identity chosen by the transport.
 
     Attributes:
-        last_key: the public key that whoever sent the last message has; "" where none is asked for.
+        last_key: public key of the last message's sender; "" if the transport uses no keys.
     """
 
     last_key: str
 
     @property
     def endpoint(self) -> str:
-        """Where peers connect; holds the real port where port 0 was asked for."""
+        """Where peers connect; holds the real port if port 0 was asked for."""
         ...
 
     def wait(self, seconds: float) -> None:
         """Returns when a message can be received, after ``wake``, or when the time is up."""
         ...
 
-    def receive(self) -> tuple[bytes, list[Frame]] | None:
-        """The next message and who sent it; None if there is none now. Never blocks."""
+    def receive(self) -> tuple[PeerId, list[Frame]] | None:
+        """The next message and its sender; None if there is none now. Never blocks."""
         ...
 
-    def send(self, peer: bytes, frames: Frames) -> Sent:
+    def send(self, peer: PeerId, frames: Frames) -> Sent:
         """Hands one message to the transport. Never blocks."""
         ...
 
@@ -54,16 +59,15 @@ class Listener(Protocol):
         ...
 
     def close(self, linger: float) -> None:
-        """Closes the socket; what was taken is delivered within ``linger`` seconds or dropped."""
+        """Closes the socket; taken messages are delivered within ``linger`` seconds or dropped."""
         ...
 
 
 class Link(Protocol):
-    """An endpoint's side: one socket to one broker. Who calls ``send`` in turn keeps the order.
+    """An endpoint's side: one socket to one broker. Calls of ``send`` in turn keep their order.
 
     Attributes:
-        descriptors: files that become readable when ``wait`` would return; none where there are
-            none.
+        descriptors: files that become readable when ``wait`` would return; may be empty.
     """
 
     @property
@@ -77,38 +81,23 @@ class Link(Protocol):
         """The next message; None if there is none now. Never blocks."""
         ...
 
-    def send(self, frames: Frames) -> Sent:
-        """Hands one message to the transport. Never blocks."""
-        ...
+    def send(self, frames: Frames) -> Sent: ...
 
-    def wake(self) -> None:
-        """Makes ``wait`` return. Thread-safe; does nothing after ``close``."""
-        ...
+    def wake(self) -> None: ...
 
-    def close(self, linger: float) -> None:
-        """Closes the socket; what was taken is delivered within ``linger`` seconds or dropped."""
-        ...
+    def close(self, linger: float) -> None: ...
 
 
-class Connects(Protocol):
+@runtime_checkable
+class Connector(Protocol):
     """The half of a transport that an endpoint needs."""
 
     def connect(self, endpoint: str) -> Link:
-        """Opens an endpoint's socket; returns before the connection stands."""
+        """Opens an endpoint's socket; returns before the connection is established."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Inside:
-    """Connects to a listener of this process, whatever the address says."""
-
-    link: Callable[[], Link]
-
-    def connect(self, endpoint: str) -> Link:
-        return self.link()
-
-
-class Transport(Connects, Protocol):
+class Transport(Connector, Protocol):
     """Opens sockets. Each call owns its resources: nothing is shared or process-global."""
 
     def listen(self, endpoint: str) -> Listener:
@@ -119,6 +108,32 @@ class Transport(Connects, Protocol):
         """
         ...
 
-    def connect(self, endpoint: str) -> Link:
-        """Opens an endpoint's socket; returns before the connection stands."""
-        ...
+
+class TransportFactory(Protocol):
+    """Makes a transport.
+
+    Args:
+        remote: broker: where peers of other machines connect, and their keys.
+        keys: peer: the keys to present when connecting.
+    """
+
+    def __call__(
+        self, *, remote: RemoteAccess | None = None, keys: PeerKeys | None = None
+    ) -> Transport: ...
+
+
+TRANSPORTS: Registry[TransportFactory] = Registry("agentwire.transports", "transport")
+"""By URL scheme. Built-in ones are imported on first use: most modules need no pyzmq."""
+TRANSPORTS.lazy("ipc", "agentwire.bus.zmq:ZmqTransport")
+TRANSPORTS.lazy("tcp", "agentwire.bus.zmq:ZmqTransport")
+
+
+def transport_for(
+    endpoint: str, *, remote: RemoteAccess | None = None, keys: PeerKeys | None = None
+) -> Transport:
+    """The transport of an endpoint's URL scheme.
+
+    Raises:
+        ScenarioError: no transport is registered for the scheme.
+    """
+    return TRANSPORTS.get(endpoint.partition("://")[0])(remote=remote, keys=keys)

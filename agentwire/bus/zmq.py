@@ -1,19 +1,19 @@
-"""The ZeroMQ transport: ROUTER for the broker, DEALER for everybody else. Only pyzmq import.
+"""The ZeroMQ transport: a ROUTER for the broker, a DEALER for each peer.
 
 Decisions:
 
-* Every socket has a context of its own, with one IO thread: nothing is process-global, and
-  closing one bus cannot hang on the sockets of another. Links from the broker's own process
-  share its context instead (``inproc``): their messages need neither IO threads nor the system.
-* The ROUTER chooses the peers' identities (a DEALER sets none), so no peer can take the identity
-  of another: chosen identities cannot begin with the zero byte that the ROUTER's own begin with.
-* Frames of our own are copied when they are sent. Zero-copy sends were slower up to 1 MiB a frame
-  (the release callback needs the GIL and a wake-up), and after a copying send the caller may reuse
-  its buffer at once, without a MessageTracker. So ``copy_threshold`` (64 KiB, exactly one payload
-  of the 7B shape) does not apply.
-* Large frames that were received stay where ZeroMQ put them, as read-only views, and go on to
-  another peer from there: ZeroMQ counts who holds them, so that costs no callback.
-* A message leaves whole or not at all: with NOBLOCK, ZeroMQ refuses at the first frame only.
+* Each socket has its own context with one IO thread: nothing is process-global, and closing one
+  bus cannot hang on the sockets of another. Links from the broker's own process share its context
+  (``inproc``): their messages need neither IO threads nor system calls.
+* The ROUTER chooses the peers' identities (a DEALER sets none), so no peer can take another's
+  identity: the ROUTER's identities start with a zero byte, which a chosen one may not.
+* Our own frames are copied when they are sent. Zero-copy sends were slower up to 1 MiB a frame (the
+  release callback needs the GIL and a wake-up), and after a copying send the caller may reuse its
+  buffer at once, without a MessageTracker. So ``copy_threshold`` (64 KiB, exactly one payload of
+  the 7B shape) does not apply.
+* Large received frames stay where ZeroMQ put them, as read-only views, and are forwarded from
+  there: ZeroMQ counts their holders, so this needs no callback.
+* A message is sent whole or not at all: with NOBLOCK, ZeroMQ refuses at the first frame only.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ import zmq
 from agentwire.bus.access import PeerKeys, RemoteAccess
 from agentwire.bus.curve import CurveAuthenticator, guard, present
 from agentwire.bus.security import IPC_PATH_BYTES, check_endpoint
-from agentwire.bus.transport import Frame, Frames, Sent
+from agentwire.bus.transport import Frame, Frames, PeerId, Sent
 from agentwire.errors import InputError
 from agentwire.wire.limits import DEFAULT_LIMITS
 
-INNER = "inproc://bus"  # in the listener's own context: another bus has another
+INPROC = "inproc://bus"  # in the listener's own context, so unique to each bus
 HIGH_WATER = 64  # messages for each peer; a backstop behind credit
 HANDSHAKE_MS = 5_000
 CLOSING_S = 0.005
-LAST_READ_S = 0.05  # for peers to read what was said last
+LAST_READ_S = 0.05  # for peers to read the last messages
 MESSAGE_FRAMES = 3  # header, rows, body
-COPIED_BYTES = 4096  # up to here a received frame becomes bytes; beyond it is a view
+COPIED_BYTES = 4096  # a received frame up to this size becomes bytes, a larger one a view
 KEPT_FRAMES = MESSAGE_FRAMES + 1  # enough for the codec to see that there are too many
-# Plain integers: pyzmq's own are enumerations, whose operators are Python and run cold here.
+# Plain integers: operators of pyzmq's enumerations are Python code, which is slow when cold.
 READABLE, WRITABLE, EVENTS = int(zmq.POLLIN), int(zmq.POLLOUT), int(zmq.EVENTS)
 NOW, MORE_NOW = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
 
@@ -62,7 +62,7 @@ class Wakeup:
     """A file descriptor that other threads make readable. ``set`` is cheap when already set."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # a number of a closed descriptor may belong to another file
+        self._lock = threading.Lock()  # a closed descriptor's number may be reused by another file
         self._is_set = False
         self._closed = False
         if hasattr(os, "eventfd"):
@@ -96,11 +96,11 @@ class Wakeup:
 
 
 class _Socket:
-    """What both kinds of socket share. All but ``wake`` belongs to one thread.
+    """A socket and a wake-up descriptor. All methods but ``wake`` belong to one thread.
 
-    It waits on the socket's descriptor, which says that something *may* have happened since the
-    socket was last used: ``wait`` asks for the events first, unless nothing was done to the socket
-    since they were asked for, and one that ends may have ended for nothing.
+    The socket's descriptor only says that something *may* have happened since the socket was last
+    used. So ``wait`` first asks for the events, unless the socket was not used since they were last
+    asked for, and it may return without a reason.
     """
 
     def __init__(self, kind: int, frame_bytes: int, shared: Context | None = None) -> None:
@@ -111,11 +111,11 @@ class _Socket:
         # Without the layer that pyzmq puts above them for other kinds of sockets.
         plain: Any = super(zmq.Socket, self._socket)
         self._get, self._send_one, self._recv_one = plain.get, plain.send, plain.recv
-        self._silent = False  # nothing had arrived, and nothing was done to the socket since
-        self._promising = False  # something has probably arrived
+        self._known_empty = False  # nothing had arrived, and the socket was not used since
+        self._likely_readable = False
         self._socket.set(zmq.SNDHWM, HIGH_WATER)
         self._socket.set(zmq.RCVHWM, HIGH_WATER)
-        self._socket.set(zmq.MAXMSGSIZE, frame_bytes)  # for each frame; ZeroMQ cuts the peer off
+        self._socket.set(zmq.MAXMSGSIZE, frame_bytes)  # for each frame; ZeroMQ disconnects the peer
         self._socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         self._socket.set(zmq.LINGER, 0)  # until close() says otherwise
         self._files = (self._socket.fileno(), self._wakeup.fileno())
@@ -125,26 +125,22 @@ class _Socket:
 
     def wait(self, seconds: float, *, writable: bool = False) -> None:
         if writable:
-            if self._may(READABLE | WRITABLE):
+            if self._ready(READABLE | WRITABLE):
                 return
-        elif not self._silent and self._may(READABLE):
-            self._promising = True
+        elif not self._known_empty and self._ready(READABLE):
+            self._likely_readable = True
             return
         for ready, _ in self._descriptors.poll(max(0, round(seconds * 1000))):
-            self._silent = False
+            self._known_empty = False
             if ready == self._files[0]:
-                self._promising = True
+                self._likely_readable = True
             else:
                 self._wakeup.clear()
 
-    def _may(self, wanted: int) -> bool:
-        """``_ready`` for who waits."""
-        return self._ready(wanted)
-
     def _ready(self, wanted: int) -> bool:
-        """Whether the socket can do one of ``READABLE`` and ``WRITABLE`` now."""
+        """Whether the socket is now in one of the wanted states."""
         events: int = self._get(EVENTS)
-        self._silent = not events & READABLE
+        self._known_empty = not events & READABLE
         return bool(events & wanted)
 
     def wake(self) -> None:
@@ -158,12 +154,12 @@ class _Socket:
                 self._context.term()  # returns within the linger: it has no other socket
 
     def _receive_all(self, kept: int) -> list[Frame] | None:
-        """The frames of the next message, at most ``kept`` of them; the rest is thrown away."""
-        if self._promising:
-            self._promising = False
+        """The frames of the next message; those beyond ``kept`` are dropped."""
+        if self._likely_readable:
+            self._likely_readable = False
         elif not self._ready(READABLE):
-            return None  # an exception would cost more than asking
-        self._silent = False
+            return None  # cheaper than an exception
+        self._known_empty = False
         try:
             received = self._recv_one(NOW, copy=False)
         except zmq.Again:
@@ -177,11 +173,11 @@ class _Socket:
         return frames
 
     def _note_sender(self, frame: zmq.Frame) -> None:
-        """Told the first frame of each message."""
+        """Called with the first frame of each message."""
 
     def _send_all(self, frames: Sequence[Frame]) -> None:
-        """Hands over one message whole, or raises ``zmq.Again`` and nothing has left."""
-        self._silent = False
+        """Sends one message whole, or raises ``zmq.Again`` and sends nothing."""
+        self._known_empty = False
         send, last = self._send_one, len(frames) - 1
         for number, frame in enumerate(frames):
             flags = MORE_NOW if number < last else NOW
@@ -193,26 +189,26 @@ class _Socket:
 
 
 def _content(frame: zmq.Frame) -> Frame:
-    """Bytes where it is small, otherwise a view of where ZeroMQ has put it."""
+    """Bytes if the frame is small, otherwise a view of ZeroMQ's buffer."""
     return frame.bytes if len(frame) <= COPIED_BYTES else frame.buffer.toreadonly()
 
 
 class ZmqListener(_Socket):
-    """A bound ROUTER. With ``ROUTER_MANDATORY``: nothing is dropped in silence."""
+    """A bound ROUTER, with ``ROUTER_MANDATORY`` so that nothing is dropped silently."""
 
     def __init__(self, endpoint: str, frame_bytes: int, remote: RemoteAccess | None = None) -> None:
         super().__init__(zmq.ROUTER, frame_bytes)
         self.last_key = ""
         self._endpoint = self.remote_endpoint = ""
         self._socket.set(zmq.ROUTER_MANDATORY, 1)
-        self._doorman: CurveAuthenticator | None = None
-        self._inner: list[ZmqLink] = []
+        self._authenticator: CurveAuthenticator | None = None
+        self._inproc: list[ZmqLink] = []
         self._frame_bytes = frame_bytes
         self._endpoint = self._bind(endpoint)
-        self._bind(INNER)  # before there are keys: it is this process alone
+        self._bind(INPROC)  # before the keys: only this process can reach it
         if remote is not None:
-            # Options hold for later binds alone: the ipc socket stays without keys.
-            self._doorman = CurveAuthenticator(self._context, remote.guests)
+            # Options apply to later binds only: the ipc socket stays without keys.
+            self._authenticator = CurveAuthenticator(self._context, remote.allowed)
             guard(self._socket, remote.secret)
             self.remote_endpoint = self._bind(remote.endpoint)
 
@@ -223,7 +219,7 @@ class ZmqListener(_Socket):
             self.close(0)
             raise InputError(
                 f"The bus cannot listen on {endpoint}: {error.strerror}.",
-                hint="Choose another address, or end the program that uses this one.",
+                hint="Choose another address, or stop the program that uses this one.",
             ) from None
         return self._socket.get_string(zmq.LAST_ENDPOINT)
 
@@ -231,52 +227,52 @@ class ZmqListener(_Socket):
     def endpoint(self) -> str:
         return self._endpoint
 
-    def connect_inside(self) -> ZmqLink:
-        """A link from this process, whose messages take no way through the system.
+    def connect(self, endpoint: str) -> ZmqLink:
+        """A link from this process by ``inproc``, whatever the endpoint says.
 
         Raises:
             InputError: this listener is closed.
         """
         if self._socket.closed:
             raise InputError("The bus is closed.", hint="Start a new one.")
-        link = ZmqLink(INNER, self._frame_bytes, shared=self._context)
-        self._inner = [known for known in self._inner if not known.closed] + [link]
+        link = ZmqLink(INPROC, self._frame_bytes, shared=self._context)
+        self._inproc = [known for known in self._inproc if not known.closed] + [link]
         return link
 
     def close(self, linger: float) -> None:
         listened = not self._socket.closed
         if listened:
             end = time.monotonic() + linger
-            # A DEALER with IMMEDIATE throws away what it has not read when its connection ends.
+            # A DEALER with IMMEDIATE drops what it has not read when its connection ends.
             time.sleep(max(0.0, min(linger, LAST_READ_S)))
-            # What was said last waits in these links' own sockets.
-            while not all(link.closed for link in self._inner) and time.monotonic() < end:
+            # The last messages wait in these links' own sockets.
+            while not all(link.closed for link in self._inproc) and time.monotonic() < end:
                 time.sleep(CLOSING_S)
-            for link in self._inner:
-                link.cut()  # a context ends when its last socket has
+            for link in self._inproc:
+                link.cut()  # term() waits for all sockets of the context
             self._wakeup.close()
             self._socket.close(linger=max(0, round(linger * 1000)))
-            if self._doorman is not None:
-                self._doorman.close()  # a context ends when its last socket has
+            if self._authenticator is not None:
+                self._authenticator.close()
             self._context.term()
         path = ipc_path(self._endpoint) if listened and self._endpoint else None
         if path is not None:
-            path.unlink(missing_ok=True)  # ZeroMQ leaves it
+            path.unlink(missing_ok=True)  # ZeroMQ does not remove it
 
     def _note_sender(self, frame: zmq.Frame) -> None:
-        if self._doorman is not None:
+        if self._authenticator is not None:
             try:
                 self.last_key = str(frame.get("User-Id"))
             except zmq.ZMQError:
                 self.last_key = ""  # it came by ipc
 
-    def receive(self) -> tuple[bytes, list[Frame]] | None:
+    def receive(self) -> tuple[PeerId, list[Frame]] | None:
         frames = self._receive_all(KEPT_FRAMES + 1)
         if frames is None:
             return None
         return bytes(frames[0]), frames[1:]
 
-    def send(self, peer: bytes, frames: Frames) -> Sent:
+    def send(self, peer: PeerId, frames: Frames) -> Sent:
         try:
             self._send_all([peer, *frames])
         except zmq.Again:
@@ -291,8 +287,8 @@ class ZmqListener(_Socket):
 class ZmqLink(_Socket):
     """A connected DEALER. A lock lets other threads send while one of them waits and receives.
 
-    Whoever touches the socket may take the signal that something has arrived off its descriptor,
-    so a sender that sees something to receive wakes the one who waits.
+    Any use of the socket may clear the signal on its descriptor that something has arrived, so a
+    sender that sees something to receive wakes the thread that waits.
     """
 
     def __init__(
@@ -305,9 +301,9 @@ class ZmqLink(_Socket):
         super().__init__(zmq.DEALER, frame_bytes, shared)
         if keys is not None:
             present(self._socket, keys)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._closed = False
-        # Only a connection that stands takes messages, so what waits is in our own bounded queue.
+        # Only an established connection takes messages; the rest waits in our own bounded queue.
         self._socket.set(zmq.IMMEDIATE, 1)
         try:
             self._socket.connect(endpoint)
@@ -322,19 +318,16 @@ class ZmqLink(_Socket):
     def descriptors(self) -> tuple[int, ...]:
         return self._files
 
-    def _may(self, wanted: int) -> bool:
-        with self._lock:
-            return self._ready(wanted)
-
     def _ready(self, wanted: int) -> bool:
-        return not self._closed and super()._ready(wanted)
+        with self._lock:
+            return not self._closed and super()._ready(wanted)
 
     @property
     def closed(self) -> bool:
         return self._closed
 
     def cut(self) -> None:
-        """Its listener closes: nothing comes or leaves any more. Safe in another thread."""
+        """Closes the socket because its listener closes. Safe in another thread."""
         with self._lock:
             self._closed = True
             self._socket.close(linger=0)
@@ -368,10 +361,10 @@ class ZmqTransport:
     """``ipc://`` and ``tcp://`` sockets.
 
     Args:
-        frame_bytes: largest frame taken from a peer; ZeroMQ cuts off one that sends more.
-        force_plain_tcp: listen on tcp beyond this machine although it is not encrypted.
-        remote: where peers of other machines connect besides, with keys.
-        keys: what to show where this side connects.
+        frame_bytes: largest accepted frame; ZeroMQ disconnects a peer that sends a larger one.
+        force_plain_tcp: allow unencrypted tcp beyond this machine.
+        remote: where peers of other machines connect as well, with keys.
+        keys: the keys to present when connecting.
     """
 
     def __init__(
@@ -418,18 +411,16 @@ def ipc_path(endpoint: str) -> Path | None:
 
 
 def clear_stale_path(path: Path) -> None:
-    """Removes the socket that a dead broker left; refuses to take over one that lives.
-
-    ZeroMQ itself would take the path of a living one without a word.
+    """Removes the socket file of a dead broker; ZeroMQ itself would also replace one in use.
 
     Raises:
-        InputError: somebody listens there, or it is not a socket.
+        InputError: a process listens there, or it is not a socket.
     """
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
         return
-    if stat.S_ISSOCK(mode) and not _somebody_listens(path):
+    if stat.S_ISSOCK(mode) and not _is_listening(path):
         path.unlink(missing_ok=True)
         return
     raise InputError(
@@ -438,7 +429,7 @@ def clear_stale_path(path: Path) -> None:
     )
 
 
-def _somebody_listens(path: Path) -> bool:
+def _is_listening(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         try:
@@ -446,5 +437,5 @@ def _somebody_listens(path: Path) -> bool:
         except ConnectionRefusedError:
             return False
         except OSError:
-            return True  # full backlog or no permission: somebody is there
+            return True  # full backlog or no permission: a process is there
     return True

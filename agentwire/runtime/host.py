@@ -41,7 +41,7 @@ from agentwire.spec.agent import BusAddress
 from agentwire.telemetry.journal import Journal
 from agentwire.telemetry.live import LiveStats, write_status
 from agentwire.wire.messages import Hello, Message, Role, TaskSpec
-from agentwire.wire.states import Timing
+from agentwire.wire.session import Timing
 
 CLIENT = "client"
 SHOW_S = 1.0  # between two states of the status file
@@ -132,7 +132,7 @@ class Host:
                 hello,
                 on_message=on_message,
                 on_lost=on_lost,
-                transport=self._broker.inside,
+                transport=self._broker.in_process,
             )
 
         self._connect = connect

@@ -13,11 +13,11 @@ class Audible(Protocol):
 
     @property
     def descriptors(self) -> tuple[int, ...]: ...
-    def attend(self, seconds: float) -> bool: ...
+    def poll(self, seconds: float) -> bool: ...
 
 
 class LoopReader:
-    """Calls ``attend`` of a started endpoint whenever it has something to do, in the loop's thread.
+    """Calls ``poll`` of a started endpoint whenever it has something to do, in the loop's thread.
 
     Where the loop or the transport cannot do that, the endpoint's own thread goes on listening.
     """
@@ -34,7 +34,7 @@ class LoopReader:
             self.close()
 
     def _hear(self) -> None:
-        if self._files and self._endpoint.attend(0.0):
+        if self._files and self._endpoint.poll(0.0):
             self._loop.call_soon(self._hear)  # of what is left no file tells
 
     def close(self) -> None:

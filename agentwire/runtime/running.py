@@ -20,7 +20,7 @@ from agentwire.runtime.reply import AgentInfo, ProgressEvent
 from agentwire.scenario.fetch import fetch
 from agentwire.scenario.resolve import Resolved
 from agentwire.spec.launchers import LAUNCHERS
-from agentwire.wire.states import Timing
+from agentwire.wire.session import Timing
 
 
 class Running:

@@ -1,4 +1,8 @@
-"""What a session tells the layer above. Compare lists of these in tests; act on them in the bus."""
+"""What happened in a session, for the layer above; the router takes these events as they are.
+
+``PeerBusy``, ``PeerLeft`` and ``PeerLost`` go on unchanged to the broker's owner. ``name`` and
+``epoch`` are those of the other end; in a peer's session that is the broker.
+"""
 
 from __future__ import annotations
 
@@ -18,30 +22,27 @@ class Outgoing:
 
 
 @dataclass(frozen=True, slots=True)
-class Greeted:
-    """Broker: a peer said Hello. Check its name, token and epoch, then welcome or reject it."""
+class HelloReceived:
+    """Broker: the first Hello. Check name, token and epoch, then welcome or reject the peer."""
 
     hello: Hello
     epoch: int
 
 
 @dataclass(frozen=True, slots=True)
-class Announced:
-    """Broker: an agent said Hello again, now with its model: it is ready for work."""
-
-    hello: Hello
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """Peer: the broker said Welcome. From now on anything in ``MAY_SEND`` may be sent."""
+class SessionOpened:
+    """Peer: the broker sent Welcome. From now on anything in ``MAY_SEND`` may be sent."""
 
     welcome: Welcome
 
 
 @dataclass(slots=True)
-class Received:
-    """A message for the layer above; ``sealed``, at the broker: for ``Session.send`` of it."""
+class MessageReceived:
+    """A message for the layer above, among them an agent's second Hello.
+
+    Attributes:
+        sealed: broker: the frames as they came, for ``Session.send`` to the next hop.
+    """
 
     message: Message
     envelope: Envelope
@@ -49,33 +50,11 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
-class Busy:
-    """How long the other side's compute loop has worked without finishing a batch."""
-
-    busy_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """Messages were lost before the next event's: their requests must be tried again."""
-
-    expected: int
-    received: int
-
-
-@dataclass(frozen=True, slots=True)
-class Duplicate:
-    """A message whose number had come already: dropped."""
-
-    seq: int
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
+class MessageRefused:
     """A message was refused and dropped. The Nack that answers it follows as ``Outgoing``.
 
     Attributes:
-        rows, wire, origin: whose requests it carried, as far as could be trusted.
+        rows, wire, origin: whose requests it carried, as far as they could be trusted.
     """
 
     code: NackCode
@@ -86,34 +65,61 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class Closed:
-    """The session is over by what the other side said: Goodbye, or a Nack to the Hello.
+class DuplicateDropped:
+    """A message whose sequence number had been received before was dropped."""
+
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerBusy:
+    """How long the peer's compute loop has worked without finishing a batch, in milliseconds.
+
+    The owner gets it with every Ping and Pong of a busy agent, and once with 0 when it is idle.
+    """
+
+    name: str
+    epoch: int
+    busy_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLeft:
+    """The peer ended the session on purpose: by Goodbye, or by a Nack to the Hello.
 
     Attributes:
         code: the code of that Nack; None after a Goodbye.
     """
 
+    name: str
+    epoch: int
     reason: str
     code: NackCode | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
-    """The session is over because nothing has come for too long."""
+class PeerLost:
+    """The peer is gone without a Goodbye: silent, dead, replaced or disconnected.
 
+    Attributes:
+        silent: nothing was received for too long, so the peer may hang; otherwise its connection
+            or its process ended.
+    """
+
+    name: str
+    epoch: int
     reason: str
+    silent: bool = False
 
 
 Event: TypeAlias = (
     Outgoing
-    | Greeted
-    | Announced
-    | Opened
-    | Received
-    | Busy
-    | Gap
-    | Duplicate
-    | Refused
-    | Closed
-    | Lost
+    | HelloReceived
+    | SessionOpened
+    | MessageReceived
+    | MessageRefused
+    | DuplicateDropped
+    | PeerBusy
+    | PeerLeft
+    | PeerLost
 )

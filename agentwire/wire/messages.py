@@ -71,6 +71,7 @@ __all__ = [
     "Text",
     "Welcome",
     "WorkMessage",
+    "body_bytes",
     "direct_wire",
     "with_origin",
 ]
@@ -366,7 +367,7 @@ Message: TypeAlias = (
     | Progress
     | Goodbye
 )
-WorkMessage: TypeAlias = Encode | Soft | Text | Result
+WorkMessage: TypeAlias = Encode | Soft | Text
 
 
 class Envelope(NamedTuple):
@@ -381,6 +382,13 @@ class Envelope(NamedTuple):
     run: bytes
     seq: int
     epoch: int
+
+
+def body_bytes(work: WorkMessage) -> int:
+    """What a message costs in byte credit: the bytes of its body."""
+    if isinstance(work, Soft):
+        return len(work.payload.data)
+    return sum([row.size for row in work.rows])
 
 
 def with_origin(message: Message, origin: str) -> Message:

@@ -1,45 +1,39 @@
-"""One peer of the protocol as a state machine: no socket, no thread, no clock.
+"""One end of a connection as a state machine: no socket, no thread, no clock.
 
 The rules:
 
-* Time comes in as ``now`` (seconds of any monotonic clock) and is never read here.
-* ``receive`` never raises on what a peer sent: it gives events, among them the refusal and the
-  frames that answer it.
-* ``send`` raises LocalProtocolError for what this side may not send now (see ``TRANSITIONS`` and
-  ``MAY_SEND``), and then changes nothing.
-* Sequence numbers are given out in the order of calls, so frames must be written in the order in
-  which they come from here: write every ``Outgoing`` before the next call.
-* Read everything that has arrived before ``tick``: a thread that was held up for long would
-  otherwise take its own delay for the peer's silence.
+* Time is passed in as ``now`` (seconds of any monotonic clock).
+* ``receive`` never raises, whatever the bytes: it returns events, among them refusals and the
+  frames that answer them.
+* ``send`` raises LocalProtocolError for a message that this side may not send now (``TRANSITIONS``
+  and ``MAY_SEND``), and then changes nothing.
+* Messages are numbered in the order of calls, so write each ``Outgoing`` before the next call.
+* Read everything that has arrived before ``tick``: otherwise a thread that was held up would take
+  its own delay for the peer's silence.
 
-A session lasts one incarnation of a peer. A new incarnation is a new connection and a new session.
+A session lasts for one incarnation of a peer; the next incarnation has a new connection and a new
+session.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 
 from agentwire.errors import LocalProtocolError, NackCode
-from agentwire.wire.codec import (
-    Sealed,
-    Undecodable,
-    encode,
-    reseal,
-    unseal,
-)
+from agentwire.wire.codec import Sealed, Undecodable, encode, reseal, unseal
 from agentwire.wire.events import (
-    Announced,
-    Busy,
-    Closed,
-    Duplicate,
+    DuplicateDropped,
     Event,
-    Gap,
-    Greeted,
-    Lost,
-    Opened,
+    HelloReceived,
+    MessageReceived,
+    MessageRefused,
     Outgoing,
-    Received,
-    Refused,
+    PeerBusy,
+    PeerLeft,
+    PeerLost,
+    SessionOpened,
 )
 from agentwire.wire.fields import MAX_U32, TYPE_OF
 from agentwire.wire.limits import DEFAULT_LIMITS, Limits
@@ -53,38 +47,109 @@ from agentwire.wire.messages import (
     Nack,
     Ping,
     Pong,
+    Role,
     Welcome,
 )
-from agentwire.wire.states import Direction, Side, State, Timing, plain_messages, step
-
-__all__ = [
-    "Announced",
-    "Busy",
-    "Closed",
-    "Duplicate",
-    "Event",
-    "Gap",
-    "Greeted",
-    "Lost",
-    "Opened",
-    "Outgoing",
-    "Received",
-    "Refused",
-    "Session",
-    "Side",
-    "State",
-    "Timing",
-    "choose_version",
-]
 
 UNKNOWN_RUN = bytes(16)
-"""Run id in the Hello of a peer that was not told which run it joins."""
+"""Run id in the Hello of a peer that does not know the run it joins."""
 MAX_GAP = 65_536
 """A sequence number further ahead than this is damage or malice, not loss."""
 
 
-class _Refuse(Exception):
-    """What was received is not allowed; becomes ``Refused`` and a Nack."""
+class Side(StrEnum):
+    PEER = "peer"  # an agent or a client: says Hello first
+    BROKER = "broker"
+
+
+class State(StrEnum):
+    START = "start"  # nothing sent or received
+    GREETING = "greeting"  # Hello has crossed, Welcome has not
+    OPEN = "open"
+    CLOSED = "closed"  # nothing more is sent, and what arrives is ignored
+
+
+class Direction(StrEnum):
+    SEND = "send"
+    RECEIVE = "receive"
+
+
+_T = MessageType
+_S, _R = Direction.SEND, Direction.RECEIVE
+
+TRANSITIONS: Mapping[Side, Mapping[tuple[State, Direction, MessageType], State]] = {
+    Side.PEER: {
+        (State.START, _S, _T.HELLO): State.GREETING,
+        (State.GREETING, _R, _T.WELCOME): State.OPEN,
+        (State.GREETING, _R, _T.NACK): State.CLOSED,
+        (State.GREETING, _R, _T.GOODBYE): State.CLOSED,
+        (State.GREETING, _S, _T.GOODBYE): State.CLOSED,
+        (State.OPEN, _R, _T.GOODBYE): State.CLOSED,
+        (State.OPEN, _S, _T.GOODBYE): State.CLOSED,
+    },
+    Side.BROKER: {
+        (State.START, _R, _T.HELLO): State.GREETING,
+        (State.START, _S, _T.NACK): State.CLOSED,  # answers a first message that is no Hello
+        (State.GREETING, _S, _T.WELCOME): State.OPEN,
+        (State.GREETING, _S, _T.NACK): State.CLOSED,
+        (State.GREETING, _R, _T.GOODBYE): State.CLOSED,
+        (State.GREETING, _S, _T.GOODBYE): State.CLOSED,
+        (State.OPEN, _R, _T.GOODBYE): State.CLOSED,
+        (State.OPEN, _S, _T.GOODBYE): State.CLOSED,
+    },
+}
+"""All steps between states. Messages in ``MAY_SEND`` keep an open session open."""
+
+_BOTH = frozenset({_T.NACK, _T.CREDIT, _T.PING, _T.PONG, _T.GOODBYE})
+MAY_SEND: Mapping[tuple[Side, Role], frozenset[MessageType]] = {
+    (Side.PEER, Role.AGENT): _BOTH
+    | {_T.HELLO, _T.PROGRESS, _T.OFFER, _T.ACCEPT, _T.SOFT, _T.TEXT, _T.RESULT, _T.PIECE},
+    (Side.PEER, Role.CLIENT): _BOTH | {_T.DEFINE, _T.ENCODE, _T.TEXT, _T.CANCEL},
+    (Side.BROKER, Role.AGENT): _BOTH
+    | {_T.DEFINE, _T.OFFER, _T.ACCEPT, _T.ENCODE, _T.SOFT, _T.TEXT, _T.CANCEL},
+    (Side.BROKER, Role.CLIENT): _BOTH | {_T.RESULT, _T.PIECE},
+}
+"""What a side may send in an open session with (or as) a peer of this role."""
+
+# The session itself acts on these; all other messages of an open session go to the layer above.
+_OWN = {_T.HELLO, _T.WELCOME, _T.PING, _T.PONG, _T.GOODBYE}
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Time limits of a session, in milliseconds. The broker's Welcome announces its own.
+
+    Attributes:
+        ping_ms: a Ping is sent after this long without anything received.
+        liveness_ms: the other side is lost after this long without anything received.
+        handshake_ms: Hello and Welcome must have crossed within this time.
+    """
+
+    ping_ms: int = 1_000
+    liveness_ms: int = 15_000
+    handshake_ms: int = 30_000
+
+
+def step(
+    side: Side, role: Role | None, state: State, direction: Direction, kind: MessageType
+) -> State | None:
+    """The state after this message crosses; None if it is not allowed.
+
+    Args:
+        side, state: of the session that asks.
+        role: role of the session's peer; None until its Hello is known.
+    """
+    after = TRANSITIONS[side].get((state, direction, kind))
+    if after is None and state is State.OPEN and role is not None:
+        other = Side.BROKER if side is Side.PEER else Side.PEER
+        sender = side if direction is Direction.SEND else other
+        if kind in MAY_SEND[sender, role]:
+            return State.OPEN
+    return after
+
+
+class _Refusal(Exception):
+    """The received message is not allowed; becomes ``MessageRefused`` and a Nack."""
 
     def __init__(self, code: NackCode, reason: str) -> None:
         super().__init__(reason)
@@ -92,13 +157,12 @@ class _Refuse(Exception):
 
 
 def choose_version(offered: Sequence[int]) -> int | None:
-    """The newest version that both speak; None if there is none."""
+    """The newest version that both sides speak; None if there is none."""
     return PROTOCOL_VERSION if PROTOCOL_VERSION in offered else None
 
 
-def _in_field(busy_ms: int) -> int:
-    """``tick`` and ``receive`` do not raise, also where a clock says something odd."""
-    return min(max(0, int(busy_ms)), MAX_U32)
+def _clamp(busy_ms: int) -> int:
+    return min(max(0, int(busy_ms)), MAX_U32)  # so that an odd clock does not make tick raise
 
 
 class Session:
@@ -107,14 +171,14 @@ class Session:
     Args:
         side: which end this is.
         run: 16-byte id of the run; messages of another run are refused. A peer that does not
-            know it gives ``UNKNOWN_RUN``, and learns it from the Welcome.
+            know it passes ``UNKNOWN_RUN`` and learns it from the Welcome.
         epoch: incarnation of this end, sent with every message.
         now: current time in seconds.
-        hello: peer side: what ``open`` will say; also fixes the role.
+        hello: peer side: the message that ``open`` sends; also fixes the role.
         timing: time limits. A peer takes ping and liveness from the broker's Welcome instead.
         limits: the codec's limits.
-        keyed: broker side: the transport knows the peer by its key, so its Hello may leave the run
-            open.
+        keyed: broker side: the transport identified the peer by its key, so that its Hello may
+            leave the run open.
     """
 
     def __init__(
@@ -131,7 +195,8 @@ class Session:
     ) -> None:
         if (side is Side.PEER) != (hello is not None):
             raise LocalProtocolError(
-                "A peer needs its Hello and the broker gets one.", hint="Pass hello= for a peer."
+                "A peer's session needs its Hello; a broker's session receives one.",
+                hint="Pass hello= for a peer only.",
             )
         self.side = side
         self.state = State.START
@@ -142,33 +207,35 @@ class Session:
         self._epoch = epoch
         self._limits = limits
         self._keyed = keyed
-        # What means nothing to this session itself, once it is open.
-        self._hears: frozenset[type[Message]] = frozenset()
-        self._says: frozenset[type[Message]] = frozenset()
+        # Message classes of the open session that mean nothing to the session itself.
+        self._plain_in: frozenset[type[Message]] = frozenset()
+        self._plain_out: frozenset[type[Message]] = frozenset()
         self._next_out = 0
         self._next_in = 0
         self._undecoded = 0
         self._started = now
-        self._heard = now  # when something last came
-        self._reported = now  # when busy_ms last went out
+        self._received = now  # when something was last received
+        self._reported = now  # when busy_ms was last sent
 
     # -- sending ----------------------------------------------------------------------------
 
     def open(self, now: float) -> list[bytes | memoryview]:
         """Peer: the frames of the Hello that opens the session."""
         if self.hello is None:
-            raise LocalProtocolError("The broker does not say Hello.", hint="Wait for Greeted.")
-        self._started = self._heard = now
+            raise LocalProtocolError(
+                "The broker does not send a Hello.", hint="Wait for HelloReceived."
+            )
+        self._started = self._received = now
         return self.send(self.hello, now)
 
     def welcome(self, now: float) -> list[bytes | memoryview]:
-        """Broker: the frames of the Welcome that lets a greeted peer in."""
+        """Broker: the frames of the Welcome that admits the peer."""
         version = choose_version(self.hello.versions if self.hello else ())
         answer = Welcome(version or PROTOCOL_VERSION, self.timing.ping_ms, self.timing.liveness_ms)
         return self.send(answer, now)
 
     def reject(self, code: NackCode, reason: str, now: float) -> list[bytes | memoryview]:
-        """Broker: the frames of the Nack that turns a greeted peer away; closes the session."""
+        """Broker: the frames of the Nack that rejects the peer; closes the session."""
         return self.send(Nack(code, reason), now)
 
     def send(
@@ -177,15 +244,15 @@ class Session:
         """The frames of a message, numbered. Write them in the order of calls.
 
         Args:
-            sealed: how the message came, where it goes on with no change but its origin.
+            sealed: the frames as received, if the message goes on with no change but its origin.
 
         Raises:
             LocalProtocolError: this side may not send that now, or it does not fit the wire.
                 No number is used up.
         """
         after = self.state
-        if after is not State.OPEN or type(message) not in self._says:
-            after = self._after_sending(message)
+        if after is not State.OPEN or type(message) not in self._plain_out:
+            after = self._state_after_sending(message)
         envelope = Envelope(self._run, self._next_out, self._epoch)
         if sealed is None:
             frames = encode(message, envelope, self._limits)
@@ -199,30 +266,27 @@ class Session:
             self._reported = now
         return frames
 
-    def _after_sending(self, message: Message) -> State:
-        """The state that sending it leads to.
-
-        Raises:
-            LocalProtocolError: this side may not send that now.
-        """
-        self._learn_plain()
+    def _state_after_sending(self, message: Message) -> State:
+        self._set_plain_messages()
         kind = TYPE_OF[type(message)]
         after = self._step(Direction.SEND, kind)
         if after is None:
             raise LocalProtocolError(
-                f"A {self.side} session that is {self.state} may not send {kind.name}.",
+                f"A {self.side} session in state {self.state} may not send {kind.name}.",
                 hint="docs/protocol.md shows what each state allows.",
             )
         if self.state is State.OPEN and isinstance(message, Hello):
-            problem = self._hello_problem(message)
+            problem = self._second_hello_problem(message)
             if problem:
-                raise LocalProtocolError(problem, hint="Say Hello again when the model is loaded.")
+                raise LocalProtocolError(
+                    problem, hint="Send the second Hello when the model is loaded."
+                )
         return after
 
     # -- time -------------------------------------------------------------------------------
 
     def tick(self, now: float, busy_ms: int = 0) -> tuple[float | None, list[Event]]:
-        """What is due by now, and when to call again at the latest (None: never).
+        """Events that are due by now, and the time of the next call (None: never).
 
         Args:
             busy_ms: how long this side's compute loop has worked without finishing a batch.
@@ -234,21 +298,19 @@ class Session:
             deadline = self._started + self.timing.handshake_ms / 1000
             if now < deadline:
                 return deadline, events
-            self.state = State.CLOSED
-            waited = f"{self.timing.handshake_ms} ms"
-            return None, [Lost(f"no {'Welcome' if self.hello else 'Hello'} within {waited}")]
-        lost_at = self._heard + self.timing.liveness_ms / 1000
+            awaited = "Welcome" if self.hello else "Hello"
+            return None, [self._lost(f"no {awaited} within {self.timing.handshake_ms} ms")]
+        lost_at = self._received + self.timing.liveness_ms / 1000
         if now >= lost_at:
-            self.state = State.CLOSED
-            return None, [Lost(f"silent for {self.timing.liveness_ms} ms")]
+            return None, [self._lost(f"silent for {self.timing.liveness_ms} ms", silent=True)]
         if now >= self._ping_at(busy_ms):
-            events.append(Outgoing(self.send(Ping(_in_field(busy_ms)), now)))
+            events.append(Outgoing(self.send(Ping(_clamp(busy_ms)), now)))
         return min(lost_at, self._ping_at(busy_ms)), events
 
     def _ping_at(self, busy_ms: int) -> float:
-        # A busy side reports even while messages come in: the progress deadline of the other side
-        # must not depend on who else talks.
-        quiet_since = self._reported if busy_ms else max(self._heard, self._reported)
+        # A busy side reports even while messages arrive: the progress deadline of the other side
+        # must not depend on who else sends.
+        quiet_since = self._reported if busy_ms else max(self._received, self._reported)
         return quiet_since + self.timing.ping_ms / 1000
 
     # -- receiving --------------------------------------------------------------------------
@@ -256,7 +318,7 @@ class Session:
     def receive(
         self, frames: Sequence[bytes | memoryview], now: float, busy_ms: int = 0
     ) -> list[Event]:
-        """What one message means. Never raises, whatever the bytes.
+        """The events of one received message. Never raises, whatever the bytes.
 
         Args:
             frames: the three frames of one message, without routing frames.
@@ -268,54 +330,60 @@ class Session:
             envelope, message, sealed = unseal(frames, self._limits)
         except Undecodable as error:
             self._undecoded += 1
-            refused = Refused(error.code, str(error), error.wire, error.rows, error.origin)
+            refused = MessageRefused(error.code, str(error), error.wire, error.rows, error.origin)
             return self._refuse(refused, now)
         if (
             self.state is State.OPEN
-            and type(message) in self._hears
+            and type(message) in self._plain_in
             and envelope.seq == self._next_in
             and envelope.epoch == self.remote_epoch
             and envelope.run == self._run
-        ):  # as nearly always: nothing but the next message for the layer above
-            self._undecoded, self._next_in, self._heard = 0, envelope.seq + 1, now
-            return [Received(message, envelope, sealed if self.side is Side.BROKER else None)]
-        self._learn_plain()
-        events: list[Event] = []
+        ):  # the usual case: the next message for the layer above
+            self._undecoded, self._next_in, self._received = 0, envelope.seq + 1, now
+            return [
+                MessageReceived(message, envelope, sealed if self.side is Side.BROKER else None)
+            ]
+        self._set_plain_messages()
         try:
             self._check_envelope(envelope, message)
             if envelope.seq < self._next_in:
                 # No sign of life: a broker that no longer knows this connection answers as well.
-                return [self._unknown_there(envelope, message) or Duplicate(envelope.seq)]
-            self._count(envelope.seq, events)
-            self._heard = now
-            events += self._accept(message, envelope, sealed, now, busy_ms)
-        except _Refuse as error:
-            refused = Refused(
+                return [
+                    self._rejected_by_broker(envelope, message) or DuplicateDropped(envelope.seq)
+                ]
+            missing = envelope.seq - self._next_in - self._undecoded
+            if missing > 0 and self.state is not State.START:
+                # Work, credit or an answer is missing, and nobody can say which.
+                return [self._lost(f"{missing} messages were lost")]
+            # The numbers of refused messages are no gap.
+            self._undecoded, self._next_in, self._received = 0, envelope.seq + 1, now
+            return self._accept(message, envelope, sealed, now, busy_ms)
+        except _Refusal as error:
+            refused = MessageRefused(
                 error.code,
                 str(error),
                 getattr(message, "wire", ""),
                 getattr(message, "rows", ()),
                 getattr(message, "origin", ""),
             )
-            events += self._refuse(refused, now, answer=not isinstance(message, Nack))
-        return events
+            return self._refuse(refused, now, answer=not isinstance(message, Nack))
 
     def _check_envelope(self, envelope: Envelope, message: Message) -> None:
-        if envelope.run != self._run and not self._may_differ(envelope.run, message):
-            raise _Refuse(NackCode.UNAUTHORIZED, "the message belongs to another run")
+        if envelope.run != self._run and not self._learns_run(envelope.run, message):
+            raise _Refusal(NackCode.UNAUTHORIZED, "the message belongs to another run")
         # The first message in a direction fixes the incarnation.
         if self.remote_epoch is not None and envelope.epoch != self.remote_epoch:
-            raise _Refuse(
+            raise _Refusal(
                 NackCode.STALE_EPOCH,
                 f"epoch {envelope.epoch}, but this session is with epoch {self.remote_epoch}",
             )
         if envelope.seq - self._next_in > MAX_GAP:
-            raise _Refuse(
+            raise _Refusal(
                 NackCode.MALFORMED, f"sequence {envelope.seq} is too far from {self._next_in}"
             )
 
-    def _may_differ(self, run: bytes, message: Message) -> bool:
-        """Whether one side does not know the run yet, and that is in order."""
+    def _learns_run(self, run: bytes, message: Message) -> bool:
+        """Whether a run id may differ because one side does not know the run yet."""
         if self.side is Side.BROKER:
             first = self.state is State.START and isinstance(message, Hello)
             return first and self._keyed and run == UNKNOWN_RUN
@@ -324,23 +392,15 @@ class Session:
             self._run = run
         return learns
 
-    def _unknown_there(self, envelope: Envelope, message: Message) -> Lost | None:
-        """The end of a peer's session where the broker began a new one.
+    def _rejected_by_broker(self, envelope: Envelope, message: Message) -> PeerLost | None:
+        """The end of a peer's session after the transport reconnected by itself.
 
-        A transport that comes back by itself after a broken connection is somebody new to the
-        broker, who turns away what is no Hello: with a Nack, numbered 0, where the Welcome was.
+        To the broker the new connection is unknown. It answers a first message that is no Hello
+        with a Nack numbered 0, the number that the Welcome had.
         """
         if self.side is Side.BROKER or envelope.seq != 0 or not isinstance(message, Nack):
             return None
-        self.state = State.CLOSED
-        return Lost(f"the broker does not know this connection: {message.reason}")
-
-    def _count(self, seq: int, events: list[Event]) -> None:
-        """Moves on to the number after ``seq``; numbers of refused messages are no gap."""
-        if seq > self._next_in + self._undecoded:
-            events.append(Gap(self._next_in, seq))
-        self._undecoded = 0
-        self._next_in = seq + 1
+        return self._lost(f"the broker does not know this connection: {message.reason}")
 
     def _accept(
         self, message: Message, envelope: Envelope, sealed: Sealed, now: float, busy_ms: int
@@ -348,71 +408,64 @@ class Session:
         kind = TYPE_OF[type(message)]
         after = self._step(Direction.RECEIVE, kind)
         if after is None:
-            raise _Refuse(
-                NackCode.UNAUTHORIZED, f"{kind.name} is not allowed: the session is {self.state}"
+            raise _Refusal(
+                NackCode.UNAUTHORIZED, f"{kind.name} is not allowed in state {self.state}"
             )
         if self.state is not State.OPEN or after is not State.OPEN:
             self.remote_epoch = envelope.epoch
-            return self._shake_hands(message, envelope, after, now)
-        match message:
-            case Hello():
-                return [Announced(self._second_hello(message))]
-            case Ping():
-                return [Busy(message.busy_ms), Outgoing(self.send(Pong(_in_field(busy_ms)), now))]
-            case Pong():
-                return [Busy(message.busy_ms)]
-        return [Received(message, envelope, sealed if self.side is Side.BROKER else None)]
+            return self._change_state(message, envelope, after, now)
+        if isinstance(message, Ping | Pong):
+            events: list[Event] = [PeerBusy(*self._other_end(), message.busy_ms)]
+            if isinstance(message, Ping):
+                events.append(Outgoing(self.send(Pong(_clamp(busy_ms)), now)))
+            return events
+        if isinstance(message, Hello):
+            problem = self._second_hello_problem(message)
+            if problem:
+                raise _Refusal(NackCode.UNAUTHORIZED, problem)
+            self.hello = message
+        return [MessageReceived(message, envelope, sealed if self.side is Side.BROKER else None)]
 
-    def _shake_hands(
+    def _change_state(
         self, message: Message, envelope: Envelope, after: State, now: float
     ) -> list[Event]:
         match message:
             case Hello():
                 if choose_version(message.versions) is None:
-                    raise _Refuse(
-                        NackCode.VERSION, f"this broker speaks version {PROTOCOL_VERSION} alone"
+                    raise _Refusal(
+                        NackCode.VERSION, f"this broker speaks only version {PROTOCOL_VERSION}"
                     )
                 self.hello, self.state = message, after
-                return [Greeted(message, envelope.epoch)]
+                return [HelloReceived(message, envelope.epoch)]
             case Welcome():
                 problem = self._welcome_problem(message)
                 if problem is not None:
                     # Nothing can follow, so neither end should wait for the handshake's limit.
                     goodbye = Outgoing(self.send(Goodbye(str(problem)), now))
-                    return [goodbye, Closed(str(problem), problem.code)]
+                    return [goodbye, self._left(str(problem), problem.code)]
                 self.timing = Timing(message.ping_ms, message.liveness_ms, self.timing.handshake_ms)
                 self.state, self._reported = after, now
-                return [Opened(message)]
+                return [SessionOpened(message)]
             case Nack():
-                self.state = after
-                return [Closed(message.reason, message.code)]
+                return [self._left(message.reason, message.code)]
             case Goodbye():
-                self.state = after
-                return [Closed(message.reason)]
-        raise _Refuse(NackCode.UNAUTHORIZED, "the session is not open")
+                return [self._left(message.reason)]
+        raise _Refusal(NackCode.UNAUTHORIZED, "the session is not open")
 
-    def _welcome_problem(self, welcome: Welcome) -> _Refuse | None:
+    def _welcome_problem(self, welcome: Welcome) -> _Refusal | None:
         if welcome.version not in (self.hello.versions if self.hello else ()):
-            return _Refuse(NackCode.VERSION, f"version {welcome.version} was not offered")
+            return _Refusal(NackCode.VERSION, f"version {welcome.version} was not offered")
         if welcome.liveness_ms <= welcome.ping_ms:
-            return _Refuse(NackCode.MALFORMED, "liveness_ms must be above ping_ms")
+            return _Refusal(NackCode.MALFORMED, "liveness_ms must be above ping_ms")
         return None
 
-    def _second_hello(self, hello: Hello) -> Hello:
-        problem = self._hello_problem(hello)
-        if problem:
-            raise _Refuse(NackCode.UNAUTHORIZED, problem)
-        self.hello = hello
-        return hello
-
-    def _hello_problem(self, hello: Hello) -> str:
-        """Why this cannot be the second Hello of the session; "" if it can."""
+    def _second_hello_problem(self, hello: Hello) -> str:
         first = self.hello
         if first is None or (hello.name, hello.role) != (first.name, first.role):
             return "a peer cannot change its name or role"
         return "" if hello.model else "a second Hello must name the model"
 
-    def _refuse(self, refused: Refused, now: float, *, answer: bool = True) -> list[Event]:
+    def _refuse(self, refused: MessageRefused, now: float, *, answer: bool = True) -> list[Event]:
         events: list[Event] = [refused]
         # A Nack is never answered by a Nack, or two ends could go on for ever.
         if answer and self._step(Direction.SEND, MessageType.NACK) is not None:
@@ -422,11 +475,34 @@ class Session:
             events.append(Outgoing(self.send(nack, now)))
         return events
 
-    def _learn_plain(self) -> None:
-        """Once the session is open, what crosses it in either direction is known."""
-        if self.state is State.OPEN and not self._says:
-            role = self.hello.role if self.hello else None
-            self._hears, self._says = plain_messages(self.side, role)
+    # -- both directions --------------------------------------------------------------------
+
+    def _other_end(self) -> tuple[str, int]:
+        name = "broker"
+        if self.side is Side.BROKER:
+            name = self.hello.name if self.hello else ""
+        return name, self.remote_epoch or 0
+
+    def _lost(self, reason: str, silent: bool = False) -> PeerLost:
+        self.state = State.CLOSED
+        return PeerLost(*self._other_end(), reason, silent)
+
+    def _left(self, reason: str, code: NackCode | None = None) -> PeerLeft:
+        self.state = State.CLOSED
+        return PeerLeft(*self._other_end(), reason, code)
+
+    def _set_plain_messages(self) -> None:
+        """Once the session is open, computes which message classes concern the layer above."""
+        if self.state is State.OPEN and not self._plain_out:
+            self._plain_in = self._plain_messages(Direction.RECEIVE)
+            self._plain_out = self._plain_messages(Direction.SEND)
+
+    def _plain_messages(self, direction: Direction) -> frozenset[type[Message]]:
+        return frozenset(
+            kind
+            for kind, number in TYPE_OF.items()
+            if number not in _OWN and self._step(direction, number) is State.OPEN
+        )
 
     def _step(self, direction: Direction, kind: MessageType) -> State | None:
         role = self.hello.role if self.hello else None

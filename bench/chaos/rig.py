@@ -28,7 +28,7 @@ from agentwire.runtime.ledger import Admission
 from agentwire.runtime.pending import Outcome
 from agentwire.runtime.reply import Reply
 from agentwire.spec.agent import FakeModel
-from agentwire.wire.states import Timing
+from agentwire.wire.session import Timing
 from chaos.links import ByteLink, MessageLink, beside
 
 ROWS = 48

@@ -19,7 +19,7 @@ from agentwire.agent.launching.events import (
 from agentwire.agent.launching.failure import encode_error
 from agentwire.agent.launching.limits import AgentLimits
 from agentwire.agent.launching.remote import LaunchedAgent
-from agentwire.bus.events import PeerBusy, PeerGone, PeerLost, PeerReady
+from agentwire.bus.events import PeerBusy, PeerLeft, PeerLost, PeerReady
 from agentwire.errors import AgentwireError, ModelError
 from agentwire.spec.agent import AgentSpec
 from agentwire.wire.messages import ModelIdentity
@@ -35,10 +35,10 @@ class Broker:
         self.invited: list[str] = []
         self.forgotten: list[int] = []
 
-    def invite(self, name: str) -> None:
+    def expect_remote(self, name: str) -> None:
         self.invited.append(name)
 
-    def forget(self, name: str, epoch: int) -> None:
+    def disconnect(self, name: str, epoch: int) -> None:
         self.forgotten.append(epoch)
 
 
@@ -156,7 +156,7 @@ async def test_an_orderly_exit_is_not_a_crash() -> None:
     rig = Rig()
     async with rig.running():
         await rig.ready(7)
-        rig.agent.handle(PeerGone("a", 7, "the agent ends"))
+        rig.agent.handle(PeerLeft("a", 7, "the agent ends"))
         assert [death.crashed for death in rig.died()] == [False]
 
 
@@ -189,7 +189,7 @@ async def test_an_input_error_reaches_the_user(by_bus: bool) -> None:
     async with rig.running():
         await rig.until(lambda: bool(rig.events))
         if by_bus:
-            rig.agent.handle(PeerGone("a", 7, reason))
+            rig.agent.handle(PeerLeft("a", 7, reason))
         else:
             rig.cluster.reason = reason
         rig.cluster.gone.set()

@@ -19,7 +19,7 @@ from agentwire.bus.flow import RoutingLimits
 from agentwire.bus.transport import Transport
 from agentwire.spec.agent import BusAddress
 from agentwire.wire import messages as m
-from agentwire.wire.states import Timing
+from agentwire.wire.session import Timing
 
 RUN = bytes(range(16))
 PATIENCE = 20.0  # s until a condition that should come is given up

@@ -1,4 +1,4 @@
-"""A router with peers that stand on its other side, for the tests of its decisions."""
+"""A router and its peers, for the tests of its decisions."""
 
 from __future__ import annotations
 
@@ -12,49 +12,69 @@ from bus_messages import (
     hello,
 )
 
-from agentwire.bus import stimuli as s
+from agentwire.bus import instructions as act
 from agentwire.bus.flow import RoutingLimits
 from agentwire.bus.routing import Router
 from agentwire.errors import NackCode
 from agentwire.wire import messages as m
+from agentwire.wire.codec import Sealed
+from agentwire.wire.events import Event, HelloReceived, MessageReceived
 
-LIMITS = RoutingLimits(lane_messages=4, lane_bytes=1000, total_bytes=10_000, clients=2, tasks=3)
+LIMITS = RoutingLimits(queue_messages=4, queue_bytes=1000, total_bytes=10_000, clients=2, tasks=3)
+ENVELOPE = m.Envelope(bytes(16), 0, 1)
 
 
 class Bus:
-    """A router, and the identities that stand for its peers."""
+    """A router; each peer's identity is its name."""
 
     def __init__(self, limits: RoutingLimits = LIMITS, agents: Iterable[str] = ()) -> None:
         self.router = Router(wires=WIRES, token=TOKEN, limits=limits, agents=agents)
 
-    def do(self, stimulus: s.Stimulus, now: float = 0.0) -> list[s.Instruction]:
-        return self.router.handle(stimulus, now)
+    def event(self, peer: str, event: Event, now: float = 0.0) -> list[act.Instruction]:
+        return self.router.handle(peer.encode(), event, now)
 
-    def say(self, peer: str, message: m.Message, now: float = 0.0) -> list[s.Instruction]:
-        return self.do(s.Said(peer.encode(), message), now)
+    def say(
+        self, peer: str, message: m.Message, now: float = 0.0, sealed: Sealed | None = None
+    ) -> list[act.Instruction]:
+        return self.event(peer, MessageReceived(message, ENVELOPE, sealed), now)
 
-    def arrive(self, name: str, epoch: int = 1, *, id: str = "") -> list[s.Instruction]:
-        return self.do(s.Arrived((id or name).encode(), epoch, hello(name)))
+    def connect(self, peer: str, epoch: int, said: m.Hello) -> list[act.Instruction]:
+        return self.event(peer, HelloReceived(said, epoch))
+
+    def arrive(self, name: str, epoch: int = 1, *, id: str = "") -> list[act.Instruction]:
+        return self.connect(id or name, epoch, hello(name))
+
+    def lose(self, peer: str, reason: str) -> list[act.Instruction]:
+        return self.router.disconnect(peer.encode(), reason)
+
+    def expect(self, name: str, epoch: int) -> list[act.Instruction]:
+        return self.router.command(act.Command("expect", name, epoch))
+
+    def disconnect(self, name: str, epoch: int) -> list[act.Instruction]:
+        return self.router.command(act.Command("disconnect", name, epoch))
+
+    def sweep(self, now: float) -> list[act.Instruction]:
+        return self.router.sweep(now)
 
     def join(self, *names: str, epoch: int = 1, id: str = "") -> None:
-        """Agents arrive and are ready; clients arrive."""
+        """Connects clients, and agents that become ready."""
         for name in names:
             if name.startswith("client"):
                 self.arrive(name, epoch, id=id)
             else:
-                self.do(s.Expect(name, epoch))
+                self.expect(name, epoch)
                 self.arrive(name, epoch, id=id)
                 self.say(id or name, hello(name, ready=True))
 
     def open(self) -> Bus:
-        """All three peers and a task, without credit."""
+        """Connects all three peers and defines a task, without credit."""
         self.join("llama", "mistral", "client")
         self.say("client", m.Define(TASK))
         return self
 
 
-def send(peer: str, message: m.Message) -> s.Send:
-    return s.Send(peer.encode(), message)
+def send(peer: str, message: m.Message) -> act.Send:
+    return act.Send(peer.encode(), message)
 
 
 def credit(wire: str = WIRE, messages: int = 4, bytes: int = 1000) -> m.Credit:
@@ -65,9 +85,9 @@ def as_from(message: m.Message, origin: str = "client") -> m.Message:
     return m.with_origin(message, origin)
 
 
-def codes(instructions: list[s.Instruction]) -> list[NackCode]:
+def codes(instructions: list[act.Instruction]) -> list[NackCode]:
     return [
-        i.code if isinstance(i, s.Reject) else i.message.code
+        i.code if isinstance(i, act.Reject) else i.message.code
         for i in instructions
-        if isinstance(i, s.Reject) or (isinstance(i, s.Send) and isinstance(i.message, m.Nack))
+        if isinstance(i, act.Reject) or (isinstance(i, act.Send) and isinstance(i.message, m.Nack))
     ]

@@ -12,13 +12,13 @@ from bus_rig import PATIENCE, RUN, Peer, Rig
 
 from agentwire.bus import events as e
 from agentwire.bus.endpoint import QUEUE_MESSAGES
-from agentwire.bus.memory import Fault, MemoryTransport, Toward
+from agentwire.bus.memory import Direction, Fault, MemoryTransport
 from agentwire.bus.transport import Frames
 from agentwire.errors import BusClosed, InputError, LocalProtocolError, NackCode
 from agentwire.wire import messages as m
 from agentwire.wire.codec import decode
 from agentwire.wire.codec import encode as to_frames
-from agentwire.wire.states import Timing
+from agentwire.wire.session import Timing
 
 SHORT = Timing(ping_ms=50, liveness_ms=500)  # silence is soon noticed
 CHATTY = Timing(ping_ms=20, liveness_ms=20_000)
@@ -112,7 +112,7 @@ def test_forgetting_an_agent_lets_the_next_one_in(rig: Rig, bus: MemoryTransport
     rig.agent("llama", 1)
     client = rig.client()
     bus.kill(0)
-    rig.broker.forget("llama", 1)
+    rig.broker.disconnect("llama", 1)
     lost = rig.events.wait_for(e.PeerLost)
     assert (lost.name, lost.reason) == ("llama", "the process ended")
     client.send(encode(1))
@@ -131,8 +131,8 @@ def test_a_dead_connection_is_noticed_when_it_is_written_to(rig: Rig, bus: Memor
 def test_a_silent_peer_is_lost_on_both_sides(folder: Path, bus: MemoryTransport) -> None:
     with Rig(folder, bus, timing=SHORT) as rig:
         llama = rig.agent("llama")
-        bus.plan(Fault.DROP, Toward.BROKER, count=10_000)
-        bus.plan(Fault.DROP, Toward.PEER, count=10_000)
+        bus.plan(Fault.DROP, Direction.TO_BROKER, count=10_000)
+        bus.plan(Fault.DROP, Direction.TO_PEER, count=10_000)
         assert "silent" in rig.events.wait_for(e.PeerLost).reason
         assert "silent" in llama.lost()
 
@@ -152,7 +152,7 @@ def test_pings_keep_a_quiet_peer_alive_and_tell_how_busy_it_is(
 
 def test_a_duplicated_message_counts_once(rig: Rig, bus: MemoryTransport) -> None:
     llama, client = rig.agent("llama"), rig.client()
-    bus.plan(Fault.DUPLICATE, Toward.BROKER, when=is_a(m.Encode))
+    bus.plan(Fault.DUPLICATE, Direction.TO_BROKER, when=is_a(m.Encode))
     client.send(encode(1))
     client.send(encode(2))
     llama.inbox.wait_for(m.Encode, lambda work: work.texts == ("2",))
@@ -164,7 +164,7 @@ def test_a_lost_message_ends_the_session_since_nobody_knows_what_it_was(
     rig: Rig, bus: MemoryTransport
 ) -> None:
     llama = rig.agent("llama")
-    bus.plan(Fault.DROP, Toward.BROKER, when=is_a(m.Progress))
+    bus.plan(Fault.DROP, Direction.TO_BROKER, when=is_a(m.Progress))
     llama.send(m.Progress("x", 0.1))
     llama.send(m.Progress("x", 0.2))
     assert "1 messages were lost" in rig.events.wait_for(e.PeerLost).reason
@@ -173,7 +173,7 @@ def test_a_lost_message_ends_the_session_since_nobody_knows_what_it_was(
 
 def test_a_lost_message_of_the_broker_ends_the_session_too(rig: Rig, bus: MemoryTransport) -> None:
     llama, client = rig.agent("llama"), rig.client()
-    bus.plan(Fault.DROP, Toward.PEER, when=is_a(m.Encode))
+    bus.plan(Fault.DROP, Direction.TO_PEER, when=is_a(m.Encode))
     client.send(encode(1))
     client.send(encode(2))
     assert "were lost" in llama.lost()
@@ -181,7 +181,7 @@ def test_a_lost_message_of_the_broker_ends_the_session_too(rig: Rig, bus: Memory
 
 def test_a_held_message_comes_late_and_out_of_order(rig: Rig, bus: MemoryTransport) -> None:
     llama, client = rig.agent("llama"), rig.client()
-    bus.plan(Fault.HOLD, Toward.BROKER, when=is_a(m.Encode))
+    bus.plan(Fault.HOLD, Direction.TO_BROKER, when=is_a(m.Encode))
     client.send(encode(1))
     client.send(m.Cancel(WIRE, (bytes(16),)))  # overtakes, and shows the gap
     assert rig.events.wait_for(e.PeerLost).name == "client"
@@ -193,7 +193,7 @@ def test_a_held_message_comes_late_and_out_of_order(rig: Rig, bus: MemoryTranspo
 def test_goodbye_is_told_as_such(rig: Rig) -> None:
     llama = rig.agent("llama")
     llama.endpoint.close("all done")
-    gone = rig.events.wait_for(e.PeerGone)
+    gone = rig.events.wait_for(e.PeerLeft)
     assert (gone.name, gone.reason) == ("llama", "all done")
     with pytest.raises(BusClosed, match="closed here"):
         llama.send(m.Progress("x", 0.0))
@@ -207,7 +207,7 @@ def test_close_sends_what_is_queued(rig: Rig) -> None:
     for i in range(1, 10):
         client.send(encode(i))
     client.endpoint.close()
-    assert rig.events.wait_for(e.PeerGone).name == "client"
+    assert rig.events.wait_for(e.PeerLeft).name == "client"
     llama.inbox.wait_for(m.Encode, lambda work: work.texts == ("9",))
     assert [work.texts for work in llama.inbox.of(m.Encode)] == [(str(i),) for i in range(10)]
 
@@ -255,7 +255,7 @@ def test_a_full_queue_holds_its_sender_up_until_there_is_room(
     with Rig(folder, bus) as rig:
         rig.broker.expect("llama", 1)
         # the Welcome is held, so nothing leaves
-        bus.plan(Fault.HOLD, Toward.PEER)
+        bus.plan(Fault.HOLD, Direction.TO_PEER)
         llama = rig.connect(hello("llama"))
         for i in range(QUEUE_MESSAGES):
             llama.send(m.Progress("x", i / QUEUE_MESSAGES))
@@ -272,7 +272,7 @@ def test_a_full_queue_holds_its_sender_up_until_there_is_room(
 
 def test_a_sender_that_waits_learns_of_the_loss(folder: Path, bus: MemoryTransport) -> None:
     with Rig(folder, bus) as rig:
-        bus.plan(Fault.HOLD, Toward.PEER, count=1000)  # all: one alone would leave a gap
+        bus.plan(Fault.HOLD, Direction.TO_PEER, count=1000)  # all: one alone would leave a gap
         client = rig.connect(hello("client"))
         for _ in range(QUEUE_MESSAGES):
             client.send(m.Define(TASK))
@@ -318,10 +318,10 @@ def test_answers_from_on_message_do_not_deadlock(rig: Rig) -> None:
 def test_a_bug_ends_the_broker_loudly(folder: Path, bus: MemoryTransport) -> None:
     rig = Rig(folder, bus)
 
-    def explode(message: object, now: float) -> None:
+    def explode(command: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    rig.broker._router.handle = explode  # type: ignore[assignment, method-assign]
+    rig.broker._core._router.command = explode  # type: ignore[assignment, method-assign]
     rig.broker.expect("llama", 1)
     failed = rig.events.wait_for(e.BrokerFailed)
     assert isinstance(failed.error, ZeroDivisionError)

@@ -36,7 +36,7 @@ class Site:
         self.server = keys.server()
         access = RemoteAccess("tcp://127.0.0.1:*", self.server.secret, AllowList(keys.allowed))
         self.rig = Rig(folder, remote=access)
-        self.rig.broker.invite("llama")
+        self.rig.broker.expect_remote("llama")
         self.address = self.rig.broker.remote_endpoint
 
     def pair(self, name: str, *, allowed: bool = True) -> KeyPair:
@@ -122,7 +122,7 @@ def test_a_key_stands_for_one_name(site: Site) -> None:
     pair = site.pair("llama")
     for name in ("mistral", "client"):
         thief = site.join(pair, name=name)
-        assert "stands for" in thief.lost()
+        assert "registered for" in thief.lost()
     other = site.join(site.pair("stranger"), name="stranger")
     assert "unauthorized" in other.lost()
 
@@ -131,7 +131,7 @@ def test_an_incarnation_that_is_over_does_not_come_back(site: Site) -> None:
     pair = site.pair("llama")
     site.join(pair, epoch=5)
     site.rig.events.wait_for(PeerConnected)
-    assert "over" in site.join(pair, epoch=5).lost()
+    assert "has ended" in site.join(pair, epoch=5).lost()
     site.join(pair, epoch=6)
     site.rig.events.wait_for(PeerConnected, lambda event: event.epoch == 6)
 

@@ -14,13 +14,13 @@ from bus_rig import PATIENCE, Kept, Rig
 
 from agentwire.bus import endpoint as endpoints
 from agentwire.bus import events as e
-from agentwire.bus.endpoint import AWAY_S, Endpoint
+from agentwire.bus.endpoint import TAKEOVER_S, Endpoint
 from agentwire.bus.security import ipc_endpoint, make_run_folder
 from agentwire.bus.zmq import ZmqTransport
 from agentwire.errors import InputError
 from agentwire.runtime.loop_reader import LoopReader
 from agentwire.wire import messages as m
-from agentwire.wire.states import Timing
+from agentwire.wire.session import Timing
 
 pytestmark = pytest.mark.integration
 QUICK = Timing(ping_ms=50, liveness_ms=400, handshake_ms=10_000)
@@ -63,7 +63,7 @@ class Listening:
         deadline = time.monotonic() + PATIENCE
         while len(self.works()) < count:
             assert time.monotonic() < deadline
-            self.endpoint.attend(0.2)
+            self.endpoint.poll(0.2)
 
 
 def test_who_attends_hears_in_its_own_thread_and_in_order(folder: Path) -> None:
@@ -71,7 +71,7 @@ def test_who_attends_hears_in_its_own_thread_and_in_order(folder: Path) -> None:
         rig.agent("mistral")
         llama = Listening(rig, "llama")
         client = rig.client()
-        llama.endpoint.attend(0.0)
+        llama.endpoint.poll(0.0)
         llama.threads.clear()
         for i in range(20):
             client.send(encode(i))
@@ -88,13 +88,13 @@ def test_an_owner_that_is_away_is_stood_in_for(folder: Path) -> None:
         rig.agent("mistral")
         llama = Listening(rig, "llama")
         client = rig.client()
-        llama.endpoint.attend(0.0)
+        llama.endpoint.poll(0.0)
         llama.threads.clear()  # that was here
         client.send(encode(1))
         deadline = time.monotonic() + PATIENCE
         while not llama.works():
             assert time.monotonic() < deadline
-            time.sleep(AWAY_S / 5)
+            time.sleep(TAKEOVER_S / 5)
         assert threading.get_ident() not in llama.threads
         time.sleep(3 * QUICK.liveness_ms / 1000)
         assert not rig.events.of(e.PeerLost)
@@ -104,25 +104,25 @@ def test_an_owner_that_is_away_is_stood_in_for(folder: Path) -> None:
 def test_who_leaves_is_stood_in_for_at_once_and_takes_over_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoints, "AWAY_S", 10 * PATIENCE)  # nobody looks in by himself
+    monkeypatch.setattr(endpoints, "TAKEOVER_S", 10 * PATIENCE)  # nobody looks in by himself
     with Rig(folder) as rig:
         rig.agent("mistral")
         llama = Listening(rig, "llama")
         client = rig.client()
-        llama.endpoint.attend(0.0)
+        llama.endpoint.poll(0.0)
         own = threading.get_ident()
         for i in range(20):
-            llama.endpoint.leave()
-            llama.endpoint.leave()
+            llama.endpoint.hand_over()
+            llama.endpoint.hand_over()
             llama.threads.clear()
             client.send(encode(2 * i))
             deadline = time.monotonic() + PATIENCE
             while len(llama.works()) <= 2 * i:
                 assert time.monotonic() < deadline
-                time.sleep(AWAY_S / 50)
-                llama.endpoint.attend(0.0)  # a look does not take over
+                time.sleep(TAKEOVER_S / 50)
+                llama.endpoint.poll(0.0)  # a look does not take over
             assert own not in llama.threads
-            llama.endpoint.attend(1e-6)
+            llama.endpoint.poll(1e-6)
             llama.threads.clear()
             client.send(encode(2 * i + 1))
             llama.attend_until(2 * i + 2)
@@ -138,17 +138,17 @@ def test_attend_ends_with_what_is_computed_with_a_nudge_and_with_the_bus(folder:
     looks = iter(range(1000))
     start = time.monotonic()
     while (look := next(looks)) < 5:  # a heartbeat may arrive, which ends it as well
-        llama.endpoint.attend(PATIENCE, lambda: next(looks) >= 5)
+        llama.endpoint.poll(PATIENCE, lambda: next(looks) >= 5)
     assert look < 10
     for _ in range(3):
-        threading.Timer(0.05, llama.endpoint.nudge).start()
-        llama.endpoint.attend(PATIENCE)
+        threading.Timer(0.05, llama.endpoint.wake).start()
+        llama.endpoint.poll(PATIENCE)
     assert time.monotonic() - start < PATIENCE / 2
     threading.Timer(0.05, lambda: rig.broker.stop(1.0)).start()
     while not llama.lost.items:
-        llama.endpoint.attend(PATIENCE)
+        llama.endpoint.poll(PATIENCE)
     assert "Goodbye" in llama.lost.items[0]
-    assert llama.endpoint.attend(PATIENCE) is False
+    assert llama.endpoint.poll(PATIENCE) is False
     llama.endpoint.close("", 1.0)
 
 
@@ -185,7 +185,7 @@ def test_messages_sent_while_attending_leave_behind_those_before(folder: Path) -
 
 def test_a_client_of_the_broker_s_own_process_is_as_any_other(folder: Path) -> None:
     with Rig(folder) as rig:
-        rig.transport = rig.broker.inside  # type: ignore[assignment]
+        rig.transport = rig.broker.in_process  # type: ignore[assignment]
         client = rig.client()
         rig.transport = None
         llama, mistral = rig.agent("llama"), rig.agent("mistral")
@@ -196,39 +196,39 @@ def test_a_client_of_the_broker_s_own_process_is_as_any_other(folder: Path) -> N
             client.inbox.wait_for(m.Result, lambda r, i=i: r.rows == rows(i))
             llama.send(m.Credit("llama->mistral", 1, 1000))
         client.endpoint.close("done", 1.0)
-        rig.events.wait_for(e.PeerGone, lambda event: event.name == "client")
+        rig.events.wait_for(e.PeerLeft, lambda event: event.name == "client")
 
 
 def test_a_broker_that_stops_takes_the_links_inside_with_it(folder: Path) -> None:
     rig = Rig(folder)
-    rig.transport = rig.broker.inside  # type: ignore[assignment]
+    rig.transport = rig.broker.in_process  # type: ignore[assignment]
     client = rig.client()
     start = time.monotonic()
     rig.broker.stop(1.0)
     assert "Goodbye" in client.lost()
-    assert rig.broker.inside is None
+    assert rig.broker.in_process is None
     client.endpoint.close("", 1.0)
     assert time.monotonic() - start < PATIENCE / 2
 
 
 def test_a_broker_that_others_are_led_around_has_no_inside(folder: Path) -> None:
     with Rig(folder) as rig:
-        assert rig.broker.inside is not None
+        assert rig.broker.in_process is not None
         rig.broker.endpoint = "ipc:///somewhere/else"
-        assert rig.broker.inside is None
+        assert rig.broker.in_process is None
 
 
 def test_a_closed_listener_takes_no_links_and_cuts_those_it_has(folder: Path) -> None:
     listener = ZmqTransport().listen(ipc_endpoint(folder))
-    link = listener.connect_inside()
+    link = listener.connect("")
     other = ZmqTransport().listen("tcp://127.0.0.1:0")
-    assert other.connect_inside() is not link  # each bus has an inside of its own
+    assert other.connect("") is not link  # each bus has an inside of its own
     listener.close(0)
     assert link.closed
     assert link.receive() is None
     link.close(0)
     with pytest.raises(InputError, match="closed"):
-        listener.connect_inside()
+        listener.connect("")
     other.close(0)
 
 
@@ -255,7 +255,7 @@ async def test_a_loop_hears_what_arrives_in_its_own_thread(folder: Path) -> None
             hello("client"),
             on_message=hear,
             on_lost=lambda reason: None,
-            transport=rig.broker.inside,
+            transport=rig.broker.in_process,
         )
         client.start()
         hearing = LoopReader(loop, client)

@@ -1,4 +1,4 @@
-"""The router under any order of stimuli: never an exception, never more than its limits hold."""
+"""The router under any order of events: it never raises and never exceeds its limits."""
 
 from __future__ import annotations
 
@@ -10,26 +10,21 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from agentwire.bus.flow import RoutingLimits
+from agentwire.bus.instructions import Admit, Command, Disconnect, Instruction, Reject, Send
 from agentwire.bus.routing import Router
-from agentwire.bus.stimuli import (
-    Admit,
-    Arrived,
-    Departed,
-    Dismiss,
-    Expect,
-    Forget,
-    Garbled,
-    Instruction,
-    Reject,
-    Reported,
-    Said,
-    Send,
-    Tick,
-)
 from agentwire.errors import NackCode
 from agentwire.wire import messages as m
+from agentwire.wire.events import (
+    Event,
+    HelloReceived,
+    MessageReceived,
+    MessageRefused,
+    PeerBusy,
+    PeerLeft,
+)
 
-LIMITS = RoutingLimits(lane_messages=3, lane_bytes=100, total_bytes=300, clients=2, tasks=2)
+LIMITS = RoutingLimits(queue_messages=3, queue_bytes=100, total_bytes=300, clients=2, tasks=2)
+ENVELOPE = m.Envelope(bytes(16), 0, 1)
 NAMES = ("llama", "mistral", "client", "client-two", "client-three", "nobody")
 ids = st.integers(1, 6)
 messages = st.one_of(
@@ -59,8 +54,11 @@ class RoutingMachine(RuleBasedStateMachine):
         self.admitted: set[bytes] = set()
         self.sent: Counter[str] = Counter()
 
-    def handle(self, stimulus: object) -> None:
-        for instruction in self.router.handle(stimulus, self.now):  # type: ignore[arg-type]
+    def handle(self, peer: str, event: Event) -> None:
+        self.carry_out_all(self.router.handle(peer.encode(), event, self.now))
+
+    def carry_out_all(self, instructions: list[Instruction]) -> None:
+        for instruction in instructions:
             self.carry_out(instruction)
 
     def carry_out(self, instruction: Instruction) -> None:
@@ -72,54 +70,57 @@ class RoutingMachine(RuleBasedStateMachine):
                 assert peer in self.admitted, "nothing is sent to a stranger"
                 assert not (isinstance(message, m.Result) and peer in (b"llama", b"mistral"))
                 self.sent[type(message).__name__] += 1
-            case Dismiss(peer):
+            case Disconnect(peer):
                 self.admitted.discard(peer)
             case Reject(peer):
                 assert peer not in self.admitted
 
     @rule(name=st.sampled_from(NAMES), epoch=st.integers(0, 4), good=st.booleans())
     def arrive(self, name: str, epoch: int, good: bool) -> None:
-        peer = f"{name} {epoch}".encode()
-        if peer not in self.admitted:
+        peer = f"{name} {epoch}"
+        if peer.encode() not in self.admitted:
             said = hello(name, token=TOKEN if good else "0")
-            self.handle(Arrived(peer, epoch, said))
+            self.handle(peer, HelloReceived(said, epoch))
 
     @rule(name=st.sampled_from(("llama", "mistral")), epoch=st.integers(0, 4))
     def expect(self, name: str, epoch: int) -> None:
-        self.handle(Expect(name, epoch))
+        self.carry_out_all(self.router.command(Command("expect", name, epoch)))
 
     @rule(name=st.sampled_from(NAMES), epoch=st.integers(0, 4))
-    def forget(self, name: str, epoch: int) -> None:
-        self.handle(Forget(name, epoch))
+    def disconnect(self, name: str, epoch: int) -> None:
+        self.carry_out_all(self.router.command(Command("disconnect", name, epoch)))
 
     @rule(name=st.sampled_from(NAMES), epoch=st.integers(0, 4), message=messages)
     def say(self, name: str, epoch: int, message: m.Message) -> None:
-        self.handle(Said(f"{name} {epoch}".encode(), message))
+        self.handle(f"{name} {epoch}", MessageReceived(message, ENVELOPE))
 
     @rule(name=st.sampled_from(NAMES), epoch=st.integers(0, 4), row=ids)
-    def garble(self, name: str, epoch: int, row: int) -> None:
-        peer = f"{name} {epoch}".encode()
-        self.handle(Garbled(peer, NackCode.CHECKSUM, "no", WIRE, rows(row), "client"))
+    def refuse(self, name: str, epoch: int, row: int) -> None:
+        refused = MessageRefused(NackCode.CHECKSUM, "no", WIRE, rows(row), "client")
+        self.handle(f"{name} {epoch}", refused)
 
     @rule(name=st.sampled_from(NAMES), epoch=st.integers(0, 4), busy=st.integers(0, 9))
     def report(self, name: str, epoch: int, busy: int) -> None:
-        self.handle(Reported(f"{name} {epoch}".encode(), busy))
+        self.handle(f"{name} {epoch}", PeerBusy(name, epoch, busy))
 
     @rule(name=st.sampled_from(NAMES), epoch=st.integers(0, 4), goodbye=st.booleans())
     def depart(self, name: str, epoch: int, goodbye: bool) -> None:
-        self.handle(Departed(f"{name} {epoch}".encode(), "gone", goodbye))
+        if goodbye:
+            self.handle(f"{name} {epoch}", PeerLeft(name, epoch, "gone"))
+        else:
+            self.carry_out_all(self.router.disconnect(f"{name} {epoch}".encode(), "gone"))
 
     @rule(seconds=st.floats(0, 1))
     def tick(self, seconds: float) -> None:
         self.now += seconds
-        self.handle(Tick())
+        self.carry_out_all(self.router.sweep(self.now))
 
     @invariant()
     def it_holds_no_more_than_it_may(self) -> None:
         gauges = self.router.gauges()
         lanes = 2 * 3  # producers that can be here at once, on each hop, at most
         assert 0 <= gauges["queued_bytes"] <= LIMITS.total_bytes
-        assert 0 <= gauges["queued_messages"] <= lanes * LIMITS.lane_messages * 2
+        assert 0 <= gauges["queued_messages"] <= lanes * LIMITS.queue_messages * 2
         assert gauges["tasks"] <= LIMITS.tasks
         assert gauges["peers"] == len(self.admitted) <= 2 + LIMITS.clients
 

@@ -12,7 +12,7 @@ from bus_messages import (
 )
 from bus_router import LIMITS, Bus, as_from, codes, credit, send
 
-from agentwire.bus import stimuli as s
+from agentwire.bus import instructions as act
 from agentwire.bus.flow import RoutingLimits
 from agentwire.errors import NackCode
 from agentwire.wire import messages as m
@@ -68,13 +68,13 @@ def test_a_senders_excess_is_told_to_the_client_whose_rows_it_was() -> None:
     for i in range(4):
         assert bus.say("llama", soft(i)) == []
     (out,) = bus.say("llama", soft(9))
-    assert isinstance(out, s.Send)
+    assert isinstance(out, act.Send)
     assert out.peer == b"client"
     assert codes([out]) == [NackCode.OVERLOADED]
 
 
 def test_the_whole_bus_is_bounded() -> None:
-    bus = Bus(RoutingLimits(lane_messages=100, lane_bytes=10**6, total_bytes=150))
+    bus = Bus(RoutingLimits(queue_messages=100, queue_bytes=10**6, total_bytes=150))
     bus.open()
     assert [codes(bus.say("llama", soft(i))) for i in (1, 2, 3)] == [
         [],
@@ -102,7 +102,7 @@ def test_clients_take_turns() -> None:
     for i in (11, 12):
         bus.say("client2", encode(i))
     out = bus.say("llama", WIDE)
-    order = [i.message for i in out if isinstance(i, s.Send) and isinstance(i.message, m.Encode)]
+    order = [i.message for i in out if isinstance(i, act.Send) and isinstance(i.message, m.Encode)]
     assert [row.request_id[-1] for work in order for row in work.rows] == [1, 11, 2, 12, 3]
 
 

@@ -20,43 +20,44 @@ from bus_messages import (
 from bus_router import Bus, as_from, codes, credit, send
 
 from agentwire.bus import events as e
-from agentwire.bus import stimuli as s
+from agentwire.bus import instructions as act
 from agentwire.errors import NackCode
 from agentwire.wire import messages as m
+from agentwire.wire.events import HelloReceived, MessageRefused
 
 # -- who is let in ------------------------------------------------------------------------
 
 
 def test_an_expected_agent_is_let_in_and_becomes_ready_with_its_second_hello() -> None:
     bus = Bus()
-    assert bus.do(s.Expect("llama", 7)) == []
+    assert bus.expect("llama", 7) == []
     assert bus.arrive("llama", 7) == [
-        s.Admit(b"llama"),
-        s.Emit(e.PeerConnected("llama", 7)),
+        act.Admit(b"llama"),
+        act.Emit(e.PeerConnected("llama", 7)),
     ]
     assert bus.say("llama", m.Progress("load", 0.5)) == [
-        s.Emit(e.PeerProgress("llama", 7, "load", 0.5))
+        act.Emit(e.PeerProgress("llama", 7, "load", 0.5))
     ]
     assert bus.say("llama", hello("llama", ready=True)) == [
-        s.Emit(e.PeerReady("llama", 7, model("llama"))),
+        act.Emit(e.PeerReady("llama", 7, model("llama"))),
         send("llama", credit()),  # it may queue work for mistral
     ]
 
 
 def test_an_agent_that_is_ready_at_once_needs_one_hello() -> None:
     bus = Bus()
-    bus.do(s.Expect("mistral", 1))
-    assert bus.do(s.Arrived(b"m", 1, hello("mistral", ready=True))) == [
-        s.Admit(b"m"),
-        s.Emit(e.PeerConnected("mistral", 1)),
-        s.Emit(e.PeerReady("mistral", 1, model("mistral"))),
+    bus.expect("mistral", 1)
+    assert bus.connect("m", 1, hello("mistral", ready=True)) == [
+        act.Admit(b"m"),
+        act.Emit(e.PeerConnected("mistral", 1)),
+        act.Emit(e.PeerReady("mistral", 1, model("mistral"))),
     ]
 
 
 def test_a_client_is_granted_the_room_of_its_queues() -> None:
     assert Bus().arrive("client") == [
-        s.Admit(b"client"),
-        s.Emit(e.PeerConnected("client", 1)),
+        act.Admit(b"client"),
+        act.Emit(e.PeerConnected("client", 1)),
         send("client", credit("@llama")),
         send("client", credit("@mistral")),
         send("client", credit(WIRE)),
@@ -64,25 +65,25 @@ def test_a_client_is_granted_the_room_of_its_queues() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arrived", "code"),
+    ("event", "code"),
     [
-        (s.Arrived(b"x", 1, hello("llama", token="guess")), NackCode.UNAUTHORIZED),
-        (s.Arrived(b"x", 1, hello("llama", token="")), NackCode.UNAUTHORIZED),
-        (s.Arrived(b"x", 1, hello("llama", token="\udcff")), NackCode.UNAUTHORIZED),
-        (s.Arrived(b"x", 1, hello("stranger")), NackCode.UNAUTHORIZED),
-        (s.Arrived(b"x", 1, hello("llama")), NackCode.STALE_EPOCH),
-        (s.Arrived(b"x", 2, hello("mistral")), NackCode.STALE_EPOCH),
-        (s.Arrived(b"x", 9, hello("mistral")), NackCode.UNAUTHORIZED),
-        (s.Arrived(b"x", 1, m.Hello("llama", m.Role.CLIENT, TOKEN)), NackCode.UNAUTHORIZED),
-        (s.Arrived(b"x", 1, m.Hello("me", m.Role.BROKER, TOKEN)), NackCode.UNAUTHORIZED),
+        (HelloReceived(hello("llama", token="guess"), 1), NackCode.UNAUTHORIZED),
+        (HelloReceived(hello("llama", token=""), 1), NackCode.UNAUTHORIZED),
+        (HelloReceived(hello("llama", token="\udcff"), 1), NackCode.UNAUTHORIZED),
+        (HelloReceived(hello("stranger"), 1), NackCode.UNAUTHORIZED),
+        (HelloReceived(hello("llama"), 1), NackCode.STALE_EPOCH),
+        (HelloReceived(hello("mistral"), 2), NackCode.STALE_EPOCH),
+        (HelloReceived(hello("mistral"), 9), NackCode.UNAUTHORIZED),
+        (HelloReceived(m.Hello("llama", m.Role.CLIENT, TOKEN), 1), NackCode.UNAUTHORIZED),
+        (HelloReceived(m.Hello("me", m.Role.BROKER, TOKEN), 1), NackCode.UNAUTHORIZED),
     ],
 )
-def test_who_is_not_let_in(arrived: s.Arrived, code: NackCode) -> None:
+def test_who_is_not_let_in(event: HelloReceived, code: NackCode) -> None:
     bus = Bus()
-    bus.do(s.Expect("mistral", 3))
-    out = bus.do(arrived)
+    bus.expect("mistral", 3)
+    out = bus.event("x", event)
     assert codes(out) == [code]
-    assert [type(i) for i in out] == [s.Reject]
+    assert [type(i) for i in out] == [act.Reject]
     assert bus.router.counters == {f"refused.{code}": 1}
     assert bus.router.gauges()["peers"] == 0
 
@@ -90,7 +91,7 @@ def test_who_is_not_let_in(arrived: s.Arrived, code: NackCode) -> None:
 def test_a_wrong_token_learns_nothing_about_who_is_expected() -> None:
     bus = Bus()
     answers = {
-        str(bus.do(s.Arrived(b"x", epoch, hello(name, token="guess"))))
+        str(bus.connect("x", epoch, hello(name, token="guess")))
         for name in ("llama", "stranger", "client")
         for epoch in (1, 2)
     }
@@ -106,14 +107,14 @@ def test_clients_are_bounded() -> None:
 def test_a_newer_incarnation_replaces_the_older() -> None:
     bus = Bus()
     bus.join("mistral")
-    bus.do(s.Expect("mistral", 2))
+    bus.expect("mistral", 2)
     reason = "replaced by epoch 2"
     assert bus.arrive("mistral", 2, id="new") == [
         send("mistral", m.Nack(NackCode.STALE_EPOCH, reason)),
-        s.Dismiss(b"mistral"),
-        s.Emit(e.PeerLost("mistral", 1, reason)),
-        s.Admit(b"new"),
-        s.Emit(e.PeerConnected("mistral", 2)),
+        act.Disconnect(b"mistral"),
+        act.Emit(e.PeerLost("mistral", 1, reason)),
+        act.Admit(b"new"),
+        act.Emit(e.PeerConnected("mistral", 2)),
     ]
     assert bus.say("mistral", result(1)) == []
     assert bus.router.counters["dropped.unknown_peer"] == 1
@@ -130,7 +131,7 @@ def test_a_live_incarnation_cannot_be_doubled() -> None:
 def test_a_lost_incarnation_does_not_come_back() -> None:
     bus = Bus()
     bus.join("mistral")
-    bus.do(s.Departed(b"mistral", "silent"))
+    bus.lose("mistral", "silent")
     assert codes(bus.arrive("mistral", 1)) == [NackCode.STALE_EPOCH]
 
 
@@ -138,7 +139,7 @@ def test_the_second_hello_is_checked() -> None:
     bus = Bus()
     bus.join("llama")
     assert codes(bus.say("llama", hello("llama", ready=True))) == [NackCode.UNAUTHORIZED]
-    bus.do(s.Expect("mistral", 1))
+    bus.expect("mistral", 1)
     bus.arrive("mistral")
     assert codes(bus.say("mistral", hello("mistral"))) == [NackCode.MALFORMED]
     forged = hello("mistral", ready=True, token="guess")
@@ -224,7 +225,7 @@ def test_what_belongs_to_no_live_client_is_dropped(origin: str) -> None:
 def test_messages_that_a_peer_may_not_send_are_refused(peer: str, message: m.Message) -> None:
     bus = Bus().open()
     (out,) = bus.say(peer, message)
-    assert isinstance(out, s.Send)
+    assert isinstance(out, act.Send)
     assert isinstance(out.message, m.Nack)
     assert (out.peer, out.message.code) == (peer.encode(), NackCode.UNAUTHORIZED)
     assert out.message.rows == getattr(message, "rows", ())  # so that its requests end
@@ -239,7 +240,7 @@ def test_an_agent_that_is_not_ready_cannot_work(agent: str, message: m.Message) 
     bus = Bus()
     bus.join("client")
     bus.say("client", m.Define(TASK))
-    bus.do(s.Expect(agent, 1))
+    bus.expect(agent, 1)
     bus.arrive(agent)
     assert codes(bus.say(agent, message)) == [NackCode.UNAUTHORIZED]
 
@@ -260,9 +261,12 @@ def test_nacks_are_never_answered_with_nacks() -> None:
 
 def test_an_agents_broken_message_ends_its_rows_at_the_client() -> None:
     bus = Bus().open()
-    garbled = s.Garbled(b"llama", NackCode.BAD_PAYLOAD, "size", WIRE, rows(1), "client")
+    refused = MessageRefused(NackCode.BAD_PAYLOAD, "size", WIRE, rows(1), "client")
     nack = m.Nack(NackCode.BAD_PAYLOAD, "size", WIRE, rows(1), 0, "client")
-    assert bus.do(garbled) == [send("client", nack)]
+    assert bus.event("llama", refused) == [send("client", nack)]
     # but a peer cannot end what is not on its own wire, and a client has been answered already
-    assert bus.do(s.Garbled(b"llama", NackCode.CHECKSUM, "", "@mistral", rows(1), "client")) == []
-    assert bus.do(s.Garbled(b"client", NackCode.CHECKSUM, "", WIRE, rows(1), "client")) == []
+    assert (
+        bus.event("llama", MessageRefused(NackCode.CHECKSUM, "", "@mistral", rows(1), "client"))
+        == []
+    )
+    assert bus.event("client", MessageRefused(NackCode.CHECKSUM, "", WIRE, rows(1), "client")) == []

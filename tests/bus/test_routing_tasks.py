@@ -12,7 +12,7 @@ from bus_messages import (
 from bus_router import LIMITS, Bus, codes, send
 
 from agentwire.bus import events as e
-from agentwire.bus import stimuli as s
+from agentwire.bus import instructions as act
 from agentwire.errors import NackCode
 from agentwire.wire import messages as m
 
@@ -27,7 +27,7 @@ def test_definitions_reach_ready_agents_and_every_later_incarnation() -> None:
     bus = Bus()
     bus.join("llama", "client")
     assert bus.say("client", m.Define(TASK)) == [send("llama", m.Define(TASK))]
-    bus.do(s.Expect("mistral", 1))
+    bus.expect("mistral", 1)
     assert send("mistral", m.Define(TASK)) not in bus.arrive("mistral")
     assert send("mistral", m.Define(TASK)) in bus.say("mistral", hello("mistral", ready=True))
 
@@ -48,13 +48,13 @@ def test_the_task_that_was_not_named_for_longest_is_forgotten_first() -> None:
     bus.say("client", m.Define(other_task("c")))
     assert bus.router.gauges()["tasks"] == LIMITS.tasks
     bus.join("mistral", epoch=2, id="new")
-    bus.do(s.Expect("llama", 2))
+    bus.expect("llama", 2)
     bus.arrive("llama", 2, id="new llama")
     out = bus.say("new llama", hello("llama", ready=True))
     names = [
         i.message.task.name
         for i in out
-        if isinstance(i, s.Send) and isinstance(i.message, m.Define)
+        if isinstance(i, act.Send) and isinstance(i.message, m.Define)
     ]
     assert names == ["b", "film", "c"]
 
@@ -64,12 +64,12 @@ def test_an_offer_waits_for_the_receiver_and_its_answer_goes_back() -> None:
     bus.join("llama")
     offer, accept = m.Offer(WIRE, bridge()), m.Accept(WIRE, "b" * 64)
     assert bus.say("llama", offer) == []
-    bus.do(s.Expect("mistral", 1))
+    bus.expect("mistral", 1)
     bus.arrive("mistral")
     assert send("mistral", offer) in bus.say("mistral", hello("mistral", ready=True))
     assert bus.say("mistral", accept) == [
         send("llama", accept),
-        s.Emit(e.WireAgreed(WIRE, bridge())),
+        act.Emit(e.WireAgreed(WIRE, bridge())),
     ]
 
 
@@ -80,7 +80,7 @@ def test_a_refused_offer_is_told_to_the_sender_and_the_owner() -> None:
     refusal = m.Nack(NackCode.BRIDGE_MISMATCH, "width 16, not 32", WIRE)
     assert bus.say("mistral", refusal) == [
         send("llama", refusal),
-        s.Emit(e.WireRefused(WIRE, NackCode.BRIDGE_MISMATCH, "width 16, not 32")),
+        act.Emit(e.WireRefused(WIRE, NackCode.BRIDGE_MISMATCH, "width 16, not 32")),
     ]
 
 
@@ -90,11 +90,11 @@ def test_offers_follow_the_incarnations() -> None:
     offer = m.Offer(WIRE, bridge())
     assert bus.say("llama", offer) == [send("mistral", offer)]
     # a new receiver is asked again
-    bus.do(s.Expect("mistral", 2))
+    bus.expect("mistral", 2)
     bus.arrive("mistral", 2, id="m2")
     assert send("m2", offer) in bus.say("m2", hello("mistral", ready=True))
     # a lost sender's offer is void: the answer to it is stale
-    bus.do(s.Departed(b"llama", "silent"))
+    bus.lose("llama", "silent")
     assert bus.say("m2", m.Accept(WIRE, "b" * 64)) == []
     assert bus.router.counters["dropped.stale_answer"] == 1
 

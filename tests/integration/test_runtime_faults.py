@@ -15,7 +15,7 @@ from agentwire.agent.launching.limits import RestartPolicy
 from agentwire.errors import AgentwireError, BridgeError, NackCode, RequestError
 from agentwire.model.fake import answer
 from agentwire.runtime import AgentLimits, ProgressEvent, Reply
-from agentwire.wire.states import Timing
+from agentwire.wire.session import Timing
 
 pytestmark = pytest.mark.integration
 

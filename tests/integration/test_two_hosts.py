@@ -28,7 +28,7 @@ from agentwire.model.fake import answer
 from agentwire.runtime import Runtime
 from agentwire.runtime.pending import Outcome
 from agentwire.runtime.reply import Reply
-from agentwire.wire.states import Timing
+from agentwire.wire.session import Timing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 from chaos.links import ByteLink

@@ -44,7 +44,7 @@ class Link:
         self.on_message: Callable[[Message, float], None]
         self.on_lost: Callable[[str], None]
 
-    def attend(self, seconds: float) -> bool:
+    def poll(self, seconds: float) -> bool:
         return False
 
     def start(self) -> None:

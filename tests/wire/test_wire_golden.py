@@ -17,7 +17,7 @@ from agentwire.wire import fields
 from agentwire.wire.codec import decode
 from agentwire.wire.limits import DEFAULT_LIMITS
 from agentwire.wire.messages import MessageType
-from agentwire.wire.states import MAY_SEND, Side, State
+from agentwire.wire.session import MAY_SEND, Side, State
 
 PROTOCOL = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"
 

@@ -13,22 +13,30 @@ from agentwire.errors import LocalProtocolError, NackCode
 from agentwire.wire import messages as m
 from agentwire.wire.codec import decode, encode
 from agentwire.wire.events import (
-    Announced,
-    Busy,
-    Closed,
-    Duplicate,
+    DuplicateDropped,
     Event,
-    Gap,
-    Greeted,
-    Lost,
-    Opened,
+    HelloReceived,
+    MessageReceived,
+    MessageRefused,
     Outgoing,
-    Received,
-    Refused,
+    PeerBusy,
+    PeerLeft,
+    PeerLost,
+    SessionOpened,
 )
 from agentwire.wire.fields import TYPE_OF
-from agentwire.wire.session import MAX_GAP, UNKNOWN_RUN, Session
-from agentwire.wire.states import MAY_SEND, TRANSITIONS, Direction, Side, State, Timing, step
+from agentwire.wire.session import (
+    MAX_GAP,
+    MAY_SEND,
+    TRANSITIONS,
+    UNKNOWN_RUN,
+    Direction,
+    Session,
+    Side,
+    State,
+    Timing,
+    step,
+)
 
 RUN = bytes(range(16))
 MODEL = m.ModelIdentity("tiny", "a" * 64, 16, 4, 0.5, "float32", "cpu")
@@ -67,10 +75,10 @@ def raw(message: m.Message, seq: int, epoch: int = 3, run: bytes = RUN) -> list[
 
 def test_hello_and_welcome_open_both_ends() -> None:
     pair = Pair(open_=False)
-    assert pair.broker.receive(pair.peer.open(0.0), 0.1) == [Greeted(AGENT, epoch=3)]
+    assert pair.broker.receive(pair.peer.open(0.0), 0.1) == [HelloReceived(AGENT, epoch=3)]
     assert (pair.peer.state, pair.broker.state) == (State.GREETING, State.GREETING)
     events = pair.peer.receive(pair.broker.welcome(0.2), 0.3)
-    assert events == [Opened(m.Welcome(2, 1000, 5000))]
+    assert events == [SessionOpened(m.Welcome(2, 1000, 5000))]
     assert (pair.peer.state, pair.broker.state) == (State.OPEN, State.OPEN)
     # The broker's times hold at both ends.
     assert (pair.peer.timing.ping_ms, pair.peer.timing.liveness_ms) == (1000, 5000)
@@ -80,17 +88,19 @@ def test_a_rejected_peer_learns_why_and_both_ends_are_closed() -> None:
     pair = Pair(open_=False)
     pair.broker.receive(pair.peer.open(0.0), 0.0)
     frames = pair.broker.reject(NackCode.UNAUTHORIZED, "wrong token", 0.0)
-    assert pair.peer.receive(frames, 0.0) == [Closed("wrong token", NackCode.UNAUTHORIZED)]
+    assert pair.peer.receive(frames, 0.0) == [
+        PeerLeft("broker", 1, "wrong token", NackCode.UNAUTHORIZED)
+    ]
     assert (pair.peer.state, pair.broker.state) == (State.CLOSED, State.CLOSED)
 
 
 def test_a_peer_that_speaks_only_newer_versions_is_refused() -> None:
     pair = Pair(dataclasses.replace(AGENT, versions=(4, 3)), open_=False)
     events = pair.broker.receive(pair.peer.open(0.0), 0.0)
-    assert isinstance(events[0], Refused) and events[0].code is NackCode.VERSION
+    assert isinstance(events[0], MessageRefused) and events[0].code is NackCode.VERSION
     assert pair.broker.state is State.CLOSED
     closed = pair.peer.receive(frames_of(events)[0], 0.0)
-    assert isinstance(closed[0], Closed) and closed[0].code is NackCode.VERSION
+    assert isinstance(closed[0], PeerLeft) and closed[0].code is NackCode.VERSION
 
 
 def test_a_peer_that_speaks_newer_versions_too_gets_the_common_one() -> None:
@@ -112,15 +122,17 @@ def test_a_welcome_that_cannot_be_is_answered_by_goodbye(
     pair.broker.receive(pair.peer.open(0.0), 0.0)
     pair.broker.welcome(0.0)
     events = pair.peer.receive(raw(welcome, 0, epoch=1), 0.0)
-    assert isinstance(events[1], Closed) and events[1].code is code
+    assert isinstance(events[1], PeerLeft) and events[1].code is code
     assert pair.peer.state is State.CLOSED
-    assert pair.broker.receive(frames_of(events)[0], 0.0) == [Closed(events[1].reason)]
+    assert pair.broker.receive(frames_of(events)[0], 0.0) == [
+        PeerLeft("llama", 3, events[1].reason)
+    ]
 
 
 def test_nothing_but_hello_opens_a_session() -> None:
     pair = Pair(open_=False)
     events = pair.broker.receive(raw(m.Ping(), 0), 0.0)
-    assert isinstance(events[0], Refused) and events[0].code is NackCode.UNAUTHORIZED
+    assert isinstance(events[0], MessageRefused) and events[0].code is NackCode.UNAUTHORIZED
     assert [type(message) for message in messages_of(events)] == [m.Nack]
     assert pair.broker.state is State.CLOSED
     assert pair.broker.receive(raw(AGENT, 1), 0.0) == []
@@ -129,7 +141,9 @@ def test_nothing_but_hello_opens_a_session() -> None:
 def test_the_second_hello_says_ready() -> None:
     pair = Pair()
     ready = dataclasses.replace(AGENT, model=MODEL)
-    assert pair.broker.receive(pair.peer.send(ready, 1.0), 1.0) == [Announced(ready)]
+    assert pair.broker.receive(pair.peer.send(ready, 1.0), 1.0) == [
+        MessageReceived(ready, m.Envelope(RUN, 1, 3))
+    ]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +159,7 @@ def test_a_second_hello_is_the_same_peer_with_a_model(hello: m.Hello) -> None:
     with pytest.raises(LocalProtocolError):
         pair.peer.send(hello, 1.0)
     events = pair.broker.receive(raw(hello, 1), 1.0)
-    assert isinstance(events[0], Refused) and events[0].code is NackCode.UNAUTHORIZED
+    assert isinstance(events[0], MessageRefused) and events[0].code is NackCode.UNAUTHORIZED
     assert pair.broker.hello == AGENT
 
 
@@ -159,8 +173,8 @@ def test_a_handshake_that_does_not_end_is_lost() -> None:
     pair = Pair(open_=False)
     pair.peer.open(0.0)
     assert pair.peer.tick(29.0) == (30.0, [])
-    assert pair.peer.tick(30.0) == (None, [Lost("no Welcome within 30000 ms")])
-    assert pair.broker.tick(8.0) == (None, [Lost("no Hello within 8000 ms")])
+    assert pair.peer.tick(30.0) == (None, [PeerLost("broker", 0, "no Welcome within 30000 ms")])
+    assert pair.broker.tick(8.0) == (None, [PeerLost("", 0, "no Hello within 8000 ms")])
 
 
 # -- who may send what ----------------------------------------------------------------------
@@ -179,17 +193,18 @@ def test_what_one_end_may_send_the_other_accepts_and_the_rest_neither(
             continue
         if kind in MAY_SEND[side, hello.role]:
             events = there.receive(here.send(message, 1.0), 1.0)
-            assert not [event for event in events if isinstance(event, Refused)]
+            assert not [event for event in events if isinstance(event, MessageRefused)]
             if not isinstance(message, m.Ping | m.Pong | m.Goodbye):
                 assert [event.message for event in events] == [message]  # type: ignore[union-attr]
         else:
             with pytest.raises(LocalProtocolError, match=kind.name):
                 here.send(message, 1.0)
             epoch = 3 if side is Side.PEER else 1
+            other_end = (hello.name, 3) if side is Side.PEER else ("broker", 1)
             refused = there.receive(raw(message, 1, epoch), 1.0)[0]
-            assert isinstance(refused, Refused) and refused.code is NackCode.UNAUTHORIZED
+            assert isinstance(refused, MessageRefused) and refused.code is NackCode.UNAUTHORIZED
             # What was not allowed uses up its number at the receiver, and no more.
-            assert there.receive(raw(m.Ping(), 2, epoch), 1.0)[0] == Busy(0)
+            assert there.receive(raw(m.Ping(), 2, epoch), 1.0)[0] == PeerBusy(*other_end, 0)
 
 
 def test_no_closed_state_leads_anywhere_and_every_state_can_be_reached() -> None:
@@ -206,11 +221,11 @@ def test_the_broker_hands_on_what_it_received_with_its_own_number_and_epoch() ->
     payload = m.Payload(bytes(8), 1, 2, 2)
     soft = m.Soft("a->b", "0" * 64, "1" * 64, (m.Row(b"r" * 16),), payload, origin="client")
     (event,) = sender.broker.receive(sender.peer.send(soft, 1.0), 1.0)
-    assert isinstance(event, Received) and event.sealed is not None
+    assert isinstance(event, MessageReceived) and event.sealed is not None
     frames = receiver.broker.send(soft, 1.0, event.sealed)
     (arrived,) = receiver.peer.receive(frames, 1.0)
-    assert arrived == Received(soft, m.Envelope(RUN, 1, 1))
-    assert isinstance(arrived, Received) and arrived.sealed is None  # nobody hands it on
+    assert arrived == MessageReceived(soft, m.Envelope(RUN, 1, 1))
+    assert isinstance(arrived, MessageReceived) and arrived.sealed is None  # nobody hands it on
 
 
 def test_a_message_that_cannot_be_sent_uses_no_number() -> None:
@@ -220,7 +235,7 @@ def test_a_message_that_cannot_be_sent_uses_no_number() -> None:
     with pytest.raises(LocalProtocolError):
         pair.peer.send(m.Cancel("a->b", (RUN,)), 1.0)
     events = pair.broker.receive(pair.peer.send(CREDIT, 1.0), 1.0)
-    assert events == [Received(CREDIT, m.Envelope(RUN, 1, 3))]
+    assert events == [MessageReceived(CREDIT, m.Envelope(RUN, 1, 3))]
 
 
 # -- order, incarnation, run ----------------------------------------------------------------
@@ -229,9 +244,9 @@ def test_a_message_that_cannot_be_sent_uses_no_number() -> None:
 def test_a_number_that_came_already_is_dropped_unanswered() -> None:
     pair = Pair()
     frames = pair.peer.send(CREDIT, 1.0)
-    assert isinstance(pair.broker.receive(frames, 1.0)[0], Received)
-    assert pair.broker.receive(frames, 1.0) == [Duplicate(1)]
-    assert pair.broker.receive(raw(AGENT, 0), 1.0) == [Duplicate(0)]
+    assert isinstance(pair.broker.receive(frames, 1.0)[0], MessageReceived)
+    assert pair.broker.receive(frames, 1.0) == [DuplicateDropped(1)]
+    assert pair.broker.receive(raw(AGENT, 0), 1.0) == [DuplicateDropped(0)]
 
 
 def test_a_peer_that_its_key_identifies_learns_the_run() -> None:
@@ -240,26 +255,28 @@ def test_a_peer_that_its_key_identifies_learns_the_run() -> None:
         broker = Session(Side.BROKER, run=RUN, epoch=1, now=0.0, keyed=keyed)
         events = broker.receive(peer.open(0.0), 0.0)
         if not keyed:
-            assert isinstance(events[0], Refused) and events[0].code is NackCode.UNAUTHORIZED
+            assert isinstance(events[0], MessageRefused) and events[0].code is NackCode.UNAUTHORIZED
             closed = peer.receive(frames_of(events)[0], 0.0)
-            assert isinstance(closed[0], Closed) and closed[0].code is NackCode.UNAUTHORIZED
+            assert isinstance(closed[0], PeerLeft) and closed[0].code is NackCode.UNAUTHORIZED
             continue
-        assert events == [Greeted(AGENT, epoch=3)]
-        assert isinstance(peer.receive(broker.welcome(0.0), 0.0)[0], Opened)
+        assert events == [HelloReceived(AGENT, epoch=3)]
+        assert isinstance(peer.receive(broker.welcome(0.0), 0.0)[0], SessionOpened)
         envelope, _ = decode(peer.send(CREDIT, 0.0))
         assert envelope.run == RUN
         # The run is fixed from now on, at both ends.
-        assert isinstance(peer.receive(raw(CREDIT, 1, epoch=1, run=bytes(16)), 0.0)[0], Refused)
-        assert isinstance(broker.receive(raw(CREDIT, 1, run=bytes(16)), 0.0)[0], Refused)
+        assert isinstance(
+            peer.receive(raw(CREDIT, 1, epoch=1, run=bytes(16)), 0.0)[0], MessageRefused
+        )
+        assert isinstance(broker.receive(raw(CREDIT, 1, run=bytes(16)), 0.0)[0], MessageRefused)
 
 
 def test_a_repeated_message_is_no_sign_of_life() -> None:
     pair = Pair()
     frames = pair.broker.send(CREDIT, 1.0)
     pair.peer.receive(frames, 1.0)
-    assert pair.peer.receive(frames, 5.5) == [Duplicate(1)]
+    assert pair.peer.receive(frames, 5.5) == [DuplicateDropped(1)]
     _, events = pair.peer.tick(6.1)
-    assert events == [Lost("silent for 5000 ms")]
+    assert events == [PeerLost("broker", 1, "silent for 5000 ms", silent=True)]
 
 
 def test_a_broker_that_knows_nothing_of_the_connection_ends_the_peers_session() -> None:
@@ -267,45 +284,45 @@ def test_a_broker_that_knows_nothing_of_the_connection_ends_the_peers_session() 
     stranger = Session(Side.BROKER, run=RUN, epoch=1, now=9.0)
     (nack,) = frames_of(stranger.receive(pair.peer.send(m.Ping(), 9.0), 9.0))
     (lost,) = pair.peer.receive(nack, 9.0)
-    assert isinstance(lost, Lost) and "does not know" in lost.reason
+    assert isinstance(lost, PeerLost) and "does not know" in lost.reason
     assert pair.peer.state is State.CLOSED
 
 
 def test_a_peer_cannot_end_the_brokers_session_so() -> None:
     pair = Pair()
     nack = m.Nack(NackCode.UNAUTHORIZED, "who are you?")
-    assert pair.broker.receive(raw(nack, 0), 1.0) == [Duplicate(0)]
+    assert pair.broker.receive(raw(nack, 0), 1.0) == [DuplicateDropped(0)]
     assert pair.broker.state is State.OPEN
 
 
-def test_lost_messages_are_told_before_the_next_one() -> None:
+def test_a_lost_message_ends_the_session() -> None:
     pair = Pair()
     lost = [pair.peer.send(CREDIT, 1.0) for _ in range(2)]
     events = pair.broker.receive(pair.peer.send(CREDIT, 1.0), 1.0)
-    assert events == [Gap(1, 3), Received(CREDIT, m.Envelope(RUN, 3, 3))]
-    # One that was only late comes after its turn, so it counts as a duplicate.
-    assert pair.broker.receive(lost[0], 1.0) == [Duplicate(1)]
+    assert events == [PeerLost("llama", 3, "2 messages were lost")]
+    assert pair.broker.state is State.CLOSED
+    assert pair.broker.receive(lost[0], 1.0) == []
 
 
 def test_a_number_from_nowhere_does_not_move_the_session() -> None:
     pair = Pair()
     events = pair.broker.receive(raw(CREDIT, MAX_GAP + 2), 1.0)
-    assert isinstance(events[0], Refused) and events[0].code is NackCode.MALFORMED
-    assert isinstance(pair.broker.receive(raw(CREDIT, 1), 1.0)[0], Received)
+    assert isinstance(events[0], MessageRefused) and events[0].code is NackCode.MALFORMED
+    assert isinstance(pair.broker.receive(raw(CREDIT, 1), 1.0)[0], MessageReceived)
 
 
 @pytest.mark.parametrize("epoch", [0, 2, 4])
 def test_another_incarnation_is_refused(epoch: int) -> None:
     pair = Pair()
     events = pair.broker.receive(raw(CREDIT, 1, epoch), 1.0)
-    assert isinstance(events[0], Refused) and events[0].code is NackCode.STALE_EPOCH
-    assert isinstance(pair.broker.receive(raw(CREDIT, 1), 1.0)[0], Received)
+    assert isinstance(events[0], MessageRefused) and events[0].code is NackCode.STALE_EPOCH
+    assert isinstance(pair.broker.receive(raw(CREDIT, 1), 1.0)[0], MessageReceived)
 
 
 def test_another_run_is_refused() -> None:
     pair = Pair()
     events = pair.broker.receive(raw(CREDIT, 1, run=bytes(16)), 1.0)
-    assert isinstance(events[0], Refused) and events[0].code is NackCode.UNAUTHORIZED
+    assert isinstance(events[0], MessageRefused) and events[0].code is NackCode.UNAUTHORIZED
 
 
 # -- refusals -------------------------------------------------------------------------------
@@ -317,13 +334,15 @@ def test_a_damaged_message_is_refused_answered_and_no_gap() -> None:
     text = m.Text("a->b", "0" * 64, (row,), ("hi",), origin="client")
     header, rows, _ = pair.peer.send(text, 1.0)
     events = pair.broker.receive([header, rows, b"ho"], 1.0)
-    assert events[0] == Refused(
+    assert events[0] == MessageRefused(
         NackCode.CHECKSUM, "rows and body do not match the checksum", "a->b", (), "client"
     )
     [nack] = messages_of(events)
     assert isinstance(nack, m.Nack) and (nack.code, nack.wire) == (NackCode.CHECKSUM, "a->b")
-    assert pair.peer.receive(frames_of(events)[0], 1.0) == [Received(nack, m.Envelope(RUN, 1, 1))]
-    assert isinstance(pair.broker.receive(pair.peer.send(CREDIT, 1.0), 1.0)[0], Received)
+    assert pair.peer.receive(frames_of(events)[0], 1.0) == [
+        MessageReceived(nack, m.Envelope(RUN, 1, 1))
+    ]
+    assert isinstance(pair.broker.receive(pair.peer.send(CREDIT, 1.0), 1.0)[0], MessageReceived)
 
 
 def test_a_refused_message_names_the_requests_that_it_carried() -> None:
@@ -331,7 +350,7 @@ def test_a_refused_message_names_the_requests_that_it_carried() -> None:
     row = m.Row(b"r" * 16)
     soft = m.Soft("a->b", "0" * 64, "1" * 64, (row,), m.Payload(bytes(4), 1, 1, 2))
     refused = pair.broker.receive(raw(soft, 1), 1.0)[0]
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, MessageRefused)
     assert (refused.wire, refused.rows) == ("a->b", (row,))
 
 
@@ -358,7 +377,7 @@ def test_the_nack_to_a_refused_message_says_whose_it_was() -> None:
 def test_a_nack_is_never_answered_by_a_nack() -> None:
     pair = Pair()
     events = pair.broker.receive(raw(m.Nack(NackCode.CLOSING, "bye"), 1, epoch=9), 1.0)
-    assert [type(event) for event in events] == [Refused]
+    assert [type(event) for event in events] == [MessageRefused]
 
 
 @settings(deadline=None)
@@ -369,7 +388,7 @@ def test_receive_never_raises(frames: list[bytes], state: str) -> None:
         pair.broker.send(m.Goodbye(), 0.0)
     for end in (pair.broker, pair.peer):
         for event in end.receive(frames, 1.0):
-            assert isinstance(event, Refused | Outgoing)
+            assert isinstance(event, MessageRefused | Outgoing)
 
 
 @settings(deadline=None, max_examples=200)
@@ -409,9 +428,9 @@ def test_a_quiet_session_pings_and_any_traffic_counts() -> None:
     assert messages_of(events) == [m.Ping(0)]
     assert deadline == 2.8
     answer = pair.broker.receive(frames_of(events)[0], 1.9, busy_ms=70)
-    assert answer[0] == Busy(0)
+    assert answer[0] == PeerBusy("llama", 3, 0)
     assert messages_of(answer) == [m.Pong(70)]
-    assert pair.peer.receive(frames_of(answer)[0], 2.0) == [Busy(70)]
+    assert pair.peer.receive(frames_of(answer)[0], 2.0) == [PeerBusy("broker", 1, 70)]
     assert pair.peer.tick(2.0) == (3.0, [])
 
 
@@ -419,7 +438,10 @@ def test_a_silent_peer_is_lost_once() -> None:
     pair = Pair()
     pinged = [pair.broker.tick(float(second))[1] for second in range(1, 5)]
     assert [messages_of(events) for events in pinged] == [[m.Ping(0)]] * 4
-    assert pair.broker.tick(5.0) == (None, [Lost("silent for 5000 ms")])
+    assert pair.broker.tick(5.0) == (
+        None,
+        [PeerLost("llama", 3, "silent for 5000 ms", silent=True)],
+    )
     assert pair.broker.tick(9.0) == (None, [])
     assert pair.broker.receive(pair.peer.send(CREDIT, 9.0), 9.0) == []
 
@@ -445,7 +467,7 @@ def test_refused_messages_are_no_sign_of_life() -> None:
     for second in range(1, 5):
         pair.broker.receive([b"", b"", b""], float(second))
         pair.broker.receive(raw(CREDIT, 1, epoch=2), float(second))
-    assert isinstance(pair.broker.tick(5.0)[1][0], Lost)
+    assert isinstance(pair.broker.tick(5.0)[1][0], PeerLost)
 
 
 # -- the end --------------------------------------------------------------------------------
@@ -455,7 +477,9 @@ def test_refused_messages_are_no_sign_of_life() -> None:
 def test_goodbye_closes_both_ends(side: Side) -> None:
     pair = Pair()
     here, there = (pair.peer, pair.broker) if side is Side.PEER else (pair.broker, pair.peer)
-    assert there.receive(here.send(m.Goodbye("done"), 1.0), 1.0) == [Closed("done")]
+    other_end = ("llama", 3) if side is Side.PEER else ("broker", 1)
+    left = there.receive(here.send(m.Goodbye("done"), 1.0), 1.0)
+    assert left == [PeerLeft(*other_end, "done")]
     for end in (here, there):
         assert end.state is State.CLOSED
         assert end.tick(99.0) == (None, [])

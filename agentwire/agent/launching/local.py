@@ -26,7 +26,7 @@ from agentwire.agent.launching.events import (
 from agentwire.agent.launching.failure import ExitCode, decode_error
 from agentwire.agent.launching.limits import AgentLimits, RestartBudget
 from agentwire.agent.launching.placement import BrokerControl
-from agentwire.bus.events import PeerBusy, PeerGone, PeerLost, PeerProgress, PeerReady
+from agentwire.bus.events import PeerBusy, PeerLeft, PeerLost, PeerProgress, PeerReady
 from agentwire.errors import AgentwireError, InputError
 from agentwire.spec.agent import AgentBootstrap, AgentSpec, BusAddress
 from agentwire.telemetry.logs import message_of
@@ -81,7 +81,7 @@ class AgentProcess:
         self.ready = asyncio.Event()
         self.error: AgentwireError | None = None
 
-    def handle(self, event: PeerReady | PeerLost | PeerGone | PeerBusy | PeerProgress) -> None:
+    def handle(self, event: PeerReady | PeerLost | PeerLeft | PeerBusy | PeerProgress) -> None:
         current = self._current
         if current is None or current.epoch != event.epoch:
             return  # of an earlier incarnation
@@ -96,7 +96,7 @@ class AgentProcess:
                 self._on_event(AgentLoading(self._spec.name, current.epoch, stage, fraction))
             case PeerBusy(busy_ms=busy_ms) if busy_ms > self._limits.progress_s * 1000:
                 self._died(current, f"it has computed one batch for {busy_ms / 1000:.0f} s")
-            case PeerGone(reason=reason):
+            case PeerLeft(reason=reason):
                 if not current.goodbye.done():
                     current.goodbye.set_result(reason)
             case PeerLost(reason=reason, silent=silent):
@@ -147,7 +147,7 @@ class AgentProcess:
             only_disconnected = await self._only_disconnected(current)
             await self._terminate(current)
             self._current = None
-            self._broker.forget(self._spec.name, epoch)
+            self._broker.disconnect(self._spec.name, epoch)
         crashed = not only_disconnected and current.process.returncode != ExitCode.DONE
         reason = str(error) if error else died.reason
         return replace(died, reason=reason, crashed=crashed, error=error)

@@ -26,7 +26,7 @@ from agentwire.agent.launching.events import (
 from agentwire.agent.launching.failure import decode_error
 from agentwire.agent.launching.limits import AgentLimits
 from agentwire.agent.launching.placement import BrokerControl, Launcher
-from agentwire.bus.events import PeerBusy, PeerGone, PeerLost, PeerProgress, PeerReady
+from agentwire.bus.events import PeerBusy, PeerLeft, PeerLost, PeerProgress, PeerReady
 from agentwire.errors import AgentwireError
 from agentwire.spec.agent import AgentSpec
 
@@ -59,7 +59,7 @@ class RemoteConnection:
         self.stopping = asyncio.Event()
         self.error: AgentwireError | None = None
 
-    def handle(self, event: PeerReady | PeerLost | PeerGone | PeerBusy | PeerProgress) -> None:
+    def handle(self, event: PeerReady | PeerLost | PeerLeft | PeerBusy | PeerProgress) -> None:
         match event:
             case PeerReady(epoch=epoch, model=model):
                 self._epoch = epoch
@@ -71,8 +71,8 @@ class RemoteConnection:
                 self._on_event(AgentLoading(self.name, epoch, stage, fraction))
             case PeerBusy(epoch=epoch):
                 if self.is_hung(event):
-                    self._broker.forget(self.name, epoch)  # refuses its next message
-            case PeerGone(epoch=epoch, reason=reason):
+                    self._broker.disconnect(self.name, epoch)  # refuses its next message
+            case PeerLeft(epoch=epoch, reason=reason):
                 self._died(AgentDied(self.name, epoch, 0, reason, False, 0.0))
                 self.error = decode_error(reason) or self.error
             case PeerLost(epoch=epoch, reason=reason, silent=silent):
@@ -146,7 +146,7 @@ class RemoteAgent:
         """Returns when the run stops or the agent was away for too long."""
         connection = self._connection
         name, load_s = connection.name, connection.limits.load_s
-        self._broker.invite(name)
+        self._broker.expect_remote(name)
         self._on_event(AgentStarted(name, 0, 0))
         while not connection.stopping.is_set():
             if await connection.wait(connection.connected, load_s):
@@ -196,7 +196,7 @@ class LaunchedAgent:
     def kill(self) -> None:
         """Does nothing: the launcher stops the process."""
 
-    def handle(self, event: PeerReady | PeerLost | PeerGone | PeerBusy | PeerProgress) -> None:
+    def handle(self, event: PeerReady | PeerLost | PeerLeft | PeerBusy | PeerProgress) -> None:
         if isinstance(event, PeerLost):
             # Within a cluster a broken connection means a dead process: a request may be the cause.
             event = replace(event, silent=True)
@@ -209,7 +209,7 @@ class LaunchedAgent:
         """Launches the agent. Returns when the run stops or the agent is gone for good."""
         name, connection = self._spec.name, self._connection
         load_s, restarts = connection.limits.load_s, connection.limits.restarts.restarts
-        self._broker.invite(name)
+        self._broker.expect_remote(name)
         try:
             await asyncio.to_thread(self._launcher.launch, self._spec, self._endpoint(), restarts)
         except AgentwireError as error:

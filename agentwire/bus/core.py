@@ -1,0 +1,285 @@
+"""The broker without thread and socket: sessions, routing and what waits to be written.
+
+``broker`` drives it with a real transport and ``replay`` with a recording.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from agentwire.bus.events import BrokerEvent
+from agentwire.bus.flow import RoutingLimits
+from agentwire.bus.instructions import Admit, Command, Disconnect, Emit, Instruction, Reject, Send
+from agentwire.bus.routing import Router
+from agentwire.bus.transport import Frame, Frames, PeerId, Sent
+from agentwire.errors import LocalProtocolError
+from agentwire.wire.events import (
+    DuplicateDropped,
+    Event,
+    HelloReceived,
+    MessageReceived,
+    Outgoing,
+)
+from agentwire.wire.messages import Goodbye
+from agentwire.wire.session import Session, Side, State, Timing
+
+BROKER_EPOCH = 1  # a broker lives as long as its run
+OUTBOX_MESSAGES = 4096  # for a peer that does not read; then it is disconnected
+SWEEP_EVERY = 0.5  # s
+
+
+@dataclass(slots=True)
+class Connection:
+    """One connection.
+
+    Attributes:
+        tick_at: when its session has to be ticked.
+        key: public key of its peer; "" if the transport uses none.
+        outbox: messages that the transport did not take yet.
+    """
+
+    session: Session
+    tick_at: float
+    key: str = ""
+    outbox: deque[list[Frame]] = field(default_factory=deque)
+
+
+class BrokerCore:
+    """Belongs to one thread; ``metrics`` may be called from others.
+
+    Args:
+        run: 16-byte id of the run.
+        wires, token, agents, limits: as for ``Router``.
+        timing: heartbeats of the sessions.
+        on_event: called with each event for the owner.
+        clock: monotonic seconds.
+        now: the time at which it starts.
+        key_name: the name that a public key is registered for; "" if it is not. None: keys are not
+            checked.
+
+    Attributes:
+        write: hands one message to the transport.
+        ticked: when ``tick`` was last called.
+    """
+
+    def __init__(
+        self,
+        *,
+        run: bytes,
+        wires: Mapping[str, tuple[str, str]],
+        token: str,
+        agents: Iterable[str],
+        limits: RoutingLimits,
+        timing: Timing,
+        on_event: Callable[[BrokerEvent], None],
+        clock: Callable[[], float],
+        now: float,
+        key_name: Callable[[str], str] | None = None,
+    ) -> None:
+        self.write: Callable[[PeerId, Frames], Sent] = lambda peer, frames: Sent.GONE
+        self.ticked = self._swept = now
+        self._run = run
+        self._timing = timing
+        self._on_event = on_event
+        self._clock = clock
+        self._key_name = key_name
+        self._router = Router(wires=wires, token=token, agents=agents, limits=limits)
+        self._lock = threading.Lock()  # around the router: metrics() reads it from other threads
+        self._open: dict[PeerId, Connection] = {}
+        # Connections that broke during a write. They stay open for reading until the broker has
+        # read all that has arrived: a peer that closed may have sent its last results before.
+        self._broken: dict[PeerId, str] = {}
+
+    def metrics(self) -> Mapping[str, int]:
+        with self._lock:
+            return {**self._router.counters, **self._router.gauges()}
+
+    # -- input ------------------------------------------------------------------------------
+
+    def knows(self, peer: PeerId) -> bool:
+        return peer in self._open
+
+    def receive(self, peer: PeerId, frames: Frames, key: str) -> None:
+        """Handles one message; ``key`` is the public key of its sender."""
+        now = self._clock()
+        connection = self._open.get(peer)
+        if connection is not None:
+            self._handle(peer, connection, connection.session.receive(frames, now))
+            return
+        session = Session(
+            Side.BROKER,
+            run=self._run,
+            epoch=BROKER_EPOCH,
+            now=now,
+            timing=self._timing,
+            keyed=bool(key),
+        )
+        connection = Connection(session, now, key)
+        events = session.receive(frames, now)
+        # A session is kept from an accepted Hello on, so strangers cost no memory.
+        if any(isinstance(event, HelloReceived) for event in events):
+            self._open[peer] = connection
+        else:
+            self._count("dropped.stranger")
+        self._handle(peer, connection, events)
+
+    def command(self, command: Command) -> None:
+        """Carries out what the owner asks for."""
+        self._decide(lambda now: self._router.command(command))
+
+    def disconnect(self, peer: PeerId, reason: str) -> None:
+        """Ends a session from this side."""
+        self._decide(lambda now: self._router.disconnect(peer, reason))
+
+    def due_at(self) -> float:
+        """When ``tick`` has something to do."""
+        ticks = min((each.tick_at for each in self._open.values()), default=float("inf"))
+        return min(ticks, self._swept + SWEEP_EVERY)
+
+    def tick(self, now: float) -> None:
+        """Heartbeats, lost peers, revoked keys and expired messages."""
+        self.ticked = now
+        for peer, connection in list(self._open.items()):
+            if now >= connection.tick_at and self._open.get(peer) is connection:
+                again, events = connection.session.tick(now)
+                connection.tick_at = float("inf") if again is None else again
+                self._handle(peer, connection, events)
+        if now >= self._swept + SWEEP_EVERY:
+            self._swept = now
+            self._disconnect_revoked()
+            self._decide(self._router.sweep)
+
+    def take_broken(self) -> list[tuple[PeerId, str]]:
+        """Connections that broke, and why; each once. The broker then disconnects them."""
+        broken, self._broken = list(self._broken.items()), {}
+        return broken
+
+    # -- decisions --------------------------------------------------------------------------
+
+    def _handle(self, peer: PeerId, connection: Connection, events: list[Event]) -> None:
+        if len(events) == 1 and isinstance(events[0], MessageReceived):  # the usual case
+            self._route(peer, events[0])
+            return
+        # The session's own frames are numbered already, so they are written first.
+        for event in events:
+            if isinstance(event, Outgoing):
+                self._write(peer, connection, event.frames)
+        for event in events:
+            if isinstance(event, DuplicateDropped):
+                self._count("dropped.duplicate")
+            elif isinstance(event, HelloReceived):
+                self._route(peer, event, self._name_of(connection))
+            elif not isinstance(event, Outgoing):
+                self._route(peer, event)
+            if peer not in self._open:
+                return  # disconnected: the rest is void
+
+    def _route(self, peer: PeerId, event: Event, key_name: str | None = None) -> None:
+        now = self._clock()
+        with self._lock:
+            instructions = self._router.handle(peer, event, now, key_name)
+        for instruction in instructions:
+            self._carry_out(instruction, now)
+
+    def _decide(self, decide: Callable[[float], list[Instruction]]) -> None:
+        now = self._clock()
+        with self._lock:
+            instructions = decide(now)
+        for instruction in instructions:
+            self._carry_out(instruction, now)
+
+    def _carry_out(self, instruction: Instruction, now: float) -> None:
+        if isinstance(instruction, Emit):
+            self._on_event(instruction.event)
+            return
+        connection = self._open.get(instruction.peer)
+        if connection is None:
+            return  # it broke while these instructions were carried out
+        match instruction:
+            case Send(peer, message, sealed):
+                try:
+                    frames = connection.session.send(message, now, sealed)
+                except LocalProtocolError:
+                    # It was received within its limits and cannot be sent within them. Its
+                    # deadline ends the request; the counter shows it.
+                    self._count("dropped.unsendable")
+                    return
+                self._write(peer, connection, frames)
+            case Disconnect(peer):
+                self._drop(peer)
+            case Admit(peer):
+                self._write(peer, connection, connection.session.welcome(now))
+                connection.tick_at = now
+            case Reject(peer, code, reason):
+                self._write(peer, connection, connection.session.reject(code, reason, now))
+                self._drop(peer)
+
+    def _name_of(self, connection: Connection) -> str | None:
+        if self._key_name is None or not connection.key:
+            return None
+        return self._key_name(connection.key)
+
+    def _disconnect_revoked(self) -> None:
+        for peer, connection in list(self._open.items()):
+            if self._name_of(connection) == "":
+                self._count("dropped.revoked")
+                self.disconnect(peer, "its key was revoked")
+
+    def _count(self, what: str) -> None:
+        with self._lock:
+            self._router.counters[what] += 1
+
+    # -- output -----------------------------------------------------------------------------
+
+    def waiting(self) -> bool:
+        """Whether any message waits to be written."""
+        return any(connection.outbox for connection in self._open.values())
+
+    def retry(self) -> None:
+        """Writes what waits, as far as the peers read."""
+        for peer, connection in self._open.items():
+            while connection.outbox:
+                sent = self.write(peer, connection.outbox[0])
+                if sent is Sent.FULL:
+                    break
+                if sent is Sent.GONE:
+                    self._break(peer, "the connection was closed")
+                    break
+                connection.outbox.popleft()
+
+    def say_goodbye(self, reason: str, now: float) -> None:
+        """Sends Goodbye in every open session."""
+        for peer, connection in self._open.items():
+            if connection.session.state is State.OPEN:
+                self._write(peer, connection, connection.session.send(Goodbye(reason), now))
+
+    def has_broken(self) -> bool:
+        return bool(self._broken)
+
+    def _write(self, peer: PeerId, connection: Connection, frames: list[Frame]) -> None:
+        """Writes now, or later if the peer does not read fast enough."""
+        if peer in self._broken:
+            return
+        if not connection.outbox:
+            sent = self.write(peer, frames)
+            if sent is Sent.TAKEN:
+                return
+            if sent is Sent.GONE:
+                self._break(peer, "the connection was closed")
+                return
+        if len(connection.outbox) >= OUTBOX_MESSAGES:
+            self._break(peer, f"it did not read {OUTBOX_MESSAGES} messages")
+            return
+        connection.outbox.append(frames)
+
+    def _break(self, peer: PeerId, reason: str) -> None:
+        if peer in self._open:
+            self._broken[peer] = reason
+            self._open[peer].outbox.clear()
+
+    def _drop(self, peer: PeerId) -> None:
+        self._open.pop(peer, None)
+        self._broken.pop(peer, None)
