@@ -73,15 +73,15 @@ async def test_the_command_and_a_recording_that_was_cut(tmp_path: Path) -> None:
     for junk, match in (
         ("nonsense\n", ":11: not a JSON object"),  # no kill writes such a line
         ('{"frames": [], "clo\n', ":11: not a JSON object"),
-        ('{"clock": []}\n', ":11: not the recording of a bus"),
-        ('{"tick": 1.0}\n', ":11: not the recording of a bus"),
+        ('{"clock": []}\n', ":11: not a recording of a bus"),
+        ('{"tick": 1.0}\n', ":11: not a recording of a bus"),
         ('{"tick": 1.0, "clock": []}\n' + lines[10] + "\nnonsense\n", ":13: not a JSON object"),
     ):
         path.write_text(whole + junk)
         with pytest.raises(InputError, match=match):
             replay(path)
     path.write_text(json.dumps({"bus": {}}) + "\n")
-    with pytest.raises(InputError, match=":1: not the recording"):
+    with pytest.raises(InputError, match=":1: not a recording"):
         replay(path)
     path.write_text("")
     with pytest.raises(InputError, match="holds no entry"):
