@@ -84,7 +84,7 @@ async def test_the_command_and_a_recording_that_was_cut(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=":1: not a recording"):
         replay(path)
     path.write_text("")
-    with pytest.raises(InputError, match="holds no entry"):
+    with pytest.raises(InputError, match="is empty"):
         replay(path)
     with pytest.raises(InputError, match="cannot be read"):
         replay(tmp_path / "none")
