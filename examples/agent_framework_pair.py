@@ -1,4 +1,4 @@
-"""Microsoft's agent-framework: two agents, and a payload between them.
+"""Microsoft's agent-framework: one agent passes soft tokens to another.
 
 pip install 'agentwire[models,agent-framework]'
 python examples/agent_framework_pair.py "A moving, funny film."

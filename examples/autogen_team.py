@@ -1,4 +1,4 @@
-"""An AutoGen team: a reader hands soft tokens to a judge.
+"""An AutoGen team: a reader passes soft tokens to a judge.
 
 pip install 'agentwire[models,autogen]'
 python examples/autogen_team.py "A moving, funny film."

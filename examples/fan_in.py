@@ -1,10 +1,10 @@
-"""Two readers, one judge: each reads one half of a review, the judge answers from both.
+"""Two readers and a judge: each reader reads one half of a review, and the judge answers from both.
 
-    agentwire train examples/fan_in.yaml          # a set of two bridges, trained together
+    agentwire train examples/fan_in.yaml          # trains the two bridges together
     python examples/fan_in.py --rows 200
 
-Prints what each half is worth: the judge's accuracy with both halves, and with one of them taken
-from another review (chosen by --seed), so that only the other one is of any use.
+Prints the judge's accuracy with both halves, and with one half replaced by that of another review,
+so that only the other half is useful.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ async def main(rows: int, seed: int) -> None:
     chosen = random.Random(seed).sample(split, min(rows, len(split)))
     words = load_definition(data.dataset).label_words
     halves = [shares(row.text, 2) for row in chosen]
-    others = halves[1:] + halves[:1]  # the next review's: the sample is in random order
+    others = halves[1:] + halves[:1]  # the halves of the next review in the random sample
     inputs = {
         "both halves": halves,
         "first half alone": [[a, b] for (a, _), (_, b) in zip(halves, others, strict=True)],
@@ -68,6 +68,6 @@ if __name__ == "__main__":
     options = parser.parse_args()
     try:
         asyncio.run(main(options.rows, options.seed))
-    except InputError as problem:
-        print(problem, file=sys.stderr)
+    except InputError as error:
+        print(error, file=sys.stderr)
         sys.exit(2)

@@ -1,9 +1,9 @@
-"""One reader, two judges: the text is read once, and each judge answers from the same soft tokens.
+"""A reader and two judges: the text is read once, and both judges answer from the same soft tokens.
 
     python examples/fan_out.py --texts 40
 
-The same is asked twice: by ``fan_out``, and by a ``send`` to each judge at the same time, for which
-the reader reads the text twice. Both in turns; the answers must be the same, and the medians stand
+Each text is asked twice: once with ``fan_out``, and once with a concurrent ``send`` to each judge,
+for which the reader reads the text twice. The answers must be equal. The median times are printed
 at the end.
 """
 
@@ -32,7 +32,7 @@ async def main(texts: int) -> None:
     took: dict[str, list[float]] = {"fan_out": [], "two sends": []}
     async with agentwire.open(SCENARIO) as wire:
         for number in range(texts + 2):
-            text = f"{REVIEWS[number % len(REVIEWS)]} ({number})"  # never the same one twice
+            text = f"{REVIEWS[number % len(REVIEWS)]} ({number})"  # every text is different
             begun = time.perf_counter()
             answers = await wire.fan_out("reader", JUDGES, text)
             between = time.perf_counter()
@@ -40,7 +40,7 @@ async def main(texts: int) -> None:
             ended = time.perf_counter()
             labels = [a.label for a in answers.values() if isinstance(a, agentwire.Reply)]
             assert labels == [reply.label for reply in sent], (answers, sent)
-            if number >= 2:  # the first ones pay for memory and thread pools
+            if number >= 2:  # the first texts include one-time costs
                 took["fan_out"].append(1000 * (between - begun))
                 took["two sends"].append(1000 * (ended - between))
             if number < len(REVIEWS):

@@ -1,10 +1,10 @@
-"""A crew of two on the gateway: the reader's understanding reaches the judge as soft tokens.
+"""A CrewAI crew of two on the gateway: the reader passes soft tokens to the judge.
 
 agentwire serve scenarios/llama_to_mistral_sst2.yaml     # in another terminal
 pip install crewai
 python examples/gateway_crewai.py
 
-CrewAI puts words of its own around a task, and the reader reads them with the review.
+CrewAI adds its own words around a task. The reader reads them together with the review.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REVIEWS = [
 
 
 def crew(url: str, key: str) -> Crew:
-    """Reader and judge; the handle that the reader answers with is the judge's context."""
+    """A reader and a judge. The reader answers with a handle, which is the judge's context."""
 
     def model(name: str) -> LLM:
         return LLM(model=name, provider="openai", base_url=url, api_key=key)

@@ -1,4 +1,4 @@
-"""LlamaIndex on the gateway.
+"""LlamaIndex on the gateway: a reader keeps soft tokens, and a judge answers from them.
 
 agentwire serve scenarios/llama_to_mistral_sst2.yaml     # in another terminal
 pip install llama-index-llms-openai-like

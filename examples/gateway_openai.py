@@ -1,4 +1,4 @@
-"""OpenAI's SDK on the gateway: a wire as a model, a payload handed on, a stream.
+"""OpenAI's SDK on the gateway: a wire as a model, a handle, and a stream.
 
 agentwire serve scenarios/llama_to_mistral_sst2.yaml     # in another terminal
 pip install openai
@@ -29,8 +29,8 @@ def main() -> None:
         return reply.choices[0].message.content
 
     ask("llama->mistral", REVIEW)  # llama reads, mistral answers
-    handle = ask("llama->mistral:keep", REVIEW)  # llama reads ...
-    ask("mistral", handle)  # ... and mistral answers later
+    handle = ask("llama->mistral:keep", REVIEW)  # llama reads, and the answer is a handle
+    ask("mistral", handle)  # mistral answers from the soft tokens
     with client.chat.completions.create(
         model="llama", messages=[{"role": "user", "content": "Say hello."}], stream=True
     ) as stream:

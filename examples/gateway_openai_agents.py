@@ -1,4 +1,4 @@
-"""openai-agents on the gateway: a reader keeps what it understood, a judge answers from it.
+"""openai-agents on the gateway: a reader keeps soft tokens, and a judge answers from them.
 
 agentwire serve scenarios/llama_to_mistral_sst2.yaml     # in another terminal
 pip install openai-agents

@@ -1,4 +1,4 @@
-"""pydantic-ai on the gateway.
+"""pydantic-ai on the gateway: a reader keeps soft tokens, and a judge answers from them.
 
 agentwire serve scenarios/llama_to_mistral_sst2.yaml     # in another terminal
 pip install 'pydantic-ai-slim[openai]'

@@ -1,12 +1,12 @@
-"""Three agents in a LangGraph: the reader's understanding reaches the judge as soft tokens.
+"""Three agents in a LangGraph: the reader passes soft tokens to the judge.
 
     pip install 'agentwire[models,langchain]' langgraph
-    python examples/langgraph_three_agents.py                     # 12 reviews of this file
+    python examples/langgraph_three_agents.py                     # the 12 reviews in this file
     python examples/langgraph_three_agents.py --data rows.jsonl --rows 40
 
-Every review goes twice through the same graph, on the same models: once with the reader's payload
-(a handle in the state), once with the reader's summary as text. Accuracy, tokens, bytes and latency
-stand beside each other at the end. ``bench/three_agents.py`` does it for more rows.
+Every review goes through the same graph twice, with the same models: once with the reader's payload
+(a handle in the state), and once with the reader's summary as text. Accuracy, tokens, bytes and
+latency of both are printed at the end. ``bench/three_agents.py`` does the same for more rows.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ REVIEWS = [
 
 
 class State(TypedDict, total=False):
-    """What the graph carries: everything in it is text."""
+    """The state of the graph. It contains only text."""
 
     review: str
     message: AIMessage  # reader -> judge
@@ -53,7 +53,7 @@ class State(TypedDict, total=False):
 
 
 def build(reader: Callable[[State], State], agents: LocalAgents) -> Any:
-    """The graph; only the reader differs between the two runs."""
+    """The graph. Only the reader differs between the two runs."""
     judge = ChatAgentwire(agents=agents, model="judge", labels=LABELS)
     writer = ChatAgentwire(agents=agents, model="writer", max_tokens=24)
 
@@ -88,7 +88,7 @@ def text(agents: LocalAgents) -> Any:
 
 
 def ask(graph: Any, review: str, label: int) -> dict[str, Any]:
-    """Sends one review through a graph: whether it was judged right, and what it took."""
+    """Sends one review through a graph and returns its measurements."""
     began = time.perf_counter()
     state = graph.invoke({"review": review})
     seconds = time.perf_counter() - began
@@ -106,7 +106,7 @@ def ask(graph: Any, review: str, label: int) -> dict[str, Any]:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means of what crossed from reader to judge, medians of the times."""
+    """Means of the sizes and medians of the times."""
 
     def mean(name: str) -> float:
         return statistics.mean(row[name] for row in rows)
@@ -126,7 +126,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def compare(
     graphs: dict[str, Any], reviews: Sequence[tuple[str, int]]
 ) -> Iterator[dict[str, dict[str, Any]]]:
-    """Every review through every graph; who goes first changes from one to the next."""
+    """Sends every review through every graph. The graphs take turns in going first."""
     order = list(graphs)
     for review, label in reviews:
         yield {name: ask(graphs[name], review, label) for name in order}
@@ -146,7 +146,7 @@ def main() -> None:
     rows = rows[: options.rows]
     with LocalAgents(SCENARIO) as agents:
         graphs = {"latent": latent(agents), "text": text(agents)}
-        for graph in graphs.values():  # what is slow once is not what is compared
+        for graph in graphs.values():  # one-time costs are not measured
             graph.invoke({"review": rows[0][0]})
         asked = list(compare(graphs, rows))
     results = {name: summary([row[name] for row in asked]) for name in graphs}

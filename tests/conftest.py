@@ -1,4 +1,4 @@
-"""Fixtures that several rooms share."""
+"""Fixtures for several test folders."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny random Llama that has a chat template (tests/tiny.py)."""
+    """Folder of a tiny random Llama model with a chat template (tests/tiny.py)."""
     import tiny
 
     return tiny.build_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
@@ -17,7 +17,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny random Gemma 3 without a chat template (tests/tiny.py)."""
+    """Folder of a tiny random Gemma 3 model without a chat template (tests/tiny.py)."""
     import tiny
 
     return tiny.build_gemma(tmp_path_factory.mktemp("models") / "tiny-gemma")

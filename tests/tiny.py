@@ -1,9 +1,9 @@
-"""Two tiny random language models of different families, as folders like any other model's.
+"""Two tiny random language models of different families, in folders like those of real models.
 
 ``llama``: Llama architecture, d 32, 4 layers, byte-level BPE, a chat template with control tokens.
 ``gemma``: Gemma 3 architecture (scaled embeddings, sliding windows), d 48, 3 layers, BPE over words
-with a marker for spaces, no chat template. Import torch and transformers lazily: most tests need
-neither.
+with a marker for spaces, no chat template. torch and transformers are imported inside functions,
+because most tests need neither.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ RAGGED = (
 
 
 def sentences(n: int, seed: int) -> list[tuple[str, int]]:
-    """n different made-up reviews and their class, which single words give away."""
+    """n different invented reviews with their class, which a single word is enough to tell."""
     draw = random.Random(seed)
     rows: dict[str, int] = {}
     while len(rows) < n:
@@ -56,7 +56,7 @@ def sentences(n: int, seed: int) -> list[tuple[str, int]]:
 
 
 def write_rows(file: Path, n: int, seed: int) -> Path:
-    """Made-up reviews as a JSON Lines file."""
+    """Write invented reviews as a JSON Lines file."""
     lines = [json.dumps({"text": text, "label": label}) for text, label in sentences(n, seed)]
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -70,7 +70,7 @@ def _corpus() -> list[str]:
 
 
 def build_llama(folder: Path) -> Path:
-    """Writes the tiny Llama; untied LM head."""
+    """Write the tiny Llama, with an untied LM head."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -111,7 +111,7 @@ def build_llama(folder: Path) -> Path:
 
 
 def build_gemma(folder: Path) -> Path:
-    """Writes the tiny Gemma 3; its LM head is tied to the embeddings and its logits are capped."""
+    """Write the tiny Gemma 3, with a tied LM head and capped logits."""
     import torch
     from tokenizers import Tokenizer, decoders, models, normalizers, trainers
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
@@ -160,7 +160,7 @@ def build_gemma(folder: Path) -> Path:
 
 
 def spec(name: str, model: Path, **changes: Any) -> AgentSpec:
-    """An agent that runs the model in this folder."""
+    """The spec of an agent that runs the model in this folder."""
     known: dict[str, Any] = {"name": name, "backend": "transformers", "model": str(model)}
     return AgentSpec.model_validate({**known, "folder": str(model), "threads": 1, **changes})
 
@@ -168,7 +168,7 @@ def spec(name: str, model: Path, **changes: Any) -> AgentSpec:
 def make_card(
     sender: ModelIdentity, receiver: ModelIdentity, layer: int, **changes: Any
 ) -> BridgeCard:
-    """The card of a small bridge between two models; M is 4."""
+    """The card of a small bridge between two models, with M = 4."""
     alpha = receiver.embedding_rms
     values: dict[str, Any] = {
         "name": "tiny",
@@ -210,7 +210,7 @@ def make_card(
 
 
 def write_bridge(folder: Path, card: BridgeCard, seed: int = 5) -> BridgeCard:
-    """An untrained bridge of the card's shape, whose soft tokens have the receiver's scale."""
+    """Write an untrained bridge of the card's shape, scaled to the receiver's embeddings."""
     import torch
 
     from agentwire.bridge import store

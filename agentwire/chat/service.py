@@ -220,10 +220,9 @@ class ChatService:
         wire = f"{sender}->{receiver}"
         bridge = self._deployment.bridges.get(wire) if kept.channel is Channel.SOFT else None
         handle = self.handles.add(call.owner, kept)
-        soft_tokens = self._soft_tokens(kept.channel, kept.payload_bytes, receiver)
+        count = self._soft_tokens(kept.channel, kept.payload_bytes, receiver)
         details = {**_details(kept, wire), "bridge": bridge, "handle": handle.text}
-        usage = _usage(0, soft_tokens, soft_tokens)
-        return ChatReply(handle.text, kept.request_id, "stop", usage, details)
+        return ChatReply(handle.text, kept.request_id, "stop", _usage(0, count, count), details)
 
     def _drop_expired(self, call: ChatCall, error: RequestError) -> None:
         """A payload can be gone before its handle expires. Of several, the error names none."""

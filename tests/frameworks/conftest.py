@@ -1,4 +1,4 @@
-"""Real agents of a framework on the two small models, in real processes, started once for all."""
+"""Agents on the two small models, in real processes that all tests share."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ sys.path.insert(0, str(ROOT / "tests" / "integration"))
 
 @pytest.fixture(scope="session")
 def agents() -> Iterator[LocalAgents]:
-    """llama -> mistral (or their stand-ins), with the shipped bridge."""
+    """llama -> mistral (or their stand-ins) with the shipped bridge."""
     with LocalAgents(SCENARIO) as started:
         yield started
 
 
 @pytest.fixture(scope="module")
 def fake_agents() -> Iterator[LocalAgents]:
-    """The same shape without models, for what needs a fault or a short life."""
+    """The same wire on fake models, for tests that need a short handle lifetime."""
     from gateway_run import deployment
 
     with LocalAgents(deployment(), handle_ttl_s=1.0) as started:

@@ -1,4 +1,4 @@
-"""What the tests of the frameworks share."""
+"""Paths and texts for the framework tests."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from agentwire.errors import InputError
 pytestmark = pytest.mark.real
 
 
-async def test_an_agent_asks_over_a_wire(agents: LocalAgents) -> None:
+async def test_agent_asks_over_a_wire(agents: LocalAgents) -> None:
     judge = Agent(AgentwireChatClient(agents, "llama->mistral"), "You judge films.")
     for text, expected in ((GOOD, "positive"), (BAD, "negative")):
         response = await judge.run(text)
@@ -26,7 +26,7 @@ async def test_an_agent_asks_over_a_wire(agents: LocalAgents) -> None:
         assert response.usage_details["output_token_count"] == 1
 
 
-async def test_two_agents_hand_on_a_payload(agents: LocalAgents) -> None:
+async def test_one_agent_passes_a_payload_to_another(agents: LocalAgents) -> None:
     reader = Agent(AgentwireChatClient(agents, "llama->mistral:keep"), name="reader")
     judge = Agent(AgentwireChatClient(agents, "mistral"), name="judge")
     for text, expected in ((GOOD, "positive"), (BAD, "negative")):
@@ -35,7 +35,7 @@ async def test_two_agents_hand_on_a_payload(agents: LocalAgents) -> None:
         assert (await judge.run(handle)).text == expected
 
 
-async def test_it_streams_and_says_how_it_went(agents: LocalAgents) -> None:
+async def test_streams_and_reports_the_channel(agents: LocalAgents) -> None:
     client = AgentwireChatClient(agents, "llama", max_tokens=8)
     stream = client.get_response([Message("user", ["Say hello."])], stream=True)
     texts = [update.text async for update in stream]

@@ -23,7 +23,7 @@ from agentwire.errors import InputError
 pytestmark = pytest.mark.real
 
 
-async def test_an_assistant_asks_over_a_wire(agents: LocalAgents) -> None:
+async def test_assistant_asks_over_a_wire(agents: LocalAgents) -> None:
     client = AgentwireClient(agents, "llama->mistral")
     for text, expected in ((GOOD, "positive"), (BAD, "negative")):
         assistant = AssistantAgent("judge", model_client=client)
@@ -51,7 +51,7 @@ async def test_a_team_passes_soft_tokens(agents: LocalAgents) -> None:
         await judge.on_reset(CancellationToken())
 
 
-async def test_streams_and_what_it_refuses(agents: LocalAgents) -> None:
+async def test_streams_and_refuses_json_output(agents: LocalAgents) -> None:
     client = AgentwireClient(agents, "llama", max_tokens=8)
     messages = [SystemMessage(content="Be brief."), UserMessage(content="Hello?", source="user")]
     *pieces, result = [piece async for piece in client.create_stream(messages)]
@@ -62,7 +62,7 @@ async def test_streams_and_what_it_refuses(agents: LocalAgents) -> None:
         await client.create(messages, json_output=True)
 
 
-async def test_a_cancelled_call_ends(fake_agents: LocalAgents) -> None:
+async def test_cancelled_call_ends(fake_agents: LocalAgents) -> None:
     client = AgentwireClient(fake_agents, "writer")
     token = CancellationToken()
     token.cancel()

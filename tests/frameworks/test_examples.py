@@ -1,4 +1,4 @@
-"""Every example runs as a user runs it; those on the gateway against one that serves the pair."""
+"""Runs every example as a user would. Gateway examples run against a real gateway."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ALONE = {"fan_out.py": "agentwire", "fan_in.py": "agentwire"}
 
 
 def python_for(name: str, module: str) -> str:
-    """The interpreter that can run an example; CrewAI has an environment of its own."""
+    """The interpreter for an example. CrewAI has its own environment."""
     crewai = os.environ.get("CREWAI_PYTHON")
     python = crewai if crewai and module == "crewai" else sys.executable
     found = subprocess.run(
@@ -64,7 +64,7 @@ def run(name: str, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    """A gateway over the small pair, in a process of its own."""
+    """A gateway over the small pair, in its own process."""
     command = [sys.executable, "-m", "agentwire", "serve", str(SCENARIO), "--port", "0"]
     with subprocess.Popen(
         [*command, "--json"],
@@ -80,12 +80,12 @@ def url() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", ON_GATEWAY)
-def test_a_framework_on_the_gateway(name: str, request: pytest.FixtureRequest) -> None:
-    python_for(name, ON_GATEWAY[name])  # before models are loaded for nothing
+def test_framework_on_the_gateway(name: str, request: pytest.FixtureRequest) -> None:
+    python_for(name, ON_GATEWAY[name])  # skips before any model is loaded
     lines = run(name, "--url", request.getfixturevalue("url")).splitlines()
     assert any("<|agentwire:" in line for line in lines)
     verdicts = [line for line in lines if line.split(": ")[0] in ("judge", "mistral")]
-    if name == "gateway_crewai.py":  # a whole crew, over a good and a bad review
+    if name == "gateway_crewai.py":  # it asks a good and a bad review
         assert [line.split(": ")[1] for line in verdicts] == ["positive", "negative"]
         handles = [line for line in lines if line.startswith("reader: <|agentwire:")]
         assert len(set(handles)) == 2
@@ -94,7 +94,7 @@ def test_a_framework_on_the_gateway(name: str, request: pytest.FixtureRequest) -
 
 
 @pytest.mark.parametrize("name", ["autogen_team.py", "agent_framework_pair.py"])
-def test_a_pair_in_a_framework(name: str) -> None:
+def test_pair_in_a_framework(name: str) -> None:
     last = run(name, "A moving, funny and beautifully acted film.").splitlines()[-1]
     assert last.startswith("judge:") and last.endswith("positive")
 
@@ -107,13 +107,13 @@ def test_three_agents_in_a_graph() -> None:
     assert latent["bytes in the graph's state"] == 46
 
 
-def test_one_reader_and_two_judges() -> None:
+def test_fan_out_example() -> None:
     lines = run("fan_out.py", "--texts", "3").splitlines()
     assert lines[0].startswith("positive") and lines[1].startswith("negative")
     assert [line.split(" p50")[0].strip() for line in lines[-2:]] == ["fan_out", "two sends"]
 
 
-def test_two_readers_and_a_judge_that_reads_both() -> None:
+def test_fan_in_example() -> None:
     done = call("fan_in.py", "--rows", "2")
     if done.returncode == 2 and "sst2 was not found" in done.stderr:
         pytest.skip("the rows of sst2 are not here")
@@ -124,6 +124,6 @@ def test_two_readers_and_a_judge_that_reads_both() -> None:
     assert [line.split("  ")[0].strip() for line in lines[1:]] == titles
 
 
-def test_no_example_is_left_out() -> None:
+def test_every_example_is_tested() -> None:
     named = {*ON_GATEWAY, *IN_PROCESS, *ALONE}
     assert {path.name for path in Path(EXAMPLES).glob("*.py")} == named

@@ -19,7 +19,7 @@ from agentwire.errors import InputError, NackCode, RequestError
 pytestmark = pytest.mark.real
 
 
-def test_a_wire_is_a_chat_model(agents: LocalAgents) -> None:
+def test_wire_is_a_chat_model(agents: LocalAgents) -> None:
     judge = ChatAgentwire(agents=agents, model="llama->mistral")
     answers = judge.batch([GOOD, BAD])
     assert [answer.content for answer in answers] == ["positive", "negative"]
@@ -31,7 +31,7 @@ def test_a_wire_is_a_chat_model(agents: LocalAgents) -> None:
         assert answer.usage_metadata["input_tokens"] > 8
 
 
-async def test_it_answers_asynchronously_and_in_chunks(agents: LocalAgents) -> None:
+async def test_async_calls_and_streams(agents: LocalAgents) -> None:
     writer = ChatAgentwire(agents=agents, model="llama", max_tokens=12)
     messages = [SystemMessage("Be brief."), HumanMessage("Say hello.")]
     whole = await writer.ainvoke(messages)
@@ -46,13 +46,13 @@ async def test_it_answers_asynchronously_and_in_chunks(agents: LocalAgents) -> N
     assert total.response_metadata["agentwire"]["channel"] == "text"
 
 
-def test_labels_can_be_chosen_by_the_caller(agents: LocalAgents) -> None:
+def test_caller_can_choose_labels(agents: LocalAgents) -> None:
     critic = ChatAgentwire(
         agents=agents, model="llama->mistral", prompt="Long or short?", labels=["long", "short"]
     )
     answer = critic.invoke(GOOD)
     assert answer.content in ("long", "short")
-    # The bridge was trained for another question: the words go, and it says so.
+    # The bridge was trained for another question, so the text is relayed.
     assert answer.response_metadata["agentwire"]["reason"] == NackCode.PROMPT_MISMATCH
     with pytest.raises(RequestError) as error:
         ChatAgentwire(
@@ -61,7 +61,7 @@ def test_labels_can_be_chosen_by_the_caller(agents: LocalAgents) -> None:
     assert error.value.code is NackCode.UNSUPPORTED
 
 
-def test_what_agents_cannot_read_is_refused(agents: LocalAgents) -> None:
+def test_messages_with_images_are_refused(agents: LocalAgents) -> None:
     picture = HumanMessage([{"type": "image_url", "image_url": {"url": "data:,"}}])
     with pytest.raises(InputError, match="only text"):
         turns_of([picture])
@@ -86,7 +86,7 @@ def graph(agents: LocalAgents, saver: object) -> object:
     return built.compile(checkpointer=saver, interrupt_before=["judge"])
 
 
-def test_a_checkpoint_keeps_its_handle(agents: LocalAgents) -> None:
+def test_checkpoint_keeps_its_handle(agents: LocalAgents) -> None:
     saver = pytest.importorskip(
         "langgraph.checkpoint.memory", reason="`make test-frameworks`"
     ).InMemorySaver()
@@ -95,7 +95,7 @@ def test_a_checkpoint_keeps_its_handle(agents: LocalAgents) -> None:
         state = graph(agents, saver).invoke({"review": text, "messages": []}, config)
         handle = state["messages"][-1].content
         assert handle.startswith("<|agentwire:") and text not in str(state["messages"])
-    # Another graph, restored from the checkpoint alone.
+    # Another graph, restored only from the checkpoint.
     answers = [
         graph(agents, saver).invoke(None, config)["messages"][-1] for config in threads.values()
     ]
@@ -103,7 +103,7 @@ def test_a_checkpoint_keeps_its_handle(agents: LocalAgents) -> None:
     assert {a.response_metadata["agentwire"]["channel"] for a in answers} == {"soft"}
 
 
-def test_a_checkpoint_restored_too_late_says_so(fake_agents: LocalAgents) -> None:
+def test_checkpoint_with_an_expired_handle_raises(fake_agents: LocalAgents) -> None:
     saver = pytest.importorskip(
         "langgraph.checkpoint.memory", reason="`make test-frameworks`"
     ).InMemorySaver()
@@ -115,8 +115,8 @@ def test_a_checkpoint_restored_too_late_says_so(fake_agents: LocalAgents) -> Non
     assert error.value.code is NackCode.EXPIRED
 
 
-def test_a_checkpoint_restored_by_another_program_says_so() -> None:
-    """Its agents are others: what the first one's sender kept is gone."""
+def test_checkpoint_restored_with_other_agents_raises() -> None:
+    """The payload is gone with the first program's sender."""
     saver = pytest.importorskip("langgraph.checkpoint.memory").InMemorySaver()
     from gateway_run import deployment
 
