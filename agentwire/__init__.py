@@ -1,6 +1,6 @@
-"""agentwire: LLM agents that hand each other soft tokens instead of text.
+"""agentwire: LLM agents that send each other soft tokens instead of text.
 
-``import agentwire`` imports no torch, no transformers and no pyzmq; they load on first use.
+``import agentwire`` is light: torch, transformers and pyzmq are imported on first use.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from agentwire.errors import AgentwireError, RequestError
 
 if TYPE_CHECKING:
-    from agentwire.runtime.runtime import GenerationOptions, KeptPayload, Reply, Runtime, open
+    from agentwire.runtime import GenerationOptions, KeptPayload, Reply, Runtime, open
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in {"open", "Runtime", "Reply", "GenerationOptions", "KeptPayload"}:
-        from agentwire.runtime import runtime
+        from agentwire import runtime
 
         return getattr(runtime, name)
     raise AttributeError(f"module 'agentwire' has no attribute {name!r}")

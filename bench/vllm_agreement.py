@@ -33,8 +33,7 @@ import numpy as np
 from agentwire.config import Config
 from agentwire.evaluation.summary import hardware, versions
 from agentwire.runtime import Runtime
-from agentwire.runtime.dispatch import batches_of
-from agentwire.runtime.pending import answered
+from agentwire.runtime.pending import replies_of
 from agentwire.runtime.reply import Reply
 from agentwire.scenario.resolve import resolve
 from agentwire.spec.scenario import Scenario
@@ -91,12 +90,13 @@ async def score(part: str, dataset: str, split: str, texts: Sequence[str], found
     assert card is not None
     async with Runtime(resolved) as wire:
         for method, scores in found.methods.items():
-            for batch in batches_of(texts[len(scores) :], BATCH):
+            for start in range(len(scores), len(texts), BATCH):
+                batch = texts[start : start + BATCH]
                 if method == "bridge":
                     outcomes = await wire.send_batch("sender", "receiver", batch)
                 else:
                     outcomes = await wire.direct_batch(method.removesuffix("_direct"), batch)
-                found.add(method, answered(outcomes))
+                found.add(method, replies_of(outcomes))
     return f"{card.name}, sha256 {card.weights_sha256}"
 
 

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 
 from agentwire.benchmark.drive import Answer, Send
 from agentwire.errors import RequestError
+from agentwire.runtime.pending import Outcome
 from agentwire.runtime.reply import Reply
-from agentwire.runtime.runtime import Outcome, Runtime
+from agentwire.runtime.runtime import Runtime
 
 REPLICA = "replica"
 """Name of the second copy of the receiver."""

@@ -42,7 +42,7 @@ when the command runs: importing all of them would take seconds."""
 
 OPTIONAL = {
     **dict.fromkeys(("torch", "transformers", "gguf", "accelerate"), "models"),
-    **dict.fromkeys(("starlette", "uvicorn", "prometheus_client"), "gateway"),
+    **dict.fromkeys(("starlette", "uvicorn"), "gateway"),
     **dict.fromkeys(("matplotlib", "sklearn"), "inspect"),
     "ray": "ray",
 }

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from agentwire.cli.terminal import out
 from agentwire.errors import InputError
-from agentwire.telemetry.live import STATUS_FILE, quantile, read_status
+from agentwire.telemetry.status import STATUS_FILE, quantile, read_status
 
 STALE_S = 5.0
 """A status older than this is of a run that was killed, or hangs: one that ends says so."""

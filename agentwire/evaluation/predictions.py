@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from agentwire.errors import InputError, ScenarioError
 from agentwire.runtime.reply import Reply
-from agentwire.telemetry.journal import mend_last_line, read_lines
+from agentwire.telemetry.journal import drop_torn_line, read_lines
 
 FILE = "predictions.jsonl"
 
@@ -82,7 +82,7 @@ class Predictions:
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
         self._records: dict[tuple[str, int], dict[str, Any]] = {}
-        mend_last_line(self.path)
+        drop_torn_line(self.path)
         if self.path.exists():
             self._read()
         self._file: TextIO = self.path.open("a", encoding="utf-8")

@@ -138,9 +138,9 @@ class _Run:
             with interrupt.scope():
                 runtime = await stack.enter_async_context(self._open())
                 if plan.metrics_port is not None:
-                    from agentwire.telemetry.prometheus import serving
+                    from agentwire.telemetry.metrics import serving
 
-                    port = stack.enter_context(serving(runtime.status, plan.metrics_port))
+                    port = stack.enter_context(serving(runtime.registry, plan.metrics_port))
                     self._journal.write("metrics_served", port=port)
             if interrupt.requested:
                 return

@@ -28,7 +28,7 @@ from agentwire.evaluation.result import (
     SubstitutionRecord,
 )
 from agentwire.task.metrics import percentile, wilson_interval
-from agentwire.telemetry.metrics import RowTally
+from agentwire.telemetry.row_tally import RowTally
 
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pyzmq", "msgpack", "safetensors")
 

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from typing import Final, TypeVar
 
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -29,7 +30,6 @@ from agentwire.gateway.metrics import GatewayMetrics
 from agentwire.gateway.responses import DONE, ResponseFormat, sse
 from agentwire.runtime.deployment import Deployment
 from agentwire.runtime.runtime import Runtime
-from agentwire.telemetry.prometheus import CONTENT_TYPE, exposition
 
 log = logging.getLogger(__name__)
 CLIENT_DISCONNECTED: Final = 499
@@ -55,7 +55,7 @@ class Gateway:
         self._chat = ChatService(
             runtime, deployment, timeout_s=limits.timeout_s, handle_ttl_s=limits.handle_ttl_s
         )
-        self._metrics = GatewayMetrics(runtime.metrics, lambda: len(self._chat.handles))
+        self._metrics = GatewayMetrics(runtime.registry, lambda: len(self._chat.handles))
         self._metrics.in_flight.set_function(lambda: self._limiter.in_flight)
         self.app = Starlette(
             routes=[
@@ -91,7 +91,7 @@ class Gateway:
         return JSONResponse({"status": status, "agents": processes}, 200 if able else 503)
 
     async def _exposition(self, http: Request) -> Response:
-        return Response(exposition(self._metrics.registry), media_type=CONTENT_TYPE)
+        return Response(generate_latest(self._runtime.registry), media_type=CONTENT_TYPE_LATEST)
 
     def _owner(self, http: Request) -> str:
         """The name of the request's API key. Raises ChatError without a valid key."""

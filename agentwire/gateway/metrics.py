@@ -1,23 +1,20 @@
-"""Prometheus metrics of the gateway."""
+"""The gateway's metrics, in the Prometheus registry of its runtime."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from agentwire.chat.service import ChatReply
-from agentwire.telemetry.prometheus import BusCollector
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class GatewayMetrics:
-    """The registry behind ``/metrics``. Labels hold only names of the scenario, no client input."""
+    """Adds metrics to a registry. Labels hold only names of the scenario, no client input."""
 
-    def __init__(self, bus: Callable[[], Mapping[str, int]], handles: Callable[[], int]) -> None:
-        registry = self.registry = CollectorRegistry()
-        registry.register(BusCollector(bus))
+    def __init__(self, registry: CollectorRegistry, handles: Callable[[], int]) -> None:
         self._requests = Counter(
             "agentwire_gateway_requests",
             "Requests by route, model and HTTP status.",

@@ -1,4 +1,4 @@
-"""What a caller asks -> the task that messages name."""
+"""The options of a call, and how they become a task, a deadline and request ids."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ Relay: TypeAlias = Literal["summary", "verbatim"]
 Form: TypeAlias = Literal["text", "plain", "chat"]
 
 GENERATED_TOKENS: Final = 64
-"""Longest answer where a prompt without labels does not say."""
+"""Default length limit of a free-text answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
-    """How an answer in free text is generated.
+    """How a free-text answer is generated.
 
     Attributes:
-        max_new_tokens: longest answer, in the receiver's tokens.
-        temperature: 0: greedy; at most 10.
-        top_p: tokens are drawn from the most probable ones that together have this probability.
-        seed: of the draws; the same seed gives the same answer. None: greedy needs none, and a
-            temperature above 0 draws anew each time.
+        max_new_tokens: length limit, in the receiver's tokens.
+        temperature: 0 to 10; 0 is greedy.
+        top_p: sample from the most probable tokens that together have this probability.
+        seed: of the sampling; the same seed gives the same answer. None draws a new seed for each
+            call if the temperature is above 0.
         stop: up to 8 strings; the answer ends before the first that appears.
 
     Raises:
-        ScenarioError: a value that is not possible.
+        ScenarioError: a value is out of range.
     """
 
     max_new_tokens: int = GENERATED_TOKENS
@@ -45,7 +45,7 @@ class GenerationOptions:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
-        for name, value, wanted, good in (
+        for name, value, expected, valid in (
             ("max_new_tokens", self.max_new_tokens, "1 or more", self.max_new_tokens >= 1),
             ("temperature", self.temperature, "0 to 10", 0 <= self.temperature <= 10),
             ("top_p", self.top_p, "above 0, at most 1", 0 < self.top_p <= 1),
@@ -57,11 +57,13 @@ class GenerationOptions:
                 len(self.stop) <= 8 and all(0 < len(s.encode()) <= 256 for s in self.stop),
             ),
         ):
-            if not good:
-                raise ScenarioError(f"generate: {name} is {value!r}.", hint=f"Give {wanted}.")
+            if not valid:
+                raise ScenarioError(
+                    f"generate: {name} is out of range, got {value!r}.", hint=f"Give {expected}."
+                )
 
     def decoding(self, *, stream: bool) -> Decoding:
-        """As messages carry it."""
+        """The options as messages carry them."""
         seed = self.seed
         if seed is None:
             seed = secrets.randbits(32) if self.temperature else 0
@@ -77,11 +79,11 @@ class GenerationOptions:
 Generate: TypeAlias = int | GenerationOptions
 
 KEEP: Final = TaskSpec("keep", "", "{text}")
-"""What a sender is asked that keeps soft tokens: nothing yet."""
+"""The task of a request that only keeps a payload: it asks nothing."""
 
 
 class CallOptions(TypedDict, total=False):
-    """What a call to one agent may say (``Runtime.send`` explains each)."""
+    """Options of a call to one agent (see ``Runtime.send``)."""
 
     prompt: str | None
     labels: Sequence[str] | None
@@ -91,7 +93,7 @@ class CallOptions(TypedDict, total=False):
 
 
 class KeepOptions(TypedDict, total=False):
-    """What a call that keeps a payload may say (``Runtime.send`` explains each)."""
+    """Options of a call that keeps a payload (see ``Runtime.send``)."""
 
     bridge: str | None
     fallback: Fallback | None
@@ -100,7 +102,7 @@ class KeepOptions(TypedDict, total=False):
 
 
 class WireOptions(CallOptions, total=False):
-    """What a call over a wire may say (``Runtime.send`` explains each)."""
+    """Options of a call over a wire (see ``Runtime.send``)."""
 
     bridge: str | None
     fallback: Fallback | None
@@ -110,96 +112,85 @@ class WireOptions(CallOptions, total=False):
 
 def make_task(
     default: TaskSpec | None,
-    *,
-    prompt: str | None = None,
-    labels: Sequence[str] | None = None,
-    generate: Generate | None = None,
+    options: CallOptions,
     relay: Relay | None = None,
-    form: Form | None = None,
+    *,
     stream: bool = False,
 ) -> TaskSpec:
-    """The task of one call.
-
-    Args:
-        default: the scenario's task; what the call does not say comes from it.
-        prompt: what the receiver is asked, after the soft tokens or after the text.
-        labels: the answer is one of these words.
-        generate: the answer is free text: at most so many tokens, or all options.
-        relay: ``verbatim``: on the text channel the text itself crosses, not what the sender
-            makes of it.
-        form: what a text is where the model reads it itself (``TaskSpec.form``).
-        stream: free text is sent while it is generated.
+    """The task of one call: the scenario's (``default``), changed by the call's options.
 
     Raises:
-        ScenarioError: neither the call nor the scenario says what is asked, or both labels and
-            free text are.
+        ScenarioError: neither the call nor the scenario has a prompt, or the call gives both labels
+            and ``generate``.
     """
+    prompt, labels, generate = options.get("prompt"), options.get("labels"), options.get("generate")
     if labels is not None and generate is not None:
         raise ScenarioError(
             "labels and generate exclude each other.",
-            hint="Give labels for a choice between words, or generate for free text.",
+            hint="Give labels to choose between words, or generate for free text.",
         )
     if isinstance(labels, str) or (labels is not None and len(labels) < 2):
-        raise ScenarioError("labels needs two words or more.", hint='Give a list: ["good", "bad"].')
-    options = GenerationOptions(generate) if isinstance(generate, int) else generate
-    task = _asked(default, prompt, labels, options.max_new_tokens if options else None)
-    if form is not None:
+        raise ScenarioError(
+            "labels must be a list of two words or more.", hint='For example ["good", "bad"].'
+        )
+    if isinstance(generate, int):
+        generate = GenerationOptions(generate)
+    max_new_tokens = generate.max_new_tokens if generate else None
+    if prompt is not None:
+        task = _prompt_task(prompt, labels, max_new_tokens)
+    elif default is None:
+        raise ScenarioError(
+            "The call has no prompt and the scenario has no task.",
+            hint="Give a prompt (and labels), or add a task to the scenario.",
+        )
+    elif labels is not None:
+        task = replace(default, labels=tuple(labels), max_new_tokens=0)
+    elif max_new_tokens is not None:
+        task = replace(default, labels=(), max_new_tokens=max_new_tokens)
+    else:
+        task = default
+    if (form := options.get("form")) is not None:
         task = replace(task, form=form)
     if not task.labels:
-        chosen = options or GenerationOptions(max(1, task.max_new_tokens))
-        task = replace(task, decoding=chosen.decoding(stream=stream))
+        generate = generate or GenerationOptions(max(1, task.max_new_tokens))
+        task = replace(task, decoding=generate.decoding(stream=stream))
     if relay == "verbatim":
         task = replace(task, relay=replace(task.relay, template=""))
     return task
 
 
-def _asked(
-    default: TaskSpec | None, prompt: str | None, labels: Sequence[str] | None, generate: int | None
-) -> TaskSpec:
-    if prompt is not None:
-        if "{text}" in prompt:
-            raise ScenarioError(
-                "A prompt cannot hold {text}: the soft tokens, or the text, stand before it.",
-                hint="Write only what follows the text.",
-            )
-        free = GENERATED_TOKENS if labels is None else 0
-        return TaskSpec(
-            name="prompt",
-            prompt=prompt,
-            text_prompt="{text}\n" + prompt if prompt else "{text}",
-            labels=tuple(labels or ()),
-            relay=RelaySpec(),
-            max_new_tokens=generate or free,
-        )
-    if default is None:
+def _prompt_task(prompt: str, labels: Sequence[str] | None, max_new_tokens: int | None) -> TaskSpec:
+    if "{text}" in prompt:
         raise ScenarioError(
-            "Nothing says what the receiver is asked.",
-            hint="Give a prompt (and labels), or a task in the scenario.",
+            "A prompt cannot contain {text}: the soft tokens, or the text, come before it.",
+            hint="Write only what follows the text.",
         )
-    if labels is not None:
-        return replace(default, labels=tuple(labels), max_new_tokens=0)
-    if generate is not None:
-        return replace(default, labels=(), max_new_tokens=generate)
-    return default
+    default_tokens = GENERATED_TOKENS if labels is None else 0
+    return TaskSpec(
+        name="prompt",
+        prompt=prompt,
+        text_prompt="{text}\n" + prompt if prompt else "{text}",
+        labels=tuple(labels or ()),
+        relay=RelaySpec(),
+        max_new_tokens=max_new_tokens or default_tokens,
+    )
 
 
 def check_deadline(deadline: float | None, default: float) -> float:
-    """Seconds that a request may take.
-
-    Raises:
-        ScenarioError: none at all.
-    """
+    """Seconds that a request may take; raises a ScenarioError if they are not positive."""
     seconds = default if deadline is None else deadline
-    if not seconds > 0:
-        raise ScenarioError(f"The deadline {seconds} s is over.", hint="Give seconds above 0.")
+    if not seconds > 0:  # also catches NaN
+        raise ScenarioError(
+            f"deadline must be positive, got {seconds:g}.", hint="Give it in seconds."
+        )
     return seconds
 
 
 def parse_request_ids(request_ids: Sequence[str] | None, count: int) -> list[bytes] | None:
-    """16 bytes for each of ``count`` requests; None where the caller gave none.
+    """16 bytes for each of ``count`` requests; None if the caller gave no ids.
 
     Raises:
-        ScenarioError: not one for each, or one is not 32 hex digits.
+        ScenarioError: their number is wrong, or one is not 32 hex digits.
     """
     if request_ids is None:
         return None
@@ -217,45 +208,35 @@ def _request_id(digits: str) -> bytes:
         request_id = b""
     if len(request_id) != 16:
         raise ScenarioError(
-            f"The request id {digits!r} is not 32 hex digits.", hint="uuid.uuid4().hex makes one."
+            f"The request id {digits!r} is not 32 hex digits.", hint="Use uuid.uuid4().hex."
         )
     return request_id
 
 
-def only(request_id: str | None) -> list[str] | None:
-    """The ids of a batch of one."""
-    return None if request_id is None else [request_id]
-
-
-def names_of(
+def row_contents(
     sender: str, receiver: str, texts: Sequence[str | KeptPayload]
-) -> tuple[list[str], Mode]:
-    """What rows carry for these texts, all of one kind."""
-    kept = [text for text in texts if isinstance(text, KeptPayload)]
-    if not kept:
-        return [text for text in texts if isinstance(text, str)], Mode.FORWARD
-    if len(kept) != len(texts):
+) -> tuple[list[str], Mode, list[str] | None]:
+    """What the rows of a message carry for these texts.
+
+    Returns:
+        Texts or ids of kept payloads; the mode; and for kept payloads the process that has each.
+
+    Raises:
+        ScenarioError: both texts and kept payloads, or a payload kept for another wire.
+    """
+    plain = [text for text in texts if isinstance(text, str)]
+    if len(plain) == len(texts):
+        return plain, Mode.FORWARD, None
+    if plain:
         raise ScenarioError(
             "One call cannot mix texts and kept payloads.", hint="Send them in two calls."
         )
+    kept = [text for text in texts if isinstance(text, KeptPayload)]
     for payload in kept:
         if (payload.sender, payload.receiver) != (sender, receiver):
             raise ScenarioError(
-                f"What was kept for {payload.sender}->{payload.receiver} cannot be sent on "
-                f"{sender}->{receiver}.",
-                hint="A bridge speaks one receiver's language: keep it on the wire you ask over.",
+                f"A payload kept for {payload.sender}->{payload.receiver} cannot be sent on "
+                f"{sender}->{receiver}: each bridge writes for one receiver.",
+                hint=f"Call keep({sender!r}, {receiver!r}, …) and send its result.",
             )
-    return [payload.request_id for payload in kept], Mode.KEPT
-
-
-def processes_for(texts: Sequence[str | KeptPayload]) -> list[str]:
-    """For each text the only process that can read it: of what is kept, the one that keeps it."""
-    return [text.process if isinstance(text, KeptPayload) else "" for text in texts]
-
-
-def over_wire(keep: KeepOptions) -> tuple[WireOptions, CallOptions]:
-    """What a call that keeps a payload says of the wire, and of the answer."""
-    over = WireOptions(
-        bridge=keep.get("bridge"), fallback=keep.get("fallback"), channel=keep.get("channel")
-    )
-    return over, CallOptions(deadline=keep.get("deadline"))
+    return [payload.request_id for payload in kept], Mode.KEPT, [p.process for p in kept]

@@ -1,8 +1,7 @@
-"""The client of a bus, in an asyncio loop: requests in, exactly one outcome each out.
+"""The client of the bus, in an asyncio loop: each request gets exactly one outcome.
 
-What to send when is the ledger's matter; this joins it to the endpoint, to credit, to timers and
-to the futures that callers wait for. Everything but the endpoint's callbacks runs in the loop's
-thread.
+The ledger decides what to send when. The client connects it to the endpoint, to credit, to timers
+and to the callers' futures. Everything but the endpoint's callbacks runs in the loop's thread.
 """
 
 from __future__ import annotations
@@ -16,9 +15,10 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 from agentwire.agent.fallback import AfterNack, after_nack
+from agentwire.bus.endpoint import Endpoint
 from agentwire.errors import (
     BusClosed,
     InputError,
@@ -28,14 +28,23 @@ from agentwire.errors import (
     RequestError,
     ScenarioError,
 )
-from agentwire.runtime.dispatch import cancels_of, message_of
-from agentwire.runtime.ledger import Admission, Ledger, Request, parcels_of
-from agentwire.runtime.loop_reader import LoopReader
-from agentwire.runtime.pending import EventLog, Outcome, Outcomes
-from agentwire.runtime.reply import Reply, answers_of, reply_of
-from agentwire.runtime.request_errors import dead_letter_error, down_error, full_error, late_error
+from agentwire.runtime.ledger import (
+    Admission,
+    Ledger,
+    Request,
+    cancels_for,
+    split_into_messages,
+)
+from agentwire.runtime.pending import EventLog, Outcome, PendingRequests
+from agentwire.runtime.reply import Reply, build_reply, parse_answers
+from agentwire.runtime.request_errors import (
+    dead_letter_error,
+    deadline_error,
+    down_error,
+    overloaded_error,
+)
 from agentwire.spec.routes import Routes
-from agentwire.telemetry.live import LiveStats
+from agentwire.telemetry.metrics import RuntimeMetrics
 from agentwire.wire.codec import encode
 from agentwire.wire.credit import CreditGate
 from agentwire.wire.messages import (
@@ -54,159 +63,163 @@ from agentwire.wire.messages import (
 
 log = logging.getLogger(__name__)
 
-REJOINS: Final = 8
-"""Connections lost in a row, none of which brought anything, after which the bus is given up."""
-REJOIN_S: Final = 0.05
-"""Pause before the first attempt to come back; it doubles with each one."""
+MAX_RECONNECTS: Final = 8
+"""Connections that may be lost in a row, without a message in between."""
+RECONNECT_S: Final = 0.05
+"""Pause before the first attempt to reconnect; it doubles with each attempt."""
 MAX_TASKS: Final = 512
-"""Tasks taken as known to the broker: fewer than it keeps."""
+"""Tasks assumed to be known to the broker; it keeps more than these."""
 RETRY_S: Final = 0.2
 
 
-class Link(Protocol):
-    """What the client needs of ``bus.endpoint.Endpoint``."""
+class LoopReader:
+    """Polls an endpoint in the event loop's thread, so that messages need no thread switch.
 
-    final: bool
+    If the loop or the transport does not support this, the endpoint's own IO thread keeps polling.
+    """
 
-    @property
-    def descriptors(self) -> tuple[int, ...]: ...
-    def start(self) -> None: ...
-    def poll(self, seconds: float) -> bool: ...
-    def send(self, message: Message) -> None: ...
-    def close(self, reason: str = "", timeout: float = 2.0) -> None: ...
+    def __init__(self, loop: asyncio.AbstractEventLoop, endpoint: Endpoint) -> None:
+        self._loop = loop
+        self._endpoint = endpoint
+        # Duplicates: the endpoint may close its descriptors at any time, and the system then
+        # reuses their numbers.
+        self._files = [os.dup(file) for file in endpoint.descriptors]
+        try:
+            for file in self._files:
+                loop.add_reader(file, self._poll)
+        except NotImplementedError:
+            self.close()
+
+    def _poll(self) -> None:
+        if self._files and self._endpoint.poll(0.0):
+            # There is more, but ZeroMQ's descriptors signal changes only.
+            self._loop.call_soon(self._poll)
+
+    def close(self) -> None:
+        """Leaves polling to the endpoint's IO thread. Safe to call twice."""
+        files, self._files = self._files, []
+        for file in files:
+            with contextlib.suppress(NotImplementedError):
+                self._loop.remove_reader(file)
+            os.close(file)
 
 
 class Client:
-    """Sends requests over a bus and waits for their outcomes.
+    """Submits requests over the bus and waits for their outcomes.
 
-    Where the connection breaks, the client comes back as a new incarnation and sends again what
-    was in flight: agents compute nothing twice, since they know requests by their ids.
+    If the connection breaks, the client reconnects as a new incarnation and sends again what was in
+    flight. Agents recognize requests by their ids and compute nothing twice.
 
     Args:
         connect: makes an endpoint from (on_message, on_lost), each time as a new incarnation.
-        wires: wire -> agents on it, direct wires included.
-        journal: told which requests were admitted and finished.
-        admission, detours, routes: as for ``Ledger``.
-        on_dead_letter: told each dead letter with its task, the agent, and why that died.
-        stats: totals for whoever looks.
+        wires: wire -> its agents, direct wires included.
+        journal: receives an event when requests are admitted and when they finish.
+        admission, fallback_wires, routes: as for ``Ledger``.
+        on_dead_letter: called with each dead letter, its task, the agent, and the cause of death.
+        metrics: counts outcomes and latencies.
     """
 
     def __init__(
         self,
-        connect: Callable[[Callable[[Message, float], None], Callable[[str], None]], Link],
+        connect: Callable[[Callable[[Message, float], None], Callable[[str], None]], Endpoint],
         wires: Mapping[str, Sequence[str]],
         journal: EventLog | None = None,
         *,
         admission: Admission | None = None,
-        detours: Mapping[str, str] | None = None,
+        fallback_wires: Mapping[str, str] | None = None,
         routes: Mapping[str, Routes] | None = None,
         on_dead_letter: Callable[[Request, TaskSpec, str, str], None] = lambda *letter: None,
-        stats: LiveStats | None = None,
+        metrics: RuntimeMetrics | None = None,
     ) -> None:
         self._on_dead_letter = on_dead_letter
         self._loop = asyncio.get_running_loop()
         self._connect = connect
         self._thread = threading.get_ident()
-        self._hearing: LoopReader | None = None
-        self._links = 0  # how many there were
-        self._link = self._new_link()
+        self._reader: LoopReader | None = None
+        self._connection = 0  # number of the current connection
+        self._endpoint = self._new_endpoint()
         self._lost_in_a_row = 0
-        self._rejoin: asyncio.TimerHandle | None = None
-        self._joining = False  # a new link has not been heard from
-        self._ledger = Ledger(wires, admission, detours, routes)
-        self._gate = CreditGate()
-        self._outcomes = Outcomes(journal, stats)
+        self._reconnect_timer: asyncio.TimerHandle | None = None
+        self._connecting = False  # the new connection has not brought a message yet
+        self._ledger = Ledger(wires, admission, fallback_wires, routes)
+        self._credit = CreditGate()
+        self._pending = PendingRequests(journal, metrics)
         self._defined: OrderedDict[str, TaskSpec] = OrderedDict()
         self._idle = asyncio.Event()
         self._draining = False
-        self._wake: asyncio.TimerHandle | None = None
+        self._send_timer: asyncio.TimerHandle | None = None
         self._closed = ""
-
-    def _from_io(self, call: Callable[..., None]) -> Callable[..., None]:
-        """``call``, from whichever thread listens to the endpoint, into the loop."""
-
-        def forward(*args: Any) -> None:
-            if threading.get_ident() == self._thread:
-                self._loop.call_soon(call, *args)
-                return
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(call, *args)
-
-        return forward
 
     def start(self) -> None:
         """Connects; returns at once."""
-        self._start_link()
+        self._stop_reading()
+        self._endpoint.start()
+        self._reader = LoopReader(self._loop, self._endpoint)
 
-    def _start_link(self) -> None:
-        self._stop_hearing()
-        self._link.start()
-        self._hearing = LoopReader(self._loop, self._link)
-
-    def _stop_hearing(self) -> None:
-        if self._hearing is not None:
-            self._hearing.close()
-            self._hearing = None
+    def _stop_reading(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
 
     @property
     def outstanding(self) -> int:
-        """Requests that were admitted and have not ended."""
+        """Number of admitted requests that have not ended."""
         return len(self._ledger)
 
     @property
     def credits(self) -> dict[str, int]:
-        """Messages that may be sent now, by route (a wire without replicas is its own)."""
-        return {route: self._gate.left(route).messages for route in self._ledger.routes}
-
-    @property
-    def closed(self) -> str:
-        """Why nothing can be asked any more; "" while it can."""
-        return self._closed
+        """Messages that may be sent now, by route (a wire without replicas is its own route)."""
+        return {route: self._credit.left(route).messages for route in self._ledger.routes}
 
     async def drain(self, seconds: float) -> None:
-        """Takes no new requests, and waits until those outstanding have ended, or so long."""
+        """Refuses new requests, and waits until the outstanding ones end or the time is up."""
         self._draining = True
-        self._note_idle()
+        self._check_idle()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), seconds)
 
     async def close(self, reason: str) -> None:
-        """Ends every outstanding request with CLOSING, and leaves the bus."""
-        self._end_all(reason)
-        self._stop_hearing()
-        await asyncio.to_thread(self._link.close, reason, 2.0)
+        """Ends every outstanding request with CLOSING, and disconnects."""
+        self._fail_all(reason)
+        self._stop_reading()
+        await asyncio.to_thread(self._endpoint.close, reason, 2.0)
+
+    def fail(self, reason: str) -> None:
+        """The bus is lost for good: every outstanding request ends."""
+        self._fail_all(f"the bus is lost ({reason})")
 
     # -- agents -----------------------------------------------------------------------------
 
     def agent_ready(self, agent: str) -> None:
-        """An incarnation of this agent can work."""
+        """An incarnation of the agent is ready to work."""
         self._ledger.ready(agent)
-        self._pump()
+        self._send_waiting()
 
     def agent_died(self, agent: str, reason: str, *, crashed: bool = True) -> None:
-        """Its incarnation is gone: what was in flight through it goes again, or is dead.
+        """The agent's incarnation is gone: what was in flight is sent again or dead-lettered.
 
         Args:
-            crashed: it did not leave in good order, so a request may be to blame.
+            crashed: False if it shut down in good order, so that no request is a suspect.
         """
-        death = self._ledger.died(agent, now=self._loop.time(), crashed=crashed)
-        # The living end of the wire may still have copies in its queue.
-        self._send_cancels(death.recalled)
-        for request in death.dead_letters:
-            task = self._outcomes.pending(request.request_id).task
-            self._on_dead_letter(request, task, agent, reason)
+        requeued = self._ledger.died(agent, now=self._loop.time(), crashed=crashed)
+        # The agent at the other end of the wire may still have copies in its queue.
+        self._cancel(requeued.again)
+        for request in requeued.dead_letters:
+            pending = self._pending.get(request.request_id)
+            if pending is not None:
+                self._on_dead_letter(request, pending.task, agent, reason)
             error = dead_letter_error(request.request_id, agent, reason)
-            self._outcomes.fail([request], error)
-        self._pump()
+            self._pending.fail([request], error)
+        self._send_waiting()
 
     def agent_down(self, agent: str, reason: str) -> None:
-        """The agent is gone for good: so is every request through it, now and later."""
-        self._outcomes.fail(self._ledger.down(agent, reason), down_error(agent, reason))
-        self._pump()
+        """The agent is down for good: requests through it end, now and later."""
+        self._pending.fail(self._ledger.down(agent, reason), down_error(agent, reason))
+        self._send_waiting()
 
     # -- requests ---------------------------------------------------------------------------
 
-    async def ask(
+    async def submit(
         self,
         wire: str,
         task: TaskSpec,
@@ -220,43 +233,45 @@ class Client:
         via: Sequence[str] | None = None,
         on_piece: Callable[[int, str], None] | None = None,
     ) -> list[Outcome]:
-        """One outcome a text, in order. They travel together, as far as messages allow.
+        """One outcome a text, in order. The texts share messages as far as limits allow.
 
-        A request id that is outstanding gets the outcome of that request (and its deadline); one
-        that was answered lately gets the same reply again. If the caller is cancelled, so are its
-        requests, unless somebody else waits for them.
+        An id of an outstanding request waits for that request's outcome (and deadline); an id that
+        was answered recently returns the same reply. If the caller is cancelled, so are its
+        requests, unless another caller waits for them.
 
         Args:
             mode: what the sender does with the soft tokens.
-            via: for each text the only process that it may go through, or its route ("": any).
-            on_piece: told what comes of the only text's answer: (offset in bytes, piece).
+            via: for each text the only process, or the only route, that it may take ("" for any).
+            on_piece: called with the pieces of the only text's answer: (offset in bytes, piece).
 
         Raises:
             RequestError: nothing was admitted: an agent is down, or too much is outstanding.
-            BusClosed: the bus is closed.
-            InputError: a request id is in use for another text.
+            BusClosed: the client is closed.
+            InputError: a request id is in use for another request.
         """
+        if not texts:
+            return []
         if self._closed:
             raise BusClosed(f"The bus is closed: {self._closed}.")
         if self._draining:
-            raise BusClosed("The bus is closing: it takes no new requests.")
+            raise BusClosed("The bus is closing and accepts no new requests.")
         if request_ids is None and self._ledger.is_full(len(texts)):
-            # New ids cannot be known here: refused before anything is made for them, so that
-            # refusing costs next to nothing of what answers the others.
-            raise self._overloaded(full_error(self.outstanding))
+            # New ids need no look-up. Refusing before anything is built keeps an overloaded client
+            # free to process answers.
+            raise self._with_retry_time(overloaded_error(self.outstanding))
         ids = list(request_ids or (os.urandom(16) for _ in texts))
         now, trace_id = self._loop.time(), os.urandom(16)
         task_id = task.task_id
-        known = {i: reply for i in ids if (reply := self._outcomes.reply(i)) is not None}
+        known = {i: reply for i in ids if (reply := self._pending.recent_reply(i)) is not None}
         new: dict[bytes, Request] = {}
         for request_id, text, process in zip(ids, texts, via or [""] * len(texts), strict=True):
             old = self._ledger.get(request_id) or new.get(request_id)
             if old is not None and not _is_same(
-                old, text, {wire, self._ledger.detour(wire)}, task_id
+                old, text, {wire, self._ledger.fallback_wire(wire)}, task_id
             ):
                 raise InputError(
-                    f"The request id {request_id.hex()} is outstanding for another question.",
-                    hint="Give each request an id of its own.",
+                    f"Request id {request_id.hex()} is in use for another request.",
+                    hint="Give each request its own id.",
                 )
             if old is None and request_id not in known:
                 new[request_id] = Request(
@@ -273,16 +288,18 @@ class Client:
                     via=process,
                 )
         timer = self._admit(list(new.values()), task, deadline_s)
-        waits = {i: self._outcomes.pending(i) for i in ids if i not in known}
-        if on_piece is not None and waits:
-            waits[ids[0]].on_piece = on_piece
+        waiting = {i: p for i in ids if (p := self._pending.get(i)) is not None}
+        if on_piece is not None and waiting:
+            waiting[ids[0]].on_piece = on_piece
+        if new:
+            self._send_waiting()
         try:
-            await self._outcomes.wait(waits)
+            await self._pending.wait(waiting)
         finally:
-            self._abandon([i for i, p in waits.items() if not p.waiting and p.outcome is None])
+            self._abandon([i for i, p in waiting.items() if not p.waiters and p.outcome is None])
         if timer is not None and all(r.request_id not in self._ledger for r in new.values()):
             timer.cancel()
-        return [known[i] if i in known else waits[i].ended() for i in ids]
+        return [known[i] if i in known else waiting[i].result() for i in ids]
 
     def _admit(
         self, requests: list[Request], task: TaskSpec, deadline_s: float
@@ -291,28 +308,28 @@ class Client:
             return None
         self._define(task)
         try:
-            self._ledger.admit(list(parcels_of(requests)))
+            self._ledger.admit(list(split_into_messages(requests)))
         except RequestError as error:
-            raise self._overloaded(error) from None
-        self._outcomes.expect(requests, task)
-        self._pump()
+            raise self._with_retry_time(error) from None
+        self._pending.add(requests, task)
         if deadline_s == math.inf:
             return None
         return self._loop.call_later(deadline_s, self._expire, requests)
 
-    def _overloaded(self, error: RequestError) -> RequestError:
-        """The error, with when to ask again: once a tenth of what is outstanding has ended."""
+    def _with_retry_time(self, error: RequestError) -> RequestError:
+        """Suggests to retry once a tenth of the outstanding requests have ended."""
         if error.code is NackCode.OVERLOADED:
-            error.retry_after_s = self._outcomes.pace.seconds_for(self.outstanding // 10)
+            error.retry_after_s = self._pending.rate.seconds_for(self.outstanding // 10)
         return error
 
     def _abandon(self, request_ids: Sequence[bytes]) -> None:
-        """Cancels requests that nobody waits for any more."""
+        """Cancels requests that no caller waits for any more."""
         requests = [r for i in request_ids if (r := self._ledger.settle(i)) is not None]
         if requests:
-            self._send_cancels(requests)
-            self._outcomes.fail(requests, RequestError(NackCode.CANCELLED, "It was cancelled."))
-            self._pump()
+            self._cancel(requests)
+            error = RequestError(NackCode.CANCELLED, "The caller cancelled the request.")
+            self._pending.fail(requests, error)
+            self._send_waiting()
 
     def _define(self, task: TaskSpec) -> None:
         task_id = task.task_id
@@ -322,124 +339,124 @@ class Client:
         try:
             encode(Define(task), Envelope(bytes(16), 0, 0))
         except LocalProtocolError as error:
-            raise ScenarioError(error.message, hint="Use a shorter prompt or labels.") from None
+            raise ScenarioError(error.message, hint="Shorten the prompt or the labels.") from None
         self._send(Define(task))
         self._defined[task_id] = task
         if len(self._defined) > MAX_TASKS:
             self._defined.popitem(last=False)
 
     def _expire(self, requests: Sequence[Request]) -> None:
-        """The deadline has come: what is still outstanding ends."""
+        """Ends those of the requests that are still outstanding at their deadline."""
         late = [r for r in requests if self._ledger.settle(r.request_id) is not None]
         if not late:
             return
-        self._send_cancels(late)
+        self._cancel(late)
         for request in late:
             sent = request.attempts > 0 or not self._ledger.is_ready(request.wire)
-            error = late_error(request.request_id, request.wire, sent=sent)
-            self._outcomes.fail([request], error)
-        self._pump()
+            error = deadline_error(request.request_id, request.wire, sent=sent)
+            self._pending.fail([request], error)
+        self._send_waiting()
 
     # -- sending ----------------------------------------------------------------------------
 
-    def _pump(self) -> None:
-        """Sends what may be sent now, and comes back when a pause ends."""
+    def _send_waiting(self) -> None:
+        """Sends what may be sent now, and schedules itself for the end of the next pause."""
         now = self._loop.time()
-        while not (self._closed or self._is_apart):
-            dispatch = self._ledger.next(now, self._gate.allows)
-            if dispatch is None:
+        while not (self._closed or self._is_disconnected):
+            batch = self._ledger.next(now, self._credit.allows)
+            if batch is None:
                 break
-            self._gate.take(dispatch.wire, sum(r.size for r in dispatch.requests))
-            self._send(message_of(dispatch, now))
-        if self._wake is not None:
-            self._wake.cancel()
-            self._wake = None
-        pause = self._ledger.next_event(now)
-        if pause != math.inf:
-            self._wake = self._loop.call_at(pause, self._pump)
-        self._note_idle()
+            self._credit.take(batch.route, sum(r.size for r in batch.requests))
+            self._send(batch.to_message(now))
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None
+        pause_end = self._ledger.next_event(now)
+        if pause_end != math.inf:
+            self._send_timer = self._loop.call_at(pause_end, self._send_waiting)
+        self._check_idle()
 
     @property
-    def _is_apart(self) -> bool:
-        """Whether there is no link now, or none that the broker has answered on."""
-        return self._rejoin is not None or self._joining
+    def _is_disconnected(self) -> bool:
+        """Whether there is no connection, or none on which the broker has answered."""
+        return self._reconnect_timer is not None or self._connecting
 
-    def _note_idle(self) -> None:
+    def _check_idle(self) -> None:
         if self._draining and not len(self._ledger):
             self._idle.set()
 
     def _send(self, message: Message) -> None:
-        if self._is_apart:
-            return  # tasks are told when the link stands; requests wait for its credit
+        if self._is_disconnected:
+            return  # tasks are defined again after connecting; requests wait for new credit
         try:
-            self._link.send(message)
+            self._endpoint.send(message)
         except BusClosed as error:
-            self._lose(self._links, error.message)
+            self._on_lost(self._connection, error.message)
 
-    def _send_cancels(self, requests: Iterable[Request]) -> None:
-        for cancel in cancels_of(requests):
+    def _cancel(self, requests: Iterable[Request]) -> None:
+        for cancel in cancels_for(requests):
             self._send(cancel)
 
     # -- receiving --------------------------------------------------------------------------
 
-    def _receive(self, link: int, message: Message, arrival: float) -> None:
-        if link == self._links and self._rejoin is None:
+    def _on_message(self, connection: int, message: Message, arrival: float) -> None:
+        if connection == self._connection and self._reconnect_timer is None:
             self._lost_in_a_row = 0
-            if self._joining:
-                self._joining = False
+            if self._connecting:
+                self._connecting = False
                 for task in self._defined.values():
                     self._send(Define(task))
         elif isinstance(message, Credit):
-            return  # of a link that is gone; answers are as good as ever
+            return  # a lost connection's credit is void, but its answers are still good
         match message:
             case Result():
-                self._result(message, arrival)
+                self._on_result(message, arrival)
             case Piece():
-                self._pieces(message)
+                self._on_pieces(message)
             case Nack(rows=rows) if rows:
-                self._nack(message)
+                self._on_nack(message)
             case Nack():
                 log.warning("refused: %s %s %s", message.code, message.wire, message.reason)
             case Credit(wire, messages, size):
                 with contextlib.suppress(RemoteProtocolError):
-                    self._gate.add(wire, messages, size)
+                    self._credit.add(wire, messages, size)
             case _:
-                log.warning("a message that does not concern a client: %s", message)
-        self._pump()
+                log.warning("unexpected message at a client: %s", message)
+        self._send_waiting()
 
-    def _pieces(self, pieces: Piece) -> None:
+    def _on_pieces(self, pieces: Piece) -> None:
         for row, offset, text in zip(pieces.rows, pieces.offsets, pieces.texts, strict=True):
-            listener = self._outcomes.listener(row.request_id, pieces.task)
-            if listener is not None:
-                listener(offset, text)
+            pending = self._pending.get(row.request_id)
+            if pending is not None and pending.task_id == pieces.task and pending.on_piece:
+                pending.on_piece(offset, text)
 
-    def _result(self, result: Result, arrival: float) -> None:
+    def _on_result(self, result: Result, arrival: float) -> None:
         task: TaskSpec | None = None
-        wanted: list[int] = []
+        expected: list[int] = []
         for i, row in enumerate(result.rows):
-            asked = self._outcomes.asked(row.request_id, result.task)
-            if asked is not None:
-                task = asked
-                wanted.append(i)
+            pending = self._pending.get(row.request_id)
+            if pending is not None and pending.task_id == result.task:
+                task = pending.task
+                expected.append(i)
         if task is None:
-            return  # duplicates
+            return  # every row is a duplicate
         try:
-            answers = answers_of(result, task)
+            answers = parse_answers(result, task)
         except RemoteProtocolError as error:
-            self._nack(Nack(error.code, error.message, result.wire, result.rows))
+            self._on_nack(Nack(error.code, error.message, result.wire, result.rows))
             return
         answered: list[tuple[Request, Reply]] = []
-        for i in wanted:
+        for i in expected:
             request = self._ledger.settle(result.rows[i].request_id)
             if request is not None:
-                answered.append((request, reply_of(request, result, i, answers[i], arrival)))
-        self._outcomes.answer(answered)
+                answered.append((request, build_reply(request, result, i, answers[i], arrival)))
+        self._pending.complete(answered)
 
-    def _nack(self, nack: Nack) -> None:
-        rows: dict[AfterNack, list[Request]] = {then: [] for then in AfterNack}
+    def _on_nack(self, nack: Nack) -> None:
+        rows: dict[AfterNack, list[Request]] = {action: [] for action in AfterNack}
         for row in nack.rows:
             request = self._ledger.get(row.request_id)
-            if request is not None and request.in_flight:  # else it goes again anyway
+            if request is not None and request.in_flight:  # otherwise it is sent again anyway
                 rows[_after(nack.code, request)].append(request)
         now = self._loop.time()
         pause = nack.retry_after_ms / 1000 or RETRY_S
@@ -447,55 +464,63 @@ class Client:
         self._ledger.retry(rows[AfterNack.AS_TEXT], now=now, as_text=nack.code.value)
         failed = [r for r in rows[AfterNack.FAIL] if self._ledger.settle(r.request_id)]
         error = RequestError(nack.code, f"{nack.wire}: {nack.reason}")
-        self._outcomes.fail(failed, error)
+        self._pending.fail(failed, error)
 
-    # -- endings ----------------------------------------------------------------------------
+    # -- connection -------------------------------------------------------------------------
 
-    def fail(self, reason: str) -> None:
-        """The bus is gone for good: every outstanding request ends."""
-        self._end_all(f"the bus is lost ({reason})")
+    def _new_endpoint(self) -> Endpoint:
+        self._connection += 1
+        on_message = functools.partial(self._on_message, self._connection)
+        on_lost = functools.partial(self._on_lost, self._connection)
+        return self._connect(self._in_loop(on_message), self._in_loop(on_lost))
 
-    def _lose(self, link: int, reason: str) -> None:
-        if link != self._links or self._closed or self._rejoin is not None:
+    def _in_loop(self, callback: Callable[..., None]) -> Callable[..., None]:
+        """Wraps a callback so that any thread may call it; it runs in the loop."""
+
+        def forward(*args: Any) -> None:
+            if threading.get_ident() == self._thread:
+                self._loop.call_soon(callback, *args)
+                return
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(callback, *args)
+
+        return forward
+
+    def _on_lost(self, connection: int, reason: str) -> None:
+        if connection != self._connection or self._closed or self._reconnect_timer is not None:
             return
-        if self._link.final or self._lost_in_a_row >= REJOINS:
+        if self._endpoint.final or self._lost_in_a_row >= MAX_RECONNECTS:
             self.fail(reason)
             return
-        log.warning("the connection to the bus is lost (%s): coming back", reason)
-        self._gate.clear()  # credit dies with the incarnation that it was granted to
-        pause = REJOIN_S * 2**self._lost_in_a_row
+        log.warning("lost the connection to the bus (%s); reconnecting", reason)
+        self._credit.clear()  # the broker granted it to the incarnation that is gone
+        pause = RECONNECT_S * 2**self._lost_in_a_row
         self._lost_in_a_row += 1
-        self._rejoin = self._loop.call_later(pause, self._come_back)
+        self._reconnect_timer = self._loop.call_later(pause, self._reconnect)
 
-    def _come_back(self) -> None:
-        """A new link: what was in flight over the old one goes again."""
-        self._rejoin = None
+    def _reconnect(self) -> None:
+        self._reconnect_timer = None
         if self._closed:
             return
-        self._link = self._new_link()
-        self._joining = True
-        self._start_link()
+        self._endpoint = self._new_endpoint()
+        self._connecting = True
+        self.start()
         in_flight = [r for r in self._ledger.outstanding() if r.in_flight]
         self._ledger.retry(in_flight, now=self._loop.time())
-        self._pump()
+        self._send_waiting()
 
-    def _new_link(self) -> Link:
-        self._links += 1
-        receive = functools.partial(self._receive, self._links)
-        lose = functools.partial(self._lose, self._links)
-        return self._connect(self._from_io(receive), self._from_io(lose))
-
-    def _end_all(self, reason: str) -> None:
+    def _fail_all(self, reason: str) -> None:
         if self._closed:
             return
         self._closed = reason
         outstanding = self._ledger.outstanding()
-        self._send_cancels(outstanding)
+        self._cancel(outstanding)
         for request in outstanding:
             self._ledger.settle(request.request_id)
-        self._outcomes.fail(outstanding, RequestError(NackCode.CLOSING, f"Unanswered: {reason}."))
-        self._note_idle()
-        for timer in (self._wake, self._rejoin):
+        error = RequestError(NackCode.CLOSING, f"The request was not answered: {reason}.")
+        self._pending.fail(outstanding, error)
+        self._check_idle()
+        for timer in (self._send_timer, self._reconnect_timer):
             if timer is not None:
                 timer.cancel()
 
@@ -505,6 +530,6 @@ def _is_same(old: Request, text: str, wires: Collection[str | None], task_id: st
 
 
 def _after(code: NackCode, request: Request) -> AfterNack:
-    then = after_nack(code, channel=request.channel, policy=request.fallback)
+    action = after_nack(code, channel=request.channel, policy=request.fallback)
     direct = request.wire.startswith(DIRECT_PREFIX)  # has no other channel
-    return AfterNack.FAIL if direct and then is AfterNack.AS_TEXT else then
+    return AfterNack.FAIL if direct and action is AfterNack.AS_TEXT else action

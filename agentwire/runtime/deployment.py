@@ -1,4 +1,4 @@
-"""What a runtime runs: agents, wires and defaults, whether from a scenario or built by hand."""
+"""The deployment of a runtime: agents, wires and defaults, from a scenario or built in Python."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from agentwire.wire.messages import TaskSpec, direct_wire
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """Everything a runtime starts from.
+    """The agents and wires that a runtime starts, and the defaults of its calls.
 
     Attributes:
-        agents: what each agent is born with, by name.
-        wires: by wire name.
-        task: what is asked where a call does not say; None: each call must.
+        agents: by name.
+        wires: by name.
+        task: default task of a call; without one, each call must give a prompt.
         batch_size: rows of one message of ``send_many``.
         in_flight: messages of ``send_many`` that may be outstanding.
-        deadline_s: of a request where a call does not say, in seconds.
-        bridges: wire name -> name of its bridge (None: it has none).
-        devices: agent -> the device of each of its replicas; an agent that is not in here has one
-            process, on the device that its spec says.
+        deadline_s: default deadline of a request, in seconds.
+        bridges: wire name -> name of its bridge, or None.
+        devices: agent -> the device of each of its replicas. An agent that is missing here has one
+            process, on the device of its spec.
     """
 
     agents: Mapping[str, AgentSpec]
@@ -42,7 +42,7 @@ class Deployment:
 
     @classmethod
     def of(cls, resolved: Resolved) -> Deployment:
-        """The wiring of a resolved scenario."""
+        """The deployment of a resolved scenario."""
         scenario, data = resolved.scenario, resolved.data
         task = load_definition(data.dataset).spec() if data is not None else None
         return cls(
@@ -68,13 +68,12 @@ class Deployment:
         deadline_s: float = 300.0,
         replicas: Mapping[str, int] | None = None,
     ) -> Deployment:
-        """A wiring built by hand; the wires' ends are filled into the specs.
+        """A deployment built in Python; fills ``incoming`` and ``fallback`` of the specs.
 
-        An agent's own ``bridges`` entry says which bridge folder a wire uses; a wire without one
-        has no bridge.
+        An agent's ``bridges`` name the bridge folder of each wire; other wires have no bridge.
 
         Args:
-            replicas: agent -> how many processes it has, where that is not one.
+            replicas: agent -> number of its processes, if not one.
         """
         by_name = {wire.name: wire for wire in wires}
         filled: dict[str, AgentSpec] = {}
@@ -92,21 +91,21 @@ class Deployment:
 
     @property
     def processes(self) -> dict[str, AgentSpec]:
-        """What each process is born with, by its name: replicas one by one."""
+        """The spec of each process by its name, one for each replica."""
         if not self.devices:
             return dict(self.agents)
         return {
-            process: self._born(spec, process, device)
+            process: self._process_spec(spec, process, device)
             for agent, spec in self.agents.items()
             for process, device in zip(
                 self.processes_of(agent), self.devices.get(agent, (spec.device,)), strict=True
             )
         }
 
-    def _born(self, spec: AgentSpec, process: str, device: str) -> AgentSpec:
-        """One process of an agent, with the routes that lead to it and from it."""
-        joined = {
-            wire: [(way, ends) for way, ends in self.routes[wire].items() if process in ends]
+    def _process_spec(self, spec: AgentSpec, process: str, device: str) -> AgentSpec:
+        """The spec of one process, with the routes that lead to it and from it."""
+        routes = {
+            wire: [(route, ends) for route, ends in self.routes[wire].items() if process in ends]
             for wire in self.wires
         }
         return spec.model_copy(
@@ -114,13 +113,15 @@ class Deployment:
                 "name": process,
                 "device": device,
                 "bridges": tuple(
-                    OutgoingBridge(wire=way, receiver=receiver, folder=bridge.folder)
+                    OutgoingBridge(wire=route, receiver=receiver, folder=bridge.folder)
                     for bridge in spec.bridges
-                    for way, (_, receiver) in joined.get(bridge.wire, [])
+                    for route, (_, receiver) in routes.get(bridge.wire, [])
                 ),
-                "incoming": tuple(way for wire in spec.incoming for way, _ in joined[wire]),
+                "incoming": tuple(route for wire in spec.incoming for route, _ in routes[wire]),
                 "fallback": {
-                    way: policy for wire, policy in spec.fallback.items() for way, _ in joined[wire]
+                    route: policy
+                    for wire, policy in spec.fallback.items()
+                    for route, _ in routes[wire]
                 },
                 "cpu_shares": {
                     neighbour: threads
@@ -132,16 +133,16 @@ class Deployment:
 
     @property
     def ends(self) -> dict[str, tuple[str, str]]:
-        """Route -> (sender, receiver), by process: the wires that the bus knows."""
+        """Route -> (sender process, receiver process): the wires of the bus."""
         return {
-            way: (sender, receiver)
+            route: (sender, receiver)
             for wire in self.wires
-            for way, (sender, receiver) in self.routes[wire].items()
+            for route, (sender, receiver) in self.routes[wire].items()
         }
 
     @property
-    def detours(self) -> dict[str, str]:
-        """Wire name -> the direct wire that its texts take where its sender is gone for good."""
+    def fallback_wires(self) -> dict[str, str]:
+        """Wire name -> the direct wire that its texts take once its sender is down."""
         return {
             name: direct_wire(wire.receiver)
             for name, wire in self.wires.items()
@@ -149,8 +150,8 @@ class Deployment:
         }
 
     @property
-    def wires_of_agents(self) -> dict[str, tuple[str, ...]]:
-        """Wire name -> agents on it, direct wires included."""
+    def agents_by_wire(self) -> dict[str, tuple[str, ...]]:
+        """Wire name -> its agents, direct wires included."""
         between = {name: (wire.sender, wire.receiver) for name, wire in self.wires.items()}
         return {**between, **{direct_wire(name): (name,) for name in self.agents}}
 
@@ -158,7 +159,7 @@ class Deployment:
     def routes(self) -> dict[str, Routes]:
         """Wire name -> its routes, direct wires included."""
         routes: dict[str, Routes] = {}
-        for name, ends in self.wires_of_agents.items():
+        for name, ends in self.agents_by_wire.items():
             processes = [self.processes_of(agent) for agent in ends]
             routes[name] = routes_of(*processes) if len(ends) == 2 else direct_routes_of(*processes)
         return routes
@@ -167,22 +168,23 @@ class Deployment:
         """The wire between two agents.
 
         Raises:
-            ScenarioError: there is none.
+            ScenarioError: no such agent, or no such wire.
         """
-        for agent in (sender, receiver):
-            self.check_agent(agent)
         name = f"{sender}->{receiver}"
-        if name not in self.wires:
+        wire = self.wires.get(name)
+        if wire is None:
+            for agent in (sender, receiver):
+                self.check_agent(agent)
             raise ScenarioError(
                 f"There is no wire {name}.", hint=suggestion(name, self.wires, "Wires")
             )
-        return self.wires[name]
+        return wire
 
     def joint(self, senders: Sequence[str], receiver: str) -> list[WireSpec]:
-        """The wires of several senders that one receiver reads together, in that order.
+        """The wires from several senders that one receiver reads together, in this order.
 
         Raises:
-            ScenarioError: no such agent; no wire joins them so; or its bridges are not here.
+            ScenarioError: no such agent, no such joint wire, or its bridges are missing.
         """
         for agent in (*senders, receiver):
             self.check_agent(agent)
@@ -190,23 +192,22 @@ class Deployment:
         parts = [w for s in senders if (w := self.wires.get(f"{s}->{receiver}")) is not None]
         if not parts or any(part.joint != tuple(senders) for part in parts):
             known = dict.fromkeys(wire.set_name for wire in self.wires.values() if wire.joint)
-            order = f" (there is {', '.join(known)})" if known else ""
+            others = f" Joint wires: {', '.join(known)}." if known else ""
             raise ScenarioError(
-                f"No wire joins {name}{order}: soft tokens of several senders are read together "
-                "only by a receiver whose bridges were trained for that, in that order.",
-                hint=f"Write `- {{from: [{', '.join(senders)}], to: {receiver}}}` into the "
-                "scenario's wires, and train it: agentwire train <scenario>.",
+                f"There is no joint wire {name}.{others} A receiver can read the soft tokens of "
+                "several senders only if their bridges were trained together, in the same order.",
+                hint=f"Add `- {{from: [{', '.join(senders)}], to: {receiver}}}` to the scenario's "
+                "wires and run `agentwire train <scenario>`.",
             )
         if not any(one.name == name for one in self.agents[receiver].joint):
             raise ScenarioError(
-                f"The bridges of wire {name} are not here: {receiver} cannot read its senders' "
-                "soft tokens together.",
-                hint="Train them together: agentwire train <scenario>.",
+                f"The bridges of joint wire {name} are missing.",
+                hint="Train them together with `agentwire train <scenario>`.",
             )
         return parts
 
     def joint_order(self, senders: Sequence[str], receiver: str) -> tuple[str, ...]:
-        """These senders in the order of the wire that they share; as they are without one."""
+        """The senders in the order of their joint wire; in the given order if there is none."""
         wire = self.wires.get(f"{senders[0]}->{receiver}") if senders else None
         declared = wire.joint if wire is not None else ()
         return declared if {*declared} == {*senders} else tuple(senders)
@@ -224,13 +225,13 @@ class Deployment:
     def check_bridge(self, wire: str, bridge: str | None) -> None:
         """
         Raises:
-            ScenarioError: a bridge is named, and the wire uses another or none.
+            ScenarioError: ``bridge`` is given, and the wire has another one or none.
         """
         used = self.bridges.get(wire)
         if bridge is not None and bridge != used:
             raise ScenarioError(
-                f"wire {wire} uses the bridge {used}, not {bridge}."
+                f"Wire {wire} uses bridge {used}, not {bridge}."
                 if used
-                else f"wire {wire} has no bridge.",
-                hint="Name the bridge in the scenario's wire.",
+                else f"Wire {wire} has no bridge.",
+                hint="Set the wire's bridge in the scenario.",
             )

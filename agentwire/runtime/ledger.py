@@ -1,19 +1,20 @@
-"""The client's ledger of outstanding requests: what to send when, without IO, clock or futures.
+"""The ledger of outstanding requests: decides what to send when, without IO, clock or futures.
 
 The rules:
 
-* A request ends once: the first ``settle`` hands it out, every later one gets None.
-* It is sent only while every agent of its wire is ready, and as far as credit goes.
-* A wire to or from an agent with replicas has several routes (``replicas``). A request takes the
-  route with the least in flight when it is sent, and may take another when it is sent again.
-* When an agent dies, each request that was in flight through it is a *suspect*. Suspects are sent
-  again one at a time, alone (``solo``), with nothing else in flight through their agents; nobody
-  else is sent through those agents until the suspects have ended. So whoever is in flight when the
-  agent dies again is the culprit: a second death ends a request as a dead letter. Of an agent with
-  replicas one is kept for the suspects, the others work on; deaths of its replicas add up.
-* A refused request goes again, later or on the other channel, ahead of those that wait.
-* Where an agent is gone for good, requests of a wire that has a detour take it, as text; all
-  others through that agent have ended.
+* A request ends once. The first ``settle`` returns it, every later one returns None.
+* A request is sent only while every agent of its wire is ready and the wire has credit.
+* A wire to or from an agent with replicas has several routes. A request takes the route with the
+  least in flight when it is sent, and may take another one when it is sent again.
+* When an agent dies, each request that was in flight through it becomes a *suspect*. Suspects are
+  sent again one at a time, alone (``solo``), with nothing else in flight through their agents.
+  Nothing else is sent through those agents until the suspects have ended, so a request that is in
+  flight when the agent dies again is the culprit: a second death ends it as a dead letter. If the
+  agent has replicas, one of them is reserved for the suspects and the others keep working; deaths
+  of all replicas count together.
+* A refused request is sent again, later or on the other channel, ahead of the waiting requests.
+* When an agent is down for good, requests on a wire with a fallback wire take that one, as text.
+  All other requests through the agent end.
 """
 
 from __future__ import annotations
@@ -25,22 +26,24 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from agentwire.errors import NackCode
-from agentwire.runtime.request_errors import down_error, full_error
+from agentwire.runtime.request_errors import down_error, overloaded_error
 from agentwire.spec.routes import Load, Routes, agent_of, apart, choose
-from agentwire.wire.messages import Channel, Mode
+from agentwire.wire.messages import DIRECT_PREFIX, Cancel, Channel, Encode, Mode, Row, Text
 
-DEATHS: Final = 2
-"""A request that was in flight at so many deaths of one agent is not sent again."""
+MAX_DEATHS: Final = 2
+"""A request that was in flight at this many deaths of one agent is not sent again."""
 MESSAGE_ROWS: Final = 256
 MESSAGE_BYTES: Final = 8 * 1024 * 1024
+MAX_MS: Final = 2**31 - 1
+MAX_CANCELS: Final = 256  # request ids in one Cancel
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What may be outstanding at once; more is refused as overloaded.
+    """Limits on outstanding requests; requests beyond them are refused as overloaded.
 
     Attributes:
-        rows: requests.
+        rows: number of requests.
         bytes: UTF-8 bytes of all their texts.
     """
 
@@ -54,15 +57,15 @@ class Request:
 
     Attributes:
         task: ``TaskSpec.task_id``.
-        via: it may only go through this process, or by this route; "": by any.
-        route: which it was last sent on; "": it never was.
+        via: the only process, or the only route, that it may take; "" for any.
+        route: the route of the latest attempt; "" before the first.
         channel, reason: of the next attempt.
-        in_flight: it was sent and not answered, by an incarnation that still lives.
+        in_flight: sent and not answered, by an incarnation that is still alive.
         attempts: how often it was sent.
-        deaths: agent -> how many of its deaths it was in flight at.
-        not_before: it is not sent earlier.
+        deaths: agent -> number of its deaths during which this request was in flight.
+        not_before: earliest time of the next attempt.
         mode: what the sender does with the soft tokens.
-        trace_id: 16 bytes that logs on every side name; those of one call share it.
+        trace_id: 16 bytes that appear in the logs of every process; shared by one call's requests.
     """
 
     request_id: bytes
@@ -90,79 +93,110 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Dispatch:
-    """Requests to send now, as one message; ``wire`` is the route that they take."""
+class Batch:
+    """Requests to send now as one message. They differ only in id, text and deadline."""
 
-    wire: str
+    route: str
     requests: tuple[Request, ...]
     solo: bool
 
     @property
-    def head(self) -> Request:
-        """Any of them: wire, task, channel, fallback and reason are the same for all."""
+    def first(self) -> Request:
         return self.requests[0]
+
+    def to_message(self, now: float) -> Encode | Text:
+        """The message, with the time that each row has left at ``now``."""
+        first = self.first
+        rows = tuple(
+            Row(
+                r.request_id,
+                None
+                if r.deadline == math.inf
+                else min(MAX_MS, max(0, int((r.deadline - now) * 1000))),
+                trace_id=r.trace_id,
+                size=r.size,
+            )
+            for r in self.requests
+        )
+        texts = tuple(r.text for r in self.requests)
+        if self.route.startswith(DIRECT_PREFIX):
+            return Text(self.route, first.task, rows, texts, first.reason, solo=self.solo)
+        return Encode(
+            self.route,
+            first.task,
+            first.channel,
+            first.fallback,
+            rows,
+            texts,
+            first.reason,
+            self.solo,
+            mode=first.mode,
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class Death:
-    """What an agent's death does.
+class Requeued:
+    """The effect of an agent's death on the requests that were in flight through it.
 
     Attributes:
         dead_letters: requests that have ended.
-        recalled: requests that were in flight through it and go again: their copies that still
-            travel are to be cancelled.
+        again: requests that will be sent again; their earlier copies must be cancelled.
     """
 
     dead_letters: tuple[Request, ...]
-    recalled: tuple[Request, ...]
+    again: tuple[Request, ...]
 
 
 class Ledger:
     """Outstanding requests and the agents that they go through.
 
     Args:
-        wires: wire -> agents on it, direct wires included.
-        admission: what may be outstanding at once.
-        detours: wire -> the direct wire that its texts take where an agent on it is gone for good.
-        routes: wire -> its routes, where there are several.
+        wires: wire -> its agents, direct wires included.
+        admission: limits on outstanding requests.
+        fallback_wires: wire -> the direct wire that its texts take once one of its agents is down.
+        routes: wire -> its routes, for wires with several.
     """
 
     def __init__(
         self,
         wires: Mapping[str, Sequence[str]],
         admission: Admission | None = None,
-        detours: Mapping[str, str] | None = None,
+        fallback_wires: Mapping[str, str] | None = None,
         routes: Mapping[str, Routes] | None = None,
     ) -> None:
         several = routes or {}
         self._routes: dict[str, Routes] = {
             wire: several.get(wire) or {wire: tuple(agents)} for wire, agents in wires.items()
         }
-        self._on = {name: agents for ways in self._routes.values() for name, agents in ways.items()}
-        self._apart = {way: p for ways in self._routes.values() for way, p in apart(ways).items()}
+        self._processes = {
+            route: processes
+            for routes in self._routes.values()
+            for route, processes in routes.items()
+        }
+        # Route -> those of its processes that other routes of the wire avoid: they set its load.
+        self._own = {r: p for routes in self._routes.values() for r, p in apart(routes).items()}
         self._sent: Counter[str] = Counter()  # messages, by route
         self._admission = admission or Admission()
-        self._detours = dict(detours or {})
+        self._fallback_wires = dict(fallback_wires or {})
         self._requests: dict[bytes, Request] = {}
         self._bytes = 0  # of the texts of all requests
-        # By wire, and by the only process that they may go through.
-        self._waiting: dict[tuple[str, str], deque[tuple[Request, ...]]] = {}
+        self._waiting: dict[tuple[str, str], deque[tuple[Request, ...]]] = {}  # by (wire, via)
         self._suspects: dict[bytes, Request] = {}  # in the order of their first death
-        agents = {agent for ends in self._on.values() for agent in ends}
-        self._in_flight: dict[str, dict[bytes, Request]] = {agent: {} for agent in agents}
+        processes = {process for ends in self._processes.values() for process in ends}
+        self._in_flight: dict[str, dict[bytes, Request]] = {process: {} for process in processes}
         self._ready: set[str] = set()
         self._down: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self._requests)
 
-    @property
-    def routes(self) -> Collection[str]:
-        """Every route of every wire; a wire without replicas is its own."""
-        return self._on.keys()
-
     def __contains__(self, request_id: bytes) -> bool:
         return request_id in self._requests
+
+    @property
+    def routes(self) -> Collection[str]:
+        """Every route of every wire; a wire without replicas is its own route."""
+        return self._processes.keys()
 
     def get(self, request_id: bytes) -> Request | None:
         return self._requests.get(request_id)
@@ -173,308 +207,320 @@ class Ledger:
     # -- requests ---------------------------------------------------------------------------
 
     def is_full(self, rows: int) -> bool:
-        """Whether so many new requests would be refused as too many, whatever they ask."""
+        """Whether ``rows`` new requests would be refused as too many, whatever they contain."""
         return not self._down and len(self._requests) + rows > self._admission.rows
 
-    def admit(self, parcels: Sequence[Sequence[Request]]) -> None:
-        """Takes in requests that are alike in all but id and text; each parcel is one message.
+    def admit(self, messages: Sequence[Sequence[Request]]) -> None:
+        """Admits the requests of one call, grouped into messages.
 
         Raises:
-            RequestError: an agent of the wire is down, or too much is outstanding.
+            RequestError: an agent of the wire is down, or too many requests are outstanding.
         """
-        wire = parcels[0][0].wire
-        vias = {parcel[0].via for parcel in parcels}
-        down = next((gone for via in vias if (gone := self._gone(wire, via))), None)
-        detour = self._detour_of(parcels[0][0]) if down is not None else None
-        if down is not None and detour is None:
+        first = messages[0][0]
+        down = self._down_process(first.wire, {message[0].via for message in messages})
+        fallback_wire = self._fallback_wire_for(first) if down is not None else None
+        if down is not None and fallback_wire is None:
             raise down_error(down, self._down[down])
-        rows, size = sum(map(len, parcels)), sum(r.size for parcel in parcels for r in parcel)
+        rows, size = sum(map(len, messages)), sum(r.size for message in messages for r in message)
         if (
             len(self._requests) + rows > self._admission.rows
             or self._bytes + size > self._admission.bytes
         ):
-            raise full_error(len(self._requests))
+            raise overloaded_error(len(self._requests))
         self._bytes += size
-        for parcel in parcels:
-            self._requests.update((request.request_id, request) for request in parcel)
-            if detour is not None:
-                _divert(parcel, detour)
-            self._queue(parcel[0]).append(tuple(parcel))
+        for message in messages:
+            self._requests.update((request.request_id, request) for request in message)
+            if fallback_wire is not None:
+                _move(message, fallback_wire)
+            self._queue(message[0]).append(tuple(message))
 
     def _queue(self, request: Request) -> deque[tuple[Request, ...]]:
         return self._waiting.setdefault((request.wire, request.via), deque())
 
-    def _gone(self, wire: str, via: str = "") -> str | None:
-        """The process that is gone for good, if therefore no route is left."""
+    def _down_process(self, wire: str, vias: Iterable[str] = ("",)) -> str | None:
+        """A process that is down and leaves one of ``vias`` without any route."""
         if not self._down:
             return None
-        ways = self._ways(wire, via)
-        gone = [next((a for a in self._on[way] if a in self._down), None) for way in ways]
-        return next(iter(gone), None) if all(gone) else None
+        for via in vias:
+            routes = self._allowed_routes(wire, via)
+            down = [next((p for p in self._processes[r] if p in self._down), None) for r in routes]
+            if down and all(down):
+                return down[0]
+        return None
 
-    def _ways(self, wire: str, via: str = "") -> list[str]:
-        """The routes that a request may take."""
+    def _allowed_routes(self, wire: str, via: str = "") -> list[str]:
         return [
-            way
-            for way, agents in self._routes[wire].items()
-            if not via or via == way or via in agents
+            route
+            for route, processes in self._routes[wire].items()
+            if not via or via == route or via in processes
         ]
 
-    def detour(self, wire: str) -> str | None:
+    def fallback_wire(self, wire: str) -> str | None:
         """The direct wire that texts of ``wire`` may take; None if there is none that works."""
-        detour = self._detours.get(wire)
-        if detour is None or self._gone(detour) is not None:
+        fallback_wire = self._fallback_wires.get(wire)
+        if fallback_wire is None or self._down_process(fallback_wire) is not None:
             return None
-        return detour
+        return fallback_wire
 
-    def _detour_of(self, request: Request) -> str | None:
-        """Where a request may go whose agent is gone: nowhere if it insists on soft tokens, or if
-        it is about what its sender keeps.
-        """
+    def _fallback_wire_for(self, request: Request) -> str | None:
+        # Only the sender has the payload of a request about a kept one: text cannot replace it.
         if request.fallback == "error" or request.mode is not Mode.FORWARD:
             return None
-        return self.detour(request.wire)
+        return self.fallback_wire(request.wire)
 
     def settle(self, request_id: bytes) -> Request | None:
-        """Ends a request; None if it has ended already or never was."""
+        """Ends a request; None if it has already ended or was never admitted."""
         request = self._requests.pop(request_id, None)
         if request is not None:
             self._bytes -= request.size
-            self._land(request)
+            self._clear_in_flight(request)
             self._suspects.pop(request_id, None)
         return request
 
     def retry(
         self, requests: Iterable[Request], *, now: float, after: float = 0.0, as_text: str = ""
     ) -> None:
-        """Sends refused requests again.
+        """Queues refused requests again.
 
         Args:
             after: seconds to wait first.
-            as_text: the reason to go on the text channel; "": as before.
+            as_text: the reason for switching to the text channel; "" keeps the channel.
         """
         again: list[Request] = []
         for request in requests:
             if self._requests.get(request.request_id) is not request:
                 continue
-            self._land(request)
+            self._clear_in_flight(request)
             request.not_before = now + after
             if as_text:
                 request.channel, request.reason = Channel.TEXT, as_text
             if request.request_id not in self._suspects:
                 again.append(request)
-        for parcel in reversed(_alike(again)):
-            self._queue(parcel[0]).appendleft(parcel)
+        for message in reversed(_group(again)):
+            self._queue(message[0]).appendleft(message)
 
     # -- agents -----------------------------------------------------------------------------
 
     def is_ready(self, wire: str) -> bool:
-        """Whether every agent of the wire is ready, of one of its routes."""
-        return any(self._is_open(way) for way in self._routes[wire])
+        """Whether every process of one of the wire's routes is ready."""
+        return any(self._is_open(route) for route in self._routes[wire])
 
-    def _is_open(self, way: str) -> bool:
-        return all(agent in self._ready for agent in self._on[way])
+    def _is_open(self, route: str) -> bool:
+        return all(process in self._ready for process in self._processes[route])
 
     def ready(self, agent: str) -> None:
-        """An incarnation of the agent can work."""
+        """An incarnation of the agent is ready to work."""
         self._ready.add(agent)
 
-    def died(self, agent: str, *, now: float = -math.inf, crashed: bool = True) -> Death:
-        """The agent's incarnation is gone; another may come.
+    def died(self, agent: str, *, now: float = -math.inf, crashed: bool = True) -> Requeued:
+        """The agent's incarnation is gone; another may follow.
 
         Args:
             now: monotonic seconds.
-            crashed: False if it left in good order: nobody is suspected then.
+            crashed: False if it shut down in good order, so that no request is a suspect.
         """
         self._ready.discard(agent)
+        in_flight = tuple(self._in_flight.get(agent, {}).values())
         if not crashed:
-            returned = tuple(self._in_flight.get(agent, {}).values())
-            self.retry(returned, now=now)
-            return Death((), returned)
+            self.retry(in_flight, now=now)
+            return Requeued((), in_flight)
         dead: list[Request] = []
-        recalled: list[Request] = []
-        for request in list(self._in_flight.get(agent, {}).values()):
-            whose = agent_of(agent)
-            deaths = request.deaths.get(whose, 0) + 1
-            request.deaths[whose] = deaths
-            if deaths >= DEATHS:
+        again: list[Request] = []
+        name = agent_of(agent)
+        for request in in_flight:
+            request.deaths[name] = request.deaths.get(name, 0) + 1
+            if request.deaths[name] >= MAX_DEATHS:
                 self.settle(request.request_id)
                 dead.append(request)
             else:
-                self._land(request)
+                self._clear_in_flight(request)
                 self._suspects[request.request_id] = request
-                recalled.append(request)
-        return Death(tuple(dead), tuple(recalled))
+                again.append(request)
+        return Requeued(tuple(dead), tuple(again))
 
     def down(self, agent: str, reason: str) -> tuple[Request, ...]:
-        """The agent is gone for good: requests through it take a detour, or have ended.
+        """The agent is down for good: its requests move to a fallback wire, or end.
 
         Returns:
-            Those that have ended.
+            The requests that have ended.
         """
         self._ready.discard(agent)
         self._down[agent] = reason
-        lost = {wire for wire in self._routes if self._gone(wire) is not None}
-        through = [
+        lost = {wire for wire in self._routes if self._down_process(wire) is not None}
+        affected = [
             request
             for request in self._requests.values()
-            if (request.wire in lost and self._leads_through(request.wire, agent))
-            or (request.via and self._gone(request.wire, request.via) is not None)
+            if (request.wire in lost and self._uses(request.wire, agent))
+            or (request.via and self._down_process(request.wire, [request.via]) is not None)
         ]
-        ended = [request for request in through if self._detour_of(request) is None]
-        for request in ended:
-            self.settle(request.request_id)
-        diverted: dict[str, list[Request]] = {}
-        for request in through:
-            detour = self._detour_of(request)
-            if detour is not None:
-                self._land(request)
-                self._suspects.pop(request.request_id, None)
-                _divert([request], detour)
-                diverted.setdefault(detour, []).append(request)
+        ended: list[Request] = []
+        moved: list[Request] = []
+        for request in affected:
+            fallback_wire = self._fallback_wire_for(request)
+            if fallback_wire is None:
+                self.settle(request.request_id)
+                ended.append(request)
+                continue
+            self._clear_in_flight(request)
+            self._suspects.pop(request.request_id, None)
+            _move([request], fallback_wire)
+            moved.append(request)
         for (wire, _), waiting in self._waiting.items():
             if wire in lost:
                 waiting.clear()
-        for requests in diverted.values():
-            for parcel in _alike(requests):
-                self._queue(parcel[0]).append(parcel)
+        for message in _group(moved):
+            self._queue(message[0]).append(message)
         self.retry(list(self._in_flight.get(agent, {}).values()), now=-math.inf)
         return tuple(ended)
 
-    def _leads_through(self, wire: str, agent: str) -> bool:
-        return any(agent in agents for agents in self._routes[wire].values())
+    def _uses(self, wire: str, agent: str) -> bool:
+        return any(agent in processes for processes in self._routes[wire].values())
 
     # -- sending ----------------------------------------------------------------------------
 
-    def next(self, now: float, may_send: Callable[[str], bool]) -> Dispatch | None:
-        """What to send next; it counts as in flight from here on. None: nothing, for now.
+    def next(self, now: float, may_send: Callable[[str], bool]) -> Batch | None:
+        """The next batch to send, which counts as in flight from now on; None if there is none.
 
         Args:
             now: monotonic seconds.
-            may_send: whether there is credit for one more message on a wire.
+            may_send: whether a route has credit for one more message.
         """
-        probes, kept = self._probes()
-        for request, probe in probes:
-            if request.not_before <= now and self._is_clear(request, probe) and may_send(probe):
-                return self._launch((request,), probe, solo=True)
+        probes, reserved = self._probes()
+        for request, route in probes:
+            if request.not_before <= now and self._is_clear(request, route) and may_send(route):
+                return self._mark_sent((request,), route, solo=True)
         for (wire, via), waiting in self._waiting.items():
             while waiting:
-                parcel = tuple(r for r in waiting[0] if r.request_id in self._requests)
-                way: str | None = None
-                if parcel and _not_before(parcel) <= now:
-                    way = self._way(wire, via, len(parcel), kept, may_send)
-                if parcel and way is None:
+                requests = tuple(r for r in waiting[0] if r.request_id in self._requests)
+                best: str | None = None
+                if requests and _not_before(requests) <= now:
+                    best = self._best_route(wire, via, len(requests), reserved, may_send)
+                if requests and best is None:
                     break
                 waiting.popleft()
-                if way is not None:
-                    return self._launch(parcel, way, solo=False)
+                if best is not None:
+                    return self._mark_sent(requests, best, solo=False)
         return None
 
-    def _way(
-        self, wire: str, via: str, rows: int, kept: set[str], may_send: Callable[[str], bool]
+    def _best_route(
+        self, wire: str, via: str, rows: int, reserved: set[str], may_send: Callable[[str], bool]
     ) -> str | None:
-        """The route that so many rows take now; None: they wait."""
-        ways = [
-            way
-            for way in self._ways(wire, via)
-            if self._is_open(way) and kept.isdisjoint(self._on[way]) and may_send(way)
+        """The route for a message of ``rows`` rows; None if it must wait."""
+        routes = [
+            route
+            for route in self._allowed_routes(wire, via)
+            if self._is_open(route)
+            and reserved.isdisjoint(self._processes[route])
+            and may_send(route)
         ]
         if len(self._routes[wire]) == 1:
-            return ways[0] if ways else None
+            return routes[0] if routes else None
         loads = [
-            Load(way, tuple(len(self._in_flight[a]) for a in self._apart[way]), self._sent[way])
-            for way in ways
+            Load(route, tuple(len(self._in_flight[p]) for p in self._own[route]), self._sent[route])
+            for route in routes
         ]
         return choose(loads, rows)
 
     def _probes(self) -> tuple[list[tuple[Request, str]], set[str]]:
-        """Suspects that are to be sent, each with its route; and the agents kept for suspects."""
-        kept: set[str] = set()
+        """Suspects that are to be sent, each with its route; processes reserved for suspects."""
+        reserved: set[str] = set()
         for request in self._suspects.values():
             if request.in_flight:
-                kept.update(self._suspected(request, request.route))
+                reserved.update(self._suspected_processes(request, request.route))
         probes: list[tuple[Request, str]] = []
         for request in self._suspects.values():
             if not request.in_flight:
-                way = self._probe_way(request, kept)
-                kept.update(self._suspected(request, way))
-                probes.append((request, way))
-        return probes, kept
+                route = self._probe_route(request, reserved)
+                reserved.update(self._suspected_processes(request, route))
+                probes.append((request, route))
+        return probes, reserved
 
-    def _probe_way(self, request: Request, kept: set[str]) -> str:
-        """An open route before others, then one that suspects have already, then an idle one."""
+    def _probe_route(self, request: Request, reserved: set[str]) -> str:
+        """Prefers an open route, then one already reserved for suspects, then an idle one."""
 
-        def key(way: str) -> tuple[bool, bool, int]:
-            agents = self._suspected(request, way)
-            busy = sum(len(self._in_flight[agent]) for agent in agents)
-            return not self._is_open(way), not kept.issuperset(agents), busy
+        def key(route: str) -> tuple[bool, bool, int]:
+            processes = self._suspected_processes(request, route)
+            busy = sum(len(self._in_flight[process]) for process in processes)
+            return not self._is_open(route), not reserved.issuperset(processes), busy
 
-        return min(self._ways(request.wire, request.via), key=key)
+        return min(self._allowed_routes(request.wire, request.via), key=key)
 
-    def _suspected(self, request: Request, way: str) -> tuple[str, ...]:
-        """Those of its agents through which nobody else is sent beside this suspect."""
-        agents = self._on[way]
+    def _suspected_processes(self, request: Request, route: str) -> tuple[str, ...]:
+        """The processes of a route that a suspect must have to itself."""
+        processes = self._processes[route]
         if len(self._routes[request.wire]) == 1:
-            return agents
-        return tuple(agent for agent in agents if agent_of(agent) in request.deaths)
+            return processes
+        return tuple(process for process in processes if agent_of(process) in request.deaths)
 
-    def _is_clear(self, request: Request, way: str) -> bool:
-        return self._is_open(way) and not any(
-            self._in_flight[agent] for agent in self._suspected(request, way)
+    def _is_clear(self, request: Request, route: str) -> bool:
+        return self._is_open(route) and not any(
+            self._in_flight[process] for process in self._suspected_processes(request, route)
         )
 
     def next_event(self, now: float) -> float:
-        """When a pause ends, after which ``next`` may have something; ``math.inf``: none runs."""
+        """The end of the first pause after ``now``; ``math.inf`` if there is none."""
         pauses = [r.not_before for r in self._suspects.values() if not r.in_flight]
         pauses += [_not_before(waiting[0]) for waiting in self._waiting.values() if waiting]
         return min((pause for pause in pauses if pause > now), default=math.inf)
 
-    def _launch(self, requests: tuple[Request, ...], way: str, *, solo: bool) -> Dispatch:
+    def _mark_sent(self, requests: tuple[Request, ...], route: str, *, solo: bool) -> Batch:
+        processes = [self._in_flight[process] for process in self._processes[route]]
         for request in requests:
             request.in_flight = True
-            request.route = way
+            request.route = route
             request.attempts += 1
-            for agent in self._on[way]:
-                self._in_flight[agent][request.request_id] = request
-        self._sent[way] += 1
-        return Dispatch(way, requests, solo)
+            for in_flight in processes:
+                in_flight[request.request_id] = request
+        self._sent[route] += 1
+        return Batch(route, requests, solo)
 
-    def _land(self, request: Request) -> None:
+    def _clear_in_flight(self, request: Request) -> None:
         request.in_flight = False
-        for agent in self._on.get(request.route, ()):
-            self._in_flight[agent].pop(request.request_id, None)
+        for process in self._processes.get(request.route, ()):
+            self._in_flight[process].pop(request.request_id, None)
 
 
-def parcels_of(requests: Sequence[Request]) -> Iterator[list[Request]]:
-    """Groups that fit a message each, of requests that differ in nothing but id, text and via."""
-    parcel: list[Request] = []
+def split_into_messages(requests: Sequence[Request]) -> Iterator[list[Request]]:
+    """Groups that fit one message each, of requests that differ only in id, text and ``via``."""
+    message: list[Request] = []
     size = 0
     for request in requests:
-        full = len(parcel) == MESSAGE_ROWS or size + request.size > MESSAGE_BYTES
-        if parcel and (full or request.via != parcel[0].via):
-            yield parcel
-            parcel, size = [], 0
-        parcel.append(request)
+        full = len(message) == MESSAGE_ROWS or size + request.size > MESSAGE_BYTES
+        if message and (full or request.via != message[0].via):
+            yield message
+            message, size = [], 0
+        message.append(request)
         size += request.size
-    if parcel:
-        yield parcel
+    if message:
+        yield message
 
 
-def _alike(requests: Collection[Request]) -> list[tuple[Request, ...]]:
-    """Groups that can share a message, and fit one."""
+def cancels_for(requests: Iterable[Request]) -> Iterator[Cancel]:
+    """Messages that cancel every request that was sent."""
+    routes: dict[str, list[bytes]] = {}
+    for request in requests:
+        if request.attempts:
+            routes.setdefault(request.route, []).append(request.request_id)
+    for route, ids in routes.items():
+        for start in range(0, len(ids), MAX_CANCELS):
+            yield Cancel(route, tuple(ids[start : start + MAX_CANCELS]))
+
+
+def _group(requests: Collection[Request]) -> list[tuple[Request, ...]]:
+    """Groups that can share a message and fit into it."""
     groups: dict[tuple[str, ...], list[Request]] = {}
     for r in requests:
-        alike = (r.wire, r.task, r.channel, r.fallback, r.reason, r.mode, r.via)
-        groups.setdefault(alike, []).append(r)
-    return [tuple(parcel) for group in groups.values() for parcel in parcels_of(group)]
+        key = (r.wire, r.task, r.channel, r.fallback, r.reason, r.mode, r.via)
+        groups.setdefault(key, []).append(r)
+    return [tuple(m) for group in groups.values() for m in split_into_messages(group)]
 
 
-def _divert(requests: Iterable[Request], detour: str) -> None:
+def _move(requests: Iterable[Request], fallback_wire: str) -> None:
     for request in requests:
-        request.wire, request.channel = detour, Channel.TEXT
+        request.wire, request.channel = fallback_wire, Channel.TEXT
         request.reason = NackCode.AGENT_DOWN.value
         request.via = ""
 
 
-def _not_before(parcel: tuple[Request, ...]) -> float:
-    return max(request.not_before for request in parcel)
+def _not_before(requests: tuple[Request, ...]) -> float:
+    return max(request.not_before for request in requests)

@@ -1,4 +1,4 @@
-"""What a caller of the runtime gets: replies, agent facts, and news while agents start."""
+"""Results of the runtime: replies, kept payloads, facts about agents, progress events."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ class Reply:
     """The answer to one request.
 
     Attributes:
-        request_id: 32 hex digits; the same id asked again gets the same reply.
-        label: the label with the highest score; None where the answer is free text.
-        label_index: its place in the task's labels.
+        request_id: 32 hex digits; sending the same id again returns the same reply.
+        label: the label with the highest score; None for free text.
+        label_index: its index in the task's labels.
         scores: label -> natural log of its probability among the task's labels.
         text: the generated answer; None for a classification.
-        channel: how the message reached the agent that answered.
+        channel: how the message reached the receiver.
         reason: why it went as text although soft tokens were asked for (a ``NackCode``); else "".
-        stages: milliseconds of tokenize, encode, bridge, generate, queue, decode (those that
-            happened), and wire: all the rest. They add up to ``latency_ms``.
+        stages: milliseconds of tokenize, encode, bridge, generate, queue and decode, as far as they
+            happened, and of wire, which is all the rest. They add up to ``latency_ms``.
         latency_ms: from admission to answer.
         payload_bytes: bytes of this row's payload on the bus: M * d * 2 for soft tokens, UTF-8
-            (mean over the rows of its message) for text.
-        prompt_tokens: tokens that the agent which answered read, soft tokens among them; 0 where
-            its engine does not count them.
-        completion_tokens: tokens that it wrote; 1 for a label.
-        route: the wire that it came over; of agents with replicas, between which (``a->b.2``).
+            for text (mean over the rows of its message).
+        prompt_tokens: tokens read by the agent that answered, soft tokens included; 0 if its
+            engine does not count them.
+        completion_tokens: tokens it generated; 1 for a label.
+        route: the wire that the message took, with the replica that served it (``a->b.2``).
     """
 
     request_id: str
@@ -52,19 +52,19 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class KeptPayload:
-    """Soft tokens that a sender keeps for a later question (``Runtime.keep``).
+    """A reference to soft tokens that a sender keeps for later calls (``Runtime.keep``).
 
-    The payload itself stays in the sender's process; this names it, for this runtime and this
-    wire alone. It is gone after an hour, when newer ones need the room, and when the sender dies:
-    asking about it then ends with the code EXPIRED.
+    The payload stays in the sender's process. The reference is valid for this runtime and this
+    wire only. The payload is dropped after an hour, when newer ones need the memory, or when the
+    sender dies; a request for it then ends with the code EXPIRED.
 
     Attributes:
-        request_id: 32 hex digits; what the sender knows it by.
-        channel: ``text`` where no soft tokens could be made: then the text is kept, and relayed.
-        reason: why (a ``NackCode``), or "".
+        request_id: 32 hex digits that identify the payload in the sender.
+        channel: ``text`` if no soft tokens could be made; then the text is kept and relayed.
+        reason: why it is text (a ``NackCode``), or "".
         payload_bytes: M * d * 2.
-        latency_ms: from admission until it was kept.
-        process: of the sender, which keeps it: a replica, where it has several.
+        latency_ms: from admission until the payload was kept.
+        process: the process of the sender that keeps it (one of its replicas).
     """
 
     sender: str
@@ -79,13 +79,13 @@ class KeptPayload:
 
 @dataclass(frozen=True, slots=True)
 class AgentInfo:
-    """One agent's living incarnation.
+    """The current incarnation of one agent.
 
     Attributes:
-        epoch: of this incarnation, higher than every earlier one; a count from 1 only where this
-            program starts it.
-        restarts: how often it was started again.
-        width: of the model's embedding space, d.
+        epoch: number of the incarnation, higher than every earlier one. It counts from 1 only if
+            this process starts the agent.
+        restarts: how often the agent was started again.
+        width: d, the width of the model's embedding space.
     """
 
     pid: int
@@ -99,13 +99,13 @@ class AgentInfo:
 
 @dataclass(frozen=True, slots=True)
 class ProgressEvent:
-    """News of an agent while it starts, dies and starts again.
+    """Progress of an agent that starts, dies or starts again.
 
     Attributes:
-        agent: its name; the model's name while its weights are fetched.
-        stage: what goes on: ``start``, a stage of loading, ``ready``, ``lost`` (it died and will
-            be started again) or ``down`` (it will not).
-        fraction: how much of the stage is done, 0..1.
+        agent: its name, or the model's name while its weights are fetched.
+        stage: ``start``, a stage of loading, ``ready``, ``lost`` (it died and will be started
+            again) or ``down`` (it died and will not).
+        fraction: completed part of the stage, 0 to 1.
         detail: the reason, for ``lost`` and ``down``.
     """
 
@@ -115,28 +115,32 @@ class ProgressEvent:
     detail: str = ""
 
 
-def answers_of(result: Result, task: TaskSpec) -> list[dict[str, float]] | list[str]:
-    """Each row's scores by label, or its generated text.
+def parse_answers(result: Result, task: TaskSpec) -> list[dict[str, float]] | list[str]:
+    """The scores by label, or the generated text, of each row.
 
     Raises:
-        RemoteProtocolError: the result does not fit the task or its own rows.
+        RemoteProtocolError: the result does not match the task or its own rows.
     """
     if not task.labels:
         if len(result.texts) != len(result.rows):
-            raise RemoteProtocolError(NackCode.MALFORMED, "a result without its texts")
+            raise RemoteProtocolError(
+                NackCode.MALFORMED,
+                f"result has {len(result.texts)} texts for {len(result.rows)} rows",
+            )
         return list(result.texts)
     if result.labels != len(task.labels):
         raise RemoteProtocolError(
-            NackCode.MALFORMED, f"{result.labels} scores a row for {len(task.labels)} labels"
+            NackCode.MALFORMED,
+            f"result has {result.labels} scores a row for {len(task.labels)} labels",
         )
     scores = from_scores(result.scores, len(result.rows), result.labels)
     return [dict(zip(task.labels, row, strict=True)) for row in scores]
 
 
-def reply_of(
+def build_reply(
     request: Request, result: Result, row: int, answer: dict[str, float] | str, arrival: float
 ) -> Reply:
-    """The reply to one row of a result that came in at ``arrival`` (monotonic seconds)."""
+    """The reply to one row of a result that arrived at ``arrival`` (monotonic seconds)."""
     read, written = struct.unpack_from("<2I", result.tokens, 8 * row) if result.tokens else (0, 0)
     latency_ms = (arrival - request.admitted) * 1000
     stages = dict(result.stages)

@@ -1,4 +1,4 @@
-"""The runtime: agents, bus and client of one scenario, as one async context manager.
+"""The runtime of one scenario, as an async context manager.
 
 ::
 
@@ -6,19 +6,23 @@
         reply = await wire.send("llama", "mistral", "A moving, funny film.")
         print(reply.label, reply.channel, reply.latency_ms)
 
-Every request has exactly one outcome, a ``Reply`` or a ``RequestError``, while this process lives:
-an agent that dies is started again, and what it had not answered is sent again.
+While this process lives, every request has exactly one outcome: a ``Reply`` or a ``RequestError``.
+An agent that dies is started again, and its unanswered requests are sent again.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from agentwire.agent.launching.limits import AgentLimits
+from agentwire.agent.launching.placement import Remote
+from agentwire.errors import RequestError, ScenarioError
 from agentwire.runtime.call_options import (
     KEEP,
     CallOptions,
@@ -26,45 +30,30 @@ from agentwire.runtime.call_options import (
     Fallback,
     Form,
     Generate,
-    GenerationOptions,
     KeepOptions,
     Relay,
     WireOptions,
     check_deadline,
     make_task,
-    names_of,
-    only,
-    over_wire,
     parse_request_ids,
-    processes_for,
+    row_contents,
 )
-from agentwire.runtime.deadletters import DeadLetter, ask_again
-from agentwire.runtime.dispatch import batches_of, in_order
-from agentwire.runtime.fan_in import FanIn
-from agentwire.runtime.fan_out import Receivers, fan_out
-from agentwire.runtime.pending import Outcome, answered
+from agentwire.runtime.deadletters import DeadLetter
+from agentwire.runtime.deployment import Deployment
+from agentwire.runtime.ledger import Admission
+from agentwire.runtime.lifecycle import Lifecycle
+from agentwire.runtime.pending import EventLog, Outcome, replies_of
 from agentwire.runtime.reply import AgentInfo, KeptPayload, ProgressEvent, Reply
-from agentwire.runtime.running import Running
-from agentwire.runtime.stream import streamed
+from agentwire.runtime.stream import stream_answer
+from agentwire.runtime.topology import FanIn, Receivers, Row, fan_out
 from agentwire.scenario.load import load_scenario
-from agentwire.scenario.resolve import resolve
+from agentwire.scenario.resolve import Resolved, resolve
 from agentwire.spec.scenario import Scenario
-from agentwire.wire.messages import Channel, Mode, TaskSpec, direct_wire
+from agentwire.wire.messages import Channel, Mode, direct_wire
+from agentwire.wire.session import Timing
 
 if TYPE_CHECKING:
-    pass
-
-__all__ = [
-    "AgentInfo",
-    "AgentLimits",
-    "GenerationOptions",
-    "KeptPayload",
-    "Outcome",
-    "ProgressEvent",
-    "Reply",
-    "Runtime",
-    "open",
-]
+    from prometheus_client import CollectorRegistry
 
 
 def open(
@@ -78,12 +67,12 @@ def open(
 
     Args:
         scenario: a YAML file, or a Scenario built in Python.
-        run_folder: where the journal and the agents' logs go; default: nowhere that stays.
-        strict: refuse models and data that stand in for others.
-        progress: called in the event loop with news of agents while they start.
+        run_folder: keeps the journal and the agents' logs; by default they are discarded.
+        strict: refuse stand-in models and data.
+        progress: called in the event loop while agents start.
 
     Raises:
-        InputError: the scenario is wrong, or cannot run here (each says what to do).
+        InputError: the scenario is invalid, or cannot run on this machine.
     """
     source = None if isinstance(scenario, Scenario) else Path(scenario)
     loaded = scenario if isinstance(scenario, Scenario) else load_scenario(scenario)
@@ -91,8 +80,104 @@ def open(
     return Runtime(resolved, run_folder=run_folder, progress=progress)
 
 
-class Runtime(Running):
-    """Running agents (``Running`` says how they are started and ended), and calls to them."""
+class Runtime:
+    """The agents of a scenario, and calls to them. Use it in ``async with``, or call ``start`` and
+    ``aclose``: both in the same event loop, but not necessarily in the same task.
+
+    Args:
+        target: a resolved scenario, or a deployment built in Python.
+        run_folder: keeps the journal and the agents' logs; by default they are discarded.
+        journal: receives events; default: ``journal.jsonl`` in ``run_folder``, if there is one.
+        progress: called in the event loop while agents start.
+        limits: how long agents may take, and how often they may die.
+        timing: heartbeats of the bus.
+        admission: limits on outstanding requests; more are refused as overloaded.
+        remote: agents that run on other machines (``agentwire agent``), and where they connect.
+        record: record the bus's input for ``agentwire replay``. This doubles the broker's work for
+            each message.
+    """
+
+    def __init__(
+        self,
+        target: Resolved | Deployment,
+        *,
+        run_folder: Path | None = None,
+        journal: EventLog | None = None,
+        progress: Callable[[ProgressEvent], None] | None = None,
+        limits: AgentLimits | None = None,
+        timing: Timing | None = None,
+        admission: Admission | None = None,
+        remote: Remote | None = None,
+        record: bool = False,
+    ) -> None:
+        self._lifecycle = Lifecycle(
+            target,
+            run_folder=run_folder,
+            journal=journal,
+            progress=progress,
+            limits=limits,
+            timing=timing,
+            admission=admission,
+            remote=remote,
+            record=record,
+        )
+
+    # -- lifecycle --------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def start(self) -> None:
+        """Starts bus and agents; returns when every agent has loaded its model.
+
+        Raises:
+            InputError: an agent cannot start for a reason that the user can fix.
+            AgentwireError: an agent does not start, or the runtime was started before.
+        """
+        await self._lifecycle.start()
+
+    async def aclose(self, *, drain_s: float = 0.0) -> None:
+        """Ends outstanding requests with CLOSING, then agents and bus. Safe to call twice.
+
+        Args:
+            drain_s: seconds that outstanding requests may still take. Meanwhile new ones are
+                refused (``BusClosed``).
+        """
+        await self._lifecycle.aclose(drain_s)
+
+    @property
+    def agents(self) -> Mapping[str, AgentInfo]:
+        """The latest incarnation of each agent that was ever ready, one entry for each replica."""
+        return dict(self._lifecycle.agents)
+
+    @property
+    def remote_endpoint(self) -> str:
+        """Where agents of other machines connect; "" if there are none, or before the start."""
+        return self._lifecycle.remote_endpoint
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """All metrics of this runtime and its bus, for Prometheus."""
+        return self._lifecycle.metrics.registry
+
+    def metrics(self) -> Mapping[str, int]:
+        """Counters and gauges of the bus (``Broker.metrics``)."""
+        return self._lifecycle.bus_metrics()
+
+    def status(self) -> Mapping[str, Any]:
+        """Agents, outcomes, fallbacks, restarts, stages and credits; {} before the start."""
+        return self._lifecycle.status()
+
+    # -- calls over a wire ------------------------------------------------------------------
 
     async def send(
         self,
@@ -111,38 +196,39 @@ class Runtime(Running):
         relay: Relay | None = None,
         form: Form | None = None,
     ) -> Reply:
-        """Hands one text from one agent to another and waits for the answer.
+        """Sends one text from one agent to another and waits for the answer.
 
         Args:
-            sender: agent that reads the text.
-            receiver: agent that answers.
-            text: what the sender reads, or what it has read and kept (``keep``).
-            prompt: what the receiver is asked; default: the scenario's task.
-            labels: the answer is one of these words.
-            generate: the answer is free text of at most so many tokens, or as the options say. A
-                bridge that was trained for label words cannot carry that: it goes as text with
-                the reason ``unsupported``, or is refused, as ``fallback`` says.
-            bridge: name of the wire's bridge, to be sure that it is the one.
-            deadline: seconds; default: the scenario's ``deadline_s``.
-            fallback: where soft tokens cannot be had: relay as ``text``, or ``error``; default:
-                the wire's.
-            request_id: 32 hex digits; asked again with the same id (and text), a request is not
-                computed again: the call waits for the first one, or gets its reply.
+            sender: the agent that reads the text.
+            receiver: the agent that answers.
+            text: a text, or a payload that the sender keeps (``keep``).
+            prompt: the question to the receiver; default: the scenario's task.
+            labels: the words that the answer is chosen from.
+            generate: the length limit of a free-text answer, or all its options. A bridge that was
+                trained for label words does not support free text: depending on ``fallback``, the
+                message goes as text (reason ``unsupported``) or is refused.
+            bridge: the expected name of the wire's bridge; another bridge is an error.
+            deadline: in seconds; default: the scenario's ``deadline_s``.
+            fallback: if soft tokens are not possible: relay the ``text``, or end in an ``error``;
+                default: the wire's.
+            request_id: 32 hex digits. A repeated call with the same id and text computes nothing:
+                it waits for the first call, or gets its reply.
             channel: default ``soft``.
-            relay: ``verbatim``: a text message is the text itself, not what the sender writes.
-            form: what a text message is to the receiver: ``text`` (default), ``plain`` (without
-                chat template) or ``chat`` (a JSON array of role and content).
+            relay: ``verbatim`` sends the text itself over the text channel, not the sender's
+                summary.
+            form: how the receiver reads a text: ``text`` (default), ``plain`` (without chat
+                template) or ``chat`` (a JSON array of role and content).
 
         Raises:
-            RequestError: the request ended without an answer; ``code`` says why.
-            ScenarioError: no such agent or wire, or nothing says what is asked.
+            RequestError: the request ended without an answer; ``code`` is the cause.
+            ScenarioError: no such agent or wire, or there is no prompt and no task.
             BusClosed: the runtime is closed.
         """
         outcomes = await self.send_batch(
             sender,
             receiver,
             [text],
-            request_ids=only(request_id),
+            request_ids=None if request_id is None else [request_id],
             prompt=prompt,
             labels=labels,
             generate=generate,
@@ -153,7 +239,7 @@ class Runtime(Running):
             relay=relay,
             form=form,
         )
-        return answered(outcomes)[0]
+        return replies_of(outcomes)[0]
 
     async def send_batch(
         self,
@@ -162,42 +248,49 @@ class Runtime(Running):
         texts: Sequence[str | KeptPayload],
         *,
         request_ids: Sequence[str] | None = None,
-        **question: Unpack[WireOptions],
+        **options: Unpack[WireOptions],
     ) -> list[Outcome]:
-        """As ``send`` for texts that travel together: one outcome each, in order.
+        """As ``send`` for texts that share messages: one outcome each, in order.
 
-        A row that has no answer does not hide the others: its outcome is a RequestError.
+        The outcome of a row without an answer is a RequestError.
 
         Args:
             request_ids: one for each text.
-            question: as for ``send``.
+            options: as for ``send``.
 
         Raises:
-            RequestError: nothing was admitted (an agent is down, or too much is outstanding).
+            RequestError: nothing was admitted: an agent is down, or too much is outstanding.
             ScenarioError, BusClosed: as for ``send``.
         """
-        names, mode = names_of(sender, receiver, texts)
-        wire, channel, fallback = self._over(sender, receiver, question)
-        task = self._task(question, question.get("relay"))
-        return await self._ask(
-            wire,
-            names,
-            channel,
-            fallback,
-            task,
-            question,
-            request_ids=request_ids,
-            mode=mode,
-            via=processes_for(texts),
-        )
+        return await self._send(sender, receiver, texts, options, request_ids=request_ids)
 
-    def _over(
-        self, sender: str, receiver: str, question: WireOptions
-    ) -> tuple[str, Channel, Fallback]:
-        wire = self._deployment.wire(sender, receiver)
-        self._deployment.check_bridge(wire.name, question.get("bridge"))
-        channel = Channel(question.get("channel") or Channel.SOFT)
-        return wire.name, channel, question.get("fallback") or wire.fallback
+    async def _send(
+        self,
+        sender: str,
+        receiver: str,
+        texts: Sequence[str | KeptPayload],
+        options: WireOptions,
+        *,
+        request_ids: Sequence[str] | None = None,
+        on_piece: Callable[[int, str], None] | None = None,
+    ) -> list[Outcome]:
+        deployment = self._lifecycle.deployment
+        contents, mode, via = row_contents(sender, receiver, texts)
+        wire = deployment.wire(sender, receiver)
+        deployment.check_bridge(wire.name, options.get("bridge"))
+        stream = on_piece is not None
+        return await self._lifecycle.client.submit(
+            wire.name,
+            make_task(deployment.task, options, options.get("relay"), stream=stream),
+            contents,
+            channel=Channel(options.get("channel") or Channel.SOFT),
+            fallback=options.get("fallback") or wire.fallback,
+            deadline_s=check_deadline(options.get("deadline"), deployment.deadline_s),
+            request_ids=parse_request_ids(request_ids, len(texts)),
+            mode=mode,
+            via=via,
+            on_piece=on_piece,
+        )
 
     async def send_many(
         self,
@@ -207,45 +300,65 @@ class Runtime(Running):
         *,
         batch_size: int | None = None,
         in_flight: int | None = None,
-        **question: Unpack[WireOptions],
+        **options: Unpack[WireOptions],
     ) -> AsyncIterator[list[Reply]]:
         """As ``send`` for many texts: yields batches of replies, in order.
 
-        Leaving the loop early cancels what is outstanding (close the iterator, as
+        Leaving the loop early cancels the outstanding requests (close the iterator, as
         ``contextlib.aclosing`` does).
 
         Args:
             batch_size: texts of one message; default: the scenario's.
             in_flight: messages that may be outstanding; default: the scenario's.
-            question: as for ``send``.
+            options: as for ``send``.
 
         Raises:
-            RequestError: of the first text that has no answer. ``send_batch`` gives each row's.
+            RequestError: of the first text without an answer. ``send_batch`` returns all errors.
             ScenarioError, BusClosed: as for ``send``.
         """
-        most = in_flight or self._deployment.in_flight
-        calls = (
-            self.send_batch(sender, receiver, batch, **question)
-            for batch in batches_of(texts, batch_size or self._deployment.batch_size)
-        )
-        async with contextlib.aclosing(in_order(calls, most)) as batches:
-            async for outcomes in batches:
-                yield answered(outcomes)
+        deployment = self._lifecycle.deployment
+        most = in_flight or deployment.in_flight
+        tasks: deque[asyncio.Task[list[Outcome]]] = deque()
+        try:
+            for batch in _batches(texts, batch_size or deployment.batch_size):
+                call = self.send_batch(sender, receiver, batch, **options)
+                tasks.append(asyncio.create_task(call))
+                while len(tasks) >= most:
+                    yield replies_of(await tasks[0])
+                    tasks.popleft()
+            while tasks:
+                yield replies_of(await tasks[0])
+                tasks.popleft()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def keep(
-        self, sender: str, receiver: str, text: str, **question: Unpack[KeepOptions]
+        self, sender: str, receiver: str, text: str, **options: Unpack[KeepOptions]
     ) -> KeptPayload:
-        """Lets the sender read a text and keep its soft tokens for questions that come later.
+        """Makes the sender read a text and keep its soft tokens for later calls.
 
-        Give the result to ``send`` in the place of a text, as often as you like; over a wire that
-        several senders share, to ``fan_in``, where nothing goes as text. Errors as there.
+        Pass the result to ``send`` in place of a text, any number of times. On a wire that several
+        senders share, pass it to ``fan_in``; nothing goes as text there. Errors as for ``send``.
         """
-        over, asked = over_wire(question)
-        wire, channel, fallback = self._over(sender, receiver, over)
-        if self._deployment.wires[wire].joint:
+        deployment = self._lifecycle.deployment
+        wire = deployment.wire(sender, receiver)
+        deployment.check_bridge(wire.name, options.get("bridge"))
+        channel = Channel(options.get("channel") or Channel.SOFT)
+        fallback = options.get("fallback") or wire.fallback
+        if wire.joint:
             channel, fallback = Channel.SOFT, "error"
-        outcomes = await self._ask(wire, [text], channel, fallback, KEEP, asked, mode=Mode.KEEP)
-        kept = answered(outcomes)[0]
+        outcomes = await self._lifecycle.client.submit(
+            wire.name,
+            KEEP,
+            [text],
+            channel=channel,
+            fallback=fallback,
+            deadline_s=check_deadline(options.get("deadline"), deployment.deadline_s),
+            mode=Mode.KEEP,
+        )
+        kept = replies_of(outcomes)[0]
         return KeptPayload(
             sender,
             receiver,
@@ -254,111 +367,94 @@ class Runtime(Running):
             kept.reason,
             kept.payload_bytes,
             kept.latency_ms,
-            self._deployment.routes[wire][kept.route][0],
+            deployment.routes[wire.name][kept.route][0],
+        )
+
+    def stream(
+        self,
+        sender: str,
+        receiver: str,
+        text: str | KeptPayload,
+        **options: Unpack[WireOptions],
+    ) -> AsyncIterator[str | Reply]:
+        """As ``send`` for a free-text answer: yields its pieces as they come, then the reply.
+
+        Leaving the loop early cancels the request (close the iterator, as ``contextlib.aclosing``
+        does). A label is not streamed: only the reply is yielded.
+
+        Raises:
+            RequestError: as for ``send``; or the answer was generated again after an agent died,
+                and differs from the text already streamed.
+            ScenarioError, BusClosed: as for ``send``.
+        """
+        return stream_answer(
+            lambda on_piece: self._send(sender, receiver, [text], options, on_piece=on_piece)
         )
 
     async def fan_out(
-        self, sender: str, receivers: Receivers, text: str, **question: Unpack[WireOptions]
+        self, sender: str, receivers: Receivers, text: str, **options: Unpack[WireOptions]
     ) -> dict[str, Outcome]:
-        """Hands one text, which the sender reads once, to several receivers.
+        """Sends one text, which the sender reads once, to several receivers.
 
-        Their wires must have the same bridge. Where no soft tokens can be had, each gets the text
+        Their wires must have the same bridge. If soft tokens are not possible, each gets the text
         as ``send`` would relay it.
 
         Args:
-            receivers: their names; or for each what it is asked, over what ``question`` says.
-            question: what all are asked, as for ``send``; the deadline is for all together.
+            receivers: their names, or a mapping of names to options that override ``options``.
+            options: as for ``send``; the deadline is for all receivers together.
 
         Returns:
-            Receiver -> its reply, or the RequestError that it ended with.
+            Receiver -> its reply, or its RequestError.
 
         Raises:
             ScenarioError: as for ``send``; or the wires' bridges differ.
             BusClosed: the runtime is closed.
         """
-        return await fan_out(self, self._deployment, sender, receivers, text, question)
+        return await fan_out(self, self._lifecycle.deployment, sender, receivers, text, options)
 
     async def fan_in(
         self,
         texts: Mapping[str, str | KeptPayload],
         receiver: str,
-        **question: Unpack[WireOptions],
+        **options: Unpack[WireOptions],
     ) -> Reply:
-        """Hands the receiver what several senders have read, in one question.
+        """Sends the texts of several senders to one receiver, which answers one question on all.
 
-        Their bridges must have been trained together, in the order of the scenario's wire
-        (``from: [a, b]``): soft tokens of other bridges are refused, and nothing goes as text.
+        The senders' bridges must have been trained together, in the order of the scenario's wire
+        (``from: [a, b]``). Nothing goes as text.
 
         Args:
-            texts: what each sender reads, or has kept for the receiver, by name.
-            question: as for ``send``; ``bridge``, ``channel`` and ``fallback`` say nothing here.
+            texts: sender -> a text, or a payload that it keeps for the receiver.
+            options: as for ``send``; ``bridge``, ``channel`` and ``fallback`` are ignored.
 
         Raises:
             RequestError, BusClosed: as for ``send``.
-            ScenarioError: no wire joins these senders to the receiver, or its bridges are not here.
+            ScenarioError: no wire joins these senders and the receiver, or bridges are missing.
         """
-        declared = self._deployment.joint_order(list(texts), receiver)
-        rows = [[texts[sender] for sender in declared]]
-        return answered(await self.fan_in_batch(declared, receiver, rows, **question))[0]
+        senders = self._lifecycle.deployment.joint_order(list(texts), receiver)
+        rows = [[texts[sender] for sender in senders]]
+        return replies_of(await self.fan_in_batch(senders, receiver, rows, **options))[0]
 
     async def fan_in_batch(
         self,
         senders: Sequence[str],
         receiver: str,
-        rows: Sequence[Sequence[str | KeptPayload]],
-        **question: Unpack[WireOptions],
+        rows: Sequence[Row],
+        **options: Unpack[WireOptions],
     ) -> list[Outcome]:
-        """As ``fan_in`` for rows that travel together: of each a text for every sender, in the
-        order of the wire; one outcome a row, in order.
+        """As ``fan_in`` for rows that share messages; one outcome a row, in order.
 
-        What is kept cannot be mixed with texts of the same sender.
+        Args:
+            rows: of each a text, or a kept payload, for every sender in the wire's order. A sender
+                cannot have texts in some rows and kept payloads in others.
         """
-        parts = self._deployment.joint(senders, receiver)
-        return await FanIn(self._ask, self._deployment, parts, self._task(question)).batch(
-            rows, question
-        )
+        deployment = self._lifecycle.deployment
+        wires = deployment.joint(senders, receiver)
+        task = make_task(deployment.task, options)
+        fan_in = FanIn(self._lifecycle.client, deployment, wires, task)
+        return await fan_in.batch(rows, options.get("deadline"))
 
-    async def stream(
-        self,
-        sender: str,
-        receiver: str,
-        text: str | KeptPayload,
-        **question: Unpack[WireOptions],
-    ) -> AsyncIterator[str | Reply]:
-        """As ``send`` for an answer in free text: yields its pieces as they come, then the reply.
-
-        Leaving the loop early cancels the request (close the iterator, as ``contextlib.aclosing``
-        does). An answer that cannot be streamed (a label) comes as the reply alone.
-
-        Raises:
-            RequestError: as for ``send``; or the answer was generated again after an agent died,
-                and went on differently.
-            ScenarioError, BusClosed: as for ``send``.
-        """
-        names, mode = names_of(sender, receiver, [text])
-        wire, channel, fallback = self._over(sender, receiver, question)
-        task = self._task(question, question.get("relay"), stream=True)
-        ask = functools.partial(
-            self._ask, wire, names, channel, fallback, task, question, mode=mode
-        )
-        pieces = streamed(lambda tell: ask(via=processes_for([text]), on_piece=tell))
-        async with contextlib.aclosing(pieces):
-            async for piece in pieces:
-                yield piece
-
-    async def direct_stream(
-        self, agent: str, text: str, **question: Unpack[CallOptions]
-    ) -> AsyncIterator[str | Reply]:
-        """As ``direct``, streamed as in ``stream``."""
-        self._deployment.check_agent(agent)
-        task = self._task(question, stream=True)
-        ask = functools.partial(
-            self._ask, direct_wire(agent), [text], Channel.TEXT, "error", task, question
-        )
-        pieces = streamed(lambda tell: ask(on_piece=tell))
-        async with contextlib.aclosing(pieces):
-            async for piece in pieces:
-                yield piece
+    # -- calls to one agent -----------------------------------------------------------------
 
     async def direct(
         self,
@@ -366,11 +462,11 @@ class Runtime(Running):
         text: str,
         *,
         request_id: str | None = None,
-        **question: Unpack[CallOptions],
+        **options: Unpack[CallOptions],
     ) -> Reply:
-        """Asks one agent about a text that it reads itself. Arguments and errors as ``send``."""
-        ids = only(request_id)
-        return answered(await self.direct_batch(agent, [text], request_ids=ids, **question))[0]
+        """Asks one agent about a text that it reads itself. Otherwise as ``send``."""
+        ids = None if request_id is None else [request_id]
+        return replies_of(await self.direct_batch(agent, [text], request_ids=ids, **options))[0]
 
     async def direct_batch(
         self,
@@ -378,65 +474,74 @@ class Runtime(Running):
         texts: Sequence[str],
         *,
         request_ids: Sequence[str] | None = None,
-        **question: Unpack[CallOptions],
+        **options: Unpack[CallOptions],
     ) -> list[Outcome]:
-        """As ``direct`` for texts that travel together; outcomes as in ``send_batch``."""
-        self._deployment.check_agent(agent)
-        wire, task = direct_wire(agent), self._task(question)
-        return await self._ask(
-            wire, texts, Channel.TEXT, "error", task, question, request_ids=request_ids
+        """As ``direct`` for texts that share messages; outcomes as in ``send_batch``."""
+        return await self._direct(agent, texts, options, request_ids=request_ids)
+
+    def direct_stream(
+        self, agent: str, text: str, **options: Unpack[CallOptions]
+    ) -> AsyncIterator[str | Reply]:
+        """As ``direct``, streamed as by ``stream``."""
+        return stream_answer(
+            lambda on_piece: self._direct(agent, [text], options, on_piece=on_piece)
         )
 
-    def _task(
-        self, question: CallOptions, relay: Relay | None = None, *, stream: bool = False
-    ) -> TaskSpec:
-        return make_task(
-            self._deployment.task,
-            prompt=question.get("prompt"),
-            labels=question.get("labels"),
-            generate=question.get("generate"),
-            relay=relay,
-            form=question.get("form"),
-            stream=stream,
+    async def _direct(
+        self,
+        agent: str,
+        texts: Sequence[str],
+        options: CallOptions,
+        *,
+        request_ids: Sequence[str] | None = None,
+        on_piece: Callable[[int, str], None] | None = None,
+    ) -> list[Outcome]:
+        deployment = self._lifecycle.deployment
+        deployment.check_agent(agent)
+        return await self._lifecycle.client.submit(
+            direct_wire(agent),
+            make_task(deployment.task, options, stream=on_piece is not None),
+            texts,
+            channel=Channel.TEXT,
+            fallback="error",
+            deadline_s=check_deadline(options.get("deadline"), deployment.deadline_s),
+            request_ids=parse_request_ids(request_ids, len(texts)),
+            on_piece=on_piece,
         )
+
+    # -- requests ---------------------------------------------------------------------------
 
     async def resend(self, letter: DeadLetter, *, deadline: float | None = None) -> Outcome:
-        """Asks a dead letter again, by its id: an answer that is there is not computed again.
+        """Sends a dead letter again under its id, so that an existing answer is not recomputed.
 
         Raises:
             ScenarioError: this scenario has no such wire.
             BusClosed: the runtime is closed.
         """
-        return await ask_again(self._ask, self._deployment.wires_of_agents, letter, deadline)
+        deployment = self._lifecycle.deployment
+        wires = deployment.agents_by_wire
+        if letter.wire not in wires:
+            raise ScenarioError(
+                f"There is no wire {letter.wire} in this scenario.",
+                hint=f"Wires: {', '.join(wires)}.",
+            )
+        try:
+            (outcome,) = await self._lifecycle.client.submit(
+                letter.wire,
+                letter.task,
+                [letter.text],
+                channel=letter.channel,
+                fallback=letter.fallback,
+                deadline_s=check_deadline(deadline, deployment.deadline_s),
+                request_ids=parse_request_ids([letter.request_id], 1),
+                mode=letter.mode,
+            )
+        except RequestError as error:
+            return error
+        return outcome
 
-    async def _ask(
-        self,
-        wire: str,
-        texts: Sequence[str],
-        channel: Channel,
-        fallback: Fallback,
-        task: TaskSpec,
-        question: CallOptions,
-        *,
-        request_ids: Sequence[str] | None = None,
-        mode: Mode = Mode.FORWARD,
-        via: Sequence[str] | None = None,
-        on_piece: Callable[[int, str], None] | None = None,
-    ) -> list[Outcome]:
-        client = self._client
-        deadline_s = check_deadline(question.get("deadline"), self._deployment.deadline_s)
-        ids = parse_request_ids(request_ids, len(texts))
-        if not texts:
-            return []
-        return await client.ask(
-            wire,
-            task,
-            texts,
-            channel=channel,
-            fallback=fallback,
-            deadline_s=deadline_s,
-            request_ids=ids,
-            mode=mode,
-            via=via,
-            on_piece=on_piece,
-        )
+
+def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    rest = iter(texts)
+    while batch := list(itertools.islice(rest, size)):
+        yield batch

@@ -1,8 +1,8 @@
-"""One answer while it is generated: pieces in, only what is new out.
+"""Streams an answer while it is generated.
 
-Pieces may come twice (an agent died and generates again) and never out of order within one
-incarnation. What was handed out cannot be taken back, so an answer that goes on differently the
-second time ends the stream with an error.
+Pieces of an answer can arrive twice, because an agent that died generates again. Within one
+incarnation they arrive in order. Pieces that were yielded cannot be taken back, so a second answer
+that differs from them ends the stream with an error.
 """
 
 from __future__ import annotations
@@ -12,80 +12,79 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TypeAlias
 
 from agentwire.errors import NackCode, RequestError
-from agentwire.runtime.pending import Outcome, answered
+from agentwire.runtime.pending import Outcome, replies_of
 from agentwire.runtime.reply import Reply
 
-Asking: TypeAlias = Callable[[Callable[[int, str], None]], Awaitable[list[Outcome]]]
-"""Asks one question; what it is given is told the pieces: (offset in bytes, piece)."""
+OnPiece: TypeAlias = Callable[[int, str], None]
+"""Called with the offset of a piece in the answer, in bytes, and the piece."""
 
 
 class AnswerStream:
-    """What a reader of a stream has got so far.
-
-    Attributes:
-        text: everything that was handed out.
-    """
+    """The part of an answer that was yielded so far."""
 
     def __init__(self) -> None:
         self._data = b""
 
-    @property
-    def text(self) -> str:
-        return self._data.decode(errors="ignore")
-
     def add(self, offset: int, piece: str) -> str:
-        """What ``piece``, which stands ``offset`` bytes into the answer, adds; may be nothing.
+        """The new part of a piece that starts ``offset`` bytes into the answer; may be empty.
 
         Raises:
-            RequestError: it contradicts what was handed out.
+            RequestError: the piece contradicts the text so far.
         """
         data = piece.encode()
         known = len(self._data) - offset
         if known < 0:
-            return ""  # something between was lost; the whole answer comes with the result
+            return ""  # a piece in between was lost; the result brings the whole answer
         if self._data[offset : offset + len(data)] != data[:known]:
-            raise diverged()
+            raise _diverged()
         new = data[known:]
         self._data += new
         return new.decode(errors="replace")
 
     def finish(self, answer: str) -> str:
-        """What the whole answer adds.
+        """The rest of the answer.
 
         Raises:
-            RequestError: as for ``add``.
+            RequestError: the answer contradicts the text so far.
         """
         if len(answer.encode()) < len(self._data):
-            raise diverged()
+            raise _diverged()
         return self.add(0, answer)
 
 
-def diverged() -> RequestError:
+def _diverged() -> RequestError:
     return RequestError(
         NackCode.MODEL_ERROR,
-        "The answer was generated again and went on differently from what was streamed.",
-        hint="Ask again; with temperature 0, or a seed, the same agent gives the same answer.",
+        "The answer was generated again and differs from the text already streamed.",
+        hint="Send the request again. With temperature 0 or a seed, an agent repeats its answer.",
     )
 
 
-async def streamed(asking: Asking) -> AsyncGenerator[str | Reply]:
-    """What is new of each piece as it comes, then the reply; closed early, it cancels the question.
+async def stream_answer(
+    submit: Callable[[OnPiece], Awaitable[list[Outcome]]],
+) -> AsyncGenerator[str | Reply]:
+    """Yields the new part of each piece, then the reply; closing it early cancels the request.
+
+    Args:
+        submit: sends one request and reports the pieces of its answer.
 
     Raises:
-        RequestError: there is no answer, or it contradicts what was handed out.
+        RequestError: the request failed, or its answer contradicts the text already streamed.
     """
-    transcript = AnswerStream()
-    arrived: asyncio.Queue[tuple[int, str] | None] = asyncio.Queue()
-    asked = asyncio.ensure_future(asking(lambda offset, piece: arrived.put_nowait((offset, piece))))
-    asked.add_done_callback(lambda _: arrived.put_nowait(None))
+    answer = AnswerStream()
+    pieces: asyncio.Queue[tuple[int, str] | None] = asyncio.Queue()
+    request = asyncio.ensure_future(
+        submit(lambda offset, piece: pieces.put_nowait((offset, piece)))
+    )
+    request.add_done_callback(lambda _: pieces.put_nowait(None))
     try:
-        while (piece := await arrived.get()) is not None:
-            if new := transcript.add(*piece):
+        while (piece := await pieces.get()) is not None:
+            if new := answer.add(*piece):
                 yield new
-        reply = answered(await asked)[0]
-        if rest := transcript.finish(reply.text or ""):
+        reply = replies_of(await request)[0]
+        if rest := answer.finish(reply.text or ""):
             yield rest
         yield reply
     finally:
-        asked.cancel()
-        await asyncio.gather(asked, return_exceptions=True)
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)

@@ -1,6 +1,6 @@
-"""What an agent counted in its life: a small JSON file beside its log, written when it ends.
+"""Counts of an agent's lifetime: a small JSON file beside its log, written when it ends.
 
-An agent that is killed leaves none; the counts of a later incarnation replace an earlier one's.
+A killed agent leaves none. A later incarnation overwrites the counts of an earlier one.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TypeAlias
 
 BatchSizes: TypeAlias = Mapping[str, Mapping[int, int]]
-"""kind of work -> rows of a batch -> how many batches."""
+"""Kind of work -> rows of a batch -> number of batches."""
 
 
 def write_counts(path: Path, batches: BatchSizes) -> None:
-    """Writes the file; a folder that cannot be written costs the counts and nothing else."""
+    """Writes the file. An unwritable folder is ignored: a run does not depend on it."""
     try:
         path.write_text(json.dumps({"batches": batches}) + "\n", encoding="utf-8")
     except OSError:
@@ -23,7 +23,7 @@ def write_counts(path: Path, batches: BatchSizes) -> None:
 
 
 def read_counts(folder: Path) -> dict[str, dict[str, dict[int, int]]]:
-    """Batch sizes of every agent that left its counts in a folder of logs, by agent."""
+    """Batch sizes by agent, from every readable counts file in a folder of logs."""
     found: dict[str, dict[str, dict[int, int]]] = {}
     for file in sorted(folder.glob("*.json")):
         try:

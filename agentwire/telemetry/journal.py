@@ -1,12 +1,12 @@
-"""The journal of a run: one JSON object a line, in the order in which things happened.
+"""The journal of a run: one JSON object a line, in order.
 
-A journal is written while the run goes on and can be replayed afterwards: after a crash it names
-every request that was admitted and has no outcome. Each line holds::
+The journal is written during the run. After a crash it names every request that was admitted and
+has no outcome. Each line holds::
 
     {"seq": 0, "time": "2026-01-31T12:00:00.123Z", "ms": 0.0, "event": "run_started", ...fields}
 
-``ms`` counts from the journal's opening by the monotonic clock; ``time`` is for people. Lines are
-flushed one by one, so a killed process loses at most the line it was writing.
+``ms`` is the monotonic time since the journal was opened; ``time`` is for people. Each line is
+flushed, so a killed process loses at most the line it was writing.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from typing import Any, TextIO
 from agentwire.errors import InputError
 
 ADMITTED = "admitted"
-"""Event of rows that were taken in; ``request_ids`` names them."""
+"""Event of admitted rows; ``request_ids`` names them."""
 FINISHED = "finished"
-"""Event of rows with a terminal outcome (answer or error); ``request_ids`` names them."""
+"""Event of rows that ended (with an answer or an error); ``request_ids`` names them."""
 
 
 class NoJournal:
-    """Writes nothing: where messages are timed, a line for each would be timed too."""
+    """Writes nothing, for benchmarks: a line for each message would be timed too."""
 
     def write(self, event: str, **fields: Any) -> None:
         pass
 
 
 class Journal:
-    """Appends events to a JSONL file. Any thread may write; a lock keeps lines whole.
+    """Appends events to a JSONL file. Thread-safe.
 
     Args:
-        path: the file; a new run appends to what an interrupted one left.
+        path: the file; a resumed run appends to it.
 
     Raises:
         OSError: the file cannot be opened.
-        InputError: what is there is no journal.
+        InputError: the file is not a journal.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,9 +53,9 @@ class Journal:
         self._file: TextIO | None = path.open("a", encoding="utf-8")
 
     def write(self, event: str, **fields: Any) -> None:
-        """Appends one event. Values that JSON does not know are written as text.
+        """Appends one event. Values that JSON does not know are written as strings.
 
-        After ``close`` this does nothing: late events of a run that ends must not end it badly.
+        Does nothing after ``close``: late events must not make the end of a run fail.
         """
         with self._lock:
             if self._file is None:
@@ -89,15 +89,15 @@ def read_lines(
 ) -> Iterator[dict[str, Any]]:
     """The objects of a JSONL file.
 
-    A process that is killed while it writes leaves a last line without its end: that one is left
-    out. Anything else that is no JSON object was never written by agentwire.
+    A process that is killed while it writes leaves a torn last line, which is skipped. Any other
+    line that is not a JSON object is an error: agentwire never wrote it.
 
     Args:
-        on_torn: told the place (``path:line``) of a last line that was left out.
+        on_torn: called with the place (``path:line``) of a torn last line.
 
     Raises:
-        OSError: no such file.
-        InputError: a whole line is not a JSON object; names it.
+        OSError: the file cannot be read.
+        InputError: a whole line is not a JSON object.
     """
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
@@ -112,14 +112,14 @@ def read_lines(
             elif line.endswith("\n"):
                 raise InputError(
                     f"{path}:{number}: not a JSON object.",
-                    hint="Take the line out, or restore the file.",
+                    hint="Remove the line, or restore the file.",
                 )
             else:
                 on_torn(f"{path}:{number}")
 
 
-def mend_last_line(path: Path) -> None:
-    """Cuts a half-written last line off, so that appending to the file is safe again."""
+def drop_torn_line(path: Path) -> None:
+    """Removes a half-written last line, so that the file can be appended to."""
     if not path.exists():
         return
     raw = path.read_bytes()
@@ -128,7 +128,7 @@ def mend_last_line(path: Path) -> None:
 
 
 def unfinished(events: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Request ids (hex) that were admitted and have no outcome, in order of admission."""
+    """Ids (hex) of admitted requests without an outcome, in order of admission."""
     open_ids: dict[str, None] = {}
     for event in events:
         ids = event.get("request_ids", ())
@@ -148,7 +148,7 @@ def _now() -> str:
 def _next_seq(path: Path) -> int:
     if not path.exists():
         return 0
-    mend_last_line(path)
+    drop_torn_line(path)
     last = -1
     for event in read_lines(path):
         last = int(event.get("seq", last))

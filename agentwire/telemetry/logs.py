@@ -1,4 +1,4 @@
-"""Logs of agents: one JSON object a line, with the trace ids of the rows that a line is about."""
+"""Agent logs: one JSON object a line, with the trace ids of the rows concerned."""
 
 from __future__ import annotations
 
@@ -8,15 +8,11 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 TRACES: Final = "trace_ids"
-"""``log.warning(..., extra={TRACES: [...]})``: hex ids of the rows that are concerned."""
+"""Use: ``log.warning(..., extra={TRACES: [...]})``, with hex trace ids."""
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line of JSON.
-
-    Args:
-        fields: what every line says besides (the agent's name).
-    """
+    """Formats a record as one line of JSON; ``fields`` are added to every line."""
 
     def __init__(self, **fields: Any) -> None:
         super().__init__()
@@ -40,14 +36,14 @@ class JsonFormatter(logging.Formatter):
 
 
 def log_json(**fields: Any) -> None:
-    """From now on this process logs to stderr as JSON."""
+    """Makes this process log JSON to stderr."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter(**fields))
     logging.basicConfig(handlers=[handler], level="INFO", force=True)
 
 
 def message_of(line: str) -> str:
-    """What a log's line says; the line itself where it is not one of these."""
+    """The message of a JSON log line; any other line unchanged."""
     try:
         value = json.loads(line)
     except ValueError:

@@ -1,74 +1,167 @@
-"""Running totals of what happened to rows: outcomes, channels, latencies, stage times.
-
-A tally is fed one record a row (a line of predictions.jsonl), so the figures of a run that was
-resumed come from the same place as those of a run that went through.
-"""
+"""Metrics of a runtime and its bus, in one Prometheus registry."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
 
-SOFT, TEXT = "soft", "text"
+from prometheus_client import CollectorRegistry, Histogram, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from agentwire.errors import InputError
+from agentwire.telemetry.status import BUCKETS_MS
+
+MAX_UNOBSERVED: Final = 32
+BUS_GAUGES: Final = frozenset({"peers", "tasks", "queued_messages", "queued_bytes"})
+BUS_LABELS: Final = {"refused": "code", "nacked": "code", "dropped": "why"}
 
 
-class RowTally:
-    """Totals over the rows of one method.
+class RuntimeMetrics(Collector):
+    """Counters and latencies of one runtime. Written in the event loop, read in any thread.
+
+    Args:
+        read_state: current ``agents``, ``bus``, ``outstanding`` and ``credits``, read at each
+            scrape; empty before the runtime has started.
 
     Attributes:
-        n: rows with an outcome; one that ended in an error counts.
-        correct: rows whose predicted label was the row's own.
-        latencies_ms: round trip of each answered row.
-        channels: answered rows by channel.
-        reasons: rows that went as text though soft tokens were asked for, by reason.
-        errors: rows without an answer, by cause.
+        registry: everything that a scrape shows. A gateway registers its own metrics in it too.
+        outcomes: requests that ended, by (wire, ``answered`` or error code).
+        fallbacks: answers that went as text although soft tokens were asked for, by (wire, reason).
+        restarts: incarnations of each agent after its first.
     """
 
-    def __init__(self) -> None:
-        self.n = 0
-        self.correct = 0
-        self.latencies_ms: list[float] = []
-        self.channels: Counter[str] = Counter()
-        self.reasons: Counter[str] = Counter()
-        self.errors: Counter[str] = Counter()
-        self._stages: Counter[str] = Counter()
-        self._payload_bytes = 0
+    def __init__(self, read_state: Callable[[], Mapping[str, Any]] = dict) -> None:
+        self.outcomes: Counter[tuple[str, str]] = Counter()
+        self.fallbacks: Counter[tuple[str, str]] = Counter()
+        self.restarts: Counter[str] = Counter()
+        self.registry = CollectorRegistry()
+        self._read_state = read_state
+        # A histogram takes a microsecond for each stage. Replies only leave their latencies here,
+        # to be observed when somebody reads the histogram or when some have gathered.
+        self._unobserved: deque[tuple[Mapping[str, float], float]] = deque()
+        self.registry.register(self)  # before the histogram: a scrape calls ``collect`` first
+        self._histogram = Histogram(
+            "agentwire_stage_seconds",
+            "Time in each stage; `all`: the whole request.",
+            ["stage"],
+            buckets=[bound / 1000 for bound in BUCKETS_MS],
+            registry=self.registry,
+        )
 
-    def add(self, record: Mapping[str, Any]) -> None:
-        """Counts one row.
+    def record_reply(
+        self, wire: str, reason: str, stages: Mapping[str, float], latency_ms: float
+    ) -> None:
+        """Counts an answered request."""
+        self.outcomes[wire, "answered"] += 1
+        if reason:
+            self.fallbacks[wire, reason] += 1
+        self._unobserved.append((stages, latency_ms))
+        if len(self._unobserved) >= MAX_UNOBSERVED:
+            self._observe()
 
-        Args:
-            record: ``label``, ``predicted``, ``channel``, ``reason``, ``latency_ms``,
-                ``stages_ms``, ``payload_bytes``, ``error``; see ``scenario.predictions``.
-        """
-        self.n += 1
-        error = record.get("error")
-        if error:
-            self.errors[error] += 1
+    def record_failure(self, wire: str, code: str) -> None:
+        """Counts a request that ended without an answer."""
+        self.outcomes[wire, code] += 1
+
+    def _observe(self) -> None:
+        while self._unobserved:
+            try:
+                stages, latency_ms = self._unobserved.popleft()
+            except IndexError:  # a scrape, in another thread, took the last one
+                return
+            for stage, ms in (*stages.items(), ("all", latency_ms)):
+                self._histogram.labels(stage).observe(ms / 1000)
+
+    def to_json(self) -> dict[str, Any]:
+        """Totals for the status file."""
+        self._observe()
+        stages: dict[str, dict[str, Any]] = {}
+        for metric in self._histogram.collect():
+            for sample in metric.samples:
+                stage = stages.setdefault(sample.labels["stage"], {"counts": [], "total_ms": 0.0})
+                if sample.name.endswith("_bucket"):  # Prometheus adds up all buckets below
+                    stage["counts"].append(int(sample.value) - sum(stage["counts"]))
+                elif sample.name.endswith("_sum"):
+                    stage["total_ms"] = round(sample.value * 1000, 3)
+        return {
+            "outcomes": [[*key, n] for key, n in sorted(self.outcomes.items())],
+            "fallbacks": [[*key, n] for key, n in sorted(self.fallbacks.items())],
+            "restarts": dict(self.restarts),
+            "stages": stages,
+        }
+
+    def describe(self) -> Iterator[Metric]:
+        return iter(())  # the metrics are known only at a scrape
+
+    def collect(self) -> Iterator[Metric]:
+        self._observe()
+        state = self._read_state()
+        if not state:
             return
-        self.correct += record["predicted"] == record["label"]
-        self.latencies_ms.append(record["latency_ms"])
-        self.channels[record["channel"]] += 1
-        if record["reason"]:
-            self.reasons[record["reason"]] += 1
-        for stage, ms in record["stages_ms"].items():
-            self._stages[stage] += ms
-        self._payload_bytes += record["payload_bytes"]
+        yield from bus_metrics(state["bus"])
+        yield GaugeMetricFamily(
+            "agentwire_outstanding", "Requests admitted and not ended.", value=state["outstanding"]
+        )
+        outcomes, fallbacks = self.outcomes.copy(), self.fallbacks.copy()
+        counters: tuple[tuple[str, list[str], str, Mapping[Any, int]], ...] = (
+            ("requests", ["wire", "outcome"], "Requests that ended.", outcomes),
+            ("fallbacks", ["wire", "reason"], "Answers that went as text.", fallbacks),
+            ("restarts", ["agent"], "Agents started again.", self.restarts.copy()),
+        )
+        for name, labels, what, counts in counters:
+            counter = CounterMetricFamily(f"agentwire_{name}", what, labels=labels)
+            for key, count in counts.items():
+                counter.add_metric([key] if isinstance(key, str) else key, count)
+            yield counter
+        epochs = {name: info["epoch"] for name, info in state["agents"].items()}
+        for name, label, what, values in (
+            ("credits", "wire", "Messages that may be sent now.", state["credits"]),
+            ("agent_epoch", "agent", "Incarnation of each agent.", epochs),
+        ):
+            gauge = GaugeMetricFamily(f"agentwire_{name}", what, labels=[label])
+            for key, value in values.items():
+                gauge.add_metric([key], value)
+            yield gauge
 
-    @property
-    def answered(self) -> int:
-        """Rows with an answer."""
-        return len(self.latencies_ms)
 
-    @property
-    def stages_ms(self) -> dict[str, float]:
-        """Mean milliseconds of a row in each stage; they add up to the mean latency."""
-        if not self.answered:
-            return {}
-        return {stage: total / self.answered for stage, total in self._stages.items()}
+def bus_metrics(counters: Mapping[str, int]) -> Iterator[Metric]:
+    """``Broker.metrics`` as Prometheus metrics: ``refused.overloaded`` becomes a label."""
+    families: dict[tuple[str, bool], CounterMetricFamily] = {}
+    for key, value in sorted(counters.items()):
+        name, _, detail = key.partition(".")
+        metric = f"agentwire_bus_{name}"
+        if name in BUS_GAUGES:
+            yield GaugeMetricFamily(metric, f"{name} of the bus now.", value=value)
+            continue
+        labels = [BUS_LABELS.get(name, "what")] if detail else []
+        family = families.get((metric, bool(detail)))
+        if family is None:
+            family = CounterMetricFamily(metric, f"{name} at the bus.", labels=labels)
+            families[metric, bool(detail)] = family
+        family.add_metric([detail] if detail else [], value)
+    yield from families.values()
 
-    @property
-    def payload_bytes(self) -> float | None:
-        """Mean bytes of one row's message on the bus."""
-        return self._payload_bytes / self.answered if self.answered else None
+
+@contextmanager
+def serving(registry: CollectorRegistry, port: int) -> Iterator[int]:
+    """Serves a registry on this machine's loopback; yields the port. Port 0 picks a free one.
+
+    Raises:
+        InputError: the port is in use.
+    """
+    try:
+        server, thread = start_http_server(port, "127.0.0.1", registry)
+    except OSError as error:
+        raise InputError(
+            f"Metrics cannot be served on port {port}: {error.strerror}.",
+            hint="Use another port, or 0 for any free one.",
+        ) from None
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

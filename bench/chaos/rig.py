@@ -22,7 +22,7 @@ from fakes import two_agents
 from agentwire.agent.launching.limits import AgentLimits, RestartPolicy
 from agentwire.bus.broker import Broker
 from agentwire.errors import NackCode, RequestError
-from agentwire.runtime import Runtime, host
+from agentwire.runtime import Runtime, lifecycle
 from agentwire.runtime.deployment import Deployment
 from agentwire.runtime.ledger import Admission
 from agentwire.runtime.pending import Outcome
@@ -230,7 +230,8 @@ class LinkableBroker(Broker):
 
 
 LINKING: ContextVar[Callable[[str], str] | None] = ContextVar("LINKING", default=None)
-vars(host)["Broker"] = LinkableBroker  # for good: runtimes side by side differ in what they want
+# For good: runtimes that run at the same time differ in what they want.
+vars(lifecycle)["Broker"] = LinkableBroker
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import httpx2
 import psutil
 
 from agentwire.runtime import Runtime
-from agentwire.runtime.pending import answered
+from agentwire.runtime.pending import replies_of
 
 IN_FLIGHT = 2  # messages of a pair: one is encoded while the one before it is decoded
 WARM_S = 0.7
@@ -88,7 +88,7 @@ async def ask_runtime(wire: Runtime, pairs: int, batch: int, seconds: float) -> 
             while time.perf_counter() < until:
                 texts = [f"{pair} {which} {count} {row}" for row in range(batch)]
                 start = time.perf_counter()
-                answered(await wire.send_batch(f"sender-{pair}", f"receiver-{pair}", texts))
+                replies_of(await wire.send_batch(f"sender-{pair}", f"receiver-{pair}", texts))
                 taken.append((time.perf_counter() - start) * 1000)
                 count += 1
 

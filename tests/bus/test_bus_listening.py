@@ -18,7 +18,7 @@ from agentwire.bus.endpoint import TAKEOVER_S, Endpoint
 from agentwire.bus.security import ipc_endpoint, make_run_folder
 from agentwire.bus.zmq import ZmqTransport
 from agentwire.errors import InputError
-from agentwire.runtime.loop_reader import LoopReader
+from agentwire.runtime.client import LoopReader
 from agentwire.wire import messages as m
 from agentwire.wire.session import Timing
 

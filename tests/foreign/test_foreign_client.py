@@ -76,8 +76,8 @@ async def runtime() -> AsyncIterator[Runtime]:
 
 def talk(runtime: Runtime, **changes: Any) -> tuple[list[dict[str, Any]], str, int]:
     """What the program prints, what it complains of, and its exit status."""
-    assert runtime._host is not None
-    address = runtime._host._connect(lambda *message: None, lambda reason: None)._address
+    assert runtime._lifecycle is not None
+    address = runtime._lifecycle._connect(lambda *message: None, lambda reason: None)._address
     given = {"endpoint": address.endpoint, "run": address.run, "token": address.token} | changes
     done = subprocess.run(
         [sys.executable, "-I", str(PROGRAM), json.dumps(given)],

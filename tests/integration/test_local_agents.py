@@ -54,7 +54,7 @@ def test_errors_are_those_of_the_python_api(agents: LocalAgents) -> None:
         ("nobody", {}, "does not exist"),
         ("writer", {"temperature": 9}, "temperature"),
         ("writer", {"agentwire": {"lables": []}}, "lables"),
-        ("llama->mistral", {"agentwire": {"bridge": "another"}}, "uses the bridge"),
+        ("llama->mistral", {"agentwire": {"bridge": "another"}}, "uses bridge"),
     ):
         with pytest.raises(InputError, match=words):
             agents.ask(model, turns, **fields)

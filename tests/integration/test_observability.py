@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from agentwire.cli.top import newest, view
 from agentwire.errors import InputError, RequestError
 from agentwire.telemetry.journal import read_lines
-from agentwire.telemetry.live import Latencies, quantile, read_status, write_status
+from agentwire.telemetry.metrics import serving
+from agentwire.telemetry.status import read_status, write_status
 
 pytestmark = pytest.mark.integration
 
@@ -26,9 +27,6 @@ def scrape(port: int) -> str:
 
 
 async def test_everything_that_happens_can_be_seen(tmp_path: Path) -> None:
-    prometheus = pytest.importorskip(
-        "agentwire.telemetry.prometheus", reason="`make test` installs prometheus_client"
-    )
     run = tmp_path / "runs" / "one"
     faults = {"raise_on": "boom", "nan_on": "nan"}
     async with fake_runtime(sender=faults, run_folder=run) as wire:
@@ -36,9 +34,9 @@ async def test_everything_that_happens_can_be_seen(tmp_path: Path) -> None:
         bad = await wire.send_batch("sender", "receiver", ["boom"], fallback="error")
         assert isinstance(bad[0], RequestError)
         status = wire.status()
-        with prometheus.serving(wire.status, 0) as port:
+        with serving(wire.registry, 0) as port:
             text = scrape(port)
-            with pytest.raises(InputError, match="Metrics"), prometheus.serving(wire.status, port):
+            with pytest.raises(InputError, match="Metrics"), serving(wire.registry, port):
                 pass
         write_status(run, status | {"time": time.time()})
         shown = CliRunner().invoke(_app(), [str(run), "--once"])
@@ -88,14 +86,6 @@ def test_rates_come_from_two_looks(tmp_path: Path) -> None:
     console = Console(record=True, width=100, file=io.StringIO())
     console.print(view(tmp_path, look(102.0, 50), look(100.0, 20)))
     assert "15.0" in console.export_text()
-
-
-def test_quantiles_of_a_histogram() -> None:
-    histogram = Latencies()
-    assert quantile(histogram.counts, 0.5) == 0.0
-    for ms in (1.5, 3.0, 3.0, 700.0):
-        histogram.add(ms)
-    assert (quantile(histogram.counts, 0.5), quantile(histogram.counts, 0.99)) == (5, 1000)
 
 
 def test_a_folder_without_status(tmp_path: Path) -> None:

@@ -216,11 +216,11 @@ async def test_closing_ends_what_is_outstanding() -> None:
 async def test_bad_calls() -> None:
     async with fake_runtime(deployment={"task": None}) as wire:
         for call, words in [
-            (wire.send("sender", "receiver", "x"), "what the receiver is asked"),
+            (wire.send("sender", "receiver", "x"), "no task"),
             (wire.send("receiver", "sender", "x", prompt="p"), "no wire"),
             (wire.send("nobody", "sender", "x", prompt="p"), "no agent"),
             (wire.direct("nobody", "x", prompt="p"), "no agent"),
-            (wire.send("sender", "receiver", "x", prompt="p", bridge="other"), "uses the bridge"),
+            (wire.send("sender", "receiver", "x", prompt="p", bridge="other"), "uses bridge"),
             (wire.send("sender", "receiver", "x", prompt="p", deadline=0), "deadline"),
             (wire.send("sender", "receiver", "x", prompt="p", request_id="xyz"), "32 hex"),
             (wire.send("sender", "receiver", "x", prompt="p" * 100_000), "prompt"),

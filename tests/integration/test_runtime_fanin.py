@@ -95,7 +95,7 @@ async def test_a_part_alone_never_goes_as_soft_tokens() -> None:
 async def test_what_no_bridges_were_trained_for_is_refused_with_what_to_train() -> None:
     async with joined() as wire:
         for senders, receiver in ((["b", "a"], "c"), (["a"], "d"), (["a", "b"], "d")):
-            with pytest.raises(ScenarioError, match="No wire joins") as caught:
+            with pytest.raises(ScenarioError, match="no joint wire") as caught:
                 await wire.fan_in_batch(senders, receiver, [["x"] * len(senders)], **ASKED)
             assert f"from: [{', '.join(senders)}]" in (caught.value.hint or "")
             assert "agentwire train" in (caught.value.hint or "")

@@ -21,7 +21,7 @@ async def test_no_secret_reaches_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     token = "5ec2e7" * 10 + "abcd"
-    monkeypatch.setattr("agentwire.runtime.host.new_token", lambda: token)
+    monkeypatch.setattr("agentwire.runtime.lifecycle.new_token", lambda: token)
     caplog.set_level(logging.DEBUG)
     faults = {"crash_on": "poison"}
     async with fake_runtime(sender=faults, run_folder=tmp_path, record=True) as wire:

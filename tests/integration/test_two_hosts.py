@@ -68,7 +68,7 @@ class Elsewhere:
         return Remote.of(access, ["receiver"])
 
     def start(self, runtime: Runtime, address: str, *before: str) -> None:
-        spec = runtime._deployment.agents["receiver"]
+        spec = runtime._lifecycle.deployment.agents["receiver"]
         command = [*before, sys.executable, "-c", AGENT, address]
         files = [str(self.keys.folder / name) for name in ("receiver.key", "bus.pub")]
         with self.log.open("ab") as log:

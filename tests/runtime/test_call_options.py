@@ -1,9 +1,8 @@
-from typing import Any
-
 import pytest
 
 from agentwire.errors import ScenarioError
 from agentwire.runtime.call_options import (
+    CallOptions,
     GenerationOptions,
     check_deadline,
     make_task,
@@ -15,37 +14,37 @@ DEFAULT = TaskSpec("task", "Answer:", "{text} Answer:", ("a", "b"), RelaySpec("S
 
 
 def test_the_scenario_says_what_the_call_does_not() -> None:
-    assert make_task(DEFAULT) is DEFAULT
-    assert make_task(DEFAULT, labels=["c", "d"]).prompt == "Answer:"
-    assert make_task(DEFAULT, generate=5).labels == ()
-    assert make_task(DEFAULT, generate=5).max_new_tokens == 5
-    assert make_task(DEFAULT, relay="verbatim").relay.verbatim
-    assert make_task(DEFAULT, relay="summary") == DEFAULT
+    assert make_task(DEFAULT, {}) is DEFAULT
+    assert make_task(DEFAULT, {"labels": ["c", "d"]}).prompt == "Answer:"
+    assert make_task(DEFAULT, {"generate": 5}).labels == ()
+    assert make_task(DEFAULT, {"generate": 5}).max_new_tokens == 5
+    assert make_task(DEFAULT, {}, "verbatim").relay.verbatim
+    assert make_task(DEFAULT, {}, "summary") == DEFAULT
 
 
 def test_a_prompt_makes_a_task_of_its_own() -> None:
-    task = make_task(DEFAULT, prompt="Which {one}?", labels=["x", "y"])
+    task = make_task(DEFAULT, {"prompt": "Which {one}?", "labels": ["x", "y"]})
     assert (task.prompt, task.labels, task.max_new_tokens) == ("Which {one}?", ("x", "y"), 0)
     assert task.text_prompt == "{text}\nWhich {one}?" and task.relay.verbatim
-    assert make_task(None, prompt="Go on:").max_new_tokens > 0
-    assert make_task(None, prompt="Go on:", generate=7).max_new_tokens == 7
+    assert make_task(None, {"prompt": "Go on:"}).max_new_tokens > 0
+    assert make_task(None, {"prompt": "Go on:", "generate": 7}).max_new_tokens == 7
 
 
 @pytest.mark.parametrize(
-    ("asked", "words"),
+    ("options", "words"),
     [
-        ({}, "what the receiver is asked"),
-        ({"labels": ["a", "b"]}, "what the receiver is asked"),
+        ({}, "no task"),
+        ({"labels": ["a", "b"]}, "no task"),
         ({"prompt": "p", "labels": ["a", "b"], "generate": 3}, "exclude"),
         ({"prompt": "p", "labels": ["a"]}, "two words"),
         ({"prompt": "p", "labels": "good"}, "two words"),
         ({"prompt": "p", "generate": 0}, "1 or more"),
-        ({"prompt": "Read {text} and answer"}, "cannot hold"),
+        ({"prompt": "Read {text} and answer"}, "cannot contain"),
     ],
 )
-def test_bad_questions(asked: dict[str, Any], words: str) -> None:
+def test_bad_options(options: CallOptions, words: str) -> None:
     with pytest.raises(ScenarioError, match=words) as error:
-        make_task(None, **asked)
+        make_task(None, options)
     assert error.value.hint
 
 
@@ -67,12 +66,12 @@ def test_request_ids() -> None:
 
 def test_generation_options_become_part_of_the_task() -> None:
     options = GenerationOptions(7, temperature=0.7, top_p=0.95, seed=3, stop=("\n",))
-    task = make_task(None, prompt="", generate=options, form="chat", stream=True)
+    task = make_task(None, {"prompt": "", "generate": options, "form": "chat"}, stream=True)
     assert (task.max_new_tokens, task.form, task.text_prompt) == (7, "chat", "{text}")
     assert task.decoding == Decoding(700, 950, 3, ("\n",), True)
-    assert make_task(None, prompt="p", generate=5).decoding == Decoding()
+    assert make_task(None, {"prompt": "p", "generate": 5}).decoding == Decoding()
     fresh = {
-        make_task(None, prompt="p", generate=GenerationOptions(5, 1.0)).decoding.seed
+        make_task(None, {"prompt": "p", "generate": GenerationOptions(5, 1.0)}).decoding.seed
         for _ in range(8)
     }
     assert len(fresh) > 1  # drawn anew each time

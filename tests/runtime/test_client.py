@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from agentwire.errors import BusClosed, InputError, NackCode, RequestError, ScenarioError
-from agentwire.runtime.client import REJOINS, Client
+from agentwire.runtime.client import MAX_RECONNECTS, Client
 from agentwire.runtime.ledger import Admission
 from agentwire.runtime.pending import Outcome
 from agentwire.runtime.reply import Reply
@@ -100,7 +100,7 @@ class Bench:
         fields: dict[str, Any] = {
             "channel": Channel.SOFT, "fallback": "text", "deadline_s": 30.0,
         }  # fmt: skip
-        return asyncio.create_task(self.client.ask(WIRE, TASK, texts, **(fields | kw)))
+        return asyncio.create_task(self.client.submit(WIRE, TASK, texts, **(fields | kw)))
 
     async def sent(self, kind: type[M] = Encode) -> list[M]:  # type: ignore[assignment]
         """What was sent once everything that is due has happened."""
@@ -197,7 +197,7 @@ async def test_what_is_too_much_leaves_no_trace_but_a_known_request_is_never_too
     (encode,) = await bench.sent()
     events, other = list(bench.events), TaskSpec("other", "Other:", "{text} Other:", ("a", "b"))
     with pytest.raises(RequestError) as refused:
-        await bench.client.ask(
+        await bench.client.submit(
             WIRE, other, ["y"], channel=Channel.SOFT, fallback="text", deadline_s=30.0
         )
     assert refused.value.code is NackCode.OVERLOADED and refused.value.retry_after_s
@@ -237,7 +237,7 @@ async def test_one_id_is_one_request(bench: Bench) -> None:
     bench.ready()
     ids = [b"i" * 16]
     first, second = bench.ask("x", request_ids=ids), bench.ask("x", request_ids=ids)
-    with pytest.raises(InputError, match="another question"):
+    with pytest.raises(InputError, match="in use for another request"):
         await bench.ask("other", request_ids=ids)
     (encode,) = await bench.sent()
     first.cancel()  # the second still waits
@@ -301,7 +301,7 @@ async def test_an_agent_that_is_down_fails_fast(bench: Bench) -> None:
 async def test_direct_wires_carry_text_and_never_fall_back(bench: Bench) -> None:
     bench.ready()
     asked = asyncio.create_task(
-        bench.client.ask(
+        bench.client.submit(
             "@b", TASK, ["x"], channel=Channel.TEXT, fallback="error", deadline_s=math.inf
         )
     )
@@ -336,7 +336,7 @@ async def test_a_lost_bus_ends_everything(bench: Bench) -> None:
 async def test_a_task_that_does_not_fit_the_wire(bench: Bench) -> None:
     task = TaskSpec("task", "p" * 100_000, "{text}", ("a", "b"))
     with pytest.raises(ScenarioError, match="prompt"):
-        await bench.client.ask(
+        await bench.client.submit(
             WIRE, task, ["x"], channel=Channel.SOFT, fallback="text", deadline_s=1
         )
 
@@ -386,10 +386,10 @@ async def test_nothing_is_sent_between_two_links(bench: Bench) -> None:
 async def test_a_bus_that_never_answers_again_is_given_up(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentwire.runtime.client.REJOIN_S", 0.0)
+    monkeypatch.setattr("agentwire.runtime.client.RECONNECT_S", 0.0)
     bench.ready()
     asked = bench.ask("x")
-    for _ in range(REJOINS):
+    for _ in range(MAX_RECONNECTS):
         old, bench.link = bench.link, Link()
         old.on_lost("no Welcome")
         await bench.renewed()

@@ -61,7 +61,7 @@ def test_a_cut_last_line_is_left_out_and_a_broken_one_is_named(tmp_path: Path) -
     file.path.write_text(json.dumps({"event": "dead", "request_id": "x"}) + "\n")
     with pytest.raises(InputError, match=r"jsonl:1 is not a dead letter"):
         file.all()
-    with pytest.raises(InputError, match="no folder of a run"):
+    with pytest.raises(InputError, match="not the folder of a run"):
         DeadLetters(tmp_path / "none").all()
 
 

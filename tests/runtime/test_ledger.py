@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from agentwire.errors import NackCode, RequestError
-from agentwire.runtime.ledger import Admission, Dispatch, Ledger, Request
+from agentwire.runtime.ledger import Admission, Batch, Ledger, Request
 from agentwire.wire.messages import Channel, Mode
 
 WIRES = {"a->b": ("a", "b"), "a->c": ("a", "c"), "@b": ("b",)}
@@ -25,18 +25,18 @@ def ledger(*ready: str, **kw: Any) -> Ledger:
 
 
 def drain(book: Ledger, now: float = 0.0) -> list[list[int]]:
-    return [numbers(d) for d in dispatches(book, now)]
+    return [numbers(d) for d in batches(book, now)]
 
 
-def dispatches(book: Ledger, now: float = 0.0) -> list[Dispatch]:
+def batches(book: Ledger, now: float = 0.0) -> list[Batch]:
     out = []
-    while (dispatch := book.next(now, lambda wire: True)) is not None:
-        out.append(dispatch)
+    while (sent_batch := book.next(now, lambda wire: True)) is not None:
+        out.append(sent_batch)
     return out
 
 
-def numbers(dispatch: Dispatch) -> list[int]:
-    return [int.from_bytes(r.request_id, "big") for r in dispatch.requests]
+def numbers(sent_batch: Batch) -> list[int]:
+    return [int.from_bytes(r.request_id, "big") for r in sent_batch.requests]
 
 
 def batch(book: Ledger, *ids: int, wire: str = "a->b") -> list[Request]:
@@ -85,15 +85,15 @@ def test_suspects_go_alone_one_at_a_time_and_before_all_others() -> None:
     book = ledger()
     suspects = batch(book, 1, 2, 3)
     drain(book)
-    death = book.died("a")
-    assert death.recalled == tuple(suspects) and not death.dead_letters
+    requeued = book.died("a")
+    assert requeued.again == tuple(suspects) and not requeued.dead_letters
     batch(book, 4)
     batch(book, 5, wire="a->c")
     batch(book, 6, wire="@b")
     assert drain(book) == []  # a is not ready; @b shares b with the suspects
     book.ready("a")
     for n, suspect in enumerate(suspects, 1):
-        (probe,) = dispatches(book)
+        (probe,) = batches(book)
         assert (numbers(probe), probe.solo) == ([n], True)
         book.settle(suspect.request_id)
     assert drain(book) == [[4], [5], [6]]
@@ -108,8 +108,8 @@ def test_a_second_death_dead_letters_the_probe_alone() -> None:
     assert drain(book) == [[1]]
     book.settle(one.request_id)
     assert drain(book) == [[2]]
-    death = book.died("b")
-    assert death.dead_letters == (two,) and not death.recalled
+    requeued = book.died("b")
+    assert requeued.dead_letters == (two,) and not requeued.again
     book.ready("b")
     assert drain(book) == [[3]]
     assert book.settle(two.request_id) is None
@@ -136,7 +136,7 @@ def test_what_waits_is_no_suspect() -> None:
     assert book.died("a") == book.died("b")  # nothing was in flight
     book.ready("a")
     book.ready("b")
-    (sent,) = dispatches(book)
+    (sent,) = batches(book)
     assert not sent.solo
 
 
@@ -146,10 +146,10 @@ def test_nobody_is_suspected_when_an_agent_leaves_in_good_order() -> None:
     drain(book)
     batch(book, 3)
     for _ in range(5):
-        death = book.died("a", now=0.0, crashed=False)
-        assert not death.dead_letters and set(requests) <= set(death.recalled)
+        requeued = book.died("a", now=0.0, crashed=False)
+        assert not requeued.dead_letters and set(requests) <= set(requeued.again)
         book.ready("a")
-        sent = dispatches(book)
+        sent = batches(book)
         assert sorted(n for d in sent for n in numbers(d)) == [1, 2, 3]
         assert not any(d.solo for d in sent)
 
@@ -159,7 +159,7 @@ def test_what_goes_again_still_fits_a_message() -> None:
     requests = [request for n in range(0, 300, 100) for request in batch(book, *range(n, n + 100))]
     drain(book)
     book.retry(requests, now=0.0)
-    assert [len(d.requests) for d in dispatches(book)] == [256, 44]
+    assert [len(d.requests) for d in batches(book)] == [256, 44]
 
 
 def test_a_late_answer_ends_a_suspect() -> None:
@@ -178,9 +178,9 @@ def test_refused_rows_go_again_as_text_together_and_first() -> None:
     drain(book)
     batch(book, 4)
     book.retry([one, three], now=0.0, as_text="bad_payload")
-    first, second = dispatches(book)
+    first, second = batches(book)
     assert numbers(first) == [1, 3] and numbers(second) == [4]
-    assert (first.head.channel, first.head.reason) == (Channel.TEXT, "bad_payload")
+    assert (first.first.channel, first.first.reason) == (Channel.TEXT, "bad_payload")
     assert two.channel is Channel.SOFT
 
 
@@ -203,8 +203,8 @@ def test_a_refused_suspect_stays_a_suspect() -> None:
     book.ready("a")
     assert drain(book) == [[1]]
     book.retry([one], now=0.0, as_text="bad_payload")
-    (probe,) = dispatches(book)
-    assert numbers(probe) == [1] and probe.solo and probe.head.channel is Channel.TEXT
+    (probe,) = batches(book)
+    assert numbers(probe) == [1] and probe.solo and probe.first.channel is Channel.TEXT
 
 
 def test_retry_of_an_ended_request_does_nothing() -> None:
@@ -253,8 +253,8 @@ def test_random_deaths_lose_nothing_and_convict_only_the_guilty(seed: int) -> No
     for _ in range(10_000):
         if not len(book):
             break
-        for dispatch in dispatches(book):
-            flying += dispatch.requests
+        for sent_batch in batches(book):
+            flying += sent_batch.requests
         rng.shuffle(flying)
         row = flying.pop()
         number = int.from_bytes(row.request_id, "big")
@@ -263,9 +263,9 @@ def test_random_deaths_lose_nothing_and_convict_only_the_guilty(seed: int) -> No
             answered.append(number)
             continue
         agent = rng.choice(WIRES[row.wire]) if not row.deaths else next(iter(row.deaths))
-        death = book.died(agent)
-        dead += [int.from_bytes(r.request_id, "big") for r in death.dead_letters]
-        gone = {*death.dead_letters, *death.recalled}
+        requeued = book.died(agent)
+        dead += [int.from_bytes(r.request_id, "big") for r in requeued.dead_letters]
+        gone = {*requeued.dead_letters, *requeued.again}
         flying = [r for r in flying if r not in gone]
         book.ready(agent)
     assert sorted(answered) == sorted(set(range(1, 61)) - poison)
@@ -273,14 +273,14 @@ def test_random_deaths_lose_nothing_and_convict_only_the_guilty(seed: int) -> No
 
 
 def test_a_wire_with_a_detour_goes_as_text_where_its_sender_is_gone_for_good() -> None:
-    book = ledger(detours={"a->b": "@b"})
+    book = ledger(fallback_wires={"a->b": "@b"})
     sent, waiting = batch(book, 1, 2), batch(book, 3)
     other = batch(book, 4, wire="a->c")
     assert drain(book)[0] == [1, 2]
     book.died("a")
     assert book.down("a", "it died too often") == tuple(other)
     late = batch(book, 5)
-    (first, second) = dispatches(book)
+    (first, second) = batches(book)
     assert numbers(first) == [1, 2, 3] and numbers(second) == [5]
     for request in (*sent, *waiting, *late):
         assert (request.wire, request.channel, request.reason) == ("@b", "text", "agent_down")
@@ -289,7 +289,7 @@ def test_a_wire_with_a_detour_goes_as_text_where_its_sender_is_gone_for_good() -
 
 
 def test_a_detour_does_not_help_where_the_receiver_is_gone() -> None:
-    book = ledger(detours={"a->b": "@b"})
+    book = ledger(fallback_wires={"a->b": "@b"})
     requests = batch(book, 1)
     assert book.down("b", "gone") == tuple(requests)
     with pytest.raises(RequestError) as error:
@@ -309,7 +309,7 @@ def test_the_bytes_of_all_texts_are_bounded() -> None:
 
 @pytest.mark.parametrize("change", [{"fallback": "error"}, {"mode": Mode.KEPT}], ids=str)
 def test_what_needs_its_sender_takes_no_detour(change: dict[str, Any]) -> None:
-    book = ledger(detours={"a->b": "@b"})
+    book = ledger(fallback_wires={"a->b": "@b"})
     (request,) = batch(book, 1)
     for name, value in change.items():
         setattr(request, name, value)

@@ -5,30 +5,29 @@ from agentwire.runtime.stream import AnswerStream
 
 
 def test_pieces_in_order_come_out_as_they_are() -> None:
-    transcript = AnswerStream()
-    assert [transcript.add(0, "Grüße"), transcript.add(7, ", Welt")] == ["Grüße", ", Welt"]
-    assert transcript.finish("Grüße, Welt!") == "!"
-    assert transcript.text == "Grüße, Welt!"
+    stream = AnswerStream()
+    assert [stream.add(0, "Grüße"), stream.add(7, ", Welt")] == ["Grüße", ", Welt"]
+    assert stream.finish("Grüße, Welt!") == "!"
 
 
 def test_what_comes_twice_is_shown_once() -> None:
-    transcript = AnswerStream()
-    transcript.add(0, "one two")
-    assert [transcript.add(0, "one"), transcript.add(3, " two three")] == ["", " three"]
-    assert transcript.finish("one two three") == ""
+    stream = AnswerStream()
+    stream.add(0, "one two")
+    assert [stream.add(0, "one"), stream.add(3, " two three")] == ["", " three"]
+    assert stream.finish("one two three") == ""
 
 
 def test_a_gap_waits_for_the_whole_answer() -> None:
-    transcript = AnswerStream()
-    transcript.add(0, "one")
-    assert transcript.add(7, " three") == ""
-    assert transcript.finish("one two three") == " two three"
+    stream = AnswerStream()
+    stream.add(0, "one")
+    assert stream.add(7, " three") == ""
+    assert stream.finish("one two three") == " two three"
 
 
 @pytest.mark.parametrize("answer", ["one too", "on", "two"])
 def test_an_answer_that_goes_on_differently_is_an_error(answer: str) -> None:
-    transcript = AnswerStream()
-    transcript.add(0, "one two")
+    stream = AnswerStream()
+    stream.add(0, "one two")
     with pytest.raises(RequestError) as error:
-        transcript.finish(answer)
+        stream.finish(answer)
     assert error.value.code is NackCode.MODEL_ERROR

@@ -7,7 +7,7 @@ import pytest
 
 from agentwire.errors import NackCode, RequestError
 from agentwire.runtime.deployment import Deployment
-from agentwire.runtime.ledger import Dispatch, Ledger, Request
+from agentwire.runtime.ledger import Batch, Ledger, Request
 from agentwire.spec.agent import AgentSpec, OutgoingBridge
 from agentwire.spec.routes import (
     WINDOW_ROWS,
@@ -82,17 +82,16 @@ def admit(book: Ledger, *numbers: int, wire: str = "a->b", via: str = "") -> lis
     return rows
 
 
-def dispatches(book: Ledger) -> list[Dispatch]:
+def batches(book: Ledger) -> list[Batch]:
     out = []
-    while (dispatch := book.next(0.0, lambda wire: True)) is not None:
-        out.append(dispatch)
+    while (batch := book.next(0.0, lambda wire: True)) is not None:
+        out.append(batch)
     return out
 
 
 def sent(book: Ledger) -> list[tuple[str, list[int]]]:
     return [
-        (d.wire, [int.from_bytes(r.request_id, "big") for r in d.requests])
-        for d in dispatches(book)
+        (d.route, [int.from_bytes(r.request_id, "big") for r in d.requests]) for d in batches(book)
     ]
 
 
@@ -126,8 +125,8 @@ def test_a_direct_question_goes_where_less_is_in_flight_over_the_wire() -> None:
 def test_credit_of_one_route_does_not_hold_the_other() -> None:
     book = ledger()
     admit(book, 1)
-    dispatch = book.next(0.0, lambda route: route == "a->b.2")
-    assert dispatch is not None and dispatch.wire == "a->b.2"
+    batch = book.next(0.0, lambda route: route == "a->b.2")
+    assert batch is not None and batch.route == "a->b.2"
 
 
 def test_what_a_dead_replica_had_goes_to_the_other_alone_and_others_wait_for_the_end() -> None:
@@ -135,13 +134,13 @@ def test_what_a_dead_replica_had_goes_to_the_other_alone_and_others_wait_for_the
     rows = admit(book, 1, 2)
     admit(book, 3)
     assert sent(book) == [("a->b.1", [1, 2]), ("a->b.2", [3])]
-    death = book.died("b.1")
-    assert death.recalled == tuple(rows) and not death.dead_letters
-    assert [r.route for r in death.recalled] == ["a->b.1", "a->b.1"]  # where copies may travel
+    requeued = book.died("b.1")
+    assert requeued.again == tuple(rows) and not requeued.dead_letters
+    assert [r.route for r in requeued.again] == ["a->b.1", "a->b.1"]  # where copies may travel
     assert sent(book) == []  # 3 is in flight through b.2: were that to die, who is to blame?
     book.settle(request(3).request_id)
-    (probe,) = dispatches(book)
-    assert (probe.wire, probe.solo, len(probe.requests)) == ("a->b.2", True, 1)
+    (probe,) = batches(book)
+    assert (probe.route, probe.solo, len(probe.requests)) == ("a->b.2", True, 1)
 
 
 def test_while_suspects_are_tried_on_one_replica_the_other_works_on() -> None:
@@ -150,13 +149,13 @@ def test_while_suspects_are_tried_on_one_replica_the_other_works_on() -> None:
     assert sent(book) == [("a->b.1", [1, 2])]
     book.died("b.1")
     admit(book, 3)
-    (probe,) = dispatches(book)
-    assert probe.wire == "a->b.2" and probe.solo
+    (probe,) = batches(book)
+    assert probe.route == "a->b.2" and probe.solo
     book.ready("b.1")
     assert sent(book) == [("a->b.1", [3])]
-    book.settle(probe.head.request_id)
-    (second,) = dispatches(book)
-    assert second.wire == "a->b.2" and second.solo  # suspects stay on the one that they have
+    book.settle(probe.first.request_id)
+    (second,) = batches(book)
+    assert second.route == "a->b.2" and second.solo  # suspects stay on the one that they have
 
 
 def test_deaths_of_the_replicas_of_one_agent_add_up() -> None:
@@ -242,8 +241,8 @@ def test_random_deaths_of_replicas_lose_nothing_and_convict_only_the_guilty(seed
     for _ in range(10_000):
         if not len(book):
             break
-        for dispatch in dispatches(book):
-            flying += dispatch.requests
+        for batch in batches(book):
+            flying += batch.requests
         if away and (not flying or rng.random() < 0.3):
             book.ready(away.pop())
             continue
@@ -256,10 +255,10 @@ def test_random_deaths_of_replicas_lose_nothing_and_convict_only_the_guilty(seed
             answered.append(number)
             worked[replica] += 1
             continue
-        death = book.died(f"b.{replica}")
+        requeued = book.died(f"b.{replica}")
         away.append(f"b.{replica}")
-        dead += [int.from_bytes(r.request_id, "big") for r in death.dead_letters]
-        gone = {r.request_id for r in (*death.dead_letters, *death.recalled)}
+        dead += [int.from_bytes(r.request_id, "big") for r in requeued.dead_letters]
+        gone = {r.request_id for r in (*requeued.dead_letters, *requeued.again)}
         flying = [r for r in flying if r.request_id not in gone]
     assert sorted(answered) == sorted(set(range(1, 91)) - poison)
     assert sorted(dead) == sorted(poison)
@@ -303,4 +302,4 @@ def test_every_replica_is_born_with_the_routes_that_concern_it() -> None:
     assert sender.cpu_shares == dict.fromkeys(made.processes, 1)
     assert receiver.incoming == ("a.1->b.1", "a.2->b.1") and not receiver.bridges
     assert made.ends["a.2->b.1"] == ("a.2", "b.1") and len(made.ends) == 4
-    assert made.wires_of_agents == {"a->b": ("a", "b"), "@a": ("a",), "@b": ("b",)}
+    assert made.agents_by_wire == {"a->b": ("a", "b"), "@a": ("a",), "@b": ("b",)}

@@ -13,7 +13,7 @@ from agentwire.telemetry.journal import (
     ADMITTED,
     FINISHED,
     Journal,
-    mend_last_line,
+    drop_torn_line,
     read_lines,
     unfinished,
 )
@@ -103,11 +103,11 @@ def test_unfinished_names_what_has_no_outcome(tmp_path: Path) -> None:
 
 def test_mending_leaves_whole_files_and_missing_files_alone(tmp_path: Path) -> None:
     path = tmp_path / "file.jsonl"
-    mend_last_line(path)
+    drop_torn_line(path)
     assert not path.exists()
     path.write_bytes(b"{}\n")
-    mend_last_line(path)
+    drop_torn_line(path)
     assert path.read_bytes() == b"{}\n"
     path.write_bytes(b"{")
-    mend_last_line(path)
+    drop_torn_line(path)
     assert path.read_bytes() == b""

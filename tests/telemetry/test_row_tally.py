@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agentwire.telemetry.metrics import RowTally
+from agentwire.telemetry.row_tally import RowTally
 
 
 def record(**changes: Any) -> dict[str, Any]:

@@ -7,9 +7,9 @@ import pytest
 from agentwire.errors import NackCode, RequestError, ScenarioError
 from agentwire.runtime.call_options import WireOptions
 from agentwire.runtime.deployment import Deployment
-from agentwire.runtime.fan_out import READS, Receivers, fan_out
 from agentwire.runtime.pending import Outcome
 from agentwire.runtime.reply import KeptPayload, Reply
+from agentwire.runtime.topology import MAX_READS, Receivers, fan_out
 from agentwire.spec.agent import AgentSpec, OutgoingBridge
 from agentwire.spec.scenario import WireSpec
 from agentwire.wire.messages import Channel
@@ -38,23 +38,23 @@ class Calls:
         self.kept: list[tuple[str, str, dict[str, Any]]] = []
         self.sent: list[tuple[str, KeptPayload, dict[str, Any]]] = []
 
-    async def keep(self, sender: str, receiver: str, text: str, **question: Any) -> KeptPayload:
-        self.kept.append((receiver, text, question))
+    async def keep(self, sender: str, receiver: str, text: str, **options: Any) -> KeptPayload:
+        self.kept.append((receiver, text, options))
         if self.keeps and (error := self.keeps.pop(0)) is not None:
             raise error
         return KeptPayload(sender, receiver, f"{len(self.kept):032x}", Channel.SOFT, "", 256, 1.0)
 
-    async def send(self, sender: str, receiver: str, text: KeptPayload, **question: Any) -> Reply:
-        self.sent.append((receiver, text, question))
+    async def send(self, sender: str, receiver: str, text: KeptPayload, **options: Any) -> Reply:
+        self.sent.append((receiver, text, options))
         errors = self.sends.get(receiver, [])
         if errors and (error := errors.pop(0)) is not None:
             raise error
-        label = question.get("prompt") or "none"
+        label = options.get("prompt") or "none"
         return Reply("0" * 32, label, 0, {label: 0.0}, None, Channel.SOFT, "", {}, 1.0, 256)
 
 
-async def ask(calls: Calls, receivers: Receivers, **question: Any) -> dict[str, Outcome]:
-    return await fan_out(calls, deployment(), "a", receivers, "a text", WireOptions(**question))
+async def ask(calls: Calls, receivers: Receivers, **options: Any) -> dict[str, Outcome]:
+    return await fan_out(calls, deployment(), "a", receivers, "a text", WireOptions(**options))
 
 
 def error(code: NackCode) -> RequestError:
@@ -70,13 +70,13 @@ async def test_the_sender_reads_once_and_each_receiver_is_asked_its_own() -> Non
     own: dict[str, WireOptions] = {"judge": {"prompt": "Good?"}, "critic": {}}
     got = await ask(calls, own, prompt="Well?", fallback="error", deadline=5.0)
     assert labels(got) == {"judge": "Good?", "critic": "Well?"} and list(got) == ["judge", "critic"]
-    ((_, text, question),) = calls.kept
-    assert text == "a text" and question["fallback"] == "error" and question["deadline"] <= 5.0
+    ((_, text, options),) = calls.kept
+    assert text == "a text" and options["fallback"] == "error" and options["deadline"] <= 5.0
     assert [(r, kept.receiver, kept.request_id) for r, kept, _ in calls.sent] == [
         ("judge", "judge", f"{1:032x}"),
         ("critic", "critic", f"{1:032x}"),
     ]
-    assert all(asked["deadline"] <= 5.0 for _, _, asked in calls.sent)
+    assert all(options["deadline"] <= 5.0 for _, _, options in calls.sent)
 
 
 async def test_an_error_is_one_receivers_own() -> None:
@@ -92,7 +92,7 @@ async def test_what_died_with_the_sender_is_read_again_for_those_that_lack_it() 
     assert [r for r, _, _ in calls.sent] == ["judge", "critic", "critic"] and len(calls.kept) == 2
     calls = Calls(sends={"critic": [error(NackCode.EXPIRED)] * 9})
     got = await ask(calls, ["judge", "critic"], prompt="x")
-    assert labels(got) == {"judge": "x", "critic": "expired"} and len(calls.kept) == READS
+    assert labels(got) == {"judge": "x", "critic": "expired"} and len(calls.kept) == MAX_READS
 
 
 async def test_a_sender_that_cannot_read_is_everybodys_error() -> None:
@@ -103,8 +103,8 @@ async def test_a_sender_that_cannot_read_is_everybodys_error() -> None:
 @pytest.mark.parametrize(
     ("receivers", "words"),
     [
-        (["judge", "other"], "judge and other cannot read one payload"),
-        ([], "Nobody is asked"),
+        (["judge", "other"], "judge and other cannot read the same payload"),
+        ([], "no receivers"),
         (["judge", "nobody"], "no agent 'nobody'"),
     ],
 )

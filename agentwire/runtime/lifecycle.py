@@ -1,0 +1,349 @@
+"""Starts and stops a runtime's bus, agents and client."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from agentwire.agent.launching.events import (
+    AgentDied,
+    AgentDown,
+    AgentEvent,
+    AgentLoading,
+    AgentReady,
+    AgentStarted,
+)
+from agentwire.agent.launching.limits import AgentLimits
+from agentwire.agent.launching.placement import Cluster, Remote
+from agentwire.agent.supervisor import Supervisor
+from agentwire.bus.broker import Broker
+from agentwire.bus.endpoint import Endpoint
+from agentwire.bus.events import BrokerEvent, BrokerFailed, WireAgreed, WireRefused
+from agentwire.bus.recording import FILE_NAME, BusRecorder
+from agentwire.bus.security import make_run_folder, new_token
+from agentwire.errors import AgentwireError
+from agentwire.runtime.client import Client
+from agentwire.runtime.deadletters import DeadLetters
+from agentwire.runtime.deployment import Deployment
+from agentwire.runtime.ledger import Admission, Request
+from agentwire.runtime.pending import EventLog
+from agentwire.runtime.reply import AgentInfo, ProgressEvent
+from agentwire.scenario.fetch import fetch
+from agentwire.scenario.resolve import Resolved
+from agentwire.spec.agent import BusAddress
+from agentwire.spec.launchers import LAUNCHERS
+from agentwire.telemetry.journal import Journal
+from agentwire.telemetry.metrics import RuntimeMetrics
+from agentwire.telemetry.status import write_status
+from agentwire.wire.messages import Hello, Message, Role, TaskSpec
+from agentwire.wire.session import Timing
+
+CLIENT = "client"
+STATUS_INTERVAL_S = 1.0
+
+
+class Lifecycle:
+    """The running parts of one runtime. Can be started once.
+
+    Args: as for ``Runtime``.
+
+    Attributes:
+        deployment: the agents and wires.
+        agents: the latest incarnation of each agent that was ever ready, replica by replica.
+        metrics: counters and latencies.
+    """
+
+    def __init__(
+        self,
+        target: Resolved | Deployment,
+        *,
+        run_folder: Path | None,
+        journal: EventLog | None,
+        progress: Callable[[ProgressEvent], None] | None,
+        limits: AgentLimits | None,
+        timing: Timing | None,
+        admission: Admission | None,
+        remote: Remote | None,
+        record: bool,
+    ) -> None:
+        self._resolved = None if isinstance(target, Deployment) else target
+        self.deployment = target if isinstance(target, Deployment) else Deployment.of(target)
+        self.agents: dict[str, AgentInfo] = {}
+        self.metrics = RuntimeMetrics(self._state)
+        self._run_folder = run_folder
+        self._journal = journal
+        self._progress = progress or (lambda event: None)
+        self._limits = limits
+        self._timing = timing
+        self._admission = admission
+        self._remote = remote
+        self._record = record
+        # All of these exist from ``start`` on.
+        self._cluster: Cluster | None = None
+        self._client: Client | None = None
+        self._broker: Broker | None = None
+        self._supervisor: Supervisor | None = None
+        self._recorder: BusRecorder | None = None
+        self._own_journal: Journal | None = None
+        self._status_task: asyncio.Task[None] | None = None
+
+    @property
+    def client(self) -> Client:
+        """
+        Raises:
+            AgentwireError: not started yet.
+        """
+        if self._client is None:
+            raise AgentwireError(
+                "The runtime has not been started.", hint="Use `async with`, or call start()."
+            )
+        return self._client
+
+    # -- start and stop ---------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Returns when every agent has loaded its model.
+
+        Raises:
+            InputError: an agent cannot start for a reason that the user can fix.
+            AgentwireError: an agent does not start, or ``start`` was called before.
+        """
+        if self._broker is not None:
+            raise AgentwireError("The runtime has been started before.", hint="Open a new runtime.")
+        if self._resolved is not None:
+            await self._fetch(self._resolved)
+            await self._place_agents(self._resolved)
+        try:
+            self._create_bus()
+            await self._start_agents()
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def _fetch(self, resolved: Resolved) -> None:
+        """Downloads the models and data that are missing on this machine."""
+        loop, remote = asyncio.get_running_loop(), self._remote
+
+        def report(name: str, stage: str, fraction: float) -> None:
+            loop.call_soon_threadsafe(self._progress, ProgressEvent(name, stage, fraction))
+
+        elsewhere = remote.agents if remote is not None and remote.launcher is None else ()
+        fetched = await asyncio.to_thread(fetch, resolved, progress=report, elsewhere=elsewhere)
+        self.deployment = Deployment.of(fetched)
+
+    async def _place_agents(self, resolved: Resolved) -> None:
+        """Lets the scenario's launcher place the agents, unless the caller has placed them."""
+        if self._remote is None:
+            launcher = LAUNCHERS.get(resolved.scenario.launcher)
+            cluster: Cluster = await asyncio.to_thread(launcher, resolved.scenario.address)
+            self._cluster, self._remote = cluster, cluster.place(self.deployment.processes)
+
+    def _create_bus(self) -> None:
+        deployment, remote, run_folder = self.deployment, self._remote, self._run_folder
+        self._loop = asyncio.get_running_loop()
+        self._bus_folder = make_run_folder()
+        folder = run_folder or self._bus_folder
+        folder.mkdir(parents=True, exist_ok=True)
+        if run_folder is not None and self._journal is None:
+            self._journal = self._own_journal = Journal(run_folder / "journal.jsonl")
+        self._run, self._token = os.urandom(16), new_token()
+        self._epochs = itertools.count(1)
+        if self._record and run_folder is not None:
+            self._recorder = BusRecorder(folder / FILE_NAME, self._token)
+        self._broker = Broker(
+            run=self._run,
+            folder=self._bus_folder,
+            wires=deployment.ends,
+            token=self._token,
+            agents=deployment.processes,
+            on_event=self._on_broker_event,
+            timing=self._timing,
+            remote=remote.access if remote is not None else None,
+            recorder=self._recorder,
+        )
+        self._supervisor = Supervisor(
+            deployment.processes,
+            self._broker,
+            run=self._run,
+            token=self._token,
+            logs=folder / "logs",
+            on_event=self._on_agent_event,
+            limits=self._limits,
+            remote=remote.agents if remote is not None else (),
+            launcher=remote.launcher if remote is not None else None,
+        )
+
+    async def _start_agents(self) -> None:
+        assert self._broker is not None and self._supervisor is not None
+        self._broker.start()
+        self._client = Client(
+            self._connect,
+            self.deployment.agents_by_wire,
+            self._journal,
+            admission=self._admission,
+            fallback_wires=self.deployment.fallback_wires,
+            routes=self.deployment.routes,
+            on_dead_letter=self._store_dead_letter,
+            metrics=self.metrics,
+        )
+        self._client.start()
+        if self._run_folder is not None:
+            self._status_task = asyncio.create_task(self._keep_status(self._run_folder))
+        self._supervisor.start()
+        await self._supervisor.ready()
+
+    def _connect(
+        self, on_message: Callable[[Message, float], None], on_lost: Callable[[str], None]
+    ) -> Endpoint:
+        assert self._broker is not None
+        return Endpoint(
+            BusAddress(
+                endpoint=self._broker.endpoint,
+                run=self._run.hex(),
+                epoch=next(self._epochs),
+                token=self._token,
+            ),
+            Hello(CLIENT, Role.CLIENT),
+            on_message=on_message,
+            on_lost=on_lost,
+            transport=self._broker.in_process,
+        )
+
+    async def aclose(self, drain_s: float = 0.0) -> None:
+        """Ends outstanding requests with CLOSING, then agents and bus. Safe to call twice.
+
+        Args:
+            drain_s: seconds that outstanding requests may still take; no new ones are admitted.
+        """
+        if self._client is not None and drain_s > 0:
+            await self._client.drain(drain_s)
+        if self._status_task is not None:
+            self._status_task.cancel()
+        if self._broker is not None and self._supervisor is not None:
+            # Shielded: an interrupted run must not leave processes behind.
+            with anyio.CancelScope(shield=True):
+                await self._stop(self._broker, self._supervisor)
+        if self._cluster is not None:
+            await asyncio.to_thread(self._cluster.close)
+            self._cluster = None
+
+    async def _stop(self, broker: Broker, supervisor: Supervisor) -> None:
+        try:
+            if self._client is not None:
+                await self._client.close("the runtime is closed")
+            await supervisor.stop()
+        finally:
+            supervisor.kill()
+            try:
+                await asyncio.to_thread(broker.stop)
+            finally:
+                if self._status_task is not None and self._run_folder is not None:
+                    self._write_status(self._run_folder, ended=True)
+                    self._status_task = None
+                if self._own_journal is not None:
+                    self._own_journal.close()
+                if self._recorder is not None:
+                    self._recorder.close()
+                shutil.rmtree(self._bus_folder, ignore_errors=True)
+
+    # -- status -----------------------------------------------------------------------------
+
+    @property
+    def remote_endpoint(self) -> str:
+        return "" if self._broker is None else self._broker.remote_endpoint
+
+    def bus_metrics(self) -> dict[str, int]:
+        return {} if self._broker is None else dict(self._broker.metrics())
+
+    def status(self) -> dict[str, Any]:
+        state = self._state()
+        return {"pid": os.getpid(), **state, **self.metrics.to_json()} if state else {}
+
+    def _state(self) -> dict[str, Any]:
+        client = self._client
+        if self._broker is None:
+            return {}
+        return {
+            "agents": {name: asdict(info) for name, info in dict(self.agents).items()},
+            "bus": self.bus_metrics(),
+            "outstanding": 0 if client is None else client.outstanding,
+            "credits": {} if client is None else client.credits,
+        }
+
+    async def _keep_status(self, folder: Path) -> None:
+        while True:
+            self._write_status(folder, ended=False)
+            await asyncio.sleep(STATUS_INTERVAL_S)
+
+    def _write_status(self, folder: Path, *, ended: bool) -> None:
+        write_status(folder, self.status() | {"time": time.time(), "ended": ended})
+
+    # -- events -----------------------------------------------------------------------------
+
+    def _on_broker_event(self, event: BrokerEvent) -> None:
+        """Runs in the broker's thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._handle_broker_event, event)
+
+    def _handle_broker_event(self, event: BrokerEvent) -> None:
+        if self._supervisor is not None:
+            self._supervisor.handle(event)
+        match event:
+            case WireAgreed(wire, bridge):
+                self._log("wire_agreed", wire=wire, bridge=bridge.name)
+            case WireRefused(wire, code, reason):
+                self._log("wire_refused", wire=wire, code=code.value, reason=reason)
+            case BrokerFailed(error):
+                self._log("broker_failed", error=repr(error))
+                if self._client is not None:
+                    self._client.fail(f"the broker failed: {error!r}")
+            case _:
+                pass
+
+    def _on_agent_event(self, event: AgentEvent) -> None:
+        client = self._client
+        match event:
+            case AgentStarted(name, epoch, pid):
+                self._log("agent_started", agent=name, epoch=epoch, pid=pid)
+                self._progress(ProgressEvent(name, "start", 0.0))
+            case AgentLoading(name, _, stage, fraction):
+                self._progress(ProgressEvent(name, stage, fraction))
+            case AgentReady(name, epoch, pid, model):
+                self._log("agent_ready", agent=name, epoch=epoch, pid=pid)
+                restarts = self.metrics.restarts[name]
+                self.agents[name] = AgentInfo(
+                    pid, model.name, model.device, model.fingerprint, epoch, restarts, model.width
+                )
+                self._progress(ProgressEvent(name, "ready", 1.0))
+                if client is not None:
+                    client.agent_ready(name)
+            case AgentDied(name, epoch, pid, reason, crashed, restart_in):
+                self._log("agent_died", agent=name, epoch=epoch, pid=pid, reason=reason)
+                self.metrics.restarts[name] += restart_in is not None
+                if client is not None:
+                    client.agent_died(name, reason, crashed=crashed)
+                if restart_in is not None:
+                    self._progress(ProgressEvent(name, "lost", 0.0, reason))
+            case AgentDown(name, reason, _):
+                self._log("agent_down", agent=name, reason=reason)
+                if client is not None:
+                    client.agent_down(name, reason)
+                self._progress(ProgressEvent(name, "down", 0.0, reason))
+
+    def _store_dead_letter(self, request: Request, task: TaskSpec, agent: str, reason: str) -> None:
+        if self._run_folder is not None:
+            DeadLetters(self._run_folder).add(request, task, agent, reason)
+
+    def _log(self, event: str, **fields: object) -> None:
+        if self._journal is not None:
+            self._journal.write(event, **fields)

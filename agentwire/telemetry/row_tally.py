@@ -1,0 +1,73 @@
+"""Totals over the rows of a run: outcomes, channels, latencies, stage times.
+
+A tally reads one record a row (a line of predictions.jsonl), so a resumed run and an uninterrupted
+one are summed up in the same way.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+SOFT, TEXT = "soft", "text"
+
+
+class RowTally:
+    """Totals over the rows of one method.
+
+    Attributes:
+        n: rows with an outcome, errors included.
+        correct: rows whose predicted label is the row's own.
+        latencies_ms: round trip of each answered row.
+        channels: answered rows by channel.
+        reasons: rows that went as text although soft tokens were asked for, by reason.
+        errors: rows without an answer, by cause.
+    """
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.correct = 0
+        self.latencies_ms: list[float] = []
+        self.channels: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+        self._stages: Counter[str] = Counter()
+        self._payload_bytes = 0
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Counts one row.
+
+        Args:
+            record: ``label``, ``predicted``, ``channel``, ``reason``, ``latency_ms``,
+                ``stages_ms``, ``payload_bytes``, ``error``; see ``evaluation.predictions``.
+        """
+        self.n += 1
+        error = record.get("error")
+        if error:
+            self.errors[error] += 1
+            return
+        self.correct += record["predicted"] == record["label"]
+        self.latencies_ms.append(record["latency_ms"])
+        self.channels[record["channel"]] += 1
+        if record["reason"]:
+            self.reasons[record["reason"]] += 1
+        for stage, ms in record["stages_ms"].items():
+            self._stages[stage] += ms
+        self._payload_bytes += record["payload_bytes"]
+
+    @property
+    def answered(self) -> int:
+        return len(self.latencies_ms)
+
+    @property
+    def stages_ms(self) -> dict[str, float]:
+        """Mean milliseconds of a row in each stage; they add up to the mean latency."""
+        if not self.answered:
+            return {}
+        return {stage: total / self.answered for stage, total in self._stages.items()}
+
+    @property
+    def payload_bytes(self) -> float | None:
+        """Mean bytes of one row's message on the bus."""
+        return self._payload_bytes / self.answered if self.answered else None

@@ -1,0 +1,50 @@
+"""The status file of a run, which ``agentwire top`` shows.
+
+It holds totals only, so a reader computes rates from two readings. It is replaced as a whole, so
+that a reader never sees half of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+STATUS_FILE: Final = "status.json"
+BUCKETS_MS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 30_000)
+"""Upper bounds of the latency buckets, in milliseconds."""
+
+
+def quantile(counts: Sequence[int], q: float) -> float:
+    """The upper bound, in ms, of the bucket that contains a quantile; 0 for an empty histogram.
+
+    Args:
+        counts: observations by bucket; the last one is for values above every bound.
+    """
+    rank, seen = q * sum(counts), 0
+    for bound, count in zip((*BUCKETS_MS, float("inf")), counts, strict=True):
+        seen += count
+        if count and seen >= rank:
+            return bound
+    return 0.0
+
+
+def write_status(folder: Path, status: Mapping[str, Any]) -> None:
+    """Replaces the status file. An unwritable folder is ignored: a run does not depend on it."""
+    fresh = folder / f".{STATUS_FILE}.{os.getpid()}"
+    try:
+        fresh.write_text(json.dumps(status) + "\n", encoding="utf-8")
+        fresh.replace(folder / STATUS_FILE)
+    except OSError:
+        return
+
+
+def read_status(folder: Path) -> dict[str, Any] | None:
+    """The status of a run; None if there is none."""
+    try:
+        value = json.loads((folder / STATUS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
