@@ -1,20 +1,123 @@
-"""The bridges that an agent uses or accepts, wire by wire."""
+"""Agreements with other agents on bridges, and what to do where soft tokens cannot be used.
+
+Soft tokens cross a wire only if the receiver accepted the bridge, the bridge was trained for the
+prompt, and the payload is valid. Otherwise the text is relayed or the request fails; a Nack code
+gives the reason.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, Literal, TypeAlias
 
-from agentwire.agent.fallback import BridgeState, knows_prompt
 from agentwire.errors import NackCode, RemoteProtocolError
-from agentwire.wire.messages import Accept, BridgeIdentity, ModelIdentity, Nack, Offer, TaskSpec
+from agentwire.wire.messages import (
+    Accept,
+    BridgeIdentity,
+    Mode,
+    ModelIdentity,
+    Nack,
+    Offer,
+    TaskSpec,
+)
+
+Policy: TypeAlias = Literal["text", "error"]
+ANY_PROMPT: Final = "any"
+FREE_TEXT: Final = "free_text"
+
+
+class BridgeState(StrEnum):
+    """What the sender knows about the bridge of one wire."""
+
+    NONE = "none"  # no bridge is configured
+    OFFERED = "offered"  # the receiver has not answered yet
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class UseSoft:
+    """Send soft tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class UseText:
+    """Relay the text, because of ``reason``."""
+
+    reason: NackCode
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Answer with a Nack."""
+
+    code: NackCode
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitReceiver:
+    """Wait until the receiver answers the offer."""
+
+
+Decision: TypeAlias = UseSoft | UseText | Refuse | AwaitReceiver
+
+
+def knows_prompt(bridge: BridgeIdentity, task: TaskSpec) -> bool:
+    """Whether the bridge was trained for the task's prompt and labels.
+
+    A task that asks nothing is known to every bridge: the later request is checked instead.
+    """
+    return task.asks_nothing or covers_prompt(bridge.prompts, task)
+
+
+def covers_prompt(prompts: Collection[str], task: TaskSpec) -> bool:
+    """Whether a task is covered by ``BridgeIdentity.prompts``.
+
+    ``any`` promises answers in label words only; generated text needs ``free_text``.
+    """
+    universal = ANY_PROMPT if task.labels else FREE_TEXT
+    return universal in prompts or task.prompt_hash in prompts
+
+
+def decide(
+    state: BridgeState,
+    *,
+    prompt_known: bool,
+    generates: bool,
+    policy: Policy,
+) -> Decision:
+    """The sender's decision for rows that ask for the soft channel, before they are encoded.
+
+    Args:
+        state: of the wire's bridge.
+        prompt_known: whether the bridge was trained for the task's prompt.
+        generates: whether the task asks for generated text.
+        policy: fallback of the rows.
+    """
+    if state is BridgeState.NONE:
+        return _fall_back(policy, NackCode.NO_BRIDGE)
+    if state is BridgeState.REFUSED:
+        return _fall_back(policy, NackCode.BRIDGE_MISMATCH)
+    if not prompt_known:
+        code = NackCode.UNSUPPORTED if generates else NackCode.PROMPT_MISMATCH
+        return _fall_back(policy, code)
+    if state is BridgeState.OFFERED:
+        return AwaitReceiver()
+    return UseSoft()
+
+
+def _fall_back(policy: Policy, code: NackCode) -> Decision:
+    return UseText(code) if policy == "text" else Refuse(code)
 
 
 class Agreements:
-    """What was offered, accepted and refused, on both ends of this agent's wires.
+    """Bridges offered, accepted and refused on all wires of one agent.
 
     Args:
-        model: what this agent runs.
-        outgoing: wire -> bridge, for wires on which it sends; None: no bridge.
+        model: the agent's.
+        outgoing: wire -> bridge for the wires on which it sends; None: no bridge.
         incoming: wires on which it receives.
     """
 
@@ -33,11 +136,10 @@ class Agreements:
         }
         self._accepted: dict[str, BridgeIdentity] = {}
 
-    def offers(self) -> list[Offer]:
-        """What this agent offers as a sender."""
-        return [Offer(wire, bridge) for wire, bridge in self._outgoing.items() if bridge]
-
     # -- as the sender ----------------------------------------------------------------------
+
+    def offers(self) -> list[Offer]:
+        return [Offer(wire, bridge) for wire, bridge in self._outgoing.items() if bridge]
 
     def sends_on(self, wire: str) -> bool:
         return wire in self._outgoing
@@ -49,8 +151,20 @@ class Agreements:
         """The bridge that this agent sends through on ``wire``."""
         return self._outgoing[wire]
 
-    def answered(self, answer: Accept | Nack) -> None:
-        """The receiver's answer to an offer; an answer to anything else changes nothing."""
+    def decide(self, wire: str, task: TaskSpec, mode: str, fallback: str) -> Decision:
+        """The decision for rows on ``wire``; ``mode`` and ``fallback`` as in their Encode."""
+        bridge = self._outgoing[wire]
+        # A kept payload is for a later request, whose prompt is checked then.
+        known = bridge is not None and (mode == Mode.KEEP or knows_prompt(bridge, task))
+        return decide(
+            self._states[wire],
+            prompt_known=known,
+            generates=not task.labels,
+            policy="error" if fallback == "error" else "text",
+        )
+
+    def handle_answer(self, answer: Accept | Nack) -> None:
+        """Handles the receiver's answer to an offer; ignores answers to anything else."""
         bridge = self._outgoing.get(answer.wire)
         if bridge is None:
             return
@@ -64,8 +178,8 @@ class Agreements:
     def receives_on(self, wire: str) -> bool:
         return wire in self._incoming
 
-    def consider(self, offer: Offer) -> Accept | Nack:
-        """The answer to an offer: payloads of this bridge must fit this very model."""
+    def answer_offer(self, offer: Offer) -> Accept | Nack:
+        """Accepts a bridge that was trained for this agent's model."""
         bridge, model = offer.bridge, self._model
         if not self.receives_on(offer.wire):
             return Nack(NackCode.UNKNOWN_WIRE, f"not the receiver of {offer.wire}", offer.wire)
@@ -81,13 +195,13 @@ class Agreements:
         self._accepted[offer.wire] = bridge
         return Accept(offer.wire, bridge.fingerprint)
 
-    def check(
+    def check_payload(
         self, wire: str, fingerprint: str, shape: tuple[int, int], task: TaskSpec
     ) -> BridgeIdentity:
-        """The agreed bridge of a payload of ``shape`` (M, d).
+        """The accepted bridge of a payload of ``shape`` (M, d).
 
         Raises:
-            RemoteProtocolError: the payload is not what was agreed on, or not for this task.
+            RemoteProtocolError: the bridge, shape or task is not what was agreed on.
         """
         bridge = self._accepted.get(wire)
         if bridge is None or bridge.fingerprint != fingerprint:
@@ -97,8 +211,8 @@ class Agreements:
         if shape != (bridge.soft_tokens, bridge.width):
             raise RemoteProtocolError(
                 NackCode.BAD_PAYLOAD,
-                f"{shape[0]} x {shape[1]} values a row; {bridge.soft_tokens} x {bridge.width} "
-                "were agreed on",
+                f"payload rows have shape {shape[0]} x {shape[1]}, but {bridge.soft_tokens} x "
+                f"{bridge.width} was agreed on",
             )
         if not knows_prompt(bridge, task):
             if not task.labels:
@@ -110,7 +224,7 @@ class Agreements:
 
 
 def no_free_text(bridge: BridgeIdentity) -> str:
-    """Why a bridge's soft tokens are not answered with generated text, in words."""
+    """Why text cannot be generated from a bridge's soft tokens, as a sentence."""
     return (
         f"bridge {bridge.name} was trained for answers in label words; "
         "text generated from its soft tokens would mean nothing"

@@ -1,16 +1,14 @@
-"""Which rows are computed together, and when: a pure policy without clocks or IO.
-
-The rules:
+"""Which rows are computed together, and when. A pure policy without clocks or IO.
 
 * A batch closes when it is full, or when its first row has waited ``max_wait_s``.
-* Only rows with the same ``Lane`` share a batch: same wire, task, channel, origin and kind; and
-  the same message where batches are made by message: then none waits for company.
+* Only rows of the same ``BatchGroup`` share a batch. Where batches are made by message, the group
+  includes the message, and no row waits for others.
 * Wires take turns: of the batches that are due, the wire served longest ago goes first; within a
-  wire so do its clients, tasks and channels. Who floods delays its own rows only.
-* A solo row (a retry after a crash) is due at once and is computed alone.
-* A row whose time is up is never computed; ``expired`` hands it back.
+  wire the same holds for clients, tasks and channels. A flood delays only its own rows.
+* A solo row (a retry after a crash) is due at once and computed alone.
+* A row whose deadline has passed is never computed; ``expired`` returns it.
 
-The queue is bounded by the credit that the agent granted, not in here.
+The queue is bounded by the credit that the agent grants, not here.
 """
 
 from __future__ import annotations
@@ -20,27 +18,33 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum, auto
-from typing import Generic, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from agentwire.agent.kept import KeptPayload
+from agentwire.wire.messages import Row, Stages
 
 
 class Kind(IntEnum):
-    """What has to be computed for a row; a number, since it is hashed for every row."""
+    """What is computed for a row. A number, because it is hashed for every row."""
 
     ENCODE = auto()  # a sender makes soft tokens or a text message
     SOFT = auto()  # a receiver answers from soft tokens
     TEXT = auto()  # a receiver answers from text
 
 
-class Lane(NamedTuple):
+class BatchGroup(NamedTuple):
     """What rows must have in common to share a batch.
 
     Attributes:
-        channel: the channel asked for (ENCODE) or used (SOFT, TEXT).
+        channel: requested (ENCODE) or used (SOFT, TEXT).
         fallback: of an ENCODE row: ``text`` or ``error``; else "".
-        reason: why the text channel was taken, or "".
+        reason: why the text channel was used, or "".
         bridge: fingerprint of the bridge that made the payload (SOFT), or "".
-        message: number of the message, where messages do not share batches; else 0.
-        mode: of an ENCODE row: hand on, keep, or hand on what was kept (``messages.Mode``).
+        message: number of the message where batches are made by message; else 0.
+        mode: of an ENCODE row (``messages.Mode``).
     """
 
     kind: Kind
@@ -55,162 +59,194 @@ class Lane(NamedTuple):
     mode: str = "forward"
 
 
-def _stream(lane: Lane) -> Lane:
-    """What takes turns within a wire: the lane, whichever message it is."""
-    return lane._replace(message=0) if lane.message else lane
-
-
-T = TypeVar("T")
-REMEMBERED = 4096
-"""Wires and lanes whose last turn is kept; far more than are at work at once."""
+WorkKey: TypeAlias = tuple[bytes, Kind, str, str, str, str]
+"""Identifies the same work across resends: request id, kind, wire, task, origin, channel."""
 
 
 @dataclass(eq=False, slots=True)
-class Item(Generic[T]):
-    """One row that waits.
+class Inbound:
+    """One incoming message. Its credit is returned when its last row is done.
 
     Attributes:
-        arrival: when it came in, in monotonic seconds.
-        deadline: when its time is up; ``math.inf``: never.
-        content: what the worker keeps with it.
+        size: its cost in byte credit.
+        remaining: rows that are not done.
+        stages: milliseconds spent before it arrived.
+        payload_bytes: of one row.
     """
 
-    request_id: bytes
-    lane: Lane
+    wire: str
+    size: int
+    remaining: int
     arrival: float
-    content: T
+    stages: Stages
+    payload_bytes: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class WorkItem:
+    """One row to compute, with ``text`` or ``payload`` (float16 [M, d]).
+
+    Attributes:
+        deadline: monotonic seconds.
+        rms_range: allowed RMS of the payload's soft tokens; None: they were checked before.
+        kept: the kept payload that the row names instead of a text.
+        streamed: bytes of the answer that were sent as Pieces.
+    """
+
+    row: Row
+    group: BatchGroup
+    key: WorkKey
+    message: Inbound
     deadline: float = math.inf
     solo: bool = False
+    text: str = ""
+    payload: npt.NDArray[np.float16] | None = None
+    rms_range: tuple[float, float] | None = None
+    kept: KeptPayload | None = None
+    cancelled: bool = False
+    streamed: int = 0
+
+
+def _turn_key(group: BatchGroup) -> BatchGroup:
+    """What takes turns within a wire: the group without its message number."""
+    return group._replace(message=0) if group.message else group
+
+
+MAX_REMEMBERED: Final = 4096
+"""Wires and groups whose last turn is remembered; far more than are active at once."""
 
 
 @dataclass(eq=False)
-class _Queue(Generic[T]):
-    """Rows of one lane, oldest first; solo rows apart."""
+class _Queue:
+    """Rows of one group by id(item), oldest first."""
 
-    together: dict[int, Item[T]] = field(default_factory=dict)  # by id(item), keeps the order
-    solo: dict[int, Item[T]] = field(default_factory=dict)
+    together: dict[int, WorkItem] = field(default_factory=dict)
+    solo: dict[int, WorkItem] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.together or self.solo)
 
-    def items(self) -> Iterator[Item[T]]:
+    def items(self) -> Iterator[WorkItem]:
         yield from self.solo.values()
         yield from self.together.values()
 
 
-class Batcher(Generic[T]):
-    """Rows that wait for compute.
+class Batcher:
+    """Rows that wait to be computed.
 
     Args:
-        max_size: most rows of one batch.
-        max_wait_s: how long the first row of a batch waits for company, in seconds.
+        max_size: rows of the largest batch.
+        max_wait_s: how long the first row of a batch waits for others.
 
     Attributes:
-        taken: how many batches of each kind and size were handed out.
+        taken: number of batches by kind and size.
     """
 
     def __init__(self, max_size: int, max_wait_s: float) -> None:
         if max_size < 1:
-            raise ValueError(f"max_size is {max_size}; a batch has at least one row")
+            raise ValueError(f"max_size must be at least 1, got {max_size}")
         self._max_size = max_size
         self._max_wait = max_wait_s
         self.taken: Counter[tuple[Kind, int]] = Counter()
-        self._queues: dict[Lane, _Queue[T]] = {}
+        self._queues: dict[BatchGroup, _Queue] = {}
         self._turn = 0
-        # Wire, or kind of rows -> turn in which it was served last.
-        self._served: OrderedDict[str | Lane, int] = OrderedDict()
+        self._last_turn: OrderedDict[str | BatchGroup, int] = OrderedDict()  # by wire and group
         self._next_deadline = math.inf
 
     def __len__(self) -> int:
         return sum(len(q.together) + len(q.solo) for q in self._queues.values())
 
-    def add(self, item: Item[T]) -> None:
-        """Takes a row in."""
-        queue = self._queues.setdefault(item.lane, _Queue())
+    def add(self, item: WorkItem) -> None:
+        queue = self._queues.get(item.group)
+        if queue is None:
+            queue = self._queues[item.group] = _Queue()
         (queue.solo if item.solo else queue.together)[id(item)] = item
-        self._next_deadline = min(self._next_deadline, item.deadline)
+        if item.deadline < self._next_deadline:
+            self._next_deadline = item.deadline
 
-    def remove(self, item: Item[T]) -> bool:
-        """Takes a row out again; False if it is not waiting."""
-        queue = self._queues.get(item.lane)
+    def remove(self, item: WorkItem) -> bool:
+        """Removes a row; False if it does not wait."""
+        queue = self._queues.get(item.group)
         if queue is None:
             return False
         found = queue.together.pop(id(item), None) or queue.solo.pop(id(item), None)
-        self._tidy(item.lane)
+        if not queue:
+            del self._queues[item.group]
         return found is not None
 
-    def cancel(self, request_ids: Collection[bytes], origin: str) -> list[Item[T]]:
-        """Takes out the waiting rows of ``origin`` with these ids."""
+    def cancel(self, request_ids: Collection[bytes], origin: str) -> list[WorkItem]:
+        """Removes and returns the rows of ``origin`` with these ids."""
         ids = frozenset(request_ids)
-        return self._remove_where(lambda i: i.lane.origin == origin and i.request_id in ids)
+        return self._remove_where(lambda i: i.group.origin == origin and i.row.request_id in ids)
 
-    def expired(self, now: float) -> list[Item[T]]:
-        """Takes out the rows whose time is up."""
+    def expired(self, now: float) -> list[WorkItem]:
+        """Removes and returns the rows whose deadline has passed."""
         if now < self._next_deadline:
             return []
-        gone = self._remove_where(lambda item: item.deadline <= now)
+        expired = self._remove_where(lambda item: item.deadline <= now)
         self._next_deadline = min((item.deadline for item in self._all()), default=math.inf)
-        return gone
+        return expired
 
-    def take(self, now: float, held: Callable[[Lane], bool] | None = None) -> list[Item[T]]:
-        """The next batch that is due, oldest row first; empty if none is.
+    def take(
+        self, now: float, blocked: Callable[[BatchGroup], bool] | None = None
+    ) -> list[WorkItem]:
+        """The next batch that is due, oldest row first; empty if there is none.
 
         Args:
             now: monotonic seconds; call ``expired`` with it first.
-            held: lanes that cannot be computed now.
+            blocked: whether a group cannot be computed now.
         """
         due = [
-            lane
-            for lane, queue in self._queues.items()
-            if self._due(lane, queue) <= now and not (held and held(lane))
+            group
+            for group, queue in self._queues.items()
+            if self._due(group, queue) <= now and not (blocked and blocked(group))
         ]
         if not due:
             return []
-        lane = min(due, key=self._turn_of)
-        queue = self._queues[lane]
+        group = due[0] if len(due) == 1 else min(due, key=self._priority)
+        queue = self._queues[group]
         size = 1 if queue.solo else self._max_size
         source = queue.solo or queue.together
         batch = [source.pop(key) for key in list(source)[:size]]
-        self._tidy(lane)
-        self.taken[lane.kind, len(batch)] += 1
+        if not queue:
+            del self._queues[group]
+        self.taken[group.kind, len(batch)] += 1
         self._turn += 1
-        for name in (lane.wire, _stream(lane)):
-            self._served[name] = self._turn
-            self._served.move_to_end(name)
-        if len(self._served) > REMEMBERED:
-            self._served.popitem(last=False)
+        for name in (group.wire, _turn_key(group)):
+            self._last_turn[name] = self._turn
+            self._last_turn.move_to_end(name)
+        if len(self._last_turn) > MAX_REMEMBERED:
+            self._last_turn.popitem(last=False)
         return batch
 
-    def _turn_of(self, lane: Lane) -> tuple[int, int, float]:
-        """Who goes first: the smallest."""
-        wire, stream = self._served.get(lane.wire, -1), self._served.get(_stream(lane), -1)
-        return wire, stream, self._due(lane, self._queues[lane])
+    def _priority(self, group: BatchGroup) -> tuple[int, int, float]:
+        """Smallest first: the last turns of wire and group, then when the batch was due."""
+        wire = self._last_turn.get(group.wire, -1)
+        turn = self._last_turn.get(_turn_key(group), -1)
+        return wire, turn, self._due(group, self._queues[group])
 
-    def next_event(self, held: Callable[[Lane], bool] | None = None) -> float:
-        """When a batch will be due or a row's time be up; ``math.inf`` if never."""
-        due = (self._due(lane, q) for lane, q in self._queues.items() if not (held and held(lane)))
-        return min(min(due, default=math.inf), self._next_deadline)
+    def next_event(self, blocked: Callable[[BatchGroup], bool] | None = None) -> float:
+        """When the next batch is due or the next row expires; may be ``math.inf``."""
+        when = self._next_deadline
+        for group, queue in self._queues.items():
+            due = self._due(group, queue)
+            if due < when and not (blocked and blocked(group)):
+                when = due
+        return when
 
-    def _due(self, lane: Lane, queue: _Queue[T]) -> float:
-        if queue.solo:
-            return -math.inf
-        if len(queue.together) >= self._max_size:
+    def _due(self, group: BatchGroup, queue: _Queue) -> float:
+        if queue.solo or len(queue.together) >= self._max_size:
             return -math.inf
         first = next(iter(queue.together.values()))
-        # A message came whole: nobody can join it.
-        return first.arrival + (0.0 if lane.message else self._max_wait)
+        # Where batches are made by message, all rows of the batch are here already.
+        return first.message.arrival + (0.0 if group.message else self._max_wait)
 
-    def _all(self) -> Iterator[Item[T]]:
+    def _all(self) -> Iterator[WorkItem]:
         for queue in self._queues.values():
             yield from queue.items()
 
-    def _remove_where(self, unwanted: Callable[[Item[T]], bool]) -> list[Item[T]]:
-        gone = [item for item in self._all() if unwanted(item)]
-        for item in gone:
+    def _remove_where(self, unwanted: Callable[[WorkItem], bool]) -> list[WorkItem]:
+        removed = [item for item in self._all() if unwanted(item)]
+        for item in removed:
             self.remove(item)
-        return gone
-
-    def _tidy(self, lane: Lane) -> None:
-        queue = self._queues.get(lane)
-        if queue is not None and not queue:
-            del self._queues[lane]
+        return removed

@@ -1,42 +1,46 @@
-"""Payloads that a sender keeps for a later request (mode ``keep``): bounded, and not for ever.
+"""Payloads kept for later requests, and sets of them that are read as one.
 
-What was kept is named by the request id that it was made under, and only for the client that it was
-made for. It goes on over any of the sender's wires whose bridge is the one that made it. It is gone
-when its time is up, when newer ones need the room, and with the process: the answer is
-EXPIRED then, never another payload.
+A kept payload is named by the request id that it was made under, and only its own client can name
+it. It expires after a time, when newer payloads need the room, and with the process. A request for
+an expired payload is refused with EXPIRED.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from agentwire.agent.agreements import covers_prompt
+from agentwire.errors import NackCode, RemoteProtocolError
+from agentwire.spec.agent import JointBridges
+from agentwire.wire.messages import TaskSpec
+
 KEPT_BYTES: Final = 64 * 1024 * 1024
 KEPT_S: Final = 3600.0
+MAX_JOINT: Final = 16
+"""Payloads that one request may read together."""
 
 
-@dataclass(frozen=True, slots=True)
-class KeptKey:
-    """Whose it is: nobody else can name it."""
-
+class KeptKey(NamedTuple):
     origin: str
     request_id: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class KeptPayload:
     """One kept row.
 
     Attributes:
-        text: what the soft tokens were made of, for the text channel.
+        text: the source text, for the text channel.
         payload: float16 [M, d]; None where no soft tokens could be made.
         bridge: fingerprint of the bridge that made them, or "".
         reason: why there are none, or "".
-        until: monotonic seconds.
+        until: expiry in monotonic seconds.
     """
 
     text: str
@@ -47,22 +51,22 @@ class Kept:
 
     @property
     def size(self) -> int:
-        """Bytes, roughly."""
+        """Approximate size in bytes."""
         return len(self.text) + (0 if self.payload is None else self.payload.nbytes)
 
 
 class KeptPayloads:
-    """The store; the oldest goes first.
+    """The store. The oldest entry is evicted first.
 
     Args:
         max_bytes: of texts and payloads.
-        seconds: how long each is kept.
+        seconds: lifetime of an entry.
     """
 
     def __init__(self, max_bytes: int = KEPT_BYTES, seconds: float = KEPT_S) -> None:
         self._max_bytes = max_bytes
         self._seconds = seconds
-        self._items: OrderedDict[KeptKey, Kept] = OrderedDict()
+        self._items: OrderedDict[KeptKey, KeptPayload] = OrderedDict()
         self._bytes = 0
 
     def __len__(self) -> int:
@@ -78,17 +82,16 @@ class KeptPayloads:
         bridge: str = "",
         reason: str = "",
     ) -> None:
-        """Keeps a row from ``now`` (monotonic seconds) on."""
         self._drop(key)
-        kept = self._items[key] = Kept(text, payload, bridge, reason, now + self._seconds)
+        kept = self._items[key] = KeptPayload(text, payload, bridge, reason, now + self._seconds)
         self._bytes += kept.size
         for oldest in list(self._items):
             if self._items[oldest].until > now and self._bytes <= self._max_bytes:
                 break
             self._drop(oldest)
 
-    def get(self, key: KeptKey, now: float) -> Kept | None:
-        """What was kept; None if it is not there, or no longer."""
+    def get(self, key: KeptKey, now: float) -> KeptPayload | None:
+        """The entry, or None if it is missing or expired."""
         kept = self._items.get(key)
         if kept is not None and kept.until <= now:
             self._drop(key)
@@ -99,3 +102,69 @@ class KeptPayloads:
         kept = self._items.pop(key, None)
         if kept is not None:
             self._bytes -= kept.size
+
+
+@dataclass(frozen=True, slots=True)
+class JointPayload:
+    """Several payloads read as one: float16 [sum of M, d], and the name of the bridge set."""
+
+    bridge_set: str
+    payload: npt.NDArray[np.float16]
+
+
+class JointReader:
+    """Concatenates kept payloads whose bridges were trained together, in the order of training.
+
+    Soft tokens of bridges trained apart mean nothing side by side: each bridge has learned what the
+    receiver does with its soft tokens alone.
+    """
+
+    def __init__(self, sets: Sequence[JointBridges]) -> None:
+        self._sets = {one.bridges: one for one in sets}
+
+    def read(
+        self, names: str, task: TaskSpec, find: Callable[[bytes], KeptPayload | None]
+    ) -> JointPayload:
+        """The payloads of these names (request ids in hex, separated by spaces).
+
+        Args:
+            find: looks up a kept payload by request id.
+
+        Raises:
+            RemoteProtocolError: the names are malformed, a payload is missing, or the bridges were
+                not trained together for this task.
+        """
+        parts = [_payload(name, find) for name in _parse_names(names)]
+        found = self._sets.get(tuple(kept.bridge for kept, _ in parts))
+        if found is None:
+            raise RemoteProtocolError(
+                NackCode.BRIDGE_MISMATCH,
+                f"no bridges of this agent were trained to have these {len(parts)} payloads read "
+                "together in this order: `agentwire train` a scenario whose wire says "
+                "`from: [...]`",
+            )
+        if not covers_prompt(found.prompts, task):
+            code = NackCode.PROMPT_MISMATCH if task.labels else NackCode.UNSUPPORTED
+            raise RemoteProtocolError(
+                code, f"the bridges {found.name} are not trained for {task.name}"
+            )
+        return JointPayload(found.name, np.concatenate([payload for _, payload in parts]))
+
+
+def _parse_names(names: str) -> list[bytes]:
+    try:
+        ids = [bytes.fromhex(name) for name in names.split(" ")]
+    except ValueError:
+        ids = []
+    if not 0 < len(ids) <= MAX_JOINT:
+        raise RemoteProtocolError(NackCode.MALFORMED, "invalid payload names")
+    return ids
+
+
+def _payload(
+    request_id: bytes, find: Callable[[bytes], KeptPayload | None]
+) -> tuple[KeptPayload, npt.NDArray[np.float16]]:
+    kept = find(request_id)
+    if kept is None or kept.payload is None:
+        raise RemoteProtocolError(NackCode.EXPIRED, "a payload is not kept here or has expired")
+    return kept, kept.payload

@@ -1,13 +1,16 @@
-"""Replies -> messages: which rows share a message, and what it says about time. No IO."""
+"""Results of a batch, and the messages that carry them. No IO."""
 
 from __future__ import annotations
 
 import math
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TypeAlias
 
-from agentwire.agent.batching import Item, Kind
-from agentwire.agent.compute import CachedReply, Form, Work
+from agentwire.agent.batching import Kind, WorkItem
+from agentwire.errors import NackCode
 from agentwire.wire.messages import (
     Channel,
     Message,
@@ -20,59 +23,116 @@ from agentwire.wire.messages import (
     Text,
 )
 
-Pairs = Sequence[tuple[Item[Work], CachedReply]]
+
+@dataclass(frozen=True, slots=True)
+class RowReply:
+    """The reply to one row, also cached for resends of its request.
+
+    Attributes:
+        payload: float16 [M, d] as bytes (Soft); may be a view of the model's output.
+        shape: (M, d) of the payload.
+        bridge: fingerprint of the bridge (Soft).
+        text: of a Text, or a generated answer.
+        scores: float32 [L] as bytes (Result).
+        reason: why the text channel was used.
+        payload_bytes: of a Result.
+        tokens: read and written (Result), if counted.
+    """
+
+    payload: bytes | memoryview | None = None
+    shape: tuple[int, int] = (0, 0)
+    bridge: str = ""
+    text: str | None = None
+    scores: bytes | None = None
+    reason: str = ""
+    payload_bytes: int = 0
+    tokens: tuple[int, int] | None = None
+
+    @property
+    def size(self) -> int:
+        text = len(self.text.encode()) if self.text else 0
+        return len(self.payload or b"") + text + len(self.scores or b"")
 
 
-def messages(form: Form, pairs: Pairs, stages: Stages, now: float) -> list[Message]:
+class ReplyType(Enum):
+    """The message that carries a reply."""
+
+    SOFT = auto()
+    TEXT = auto()
+    RESULT = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class ComputedRows:
+    """Rows with their replies, in the same order; ``stages`` in milliseconds."""
+
+    type: ReplyType
+    items: Sequence[WorkItem]
+    replies: Sequence[RowReply]
+    stages: Stages
+
+
+@dataclass(frozen=True, slots=True)
+class FailedRows:
+    """Rows that get a Nack."""
+
+    items: Sequence[WorkItem]
+    code: NackCode
+    reason: str
+
+
+BatchResults: TypeAlias = list[ComputedRows | FailedRows]
+Pairs: TypeAlias = Sequence[tuple[WorkItem, RowReply]]
+
+
+def messages(type: ReplyType, pairs: Pairs, stages: Stages, now: float) -> list[Message]:
     """The messages that carry these replies.
 
-    Soft and Text go on to the receiver in one message, so that it can compute them together; a
-    solo row has its own. Results are grouped by the message that asked, because their stages
-    hold what happened before.
+    Soft and Text go to the receiver in one message, which it can compute as one batch; a solo row
+    has its own. Results are grouped by the incoming message, whose stages they add to.
 
     Args:
-        form: the message type.
-        pairs: rows of one lane with their replies.
+        pairs: rows of one group with their replies.
         stages: milliseconds that this agent spent on them.
-        now: monotonic seconds; what is left of each deadline is counted from here.
+        now: monotonic seconds; remaining deadlines count from here.
     """
-    if form is Form.RESULT:
-        groups: dict[int, list[tuple[Item[Work], CachedReply]]] = {}
+    if type is ReplyType.RESULT:
+        groups: dict[int, list[tuple[WorkItem, RowReply]]] = {}
         for pair in pairs:
-            groups.setdefault(id(pair[0].content.ticket), []).append(pair)
+            groups.setdefault(id(pair[0].message), []).append(pair)
         return [_result(group, stages, now) for group in groups.values()]
-    make = _soft if form is Form.SOFT else _text
+    make = _soft if type is ReplyType.SOFT else _text
     together = [pair for pair in pairs if not pair[0].solo]
     alone = [[pair] for pair in pairs if pair[0].solo]
     return [make(group, stages, now) for group in [*alone, together] if group]
 
 
-def form_of(item: Item[Work], reply: CachedReply) -> Form:
-    """Which message carries a cached reply."""
-    if item.lane.mode == Mode.KEEP or item.lane.kind is not Kind.ENCODE:
-        return Form.RESULT
-    return Form.TEXT if reply.payload is None else Form.SOFT
+def type_of(item: WorkItem, reply: RowReply) -> ReplyType:
+    """The message type of a cached reply."""
+    if item.group.mode == Mode.KEEP or item.group.kind is not Kind.ENCODE:
+        return ReplyType.RESULT
+    return ReplyType.TEXT if reply.payload is None else ReplyType.SOFT
 
 
 def _soft(pairs: Pairs, stages: Stages, now: float) -> Soft:
-    lane, first = pairs[0][0].lane, pairs[0][1]
+    group, first = pairs[0][0].group, pairs[0][1]
     soft_tokens, width = first.shape
     parts = [reply.payload or b"" for _, reply in pairs]
     data = parts[0] if len(parts) == 1 else b"".join(parts)
     return Soft(
-        lane.wire,
-        lane.task,
+        group.wire,
+        group.task,
         first.bridge,
-        tuple(row_of(item, now) for item, _ in pairs),
+        tuple([row_of(item, now) for item, _ in pairs]),
         Payload(data, len(pairs), soft_tokens, width),
         stages,
         pairs[0][0].solo,
-        lane.origin,
+        group.origin,
     )
 
 
 def _text(pairs: Pairs, stages: Stages, now: float) -> Text:
-    lane, first = pairs[0][0].lane, pairs[0][1]
+    group, first = pairs[0][0].group, pairs[0][1]
     texts = tuple(reply.text or "" for _, reply in pairs)
     # The outbox counts bytes by the rows' sizes.
     rows = tuple(
@@ -80,20 +140,20 @@ def _text(pairs: Pairs, stages: Stages, now: float) -> Text:
         for (item, _), text in zip(pairs, texts, strict=True)
     )
     solo = pairs[0][0].solo
-    return Text(lane.wire, lane.task, rows, texts, first.reason, stages, solo, lane.origin)
+    return Text(group.wire, group.task, rows, texts, first.reason, stages, solo, group.origin)
 
 
 def _result(pairs: Pairs, stages: Stages, now: float) -> Result:
     item, first = pairs[0]
-    lane = item.lane
-    total = dict(item.content.ticket.stages)
+    group = item.group
+    total = dict(item.message.stages)
     for stage, ms in stages.items():
         total[stage] = total.get(stage, 0.0) + ms
-    scores = b"".join(reply.scores or b"" for _, reply in pairs)
+    scores = b"".join([reply.scores or b"" for _, reply in pairs])
     return Result(
-        lane.wire,
-        lane.task,
-        tuple(row_of(item, now) for item, _ in pairs),
+        group.wire,
+        group.task,
+        tuple([row_of(item, now) for item, _ in pairs]),
         _channel(item, first),
         scores,
         len(first.scores or b"") // 4,
@@ -101,28 +161,28 @@ def _result(pairs: Pairs, stages: Stages, now: float) -> Result:
         first.payload_bytes,
         first.reason,
         total,
-        lane.origin,
+        group.origin,
         _tokens(pairs),
     )
 
 
-def _channel(item: Item[Work], reply: CachedReply) -> Channel:
-    """How the message reached whoever answers; of what is kept, how it will."""
-    if item.lane.mode == Mode.KEEP:
+def _channel(item: WorkItem, reply: RowReply) -> Channel:
+    """The channel of the message; of a kept payload, the channel that it will take."""
+    if item.group.mode == Mode.KEEP:
         return Channel.SOFT if reply.payload is not None else Channel.TEXT
-    return Channel.SOFT if item.lane.kind is Kind.SOFT else Channel.TEXT
+    return Channel.SOFT if item.group.kind is Kind.SOFT else Channel.TEXT
 
 
 def _tokens(pairs: Pairs) -> bytes:
     counts = [reply.tokens for _, reply in pairs]
     if None in counts:
         return b""
-    return b"".join(struct.pack("<2I", *count) for count in counts if count is not None)
+    return b"".join([struct.pack("<2I", *count) for count in counts if count is not None])
 
 
-def row_of(item: Item[Work], now: float) -> Row:
-    """The row as it goes on: same request, less time."""
+def row_of(item: WorkItem, now: float) -> Row:
+    """The row as it is sent on: the same request with less time left."""
     left = None
     if item.deadline != math.inf:
         left = max(0, int((item.deadline - now) * 1000))
-    return Row(item.request_id, left, item.content.row.trace_id)
+    return Row(item.row.request_id, left, item.row.trace_id)

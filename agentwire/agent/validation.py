@@ -1,6 +1,7 @@
-"""Work messages -> rows to compute, or refusals: what a message must pass. No IO.
+"""Validates incoming messages and turns their rows into work items or Nacks. No IO.
 
-The values of a payload are looked at by ``compute``, before a model sees them."""
+The values of a payload are checked by ``compute``, before a model sees them.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from agentwire.agent.agreements import Agreements
-from agentwire.agent.batching import Item, Kind, Lane
-from agentwire.agent.compute import Ticket, Work, WorkKey
-from agentwire.agent.joint import Joint
-from agentwire.agent.kept import Kept, KeptKey, KeptPayloads
+from agentwire.agent.batching import BatchGroup, Inbound, Kind, WorkItem
+from agentwire.agent.kept import JointReader, KeptKey, KeptPayload, KeptPayloads
 from agentwire.errors import InputError, NackCode, RemoteProtocolError
 from agentwire.model.backend import Backend
 from agentwire.spec.agent import AgentSpec
@@ -25,6 +24,7 @@ from agentwire.wire.messages import (
     Encode,
     Mode,
     Nack,
+    Row,
     Soft,
     TaskSpec,
     Text,
@@ -36,28 +36,29 @@ from agentwire.wire.tensors import from_payload
 MAX_TASKS: Final = 1024
 
 
-class Validation:
-    """What an agent takes in, and what it knows of the tasks that messages name."""
+class Validator:
+    """Validates messages, and knows the tasks that they name."""
 
     def __init__(
         self, spec: AgentSpec, backend: Backend, agreements: Agreements, kept: KeptPayloads
     ) -> None:
         self._spec = spec
+        self._direct_wire = direct_wire(spec.name)
         self._kept = kept
         self._backend = backend
         self._agreements = agreements
         self._tasks: OrderedDict[str, TaskSpec] = OrderedDict()
         self._unusable: dict[str, str] = {}  # task id -> why the model cannot answer it
-        self._messages = itertools.count(1)
-        self._joint = Joint(spec.joint)
+        self._message_numbers = itertools.count(1)
+        self._joint = JointReader(spec.joint)
 
     def define(self, task: TaskSpec) -> None:
-        """Keeps a task; the one not used for longest goes where there are too many."""
+        """Stores a task. The least recently used one is dropped when there are too many."""
         try:
             self._backend.prepare(task)
             self._unusable.pop(task.task_id, None)
         except InputError as error:
-            # A sender may relay for a task that it could not answer itself: told when asked.
+            # A sender may relay texts for a task that it cannot answer. A request gets a Nack.
             self._unusable[task.task_id] = str(error)
         self._tasks[task.task_id] = task
         self._tasks.move_to_end(task.task_id)
@@ -68,75 +69,49 @@ class Validation:
     def task(self, task_id: str) -> TaskSpec | None:
         return self._tasks.get(task_id)
 
-    def read(
+    def validate(
         self, message: Encode | Soft | Text, arrival: float, *, closing: bool
-    ) -> tuple[Ticket, list[Item[Work]], list[Nack]]:
-        """The rows of a message: those to compute, and Nacks for the others.
+    ) -> tuple[Inbound, list[WorkItem], list[Nack]]:
+        """The rows of a message to compute, and Nacks for the others.
 
         Args:
             arrival: monotonic seconds; deadlines count from here.
-            closing: this agent takes nothing more in.
+            closing: this agent accepts nothing more.
         """
-        ticket = _ticket(message, arrival)
+        inbound = _inbound(message, arrival)
         try:
-            lane = self._lane(message, closing)
-            if self._spec.batch_by == "message":
-                lane = lane._replace(message=next(self._messages))
-            payload, sane = self._payload(message)
+            group = self._group(message, closing)
+            payload, rms_range = self._payload(message)
         except RemoteProtocolError as error:
-            nack = Nack(
-                error.code, error.message, message.wire, message.rows, origin=message.origin
-            )
-            return ticket, [], [nack]
-        items: list[Item[Work]] = []
-        refusals: list[Nack] = []
+            return inbound, [], [_nack(error, message, message.rows)]
+        joint = group.kind is Kind.TEXT and self._tasks[group.task].form == "kept"
+        items: list[WorkItem] = []
+        nacks: list[Nack] = []
         for i, row in enumerate(message.rows):
-            key = WorkKey(
-                row.request_id, lane.origin, lane.kind, lane.wire, lane.task, lane.channel
-            )
-            work = Work(row, ticket, key)
-            if payload is not None:
-                work.payload, work.sane = payload[i], sane
-            if not isinstance(message, Soft):
-                work.text = message.texts[i]
-            if isinstance(message, Text) and self._tasks[lane.task].form == "kept":
-                try:
-                    items.append(self._together(lane, work, arrival, message.solo))
-                except RemoteProtocolError as error:
-                    code, why, origin = error.code, error.message, lane.origin
-                    refusals.append(Nack(code, why, lane.wire, (row,), origin=origin))
+            deadline = math.inf if row.ms_left is None else arrival + row.ms_left / 1000
+            key = (row.request_id, *group[:5])
+            item = WorkItem(row, group, key, inbound, deadline, message.solo)
+            if isinstance(message, Soft):
+                assert payload is not None
+                item.payload, item.rms_range = payload[i], rms_range
+            else:
+                item.text = message.texts[i]
+            try:
+                if joint:
+                    self._join(item)
+                elif group.mode == Mode.KEPT:
+                    self._find_text(item)
+            except RemoteProtocolError as error:
+                nacks.append(_nack(error, message, (row,)))
                 continue
-            if lane.mode == Mode.KEPT:
-                kept = self._find_kept(lane, work.text, arrival)
-                if kept is None:
-                    code, why = NackCode.EXPIRED, f"{self._spec.name} keeps no such payload"
-                    refusals.append(Nack(code, why, lane.wire, (row,), origin=lane.origin))
-                    continue
-                work.text, work.kept = kept.text, kept
-            items.append(_item(lane, work, arrival, message.solo))
-        return ticket, items, refusals
+            items.append(item)
+        return inbound, items, nacks
 
-    def _together(self, lane: Lane, work: Work, arrival: float, solo: bool) -> Item[Work]:
-        """A row that asks about several payloads which are held here, read as one.
+    def _group(self, message: Encode | Soft | Text, closing: bool) -> BatchGroup:
+        """The group of the message's rows.
 
         Raises:
-            RemoteProtocolError: they are not here, or no bridges were trained for that.
-        """
-        found = self._joint.read(
-            work.text,
-            self._tasks[lane.task],
-            lambda request_id: self._kept.get(KeptKey(lane.origin, request_id), arrival),
-        )
-        lane = lane._replace(kind=Kind.SOFT, channel=Channel.SOFT.value, bridge=found.name)
-        work.key = work.key._replace(kind=lane.kind, channel=lane.channel)
-        work.payload = found.payload
-        return _item(lane, work, arrival, solo)
-
-    def _lane(self, message: Encode | Soft | Text, closing: bool) -> Lane:
-        """What the rows ask for.
-
-        Raises:
-            RemoteProtocolError: this agent cannot do that.
+            RemoteProtocolError: this agent cannot do what they ask for.
         """
         name, wire, task_id, origin = (
             self._spec.name,
@@ -146,62 +121,100 @@ class Validation:
         )
         if closing:
             raise RemoteProtocolError(NackCode.CLOSING, f"{name} is shutting down")
-        if not self._is_mine(message):
-            raise RemoteProtocolError(NackCode.UNKNOWN_WIRE, f"{name} is no end of {wire}")
+        if not self._accepts(message):
+            raise RemoteProtocolError(NackCode.UNKNOWN_WIRE, f"{name} is not an end of {wire}")
         task = self._tasks.get(task_id)
         if task is None:
             raise RemoteProtocolError(NackCode.UNKNOWN_TASK, f"task {task_id[:12]} is not defined")
         self._tasks.move_to_end(task_id)
+        number = next(self._message_numbers) if self._spec.batch_by == "message" else 0
         if isinstance(message, Encode):
-            channel, fallback, reason = message.channel.value, message.fallback, message.reason
-            mode = message.mode.value
-            return Lane(Kind.ENCODE, wire, task_id, origin, channel, fallback, reason, mode=mode)
+            return BatchGroup(
+                Kind.ENCODE,
+                wire,
+                task_id,
+                origin,
+                message.channel.value,
+                message.fallback,
+                message.reason,
+                message=number,
+                mode=message.mode.value,
+            )
         if task_id in self._unusable:
             raise RemoteProtocolError(NackCode.UNSUPPORTED, self._unusable[task_id])
         if isinstance(message, Text):
-            reason = message.reason
-            return Lane(Kind.TEXT, wire, task_id, origin, Channel.TEXT.value, reason=reason)
-        bridge = message.bridge
-        return Lane(Kind.SOFT, wire, task_id, origin, Channel.SOFT.value, bridge=bridge)
+            channel, reason = Channel.TEXT.value, message.reason
+            return BatchGroup(
+                Kind.TEXT, wire, task_id, origin, channel, reason=reason, message=number
+            )
+        channel, bridge = Channel.SOFT.value, message.bridge
+        return BatchGroup(Kind.SOFT, wire, task_id, origin, channel, bridge=bridge, message=number)
 
-    def _find_kept(self, lane: Lane, name: str, now: float) -> Kept | None:
-        try:
-            request_id = bytes.fromhex(name)
-        except ValueError:
-            return None
-        return self._kept.get(KeptKey(lane.origin, request_id), now)
-
-    def _is_mine(self, message: Encode | Soft | Text) -> bool:
+    def _accepts(self, message: Encode | Soft | Text) -> bool:
         if isinstance(message, Encode):
             return self._agreements.sends_on(message.wire)
-        if isinstance(message, Text) and message.wire == direct_wire(self._spec.name):
+        if isinstance(message, Text) and message.wire == self._direct_wire:
             return True
         return self._agreements.receives_on(message.wire)
 
     def _payload(
         self, message: Encode | Soft | Text
     ) -> tuple[npt.NDArray[np.float16] | None, tuple[float, float] | None]:
-        """Payload [n, M, d] of a Soft message, its values unseen, and what their RMS may be.
+        """Payload [n, M, d] of a Soft message, its values unchecked, and the allowed RMS.
 
         Raises:
-            RemoteProtocolError: the whole payload is not what was agreed on.
+            RemoteProtocolError: the payload is not what was agreed on.
         """
         if not isinstance(message, Soft):
             return None, None
         payload = from_payload(message.payload)
         shape = (message.payload.soft_tokens, message.payload.width)
         task = self._tasks[message.task]
-        bridge = self._agreements.check(message.wire, message.bridge, shape, task)
+        bridge = self._agreements.check_payload(message.wire, message.bridge, shape, task)
         return payload, bridge.rms_range
 
+    def _join(self, item: WorkItem) -> None:
+        """Makes a row that names kept payloads one that reads them together.
 
-def _item(lane: Lane, work: Work, arrival: float, solo: bool) -> Item[Work]:
-    row = work.row
-    deadline = math.inf if row.ms_left is None else arrival + row.ms_left / 1000
-    return Item(row.request_id, lane, arrival, work, deadline, solo)
+        Raises:
+            RemoteProtocolError: they are not kept here, or were not trained together.
+        """
+        group, arrival = item.group, item.message.arrival
+        joint = self._joint.read(
+            item.text,
+            self._tasks[group.task],
+            lambda request_id: self._kept.get(KeptKey(group.origin, request_id), arrival),
+        )
+        item.group = group._replace(
+            kind=Kind.SOFT, channel=Channel.SOFT.value, bridge=joint.bridge_set
+        )
+        item.key = (item.row.request_id, *item.group[:5])
+        item.payload = joint.payload
+
+    def _find_text(self, item: WorkItem) -> None:
+        """Replaces the name of a kept payload by its text.
+
+        Raises:
+            RemoteProtocolError: it is not kept here.
+        """
+        kept: KeptPayload | None = None
+        try:
+            key = KeptKey(item.group.origin, bytes.fromhex(item.text))
+            kept = self._kept.get(key, item.message.arrival)
+        except ValueError:
+            pass  # not a name
+        if kept is None:
+            raise RemoteProtocolError(
+                NackCode.EXPIRED, f"{self._spec.name} does not keep this payload"
+            )
+        item.text, item.kept = kept.text, kept
 
 
-def _ticket(message: Encode | Soft | Text, arrival: float) -> Ticket:
+def _nack(error: RemoteProtocolError, message: Encode | Soft | Text, rows: tuple[Row, ...]) -> Nack:
+    return Nack(error.code, error.message, message.wire, rows, origin=message.origin)
+
+
+def _inbound(message: Encode | Soft | Text, arrival: float) -> Inbound:
     size = body_bytes(message)
     rows = len(message.rows)
     if isinstance(message, Soft):
@@ -209,4 +222,4 @@ def _ticket(message: Encode | Soft | Text, arrival: float) -> Ticket:
     else:
         row_bytes = round(size / rows)
     stages = {} if isinstance(message, Encode) else message.stages
-    return Ticket(message.wire, size, rows, arrival, stages, row_bytes)
+    return Inbound(message.wire, size, rows, arrival, stages, row_bytes)

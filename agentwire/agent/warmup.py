@@ -17,8 +17,7 @@ from typing import Any, Final, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from agentwire.agent.agreements import Agreements
-from agentwire.agent.fallback import BridgeState, knows_prompt
+from agentwire.agent.agreements import Agreements, UseSoft
 from agentwire.agent.worker import Worker
 from agentwire.model.backend import Backend, Encoded, Rehearsed, Scored
 from agentwire.spec.agent import AgentSpec
@@ -140,9 +139,8 @@ class Warmup:
             return False
         if not agreed.sends_on(message.wire):
             return False
-        bridge = agreed.bridge(message.wire)
-        accepted = agreed.state(message.wire) is BridgeState.ACCEPTED
-        return accepted and bridge is not None and knows_prompt(bridge, task)
+        decision = agreed.decide(message.wire, task, message.mode.value, message.fallback)
+        return isinstance(decision, UseSoft)
 
     def _replay(self, message: WorkMessage, now: float) -> None:
         if not self._frames:

@@ -1,16 +1,12 @@
-"""The agent's compute loop without process, socket or clock: messages in, messages out.
+"""The compute loop of an agent without process, socket or clock: messages in, messages out.
 
-The rules:
-
-* Every row that comes in leaves exactly once: as a row of Soft, Text, Result or Nack; or not at
-  all, if its client cancelled it.
-* Credit for a message is granted again when its last row is done.
-* A row that comes again is not computed twice: its reply comes from the cache, or from the work
-  that is already under way.
-* Where the backend can (``Pipelined``), two batches are under way: the device works on one while
-  the next is prepared and the last is sent. They end in the order in which they began.
-* Nothing is computed for a wire whose last message still waits for credit, nor while the receiver
-  has not answered the bridge's offer.
+* Every row leaves exactly once, as a row of Soft, Text, Result or Nack, unless it is cancelled.
+* Credit for a message is returned when its last row is done.
+* A resent row is not computed twice: its reply comes from the cache, or from the work under way.
+* With a ``Pipelined`` backend two batches run: the device computes one while the next is prepared
+  and the last is sent. They end in the order in which they began.
+* Nothing is computed for a wire whose last message waits for credit, or whose receiver has not
+  answered the bridge's offer.
 """
 
 from __future__ import annotations
@@ -24,27 +20,24 @@ from typing import Any, Final
 
 import numpy as np
 
-from agentwire.agent.agreements import Agreements
-from agentwire.agent.batching import Batcher, Item, Kind, Lane
-from agentwire.agent.compute import (
-    CachedReply,
-    Compute,
-    Done,
-    Failed,
-    Outcome,
-    Ticket,
-    Work,
-    WorkKey,
-)
-from agentwire.agent.fallback import Hold, decide, knows_prompt
+from agentwire.agent.agreements import Agreements, AwaitReceiver
+from agentwire.agent.batching import Batcher, BatchGroup, Inbound, Kind, WorkItem, WorkKey
+from agentwire.agent.compute import Compute
 from agentwire.agent.kept import KeptKey, KeptPayloads
-from agentwire.agent.outbox import Outbox
-from agentwire.agent.replies import form_of, messages, row_of
-from agentwire.agent.validation import Validation
+from agentwire.agent.replies import (
+    BatchResults,
+    ComputedRows,
+    FailedRows,
+    RowReply,
+    messages,
+    row_of,
+    type_of,
+)
+from agentwire.agent.validation import Validator
 from agentwire.errors import NackCode
 from agentwire.model.backend import Backend, Job
 from agentwire.spec.agent import AgentSpec
-from agentwire.wire.credit import CreditWindow
+from agentwire.wire.credit import CreditGate, CreditWindow
 from agentwire.wire.dedup import Dedup, Seen
 from agentwire.wire.messages import (
     Accept,
@@ -72,25 +65,66 @@ REPLY_BYTES: Final = 32 * 1024 * 1024
 OVERLOADED_MS: Final = 200
 WINDOW_BYTES: Final = 32 * 1024 * 1024  # several batches of 128 rows of 64 KiB
 WINDOW_BATCHES: Final = 4
-BRIEF_S: Final = 0.005
-"""A batch that took less is not worth waking the IO thread for: that halves what an agent of brief
-batches gets done (bench/stress.py load)."""
-DEPTH: Final = 2
-"""Batches under way: one that the device computes, and one that waits for it there."""
+SHORT_BATCH_S: Final = 0.005
+"""A shorter batch is not worth waking the IO thread for. Doing so halves the throughput of agents
+with short batches (bench/stress.py load)."""
+MAX_RUNNING: Final = 2
+"""Batches on the device: the one it computes, and the next one."""
+
+
+class Outbox:
+    """Holds Soft and Text messages until their wire has credit. Sends everything else at once.
+
+    It stays small because the worker computes nothing for a wire that ``is_blocked``.
+    """
+
+    def __init__(self, send: Callable[[Message], None]) -> None:
+        self._send = send
+        self._gate = CreditGate()
+        self._waiting: dict[str, deque[Soft | Text]] = {}
+
+    def __len__(self) -> int:
+        return sum(len(queue) for queue in self._waiting.values())
+
+    def is_blocked(self, wire: str) -> bool:
+        """Whether a message of this wire waits for credit."""
+        return wire in self._waiting
+
+    def send(self, message: Message) -> None:
+        """Sends or queues a message. The rows of a Text must carry their sizes."""
+        if isinstance(message, Soft | Text):
+            wire = message.wire
+            if wire in self._waiting or not self._gate.take(wire, body_bytes(message)):
+                self._waiting.setdefault(wire, deque()).append(message)
+                return
+        self._send(message)
+
+    def grant(self, credit: Credit) -> None:
+        """Adds credit of one wire.
+
+        Raises:
+            RemoteProtocolError: more credit than any agent needs.
+        """
+        self._gate.add(credit.wire, credit.messages, credit.bytes)
+        queue = self._waiting.get(credit.wire)
+        while queue and self._gate.take(credit.wire, body_bytes(queue[0])):
+            self._send(queue.popleft())
+        if not queue:
+            self._waiting.pop(credit.wire, None)
 
 
 @dataclass(frozen=True, slots=True)
-class _Running:
-    """A batch that the device has begun.
+class _RunningBatch:
+    """A batch on the device.
 
     Attributes:
         since: when it began, in monotonic seconds.
-        queue_ms: what its youngest row had waited by then.
+        queue_ms: how long its youngest row had waited by then.
     """
 
-    items: list[Item[Work]]
+    items: list[WorkItem]
     task: TaskSpec
-    begun: Job[Any]
+    job: Job[Any]
     since: float
     queue_ms: float
 
@@ -100,21 +134,18 @@ class Worker:
 
     Args:
         spec: the agent.
-        backend: its model, loaded.
+        backend: its loaded model.
         bridges: wire -> bridge, for each wire on which this agent sends.
-        send: hands a message to the bus.
+        send: sends a message over the bus.
         clock: monotonic seconds.
-        poll: hands what arrived meanwhile to ``handle``; called between computing a batch and
-            sending its replies, so that a cancellation is seen in time.
-        on_busy: told when a batch starts (monotonic seconds) and when it is done (None); of
-            several under way, about the oldest.
+        poll: passes new messages to ``handle``. Called after a batch is computed and before its
+            replies are sent, so that cancellations take effect.
+        on_busy: called with the start of the oldest running batch (monotonic seconds), or None when
+            none is running.
         on_long_batch: called before a batch is computed in the caller's thread, unless the last
             batch of its kind and size was short.
-        agreements: those of another worker, which changes them; default: its own.
-        reply_bytes: of the replies that are kept in case their requests come again.
-
-    Attributes:
-        agreements: which bridges are used and accepted.
+        agreements: shared with another worker that updates them; default: its own.
+        reply_bytes: size of the reply cache.
     """
 
     def __init__(
@@ -133,23 +164,23 @@ class Worker:
     ) -> None:
         self._spec = spec
         self.agreements = agreements or Agreements(backend.identity, bridges, spec.incoming)
-        self._compute = Compute(backend, self.agreements, self._watch)
+        self._compute = Compute(backend, self.agreements, self._on_generated)
         self._clock = clock
         self._poll = poll
         self._on_busy = on_busy
         self._on_long_batch = on_long_batch
-        self._running: deque[_Running] = deque()
-        self._took: dict[tuple[Kind, int], float] = {}  # seconds of the last batch of its kind
+        self._running: deque[_RunningBatch] = deque()
+        self._durations: dict[tuple[Kind, int], float] = {}  # of the last batch of its shape
         self._kept = KeptPayloads()
-        self._intake = Validation(spec, backend, self.agreements, self._kept)
+        self._validator = Validator(spec, backend, self.agreements, self._kept)
         # Wide enough for single rows to fill a batch while the next one waits.
         wires = [*(b.wire for b in spec.bridges), *spec.incoming, direct_wire(spec.name)]
         size = max(WINDOW_BATCHES, 2 * spec.max_batch)
         self._windows = {wire: CreditWindow(size, WINDOW_BYTES) for wire in wires}
-        self._batcher: Batcher[Work] = Batcher(spec.max_batch, spec.max_wait_ms / 1000)
+        self._batcher = Batcher(spec.max_batch, spec.max_wait_ms / 1000)
         self._outbox = Outbox(send)
-        self._pending: dict[WorkKey, Item[Work]] = {}  # waiting or being computed
-        self._dedup: Dedup[WorkKey, CachedReply] = Dedup(reply_bytes=reply_bytes)
+        self._pending: dict[WorkKey, WorkItem] = {}  # waiting or being computed
+        self._dedup: Dedup[WorkKey, RowReply] = Dedup(reply_bytes=reply_bytes)
         self.closing = False
 
     @property
@@ -159,18 +190,18 @@ class Worker:
 
     @property
     def batch_sizes(self) -> dict[str, dict[int, int]]:
-        """Batches so far: kind -> rows -> how many."""
+        """Number of batches so far: kind -> rows -> count."""
         sizes: dict[str, dict[int, int]] = {}
         for (kind, rows), count in sorted(self._batcher.taken.items(), key=lambda e: e[0][1]):
             sizes.setdefault(kind.name.lower(), {})[rows] = count
         return sizes
 
     def task(self, task_id: str) -> TaskSpec | None:
-        """The task of this id, as far as it was defined here."""
-        return self._intake.task(task_id)
+        """The task with this id, if it is defined here."""
+        return self._validator.task(task_id)
 
     def start(self) -> None:
-        """The first messages of an agent that is ready: its offers, and credit for its wires."""
+        """Sends the agent's offers and the first credit of its wires."""
         for offer in self.agreements.offers():
             self._outbox.send(offer)
         for wire, window in self._windows.items():
@@ -178,290 +209,279 @@ class Worker:
             self._outbox.send(Credit(wire, grant.messages, grant.bytes))
 
     def next_event(self) -> float:
-        """When ``run_once`` has something to do again, if nothing arrives; may be ``math.inf``.
+        """When to call ``run_once`` again if nothing arrives; may be ``math.inf``.
 
-        A batch under way counts once it ``is_done``.
+        A batch on the device counts once it ``is_done``.
         """
         if self.is_done():
             return -math.inf
-        full = len(self._running) >= DEPTH
-        return self._batcher.next_event((lambda lane: True) if full else self._held)
+        full = len(self._running) >= MAX_RUNNING
+        return self._batcher.next_event((lambda group: True) if full else self._is_blocked)
 
-    # -- what arrives -----------------------------------------------------------------------
+    # -- incoming ---------------------------------------------------------------------------
 
     def handle(self, message: Message, arrival: float) -> None:
-        """Takes one message in; computes nothing.
+        """Handles one message; computes nothing.
 
         Raises:
             RemoteProtocolError: the bus sent more than it was granted.
         """
         match message:
             case Encode() | Soft() | Text():
-                self._take_in(message, arrival)
+                self._receive(message, arrival)
             case Credit():
                 self._outbox.grant(message)
             case Define(task):
-                self._intake.define(task)
+                self._validator.define(task)
             case Offer():
-                self._outbox.send(self.agreements.consider(message))
+                self._outbox.send(self.agreements.answer_offer(message))
             case Accept():
-                self.agreements.answered(message)
+                self.agreements.handle_answer(message)
             case Nack(wire=wire, rows=()) if wire:
-                self.agreements.answered(message)
+                self.agreements.handle_answer(message)
             case Cancel(request_ids=ids, origin=origin):
                 self._cancel(frozenset(ids), origin)
             case _:
-                log.warning("a message that does not concern an agent: %s", message)
+                log.warning("unexpected message: %s", message)
 
-    def _take_in(self, message: Encode | Soft | Text, arrival: float) -> None:
+    def _receive(self, message: Encode | Soft | Text, arrival: float) -> None:
+        inbound, items, nacks = self._validator.validate(message, arrival, closing=self.closing)
         window = self._windows.get(message.wire)
         if window is not None:
-            window.arrived(body_bytes(message))
-        ticket, items, refusals = self._intake.read(message, arrival, closing=self.closing)
-        for nack in refusals:
+            window.arrived(inbound.size)
+        for nack in nacks:
             self._outbox.send(nack)
-            self._release(ticket, len(nack.rows))
+            self._release(inbound, len(nack.rows))
         for item in items:
             self._add(item)
 
-    def _add(self, item: Item[Work]) -> None:
-        key = item.content.key
-        known = self._pending.get(key)
-        lookup = self._dedup.begin(key)
+    def _add(self, item: WorkItem) -> None:
+        known = self._pending.get(item.key)
+        lookup = self._dedup.begin(item.key)
         if lookup.reply is not None:
-            # Without stages: what was spent the first time shows as wire time.
+            # Without stages: the time spent on the first request counts as wire time here.
             reply = lookup.reply
-            for message in messages(form_of(item, reply), [(item, reply)], {}, self._clock()):
+            for message in messages(type_of(item, reply), [(item, reply)], {}, self._clock()):
                 self._outbox.send(message)
         elif lookup.seen is Seen.FULL:
-            late = f"{self._spec.name} holds as many rows as it can"
+            group = item.group
+            reason = f"{self._spec.name} holds as many rows as it can"
             self._outbox.send(
                 Nack(
                     NackCode.OVERLOADED,
-                    late,
-                    item.lane.wire,
-                    (item.content.row,),
+                    reason,
+                    group.wire,
+                    (item.row,),
                     OVERLOADED_MS,
-                    item.lane.origin,
+                    group.origin,
                 )
             )
         elif known is None or self._batcher.remove(known):
-            # New, or a newer copy of a row that waits, which takes its place.
-            self._pending[key] = item
+            # New, or a newer copy that replaces a waiting row.
+            self._pending[item.key] = item
             self._batcher.add(item)
             if known is not None:
-                self._release(known.content.ticket, 1)
+                self._release(known.message, 1)
             return
         else:  # a copy of a row that is being computed
-            known.content.cancelled = False
+            known.cancelled = False
             known.solo = known.solo or item.solo
             known.deadline = item.deadline
-        self._release(item.content.ticket, 1)
+        self._release(item.message, 1)
 
     def _cancel(self, ids: frozenset[bytes], origin: str) -> None:
         for item in self._batcher.cancel(ids, origin):
             self._finish(item)
-            self._dedup.forget(item.content.key)
-        for key, item in self._pending.items():
-            if key.request_id in ids and key.origin == origin:
-                item.content.cancelled = True
+            self._dedup.forget(item.key)
+        for item in self._pending.values():
+            if item.row.request_id in ids and item.group.origin == origin:
+                item.cancelled = True
 
     # -- compute ----------------------------------------------------------------------------
 
     def run_once(self) -> bool:
-        """Sends the replies of batches that are done, and begins or computes one that is due.
+        """Sends the replies of finished batches, and starts or computes a batch that is due.
 
         Returns:
             Whether there was anything to do.
         """
-        ended = self._end_done()
+        collected = self._collect_done()
         now = self._clock()
         for item in self._batcher.expired(now):
-            late = f"{self._spec.name} did not come to it in time"
-            self._fail(Failed([item], NackCode.DEADLINE, late))
-        if len(self._running) >= DEPTH:
-            return ended
-        batch = self._batcher.take(now, self._held)
+            reason = f"{self._spec.name} did not compute it in time"
+            self._send_failed(FailedRows([item], NackCode.DEADLINE, reason))
+        if len(self._running) >= MAX_RUNNING:
+            return collected
+        batch = self._batcher.take(now, self._is_blocked)
         if not batch:
-            return ended
-        task = self._intake.task(batch[0].lane.task)
+            return collected
+        task = self._validator.task(batch[0].group.task)
         if task is None:
-            self._fail(Failed(batch, NackCode.UNKNOWN_TASK, "the task is no longer kept"))
+            reason = "the task is no longer defined"
+            self._send_failed(FailedRows(batch, NackCode.UNKNOWN_TASK, reason))
             return True
-        # Counted from the youngest row: what its companions waited longer shows as wire time.
-        queue_ms = (now - max(item.content.ticket.arrival for item in batch)) * 1000
+        # By the youngest row: the longer wait of the others counts as wire time.
+        queue_ms = (now - max([item.message.arrival for item in batch])) * 1000
         if not self._running:
             self._on_busy(now)
-        begun = self._compute.begin(batch, task)
-        if begun is not None:
-            self._running.append(_Running(batch, task, begun, now, queue_ms))
-            self._end_done()
+        job = self._compute.begin(batch, task)
+        if job is not None:
+            self._running.append(_RunningBatch(batch, task, job, now, queue_ms))
+            self._collect_done()
             return True
-        if self._running:  # what was begun before ends before
-            self._end_all()
+        if self._running:  # batches end in the order in which they began
+            while self._running:
+                self._collect_oldest()
             self._on_busy(self._clock())
-        self._send_replies(self._compute_here(batch, task), queue_ms, None)
+        self._send_results(self._compute_in_thread(batch, task), queue_ms, None)
         return True
 
     @property
     def computing(self) -> bool:
-        """Whether the device has batches that ``run_once`` has to end."""
+        """Whether the device has batches that ``run_once`` must collect."""
         return bool(self._running)
 
     def expected_end(self) -> float:
-        """When the only batch under way should be done, by the last one of its kind and size.
+        """When the only batch on the device should be done, by the last batch of its kind and size.
 
-        ``math.inf``: there is none, or several, or nobody knows.
+        ``math.inf`` if there is none, if there are several, or if it is the first of its shape.
         """
         if len(self._running) != 1:
             return math.inf
         running = self._running[0]
-        return running.since + self._took.get(_alike(running.items), math.inf)
+        return running.since + self._durations.get(_shape(running.items), math.inf)
 
     def is_done(self) -> bool:
-        """Whether the device has done the oldest of them."""
-        return bool(self._running) and self._running[0].begun.done()
+        """Whether the oldest batch on the device is done."""
+        return bool(self._running) and self._running[0].job.done()
 
-    def _end_done(self) -> bool:
-        """Ends the batches that the device has done, oldest first."""
-        ended = False
+    def _collect_done(self) -> bool:
+        collected = False
         while self.is_done():
-            self._end_oldest()
-            ended = True
-        return ended
+            self._collect_oldest()
+            collected = True
+        return collected
 
-    def _end_all(self) -> None:
-        while self._running:
-            self._end_oldest()
-
-    def _end_oldest(self) -> None:
+    def _collect_oldest(self) -> None:
         running = self._running[0]
-        if len(self._running) == 1:  # else it waited for another
-            self._took[_alike(running.items)] = self._clock() - running.since
+        if len(self._running) == 1:  # otherwise it waited for another batch
+            self._durations[_shape(running.items)] = self._clock() - running.since
         try:
-            outcomes = self._compute.run(running.items, running.task, running.begun)
-            self._send_replies(outcomes, running.queue_ms, running.since)
+            results = self._compute.run(running.items, running.task, running.job)
+            self._send_results(results, running.queue_ms, running.since)
         finally:
             self._running.popleft()
             self._on_busy(self._clock() if self._running else None)
 
-    def _send_replies(self, outcomes: list[Outcome], queue_ms: float, since: float | None) -> None:
-        """Takes in what came meanwhile, cancellations too, and sends a batch's replies.
+    def _send_results(self, results: BatchResults, queue_ms: float, since: float | None) -> None:
+        """Handles messages that arrived meanwhile, then sends the replies of a batch.
 
         Args:
-            since: when the device was given it; None: it was computed in this thread.
+            since: when the device got the batch; None: it was computed in this thread.
         """
         self._poll()
-        for outcome in outcomes:
-            if isinstance(outcome, Failed):
-                self._fail(outcome)
+        for rows in results:
+            if isinstance(rows, FailedRows):
+                self._send_failed(rows)
                 continue
             waited = 0.0
-            if since is not None:  # behind another batch on the device, or to be collected
-                waited = (self._clock() - since) * 1000 - sum(outcome.stages.values())
-            self._done(outcome, queue_ms + max(0.0, waited))
+            if since is not None:  # for another batch on the device, or to be collected
+                waited = (self._clock() - since) * 1000 - sum(rows.stages.values())
+            self._send_computed(rows, queue_ms + max(0.0, waited))
 
-    def _compute_here(self, batch: list[Item[Work]], task: TaskSpec) -> list[Outcome]:
-        """Computes a batch in this thread, which hears nothing meanwhile."""
-        alike = _alike(batch)
-        if self._took.get(alike, math.inf) >= BRIEF_S:
+    def _compute_in_thread(self, batch: list[WorkItem], task: TaskSpec) -> BatchResults:
+        """Computes a batch in this thread, which reads no messages meanwhile."""
+        shape = _shape(batch)
+        if self._durations.get(shape, math.inf) >= SHORT_BATCH_S:
             self._on_long_batch()
         start = self._clock()
         try:
             return self._compute.run(batch, task, None)
         finally:
-            self._took[alike] = self._clock() - start
+            self._durations[shape] = self._clock() - start
             self._on_busy(None)
 
-    def _watch(self, item: Item[Work], text: str) -> bool:
-        """Sends what a row has grown by; called from within the model's generation."""
-        work = item.content
+    def _on_generated(self, item: WorkItem, text: str) -> bool:
+        """Streams new text of an answer; called by the model while it generates."""
         now = self._clock()
-        self._on_busy(now)  # a long answer is progress, not a hang
+        self._on_busy(now)  # a long answer makes progress
         self._poll()
-        task = self._intake.task(item.lane.task)
-        if text and task is not None and task.decoding.stream and not work.cancelled:
-            lane = item.lane
-            piece = Piece(
-                lane.wire, lane.task, (row_of(item, now),), (text,), (work.streamed,), lane.origin
+        group = item.group
+        task = self._validator.task(group.task)
+        if text and task is not None and task.decoding.stream and not item.cancelled:
+            rows = (row_of(item, now),)
+            self._outbox.send(
+                Piece(group.wire, group.task, rows, (text,), (item.streamed,), group.origin)
             )
-            self._outbox.send(piece)
-            work.streamed += len(text.encode())
-        return not work.cancelled and item.deadline > now
+            item.streamed += len(text.encode())
+        return not item.cancelled and item.deadline > now
 
-    def _held(self, lane: Lane) -> bool:
-        if lane.kind is not Kind.ENCODE:
+    def _is_blocked(self, group: BatchGroup) -> bool:
+        if group.kind is not Kind.ENCODE:
             return False
-        if self._outbox.is_blocked(lane.wire):
+        if self._outbox.is_blocked(group.wire):
             return True
-        task = self._intake.task(lane.task)
-        if lane.channel != Channel.SOFT or task is None:
+        task = self._validator.task(group.task)
+        if group.channel != Channel.SOFT or task is None:
             return False
-        bridge = self.agreements.bridge(lane.wire)
-        keeps = lane.mode == Mode.KEEP
-        decision = decide(
-            self.agreements.state(lane.wire),
-            prompt_known=bridge is not None and (keeps or knows_prompt(bridge, task)),
-            generates=not task.labels,
-            policy="text",
-        )
-        return isinstance(decision, Hold)
+        decision = self.agreements.decide(group.wire, task, group.mode, group.fallback)
+        return isinstance(decision, AwaitReceiver)
 
-    # -- what leaves ------------------------------------------------------------------------
+    # -- outgoing ---------------------------------------------------------------------------
 
-    def _done(self, done: Done, queue_ms: float) -> None:
-        pairs = list(zip(done.items, done.replies, strict=True))
+    def _send_computed(self, rows: ComputedRows, queue_ms: float) -> None:
+        pairs = list(zip(rows.items, rows.replies, strict=True))
         for item, reply in pairs:
-            self._dedup.finish(item.content.key, reply, reply.size)
-            held = item.lane.kind is Kind.SOFT and reply.payload is not None
-            if held or item.lane.mode == Mode.KEEP:
+            self._dedup.finish(item.key, reply, reply.size)
+            held = item.group.kind is Kind.SOFT and reply.payload is not None
+            if held or item.group.mode == Mode.KEEP:
                 self._keep(item, reply)
-        stages = {"queue": queue_ms, **done.stages}
-        wanted = [pair for pair in pairs if not pair[0].content.cancelled]
+        stages = {"queue": queue_ms, **rows.stages}
+        wanted = [pair for pair in pairs if not pair[0].cancelled]
         if wanted:
-            for message in messages(done.form, wanted, stages, self._clock()):
+            for message in messages(rows.type, wanted, stages, self._clock()):
                 self._outbox.send(message)
-        for item in done.items:
+        for item in rows.items:
             self._finish(item)
 
-    def _keep(self, item: Item[Work], reply: CachedReply) -> None:
+    def _keep(self, item: WorkItem, reply: RowReply) -> None:
         payload = None
         if reply.payload is not None:
             payload = np.frombuffer(reply.payload, dtype=np.float16).reshape(reply.shape)
-        lane = item.lane
         self._kept.put(
-            KeptKey(lane.origin, item.request_id),
+            KeptKey(item.group.origin, item.row.request_id),
             self._clock(),
-            text=item.content.text,
+            text=item.text,
             payload=payload,
             bridge=reply.bridge,
             reason=reply.reason,
         )
 
-    def _fail(self, failed: Failed) -> None:
+    def _send_failed(self, failed: FailedRows) -> None:
         now = self._clock()
-        lane = failed.items[0].lane
-        rows = [row_of(item, now) for item in failed.items if not item.content.cancelled]
+        group = failed.items[0].group
+        rows = [row_of(item, now) for item in failed.items if not item.cancelled]
         if rows:
-            nack = Nack(failed.code, failed.reason, lane.wire, tuple(rows), origin=lane.origin)
-            self._outbox.send(nack)
+            self._outbox.send(
+                Nack(failed.code, failed.reason, group.wire, tuple(rows), origin=group.origin)
+            )
         for item in failed.items:
             self._finish(item)
-            self._dedup.forget(item.content.key)
+            self._dedup.forget(item.key)
 
-    def _finish(self, item: Item[Work]) -> None:
-        self._pending.pop(item.content.key, None)
-        self._release(item.content.ticket, 1)
+    def _finish(self, item: WorkItem) -> None:
+        self._pending.pop(item.key, None)
+        self._release(item.message, 1)
 
-    def _release(self, ticket: Ticket, rows: int) -> None:
-        ticket.remaining -= rows
-        window = self._windows.get(ticket.wire)
-        if ticket.remaining == 0 and window is not None:
-            grant = window.consumed(ticket.size)
+    def _release(self, inbound: Inbound, rows: int) -> None:
+        inbound.remaining -= rows
+        window = self._windows.get(inbound.wire)
+        if inbound.remaining == 0 and window is not None:
+            grant = window.consumed(inbound.size)
             if grant is not None:
-                self._outbox.send(Credit(ticket.wire, grant.messages, grant.bytes))
+                self._outbox.send(Credit(inbound.wire, grant.messages, grant.bytes))
 
 
-def _alike(items: list[Item[Work]]) -> tuple[Kind, int]:
-    """What batches that should take the same time have in common."""
-    return items[0].lane.kind, len(items)
+def _shape(items: list[WorkItem]) -> tuple[Kind, int]:
+    """Batches of the same kind and size should take the same time."""
+    return items[0].group.kind, len(items)

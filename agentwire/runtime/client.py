@@ -17,7 +17,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
-from agentwire.agent.fallback import AfterNack, after_nack
 from agentwire.bus.endpoint import Endpoint
 from agentwire.errors import (
     BusClosed,
@@ -35,6 +34,7 @@ from agentwire.runtime.ledger import (
     cancels_for,
     split_into_messages,
 )
+from agentwire.runtime.nacks import AfterNack, after_nack
 from agentwire.runtime.pending import EventLog, Outcome, PendingRequests
 from agentwire.runtime.reply import Reply, build_reply, parse_answers
 from agentwire.runtime.request_errors import (

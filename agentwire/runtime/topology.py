@@ -5,7 +5,7 @@ receiver is asked about the kept payload. All wires must therefore have the same
 
 Fan-in: each sender's payload goes to the receiver, which holds it (task ``KEEP``). Then the
 receiver is asked about all of them, in the declared order. This needs bridges that were trained
-together (``agent.joint``).
+together (``agent.kept``).
 """
 
 from __future__ import annotations

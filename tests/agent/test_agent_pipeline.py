@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from agentwire.agent.worker import DEPTH, Worker
+from agentwire.agent.worker import MAX_RUNNING, Worker
 from agentwire.errors import NackCode
 from agentwire.model.backend import Encoded, Job, Scored
 from agentwire.model.fake import FakeBackend, answer
@@ -152,7 +152,7 @@ def test_a_second_batch_begins_before_the_first_is_done_and_no_third() -> None:
     rig = Rig()
     rig.ask("a", "b", "c", "d", "e", "f")
     rig.run()
-    assert len(rig.device.jobs) == DEPTH == 2
+    assert len(rig.device.jobs) == MAX_RUNNING == 2
     assert rig.names() == []
     assert rig.worker.computing
     assert rig.worker.next_event() == math.inf  # the third is due, but there is no room

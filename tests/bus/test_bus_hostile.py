@@ -231,10 +231,10 @@ def test_payloads_that_are_no_soft_tokens_never_reach_a_model(value: float) -> N
 def test_a_payload_of_another_shape_or_bridge_is_refused() -> None:
     identity = m.ModelIdentity("m", "f" * 64, 16, 4, 0.5, "float32", "cpu")
     agreements = Agreements(identity, {}, [WIRE])
-    agreements.consider(m.Offer(WIRE, bridge()))
+    agreements.answer_offer(m.Offer(WIRE, bridge()))
     for fingerprint, shape in (("c" * 64, (2, 16)), ("b" * 64, (512, 16)), ("b" * 64, (2, 15))):
         with pytest.raises(RemoteProtocolError):
-            agreements.check(WIRE, fingerprint, shape, TASK)
+            agreements.check_payload(WIRE, fingerprint, shape, TASK)
 
 
 def test_a_false_checksum_of_a_payload_is_refused(rig: Rig) -> None:
