@@ -1,16 +1,13 @@
-"""Agreements with other agents on bridges, and what to do where soft tokens cannot be used.
+"""Agreements with other agents on bridges.
 
-Soft tokens cross a wire only if the receiver accepted the bridge, the bridge was trained for the
-prompt, and the payload is valid. Otherwise the text is relayed or the request fails; a Nack code
-gives the reason.
+Soft tokens cross a wire only if the receiver accepted the bridge and the bridge was trained for the
+prompt. Otherwise the text is relayed or the request fails; a Nack code gives the reason.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 from agentwire.errors import NackCode, RemoteProtocolError
 from agentwire.wire.messages import (
@@ -23,45 +20,8 @@ from agentwire.wire.messages import (
     TaskSpec,
 )
 
-Policy: TypeAlias = Literal["text", "error"]
 ANY_PROMPT: Final = "any"
 FREE_TEXT: Final = "free_text"
-
-
-class BridgeState(StrEnum):
-    """What the sender knows about the bridge of one wire."""
-
-    NONE = "none"  # no bridge is configured
-    OFFERED = "offered"  # the receiver has not answered yet
-    ACCEPTED = "accepted"
-    REFUSED = "refused"
-
-
-@dataclass(frozen=True, slots=True)
-class UseSoft:
-    """Send soft tokens."""
-
-
-@dataclass(frozen=True, slots=True)
-class UseText:
-    """Relay the text, because of ``reason``."""
-
-    reason: NackCode
-
-
-@dataclass(frozen=True, slots=True)
-class Refuse:
-    """Answer with a Nack."""
-
-    code: NackCode
-
-
-@dataclass(frozen=True, slots=True)
-class AwaitReceiver:
-    """Wait until the receiver answers the offer."""
-
-
-Decision: TypeAlias = UseSoft | UseText | Refuse | AwaitReceiver
 
 
 def knows_prompt(bridge: BridgeIdentity, task: TaskSpec) -> bool:
@@ -79,37 +39,6 @@ def covers_prompt(prompts: Collection[str], task: TaskSpec) -> bool:
     """
     universal = ANY_PROMPT if task.labels else FREE_TEXT
     return universal in prompts or task.prompt_hash in prompts
-
-
-def decide(
-    state: BridgeState,
-    *,
-    prompt_known: bool,
-    generates: bool,
-    policy: Policy,
-) -> Decision:
-    """The sender's decision for rows that ask for the soft channel, before they are encoded.
-
-    Args:
-        state: of the wire's bridge.
-        prompt_known: whether the bridge was trained for the task's prompt.
-        generates: whether the task asks for generated text.
-        policy: fallback of the rows.
-    """
-    if state is BridgeState.NONE:
-        return _fall_back(policy, NackCode.NO_BRIDGE)
-    if state is BridgeState.REFUSED:
-        return _fall_back(policy, NackCode.BRIDGE_MISMATCH)
-    if not prompt_known:
-        code = NackCode.UNSUPPORTED if generates else NackCode.PROMPT_MISMATCH
-        return _fall_back(policy, code)
-    if state is BridgeState.OFFERED:
-        return AwaitReceiver()
-    return UseSoft()
-
-
-def _fall_back(policy: Policy, code: NackCode) -> Decision:
-    return UseText(code) if policy == "text" else Refuse(code)
 
 
 class Agreements:
@@ -130,10 +59,7 @@ class Agreements:
         self._model = model
         self._outgoing = dict(outgoing)
         self._incoming = frozenset(incoming)
-        self._states = {
-            wire: BridgeState.OFFERED if bridge else BridgeState.NONE
-            for wire, bridge in outgoing.items()
-        }
+        self._answers: dict[str, bool] = {}  # outgoing wire -> whether the bridge was accepted
         self._accepted: dict[str, BridgeIdentity] = {}
 
     # -- as the sender ----------------------------------------------------------------------
@@ -144,24 +70,25 @@ class Agreements:
     def sends_on(self, wire: str) -> bool:
         return wire in self._outgoing
 
-    def state(self, wire: str) -> BridgeState:
-        return self._states[wire]
-
     def bridge(self, wire: str) -> BridgeIdentity | None:
         """The bridge that this agent sends through on ``wire``."""
         return self._outgoing[wire]
 
-    def decide(self, wire: str, task: TaskSpec, mode: str, fallback: str) -> Decision:
-        """The decision for rows on ``wire``; ``mode`` and ``fallback`` as in their Encode."""
+    def is_accepted(self, wire: str) -> bool:
+        """Whether the receiver has accepted the bridge of ``wire``."""
+        return self._answers.get(wire, False)
+
+    def obstacle(self, wire: str, task: TaskSpec, mode: str) -> NackCode | None:
+        """Why soft tokens cannot be sent on ``wire``; None if they can once it ``is_accepted``."""
         bridge = self._outgoing[wire]
+        if bridge is None:
+            return NackCode.NO_BRIDGE
+        if not self._answers.get(wire, True):
+            return NackCode.BRIDGE_MISMATCH
         # A kept payload is for a later request, whose prompt is checked then.
-        known = bridge is not None and (mode == Mode.KEEP or knows_prompt(bridge, task))
-        return decide(
-            self._states[wire],
-            prompt_known=known,
-            generates=not task.labels,
-            policy="error" if fallback == "error" else "text",
-        )
+        if mode == Mode.KEEP or knows_prompt(bridge, task):
+            return None
+        return NackCode.PROMPT_MISMATCH if task.labels else NackCode.UNSUPPORTED
 
     def handle_answer(self, answer: Accept | Nack) -> None:
         """Handles the receiver's answer to an offer; ignores answers to anything else."""
@@ -169,9 +96,9 @@ class Agreements:
         if bridge is None:
             return
         if isinstance(answer, Nack):
-            self._states[answer.wire] = BridgeState.REFUSED
+            self._answers[answer.wire] = False
         elif answer.bridge == bridge.fingerprint:
-            self._states[answer.wire] = BridgeState.ACCEPTED
+            self._answers[answer.wire] = True
 
     # -- as the receiver --------------------------------------------------------------------
 

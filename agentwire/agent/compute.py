@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from agentwire.agent.agreements import Agreements, Decision, Refuse, UseSoft, UseText, no_free_text
+from agentwire.agent.agreements import Agreements, no_free_text
 from agentwire.agent.batching import BatchGroup, Kind, WorkItem
 from agentwire.agent.replies import BatchResults, ComputedRows, FailedRows, ReplyType, RowReply
 from agentwire.errors import AgentwireError, NackCode, RemoteProtocolError
@@ -76,7 +76,7 @@ class Compute:
             bridge = self._agreements.bridge(group.wire)
             if group.channel == Channel.TEXT or group.mode == Mode.KEPT or bridge is None:
                 return None
-            if not isinstance(self._decide(group, task), UseSoft):
+            if self._agreements.obstacle(group.wire, task, group.mode) is not None:
                 return None
             return backend.begin_encode(_texts(items), bridge.fingerprint)
         except Exception as error:  # ``run`` tries again, row by row if necessary
@@ -103,19 +103,16 @@ class Compute:
 
     # -- as the sender ----------------------------------------------------------------------
 
-    def _decide(self, group: BatchGroup, task: TaskSpec) -> Decision:
-        return self._agreements.decide(group.wire, task, group.mode, group.fallback)
-
     def _encode(
         self, items: Items, task: TaskSpec, group: BatchGroup, job: Job[Any] | None
     ) -> BatchResults:
         bridge = self._agreements.bridge(group.wire)
-        decision = self._decide(group, task)
-        if bridge is None or not isinstance(decision, UseSoft):
+        code = self._agreements.obstacle(group.wire, task, group.mode)
+        if bridge is None or code is not None:
             reason = f"wire {group.wire}"
-            if bridge is not None and isinstance(decision, Refuse) and not task.labels:
+            if bridge is not None and code is NackCode.UNSUPPORTED:
                 reason = no_free_text(bridge)
-            return self._fall_back(decision, items, task, reason)
+            return self._fall_back(code or NackCode.NO_BRIDGE, items, task, reason)
         fingerprint = bridge.fingerprint
         if group.mode == Mode.KEPT:
             return self._forward_kept(items, task, fingerprint)
@@ -133,20 +130,18 @@ class Compute:
             if valid:
                 results.append(_encoded_rows(batch, valid, encoded, bridge))
             if invalid:
-                decision = _by_policy(group, NackCode.BAD_PAYLOAD)
-                reason = next(iter(invalid.values()))
-                results += self._fall_back(decision, [batch[i] for i in invalid], task, reason)
+                code, reason = NackCode.BAD_PAYLOAD, next(iter(invalid.values()))
+                results += self._fall_back(code, [batch[i] for i in invalid], task, reason)
         return results
 
     def _forward_kept(self, items: Items, task: TaskSpec, fingerprint: str) -> BatchResults:
         """Sends kept soft tokens; where there are none, falls back."""
-        decision = _by_policy(items[0].group, NackCode.NO_BRIDGE)
         results: BatchResults = []
         soft: list[tuple[WorkItem, RowReply]] = []
         for item in items:
             kept = item.kept
             if kept is None or kept.payload is None or kept.bridge != fingerprint:
-                results += self._fall_back(decision, [item], task, "none are kept")
+                results += self._fall_back(NackCode.NO_BRIDGE, [item], task, "none are kept")
                 continue
             m, d = kept.payload.shape
             soft.append((item, RowReply(kept.payload.tobytes(), (m, d), fingerprint)))
@@ -155,13 +150,11 @@ class Compute:
             results.append(ComputedRows(ReplyType.SOFT, rows, replies, {}))
         return results
 
-    def _fall_back(
-        self, decision: Decision, items: Items, task: TaskSpec, reason: str
-    ) -> BatchResults:
-        if isinstance(decision, UseText):
-            return self._relay(items, task, decision.reason)
-        code = decision.code if isinstance(decision, Refuse) else NackCode.NO_BRIDGE
-        return [FailedRows(items, code, f"no soft tokens: {reason}")]
+    def _fall_back(self, code: NackCode, items: Items, task: TaskSpec, reason: str) -> BatchResults:
+        """Relays the texts, or refuses the rows if their fallback is ``error``."""
+        if items[0].group.fallback == "error":
+            return [FailedRows(items, code, f"no soft tokens: {reason}")]
+        return self._relay(items, task, code)
 
     def _relay(self, items: Items, task: TaskSpec, reason: str) -> BatchResults:
         if items[0].group.mode == Mode.KEEP:
@@ -282,10 +275,6 @@ class Compute:
         self._full_batches += 1
         if self._full_batches >= GROW_AFTER:
             self._max_rows, self._full_batches = 2 * self._max_rows, 0
-
-
-def _by_policy(group: BatchGroup, code: NackCode) -> Decision:
-    return Refuse(code) if group.fallback == "error" else UseText(code)
 
 
 def _texts(items: Items) -> list[str]:

@@ -14,19 +14,12 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from agentwire.agent.launching.events import AgentEvent
+from agentwire.agent.launching.events import AgentEvent, PeerEvent
 from agentwire.agent.launching.limits import AgentLimits
 from agentwire.agent.launching.local import AgentProcess
 from agentwire.agent.launching.placement import BrokerControl, Launcher
-from agentwire.agent.launching.remote import LaunchedAgent, RemoteAgent
-from agentwire.bus.events import (
-    BrokerEvent,
-    PeerBusy,
-    PeerLeft,
-    PeerLost,
-    PeerProgress,
-    PeerReady,
-)
+from agentwire.agent.launching.remote import RemoteAgent
+from agentwire.bus.events import BrokerEvent
 from agentwire.spec.agent import AgentSpec
 
 
@@ -60,15 +53,11 @@ class Supervisor:
         logs.mkdir(parents=True, exist_ok=True)
         limits = limits or AgentLimits()
 
-        def agent(name: str, spec: AgentSpec) -> AgentProcess | RemoteAgent | LaunchedAgent:
-            if name not in remote:
-                log = logs / f"{name}.log"
-                return AgentProcess(spec, broker, run, token, log, on_event, limits)
-            if launcher is None:
-                return RemoteAgent(name, broker, on_event, limits)
-            return LaunchedAgent(
-                spec, broker, lambda: broker.remote_endpoint, launcher, on_event, limits
-            )
+        def agent(name: str, spec: AgentSpec) -> AgentProcess | RemoteAgent:
+            if name in remote:
+                return RemoteAgent(spec, broker, launcher, on_event, limits)
+            log = logs / f"{name}.log"
+            return AgentProcess(spec, broker, run, token, log, on_event, limits)
 
         self._agents = {name: agent(name, spec) for name, spec in specs.items()}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -80,7 +69,7 @@ class Supervisor:
 
     def handle(self, event: BrokerEvent) -> None:
         """Handles an event of the broker. Call it in the event loop's thread."""
-        if isinstance(event, PeerReady | PeerLost | PeerLeft | PeerBusy | PeerProgress):
+        if isinstance(event, PeerEvent):
             agent = self._agents.get(event.name)
             if agent is not None:
                 agent.handle(event)

@@ -17,7 +17,7 @@ from typing import Any, Final, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from agentwire.agent.agreements import Agreements, UseSoft
+from agentwire.agent.agreements import Agreements
 from agentwire.agent.worker import Worker
 from agentwire.model.backend import Backend, Encoded, Rehearsed, Scored
 from agentwire.spec.agent import AgentSpec
@@ -139,8 +139,9 @@ class Warmup:
             return False
         if not agreed.sends_on(message.wire):
             return False
-        decision = agreed.decide(message.wire, task, message.mode.value, message.fallback)
-        return isinstance(decision, UseSoft)
+        if not agreed.is_accepted(message.wire):
+            return False
+        return agreed.obstacle(message.wire, task, message.mode) is None
 
     def _replay(self, message: WorkMessage, now: float) -> None:
         if not self._frames:

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from agentwire.agent.agreements import Agreements, AwaitReceiver
+from agentwire.agent.agreements import Agreements
 from agentwire.agent.batching import Batcher, BatchGroup, Inbound, Kind, WorkItem, WorkKey
 from agentwire.agent.compute import Compute
 from agentwire.agent.kept import KeptKey, KeptPayloads
@@ -424,8 +424,10 @@ class Worker:
         task = self._validator.task(group.task)
         if group.channel != Channel.SOFT or task is None:
             return False
-        decision = self.agreements.decide(group.wire, task, group.mode, group.fallback)
-        return isinstance(decision, AwaitReceiver)
+        agreements = self.agreements
+        if agreements.is_accepted(group.wire):
+            return False
+        return agreements.obstacle(group.wire, task, group.mode) is None  # the offer is pending
 
     # -- outgoing ---------------------------------------------------------------------------
 

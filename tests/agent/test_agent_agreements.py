@@ -1,41 +1,50 @@
-from itertools import product
-
 import pytest
 
-from agentwire.agent.agreements import (
-    AwaitReceiver,
-    BridgeState,
-    Decision,
-    Policy,
-    Refuse,
-    UseSoft,
-    UseText,
-    decide,
-    knows_prompt,
-)
+from agentwire.agent.agreements import Agreements, knows_prompt
 from agentwire.errors import NackCode
-from agentwire.wire.messages import BridgeIdentity, TaskSpec
+from agentwire.wire.messages import Accept, BridgeIdentity, Mode, ModelIdentity, Nack, TaskSpec
+
+WIRE = "a->b"
+MODEL = ModelIdentity("m", "0" * 64, 16, 4, 1.0, "float32", "cpu")
+LABELS = TaskSpec(name="t", prompt="p", text_prompt="{text} p", labels=("a", "b"))
+FREE = TaskSpec(name="t", prompt="p", text_prompt="{text} p", max_new_tokens=8)
 
 
-def expected(state: BridgeState, prompt_known: bool, generates: bool, policy: Policy) -> Decision:
-    code: NackCode
-    if state is BridgeState.NONE:
-        code = NackCode.NO_BRIDGE
-    elif state is BridgeState.REFUSED:
+def sender(*, prompts: tuple[str, ...] = ("any",), answer: bool | None) -> Agreements:
+    bridge = BridgeIdentity("b", "0", "1", "2", 1, 8, 16, prompts, (0.5, 2.0))
+    made = Agreements(MODEL, {WIRE: bridge, "a->c": None}, ())
+    if answer is not None:
         code = NackCode.BRIDGE_MISMATCH
-    elif not prompt_known:
-        code = NackCode.UNSUPPORTED if generates else NackCode.PROMPT_MISMATCH
-    else:
-        return UseSoft() if state is BridgeState.ACCEPTED else AwaitReceiver()
-    return UseText(code) if policy == "text" else Refuse(code)
+        made.handle_answer(Accept(WIRE, "0") if answer else Nack(code, "no", WIRE))
+    return made
 
 
-@pytest.mark.parametrize("policy", ["text", "error"])
-@pytest.mark.parametrize("state", list(BridgeState))
-def test_the_decision_of_the_sender(state: BridgeState, policy: Policy) -> None:
-    for prompt_known, generates in product((True, False), repeat=2):
-        decision = decide(state, prompt_known=prompt_known, generates=generates, policy=policy)
-        assert decision == expected(state, prompt_known, generates, policy)
+@pytest.mark.parametrize("answer", [None, True, False])
+def test_a_bridge_is_used_once_the_receiver_accepts_it(answer: bool | None) -> None:
+    agreements = sender(answer=answer)
+    assert agreements.is_accepted(WIRE) is (answer is True)
+    expected = NackCode.BRIDGE_MISMATCH if answer is False else None
+    assert agreements.obstacle(WIRE, LABELS, Mode.FORWARD) is expected
+
+
+def test_a_wire_without_a_bridge_has_no_soft_tokens() -> None:
+    agreements = sender(answer=True)
+    assert not agreements.is_accepted("a->c")
+    assert agreements.obstacle("a->c", LABELS, Mode.FORWARD) is NackCode.NO_BRIDGE
+
+
+def test_a_bridge_is_used_for_the_prompts_that_it_was_trained_for() -> None:
+    agreements = sender(prompts=("other",), answer=True)
+    assert agreements.obstacle(WIRE, LABELS, Mode.FORWARD) is NackCode.PROMPT_MISMATCH
+    assert agreements.obstacle(WIRE, FREE, Mode.FORWARD) is NackCode.UNSUPPORTED
+    assert agreements.obstacle(WIRE, LABELS, Mode.KEEP) is None  # checked when it is used
+
+
+def test_an_answer_about_another_bridge_is_ignored() -> None:
+    agreements = sender(answer=None)
+    agreements.handle_answer(Accept(WIRE, "another"))
+    agreements.handle_answer(Accept("a->c", "0"))
+    assert not agreements.is_accepted(WIRE) and not agreements.is_accepted("a->c")
 
 
 def test_a_bridge_knows_its_prompts() -> None:

@@ -172,7 +172,7 @@ async def test_an_agent_joins_the_next_bus_at_the_same_address(elsewhere: Elsewh
 async def test_a_run_does_not_wait_for_ever(elsewhere: Elsewhere) -> None:
     limits = AgentLimits(load_s=0.5, restarts=LIMITS.restarts)
     runtime = fake_runtime(limits=limits, remote=elsewhere.remote("tcp://127.0.0.1:*"))
-    with pytest.raises(AgentwireError, match="not connected") as error:
+    with pytest.raises(AgentwireError, match="did not connect") as error:
         await runtime.start()
     assert "agentwire agent" in (error.value.hint or "")
 

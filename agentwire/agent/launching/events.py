@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from agentwire.bus.events import PeerBusy, PeerLeft, PeerLost, PeerProgress, PeerReady
 from agentwire.errors import AgentwireError, InputError
 from agentwire.wire.messages import ModelIdentity
 
@@ -18,8 +19,6 @@ class AgentStarted:
 
 @dataclass(frozen=True, slots=True)
 class AgentLoading:
-    """Progress of loading; ``fraction`` of ``stage`` in 0..1."""
-
     name: str
     epoch: int
     stage: str
@@ -63,4 +62,6 @@ class AgentDown:
     error: AgentwireError
 
 
+PeerEvent: TypeAlias = PeerReady | PeerLost | PeerLeft | PeerBusy | PeerProgress
+"""What the broker reports about one agent."""
 AgentEvent: TypeAlias = AgentStarted | AgentLoading | AgentReady | AgentDied | AgentDown

@@ -22,6 +22,7 @@ from agentwire.agent.launching.events import (
     AgentLoading,
     AgentReady,
     AgentStarted,
+    PeerEvent,
 )
 from agentwire.agent.launching.failure import ExitCode, decode_error
 from agentwire.agent.launching.limits import AgentLimits, RestartBudget
@@ -81,7 +82,7 @@ class AgentProcess:
         self.ready = asyncio.Event()
         self.error: AgentwireError | None = None
 
-    def handle(self, event: PeerReady | PeerLost | PeerLeft | PeerBusy | PeerProgress) -> None:
+    def handle(self, event: PeerEvent) -> None:
         current = self._current
         if current is None or current.epoch != event.epoch:
             return  # of an earlier incarnation

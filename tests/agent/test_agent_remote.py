@@ -1,4 +1,4 @@
-"""LaunchedAgent with a fake launcher: what it requests and which events it reports."""
+"""RemoteAgent with a fake launcher: what it requests and which events it reports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from agentwire.agent.launching.events import (
 )
 from agentwire.agent.launching.failure import encode_error
 from agentwire.agent.launching.limits import AgentLimits
-from agentwire.agent.launching.remote import LaunchedAgent
+from agentwire.agent.launching.remote import RemoteAgent
 from agentwire.bus.events import PeerBusy, PeerLeft, PeerLost, PeerReady
 from agentwire.errors import AgentwireError, ModelError
 from agentwire.spec.agent import AgentSpec
@@ -30,6 +30,8 @@ ENDPOINT = "tcp://127.0.0.1:5555"
 
 class Broker:
     """Records which agents were invited and which epochs were forgotten."""
+
+    remote_endpoint = ENDPOINT
 
     def __init__(self) -> None:
         self.invited: list[str] = []
@@ -77,10 +79,9 @@ class Rig:
     def __init__(self, cluster: Cluster | None = None, load_s: float = 20.0) -> None:
         self.broker, self.cluster = Broker(), cluster or Cluster()
         self.events: list[AgentEvent] = []
-        self.agent = LaunchedAgent(
+        self.agent = RemoteAgent(
             AgentSpec(name="a", backend="fake", model="m"),
             self.broker,
-            lambda: ENDPOINT,
             self.cluster,
             self.events.append,
             AgentLimits(load_s=load_s, progress_s=5),
