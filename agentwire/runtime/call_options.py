@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -198,19 +199,12 @@ def parse_request_ids(request_ids: Sequence[str] | None, count: int) -> list[byt
         raise ScenarioError(
             f"{len(request_ids)} request ids for {count} texts.", hint="Give one for each text."
         )
-    return [_request_id(digits) for digits in request_ids]
-
-
-def _request_id(digits: str) -> bytes:
-    try:
-        request_id = bytes.fromhex(digits)
-    except ValueError:
-        request_id = b""
-    if len(request_id) != 16:
-        raise ScenarioError(
-            f"The request id {digits!r} is not 32 hex digits.", hint="Use uuid.uuid4().hex."
-        )
-    return request_id
+    for digits in request_ids:
+        if not re.fullmatch("[0-9a-fA-F]{32}", digits):
+            raise ScenarioError(
+                f"The request id {digits!r} is not 32 hex digits.", hint="Use uuid.uuid4().hex."
+            )
+    return [bytes.fromhex(digits) for digits in request_ids]
 
 
 def row_contents(

@@ -14,7 +14,7 @@ import math
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 from agentwire.bus.endpoint import Endpoint
@@ -112,11 +112,9 @@ class Client:
 
     Args:
         connect: makes an endpoint from (on_message, on_lost), each time as a new incarnation.
-        wires: wire -> its agents, direct wires included.
-        journal: receives an event when requests are admitted and when they finish.
-        admission, fallback_wires, routes: as for ``Ledger``.
+        wires, admission, fallback_wires, routes: as for ``Ledger``.
+        journal, metrics: as for ``PendingRequests``.
         on_dead_letter: called with each dead letter, its task, the agent, and the cause of death.
-        metrics: counts outcomes and latencies.
     """
 
     def __init__(
@@ -140,7 +138,7 @@ class Client:
         self._endpoint = self._new_endpoint()
         self._lost_in_a_row = 0
         self._reconnect_timer: asyncio.TimerHandle | None = None
-        self._connecting = False  # the new connection has not brought a message yet
+        self._connected = True  # False from a loss until the next connection brings a message
         self._ledger = Ledger(wires, admission, fallback_wires, routes)
         self._credit = CreditGate()
         self._pending = PendingRequests(journal, metrics)
@@ -152,14 +150,10 @@ class Client:
 
     def start(self) -> None:
         """Connects; returns at once."""
-        self._stop_reading()
-        self._endpoint.start()
-        self._reader = LoopReader(self._loop, self._endpoint)
-
-    def _stop_reading(self) -> None:
         if self._reader is not None:
             self._reader.close()
-            self._reader = None
+        self._endpoint.start()
+        self._reader = LoopReader(self._loop, self._endpoint)
 
     @property
     def outstanding(self) -> int:
@@ -181,7 +175,8 @@ class Client:
     async def close(self, reason: str) -> None:
         """Ends every outstanding request with CLOSING, and disconnects."""
         self._fail_all(reason)
-        self._stop_reading()
+        if self._reader is not None:
+            self._reader.close()
         await asyncio.to_thread(self._endpoint.close, reason, 2.0)
 
     def fail(self, reason: str) -> None:
@@ -196,24 +191,19 @@ class Client:
         self._send_waiting()
 
     def agent_died(self, agent: str, reason: str, *, crashed: bool = True) -> None:
-        """The agent's incarnation is gone: what was in flight is sent again or dead-lettered.
-
-        Args:
-            crashed: False if it shut down in good order, so that no request is a suspect.
-        """
+        """The agent's incarnation is gone: what was in flight is sent again or dead-lettered."""
         requeued = self._ledger.died(agent, now=self._loop.time(), crashed=crashed)
         # The agent at the other end of the wire may still have copies in its queue.
         self._cancel(requeued.again)
         for request in requeued.dead_letters:
-            pending = self._pending.get(request.request_id)
-            if pending is not None:
+            if (pending := self._pending.get(request.request_id)) is not None:
                 self._on_dead_letter(request, pending.task, agent, reason)
             error = dead_letter_error(request.request_id, agent, reason)
             self._pending.fail([request], error)
         self._send_waiting()
 
     def agent_down(self, agent: str, reason: str) -> None:
-        """The agent is down for good: requests through it end, now and later."""
+        """The agent is down for good: its requests end, and new ones are refused."""
         self._pending.fail(self._ledger.down(agent, reason), down_error(agent, reason))
         self._send_waiting()
 
@@ -235,12 +225,11 @@ class Client:
     ) -> list[Outcome]:
         """One outcome a text, in order. The texts share messages as far as limits allow.
 
-        An id of an outstanding request waits for that request's outcome (and deadline); an id that
-        was answered recently returns the same reply. If the caller is cancelled, so are its
-        requests, unless another caller waits for them.
+        The id of an outstanding request waits for its outcome; the id of a recently answered one
+        returns the same reply. A cancelled caller's requests are cancelled, unless another caller
+        waits for them.
 
         Args:
-            mode: what the sender does with the soft tokens.
             via: for each text the only process, or the only route, that it may take ("" for any).
             on_piece: called with the pieces of the only text's answer: (offset in bytes, piece).
 
@@ -266,8 +255,9 @@ class Client:
         new: dict[bytes, Request] = {}
         for request_id, text, process in zip(ids, texts, via or [""] * len(texts), strict=True):
             old = self._ledger.get(request_id) or new.get(request_id)
-            if old is not None and not _is_same(
-                old, text, {wire, self._ledger.fallback_wire(wire)}, task_id
+            if old is not None and not (
+                (old.text, old.task) == (text, task_id)
+                and old.wire in (wire, self._ledger.fallback_wire(wire))
             ):
                 raise InputError(
                     f"Request id {request_id.hex()} is in use for another request.",
@@ -295,9 +285,10 @@ class Client:
             self._send_waiting()
         try:
             await self._pending.wait(waiting)
-        finally:
+        except BaseException:
             self._abandon([i for i, p in waiting.items() if not p.waiters and p.outcome is None])
-        if timer is not None and all(r.request_id not in self._ledger for r in new.values()):
+            raise
+        if timer is not None:
             timer.cancel()
         return [known[i] if i in known else waiting[i].result() for i in ids]
 
@@ -317,7 +308,7 @@ class Client:
         return self._loop.call_later(deadline_s, self._expire, requests)
 
     def _with_retry_time(self, error: RequestError) -> RequestError:
-        """Suggests to retry once a tenth of the outstanding requests have ended."""
+        """Suggests a retry for the time when a tenth of the outstanding requests have ended."""
         if error.code is NackCode.OVERLOADED:
             error.retry_after_s = self._pending.rate.seconds_for(self.outstanding // 10)
         return error
@@ -327,8 +318,9 @@ class Client:
         requests = [r for i in request_ids if (r := self._ledger.settle(i)) is not None]
         if requests:
             self._cancel(requests)
-            error = RequestError(NackCode.CANCELLED, "The caller cancelled the request.")
-            self._pending.fail(requests, error)
+            self._pending.fail(
+                requests, RequestError(NackCode.CANCELLED, "Cancelled by the caller.")
+            )
             self._send_waiting()
 
     def _define(self, task: TaskSpec) -> None:
@@ -348,8 +340,6 @@ class Client:
     def _expire(self, requests: Sequence[Request]) -> None:
         """Ends those of the requests that are still outstanding at their deadline."""
         late = [r for r in requests if self._ledger.settle(r.request_id) is not None]
-        if not late:
-            return
         self._cancel(late)
         for request in late:
             sent = request.attempts > 0 or not self._ledger.is_ready(request.wire)
@@ -362,7 +352,7 @@ class Client:
     def _send_waiting(self) -> None:
         """Sends what may be sent now, and schedules itself for the end of the next pause."""
         now = self._loop.time()
-        while not (self._closed or self._is_disconnected):
+        while self._connected and not self._closed:
             batch = self._ledger.next(now, self._credit.allows)
             if batch is None:
                 break
@@ -370,23 +360,16 @@ class Client:
             self._send(batch.to_message(now))
         if self._send_timer is not None:
             self._send_timer.cancel()
-            self._send_timer = None
-        pause_end = self._ledger.next_event(now)
-        if pause_end != math.inf:
-            self._send_timer = self._loop.call_at(pause_end, self._send_waiting)
+        end = self._ledger.next_event(now)  # of a pause
+        self._send_timer = None if end == math.inf else self._loop.call_at(end, self._send_waiting)
         self._check_idle()
-
-    @property
-    def _is_disconnected(self) -> bool:
-        """Whether there is no connection, or none on which the broker has answered."""
-        return self._reconnect_timer is not None or self._connecting
 
     def _check_idle(self) -> None:
         if self._draining and not len(self._ledger):
             self._idle.set()
 
     def _send(self, message: Message) -> None:
-        if self._is_disconnected:
+        if not self._connected:
             return  # tasks are defined again after connecting; requests wait for new credit
         try:
             self._endpoint.send(message)
@@ -402,8 +385,8 @@ class Client:
     def _on_message(self, connection: int, message: Message, arrival: float) -> None:
         if connection == self._connection and self._reconnect_timer is None:
             self._lost_in_a_row = 0
-            if self._connecting:
-                self._connecting = False
+            if not self._connected:
+                self._connected = True
                 for task in self._defined.values():
                     self._send(Define(task))
         elif isinstance(message, Credit):
@@ -493,6 +476,7 @@ class Client:
             self.fail(reason)
             return
         log.warning("lost the connection to the bus (%s); reconnecting", reason)
+        self._connected = False
         self._credit.clear()  # the broker granted it to the incarnation that is gone
         pause = RECONNECT_S * 2**self._lost_in_a_row
         self._lost_in_a_row += 1
@@ -503,7 +487,6 @@ class Client:
         if self._closed:
             return
         self._endpoint = self._new_endpoint()
-        self._connecting = True
         self.start()
         in_flight = [r for r in self._ledger.outstanding() if r.in_flight]
         self._ledger.retry(in_flight, now=self._loop.time())
@@ -523,10 +506,6 @@ class Client:
         for timer in (self._send_timer, self._reconnect_timer):
             if timer is not None:
                 timer.cancel()
-
-
-def _is_same(old: Request, text: str, wires: Collection[str | None], task_id: str) -> bool:
-    return old.text == text and old.wire in wires and old.task == task_id
 
 
 def _after(code: NackCode, request: Request) -> AfterNack:

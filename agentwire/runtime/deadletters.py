@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -58,11 +58,7 @@ _LETTER = TypeAdapter(DeadLetter)
 
 
 class DeadLetters:
-    """The dead letters of one run.
-
-    Args:
-        folder: of the run.
-    """
+    """The dead letters in the folder of one run."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE_NAME
@@ -110,9 +106,8 @@ class DeadLetters:
                 if event == "dead":
                     letters[values["request_id"]] = _LETTER.validate_python(values)
                 elif event == "retried" and values["request_id"] in letters:
-                    known = _LETTER.dump_python(letters[values["request_id"]])
-                    known["outcome"] = str(values["outcome"])
-                    letters[values["request_id"]] = _LETTER.validate_python(known)
+                    letter = letters[values["request_id"]]
+                    letters[letter.request_id] = replace(letter, outcome=str(values["outcome"]))
             except (ValueError, KeyError, TypeError, AttributeError, ValidationError):
                 raise InputError(
                     f"{self.path}:{number} is not a dead letter.",

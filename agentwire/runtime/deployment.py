@@ -64,16 +64,12 @@ class Deployment:
         *,
         task: TaskSpec | None = None,
         batch_size: int = 16,
-        in_flight: int = 2,
-        deadline_s: float = 300.0,
         replicas: Mapping[str, int] | None = None,
     ) -> Deployment:
         """A deployment built in Python; fills ``incoming`` and ``fallback`` of the specs.
 
         An agent's ``bridges`` name the bridge folder of each wire; other wires have no bridge.
-
-        Args:
-            replicas: agent -> number of its processes, if not one.
+        ``replicas`` gives the number of an agent's processes, if it is not one.
         """
         by_name = {wire.name: wire for wire in wires}
         filled: dict[str, AgentSpec] = {}
@@ -83,7 +79,7 @@ class Deployment:
             filled[name] = spec.model_copy(update={"incoming": incoming, "fallback": fallback})
         bridges = {b.wire: b.folder for spec in filled.values() for b in spec.bridges}
         devices = {name: (agents[name].device,) * n for name, n in (replicas or {}).items()}
-        return cls(filled, by_name, task, batch_size, in_flight, deadline_s, bridges, devices)
+        return cls(filled, by_name, task, batch_size, bridges=bridges, devices=devices)
 
     def processes_of(self, agent: str) -> tuple[str, ...]:
         """Names of an agent's processes."""
@@ -153,7 +149,7 @@ class Deployment:
     def agents_by_wire(self) -> dict[str, tuple[str, ...]]:
         """Wire name -> its agents, direct wires included."""
         between = {name: (wire.sender, wire.receiver) for name, wire in self.wires.items()}
-        return {**between, **{direct_wire(name): (name,) for name in self.agents}}
+        return between | {direct_wire(name): (name,) for name in self.agents}
 
     @property
     def routes(self) -> dict[str, Routes]:

@@ -40,15 +40,10 @@ MAX_CANCELS: Final = 256  # request ids in one Cancel
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Limits on outstanding requests; requests beyond them are refused as overloaded.
-
-    Attributes:
-        rows: number of requests.
-        bytes: UTF-8 bytes of all their texts.
-    """
+    """Limits on outstanding requests; requests beyond them are refused as overloaded."""
 
     rows: int = 16_384
-    bytes: int = 256 * 1024 * 1024
+    bytes: int = 256 * 1024 * 1024  # UTF-8 bytes of all their texts
 
 
 @dataclass(eq=False, slots=True)
@@ -66,6 +61,7 @@ class Request:
         not_before: earliest time of the next attempt.
         mode: what the sender does with the soft tokens.
         trace_id: 16 bytes that appear in the logs of every process; shared by one call's requests.
+        size: bytes of the text.
     """
 
     request_id: bytes
@@ -85,11 +81,10 @@ class Request:
     trace_id: bytes = bytes(16)
     via: str = ""
     route: str = ""
+    size: int = field(init=False)
 
-    @property
-    def size(self) -> int:
-        """Bytes of the text."""
-        return len(self.text.encode())
+    def __post_init__(self) -> None:
+        self.size = len(self.text.encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +95,9 @@ class Batch:
     requests: tuple[Request, ...]
     solo: bool
 
-    @property
-    def first(self) -> Request:
-        return self.requests[0]
-
     def to_message(self, now: float) -> Encode | Text:
         """The message, with the time that each row has left at ``now``."""
-        first = self.first
+        first = self.requests[0]
         rows = tuple(
             Row(
                 r.request_id,
@@ -136,23 +127,17 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Requeued:
-    """The effect of an agent's death on the requests that were in flight through it.
+    """The requests that were in flight through an agent when it died."""
 
-    Attributes:
-        dead_letters: requests that have ended.
-        again: requests that will be sent again; their earlier copies must be cancelled.
-    """
-
-    dead_letters: tuple[Request, ...]
-    again: tuple[Request, ...]
+    dead_letters: tuple[Request, ...]  # have ended
+    again: tuple[Request, ...]  # will be sent again; their earlier copies must be cancelled
 
 
 class Ledger:
-    """Outstanding requests and the agents that they go through.
+    """Outstanding requests and the agents that they go through. Times are monotonic seconds.
 
     Args:
         wires: wire -> its agents, direct wires included.
-        admission: limits on outstanding requests.
         fallback_wires: wire -> the direct wire that its texts take once one of its agents is down.
         routes: wire -> its routes, for wires with several.
     """
@@ -189,9 +174,6 @@ class Ledger:
 
     def __len__(self) -> int:
         return len(self._requests)
-
-    def __contains__(self, request_id: bytes) -> bool:
-        return request_id in self._requests
 
     @property
     def routes(self) -> Collection[str]:
@@ -280,11 +262,8 @@ class Ledger:
     def retry(
         self, requests: Iterable[Request], *, now: float, after: float = 0.0, as_text: str = ""
     ) -> None:
-        """Queues refused requests again.
-
-        Args:
-            after: seconds to wait first.
-            as_text: the reason for switching to the text channel; "" keeps the channel.
+        """Queues refused requests again, to be sent after ``after`` seconds. ``as_text`` is the
+        reason for switching to the text channel; "" keeps the channel.
         """
         again: list[Request] = []
         for request in requests:
@@ -313,11 +292,8 @@ class Ledger:
         self._ready.add(agent)
 
     def died(self, agent: str, *, now: float = -math.inf, crashed: bool = True) -> Requeued:
-        """The agent's incarnation is gone; another may follow.
-
-        Args:
-            now: monotonic seconds.
-            crashed: False if it shut down in good order, so that no request is a suspect.
+        """The agent's incarnation is gone; another may follow. If it shut down in good order (not
+        ``crashed``), no request becomes a suspect.
         """
         self._ready.discard(agent)
         in_flight = tuple(self._in_flight.get(agent, {}).values())
@@ -339,10 +315,8 @@ class Ledger:
         return Requeued(tuple(dead), tuple(again))
 
     def down(self, agent: str, reason: str) -> tuple[Request, ...]:
-        """The agent is down for good: its requests move to a fallback wire, or end.
-
-        Returns:
-            The requests that have ended.
+        """The agent is down for good: its requests move to a fallback wire, or end. Returns those
+        that have ended.
         """
         self._ready.discard(agent)
         self._down[agent] = reason
@@ -380,10 +354,7 @@ class Ledger:
 
     def next(self, now: float, may_send: Callable[[str], bool]) -> Batch | None:
         """The next batch to send, which counts as in flight from now on; None if there is none.
-
-        Args:
-            now: monotonic seconds.
-            may_send: whether a route has credit for one more message.
+        ``may_send`` tells whether a route has credit for one more message.
         """
         probes, reserved = self._probes()
         for request, route in probes:

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,9 @@ CLIENT = "client"
 STATUS_INTERVAL_S = 1.0
 
 
+@dataclass(eq=False)
 class Lifecycle:
-    """The running parts of one runtime. Can be started once.
-
-    Args: as for ``Runtime``.
+    """The running parts of one ``Runtime``, whose arguments it takes. Can be started once.
 
     Attributes:
         deployment: the agents and wires.
@@ -63,31 +62,21 @@ class Lifecycle:
         metrics: counters and latencies.
     """
 
-    def __init__(
-        self,
-        target: Resolved | Deployment,
-        *,
-        run_folder: Path | None,
-        journal: EventLog | None,
-        progress: Callable[[ProgressEvent], None] | None,
-        limits: AgentLimits | None,
-        timing: Timing | None,
-        admission: Admission | None,
-        remote: Remote | None,
-        record: bool,
-    ) -> None:
-        self._resolved = None if isinstance(target, Deployment) else target
+    target: Resolved | Deployment
+    run_folder: Path | None
+    journal: EventLog | None
+    progress: Callable[[ProgressEvent], None]
+    limits: AgentLimits | None
+    timing: Timing | None
+    admission: Admission | None
+    remote: Remote | None
+    record: bool
+
+    def __post_init__(self) -> None:
+        target = self.target
         self.deployment = target if isinstance(target, Deployment) else Deployment.of(target)
         self.agents: dict[str, AgentInfo] = {}
         self.metrics = RuntimeMetrics(self._state)
-        self._run_folder = run_folder
-        self._journal = journal
-        self._progress = progress or (lambda event: None)
-        self._limits = limits
-        self._timing = timing
-        self._admission = admission
-        self._remote = remote
-        self._record = record
         # All of these exist from ``start`` on.
         self._cluster: Cluster | None = None
         self._client: Client | None = None
@@ -99,10 +88,7 @@ class Lifecycle:
 
     @property
     def client(self) -> Client:
-        """
-        Raises:
-            AgentwireError: not started yet.
-        """
+        """Raises an AgentwireError before the start."""
         if self._client is None:
             raise AgentwireError(
                 "The runtime has not been started.", hint="Use `async with`, or call start()."
@@ -112,30 +98,25 @@ class Lifecycle:
     # -- start and stop ---------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Returns when every agent has loaded its model.
-
-        Raises:
-            InputError: an agent cannot start for a reason that the user can fix.
-            AgentwireError: an agent does not start, or ``start`` was called before.
-        """
+        """As ``Runtime.start``."""
         if self._broker is not None:
             raise AgentwireError("The runtime has been started before.", hint="Open a new runtime.")
-        if self._resolved is not None:
-            await self._fetch(self._resolved)
-            await self._place_agents(self._resolved)
+        if isinstance(self.target, Resolved):
+            await self._fetch(self.target)
+            await self._place_agents(self.target)
         try:
-            self._create_bus()
-            await self._start_agents()
+            supervisor = self._start()
+            await supervisor.ready()
         except BaseException:
             await self.aclose()
             raise
 
     async def _fetch(self, resolved: Resolved) -> None:
         """Downloads the models and data that are missing on this machine."""
-        loop, remote = asyncio.get_running_loop(), self._remote
+        loop, remote = asyncio.get_running_loop(), self.remote
 
         def report(name: str, stage: str, fraction: float) -> None:
-            loop.call_soon_threadsafe(self._progress, ProgressEvent(name, stage, fraction))
+            loop.call_soon_threadsafe(self.progress, ProgressEvent(name, stage, fraction))
 
         elsewhere = remote.agents if remote is not None and remote.launcher is None else ()
         fetched = await asyncio.to_thread(fetch, resolved, progress=report, elsewhere=elsewhere)
@@ -143,88 +124,77 @@ class Lifecycle:
 
     async def _place_agents(self, resolved: Resolved) -> None:
         """Lets the scenario's launcher place the agents, unless the caller has placed them."""
-        if self._remote is None:
+        if self.remote is None:
             launcher = LAUNCHERS.get(resolved.scenario.launcher)
             cluster: Cluster = await asyncio.to_thread(launcher, resolved.scenario.address)
-            self._cluster, self._remote = cluster, cluster.place(self.deployment.processes)
+            self._cluster, self.remote = cluster, cluster.place(self.deployment.processes)
 
-    def _create_bus(self) -> None:
-        deployment, remote, run_folder = self.deployment, self._remote, self._run_folder
+    def _start(self) -> Supervisor:
+        deployment, remote, run_folder = self.deployment, self.remote, self.run_folder
         self._loop = asyncio.get_running_loop()
         self._bus_folder = make_run_folder()
         folder = run_folder or self._bus_folder
         folder.mkdir(parents=True, exist_ok=True)
-        if run_folder is not None and self._journal is None:
-            self._journal = self._own_journal = Journal(run_folder / "journal.jsonl")
-        self._run, self._token = os.urandom(16), new_token()
-        self._epochs = itertools.count(1)
-        if self._record and run_folder is not None:
-            self._recorder = BusRecorder(folder / FILE_NAME, self._token)
-        self._broker = Broker(
-            run=self._run,
+        if run_folder is not None and self.journal is None:
+            self.journal = self._own_journal = Journal(run_folder / "journal.jsonl")
+        run, token, epochs = os.urandom(16), new_token(), itertools.count(1)
+        if self.record and run_folder is not None:
+            self._recorder = BusRecorder(folder / FILE_NAME, token)
+        broker = self._broker = Broker(
+            run=run,
             folder=self._bus_folder,
             wires=deployment.ends,
-            token=self._token,
+            token=token,
             agents=deployment.processes,
             on_event=self._on_broker_event,
-            timing=self._timing,
+            timing=self.timing,
             remote=remote.access if remote is not None else None,
             recorder=self._recorder,
         )
-        self._supervisor = Supervisor(
+        supervisor = self._supervisor = Supervisor(
             deployment.processes,
-            self._broker,
-            run=self._run,
-            token=self._token,
+            broker,
+            run=run,
+            token=token,
             logs=folder / "logs",
             on_event=self._on_agent_event,
-            limits=self._limits,
+            limits=self.limits,
             remote=remote.agents if remote is not None else (),
             launcher=remote.launcher if remote is not None else None,
         )
 
-    async def _start_agents(self) -> None:
-        assert self._broker is not None and self._supervisor is not None
-        self._broker.start()
+        def connect(
+            on_message: Callable[[Message, float], None], on_lost: Callable[[str], None]
+        ) -> Endpoint:
+            epoch = next(epochs)
+            return Endpoint(
+                BusAddress(endpoint=broker.endpoint, run=run.hex(), epoch=epoch, token=token),
+                Hello(CLIENT, Role.CLIENT),
+                on_message=on_message,
+                on_lost=on_lost,
+                transport=broker.in_process,
+            )
+
+        self._connect = connect
+        broker.start()
         self._client = Client(
-            self._connect,
-            self.deployment.agents_by_wire,
-            self._journal,
-            admission=self._admission,
-            fallback_wires=self.deployment.fallback_wires,
-            routes=self.deployment.routes,
+            connect,
+            deployment.agents_by_wire,
+            self.journal,
+            admission=self.admission,
+            fallback_wires=deployment.fallback_wires,
+            routes=deployment.routes,
             on_dead_letter=self._store_dead_letter,
             metrics=self.metrics,
         )
         self._client.start()
-        if self._run_folder is not None:
-            self._status_task = asyncio.create_task(self._keep_status(self._run_folder))
-        self._supervisor.start()
-        await self._supervisor.ready()
-
-    def _connect(
-        self, on_message: Callable[[Message, float], None], on_lost: Callable[[str], None]
-    ) -> Endpoint:
-        assert self._broker is not None
-        return Endpoint(
-            BusAddress(
-                endpoint=self._broker.endpoint,
-                run=self._run.hex(),
-                epoch=next(self._epochs),
-                token=self._token,
-            ),
-            Hello(CLIENT, Role.CLIENT),
-            on_message=on_message,
-            on_lost=on_lost,
-            transport=self._broker.in_process,
-        )
+        if run_folder is not None:
+            self._status_task = asyncio.create_task(self._keep_status(run_folder))
+        supervisor.start()
+        return supervisor
 
     async def aclose(self, drain_s: float = 0.0) -> None:
-        """Ends outstanding requests with CLOSING, then agents and bus. Safe to call twice.
-
-        Args:
-            drain_s: seconds that outstanding requests may still take; no new ones are admitted.
-        """
+        """As ``Runtime.aclose``."""
         if self._client is not None and drain_s > 0:
             await self._client.drain(drain_s)
         if self._status_task is not None:
@@ -247,8 +217,8 @@ class Lifecycle:
             try:
                 await asyncio.to_thread(broker.stop)
             finally:
-                if self._status_task is not None and self._run_folder is not None:
-                    self._write_status(self._run_folder, ended=True)
+                if self._status_task is not None and self.run_folder is not None:
+                    self._write_status(self.run_folder, ended=True)
                     self._status_task = None
                 if self._own_journal is not None:
                     self._own_journal.close()
@@ -315,16 +285,16 @@ class Lifecycle:
         match event:
             case AgentStarted(name, epoch, pid):
                 self._log("agent_started", agent=name, epoch=epoch, pid=pid)
-                self._progress(ProgressEvent(name, "start", 0.0))
+                self.progress(ProgressEvent(name, "start", 0.0))
             case AgentLoading(name, _, stage, fraction):
-                self._progress(ProgressEvent(name, stage, fraction))
+                self.progress(ProgressEvent(name, stage, fraction))
             case AgentReady(name, epoch, pid, model):
                 self._log("agent_ready", agent=name, epoch=epoch, pid=pid)
                 restarts = self.metrics.restarts[name]
                 self.agents[name] = AgentInfo(
                     pid, model.name, model.device, model.fingerprint, epoch, restarts, model.width
                 )
-                self._progress(ProgressEvent(name, "ready", 1.0))
+                self.progress(ProgressEvent(name, "ready", 1.0))
                 if client is not None:
                     client.agent_ready(name)
             case AgentDied(name, epoch, pid, reason, crashed, restart_in):
@@ -333,17 +303,17 @@ class Lifecycle:
                 if client is not None:
                     client.agent_died(name, reason, crashed=crashed)
                 if restart_in is not None:
-                    self._progress(ProgressEvent(name, "lost", 0.0, reason))
+                    self.progress(ProgressEvent(name, "lost", 0.0, reason))
             case AgentDown(name, reason, _):
                 self._log("agent_down", agent=name, reason=reason)
                 if client is not None:
                     client.agent_down(name, reason)
-                self._progress(ProgressEvent(name, "down", 0.0, reason))
+                self.progress(ProgressEvent(name, "down", 0.0, reason))
 
     def _store_dead_letter(self, request: Request, task: TaskSpec, agent: str, reason: str) -> None:
-        if self._run_folder is not None:
-            DeadLetters(self._run_folder).add(request, task, agent, reason)
+        if self.run_folder is not None:
+            DeadLetters(self.run_folder).add(request, task, agent, reason)
 
     def _log(self, event: str, **fields: object) -> None:
-        if self._journal is not None:
-            self._journal.write(event, **fields)
+        if self.journal is not None:
+            self.journal.write(event, **fields)

@@ -18,6 +18,7 @@ from agentwire.wire.messages import TaskSpec
 
 Outcome: TypeAlias = Reply | RequestError
 MAX_REPLIES: Final = 4096
+RATE_WINDOW_S: Final = 5.0
 
 
 class EventLog(Protocol):
@@ -56,21 +57,14 @@ class Pending:
 
 
 class CompletionRate:
-    """The rate at which requests ended recently.
+    """The rate at which requests ended in the last seconds."""
 
-    Args:
-        clock: monotonic seconds.
-        window_s: how far back completions count.
-    """
-
-    def __init__(self, clock: Callable[[], float], window_s: float = 5.0) -> None:
-        self._clock = clock
-        self._window = window_s
+    def __init__(self) -> None:
         self._completions: deque[tuple[float, int]] = deque()
         self._count = 0
 
     def record(self, requests: int) -> None:
-        self._completions.append((self._clock(), requests))
+        self._completions.append((time.monotonic(), requests))
         self._count += requests
         self._drop_old()
 
@@ -79,26 +73,24 @@ class CompletionRate:
         self._drop_old()
         if not self._count:
             return RETRY_AFTER_S
-        elapsed = max(0.1, self._clock() - self._completions[0][0])
+        elapsed = max(0.1, time.monotonic() - self._completions[0][0])
         return min(30.0, max(0.05, requests * elapsed / self._count))
 
     def _drop_old(self) -> None:
-        while self._completions and self._completions[0][0] < self._clock() - self._window:
+        while self._completions and self._completions[0][0] < time.monotonic() - RATE_WINDOW_S:
             self._count -= self._completions.popleft()[1]
 
 
 class PendingRequests:
     """Outstanding requests, and the replies of those that ended recently.
 
-    Args:
-        journal: receives an event when requests are admitted and when they finish.
-        metrics: counts outcomes and latencies.
+    ``journal`` receives an event when requests are admitted and when they finish.
     """
 
     def __init__(self, journal: EventLog | None, metrics: RuntimeMetrics | None = None) -> None:
         self._journal = journal
         self._metrics = metrics or RuntimeMetrics()
-        self.rate = CompletionRate(time.monotonic)
+        self.rate = CompletionRate()
         self._pending: dict[bytes, Pending] = {}
         self._replies: OrderedDict[bytes, Reply] = OrderedDict()
 

@@ -24,13 +24,11 @@ class Reply:
         text: the generated answer; None for a classification.
         channel: how the message reached the receiver.
         reason: why it went as text although soft tokens were asked for (a ``NackCode``); else "".
-        stages: milliseconds of tokenize, encode, bridge, generate, queue and decode, as far as they
-            happened, and of wire, which is all the rest. They add up to ``latency_ms``.
+        stages: milliseconds of tokenize, encode, bridge, generate, queue, decode, and wire (all the
+            rest). They add up to ``latency_ms``.
         latency_ms: from admission to answer.
-        payload_bytes: bytes of this row's payload on the bus: M * d * 2 for soft tokens, UTF-8
-            for text (mean over the rows of its message).
-        prompt_tokens: tokens read by the agent that answered, soft tokens included; 0 if its
-            engine does not count them.
+        payload_bytes: M * d * 2 for soft tokens; UTF-8 bytes, mean of the message, for text.
+        prompt_tokens: tokens read by the receiver, soft ones included; 0 if it does not count them.
         completion_tokens: tokens it generated; 1 for a label.
         route: the wire that the message took, with the replica that served it (``a->b.2``).
     """
@@ -82,8 +80,7 @@ class AgentInfo:
     """The current incarnation of one agent.
 
     Attributes:
-        epoch: number of the incarnation, higher than every earlier one. It counts from 1 only if
-            this process starts the agent.
+        epoch: of the incarnation, higher than every earlier one; from 1 if started by this process.
         restarts: how often the agent was started again.
         width: d, the width of the model's embedding space.
     """

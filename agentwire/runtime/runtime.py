@@ -15,10 +15,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import Any, Self, Unpack
+
+from prometheus_client import CollectorRegistry
 
 from agentwire.agent.launching.limits import AgentLimits
 from agentwire.agent.launching.placement import Remote
@@ -51,9 +52,6 @@ from agentwire.scenario.resolve import Resolved, resolve
 from agentwire.spec.scenario import Scenario
 from agentwire.wire.messages import Channel, Mode, direct_wire
 from agentwire.wire.session import Timing
-
-if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
 
 
 def open(
@@ -110,16 +108,9 @@ class Runtime:
         remote: Remote | None = None,
         record: bool = False,
     ) -> None:
+        progress = progress or (lambda event: None)
         self._lifecycle = Lifecycle(
-            target,
-            run_folder=run_folder,
-            journal=journal,
-            progress=progress,
-            limits=limits,
-            timing=timing,
-            admission=admission,
-            remote=remote,
-            record=record,
+            target, run_folder, journal, progress, limits, timing, admission, remote, record
         )
 
     # -- lifecycle --------------------------------------------------------------------------
@@ -128,12 +119,7 @@ class Runtime:
         await self.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.aclose()
 
     async def start(self) -> None:
@@ -148,9 +134,7 @@ class Runtime:
     async def aclose(self, *, drain_s: float = 0.0) -> None:
         """Ends outstanding requests with CLOSING, then agents and bus. Safe to call twice.
 
-        Args:
-            drain_s: seconds that outstanding requests may still take. Meanwhile new ones are
-                refused (``BusClosed``).
+        For ``drain_s`` seconds, outstanding requests may still end; new ones raise BusClosed.
         """
         await self._lifecycle.aclose(drain_s)
 
@@ -204,18 +188,16 @@ class Runtime:
             text: a text, or a payload that the sender keeps (``keep``).
             prompt: the question to the receiver; default: the scenario's task.
             labels: the words that the answer is chosen from.
-            generate: the length limit of a free-text answer, or all its options. A bridge that was
-                trained for label words does not support free text: depending on ``fallback``, the
-                message goes as text (reason ``unsupported``) or is refused.
+            generate: the length limit of a free-text answer, or all its options. Bridges trained
+                for label words do not support free text: the message goes as text, with the reason
+                ``unsupported``, or is refused (``fallback``).
             bridge: the expected name of the wire's bridge; another bridge is an error.
             deadline: in seconds; default: the scenario's ``deadline_s``.
-            fallback: if soft tokens are not possible: relay the ``text``, or end in an ``error``;
-                default: the wire's.
-            request_id: 32 hex digits. A repeated call with the same id and text computes nothing:
-                it waits for the first call, or gets its reply.
+            fallback: ``text`` or ``error`` if soft tokens are not possible; default: the wire's.
+            request_id: 32 hex digits. A repeated call with the same id and text is not computed
+                again: it gets the outcome of the first one.
             channel: default ``soft``.
-            relay: ``verbatim`` sends the text itself over the text channel, not the sender's
-                summary.
+            relay: ``verbatim`` relays the text itself over the text channel, not a summary.
             form: how the receiver reads a text: ``text`` (default), ``plain`` (without chat
                 template) or ``chat`` (a JSON array of role and content).
 
@@ -224,22 +206,19 @@ class Runtime:
             ScenarioError: no such agent or wire, or there is no prompt and no task.
             BusClosed: the runtime is closed.
         """
-        outcomes = await self.send_batch(
-            sender,
-            receiver,
-            [text],
-            request_ids=None if request_id is None else [request_id],
-            prompt=prompt,
-            labels=labels,
-            generate=generate,
-            bridge=bridge,
-            deadline=deadline,
-            fallback=fallback,
-            channel=channel,
-            relay=relay,
-            form=form,
-        )
-        return replies_of(outcomes)[0]
+        options: WireOptions = {
+            "prompt": prompt,
+            "labels": labels,
+            "generate": generate,
+            "bridge": bridge,
+            "deadline": deadline,
+            "fallback": fallback,
+            "channel": channel,
+            "relay": relay,
+            "form": form,
+        }
+        ids = None if request_id is None else [request_id]
+        return replies_of(await self._send(sender, receiver, [text], options, request_ids=ids))[0]
 
     async def send_batch(
         self,
@@ -252,11 +231,10 @@ class Runtime:
     ) -> list[Outcome]:
         """As ``send`` for texts that share messages: one outcome each, in order.
 
-        The outcome of a row without an answer is a RequestError.
+        The outcome of a text without an answer is a RequestError.
 
         Args:
             request_ids: one for each text.
-            options: as for ``send``.
 
         Raises:
             RequestError: nothing was admitted: an agent is down, or too much is outstanding.
@@ -304,23 +282,21 @@ class Runtime:
     ) -> AsyncIterator[list[Reply]]:
         """As ``send`` for many texts: yields batches of replies, in order.
 
-        Leaving the loop early cancels the outstanding requests (close the iterator, as
-        ``contextlib.aclosing`` does).
+        Closing the iterator early (``contextlib.aclosing``) cancels the outstanding requests.
 
         Args:
             batch_size: texts of one message; default: the scenario's.
             in_flight: messages that may be outstanding; default: the scenario's.
-            options: as for ``send``.
 
         Raises:
             RequestError: of the first text without an answer. ``send_batch`` returns all errors.
             ScenarioError, BusClosed: as for ``send``.
         """
-        deployment = self._lifecycle.deployment
-        most = in_flight or deployment.in_flight
+        rest, size = iter(texts), batch_size or self._lifecycle.deployment.batch_size
+        most = in_flight or self._lifecycle.deployment.in_flight
         tasks: deque[asyncio.Task[list[Outcome]]] = deque()
         try:
-            for batch in _batches(texts, batch_size or deployment.batch_size):
+            while batch := list(itertools.islice(rest, size)):
                 call = self.send_batch(sender, receiver, batch, **options)
                 tasks.append(asyncio.create_task(call))
                 while len(tasks) >= most:
@@ -379,13 +355,9 @@ class Runtime:
     ) -> AsyncIterator[str | Reply]:
         """As ``send`` for a free-text answer: yields its pieces as they come, then the reply.
 
-        Leaving the loop early cancels the request (close the iterator, as ``contextlib.aclosing``
-        does). A label is not streamed: only the reply is yielded.
-
-        Raises:
-            RequestError: as for ``send``; or the answer was generated again after an agent died,
-                and differs from the text already streamed.
-            ScenarioError, BusClosed: as for ``send``.
+        Closing the iterator early (``contextlib.aclosing``) cancels the request. Labels are not
+        streamed. Errors as for ``send``; also a RequestError if an agent died and its second answer
+        differs from the text already streamed.
         """
         return stream_answer(
             lambda on_piece: self._send(sender, receiver, [text], options, on_piece=on_piece)
@@ -404,7 +376,7 @@ class Runtime:
             options: as for ``send``; the deadline is for all receivers together.
 
         Returns:
-            Receiver -> its reply, or its RequestError.
+            Receiver -> its outcome.
 
         Raises:
             ScenarioError: as for ``send``; or the wires' bridges differ.
@@ -429,7 +401,7 @@ class Runtime:
 
         Raises:
             RequestError, BusClosed: as for ``send``.
-            ScenarioError: no wire joins these senders and the receiver, or bridges are missing.
+            ScenarioError: there is no such joint wire, or its bridges are missing.
         """
         senders = self._lifecycle.deployment.joint_order(list(texts), receiver)
         rows = [[texts[sender] for sender in senders]]
@@ -515,8 +487,7 @@ class Runtime:
         """Sends a dead letter again under its id, so that an existing answer is not recomputed.
 
         Raises:
-            ScenarioError: this scenario has no such wire.
-            BusClosed: the runtime is closed.
+            ScenarioError, BusClosed: as for ``send``.
         """
         deployment = self._lifecycle.deployment
         wires = deployment.agents_by_wire
@@ -539,9 +510,3 @@ class Runtime:
         except RequestError as error:
             return error
         return outcome
-
-
-def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    rest = iter(texts)
-    while batch := list(itertools.islice(rest, size)):
-        yield batch

@@ -20,17 +20,13 @@ OnPiece: TypeAlias = Callable[[int, str], None]
 
 
 class AnswerStream:
-    """The part of an answer that was yielded so far."""
+    """The part of an answer that was yielded; raises a RequestError if the rest contradicts it."""
 
     def __init__(self) -> None:
         self._data = b""
 
     def add(self, offset: int, piece: str) -> str:
-        """The new part of a piece that starts ``offset`` bytes into the answer; may be empty.
-
-        Raises:
-            RequestError: the piece contradicts the text so far.
-        """
+        """The new part of a piece that starts ``offset`` bytes into the answer; may be empty."""
         data = piece.encode()
         known = len(self._data) - offset
         if known < 0:
@@ -42,11 +38,7 @@ class AnswerStream:
         return new.decode(errors="replace")
 
     def finish(self, answer: str) -> str:
-        """The rest of the answer.
-
-        Raises:
-            RequestError: the answer contradicts the text so far.
-        """
+        """The rest of the answer."""
         if len(answer.encode()) < len(self._data):
             raise _diverged()
         return self.add(0, answer)

@@ -59,12 +59,7 @@ async def fan_out(
     text: str,
     options: WireOptions,
 ) -> dict[str, Outcome]:
-    """As ``Runtime.fan_out``.
-
-    Raises:
-        ScenarioError: no receiver, no such wire, or the wires' bridges differ.
-        BusClosed: the runtime is closed.
-    """
+    """As ``Runtime.fan_out``."""
     by_receiver = _options_by_receiver(receivers, options)
     _check_same_bridge(deployment, sender, list(by_receiver))
     loop = asyncio.get_running_loop()
@@ -125,28 +120,15 @@ def _options_by_receiver(receivers: Receivers, options: WireOptions) -> dict[str
 
 @dataclass(frozen=True, slots=True)
 class FanIn:
-    """Asks a receiver about rows of several texts, or kept payloads, one for each sender.
-
-    Args:
-        client: submits the requests.
-        deployment: of the runtime.
-        wires: one from each sender, in the order in which the receiver reads them.
-        task: the question.
-    """
+    """Asks a receiver about rows of several texts, or kept payloads, one for each sender."""
 
     client: Client
     deployment: Deployment
-    wires: Sequence[WireSpec]
+    wires: Sequence[WireSpec]  # from each sender, in the order in which the receiver reads them
     task: TaskSpec
 
     async def batch(self, rows: Sequence[Row], deadline: float | None) -> list[Outcome]:
-        """One outcome a row, in order.
-
-        Raises:
-            ScenarioError: a row does not have one text for each sender, or a sender has texts in
-                some rows and kept payloads in others.
-            BusClosed: the runtime is closed.
-        """
+        """One outcome a row, in order."""
         for row in rows:
             if len(row) != len(self.wires):
                 raise ScenarioError(

@@ -180,7 +180,7 @@ def test_refused_rows_go_again_as_text_together_and_first() -> None:
     book.retry([one, three], now=0.0, as_text="bad_payload")
     first, second = batches(book)
     assert numbers(first) == [1, 3] and numbers(second) == [4]
-    assert (first.first.channel, first.first.reason) == (Channel.TEXT, "bad_payload")
+    assert (first.requests[0].channel, first.requests[0].reason) == (Channel.TEXT, "bad_payload")
     assert two.channel is Channel.SOFT
 
 
@@ -204,7 +204,7 @@ def test_a_refused_suspect_stays_a_suspect() -> None:
     assert drain(book) == [[1]]
     book.retry([one], now=0.0, as_text="bad_payload")
     (probe,) = batches(book)
-    assert numbers(probe) == [1] and probe.solo and probe.first.channel is Channel.TEXT
+    assert numbers(probe) == [1] and probe.solo and probe.requests[0].channel is Channel.TEXT
 
 
 def test_retry_of_an_ended_request_does_nothing() -> None:

@@ -153,7 +153,7 @@ def test_while_suspects_are_tried_on_one_replica_the_other_works_on() -> None:
     assert probe.route == "a->b.2" and probe.solo
     book.ready("b.1")
     assert sent(book) == [("a->b.1", [3])]
-    book.settle(probe.first.request_id)
+    book.settle(probe.requests[0].request_id)
     (second,) = batches(book)
     assert second.route == "a->b.2" and second.solo  # suspects stay on the one that they have
 
