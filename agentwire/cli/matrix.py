@@ -30,7 +30,7 @@ from agentwire.evaluation.matrix.run import (
     write_settings,
 )
 from agentwire.evaluation.matrix.summary import substitutions
-from agentwire.evaluation.methods import METHODS, MethodSpec
+from agentwire.evaluation.methods import MethodSpec, get_method
 from agentwire.evaluation.plan import new_folder, pick_methods
 from agentwire.evaluation.report import banner
 from agentwire.scenario.choose import require_training_rows
@@ -90,7 +90,7 @@ def train_cells(source: Path, scenario: Scenario, options: Options, command: str
         DataError: there are no rows to train one on; nothing was trained yet.
     """
 
-    bridge: tuple[MethodSpec, ...] = (METHODS["bridge"],)
+    bridge = (get_method("bridge"),)
     machine = _machine(source, options)
     plans = _resolved(scenario, bridge, machine)
     check_bridges(plans, train=True, skip=False, source=source)
@@ -138,7 +138,7 @@ def _plans(
     names = options.methods
     if names is None and options.resume is not None:
         names = [str(name) for name in read_settings(options.resume).get("methods", [])]
-    methods = pick_methods(names or scenario.methods or list(METHODS))
+    methods = pick_methods(names or scenario.methods)
     machine = _machine(source, options)
     plans = _resolved(scenario, methods, machine)
     skip = scenario.matrix is not None and scenario.matrix.missing == "skip"

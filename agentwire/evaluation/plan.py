@@ -12,7 +12,7 @@ from typing import Any
 from agentwire.agent.launching.placement import Remote
 from agentwire.config import Config
 from agentwire.errors import InputError, ScenarioError
-from agentwire.evaluation.methods import METHODS, MethodSpec, check_methods
+from agentwire.evaluation.methods import MethodSpec, check_methods, get_method
 from agentwire.evaluation.predictions import choose_rows
 from agentwire.scenario.resolve import Resolved
 from agentwire.task.datasets import Dataset, load_rows
@@ -85,12 +85,7 @@ def pick_methods(names: Sequence[str]) -> tuple[MethodSpec, ...]:
     Raises:
         ScenarioError: no such method.
     """
-    for name in names:
-        if name not in METHODS:
-            raise ScenarioError(
-                f"there is no method {name!r}.", hint=f"Methods: {', '.join(METHODS)}."
-            )
-    return tuple(METHODS[name] for name in dict.fromkeys(names))
+    return tuple(get_method(name) for name in dict.fromkeys(names))
 
 
 def plan_run(
@@ -121,7 +116,8 @@ def plan_run(
         DataError, DownloadError: the rows cannot be had.
     """
     scenario, data = resolved.scenario, resolved.data
-    check_methods(resolved.wire.spec, methods)
+    chosen = pick_methods(methods)
+    check_methods(resolved.wire.spec, chosen)
     if data is None:
         hint = "Add a task, or open it from Python: agentwire.open(...)."
         if "bench" in scenario.model_fields_set:
@@ -135,7 +131,7 @@ def plan_run(
     rows = tuple(choose_rows(len(dataset), limit, scenario.seed))
     plan = RunPlan(
         resolved=resolved,
-        methods=pick_methods(methods),
+        methods=chosen,
         dataset=dataset,
         rows=rows,
         row_sha256=rows_sha256(dataset.rows[i] for i in rows),

@@ -15,7 +15,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from agentwire.evaluation.methods import METHODS
+from agentwire.evaluation.methods import title_of
 from agentwire.evaluation.result import MethodRecord, RunResult, SubstitutionRecord
 from agentwire.scenario.choose import Substitution
 
@@ -138,8 +138,7 @@ def _methods_table(result: RunResult, *, wide: bool) -> RenderableType:
 
 
 def _title(name: str) -> Text:
-    title = METHODS[name].title if name in METHODS else name
-    return Text(title, style="bold cyan" if name == "bridge" else "bold")
+    return Text(title_of(name), style="bold cyan" if name == "bridge" else "bold")
 
 
 def _legend(result: RunResult, *, wide: bool) -> RenderableType:

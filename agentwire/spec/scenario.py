@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 from agentwire.spec.agent import GraphSpec, Placement
 from agentwire.spec.backends import BackendName
 from agentwire.spec.launchers import LauncherName
+from agentwire.spec.methods import MethodName
 from agentwire.spec.routes import processes_of
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
@@ -381,25 +382,6 @@ class MatrixSpec(Strict):
         }
 
 
-Method = Literal[
-    "bridge",
-    "text_relay",
-    "text_relay_verbatim",
-    "receiver_direct",
-    "sender_direct",
-    "probe_mean",
-    "probe_attention",
-    "encoder_linear",
-    "few_shot",
-    "prompt_tuning",
-    "lora",
-    "zero_payload",
-    "shuffled_payload",
-    "label_relay",
-    "prompt_tuning_blind",
-]
-
-
 class Scenario(Strict):
     """One experiment: agents, wires, and (optionally) a task to run through them.
 
@@ -418,7 +400,7 @@ class Scenario(Strict):
     agents: dict[Name, Agent]
     wires: list[WireSpec] = Field(min_length=1)
     task: TaskChoice | None = None
-    methods: list[Method] = Field(
+    methods: list[MethodName] = Field(
         default=["bridge", "text_relay", "receiver_direct", "sender_direct"], min_length=1
     )
     batch_size: Annotated[int, Field(ge=1, le=256)] = 16

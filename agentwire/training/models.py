@@ -41,6 +41,15 @@ def new_bridge(
     recipe: TrainSpec,
 ) -> BridgeModule:
     """An untrained bridge with the statistics of ``cache`` and the receiver's embedding scale."""
+    module = untrained_bridge(receiver, sender, soft_tokens, recipe)
+    module.calibrate(*cache.statistics(), receiver.identity.embedding_rms)
+    return module
+
+
+def untrained_bridge(
+    receiver: TransformersBackend, sender: ModelIdentity, soft_tokens: int, recipe: TrainSpec
+) -> BridgeModule:
+    """A bridge of the recipe's architecture that still needs ``calibrate`` or trained weights."""
     shape = BridgeShape(
         sender_width=sender.width,
         width=receiver.identity.width,
@@ -51,6 +60,4 @@ def new_bridge(
         feed_forward=recipe.feed_forward,
     )
     make = ARCHITECTURES.get(recipe.architecture)
-    module = make(shape, dropout=recipe.dropout).to(receiver.device)
-    module.calibrate(*cache.statistics(), receiver.identity.embedding_rms)
-    return module
+    return make(shape, dropout=recipe.dropout).to(receiver.device)

@@ -267,7 +267,7 @@ def test_unknown_model_name(shell: Shell) -> None:
 def test_unknown_method(shell: Shell) -> None:
     error, step = shell.refused("run", shell.write(fakes()), "--methods", "bridge,brigde")
     assert "'brigde'" in error
-    assert "receiver_direct" in step
+    assert "Did you mean 'bridge'?" in step
 
 
 def test_unknown_dataset(shell: Shell) -> None:

@@ -135,7 +135,7 @@ def test_sets_are_trained_together_and_scored_as_a_run_scores_them(
     found = plans(tmp_path, text + "matrix: {seeds: [0, 1]}\n", ["bridge", "receiver_direct"])
     assert [plan.can_be_trained for plan in found] == [True, True]
     assert len(trained_together(found[0], found[1:])) == 2
-    with pytest.raises(ScenarioError, match="text_relay is about one sender"):
+    with pytest.raises(ScenarioError, match="text_relay supports one sender only"):
         plans(tmp_path, text + "matrix: {seeds: [0, 1]}\n", ["bridge", "text_relay"])
 
 

@@ -246,6 +246,6 @@ def test_one_of_a_set_is_no_bridge_of_a_plain_wire(build: Build, tmp_path: Path)
 
 def test_methods_of_one_sender_do_not_score_a_wire_of_several(build: Build) -> None:
     resolved = build()
-    with pytest.raises(ScenarioError, match="text_relay is about one sender") as caught:
+    with pytest.raises(ScenarioError, match="text_relay supports one sender only") as caught:
         plan_run(resolved, config=Config.from_env(), methods=["bridge", "text_relay"])
     assert "receiver_direct" in (caught.value.hint or "")

@@ -87,7 +87,7 @@ def plan_cells(
     plans: list[CellPlan] = []
     seen: set[tuple[object, ...]] = set()
     for cell in expand(scenario, base.choices):
-        check_methods(cell.wire, [method.name for method in methods])
+        check_methods(cell.wire, methods)
         own = []
         for method in methods:
             known = (method.name, *relevant_axes(method, cell.axes).items())
@@ -105,7 +105,7 @@ def relevant_axes(method: MethodSpec, axes: Mapping[str, AxisValue]) -> dict[str
     A baseline that is trained reads the same layer and takes its settings from the same recipe as
     the bridge, but knows no soft tokens.
     """
-    if method.needs_bridge:
+    if method.needs_bridge or method.uses_soft_tokens:
         return dict(axes)
     if method.prepare is not None:
         return {name: value for name, value in axes.items() if name != "soft_tokens"}

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agentwire.evaluation.matrix.result import CellRecord, MatrixResult, SummaryRow
-from agentwire.evaluation.methods import METHODS
+from agentwire.evaluation.methods import title_of
 
 NAMES = {"soft_tokens": "M"}
 """Heads of columns, where an axis has a shorter name."""
@@ -82,7 +82,7 @@ def _value(row: SummaryRow, axis: str) -> Text:
 
 
 def _figures(row: SummaryRow) -> list[Text]:
-    name = METHODS[row.method].title if row.method in METHODS else row.method
+    name = title_of(row.method)
     name += {"all_right": ", all right", "mean_of_tasks": ", mean of tasks"}.get(row.figure, "")
     title = Text(name, style="bold cyan" if row.method == "bridge" else "bold")
     if row.mean is None or row.wilson95 is None:

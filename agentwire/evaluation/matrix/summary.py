@@ -11,7 +11,7 @@ from typing import TypeAlias
 from agentwire.evaluation.matrix.cells import CellPlan, relevant_axes
 from agentwire.evaluation.matrix.expand import Cell
 from agentwire.evaluation.matrix.result import Axes, AxisValue, CellBridge, CellRecord, SummaryRow
-from agentwire.evaluation.methods import METHODS
+from agentwire.evaluation.methods import METHODS, get_method
 from agentwire.evaluation.predictions import FILE as PREDICTIONS
 from agentwire.evaluation.result import RunResult, SubstitutionRecord
 from agentwire.spec.scenario import TrainSpec
@@ -87,7 +87,7 @@ def summary(cells: Sequence[CellRecord], folder: Path) -> list[SummaryRow]:
 
 def _axes_of(method: str, axes: Axes) -> Axes:
     """The axes that a method's figures depend on, the seed left out."""
-    relevant = relevant_axes(METHODS[method], axes) if method in METHODS else axes
+    relevant = relevant_axes(get_method(method), axes) if method in METHODS else axes
     return {name: value for name, value in relevant.items() if name != "seed"}
 
 

@@ -1,61 +1,52 @@
-"""The methods that a scenario may name: one file each, found here by name."""
+"""Methods: the ways to answer a task's rows that a scenario can compare."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agentwire.errors import ScenarioError
+from agentwire.errors import AgentwireError, ScenarioError
 from agentwire.evaluation.methods.base import MethodSpec
-from agentwire.evaluation.methods.bridge import BRIDGE
-from agentwire.evaluation.methods.encoder_linear import ENCODER_LINEAR
-from agentwire.evaluation.methods.few_shot import FEW_SHOT
-from agentwire.evaluation.methods.label_relay import LABEL_RELAY
-from agentwire.evaluation.methods.lora import LORA
-from agentwire.evaluation.methods.payload_controls import SHUFFLED_PAYLOAD, ZERO_PAYLOAD
-from agentwire.evaluation.methods.probe_attention import PROBE_ATTENTION
-from agentwire.evaluation.methods.probe_mean import PROBE_MEAN
-from agentwire.evaluation.methods.prompt_tuning import PROMPT_TUNING, PROMPT_TUNING_BLIND
-from agentwire.evaluation.methods.receiver_direct import RECEIVER_DIRECT
-from agentwire.evaluation.methods.sender_direct import SENDER_DIRECT
-from agentwire.evaluation.methods.text_relay import TEXT_RELAY, TEXT_RELAY_VERBATIM
+from agentwire.evaluation.methods.local import baseline_method
+from agentwire.spec.methods import METHODS
 from agentwire.spec.scenario import WireSpec
-
-METHODS: dict[str, MethodSpec] = {
-    method.name: method
-    for method in (
-        BRIDGE,
-        TEXT_RELAY,
-        TEXT_RELAY_VERBATIM,
-        RECEIVER_DIRECT,
-        SENDER_DIRECT,
-        PROBE_MEAN,
-        PROBE_ATTENTION,
-        ENCODER_LINEAR,
-        FEW_SHOT,
-        PROMPT_TUNING,
-        LORA,
-        ZERO_PAYLOAD,
-        SHUFFLED_PAYLOAD,
-        LABEL_RELAY,
-        PROMPT_TUNING_BLIND,
-    )
-}
-
-JOINT_METHODS = ("bridge", "receiver_direct", "sender_direct")
-"""What scores a wire that several senders share; ``sender_direct`` is the first of them."""
+from agentwire.training.baselines.baseline import Baseline
 
 
-def check_methods(wire: WireSpec, names: Sequence[str]) -> None:
+def get_method(name: str) -> MethodSpec:
+    """The method or baseline of this name.
+
+    Raises:
+        ScenarioError: there is none.
+        AgentwireError: another package provides it, and it cannot be loaded.
+    """
+    found = METHODS.get(name)
+    if isinstance(found, Baseline):
+        return baseline_method(name, found)
+    if not isinstance(found, MethodSpec):
+        raise AgentwireError(
+            f"The method {name!r} is a {type(found).__name__}, not a MethodSpec or a Baseline.",
+            hint="Correct the entry point of the package that provides it.",
+        )
+    return found
+
+
+def title_of(name: str) -> str:
+    """A method's title for tables; of a method that is not installed, its name."""
+    return get_method(name).title if name in METHODS else name
+
+
+def check_methods(wire: WireSpec, methods: Sequence[MethodSpec]) -> None:
     """
     Raises:
-        ScenarioError: a method is about one sender, and the wire has several.
+        ScenarioError: a method supports one sender only, and the wire has several.
     """
-    other = next((name for name in names if name not in JOINT_METHODS), None)
-    if wire.joint and other is not None:
-        raise ScenarioError(
-            f"wire {wire.set_name}: the method {other} is about one sender.",
-            hint=f"A wire with several is scored by {', '.join(JOINT_METHODS)}.",
-        )
+    for method in methods:
+        if wire.joint and not method.several_senders:
+            raise ScenarioError(
+                f"wire {wire.set_name}: the method {method.name} supports one sender only.",
+                hint="A wire of several senders supports bridge, receiver_direct and "
+                "sender_direct (which measures the first sender).",
+            )
 
 
-__all__ = ["METHODS", "MethodSpec", "check_methods"]
+__all__ = ["METHODS", "MethodSpec", "check_methods", "get_method", "title_of"]

@@ -1,4 +1,4 @@
-"""What a method is: a name, a label that tells a reader what ran, and how to send one batch."""
+"""What a method is: a name, a description of what ran, and how it answers one batch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from agentwire.download import Progress
 from agentwire.scenario.resolve import Resolved
 
 if TYPE_CHECKING:
@@ -14,16 +15,13 @@ if TYPE_CHECKING:
     from agentwire.runtime.runtime import Runtime
 
     Outcome: TypeAlias = Reply | RequestError
-    """A row's answer, or why it has none."""
+    """The reply to a row, or why there is none."""
 
     SendBatch: TypeAlias = Callable[[Runtime, Resolved, Sequence[str]], Awaitable[list[Outcome]]]
-    """Sends one batch of texts over the run's wire: one outcome a text, in order."""
+    """Sends a batch of texts over the run's wire and returns one outcome per text, in order."""
 
-    Prepare: TypeAlias = Callable[[Runtime, Resolved, "Tell"], Awaitable[None]]
-    """Done once before a method's first batch: a baseline is trained, or taken from the cache."""
-
-Tell = Callable[[str, float], None]
-"""Told what goes on and the fraction done; called in the event loop."""
+    Prepare: TypeAlias = Callable[[Runtime, Resolved, Progress], Awaitable[None]]
+    """Runs once before the first batch. Progress is called in the event loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +29,14 @@ class MethodSpec:
     """One way to answer the task's rows.
 
     Attributes:
-        name: as the scenario says it.
+        name: as in the scenario.
         title: for tables.
         describe: which models do what, for the models that really run.
-        send: how one batch is sent.
-        needs_bridge: it measures the bridge, so its messages must be able to go as soft tokens.
-        prepare: what must be done before the first batch.
+        send: answers one batch.
+        needs_bridge: whether it measures the bridge, so that its messages must be soft tokens.
+        prepare: what must be done before the first batch, for example training a baseline.
+        uses_soft_tokens: whether its figures depend on M, although no message has soft tokens.
+        several_senders: whether it supports a wire of several senders.
     """
 
     name: str
@@ -45,13 +45,5 @@ class MethodSpec:
     send: SendBatch
     needs_bridge: bool = False
     prepare: Prepare | None = None
-
-
-def sender_model(resolved: Resolved) -> str:
-    """Name of the model at the sending end of the run's wire."""
-    return resolved.choices[resolved.wire.spec.sender].model
-
-
-def receiver_model(resolved: Resolved) -> str:
-    """Name of the model at the receiving end of the run's wire."""
-    return resolved.choices[resolved.wire.spec.receiver].model
+    uses_soft_tokens: bool = False
+    several_senders: bool = False

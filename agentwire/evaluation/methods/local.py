@@ -1,7 +1,7 @@
-"""Baselines that run in the runner's own process: fitted on first use, nothing crosses the bus.
+"""Runs baselines in the runner's process: they are fitted before the first batch.
 
-They need the models' weights once more than the agents do, in this process. Their rows carry 0
-payload bytes and the channel ``text``: whatever reads the text here did not get it as soft tokens.
+They need the models' weights once more than the agents do. Nothing crosses the bus: their rows have
+0 payload bytes and the channel ``text``.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ import anyio.from_thread
 import anyio.to_thread
 
 from agentwire.config import Config
-from agentwire.evaluation.methods.base import MethodSpec, Tell
+from agentwire.download import Progress
+from agentwire.evaluation.methods.base import MethodSpec
 from agentwire.runtime.reply import Reply
 from agentwire.scenario.resolve import Resolved
+from agentwire.training.baselines.baseline import Baseline, Fitted
 from agentwire.wire.messages import Channel
 
 if TYPE_CHECKING:
@@ -28,47 +30,53 @@ if TYPE_CHECKING:
 
     from agentwire.evaluation.methods.base import Outcome
     from agentwire.runtime.runtime import Runtime
-    from agentwire.training.baselines.fitted import Fitted
-    from agentwire.training.baselines.setting import Setting
+    from agentwire.training.baselines.context import BaselineContext
 
 
 @dataclass(slots=True)
-class _Host:
-    """What a run's baselines share: models and states, and one computation at a time."""
+class LocalState:
+    """What the baselines of one run share. The lock allows one computation at a time."""
 
-    setting: Setting
+    context: BaselineContext
     lock: anyio.Lock = field(default_factory=anyio.Lock)
-    learned: dict[str, Fitted] = field(default_factory=dict)
+    fitted: dict[str, Fitted] = field(default_factory=dict)
 
 
-_HOSTS: WeakKeyDictionary[Runtime, _Host] = WeakKeyDictionary()
+_STATES: WeakKeyDictionary[Runtime, LocalState] = WeakKeyDictionary()
 
 
-def host_of(runtime: Runtime, resolved: Resolved) -> _Host:
-    """The run's host; models and states are loaded when first asked for.
+def _ignore(stage: str, fraction: float) -> None:
+    pass
+
+
+def local_state(runtime: Runtime, resolved: Resolved) -> LocalState:
+    """The state of the run.
 
     Raises:
-        ScenarioError: the scenario has nothing to fit baselines on.
+        ScenarioError: baselines cannot be fitted for this scenario.
     """
-    if runtime not in _HOSTS:
-        from agentwire.training.baselines.setting import Setting
+    if runtime not in _STATES:
+        from agentwire.training.baselines.context import BaselineContext  # imports torch
 
-        _HOSTS[runtime] = _Host(Setting(resolved, Config.from_env(), lambda stage, part: None))
-    return _HOSTS[runtime]
+        _STATES[runtime] = LocalState(BaselineContext(resolved, Config.from_env(), _ignore))
+    return _STATES[runtime]
 
 
-async def in_thread(host: _Host, work: Callable[[], Tensor]) -> list[list[float]]:
-    """Label log-likelihoods of a batch, computed beside the event loop."""
+async def answer_locally(state: LocalState, compute: Callable[[], Tensor]) -> list[Outcome]:
+    """Replies from the label logits [n, L] that ``compute`` returns; it runs in a thread."""
 
-    def compute() -> list[list[float]]:
-        found: list[list[float]] = work().log_softmax(-1).tolist()
+    def scores() -> list[list[float]]:
+        found: list[list[float]] = compute().log_softmax(-1).tolist()
         return found
 
-    async with host.lock:
-        return await anyio.to_thread.run_sync(compute)
+    start = time.perf_counter()
+    async with state.lock:
+        rows = await anyio.to_thread.run_sync(scores)
+    ms = (time.perf_counter() - start) * 1000
+    return [_reply(row, state.context.task.labels, ms) for row in rows]
 
 
-def local_reply(scores: Sequence[float], labels: Sequence[str], ms: float) -> Reply:
+def _reply(scores: Sequence[float], labels: Sequence[str], ms: float) -> Reply:
     """The reply to one row of a batch that took ``ms``."""
     best = max(range(len(labels)), key=lambda i: scores[i])
     return Reply(
@@ -85,41 +93,40 @@ def local_reply(scores: Sequence[float], labels: Sequence[str], ms: float) -> Re
     )
 
 
-async def answered(host: _Host, work: Callable[[], Tensor]) -> list[Outcome]:
-    """Replies from the label logits [n, L] that ``work`` computes."""
-    start = time.perf_counter()
-    scores = await in_thread(host, work)
-    ms = (time.perf_counter() - start) * 1000
-    return [local_reply(row, host.setting.task.labels, ms) for row in scores]
+def baseline_method(name: str, baseline: Baseline) -> MethodSpec:
+    """A baseline as a method."""
 
+    async def prepare(runtime: Runtime, resolved: Resolved, progress: Progress) -> None:
+        from agentwire.training.baselines.fitting import fitted  # imports torch
 
-def baseline(name: str, title: str, describe: Callable[[Resolved], str]) -> MethodSpec:
-    """The method of a baseline in ``baseline.fitting``."""
+        state = local_state(runtime, resolved)
 
-    async def prepare(runtime: Runtime, resolved: Resolved, tell: Tell) -> None:
-        from agentwire.training.baselines.fitting import fitted
-
-        host = host_of(runtime, resolved)
-
-        def told(stage: str, fraction: float) -> None:
-            anyio.from_thread.check_cancelled()  # Ctrl-C ends a training, too
-            anyio.from_thread.run_sync(tell, stage, fraction)
+        def report(stage: str, fraction: float) -> None:
+            anyio.from_thread.check_cancelled()  # lets Ctrl-C end a training
+            anyio.from_thread.run_sync(progress, stage, fraction)
 
         def fit() -> Fitted:
-            host.setting.tell = told
+            state.context.progress = report
             try:
-                return fitted(host.setting, name)
+                return fitted(state.context, name, baseline)
             finally:
-                host.setting.tell = lambda stage, fraction: None
+                state.context.progress = _ignore
 
-        async with host.lock:
-            host.learned[name] = await anyio.to_thread.run_sync(fit)
+        async with state.lock:
+            state.fitted[name] = await anyio.to_thread.run_sync(fit)
 
     async def send(runtime: Runtime, resolved: Resolved, texts: Sequence[str]) -> list[Outcome]:
-        from agentwire.training.baselines.fitting import answers
+        state = local_state(runtime, resolved)
+        learned = state.fitted[name]
+        return await answer_locally(
+            state, lambda: baseline.answer(state.context, learned, texts).float().cpu()
+        )
 
-        host = host_of(runtime, resolved)
-        learned = host.learned[name]
-        return await answered(host, lambda: answers(host.setting, name, learned, texts))
-
-    return MethodSpec(name, title, describe, send, prepare=prepare)
+    return MethodSpec(
+        name,
+        baseline.title,
+        baseline.describe,
+        send,
+        prepare=prepare,
+        uses_soft_tokens=baseline.uses_soft_tokens,
+    )

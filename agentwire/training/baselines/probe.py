@@ -1,22 +1,27 @@
-"""Linear probes on the sender's states: how much of the answer is there without any receiver.
+"""Linear probes on the sender's states, which show how much of the answer is in them.
 
 Guillaume Alain and Yoshua Bengio, "Understanding intermediate layers using linear classifier
-probes" (2016, arXiv:1610.01644). Two kinds: logistic regression on the mean of a text's states, and
-a linear layer on states pooled by learned attention. Both see the states as the bridge does:
-by-feature z-scores of the training set, clamped at 8 sigma, without the opening token.
+probes" (2016, arXiv:1610.01644). There are two: logistic regression on the mean of a text's states,
+and a linear layer on states pooled by learned attention. Both read the states as the bridge does:
+per-feature z-scores of the training set, clamped at 8 sigma, without the opening token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agentwire.bridge.resampler import CLAMP_SIGMAS
-from agentwire.training.objective import RandomStream, Score
+from agentwire.scenario.resolve import Resolved
+from agentwire.training.baselines.baseline import Baseline, Fitted, sender_model
+from agentwire.training.baselines.context import BaselineContext
+from agentwire.training.baselines.fitting import recipe_of, train
+from agentwire.training.objective import RandomStream, Score, score
 from agentwire.training.states import StateCache
 
 L2_GRID = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -27,7 +32,7 @@ ATTENTION_GRID = tuple(
     for dropout in (0.1, 0.5)
 )
 ROWS = 1024
-"""Texts whose states are gathered at a time."""
+"""Texts whose states are gathered at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ class Scaler:
 
 @torch.no_grad()
 def mean_pooled(cache: StateCache, scaler: Scaler) -> Tensor:
-    """The mean of each text's standardised states [n, d], in fp32."""
+    """The mean of each text's standardised states, fp32 [n, d]."""
     found = []
     for rows in torch.arange(len(cache), device=cache.flat.device).split(ROWS):  # type: ignore[no-untyped-call]
         states, mask = cache.gather(rows, int(cache.lengths[rows].max()))
@@ -58,7 +63,7 @@ def mean_pooled(cache: StateCache, scaler: Scaler) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Logistic:
-    """Multinomial logistic regression on features that are z-scored once more.
+    """Multinomial logistic regression on z-scores of its features.
 
     Attributes:
         mean, std: of the training features.
@@ -73,6 +78,9 @@ class Logistic:
     def __call__(self, features: Tensor) -> Tensor:
         """Logits [n, L] of features [n, d]."""
         return ((features - self.mean) / self.std) @ self.weight + self.bias
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"mean": self.mean, "std": self.std, "weight": self.weight, "bias": self.bias}
 
 
 def fit_logistic(
@@ -98,24 +106,27 @@ def fit_logistic(
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """A fitted probe, and what chose it."""
+class LogisticFit:
+    """A fitted probe, its L2 weight and its accuracy on held-out rows."""
 
     probe: Logistic
     l2: float
     held_out_accuracy: float
 
+    def notes(self) -> dict[str, Any]:
+        return {"l2": self.l2, "held_out_accuracy": self.held_out_accuracy}
+
 
 def choose_logistic(
     features: Tensor, labels: Tensor, held_out: Tensor, held_labels: Tensor, classes: int
-) -> Chosen:
+) -> LogisticFit:
     """The best of ``L2_GRID`` on held-out rows."""
-    best: Chosen | None = None
+    best: LogisticFit | None = None
     for l2 in L2_GRID:
         probe = fit_logistic(features, labels, classes, l2)
         right = float((probe(held_out).argmax(-1) == held_labels).double().mean())
         if best is None or right > best.held_out_accuracy:
-            best = Chosen(probe, l2, right)
+            best = LogisticFit(probe, l2, right)
     if best is None:
         raise ValueError("the grid is empty")
     return best
@@ -124,8 +135,8 @@ def choose_logistic(
 class AttentionProbe(nn.Module):
     """States [n, T, d] and a mask -> class logits [n, L].
 
-    ``heads`` learned queries each weigh the tokens by softmax; the pooled states are joined, and
-    one linear layer reads them.
+    Each of ``heads`` learned queries weighs the tokens by softmax. One linear layer reads the
+    concatenated pooled states.
     """
 
     mean: Tensor
@@ -174,13 +185,8 @@ class ProbeObjective:
         return found
 
     def evaluate(self, modules: Sequence[nn.Module]) -> list[Score]:
-        found = []
-        for module in modules:
-            logits = probe_logits(module, self.held_out)
-            labels = self.held_out.labels
-            right = float((logits.argmax(-1) == labels).double().mean())
-            found.append(Score(float(F.cross_entropy(logits, labels)), right))
-        return found
+        labels = self.held_out.labels
+        return [score(probe_logits(module, self.held_out), labels) for module in modules]
 
 
 @torch.no_grad()
@@ -190,3 +196,63 @@ def probe_logits(module: nn.Module, cache: StateCache) -> Tensor:
     for rows in torch.arange(len(cache), device=cache.flat.device).split(ROWS):  # type: ignore[no-untyped-call]
         found.append(module(*cache.gather(rows, int(cache.lengths[rows].max()))))
     return torch.cat(found)
+
+
+def _fit_mean(context: BaselineContext) -> Fitted:
+    train_states, held_out = context.train_states, context.held_out_states
+    scaler = Scaler.of(train_states)
+    best = choose_logistic(
+        mean_pooled(train_states, scaler), train_states.labels,
+        mean_pooled(held_out, scaler), held_out.labels, context.classes,
+    )  # fmt: skip
+    scales = {"scaler_mean": scaler.mean, "scaler_std": scaler.std}
+    return Fitted(scales | best.probe.tensors(), best.notes())
+
+
+def _answer_mean(context: BaselineContext, learned: Fitted, texts: Sequence[str]) -> Tensor:
+    known = {key: value.to(context.sender.device) for key, value in learned.tensors.items()}
+    scaler = Scaler(known.pop("scaler_mean"), known.pop("scaler_std"))
+    return Logistic(**known)(mean_pooled(context.states_of(texts), scaler))
+
+
+def _fit_attention(context: BaselineContext) -> Fitted:
+    scaler = Scaler.of(context.train_states)
+    modules, recipes = [], []
+    for choice in ATTENTION_GRID:
+        torch.manual_seed(context.recipe.seed)
+        heads, dropout = int(choice["heads"]), choice["dropout"]
+        module = AttentionProbe(scaler, context.classes, heads=heads, dropout=dropout)
+        modules.append(module.to(context.sender.device))
+        recipes.append(recipe_of(context, learning_rate=choice["learning_rate"], clip=10.0))
+    objective = ProbeObjective(modules, context.train_states, context.held_out_states)
+    number, best = train(context, objective, recipes, "training")
+    notes = {**ATTENTION_GRID[number], "held_out_accuracy": best.best.accuracy}
+    return Fitted(dict(best.module.state_dict()), notes)
+
+
+def _answer_attention(context: BaselineContext, learned: Fitted, texts: Sequence[str]) -> Tensor:
+    tensors = learned.tensors
+    module = AttentionProbe(
+        Scaler(tensors["mean"], tensors["std"]), context.classes, heads=learned.notes["heads"]
+    )
+    module.load_state_dict(tensors)
+    return probe_logits(module.to(context.sender.device).eval(), context.states_of(texts))
+
+
+def _layer_of(resolved: Resolved) -> str:
+    layer = resolved.choices[resolved.wire.spec.sender].layer
+    return f"{sender_model(resolved)}'s layer {layer}"
+
+
+PROBE_MEAN = Baseline(
+    "probe, mean",
+    lambda r: f"logistic regression on the mean of {_layer_of(r)}",
+    _fit_mean,
+    _answer_mean,
+)
+PROBE_ATTENTION = Baseline(
+    "probe, attention",
+    lambda r: f"attention-pooled linear probe on {_layer_of(r)}",
+    _fit_attention,
+    _answer_attention,
+)

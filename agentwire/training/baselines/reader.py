@@ -1,15 +1,17 @@
-"""Receivers that read the text themselves, with something small trained beside them.
+"""A frozen receiver that reads the text itself, with something small trained beside it.
 
 Soft prompt: Brian Lester et al., "The Power of Scale for Parameter-Efficient Prompt Tuning" (2021,
-arXiv:2104.08691): P trained vectors after BOS and before the task's text prompt. A *blind* one
-reads no text; it is a control that can learn only how frequent the classes are. Adapters: ``lora``.
+arXiv:2104.08691): P trained vectors after BOS and before the task's text prompt. A *blind* soft
+prompt reads no text; this control can learn only how frequent the classes are. Adapters: ``lora``.
 
-All are scored like every other method: the label words' likelihood at the first answer position.
+Answers are scored as for every method: the likelihood of the label words at the first answer
+position.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -20,21 +22,17 @@ from agentwire.model.prompting import text_ids
 from agentwire.model.texts import pad_right
 from agentwire.model.transformers import TransformersBackend
 from agentwire.spec.scenario import TrainSpec
-from agentwire.training.baselines.lora import Adapted, Adapter
-from agentwire.training.objective import RandomStream, Score
+from agentwire.training.baselines.lora import Adapter
+from agentwire.training.objective import RandomStream, Score, score
 from agentwire.wire.messages import TaskSpec
 
-PROMPT_GRID = tuple(
-    {"length": length, "learning_rate": rate} for length in (8, 32) for rate in (1e-2, 5e-2)
-)
-LORA_GRID = tuple({"learning_rate": rate} for rate in (3e-4, 1e-3, 3e-3))
 EVALUATED_ROWS = 512
-"""Rows of one pass in an evaluation, over all members."""
+"""Rows in one pass of an evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextRows:
-    """Texts inside the task's text prompt, in the receiver's tokens.
+    """Texts inside the task's text prompt, as the receiver's tokens.
 
     Attributes:
         ids: [n, T], padded on the right.
@@ -45,9 +43,6 @@ class TextRows:
     ids: Tensor
     lengths: Tensor
     labels: Tensor
-
-    def __len__(self) -> int:
-        return int(self.lengths.shape[0])
 
 
 def text_rows(
@@ -71,7 +66,7 @@ def text_rows(
 
 
 class SoftPrompt(nn.Module):
-    """P trained vectors, in units of the receiver's embedding RMS; they start as its own words."""
+    """P trained vectors in units of the receiver's embedding RMS, initialised to random tokens."""
 
     alpha: Tensor
 
@@ -89,122 +84,92 @@ class SoftPrompt(nn.Module):
         return self.alpha * self.latents
 
 
-Trainee = SoftPrompt | Adapter
-
-
 class Reader:
-    """A frozen receiver with S trainees of one kind, each on its own part of a batch.
+    """A frozen receiver that reads texts with a soft prompt or an adapter."""
 
-    Args:
-        adapted: of ``lora.adapters`` on this backend's model, where the trainees are adapters.
-    """
+    def __init__(self, backend: TransformersBackend, task: TaskSpec) -> None:
+        self.backend, self.task = backend, task
 
-    def __init__(
-        self, backend: TransformersBackend, task: TaskSpec, adapted: Adapted | None = None
-    ) -> None:
-        self.backend, self.task, self.adapted = backend, task, adapted
-
-    def logits(self, trainees: Sequence[nn.Module], ids: Tensor, lengths: Tensor) -> Tensor:
-        """Label logits [S * n, L] of ids [S * n, T]: the first n rows are the first trainee's."""
-        embedded = self.backend.model.get_input_embeddings()(ids).to(self.backend.model.dtype)
+    def logits(self, module: nn.Module, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Label logits [n, L] of ids [n, T]."""
+        model = self.backend.model
+        embedded = model.get_input_embeddings()(ids).to(model.dtype)
         last = lengths - 1
-        if isinstance(trainees[0], SoftPrompt):
-            prompts = torch.stack([prompt() for prompt in trainees]).to(embedded.dtype)
-            prompts = prompts.repeat_interleave(len(ids) // len(trainees), dim=0)
-            embedded = torch.cat([embedded[:, :1], prompts, embedded[:, 1:]], dim=1)
-            last = last + prompts.shape[1]
-        elif self.adapted is not None:
-            self.adapted.active = [t for t in trainees if isinstance(t, Adapter)]
-        hidden = self.backend.model.get_decoder()(
-            inputs_embeds=embedded, use_cache=False
-        ).last_hidden_state
-        if self.adapted is not None:
-            self.adapted.active = ()
+        if isinstance(module, SoftPrompt):
+            prompt = module().to(embedded.dtype).expand(len(ids), -1, -1)
+            embedded = torch.cat([embedded[:, :1], prompt, embedded[:, 1:]], dim=1)
+            last = last + prompt.shape[1]
+        with module.applied(model) if isinstance(module, Adapter) else nullcontext():
+            output = model.get_decoder()(inputs_embeds=embedded, use_cache=False)
         rows = torch.arange(len(ids), device=ids.device)
-        return self.backend.prepared(self.task).text_head(hidden[rows, last])
+        return self.backend.prepared(self.task).text_head(output.last_hidden_state[rows, last])
 
     @torch.no_grad()
-    def scores(self, trainees: Sequence[nn.Module], rows: TextRows) -> list[Tensor]:
-        """Label logits [n, L] of all rows, for each trainee."""
+    def scores(self, module: nn.Module, rows: TextRows) -> Tensor:
+        """Label logits [n, L] of all rows."""
         order = rows.lengths.argsort()
-        count = len(trainees)
-        found: list[list[Tensor]] = [[] for _ in trainees]
-        for part in torch.split(order, max(1, EVALUATED_ROWS // count)):
+        found = []
+        for part in torch.split(order, EVALUATED_ROWS):
             lengths = rows.lengths[part]
             ids = rows.ids[part][:, : int(lengths.max())]
-            logits = self.logits(trainees, ids.repeat(count, 1), lengths.repeat(count))
-            for answers, mine in zip(found, logits.chunk(count), strict=True):
-                answers.append(mine.float())
-        back = order.argsort()
-        return [torch.cat(answers)[back] for answers in found]
+            found.append(self.logits(module, ids, lengths).float())
+        return torch.cat(found)[order.argsort()]
 
 
 class ReaderObjective:
-    """S trainees of one reader, trained side by side; batch sizes must be the same."""
+    """Trains one soft prompt or adapter on texts."""
 
     def __init__(
         self,
         reader: Reader,
-        modules: Sequence[Trainee],
+        module: nn.Module,
         rows: TextRows,
         held_out: TextRows,
-        recipes: Sequence[TrainSpec],
+        recipe: TrainSpec,
     ) -> None:
-        self.reader, self.rows, self.held_out = reader, rows, held_out
-        self.modules: Sequence[nn.Module] = list(modules)
-        self.recipes = list(recipes)
-        self.labels: Sequence[Sequence[Tensor]] = [[rows.labels]] * len(self.modules)
+        self.reader, self.rows, self.held_out, self.recipe = reader, rows, held_out, recipe
+        self.modules: Sequence[nn.Module] = [module]
+        self.labels: Sequence[Sequence[Tensor]] = [[rows.labels]]
         self.random: Sequence[RandomStream] = ()
         self.device = rows.ids.device
 
     def losses(self, rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        chosen = torch.cat([numbers for (numbers,) in rows])
+        ((chosen,),) = rows
         lengths = self.rows.lengths[chosen]
         ids = self.rows.ids[chosen]
-        if self.device.type != "cuda":  # a CUDA graph wants one shape
+        if self.device.type != "cuda":  # a CUDA graph needs a fixed shape
             ids = ids[:, : int(lengths.max())]
-        logits = self.reader.logits(self.modules, ids, lengths).chunk(len(self.modules))
-        return [
-            F.cross_entropy(mine, self.rows.labels[numbers], label_smoothing=r.label_smoothing)
-            for mine, (numbers,), r in zip(logits, rows, self.recipes, strict=True)
-        ]
+        logits = self.reader.logits(self.modules[0], ids, lengths)
+        smoothing = self.recipe.label_smoothing
+        labels = self.rows.labels[chosen]
+        return [F.cross_entropy(logits, labels, label_smoothing=smoothing)]
 
     def evaluate(self, modules: Sequence[nn.Module]) -> list[Score]:
-        labels = self.held_out.labels
-        return [score(logits, labels) for logits in self.reader.scores(modules, self.held_out)]
+        return [score(self.reader.scores(modules[0], self.held_out), self.held_out.labels)]
 
 
 class BlindObjective:
-    """S soft prompts that never see a text: ``[BOS][P vectors][prompt]``, whatever the row is."""
+    """Trains a soft prompt that sees no text: ``[BOS][P vectors][prompt]`` for every row."""
 
     def __init__(
         self,
         logits: Callable[[Tensor], Tensor],
-        modules: Sequence[SoftPrompt],
+        module: SoftPrompt,
         labels: Tensor,
         held_out: Tensor,
     ) -> None:
-        self.logits = logits
-        self.modules: Sequence[nn.Module] = list(modules)
-        self.labels: Sequence[Sequence[Tensor]] = [[labels]] * len(self.modules)
+        self.logits, self.held_out = logits, held_out
+        self.modules: Sequence[nn.Module] = [module]
+        self.labels: Sequence[Sequence[Tensor]] = [[labels]]
         self.random: Sequence[RandomStream] = ()
-        self.held_out = held_out
         self.device = labels.device
 
     def losses(self, rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        answers = self.logits(torch.stack([prompt() for prompt in self.modules]))
-        return [
-            F.cross_entropy(answer.expand(len(numbers), -1), self.labels[0][0][numbers])
-            for answer, (numbers,) in zip(answers, rows, strict=True)
-        ]
+        ((chosen,),) = rows
+        logits = self.logits(self.modules[0]()[None]).expand(len(chosen), -1)
+        return [F.cross_entropy(logits, self.labels[0][0][chosen])]
 
     @torch.no_grad()
     def evaluate(self, modules: Sequence[nn.Module]) -> list[Score]:
-        answers = self.logits(torch.stack([prompt() for prompt in modules]))
-        return [score(a.expand(len(self.held_out), -1), self.held_out) for a in answers]
-
-
-def score(logits: Tensor, labels: Tensor) -> Score:
-    """Mean cross-entropy and accuracy of logits [n, L]."""
-    right = float((logits.argmax(-1) == labels).double().mean())
-    return Score(float(F.cross_entropy(logits.float(), labels)), right)
+        logits = self.logits(modules[0]()[None])
+        return [score(logits.expand(len(self.held_out), -1), self.held_out)]

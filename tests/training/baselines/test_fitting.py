@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +14,25 @@ import torch
 
 from agentwire.config import Config
 from agentwire.errors import DataError, ScenarioError
-from agentwire.evaluation.methods import METHODS
+from agentwire.evaluation.methods import METHODS, get_method
 from agentwire.scenario.inventory import Inventory
 from agentwire.scenario.resolve import Resolved, resolve
 from agentwire.spec.scenario import Scenario
-from agentwire.training.baselines.fitted import cache_file
-from agentwire.training.baselines.fitting import BASELINES, answers, fitted
-from agentwire.training.baselines.setting import Setting
+from agentwire.training.baselines.baseline import Baseline, Fitted
+from agentwire.training.baselines.context import BaselineContext
+from agentwire.training.baselines.fitting import cache_file, fitted
 
-LOCAL = sorted(set(BASELINES) - {"encoder_linear"})  # that one needs a download
+LOCAL = (
+    "few_shot",
+    "lora",
+    "lora_relay",
+    "probe_attention",
+    "probe_mean",
+    "prompt_tuning",
+    "prompt_tuning_blind",
+    "random_sender",
+)
+"""All baselines but ``encoder_linear``, which needs a download."""
 TRAIN = {
     "steps": 90,
     "batch_size": 16,
@@ -30,7 +43,10 @@ TRAIN = {
 }
 
 
-class Told(Exception):
+DOCUMENTATION = Path(__file__).parents[3] / "docs" / "methods.md"
+
+
+class Cancelled(Exception):
     pass
 
 
@@ -59,23 +75,38 @@ def resolved(place: Path, sender: Path, receiver: Path, **changes: Any) -> Resol
 
 
 @pytest.fixture(scope="module")
-def setting(place: Path, tiny_llama: Path, tiny_gemma: Path) -> Setting:
-    return Setting(
+def context(place: Path, tiny_llama: Path, tiny_gemma: Path) -> BaselineContext:
+    return BaselineContext(
         resolved(place, tiny_llama, tiny_gemma), Config(home=place / "home"), lambda s, f: None
     )
 
 
-def test_every_baseline_is_a_method() -> None:
-    assert set(BASELINES) <= set(METHODS)
-    assert all(METHODS[name].prepare is not None for name in BASELINES)
+def learn(context: BaselineContext, name: str) -> Fitted:
+    return fitted(context, name, METHODS.get(name))
+
+
+def answers(
+    context: BaselineContext, name: str, learned: Fitted, texts: Sequence[str]
+) -> torch.Tensor:
+    baseline: Baseline = METHODS.get(name)
+    return baseline.answer(context, learned, texts).float().cpu()
+
+
+def test_every_baseline_is_a_method_that_is_prepared() -> None:
+    for name in METHODS.names():
+        method = get_method(name)
+        assert method.name == name and method.title
+        assert (method.prepare is not None) == (
+            isinstance(METHODS.get(name), Baseline) or name == "shuffled_payload"
+        )
 
 
 @pytest.mark.parametrize("name", LOCAL)
-def test_it_is_fitted_once_and_answers_new_texts(setting: Setting, name: str) -> None:
-    learned = fitted(setting, name)
+def test_it_is_fitted_once_and_answers_new_texts(context: BaselineContext, name: str) -> None:
+    learned = learn(context, name)
     assert 0 <= learned.notes["held_out_accuracy"] <= 1
     texts, labels = zip(*tiny.sentences(60, 7), strict=True)
-    logits = answers(setting, name, learned, texts)
+    logits = answers(context, name, learned, texts)
     assert logits.shape == (60, 2)
     assert torch.isfinite(logits).all()
     right = float((logits.argmax(-1) == torch.tensor(labels)).double().mean())
@@ -83,29 +114,57 @@ def test_it_is_fitted_once_and_answers_new_texts(setting: Setting, name: str) ->
         assert right > 0.65  # single words give the class away; chance is a half
     if name == "prompt_tuning_blind":
         assert len(set(logits.argmax(-1).tolist())) == 1
-    alone = torch.cat([answers(setting, name, learned, [text]) for text in texts[:5]])
+    alone = torch.cat([answers(context, name, learned, [text]) for text in texts[:5]])
     assert torch.allclose(alone.log_softmax(-1), logits[:5].log_softmax(-1), atol=1e-3)
 
     def refuse(stage: str, fraction: float) -> None:
-        raise Told
+        raise Cancelled
 
-    setting.tell = refuse  # nothing is fitted again
+    context.progress = refuse  # nothing is fitted again
     try:
-        again = fitted(setting, name)
+        again = learn(context, name)
     finally:
-        setting.tell = lambda stage, fraction: None
+        context.progress = lambda stage, fraction: None
     assert again.notes == learned.notes
-    assert torch.allclose(answers(setting, name, again, texts), logits, atol=1e-5)
+    assert torch.allclose(answers(context, name, again, texts), logits, atol=1e-5)
+
+
+def test_the_example_in_the_documentation_is_a_baseline(
+    context: BaselineContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = re.findall(r"```(python|toml)\n(.*?)```", DOCUMENTATION.read_text(), re.DOTALL)
+    (_, code), (_, entry) = blocks
+    assert code.count("\n") <= 40
+    (tmp_path / "majority.py").write_text(code)
+    info = tmp_path / "majority-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: majority\nVersion: 1.0\n")
+    entry = entry.replace('project.entry-points."agentwire.methods"', "agentwire.methods")
+    (info / "entry_points.txt").write_text(entry.replace('"', ""))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        assert get_method("majority").title == "majority class"
+        logits = answers(context, "majority", learn(context, "majority"), ["one", "two"])
+    finally:
+        sys.modules.pop("majority", None)
+        METHODS._loaded.pop("majority", None)
+    labels = [row.label for row in context.rows.rows]
+    assert logits.argmax(-1).tolist() == [max(set(labels), key=labels.count)] * 2
+
+
+def test_an_unknown_method_is_refused_with_a_suggestion() -> None:
+    with pytest.raises(ScenarioError, match=r"no method 'prob_mean'.*Did you mean 'probe_mean'"):
+        get_method("prob_mean")
 
 
 def test_other_rows_layers_and_recipes_are_other_baselines(
-    setting: Setting, place: Path, tiny_llama: Path, tiny_gemma: Path
+    context: BaselineContext, place: Path, tiny_llama: Path, tiny_gemma: Path
 ) -> None:
     def file(**changes: Any) -> Path:
         other = resolved(place, tiny_llama, tiny_gemma, **changes)
-        return cache_file(Setting(other, setting.config, lambda s, f: None), "probe_mean")
+        return cache_file(BaselineContext(other, context.config, lambda s, f: None), "probe_mean")
 
-    same = cache_file(setting, "probe_mean")
+    same = cache_file(context, "probe_mean")
     assert file() == same
     assert file(train={**TRAIN, "seed": 1}) != same
     assert file(train={**TRAIN, "max_rows": 100}) != same
@@ -114,27 +173,27 @@ def test_other_rows_layers_and_recipes_are_other_baselines(
         "bob": {"model": str(tiny_gemma), "device": "cpu"},
     }
     assert file(agents=agents) != same
-    assert cache_file(setting, "probe_attention") != same
+    assert cache_file(context, "probe_attention") != same
 
 
-def test_a_damaged_file_is_fitted_again(setting: Setting) -> None:
-    fitted(setting, "probe_mean")
-    file = cache_file(setting, "probe_mean")
+def test_a_damaged_file_is_fitted_again(context: BaselineContext) -> None:
+    learn(context, "probe_mean")
+    file = cache_file(context, "probe_mean")
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    assert fitted(setting, "probe_mean").notes["l2"]
+    assert learn(context, "probe_mean").notes["l2"]
     assert file.read_bytes()[:8] == whole[:8]
 
 
-def test_what_is_told_can_end_the_work(place: Path, tiny_llama: Path, tiny_gemma: Path) -> None:
+def test_progress_can_cancel_the_work(place: Path, tiny_llama: Path, tiny_gemma: Path) -> None:
     def stop(stage: str, fraction: float) -> None:
         if "held-out" in stage:
-            raise Told
+            raise Cancelled
 
     config = Config(home=place / "elsewhere")
-    setting = Setting(resolved(place, tiny_llama, tiny_gemma), config, stop)
-    with pytest.raises(Told):
-        fitted(setting, "lora")
+    context = BaselineContext(resolved(place, tiny_llama, tiny_gemma), config, stop)
+    with pytest.raises(Cancelled):
+        learn(context, "lora")
     assert not list(config.home.rglob("*.safetensors"))
 
 
@@ -147,10 +206,14 @@ def test_a_scenario_without_a_layer_or_with_fake_models_is_refused(
     }
     config = Config(home=place / "home")
     with pytest.raises(ScenarioError, match="no `layer`"):
-        Setting(resolved(place, tiny_llama, tiny_gemma, agents=agents), config, lambda s, f: None)
+        BaselineContext(
+            resolved(place, tiny_llama, tiny_gemma, agents=agents), config, lambda s, f: None
+        )
     fake = {name: {"model": "m", "backend": "fake", "layer": 1} for name in ("ada", "bob")}
     with pytest.raises(ScenarioError, match="real models"):
-        Setting(resolved(place, tiny_llama, tiny_gemma, agents=fake), config, lambda s, f: None)
+        BaselineContext(
+            resolved(place, tiny_llama, tiny_gemma, agents=fake), config, lambda s, f: None
+        )
 
 
 def test_the_scored_rows_are_never_trained_on(
@@ -158,6 +221,8 @@ def test_the_scored_rows_are_never_trained_on(
 ) -> None:
     task = {"dataset": "movie_snippets", "path": str(place / "rows"), "split": "train"}
     config = Config(home=place / "home")
-    setting = Setting(resolved(place, tiny_llama, tiny_gemma, task=task), config, lambda s, f: None)
+    context = BaselineContext(
+        resolved(place, tiny_llama, tiny_gemma, task=task), config, lambda s, f: None
+    )
     with pytest.raises(DataError, match="scores the split"):
-        fitted(setting, "probe_mean")
+        learn(context, "probe_mean")

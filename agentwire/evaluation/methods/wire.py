@@ -1,0 +1,92 @@
+"""Methods that run on the agents: the bridge, text relay, and each model alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from agentwire.evaluation.methods.base import MethodSpec
+from agentwire.scenario.resolve import Resolved
+from agentwire.scenario.shares import texts_for
+from agentwire.training.baselines.baseline import receiver_model, sender_model
+
+if TYPE_CHECKING:
+    from agentwire.evaluation.methods.base import Outcome
+    from agentwire.runtime.runtime import Runtime
+
+
+def _describe_bridge(resolved: Resolved) -> str:
+    tokens = resolved.wire.spec.soft_tokens
+    parts = [part.spec for part in resolved.parts]
+    if len(parts) == 1:
+        return f"{sender_model(resolved)} -> {tokens} soft tokens -> {receiver_model(resolved)}"
+    senders = " + ".join(resolved.choices[part.sender].model for part in parts)
+    each = "a share of the text" if parts[0].reads == "share" else "the text"
+    return (
+        f"{senders} (each reads {each}) -> {len(parts)} x {tokens} soft tokens -> "
+        f"{receiver_model(resolved)}"
+    )
+
+
+async def _send_soft(runtime: Runtime, resolved: Resolved, texts: Sequence[str]) -> list[Outcome]:
+    wire = resolved.wire.spec
+    if wire.joint:
+        rows = [texts_for(text, wire) for text in texts]
+        return await runtime.fan_in_batch(wire.joint, wire.receiver, rows)
+    return await runtime.send_batch(wire.sender, wire.receiver, texts, channel="soft")
+
+
+async def _relay(runtime: Runtime, resolved: Resolved, texts: Sequence[str]) -> list[Outcome]:
+    wire = resolved.wire.spec
+    return await runtime.send_batch(wire.sender, wire.receiver, texts, channel="text")
+
+
+async def _relay_verbatim(
+    runtime: Runtime, resolved: Resolved, texts: Sequence[str]
+) -> list[Outcome]:
+    wire = resolved.wire.spec
+    return await runtime.send_batch(
+        wire.sender, wire.receiver, texts, channel="text", relay="verbatim"
+    )
+
+
+async def _ask_receiver(
+    runtime: Runtime, resolved: Resolved, texts: Sequence[str]
+) -> list[Outcome]:
+    return await runtime.direct_batch(resolved.wire.spec.receiver, texts)
+
+
+async def _ask_sender(runtime: Runtime, resolved: Resolved, texts: Sequence[str]) -> list[Outcome]:
+    return await runtime.direct_batch(resolved.wire.spec.sender, texts)
+
+
+BRIDGE = MethodSpec(
+    "bridge", "bridge", _describe_bridge, _send_soft, needs_bridge=True, several_senders=True
+)
+TEXT_RELAY = MethodSpec(
+    "text_relay",
+    "text relay",
+    lambda r: f"{sender_model(r)} -> its own words -> {receiver_model(r)}",
+    _relay,
+)
+# Measures what the bus and the receiver cost without a summary.
+TEXT_RELAY_VERBATIM = MethodSpec(
+    "text_relay_verbatim",
+    "text relay, verbatim",
+    lambda r: f"{sender_model(r)} -> the text itself -> {receiver_model(r)}",
+    _relay_verbatim,
+)
+RECEIVER_DIRECT = MethodSpec(
+    "receiver_direct",
+    "receiver direct",
+    lambda r: f"{receiver_model(r)} reads the text itself",
+    _ask_receiver,
+    several_senders=True,
+)
+SENDER_DIRECT = MethodSpec(
+    "sender_direct",
+    "sender direct",
+    lambda r: f"{sender_model(r)} reads the text itself",
+    _ask_sender,
+    several_senders=True,
+)

@@ -1,0 +1,183 @@
+"""Baselines that tune the receiver: prompt tuning and LoRA, on texts or on the sender's summaries.
+
+Short trainings choose the settings on held-out rows. One full training follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agentwire.task.datasets import Dataset
+from agentwire.training.baselines.baseline import Baseline, Fitted, receiver_model, sender_model
+from agentwire.training.baselines.context import BaselineContext
+from agentwire.training.baselines.fitting import labels_of, recipe_of, train
+from agentwire.training.baselines.lora import Adapter
+from agentwire.training.baselines.reader import (
+    BlindObjective,
+    Reader,
+    ReaderObjective,
+    SoftPrompt,
+    TextRows,
+    text_rows,
+)
+from agentwire.training.loop import Trained
+from agentwire.training.rows import sample
+
+PROMPT_GRID = tuple(
+    {"length": length, "learning_rate": rate} for length in (8, 32) for rate in (1e-2, 5e-2)
+)
+LORA_GRID = tuple({"learning_rate": rate} for rate in (3e-4, 1e-3, 3e-3))
+CHOOSING = 3
+"""A training that only chooses settings has this fraction (1 / 3) of the steps."""
+SUMMARISED_ROWS = 3_000
+"""Most training rows that the sender summarises, since it takes long."""
+SUMMARY_BATCH = 16
+
+Read = Callable[[BaselineContext, Sequence[str]], list[str]]
+"""What the receiver reads in place of some texts."""
+
+
+def the_texts(context: BaselineContext, texts: Sequence[str]) -> list[str]:
+    return list(texts)
+
+
+def summaries(context: BaselineContext, texts: Sequence[str]) -> list[str]:
+    """The sender's summaries, as text relay would send them."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    found = [""] * len(texts)
+    for begin in range(0, len(order), SUMMARY_BATCH):
+        numbers = order[begin : begin + SUMMARY_BATCH]
+        written = context.sender.relay([texts[i] for i in numbers], context.task).texts
+        for i, text in zip(numbers, written, strict=True):
+            found[i] = text
+        context.progress("summaries", min(1.0, (begin + SUMMARY_BATCH) / len(order)))
+    return found
+
+
+def _fit_reader(
+    context: BaselineContext,
+    grid: Sequence[dict[str, Any]],
+    make: Callable[[dict[str, Any]], nn.Module],
+    rows: Dataset,
+    read: Read = the_texts,
+) -> Fitted:
+    receiver, task = context.receiver, context.task
+    receiver.prepare(task)
+
+    def prepared(part: Dataset, cut: int | None) -> TextRows:
+        texts = read(context, [row.text for row in part.rows])
+        return text_rows(receiver, task, texts, [row.label for row in part.rows], cut)
+
+    train_rows = prepared(rows, context.recipe.max_text_tokens)
+    held_out = prepared(context.held_out, None)
+
+    def trained(choice: dict[str, Any], steps: int, stage: str) -> Trained:
+        torch.manual_seed(context.recipe.seed)
+        module = make(choice)
+        recipe = recipe_of(context, learning_rate=choice["learning_rate"], steps=steps,
+                           evaluate_every=max(1, steps // 5), weight_decay=0.0)  # fmt: skip
+        reader = Reader(receiver, task)
+        objective = ReaderObjective(reader, module, train_rows, held_out, recipe)
+        return train(context, objective, [recipe], stage)[1]
+
+    steps = context.recipe.steps
+    tried = [trained(choice, max(1, steps // CHOOSING), f"choosing {choice}") for choice in grid]
+    best = max(range(len(grid)), key=lambda i: tried[i].best.rank)
+    final = trained(grid[best], steps, "training")
+    notes = {**grid[best], "held_out_accuracy": final.best.accuracy}
+    return Fitted(dict(final.module.state_dict()), notes)
+
+
+def _answer_reader(context: BaselineContext, module: nn.Module, texts: Sequence[str]) -> Tensor:
+    rows = text_rows(context.receiver, context.task, texts, [0] * len(texts))
+    return Reader(context.receiver, context.task).scores(module, rows)
+
+
+# -- prompt tuning ------------------------------------------------------------------------------
+
+
+def _prompt(context: BaselineContext, learned: Fitted) -> SoftPrompt:
+    module = SoftPrompt(context.receiver, learned.tensors["latents"].shape[0])
+    module.load_state_dict(learned.tensors)
+    return module.to(context.receiver.device)
+
+
+def _fit_prompt(context: BaselineContext) -> Fitted:
+    def make(choice: dict[str, Any]) -> SoftPrompt:
+        return SoftPrompt(context.receiver, choice["length"])
+
+    return _fit_reader(context, PROMPT_GRID, make, context.rows)
+
+
+def _answer_prompt(context: BaselineContext, learned: Fitted, texts: Sequence[str]) -> Tensor:
+    return _answer_reader(context, _prompt(context, learned), texts)
+
+
+def _fit_blind(context: BaselineContext) -> Fitted:
+    receiver, task = context.receiver, context.task
+    receiver.prepare(task)
+    torch.manual_seed(context.recipe.seed)
+    module = SoftPrompt(receiver, context.soft_tokens)
+    recipe = recipe_of(context, learning_rate=1e-2, weight_decay=0.0)
+    labels, held_out = labels_of(context, context.rows), labels_of(context, context.held_out)
+    objective = BlindObjective(
+        lambda soft: receiver.logits_from_soft(soft, task), module, labels, held_out
+    )
+    done = train(context, objective, [recipe], "training")[1]
+    return Fitted(dict(done.module.state_dict()), {"held_out_accuracy": done.best.accuracy})
+
+
+@torch.inference_mode()
+def _answer_blind(context: BaselineContext, learned: Fitted, texts: Sequence[str]) -> Tensor:
+    soft = _prompt(context, learned)()[None]
+    return context.receiver.logits_from_soft(soft, context.task).expand(len(texts), -1)
+
+
+PROMPT_TUNING = Baseline(
+    "prompt tuning",
+    lambda r: f"{receiver_model(r)} reads a trained prompt and the text",
+    _fit_prompt,
+    _answer_prompt,
+)
+PROMPT_TUNING_BLIND = Baseline(
+    "prompt tuning, blind",
+    lambda r: f"{receiver_model(r)} reads a trained prompt, and no text",
+    _fit_blind,
+    _answer_blind,
+)
+
+# -- LoRA ---------------------------------------------------------------------------------------
+
+
+def _adapter(context: BaselineContext) -> Adapter:
+    return Adapter(context.receiver.model).to(context.receiver.device)
+
+
+def _lora(title: str, who: Callable[[Any], str], read: Read, most_rows: int = 0) -> Baseline:
+    def fit(context: BaselineContext) -> Fitted:
+        rows = context.rows
+        if most_rows and most_rows < len(rows):
+            rows = sample(rows, most_rows, context.recipe.seed)
+        return _fit_reader(context, LORA_GRID, lambda choice: _adapter(context), rows, read)
+
+    def answer(context: BaselineContext, learned: Fitted, texts: Sequence[str]) -> Tensor:
+        module = _adapter(context)
+        module.load_state_dict(learned.tensors)
+        return _answer_reader(context, module, read(context, texts))
+
+    return Baseline(title, who, fit, answer)
+
+
+LORA = _lora(
+    "LoRA", lambda r: f"{receiver_model(r)} with adapters reads the text itself", the_texts
+)
+LORA_RELAY = _lora(
+    "text relay, LoRA",
+    lambda r: f"{receiver_model(r)} with adapters reads {sender_model(r)}'s summary",
+    summaries,
+    SUMMARISED_ROWS,
+)
