@@ -1,4 +1,4 @@
-"""``agentwire agent``: be an agent of a run on another machine."""
+"""``agentwire agent``: runs one agent for a bus on another machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from agentwire.agent.join import join
 from agentwire.bus.access import PeerKeys
 from agentwire.bus.keys import read_pair, read_public
-from agentwire.cli.devices import check_device
+from agentwire.cli.options import Device
 from agentwire.errors import ScenarioError
 from agentwire.runtime.deployment import Deployment
 from agentwire.scenario.fetch import fetch
@@ -21,21 +21,20 @@ from agentwire.spec.agent import AgentSpec
 
 
 def agent(
-    scenario: Annotated[Path, typer.Argument(help="Scenario file, the same as there.")],
-    name: Annotated[
-        str, typer.Argument(help="Which of its agents to be (of replicas: name.1, name.2, …).")
+    scenario: Annotated[Path, typer.Argument(help="The same scenario file as on the other side.")],
+    name: Annotated[str, typer.Argument(help="Agent to run; of replicas: name.1, name.2, …")],
+    connect: Annotated[str, typer.Option("--connect", help="Address of the bus: tcp://host:port.")],
+    key: Annotated[Path, typer.Option("--key", help="File with this agent's keys: <name>.key.")],
+    server: Annotated[
+        str, typer.Option("--server", help="The bus's public key, or its file bus.pub.")
     ],
-    connect: Annotated[str, typer.Option("--connect", help="tcp://host:port of the bus.")],
-    key: Annotated[Path, typer.Option("--key", help="This agent's <name>.key.")],
-    server: Annotated[str, typer.Option("--server", help="The bus's bus.pub, or its key.")],
-    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda:0, …")] = None,
+    device: Device = None,
 ) -> None:
-    """Load an agent's model here and join a bus on another machine; come back when it is lost.
+    """Load an agent's model here and join a bus on another machine; reconnect when it is lost.
 
-    There: `agentwire keys allow <name> <its public key>`, then
+    On the other machine: `agentwire keys allow <name> <its public key>`, then
     `agentwire run <scenario> --listen tcp://<address>:<port> --remote <name>`.
     """
-
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level="WARNING")
     pair = read_pair(key)
     keys = PeerKeys(pair.public, pair.secret, read_public(server)[1])
@@ -45,17 +44,16 @@ def agent(
 
 
 def spec_of(scenario: Path, name: str, device: str | None) -> AgentSpec:
-    """What this machine runs as that agent.
+    """The agent as this machine runs it.
 
     Raises:
         ScenarioError: the scenario has no such agent.
     """
-
     loaded = load_scenario(scenario)
     if name not in loaded.processes:
         raise ScenarioError(
             f"{scenario} has no agent {name!r}.", hint=f"Agents: {', '.join(loaded.processes)}."
         )
-    resolved = resolve(loaded, source=scenario, device=check_device(device), require_bridges=False)
+    resolved = resolve(loaded, source=scenario, device=device, require_bridges=False)
     others = [process for process in loaded.processes if process != name]
     return Deployment.of(fetch(resolved, elsewhere=others)).processes[name]

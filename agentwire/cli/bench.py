@@ -1,4 +1,4 @@
-"""``agentwire bench``: latency, throughput and the bus, measured and written down."""
+"""``agentwire bench``: measures latency, throughput and the bus."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from agentwire.benchmark.record import BenchRecord
 from agentwire.benchmark.session import Bench
 from agentwire.benchmark.setting import Setting, setting_of
 from agentwire.cli.bench_view import BenchView, print_bus, print_record
-from agentwire.cli.devices import check_device
-from agentwire.cli.terminal import err, out, steps
+from agentwire.cli.options import AsJson, Device, NoStandIns, ScenarioFile, names_in
+from agentwire.cli.terminal import err, steps
 from agentwire.cli.terminal import out as stdout
 from agentwire.errors import InputError, ScenarioError
-from agentwire.evaluation.report import banner
+from agentwire.evaluation.report import print_banner
 from agentwire.scenario.fetch import fetch
 from agentwire.scenario.inventory import Inventory
 from agentwire.scenario.load import load_scenario
@@ -36,6 +36,9 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130
+ResultFile = Annotated[
+    Path | None, typer.Option("--out", help="Result file; default: a new one in runs/.")
+]
 
 
 def _numbers(text: str | None, flag: str) -> list[int] | None:
@@ -50,12 +53,11 @@ def _numbers(text: str | None, flag: str) -> list[int] | None:
 
 
 def _changed(scenario: Scenario, on_cpu: bool, changes: dict[str, Any]) -> BenchPlan:
-    """The scenario's plan for this machine, with what the command line says instead.
+    """The scenario's plan for this machine, with the options of the command line.
 
     Raises:
-        ScenarioError: a value that the schema refuses.
+        ScenarioError: the schema refuses a value.
     """
-
     spec = scenario.bench
     plan = spec.on_cpu if on_cpu and spec.on_cpu is not None else spec
     values = {k: v for k, v in changes.items() if v is not None}
@@ -75,10 +77,10 @@ def _default_out(benchmark: str) -> Path:
 
 
 def _check_out(out: Path) -> Path:
-    """Proves that the results can be written before anything is measured.
+    """Checks that the results can be written before anything is measured.
 
     Raises:
-        InputError: they cannot.
+        InputError: they cannot be written.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -97,9 +99,9 @@ def _measure(benchmark: Benchmark) -> Callable[..., None]:
     """The command of one benchmark; all have the same options."""
 
     def command(
-        scenario: Annotated[Path, typer.Argument(help="Scenario file.")],
+        scenario: ScenarioFile,
         methods: Annotated[
-            str | None, typer.Option("--methods", help="Only these, separated by commas.")
+            str | None, typer.Option("--methods", help="Methods to measure, separated by commas.")
         ] = None,
         batch_sizes: Annotated[
             str | None, typer.Option("--batch-sizes", help="Rows of a message: 1,4,16.")
@@ -108,32 +110,28 @@ def _measure(benchmark: Benchmark) -> Callable[..., None]:
             str | None, typer.Option("--text-tokens", help="Lengths of the texts: 48,256.")
         ] = None,
         rounds: Annotated[
-            int | None, typer.Option("--rounds", help="How often all methods take turns.")
+            int | None, typer.Option("--rounds", help="Rounds; all methods alternate in each.")
         ] = None,
         seconds: Annotated[
-            float | None, typer.Option("--seconds", help="Of one method and size in one round.")
+            float | None, typer.Option("--seconds", help="Seconds per method and size in a round.")
         ] = None,
         latency_seconds: Annotated[
             float | None, typer.Option("--latency-seconds", help="The same for latency.")
         ] = None,
         in_flight: Annotated[
-            int | None, typer.Option("--in-flight", help="Messages outstanding (throughput).")
+            int | None,
+            typer.Option("--in-flight", help="Outstanding messages (throughput)."),
         ] = None,
-        out: Annotated[
-            Path | None, typer.Option("--out", help="Result file; default: in runs/.")
-        ] = None,
+        out: ResultFile = None,
         plots: Annotated[
-            Path | None, typer.Option("--plots", help="Draw PNG and SVG into this folder.")
+            Path | None, typer.Option("--plots", help="Folder for plots as PNG and SVG.")
         ] = None,
-        as_json: Annotated[bool, typer.Option("--json", help="Print the result.")] = False,
-        strict: Annotated[bool, typer.Option("--strict", help="Let nothing stand in.")] = False,
-        device: Annotated[
-            str | None, typer.Option("--device", help="All agents on this device.")
-        ] = None,
+        as_json: AsJson = False,
+        strict: NoStandIns = False,
+        device: Device = None,
     ) -> None:
-        names = None if methods is None else [m.strip() for m in methods.split(",") if m.strip()]
         changes = {
-            "methods": names,
+            "methods": names_in(methods),
             "batch_sizes": _numbers(batch_sizes, "--batch-sizes"),
             "text_tokens": _numbers(text_tokens, "--text-tokens"),
             "rounds": rounds,
@@ -144,12 +142,15 @@ def _measure(benchmark: Benchmark) -> Callable[..., None]:
         file = _check_out(out or _default_out(benchmark))
         if plots is not None:
             check_plots(plots)
-        setting = _setting(scenario, changes, strict=strict, device=device)
-        record = _run(setting, benchmark, file)
-        _show(record, file, as_json=as_json)
+        record = _run(_prepare(scenario, changes, strict=strict, device=device), benchmark, file)
+        if as_json:
+            typer.echo(record.model_dump_json(indent=2))
+        else:
+            print_record(record, stdout())
+        typer.echo(f"written to {file}", err=True)
         if plots is not None:
             for picture in draw(record, plots):
-                typer.echo(f"drawn: {picture}", err=True)
+                typer.echo(f"plotted: {picture}", err=True)
         if record.interrupted:
             raise typer.Exit(INTERRUPTED)
 
@@ -157,35 +158,39 @@ def _measure(benchmark: Benchmark) -> Callable[..., None]:
 
 
 for _name, _help in (
-    ("latency", "One message at a time: percentiles and stages, by text length."),
-    ("throughput", "Several messages in flight: rows a second, by batch size."),
-    ("all", "Both, with one start of the agents."),
+    ("latency", "Measure one message at a time: percentiles and stages by text length."),
+    ("throughput", "Measure several messages in flight: rows per second by batch size."),
+    ("all", "Measure both with one start of the agents."),
 ):
     app.command(_name, help=_help)(_measure(_name))  # type: ignore[arg-type]
 
 
 @app.command("bus")
 def bus(
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Alternating rounds.")] = 5,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, help="Rounds; both alternate in each.")
+    ] = 5,
     messages: Annotated[
-        int, typer.Option("--messages", min=100, help="Of each phase of a round.")
+        int, typer.Option("--messages", min=100, help="Messages per phase of a round.")
     ] = 400,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Result file; default: in runs/.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result.")] = False,
+    out: ResultFile = None,
+    as_json: AsJson = False,
 ) -> None:
-    """The bus against bare ZeroMQ sockets: 64 KiB one way over ipc, and messages a second."""
+    """Compare the bus with bare ZeroMQ sockets: 64 KiB one way over ipc, messages per second."""
 
     file = _check_out(out or _default_out("bus"))
     console = err()
 
-    def tell(number: int, kind: str, figures: dict[str, float]) -> None:
+    def show_round(number: int, kind: str, figures: dict[str, float]) -> None:
         shown = f"{figures['p50_us']:,.0f} us, {figures['messages_per_s']:,.0f} messages/s"
         console.print(f"round {number + 1} of {rounds}  {kind:<12} {shown}")
 
     record = compare(
-        rounds, messages, command=_typed(), tell=tell, keep=lambda record: record.write(file)
+        rounds,
+        messages,
+        command=_command_line(),
+        tell=show_round,
+        keep=lambda record: record.write(file),
     )
     record.write(file)
     if as_json:
@@ -197,28 +202,26 @@ def bus(
         raise typer.Exit(INTERRUPTED)
 
 
-def _typed() -> str:
-    """The command line, as it can be repeated."""
+def _command_line() -> str:
+    """The command line, quoted for a shell."""
     return shlex.join(["agentwire", *sys.argv[1:]])
 
 
-def _setting(source: Path, changes: dict[str, Any], *, strict: bool, device: str | None) -> Setting:
+def _prepare(source: Path, changes: dict[str, Any], *, strict: bool, device: str | None) -> Setting:
 
     loaded = load_scenario(source)
-    _changed(loaded, False, changes)  # what is wrong with the options is said at once
+    _changed(loaded, False, changes)  # reports bad options before anything is fetched
     inventory = Inventory.here()
     resolved = resolve(
         loaded,
         source=source,
         inventory=inventory,
         strict=strict,
-        device=check_device(device),
+        device=device,
         require_bridges=True,
     )
     plan = _changed(loaded, resolved.on_cpu, changes)
-    notice = banner(resolved.substitutions)
-    if notice is not None:
-        err().print(notice)
+    print_banner(resolved.substitutions, err())
     with steps() as shown:
         return setting_of(fetch(resolved, inventory=inventory, progress=shown.update), plan)
 
@@ -230,14 +233,5 @@ def _run(setting: Setting, benchmark: Benchmark, file: Path) -> BenchRecord:
 
     with steps() as loading:
         view = BenchView(err(), loading)
-        bench = Bench(setting, benchmark, _typed(), view, keep)
+        bench = Bench(setting, benchmark, _command_line(), view, keep)
         return anyio.run(bench.run)
-
-
-def _show(record: BenchRecord, file: Path, *, as_json: bool) -> None:
-
-    if as_json:
-        typer.echo(record.model_dump_json(indent=2))
-    else:
-        print_record(record, out())
-    typer.echo(f"written to {file}", err=True)

@@ -1,4 +1,4 @@
-"""What a benchmark shows: agents as they load, one line a cell, then the tables."""
+"""The view of a benchmark: agents while they load, one line per cell, then tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.table import Table
 from agentwire.benchmark.drive import Burst
 from agentwire.benchmark.plan import Cell
 from agentwire.benchmark.record import BenchRecord, BusRecord, CellRecord
-from agentwire.cli.terminal import Steps
+from agentwire.cli.terminal import StepProgress
 from agentwire.runtime.reply import ProgressEvent
 
 
@@ -16,13 +16,13 @@ class BenchView:
     """Plain lines. Implements ``benchmark.session.Display``.
 
     Args:
-        console: where to show them; stderr, so that stdout stays for results.
-        loading: shows how agents load, and is stopped when the first cell is done.
+        console: stderr, so that stdout has results only.
+        loading: progress of loading agents; stopped when the first cell is measured.
     """
 
-    def __init__(self, console: Console, loading: Steps) -> None:
+    def __init__(self, console: Console, loading: StepProgress) -> None:
         self._console = console
-        self._steps: Steps | None = loading
+        self._steps: StepProgress | None = loading
 
     def _end_loading(self) -> None:
         if self._steps is not None:
@@ -60,7 +60,7 @@ class BenchView:
 
 
 def print_record(record: BenchRecord, console: Console) -> None:
-    """The tables of a record, under what must be known before any figure."""
+    """Prints the conditions of a record and its tables."""
     for label in record.labels:
         console.print(f"* {label}", markup=False, style="dim")
     latency = [cell for cell in record.cells if cell.kind == "latency"]
@@ -102,7 +102,7 @@ def _throughput_table(cells: list[CellRecord]) -> Table:
 
 
 def print_bus(record: BusRecord, console: Console) -> None:
-    """The bus beside bare sockets."""
+    """Prints the bus beside bare sockets."""
     for label in record.labels:
         console.print(f"* {label}", markup=False, style="dim")
     table = Table("", "p50 us", "p99 us", "messages/s", title="64 KiB one way over ipc, medians")

@@ -1,4 +1,4 @@
-"""``agentwire bridges``: list, show and verify trained bridges."""
+"""``agentwire bridges``: lists, shows and verifies trained bridges."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from agentwire.bridge.card import CARD_FILE, read_card
+from agentwire.cli.options import AsJson
 from agentwire.cli.terminal import out, print_json
 from agentwire.errors import BridgeError
 from agentwire.scenario.bridges import list_bridges
@@ -18,30 +19,22 @@ from agentwire.scenario.inventory import Inventory
 from agentwire.spec.registry import suggestion
 
 app = typer.Typer(help="Trained bridges: list, show, verify.", no_args_is_help=True)
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Wanted = Annotated[str, typer.Argument(help="A bridge's name, or its folder.")]
-
-
-def _folders() -> list[Path]:
-
-    return list_bridges(Inventory.here().bridge_folders())
+Bridge = Annotated[str, typer.Argument(help="Name or folder of a bridge.")]
 
 
 def find(wanted: str) -> Path:
     """The folder of a bridge, by path or by name."""
-
-    if Path(wanted, "card.yaml").is_file():
+    if Path(wanted, CARD_FILE).is_file():
         return Path(wanted)
-    known = {folder.name: folder for folder in _folders()}
+    known = {folder.name: folder for folder in list_bridges(Inventory.here().bridge_folders())}
     if wanted in known:
         return known[wanted]
     raise BridgeError(
-        f"there is no bridge {wanted!r} here.", hint=suggestion(wanted, known, "Bridges here")
+        f"There is no bridge {wanted!r} here.", hint=suggestion(wanted, known, "Bridges here")
     )
 
 
 def _row(folder: Path) -> dict[str, Any]:
-
     card = read_card(folder)
     return {
         "name": folder.name,
@@ -59,10 +52,9 @@ def _row(folder: Path) -> dict[str, Any]:
 
 @app.command("list")
 def list_(as_json: AsJson = False) -> None:
-    """The bridges that scenarios find here."""
-
+    """List the bridges that scenarios find here."""
     rows: list[dict[str, Any]] = []
-    for folder in _folders():
+    for folder in list_bridges(Inventory.here().bridge_folders()):
         try:
             rows.append(_row(folder))
         except BridgeError as error:
@@ -92,9 +84,8 @@ def list_(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def show(bridge: Wanted, as_json: AsJson = False) -> None:
-    """A bridge's card: models, layer, size, training."""
-
+def show(bridge: Bridge, as_json: AsJson = False) -> None:
+    """Show a bridge's card: models, layer, size, training."""
     folder = find(bridge)
     card = read_card(folder)
     if as_json:
@@ -104,9 +95,9 @@ def show(bridge: Wanted, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def verify(bridge: Wanted, as_json: AsJson = False) -> None:
-    """Check card, checksum and tensor shapes; exit 2 if anything is wrong."""
-    from agentwire.bridge import store
+def verify(bridge: Bridge, as_json: AsJson = False) -> None:
+    """Check a bridge's card, checksum and tensor shapes; exit code 2 if anything is wrong."""
+    from agentwire.bridge import store  # imports torch
 
     folder = find(bridge)
     card = store.load(folder).card

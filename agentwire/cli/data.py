@@ -1,49 +1,58 @@
-"""``agentwire data``: which datasets are known, which are here, and getting them."""
+"""``agentwire data``: lists, shows and downloads datasets."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 from rich import box
 from rich.table import Table
 
+from agentwire.cli.options import AsJson
 from agentwire.cli.terminal import out, print_json, steps
 from agentwire.config import Config
 from agentwire.errors import DataError
 from agentwire.task.datasets import load_rows, where
-from agentwire.task.definitions import definitions, load_definition
+from agentwire.task.definitions import TASKS, TaskDefinition, is_task_file, load_definition
 from agentwire.task.samples import SAMPLE_SPLIT
 
 app = typer.Typer(help="Datasets: list, show, pull.", no_args_is_help=True)
 SPLITS = ("train", "validation", "test")
+Names = Annotated[list[str], typer.Argument(help="Names of datasets, or task files of your own.")]
 
 
-def known_datasets() -> list[dict[str, Any]]:
-    """Every dataset known by name, and where each split would come from."""
+def known_datasets(more: list[str] | None = None) -> list[dict[str, Any]]:
+    """Every dataset known by name and those of the task files ``more``, with their splits here."""
+    return [_entry(name, load_definition(name)) for name in (*sorted(TASKS.names()), *(more or ()))]
 
+
+def _entry(name: str, task: TaskDefinition) -> dict[str, Any]:
     config = Config.from_env()
-    return [
-        {
-            "name": name,
-            "description": task.description,
-            "classes": len(task.labels),
-            "licence": task.licence,
-            "splits": {
-                split: place
-                for split in (*SPLITS, SAMPLE_SPLIT)
-                if (place := where(name, split, config=config))
-            },
-        }
-        for name, task in definitions().items()
-    ]
+    splits = dict.fromkeys((*SPLITS, SAMPLE_SPLIT, *task.rows))
+    places = {split: where(name, split, config=config) for split in splits}
+    return {
+        "name": task.name,
+        "description": task.description,
+        "classes": len(task.labels),
+        "licence": task.licence,
+        "splits": {split: place for split, place in places.items() if place},
+    }
+
+
+def _places(entry: dict[str, Any]) -> str:
+    return ", ".join(f"{split} ({place})" for split, place in entry["splits"].items())
 
 
 @app.command("list")
-def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """The datasets known by name, and where each split would come from here."""
-
-    rows = known_datasets()
+def list_(
+    files: Annotated[
+        list[str] | None, typer.Argument(help="Task files of your own to list too.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the known datasets and where each split would come from."""
+    rows = known_datasets(files)
     if as_json:
         print_json(rows)
         return
@@ -52,11 +61,10 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
         right = title == "classes"
         table.add_column(title, justify="right" if right else "left", overflow="fold")
     for row in rows:
-        places = ", ".join(f"{split} ({place})" for split, place in row["splits"].items())
         table.add_row(
             f"{row['name']}\n[dim]{row['description']}[/dim]",
             str(row["classes"]),
-            places or "no: set AGENTWIRE_DATA to a folder with it",
+            _places(row) or "no: set AGENTWIRE_DATA to a folder with it",
             row["licence"],
         )
     out().print(table)
@@ -64,58 +72,53 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="Dataset name.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    name: Annotated[str, typer.Argument(help="Name of a dataset, or a task file of your own.")],
+    as_json: AsJson = False,
 ) -> None:
-    """A dataset's classes in their order, its prompts, and the files that would hold its rows."""
-
+    """Show a dataset's classes, prompts and files."""
     task = load_definition(name)
-    here = next(known for known in known_datasets() if known["name"] == name)
+    here = _entry(name, task)
     if as_json:
         print_json({**here, "labels": task.labels, "label_words": task.label_words,
                     "prompt": task.prompt, "text_prompt": task.text_prompt})  # fmt: skip
         return
-    places = ", ".join(f"{split} ({place})" for split, place in here["splits"].items())
-    typer.echo(f"{name}: {task.description}; licence: {task.licence}")
-    typer.echo(f"here: {places or 'nothing'}")
-    typer.echo(
-        f'files: AGENTWIRE_DATA/{name}/<split>.jsonl, lines of {{"text": "...", "label": 0}}'
-    )
-    typer.echo(f"asked after the soft tokens: {task.prompt!r}; of a text: {task.text_prompt!r}")
-    typer.echo("label, class, and the word that stands for it in an answer:")
+    licence = f"; licence: {task.licence}" if task.licence else ""
+    typer.echo(f"{task.name}: {task.description}{licence}")
+    typer.echo(f"here: {_places(here) or 'nothing'}")
+    files = [file for files in task.rows.values() for file in files]
+    places = ", ".join(files) or f"AGENTWIRE_DATA/{task.name}/<split>.jsonl"
+    typer.echo(f'files: {places}, lines of {{"text": "...", "label": 0}}')
+    typer.echo(f"prompt after soft tokens: {task.prompt!r}; prompt with text: {task.text_prompt!r}")
+    typer.echo("label, class, and the word that is scored for it:")
     for number, (label, word) in enumerate(zip(task.labels, task.label_words, strict=True)):
         typer.echo(f"  {number:>3}  {label}" + (f"  ({word})" if word != label else ""))
 
 
 @app.command()
-def pull(
-    names: Annotated[list[str], typer.Argument(help="Dataset names.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Get every split of datasets that can be had here, and check every row."""
-
+def pull(names: Names, as_json: AsJson = False) -> None:
+    """Download every available split of datasets and check every row."""
     config = Config.from_env()
-    for name in names:
-        load_definition(name)
+    tasks = {name: load_definition(name) for name in names}  # all are known before any download
     done: list[dict[str, Any]] = []
     with steps() as shown:
-        for name in names:
-
-            def report(stage: str, fraction: float, name: str = name) -> None:
-                shown.update(name, stage, fraction)
-
-            splits = [split for split in SPLITS if where(name, split, config=config)]
+        for name, task in tasks.items():
+            known = dict.fromkeys((*SPLITS, *task.rows))
+            splits = [split for split in known if where(name, split, config=config)]
             if not splits:
+                files = is_task_file(name)
                 raise DataError(
-                    f"the dataset {name} cannot be had here.",
-                    hint=f"Set AGENTWIRE_DATA to a folder that holds {name}/, "
+                    f"No split of {name} was found.",
+                    hint="Check the paths under `rows`."
+                    if files
+                    else f"Set AGENTWIRE_DATA to a folder that holds {name}/, "
                     "or `pip install 'agentwire[hub]'`.",
                 )
             for split in splits:
-                rows = load_rows(name, split, config=config, progress=report)
+                progress = partial(shown.update, name)
+                rows = load_rows(name, split, config=config, progress=progress)
                 done.append(
                     {
-                        "name": name,
+                        "name": task.name,
                         "split": split,
                         "rows": len(rows),
                         "provenance": dict(rows.provenance),

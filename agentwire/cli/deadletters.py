@@ -1,4 +1,4 @@
-"""``agentwire deadletters``: requests that killed an agent twice: show them, ask them again."""
+"""``agentwire deadletters``: lists and retries requests that were in flight when agents died."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from agentwire.cli.options import AsJson, RunFolder
 from agentwire.cli.terminal import out, print_json
 from agentwire.errors import RequestError
 from agentwire.runtime.deadletters import DeadLetter, DeadLetters, pick
@@ -20,17 +21,19 @@ from agentwire.scenario.reopen import reopen
 from agentwire.scenario.resolve import Resolved
 from agentwire.telemetry.journal import read_lines, unfinished
 
-app = typer.Typer(no_args_is_help=True, help="Requests that were in flight at an agent's deaths.")
+app = typer.Typer(
+    no_args_is_help=True, help="Requests that were in flight when an agent died: list, retry."
+)
 SHOWN = 48
 """Characters of a text in the table."""
 
 
 @app.command("list")
 def show(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    run: RunFolder,
+    as_json: AsJson = False,
 ) -> None:
-    """Show a run's dead letters, what became of retries, and what its runner left unfinished."""
+    """List a run's dead letters, the results of retries, and unfinished requests."""
 
     letters = DeadLetters(run).all()
     if as_json:
@@ -40,7 +43,7 @@ def show(
     if not letters:
         typer.echo(f"{run} has no dead letters.")
         return
-    table = Table("request", "wire", "agent", "text", "last death", "retried", box=None)
+    table = Table("request", "wire", "agent", "text", "last death", "retry", box=None)
     for letter in letters:
         text = letter.text if len(letter.text) <= SHOWN else letter.text[: SHOWN - 1] + "…"
         cells = (
@@ -52,7 +55,7 @@ def show(
 
 
 def _show_unfinished(run: Path) -> None:
-    """Requests that were admitted and have not ended: of a runner that was killed, or runs."""
+    """Requests without an outcome: the runner was killed, or still runs."""
 
     journal = run / "journal.jsonl"
     for request_id in unfinished(read_lines(journal)) if journal.is_file() else ():
@@ -61,9 +64,10 @@ def _show_unfinished(run: Path) -> None:
 
 @app.command("retry")
 def retry(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    run: RunFolder,
     ids: Annotated[
-        list[str] | None, typer.Option("--id", help="Only this request (or the start of its id).")
+        list[str] | None,
+        typer.Option("--id", help="Only this request: its id, or the start of it."),
     ] = None,
     scenario: Annotated[
         Path | None, typer.Option("--scenario", help="Scenario file; default: the run's own.")
@@ -72,12 +76,12 @@ def retry(
         float, typer.Option("--deadline", min=0.1, help="Seconds for each request.")
     ] = 300.0,
 ) -> None:
-    """Ask the dead letters of a run again, by their ids; those that were answered are left out."""
+    """Send the dead letters of a run again, except those that a retry answered."""
 
     file = DeadLetters(run)
     letters = pick(file.all(), ids or ())
     if not letters:
-        typer.echo("nothing to ask again.")
+        typer.echo("nothing to retry.")
         return
     outcomes = anyio.run(_ask, reopen(run, scenario), file, letters, deadline)
     failed = 0
@@ -94,7 +98,7 @@ def retry(
 async def _ask(
     resolved: Resolved, file: DeadLetters, letters: list[DeadLetter], deadline: float
 ) -> list[Outcome]:
-    """One after the other: each may kill its agent again."""
+    """Sends one at a time: each may kill its agent again."""
 
     outcomes: list[Outcome] = []
     async with Runtime(resolved) as runtime:

@@ -1,4 +1,4 @@
-"""``agentwire doctor``: what is here, what each scenario would run, and how to get the rest."""
+"""``agentwire doctor``: shows what this machine has and what scenarios would run on it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.text import Text
 
 from agentwire.cli.data import known_datasets
 from agentwire.cli.models import known_models
+from agentwire.cli.options import AsJson
 from agentwire.cli.terminal import out, print_json
 from agentwire.config import Config, ensure_writable
 from agentwire.errors import CacheError, InputError
@@ -37,7 +38,7 @@ def doctor(
         list[Path] | None,
         typer.Argument(help="Scenario files; default: all in scenarios/.", show_default=False),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what this machine has, what scenarios would run here, and what is missing."""
 
@@ -96,7 +97,7 @@ def _installed(package: str) -> bool:
 
 
 def _backend_libraries() -> dict[str, str]:
-    """Versions of the libraries that backends need; none is imported."""
+    """Versions of the libraries that backends need, without importing them."""
     found: dict[str, str] = {}
     for name in BACKENDS.names():
         library = BACKENDS.get(name).library
@@ -132,7 +133,7 @@ def _holdings() -> dict[str, Any]:
 
 
 def _scenario(path: Path) -> dict[str, Any]:
-    """What one scenario would run here; its first problem and the command that solves it."""
+    """What one scenario would run here, or its first problem and the next step."""
 
     entry: dict[str, Any] = {"file": str(path), "runs": False}
     try:
@@ -160,7 +161,7 @@ def _scenario(path: Path) -> dict[str, Any]:
 
 
 def _on_gpu(spec: AgentSpec) -> str | None:
-    """What an agent will take of its GPU; None on a CPU, or where it is not known."""
+    """The GPU memory that an agent will take; None on a CPU or where it is unknown."""
 
     if not spec.device.startswith("cuda"):
         return None
@@ -215,7 +216,7 @@ def _print(report: dict[str, Any]) -> None:
 
 
 def _scenario_text(scenario: dict[str, Any]) -> Text:
-    """What a scenario would run, stand-ins and the first problem named."""
+    """What a scenario would run, with stand-ins and the first problem."""
 
     instead = {s["subject"]: s for s in scenario.get("substitutions", ())}
     state = ("runs here", "green") if scenario["runs"] else ("does not run here", "red")

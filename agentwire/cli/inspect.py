@@ -1,4 +1,4 @@
-"""``agentwire inspect``: what a bridge's soft tokens look like."""
+"""``agentwire inspect``: shows what a bridge's soft tokens look like."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.text import Text
 
 from agentwire.bridge.card import BridgeCard, CardModel
 from agentwire.cli.bridges import find
-from agentwire.cli.devices import check_device
+from agentwire.cli.options import AsJson, check_device
 from agentwire.cli.terminal import out, steps
 from agentwire.errors import BridgeError, DataError, InputError
 from agentwire.evaluation.inspect import tsne
@@ -35,39 +35,45 @@ if TYPE_CHECKING:
     from agentwire.model.transformers import TransformersBackend
 
 SPLITS = ("test", "validation", "sample")
-"""Where rows are taken from, in this order: never from those that the bridge was trained on."""
+"""Splits to take rows from, in this order; never the one that the bridge was trained on."""
 SHOWN_WORDS = 6
 
 
 def inspect(
-    bridge: Annotated[str, typer.Argument(help="A bridge's name, or its folder.")],
+    bridge: Annotated[str, typer.Argument(help="Name or folder of a bridge.")],
     text: Annotated[
-        list[str] | None, typer.Option("--text", help="Look at this text (may be repeated).")
+        list[str] | None, typer.Option("--text", help="Text to look at (may be repeated).")
     ] = None,
     rows: Annotated[
         int, typer.Option("--rows", min=0, help="Rows for cosines, ranks and the plot; 0: none.")
     ] = 200,
     dataset: Annotated[
-        str | None, typer.Option("--dataset", help="Rows of this one, not of the bridge's own.")
+        str | None,
+        typer.Option("--dataset", help="Dataset of the rows; default: the bridge's own."),
     ] = None,
     top: Annotated[
-        int, typer.Option("--top", min=1, max=50, help="Nearest tokens of each soft token.")
+        int, typer.Option("--top", min=1, max=50, help="Nearest tokens per soft token.")
     ] = 5,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="Write a t-SNE of the rows' payloads (PNG).")
+        Path | None, typer.Option("--plot", help="Plot a t-SNE of the rows' payloads as PNG.")
     ] = None,
     device: Annotated[
-        str, typer.Option("--device", help="Both models on this device: cpu, cuda:0, …")
+        str,
+        typer.Option(
+            "--device", help="Device of both models: cpu, cuda:0, …", callback=check_device
+        ),
     ] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Look into a bridge: nearest vocabulary tokens, attention, cosines, rank, a map of payloads.
+    """Inspect a bridge: nearest vocabulary tokens, attention, cosines, rank, a map of payloads.
 
-    Without --text two of the rows are shown.
+    Without --text, two of the rows are shown.
     """
 
     if plot is not None and rows < 5:
-        raise InputError("a map needs 5 rows or more.", hint="Give --rows 200, or no --plot.")
+        raise InputError(
+            "A t-SNE needs at least 5 rows.", hint="Use --rows 200, or leave --plot out."
+        )
     if plot is not None:
         _check_plot(plot)
     result = _inspected(
@@ -77,7 +83,7 @@ def inspect(
         dataset=dataset,
         top=top,
         plot=plot,
-        device=check_device(device) or "cpu",
+        device=device,
     )
     if as_json:
         typer.echo(result.model_dump_json(indent=2))
@@ -108,7 +114,7 @@ def _inspected(
         examiner = Examiner(folder, sender, receiver)
         views = [examiner.view(text, None, top) for text in texts]
         if not views and some is not None:
-            middle = len(some.texts) // 2  # of several data sets another than the first
+            middle = len(some.texts) // 2  # of several datasets, a row of another one
             views = [
                 examiner.view(some.texts[i], some.labels[i], top)
                 for i in dict.fromkeys((0, middle))
@@ -153,15 +159,15 @@ def _draw(payloads: npt.NDArray[np.float32], rows: _Rows, bridge: str, file: Pat
 
 
 def _check_plot(file: Path) -> None:
-    """Refused now, not after the models are loaded."""
+    """Checks what a plot needs before models are loaded."""
 
     if not (find_spec("sklearn") and find_spec("matplotlib")):
         raise InputError(
-            "a map needs scikit-learn and matplotlib.",
+            "A t-SNE needs scikit-learn and matplotlib.",
             hint="Run `pip install 'agentwire[inspect]'`, or leave --plot out.",
         )
     if not file.absolute().parent.is_dir():
-        raise InputError(f"{file.parent} is no folder.", hint="Name another file with --plot.")
+        raise InputError(f"{file.parent} is not a folder.", hint="Name another file with --plot.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,10 +177,9 @@ class _Rows:
     Attributes:
         texts: what the sender reads.
         labels: of each text, for people.
-        classes: of each text, for the map; they count into ``names``: classes of a data set, or the
-            data sets themselves where there are several.
-        names: as above.
-        provenance: where they are from.
+        classes: of each text, as index into ``names``.
+        names: classes of the dataset; of several datasets, their names.
+        provenance: where the rows come from.
     """
 
     texts: list[str]
@@ -185,13 +190,13 @@ class _Rows:
 
 
 def _rows(card: BridgeCard, name: str | None, inventory: Inventory, n: int) -> _Rows:
-    """Rows that the bridge was not trained on, of its data sets or of the named one.
+    """Rows of the bridge's datasets, or of the named one, that the bridge was not trained on.
 
-    A bridge for several data sets is shown as many rows of each that is here; a series has the same
-    texts in all of its parts, so that the first stands for them.
+    Of several datasets, each gives as many rows. All tasks of a series have the same texts, so the
+    first represents them.
 
     Raises:
-        DataError: no such data set, or none of them is here.
+        DataError: unknown dataset, or none of them is here.
     """
 
     if name is not None:
@@ -200,8 +205,8 @@ def _rows(card: BridgeCard, name: str | None, inventory: Inventory, n: int) -> _
     found = [data for dataset in wanted if (data := _unseen(dataset, inventory)) is not None]
     if not found:
         raise DataError(
-            f"no rows of {', '.join(wanted)} can be had here that the bridge was not trained on.",
-            hint="Give --dataset (`agentwire data list`), or only --text with --rows 0.",
+            f"Only training rows of {', '.join(wanted)} are here.",
+            hint="Use --dataset (see `agentwire data list`), or --text with --rows 0.",
         )
     if len(found) == 1:
         (data,) = found
@@ -230,7 +235,7 @@ def _rows(card: BridgeCard, name: str | None, inventory: Inventory, n: int) -> _
 
 
 def _unseen(dataset: str, inventory: Inventory) -> Dataset | None:
-    """A split that no bridge trains on; None: none is here."""
+    """A split that no bridge trains on; None if none is here."""
 
     for split in SPLITS:
         try:
@@ -246,7 +251,7 @@ def _some(data: Dataset, n: int) -> list[Example]:
 
 
 def _datasets(trained_on: str) -> list[str]:
-    """Data sets by the name in a card: ``a``, several as ``a+b``, or a series' name."""
+    """The datasets that a card names: ``a``, several as ``a+b``, or a series."""
 
     series = [name for name, task in definitions().items() if task.series == trained_on]
     return series[:1] or trained_on.split("+")
@@ -255,7 +260,7 @@ def _datasets(trained_on: str) -> list[str]:
 def _load(
     model: CardModel, inventory: Inventory, device: str, told: Callable[[str, str, float], None]
 ) -> TransformersBackend:
-    """One of the bridge's models, fetched where it has to be."""
+    """One of the bridge's models, downloaded if necessary."""
     from agentwire.model.transformers import TransformersBackend
 
     site = inventory.site(ModelChoice(model=model.model))
@@ -266,7 +271,7 @@ def _load(
     folder = site.folder
     if folder is None and not site.fetchable:
         raise BridgeError(
-            f"the weights of {model.model} are not here: {site.detail}.",
+            f"The weights of {model.model} are not here: {site.detail}.",
             hint=inventory.how_to_get("model", model.model),
         )
     spec = AgentSpec(
@@ -320,7 +325,7 @@ def _print_text(view: TextView, console: Console) -> None:
 
 
 def _attended(soft: SoftTokenView) -> str:
-    """The words with the most attention, most first; ``8#2`` is the second 8 of the text."""
+    """The words with the most attention, highest first; ``8#2`` is the second 8 of the text."""
     words = [w.word for w in soft.attention]
     named = [
         (f"{word}#{words[: place + 1].count(word)}" if words.count(word) > 1 else word, w.weight)

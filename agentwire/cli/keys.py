@@ -1,4 +1,4 @@
-"""``agentwire keys``: CURVE keys for buses that other machines join."""
+"""``agentwire keys``: CURVE keys of agents that join from other machines."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from typing import Annotated
 import typer
 
 from agentwire.bus.keys import KeyFolder, read_allowed, read_pair, read_public
+from agentwire.cli.options import AsJson
 from agentwire.cli.terminal import print_json
 from agentwire.config import Config
 
-app = typer.Typer(no_args_is_help=True, help="Keys of agents that join from other machines.")
+app = typer.Typer(
+    no_args_is_help=True, help="CURVE keys of agents on other machines: new, list, allow, revoke."
+)
 Folder = Annotated[
-    Path | None, typer.Option("--folder", help="Where keys lie; default: the user's own folder.")
+    Path | None, typer.Option("--folder", help="Folder of the keys; default: the user's own.")
 ]
 
 
 def key_folder(folder: Path | None) -> KeyFolder:
-
     return KeyFolder(folder or Config.from_env().keys)
 
 
 @app.command("new")
 def new(
-    name: Annotated[str, typer.Argument(help="Name of the agent that will have it.")],
-    folder: Folder = None,
+    name: Annotated[str, typer.Argument(help="Name of the agent.")], folder: Folder = None
 ) -> None:
-    """Make a pair of keys; only its public half ever leaves this machine."""
+    """Make a pair of keys; only the public key leaves this machine."""
     keys = key_folder(folder)
     pair = keys.new(name)
     typer.echo(f"secret: {keys.folder / name}.key (keep it here)")
@@ -36,12 +37,8 @@ def new(
 
 
 @app.command("list")
-def show(
-    folder: Folder = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Show the pairs that lie here, and who is let in."""
-
+def show(folder: Folder = None, as_json: AsJson = False) -> None:
+    """List the key pairs here and the allowed agents."""
     keys = key_folder(folder)
     allowed = read_allowed(keys.allowed)
     if as_json:
@@ -49,33 +46,30 @@ def show(
         return
     typer.echo(f"pairs in {keys.folder}: {', '.join(keys.names()) or 'none'}")
     for name, public in allowed.items():
-        typer.echo(f"let in: {name} {public}")
+        typer.echo(f"allowed: {name} {public}")
     if not allowed:
-        typer.echo("let in: nobody")
+        typer.echo("allowed: nobody")
 
 
 @app.command("allow")
 def allow(
-    name: Annotated[str, typer.Argument(help="Name that the key stands for.")],
+    name: Annotated[str, typer.Argument(help="Name of the agent that has the key.")],
     key: Annotated[
-        str | None,
-        typer.Argument(help="Public key or .pub file; default: the pair here."),
+        str | None, typer.Argument(help="Public key or .pub file; default: the pair here.")
     ] = None,
     folder: Folder = None,
 ) -> None:
-    """Let a public key in, as one agent."""
-
+    """Allow the agent with this public key to join."""
     keys = key_folder(folder)
     public = read_pair(keys.folder / f"{name}.key").public if key is None else read_public(key)[1]
     keys.allow(name, public)
-    typer.echo(f"{name} is let in.")
+    typer.echo(f"{name} is allowed.")
 
 
 @app.command("revoke")
 def revoke(
-    name: Annotated[str, typer.Argument(help="Name whose key is let in no more.")],
-    folder: Folder = None,
+    name: Annotated[str, typer.Argument(help="Name of the agent.")], folder: Folder = None
 ) -> None:
-    """Let a key in no more; who is connected with it is cut off."""
+    """Remove an agent's key; a connected agent is disconnected."""
     key_folder(folder).revoke(name)
-    typer.echo(f"{name} is not let in any more.")
+    typer.echo(f"{name} is no longer allowed.")

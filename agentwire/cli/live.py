@@ -1,4 +1,4 @@
-"""The live view of a run: agents as they load, then one line a method while rows flow."""
+"""The live view of a run: agents while they load, then one line per method."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from agentwire.cli.terminal import Steps
+from agentwire.cli.terminal import StepProgress
 from agentwire.evaluation.methods import MethodSpec
 from agentwire.evaluation.result import MethodRecord
 from agentwire.runtime.reply import ProgressEvent
 
 
 class LiveView:
-    """Bars on a terminal, plain lines elsewhere. Implements ``scenario.runner.Display``.
+    """Bars on a terminal, plain lines elsewhere. Implements ``evaluation.runner.RunDisplay``.
 
     Args:
-        console: where to show it; stderr, so that stdout stays for results.
+        console: stderr, so that stdout has results only.
     """
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._loading: Steps | None = Steps(console)
+        self._loading: StepProgress | None = StepProgress(console)
         self._rows = Progress(
             TextColumn("[bold]{task.description:<22}"),
             BarColumn(bar_width=32),

@@ -1,4 +1,4 @@
-"""``agentwire run`` and ``agentwire train`` of a scenario with a matrix: all of its cells."""
+"""``agentwire run`` and ``agentwire train`` of a scenario with a matrix."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import typer
 
-from agentwire.cli.devices import check_device
 from agentwire.cli.matrix_view import MatrixView
 from agentwire.cli.terminal import err, out
 from agentwire.config import ensure_writable
@@ -32,7 +31,7 @@ from agentwire.evaluation.matrix.run import (
 from agentwire.evaluation.matrix.summary import substitutions
 from agentwire.evaluation.methods import MethodSpec, get_method
 from agentwire.evaluation.plan import new_folder, pick_methods
-from agentwire.evaluation.report import banner
+from agentwire.evaluation.report import print_banner
 from agentwire.scenario.choose import require_training_rows
 from agentwire.scenario.fetch import fetch
 from agentwire.scenario.inventory import Inventory
@@ -40,8 +39,8 @@ from agentwire.spec.scenario import Scenario
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """What was typed (``agentwire run --help``)."""
+class MatrixOptions:
+    """MatrixOptions of ``agentwire run`` and ``train`` that concern a matrix."""
 
     limit: int | None = None
     methods: Sequence[str] | None = None
@@ -55,11 +54,11 @@ class Options:
     plot: Path | None = None
 
 
-def run_cells(source: Path, scenario: Scenario, options: Options, command: str) -> None:
-    """Runs what is missing of a matrix and shows the table over its cells.
+def run_cells(source: Path, scenario: Scenario, options: MatrixOptions, command: str) -> None:
+    """Runs the unfinished cells of a matrix and prints the table of all.
 
     Raises:
-        BridgeError: a cell has no bridge, and it is neither to be trained nor to be skipped.
+        BridgeError: a cell has no bridge, and is neither trained nor skipped.
     """
 
     plans = _plans(source, scenario, options, command)
@@ -79,15 +78,17 @@ def run_cells(source: Path, scenario: Scenario, options: Options, command: str) 
         raise typer.Exit(130)
 
 
-def train_cells(source: Path, scenario: Scenario, options: Options, command: str) -> list[Path]:
-    """Trains every bridge of a matrix that is not here; their folders.
+def train_cells(
+    source: Path, scenario: Scenario, options: MatrixOptions, command: str
+) -> list[Path]:
+    """Trains every missing bridge of a matrix; their folders.
 
     Args:
-        command: what was typed, for errors that say how to go on.
+        command: what was typed, for errors that say how to continue.
 
     Raises:
-        BridgeError: a bridge is here and does not fit.
-        DataError: there are no rows to train one on; nothing was trained yet.
+        BridgeError: an existing bridge does not fit.
+        DataError: a training split is missing; nothing was trained yet.
     """
 
     bridge = (get_method("bridge"),)
@@ -109,30 +110,26 @@ def train_cells(source: Path, scenario: Scenario, options: Options, command: str
     return made
 
 
-# -- what is to be done ---------------------------------------------------------------------------
+# -- plans ---------------------------------------------------------------------------
 
 
-def _machine(source: Path, options: Options) -> Machine:
+def _machine(source: Path, options: MatrixOptions) -> Machine:
 
-    return Machine(
-        Inventory.here(ask_hub=True), source, options.strict, check_device(options.device)
-    )
+    return Machine(Inventory.here(ask_hub=True), source, options.strict, options.device)
 
 
 def _resolved(
     scenario: Scenario, methods: tuple[MethodSpec, ...], machine: Machine
 ) -> tuple[CellPlan, ...]:
-    """The cells, with the notice of what stands in."""
+    """The planned cells; prints what stands in for what."""
 
     plans = plan_cells(scenario, methods, machine)
-    notice = banner(substitutions(plans))
-    if notice is not None:
-        err().print(notice)
+    print_banner(substitutions(plans), err())
     return plans
 
 
 def _plans(
-    source: Path, scenario: Scenario, options: Options, command: str
+    source: Path, scenario: Scenario, options: MatrixOptions, command: str
 ) -> tuple[CellPlan, ...]:
 
     names = options.methods
@@ -142,14 +139,14 @@ def _plans(
     machine = _machine(source, options)
     plans = _resolved(scenario, methods, machine)
     skip = scenario.matrix is not None and scenario.matrix.missing == "skip"
-    passed_over = check_bridges(plans, train=options.train, skip=skip, source=source)
+    skipped = check_bridges(plans, train=options.train, skip=skip, source=source)
     again = f"{command} --train" if options.train else command
     _require_rows(plans, machine, again, train=options.train)
-    if passed_over:
-        names_of = ", ".join(p.cell.id for p in passed_over)
+    if skipped:
+        ids = ", ".join(plan.cell.id for plan in skipped)
         err().print(
-            f"{len(passed_over)} of {len(plans)} cells have no bridge here and are passed over "
-            f"(--train trains them): {names_of}",
+            f"{len(skipped)} of {len(plans)} cells have no bridge here and are skipped "
+            f"(--train trains them): {ids}",
             style="bold yellow",
             markup=False,
         )
@@ -161,7 +158,7 @@ def _require_rows(
 ) -> None:
     """
     Raises:
-        DataError: a baseline or (``train``) a bridge is to be trained, and its rows are nowhere.
+        DataError: a baseline or (with ``train``) a bridge needs rows that are not here.
     """
 
     for plan in plans:
@@ -174,7 +171,7 @@ def _prepared(
     source: Path,
     scenario: Scenario,
     plans: tuple[CellPlan, ...],
-    options: Options,
+    options: MatrixOptions,
     command: str,
     view: MatrixView,
 ) -> MatrixRun:
@@ -201,16 +198,16 @@ def _prepared(
     )
 
 
-def _trainer(options: Options, view: MatrixView) -> Callable[[Sequence[CellPlan]], None]:
-    """Trains the bridges of cells into the folder of bridges."""
+def _trainer(options: MatrixOptions, view: MatrixView) -> Callable[[Sequence[CellPlan]], None]:
+    """A function that trains the bridges of cells."""
 
     def train(plans: Sequence[CellPlan]) -> None:
-        from agentwire.training.train import train_scenarios
+        from agentwire.training.train import train_scenarios  # imports torch
 
         ensure_writable(options.bridges)
         view.training_started(plans)
         first = fetch(plans[0].resolved, progress=view.fetching)
-        # The others run the same models, which are here now.
+        # The other cells use the same models, which are here now.
         ready = [first, *(fetch(plan.resolved) for plan in plans[1:])]
         plot = options.plot
         names = [one.wire.bridge for one in ready]
@@ -221,6 +218,6 @@ def _trainer(options: Options, view: MatrixView) -> Callable[[Sequence[CellPlan]
 
 
 def _say_resume(run: MatrixRun) -> None:
-    typer.echo(f"kept: {run.folder}/ (every cell and row that was done)", err=True)
+    typer.echo(f"kept: {run.folder}/ (all finished cells and rows)", err=True)
     command = f"{run.command} --train" if run.train is not None else run.command
     typer.echo(f"next: {command} --resume {shlex.quote(str(run.folder))}", err=True)

@@ -1,4 +1,4 @@
-"""The live view of a matrix: one bar for the cells, one for what the current cell does."""
+"""The live view of a matrix: one bar for the cells and one for the current cell."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from agentwire.evaluation.result import MethodRecord
 from agentwire.runtime.reply import ProgressEvent
 
 PARTS = 100
-"""Steps of the lower bar where what it shows has no count of its own."""
+"""Units of the lower bar for work without a count of its own."""
 
 
 class MatrixView:
-    """Two bars on a terminal, plain lines elsewhere. A ``scenario.matrix_run.MatrixDisplay``.
+    """Two bars on a terminal, plain lines elsewhere. Implements ``matrix.run.MatrixDisplay``.
 
     Args:
-        console: where to show it; stderr, so that stdout stays for results.
+        console: stderr, so that stdout has results only.
     """
 
     def __init__(self, console: Console) -> None:
@@ -67,7 +67,7 @@ class MatrixView:
         self._say(f"cell {number} of {total}: {plan.cell.id}")
 
     def cell_finished(self, record: CellRecord, *, reused: bool) -> None:
-        """``reused``: an earlier session had it."""
+        """``reused``: an earlier session measured it."""
         self._bars.advance(self._cells)
         self._bars.update(self._work, visible=False)
         figures = ", ".join(
@@ -75,7 +75,7 @@ class MatrixView:
             for name, method in record.methods.items()
             if method.accuracy is not None
         )
-        was = " (done before)" if reused else ""
+        was = " (measured before)" if reused else ""
         self._console.print(f"  {record.id}: {figures or record.status}{was}", markup=False)
 
     def fetching(self, what: str, stage: str, fraction: float) -> None:
@@ -83,7 +83,7 @@ class MatrixView:
         self._step(f"{stage} {what}", fraction)
 
     def training_started(self, plans: Sequence[CellPlan]) -> None:
-        """The bridges of these cells are trained in one go."""
+        """The bridges of these cells are trained together."""
         if len(plans) > 1:
             names = ", ".join(plan.cell.id for plan in plans)
             bridges = {plan.resolved.wire.bridge for plan in plans}
@@ -110,12 +110,12 @@ class MatrixView:
         )
 
     def _say(self, text: str) -> None:
-        """One line in a log, each once a cell."""
+        """Prints a line in a log, once per cell."""
         if not self._console.is_terminal and text not in self._said:
             self._said.add(text)
             self._console.print(text, markup=False)
 
-    # -- the run of a cell: ``scenario.runner.Display``
+    # -- the run of a cell: ``evaluation.runner.RunDisplay``
 
     def progress(self, event: ProgressEvent) -> None:
         """An agent loads, is ready, was lost or starts again."""
@@ -148,4 +148,4 @@ class MatrixView:
         )
 
     def method_finished(self, method: MethodSpec, record: MethodRecord) -> None:
-        """The figures of one method stand in the line of its cell."""
+        """Nothing to do: ``cell_finished`` shows the figures."""

@@ -1,13 +1,15 @@
-"""``agentwire models``: which models are known, which are here, and getting them."""
+"""``agentwire models``: lists and downloads models."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 from rich import box
 from rich.table import Table
 
+from agentwire.cli.options import AsJson
 from agentwire.cli.terminal import out, print_json, steps
 from agentwire.config import Config
 from agentwire.model.sources.lookup import fetch, locate
@@ -18,7 +20,6 @@ app = typer.Typer(help="Models: list, pull.", no_args_is_help=True)
 
 def known_models() -> list[dict[str, Any]]:
     """Every model known by name, and where it is."""
-
     config = Config.from_env()
     known: dict[str, RegistryModel | HubModel] = {**MODELS, **HUB_MODELS}
     rows: list[dict[str, Any]] = []
@@ -41,9 +42,8 @@ def known_models() -> list[dict[str, Any]]:
 
 
 @app.command("list")
-def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """The models known by name. Any hub name or local folder works too."""
-
+def list_(as_json: AsJson = False) -> None:
+    """List the models known by name. Any hub name or local folder works too."""
     rows = known_models()
     if as_json:
         print_json(rows)
@@ -66,23 +66,20 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
 
 @app.command()
 def pull(
-    names: Annotated[list[str], typer.Argument(help="Model names.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    names: Annotated[list[str], typer.Argument(help="Names of models.")], as_json: AsJson = False
 ) -> None:
-    """Download models (and convert registry models, once) into the cache."""
-
+    """Download models into the cache; registry models are converted once."""
     config = Config.from_env()
     for name in names:
-        locate(name, config=config)  # all names are known before the first download
-    done: list[dict[str, str]] = []
+        locate(name, config=config)  # all names are checked before the first download
     with steps() as shown:
-        for name in names:
-
-            def report(stage: str, fraction: float, name: str = name) -> None:
-                shown.update(name, stage, fraction)
-
-            folder = fetch(name, config=config, progress=report)
-            done.append({"name": name, "folder": str(folder)})
+        done = [
+            {
+                "name": name,
+                "folder": str(fetch(name, config=config, progress=partial(shown.update, name))),
+            }
+            for name in names
+        ]
     if as_json:
         print_json(done)
         return

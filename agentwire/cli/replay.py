@@ -1,4 +1,4 @@
-"""``agentwire replay``: a recorded bus through the state machines again; outcomes must agree."""
+"""``agentwire replay``: replays a recorded bus and compares it with the run's journal."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import typer
 from agentwire.bus.recording import FILE_NAME
 from agentwire.bus.replay import differences, to_json
 from agentwire.bus.replay import replay as feed
+from agentwire.cli.options import AsJson
 from agentwire.telemetry.journal import read_lines, unfinished
 
 
 def replay(
-    run: Annotated[Path, typer.Argument(help="Folder of a run that was recorded.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    run: Annotated[Path, typer.Argument(help="Folder of a run with --record.")],
+    as_json: AsJson = False,
 ) -> None:
-    """Feed a run's recording to sessions and routing again, and compare with its journal.
+    """Replay a run's recording through sessions and routing and compare it with its journal.
 
-    Exit code 1 where they differ.
+    The exit code is 1 if they differ.
     """
 
     done = feed(run / FILE_NAME)
@@ -35,7 +36,7 @@ def replay(
             f"{len(done.refused)} refused, {len(left)} unfinished{ending}"
         )
     for place in done.torn:
-        typer.echo(f"left out: {place}, the last line, which the run did not finish", err=True)
+        typer.echo(f"skipped: {place}, an unfinished last line", err=True)
     for request_id in left:
         typer.echo(f"unfinished: {request_id}", err=True)
     for difference in found:
@@ -43,4 +44,4 @@ def replay(
     if found:
         raise typer.Exit(1)
     if not as_json:
-        typer.echo("the same outcomes as in the run")
+        typer.echo("same outcomes as in the run")

@@ -1,4 +1,4 @@
-"""``agentwire report``: shows a recorded run again, on the screen or as a picture."""
+"""``agentwire report``: shows a recorded run on the screen or as SVG."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
+from agentwire.cli.options import RunFolder
 from agentwire.cli.terminal import out
 from agentwire.errors import InputError
 from agentwire.evaluation.matrix.report import print_matrix
 from agentwire.evaluation.matrix.result import FILE, MatrixResult
-from agentwire.evaluation.report import banner, print_report
+from agentwire.evaluation.report import print_banner, print_report
 from agentwire.evaluation.result import RunResult
 
 PICTURE_WIDTH = 112
-"""Columns of the picture."""
+"""Columns of the SVG."""
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    run: RunFolder,
     svg: Annotated[
-        Path | None, typer.Option("--svg", help="Write the report as a picture to this file.")
+        Path | None, typer.Option("--svg", help="Write the report as SVG to this file.")
     ] = None,
 ) -> None:
     """Show the report of a recorded run again."""
@@ -43,10 +44,10 @@ def report(
 
 
 def read_result(run: Path) -> RunResult | MatrixResult:
-    """result.json of a run's folder, or matrix.json of a matrix's.
+    """result.json or matrix.json of a run's folder.
 
     Raises:
-        InputError: there is none, or it is not one.
+        InputError: there is none, or it is not the result of a run.
     """
 
     file = run / FILE
@@ -76,9 +77,7 @@ def picture(result: RunResult | MatrixResult, run: Path) -> str:
 
 def _print(result: RunResult | MatrixResult, run: Path, console: Console) -> None:
 
-    notice = banner(result.substitutions)
-    if notice is not None:
-        console.print(notice)
+    print_banner(result.substitutions, console)
     if isinstance(result, MatrixResult):
         print_matrix(result, run, console)
     else:

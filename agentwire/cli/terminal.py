@@ -12,16 +12,16 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
 PLAIN_WIDTH = 110
-"""Columns where there is no terminal to ask (logs, pipes)."""
+"""Columns of logs and pipes."""
 
 
 def out() -> Console:
-    """For results."""
+    """The console for results."""
     return _console(stderr=False)
 
 
 def err() -> Console:
-    """For everything else: progress, notices."""
+    """The console for progress and notices."""
     return _console(stderr=True)
 
 
@@ -37,8 +37,8 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-class Steps:
-    """Progress of slow steps by name: bars on a terminal, one line a step in a log."""
+class StepProgress:
+    """Progress of slow steps: bars on a terminal, one line per step in a log."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -65,7 +65,7 @@ class Steps:
         self._bars.update(self._tasks[key], completed=min(max(fraction, 0.0), 1.0))
 
     def overall(self, what: str, stage: str, fraction: float) -> None:
-        """As ``update``, where ``fraction`` is of the whole of ``what`` and stages only name it."""
+        """Like ``update``, but ``fraction`` is of all stages together."""
         if not self._console.is_terminal:
             if (what, stage) not in self._started:
                 self._started.add((what, stage))
@@ -87,9 +87,9 @@ class Steps:
 
 
 @contextmanager
-def steps() -> Iterator[Steps]:
+def steps() -> Iterator[StepProgress]:
     """Shows progress on stderr while the block runs."""
-    shown = Steps(err())
+    shown = StepProgress(err())
     shown.start()
     try:
         yield shown

@@ -18,25 +18,23 @@ from agentwire.errors import InputError
 from agentwire.telemetry.status import STATUS_FILE, quantile, read_status
 
 STALE_S = 5.0
-"""A status older than this is of a run that was killed, or hangs: one that ends says so."""
+"""A run with an older status was killed or hangs; a run that ends says so in its status."""
 
 
 def top(
     run: Annotated[
         Path | None, typer.Argument(help="Folder of a run; default: the newest in runs/.")
     ] = None,
-    once: Annotated[bool, typer.Option("--once", help="Show it once, and leave.")] = False,
-    every: Annotated[
-        float, typer.Option("--every", min=0.2, help="Seconds between two looks.")
-    ] = 1,
+    once: Annotated[bool, typer.Option("--once", help="Show it once and exit.")] = False,
+    every: Annotated[float, typer.Option("--every", min=0.2, help="Seconds between updates.")] = 1,
 ) -> None:
-    """Show a run until it ends; Ctrl-C leaves before."""
+    """Show a run until it ends; Ctrl-C leaves earlier."""
 
     folder = run or newest(Path("runs"))
     status = read_status(folder)
     if status is None:
         raise InputError(
-            f"{folder} has no status: nothing runs there.", hint="Name the folder of a run."
+            f"{folder} has no status: no run writes there.", hint="Name the folder of a run."
         )
     if once:
         out().print(view(folder, status, None))
@@ -52,7 +50,7 @@ def newest(runs: Path) -> Path:
     """The run whose status was written last.
 
     Raises:
-        InputError: there is none.
+        InputError: no run has a status.
     """
 
     found = sorted(runs.glob(f"*/{STATUS_FILE}"), key=lambda path: path.stat().st_mtime)
@@ -62,7 +60,7 @@ def newest(runs: Path) -> Path:
 
 
 def view(folder: Path, status: dict[str, Any], before: dict[str, Any] | None) -> RenderableType:
-    """Tables of one look; ``before``: an earlier look, for rates."""
+    """The tables of one status; ``before`` is an earlier one, for rates."""
 
     age = time.time() - status["time"]
     silent = "running" if age < STALE_S else f"killed, or silent for {age:.0f} s"

@@ -11,12 +11,12 @@ from typing import Annotated
 import typer
 
 from agentwire.bridge.card import read_card
-from agentwire.cli.devices import check_device
-from agentwire.cli.matrix import Options, train_cells
+from agentwire.cli.matrix import MatrixOptions, train_cells
+from agentwire.cli.options import AsJson, Device, NoStandIns, ScenarioFile
 from agentwire.cli.terminal import err, print_json, steps
 from agentwire.cli.terminal import out as stdout
 from agentwire.config import ensure_writable
-from agentwire.evaluation.report import banner
+from agentwire.evaluation.report import print_banner
 from agentwire.scenario.choose import require_training_rows
 from agentwire.scenario.fetch import fetch
 from agentwire.scenario.inventory import Inventory
@@ -24,32 +24,31 @@ from agentwire.scenario.load import load_scenario
 from agentwire.scenario.resolve import resolve
 from agentwire.spec.scenario import Scenario
 
+BRIDGES = Path("bridges")
+
 
 def train(
-    scenario: Annotated[Path, typer.Argument(help="Scenario file.")],
+    scenario: ScenarioFile,
     out: Annotated[
         Path, typer.Option("--out", help="Folder in which the bridge's folder is made.")
-    ] = Path("bridges"),
-    strict: Annotated[bool, typer.Option("--strict", help="Let nothing stand in.")] = False,
-    device: Annotated[
-        str | None, typer.Option("--device", help="Train on this device: cpu, cuda:0, …")
-    ] = None,
+    ] = BRIDGES,
+    strict: NoStandIns = False,
+    device: Device = None,
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", help="Draw the loss into this PNG file; of a matrix, one a bridge."),
+        typer.Option("--plot", help="Plot the loss as PNG; of a matrix, one file per bridge."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train the bridge of a scenario; writes <out>/<name>/card.yaml and weights.safetensors."""
-
     words = ["agentwire", "train", str(scenario)]
-    words += [] if out == Path("bridges") else ["--out", str(out)]
+    words += [] if out == BRIDGES else ["--out", str(out)]
     words += ["--strict"] if strict else []
     command = shlex.join([*words, *(["--device", device] if device else [])])
     loaded = load_scenario(scenario)
     if loaded.matrix is not None:
-        options = Options(strict=strict, device=device, bridges=out, plot=plot)
-        with saying_how_to_go_on(command):
+        options = MatrixOptions(strict=strict, device=device, bridges=out, plot=plot)
+        with _resume_hint(command):
             made = train_cells(scenario, loaded, options, command)
         if as_json:
             print_json([{"bridge": folder.name, "folder": str(folder)} for folder in made])
@@ -57,9 +56,9 @@ def train(
             what = f"{len(made)} bridges" if len(made) > 1 else f"[bold]{made[0].name}[/bold]"
             stdout().print(f"trained {what} of the matrix, written to {out}/")
         else:
-            stdout().print("every bridge of the matrix is here: nothing to train")
+            stdout().print("every bridge of the matrix exists: nothing to train")
         return
-    with saying_how_to_go_on(command):
+    with _resume_hint(command):
         folder = train_bridge(
             scenario, loaded, out, strict=strict, device=device, plot=plot, command=command
         )
@@ -72,18 +71,17 @@ def train(
 
 
 @contextmanager
-def saying_how_to_go_on(command: str) -> Iterator[None]:
-    """After Ctrl-C: what to type, and where that will go on."""
+def _resume_hint(command: str) -> Iterator[None]:
+    """After Ctrl-C prints the command that continues."""
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(f"next: {command}   (goes on at its last evaluation, if it had one)", err=True)
+        typer.echo(f"next: {command}   (continues from the last evaluation, if any)", err=True)
         raise
 
 
 def others_of(folder: Path) -> list[Path]:
     """The folders of the bridges that were trained together with this one."""
-
     joint = read_card(folder).joint
     count = len(joint.parts) if joint is not None else 1
     return [folder.with_suffix(f".{place}") for place in range(2, count + 1)]
@@ -102,29 +100,27 @@ def train_bridge(
     """Resolves, fetches and trains, with progress on stderr; the bridge's folder.
 
     Args:
-        command: what was typed, for errors that say how to go on.
+        command: what was typed, for errors that say how to continue.
     """
-
     inventory = Inventory.here(ask_hub=True)
     resolved = resolve(
         scenario,
         source=source,
         inventory=inventory,
         strict=strict,
-        device=check_device(device),
+        device=device,
         require_bridges=False,
     )
-    notice = banner(resolved.substitutions)
-    if notice is not None:
-        err().print(notice)
+    print_banner(resolved.substitutions, err())
     require_training_rows(resolved.data, inventory.config, command)
     ensure_writable(out)
     with steps() as shown:
         ready = fetch(resolved, inventory=inventory, progress=shown.update)
+        from agentwire.training.train import train_scenario  # imports torch
 
-        def report(stage: str, fraction: float) -> None:
-            shown.overall("the bridge", stage, fraction)
-
-        from agentwire.training.train import train_scenario
-
-        return train_scenario(ready, out=out, progress=report, plot=plot)
+        return train_scenario(
+            ready,
+            out=out,
+            progress=lambda stage, fraction: shown.overall("the bridge", stage, fraction),
+            plot=plot,
+        )

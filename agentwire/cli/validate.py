@@ -1,4 +1,4 @@
-"""``agentwire validate``: is a scenario file right, and what would it run here?"""
+"""``agentwire validate``: checks scenario files."""
 
 from __future__ import annotations
 
@@ -7,63 +7,61 @@ from typing import Annotated, Any
 
 import typer
 
+from agentwire.cli.options import AsJson
 from agentwire.cli.terminal import print_json
 from agentwire.errors import InputError
 from agentwire.evaluation.matrix.expand import expand
 from agentwire.scenario.inventory import Inventory
 from agentwire.scenario.load import load_scenario
 from agentwire.spec.scenario import Scenario
+from agentwire.task.definitions import load_definition
 
 
 def validate(
     scenarios: Annotated[list[Path], typer.Argument(help="Scenario files.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check scenario files; nothing is downloaded or run."""
-
-    found: list[dict[str, Any]] = []
-    for path in scenarios:
-        try:
-            scenario = load_scenario(path)
-            cells = [cell.id for cell in expand(scenario)] if scenario.matrix else []
-        except InputError as error:
-            found.append(
-                {"file": str(path), "valid": False, "error": error.message, "hint": error.hint}
-            )
-        else:
-            found.append(
-                {
-                    "file": str(path),
-                    "valid": True,
-                    "name": scenario.name,
-                    "cells": cells,
-                    "lacks": missing_libraries(scenario),
-                }
-            )
+    found = [_checked(path) for path in scenarios]
     if as_json:
         print_json(found)
     for item in found:
-        if item["valid"]:
-            if not as_json:
-                count = f", {len(item['cells'])} cells" if item["cells"] else ""
-                typer.echo(f"{item['file']}: valid ({item['name']}{count})")
-                for problem in item["lacks"]:
-                    typer.secho(f"note:  {problem['problem']}", err=True, fg="yellow")
-                    typer.echo(f"next:  {problem['next']}", err=True)
-            continue
-        typer.secho(f"error: {item['error']}", err=True, fg="red")
-        if item["hint"]:
-            typer.echo(f"next:  {item['hint']}", err=True)
+        if not item["valid"]:
+            typer.secho(f"error: {item['error']}", err=True, fg="red")
+            if item["hint"]:
+                typer.echo(f"next:  {item['hint']}", err=True)
+        elif not as_json:
+            count = f", {len(item['cells'])} cells" if item["cells"] else ""
+            typer.echo(f"{item['file']}: valid ({item['name']}{count})")
+            for missing in item["lacks"]:
+                typer.secho(f"note:  {missing['problem']}", err=True, fg="yellow")
+                typer.echo(f"next:  {missing['next']}", err=True)
     if not all(item["valid"] for item in found):
         raise typer.Exit(2)
 
 
-def missing_libraries(scenario: Scenario) -> list[dict[str, str]]:
-    """What agents of a scenario would need installed here: the file is valid all the same."""
+def _checked(path: Path) -> dict[str, Any]:
+    try:
+        scenario = load_scenario(path)
+        if scenario.task is not None:
+            load_definition(scenario.task.dataset)
+        cells = [cell.id for cell in expand(scenario)] if scenario.matrix else []
+    except InputError as error:
+        return {"file": str(path), "valid": False, "error": error.message, "hint": error.hint}
+    return {
+        "file": str(path),
+        "valid": True,
+        "name": scenario.name,
+        "cells": cells,
+        "lacks": _missing_libraries(scenario),
+    }
 
+
+def _missing_libraries(scenario: Scenario) -> list[dict[str, str]]:
+    """Libraries that agents would need here; the file is valid without them."""
     inventory = Inventory.here()
     return [
-        {"problem": f"agents.{name} cannot run here: {problem.reason}.", "next": problem.hint}
+        {"problem": f"agents.{name} cannot run here: {missing.reason}.", "next": missing.hint}
         for name, agent in scenario.agents.items()
-        if (problem := inventory.missing_library(agent)) is not None
+        if (missing := inventory.missing_library(agent)) is not None
     ]

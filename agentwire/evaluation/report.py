@@ -59,6 +59,15 @@ def banner(substitutions: Sequence[Substitution | SubstitutionRecord]) -> Render
     )
 
 
+def print_banner(
+    substitutions: Sequence[Substitution | SubstitutionRecord], console: Console
+) -> None:
+    """Prints the notice of what stands in for what, if anything does."""
+    notice = banner(substitutions)
+    if notice is not None:
+        console.print(notice)
+
+
 def print_report(result: RunResult, folder: Path, console: Console) -> None:
     """Prints the whole report of a run."""
     console.print()

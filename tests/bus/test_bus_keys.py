@@ -97,6 +97,6 @@ def test_the_commands(keys: KeyFolder) -> None:
     assert read_secret(keys.folder / "llama.key") not in made.output
     assert run(app, ["allow", "llama", *folder]).exit_code == 0
     shown = run(app, ["list", *folder]).output
-    assert "let in: llama" in shown and read_secret(keys.folder / "llama.key") not in shown
+    assert "allowed: llama" in shown and read_secret(keys.folder / "llama.key") not in shown
     assert run(app, ["revoke", "llama", *folder]).exit_code == 0
-    assert "let in: nobody" in run(app, ["list", *folder]).output
+    assert "allowed: nobody" in run(app, ["list", *folder]).output

@@ -528,7 +528,7 @@ def test_an_interrupted_training_says_how_to_go_on(
     shell.rows({"text": "fine", "label": 1})
     code, _, err = shell("train", shell.write(SCENARIO), "--out", "mine")
     assert code == 130
-    assert "next: agentwire train scenario.yaml --out mine   (goes on at its last" in err
+    assert "next: agentwire train scenario.yaml --out mine   (continues from the last" in err
 
 
 def test_an_interrupt_before_the_run(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,7 @@ def test_the_command_lists_what_there_is(tmp_path: Path) -> None:
     assert listed[0]["text"] == "x" * 99
     DeadLetters(tmp_path).retried(listed[0]["request_id"], reply())
     done = CliRunner().invoke(app, ["retry", str(tmp_path)])
-    assert done.exit_code == 0 and "nothing to ask again" in done.stdout
+    assert done.exit_code == 0 and "nothing to retry" in done.stdout
 
 
 def test_the_command_names_what_a_killed_runner_left_unfinished(tmp_path: Path) -> None:

@@ -173,9 +173,9 @@ def test_a_bridge_for_several_tasks_is_shown_rows_of_each(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [
-        (("nowhere",), "there is no bridge 'nowhere'", "Bridges here"),
-        (("FOLDER", "--rows", "3", "--plot", "x.png"), "a map needs 5 rows", "--rows 200"),
-        (("FOLDER", "--plot", "no/such/x.png"), "is no folder", "--plot"),
+        (("nowhere",), "There is no bridge 'nowhere'", "Bridges here"),
+        (("FOLDER", "--rows", "3", "--plot", "x.png"), "needs at least 5 rows", "--rows 200"),
+        (("FOLDER", "--plot", "no/such/x.png"), "is not a folder", "--plot"),
         (("FOLDER", "--dataset", "sst-2"), "sst-2", "sst2"),
     ],
 )
