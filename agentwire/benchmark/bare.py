@@ -1,19 +1,18 @@
-"""What the bus is held against: a bare DEALER-ROUTER-DEALER program that moves the same frames.
+"""Bare ZeroMQ sockets that move frames of the bus's sizes: DEALER-ROUTER-DEALER, nothing else.
 
-The simplest program that does the job at all: blocking sockets, three frames of the same sizes, no
-checks, no sessions, no credit. The ROUTER is a thread of the runner, as the broker is.
+The sockets block; there are no checks, sessions or credit. The ROUTER is a thread of the runner, as
+the broker is.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 
 import zmq
 
-from agentwire.benchmark.busload import Arrivals, run_phases
-
 HEADER_BYTES = 120
+MARK_BYTES = 16
+PADDING = bytes(HEADER_BYTES - MARK_BYTES)
 ROWS = bytes(48)
 
 
@@ -21,7 +20,7 @@ class BareRouter:
     """Forwards everything to the peer named ``receiver``. A context manager.
 
     Args:
-        keys: CURVE (public, secret) of the server; None: no encryption. Any client is let in.
+        keys: CURVE (public, secret) of the server; any client is accepted. None: no encryption.
     """
 
     def __init__(self, endpoint: str, keys: tuple[bytes, bytes] | None = None) -> None:
@@ -51,37 +50,33 @@ class BareRouter:
                     router.send_multipart([b"receiver", *frames])
 
 
-def bare_peer(
-    role: str,
-    endpoint: str,
-    messages: int,
-    payload: bytes,
-    wait_go: Callable[[], None],
-    server_key: bytes | None = None,
-) -> dict[str, float] | None:
-    """One end. The receiver's figures; None at the sender."""
-    with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
+class BareSocket:
+    """One end: a DEALER. A context manager."""
+
+    def __init__(self, role: str, endpoint: str, server_key: str | None) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._dealer = self._context.socket(zmq.DEALER)
         if server_key is not None:
             public, secret = zmq.curve_keypair()
-            dealer.curve_publickey, dealer.curve_secretkey = public, secret
-            dealer.curve_serverkey = server_key
-        dealer.setsockopt(zmq.ROUTING_ID, role.encode())
-        dealer.connect(endpoint)
-        wait_go()
-        if role == "sender":
-            padding = bytes(HEADER_BYTES - 16)
+            self._dealer.curve_publickey, self._dealer.curve_secretkey = public, secret
+            self._dealer.curve_serverkey = server_key.encode()
+        self._dealer.setsockopt(zmq.ROUTING_ID, role.encode())
+        self._dealer.connect(endpoint)
 
-            def send(mark: bytes) -> None:
-                dealer.send_multipart([mark + padding, ROWS, payload])
+    def __enter__(self) -> BareSocket:
+        return self
 
-            run_phases(send, messages)
-            wait_go()  # until the receiver has everything
-            return None
-        arrivals = Arrivals(messages)
-        while not arrivals.done.is_set():
-            header, _, _ = dealer.recv_multipart()
-            arrivals.add(header[:16])
-        return arrivals.figures()
+    def __exit__(self, *_: object) -> None:
+        self._dealer.close()
+        self._context.term()
+
+    def send(self, mark: bytes, payload: bytes) -> None:
+        self._dealer.send_multipart([mark + PADDING, ROWS, payload])
+
+    def receive(self) -> bytes:
+        """The mark of the next message."""
+        header, _, _ = self._dealer.recv_multipart()
+        return header[:MARK_BYTES]
 
 
 def curve_keys() -> tuple[bytes, bytes]:

@@ -1,7 +1,10 @@
 """One end of the bus benchmark, a process: ``python -m agentwire.benchmark.buspeers``.
 
-Its first line of stdin is a JSON object (``PeerJob``); it prints ``ready``, begins at the next line
-of stdin, and the receiver prints its figures as JSON. The end of stdin is the end of the process.
+The first line of stdin is a ``PeerJob`` as JSON. The process prints ``ready``, starts at the next
+line of stdin, and the receiver prints its figures as JSON. It exits at the end of stdin.
+
+Every message carries 16 bytes with its phase and the time when it was sent; both processes run on
+one machine and so share a monotonic clock.
 """
 
 from __future__ import annotations
@@ -9,14 +12,18 @@ from __future__ import annotations
 import json
 import os
 import signal
+import statistics
+import struct
 import sys
 import threading
+import time
+from collections.abc import Callable
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from agentwire.agent.process import SWITCH_S
-from agentwire.benchmark.busload import Arrivals, run_phases
+from agentwire.benchmark.bare import BareSocket
 from agentwire.bus.access import PeerKeys
 from agentwire.bus.endpoint import Endpoint
 from agentwire.bus.zmq import ZmqTransport
@@ -40,15 +47,21 @@ TASK = TaskSpec("bench", "prompt", "{text}")
 SOFT_TOKENS, WIDTH = 8, 4096
 PAYLOAD_BYTES = SOFT_TOKENS * WIDTH * 2
 WINDOW = (16, 32 * 1024 * 1024)
+WARM_UP = 50
+PAUSE_S = 0.002  # between messages of the latency phase, so that the pipe is empty again
+MARK = struct.Struct("<qd")
+WARM, LATENCY, RATE = range(3)
+
+Figures = dict[str, float]
 
 
 class PeerJob(BaseModel):
-    """What a peer has to do.
+    """What one end does.
 
     Attributes:
-        endpoint: of the bare router, where ``address`` is None.
+        endpoint: of the bare router, if ``address`` is None.
         server_key: CURVE key of the bare router (Z85).
-        keys: what to show to a bus that asks for keys: public, secret and the bus's (Z85).
+        keys: public and secret key and the bus's public key, if the bus asks for keys (Z85).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,14 +74,53 @@ class PeerJob(BaseModel):
     keys: tuple[str, str, str] | None = None
 
 
-def bus_peer(
-    role: str, address: BusAddress, messages: int, keys: PeerKeys | None = None
-) -> dict[str, float] | None:
-    """One end on the bus. The receiver's figures; None at the sender."""
+class Arrivals:
+    """The receiver's clock. ``done`` is set when every message of the last phase has arrived."""
+
+    def __init__(self, messages: int) -> None:
+        self._messages = messages
+        self._latencies_us: list[float] = []
+        self._arrivals: list[float] = []
+        self.done = threading.Event()
+
+    def add(self, mark: bytes) -> None:
+        now = time.monotonic()
+        phase, sent = MARK.unpack(mark)
+        if phase == LATENCY:
+            self._latencies_us.append((now - sent) * 1e6)
+        elif phase == RATE:
+            self._arrivals.append(now)
+            if len(self._arrivals) == self._messages:
+                self.done.set()
+
+    def figures(self) -> Figures:
+        """p50 and p99 in microseconds one way, and messages a second."""
+        cuts = statistics.quantiles(self._latencies_us, n=100)
+        span = self._arrivals[-1] - self._arrivals[0]
+        rate = (len(self._arrivals) - 1) / span
+        return {"p50_us": cuts[49], "p99_us": cuts[98], "messages_per_s": rate}
+
+
+def mark(phase: int) -> bytes:
+    return MARK.pack(phase, time.monotonic())
+
+
+def run_phases(send: Callable[[bytes], None], messages: int) -> None:
+    """Warm up, send one message at a time, then all at once."""
+    for phase, count in ((WARM, WARM_UP), (LATENCY, messages)):
+        for _ in range(count):
+            send(mark(phase))
+            time.sleep(PAUSE_S)
+    for _ in range(messages):
+        send(mark(RATE))
+
+
+def bus_peer(job: PeerJob, address: BusAddress) -> Figures | None:
+    """One end on the bus: the receiver's figures, or None for the sender."""
     sys.setswitchinterval(SWITCH_S)  # as agents do
-    name = SENDER if role == "sender" else RECEIVER
+    name = SENDER if job.role == "sender" else RECEIVER
     gate, may_send = CreditGate(), threading.Condition()
-    window, arrivals = CreditWindow(*WINDOW), Arrivals(messages)
+    window, arrivals = CreditWindow(*WINDOW), Arrivals(job.messages)
     payload = Payload(bytes(PAYLOAD_BYTES), n=1, soft_tokens=SOFT_TOKENS, width=WIDTH)
 
     def on_message(message: Message, now: float) -> None:
@@ -96,18 +148,18 @@ def bus_peer(
         Hello(name, Role.AGENT),
         on_message=on_message,
         on_lost=_lost,
-        transport=ZmqTransport(keys=keys),
+        transport=ZmqTransport(keys=PeerKeys(*job.keys) if job.keys else None),
     )
     endpoint.start()
     endpoint.announce(Hello(name, Role.AGENT, model=model))
-    if role == "receiver":
+    if job.role == "receiver":
         grant = window.open()
         endpoint.send(Credit(WIRE, grant.messages, grant.bytes))
-    wait_go()
+    wait_for_runner()
     try:
-        if role == "sender":
-            run_phases(send, messages)
-            wait_go()  # until the receiver has everything
+        if job.role == "sender":
+            run_phases(send, job.messages)
+            wait_for_runner()  # until the receiver has everything
             return None
         arrivals.done.wait()
         return arrivals.figures()
@@ -115,13 +167,28 @@ def bus_peer(
         endpoint.close()
 
 
+def bare_peer(job: PeerJob) -> Figures | None:
+    """One end on bare sockets: the receiver's figures, or None for the sender."""
+    with BareSocket(job.role, job.endpoint, job.server_key) as socket:
+        wait_for_runner()
+        if job.role == "sender":
+            payload = bytes(PAYLOAD_BYTES)
+            run_phases(lambda mark: socket.send(mark, payload), job.messages)
+            wait_for_runner()  # until the receiver has everything
+            return None
+        arrivals = Arrivals(job.messages)
+        while not arrivals.done.is_set():
+            arrivals.add(socket.receive())
+        return arrivals.figures()
+
+
 def _lost(reason: str) -> None:
-    print(f"the bus is lost: {reason}", file=sys.stderr, flush=True)
+    print(f"connection to the bus lost: {reason}", file=sys.stderr, flush=True)
     os._exit(1)
 
 
-def wait_go() -> None:
-    """Says that everything so far is done, and waits for the runner; ends with it."""
+def wait_for_runner() -> None:
+    """Report that everything so far is done, and wait for the next line; exit without one."""
     print("ready", flush=True)
     if not sys.stdin.readline():
         os._exit(1)
@@ -130,15 +197,7 @@ def wait_go() -> None:
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the runner to decide
     job = PeerJob.model_validate_json(sys.stdin.readline())
-    if job.address is not None:
-        keys = PeerKeys(*job.keys) if job.keys else None
-        figures = bus_peer(job.role, job.address, job.messages, keys)
-    else:
-        from agentwire.benchmark.bare import bare_peer
-
-        payload = bytes(PAYLOAD_BYTES)
-        key = job.server_key.encode() if job.server_key else None
-        figures = bare_peer(job.role, job.endpoint, job.messages, payload, wait_go, key)
+    figures = bare_peer(job) if job.address is None else bus_peer(job, job.address)
     if figures is not None:
         print(json.dumps(figures), flush=True)
 

@@ -1,45 +1,52 @@
-"""From bursts to figures: medians, percentiles, and ratios between methods of the same round.
+"""From bursts to figures: medians, percentiles, and ratios between methods.
 
-A ratio is the median over rounds of the ratio within a round, because what slows the machine down
-for a while slows both. Names are ``<what>@<batch size>``, with ``/<n>tok`` behind it for texts that
-have not the plan's first length.
+A ratio is the median over rounds of the ratio within a round, because a slow machine slows both
+sides. Names are ``<what>@<batch size>``, followed by ``/<n>tok`` for texts of another length than
+the plan's first.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from agentwire.benchmark.drive import Burst
-from agentwire.benchmark.plan import Cell
-from agentwire.benchmark.record import CellRecord, Percentiles
+from agentwire.benchmark.plan import Measurement
+from agentwire.benchmark.record import MeasurementRecord, Percentiles
 from agentwire.spec.scenario import BenchMethod, BenchPlan
 from agentwire.task.metrics import percentile
 
 Cost = Callable[[Burst], float | None]
-Seen = Mapping[Cell, Sequence[Burst]]
-"""Bursts of each cell, one a round."""
+Bursts = Mapping[Measurement, Sequence[Burst]]
+"""One burst a round."""
 
-PREFIX = {
+PREFIX: dict[BenchMethod, str] = {
     "receiver_direct": "direct",
     "receiver_replicas": "direct_equal_gpus",
     "text_relay": "text_relay",
     "in_process": "in_process",
 }
+RATIOS: dict[BenchMethod, str] = {
+    "receiver_direct": "vs_direct",
+    "receiver_replicas": "vs_direct_equal_gpus",
+    "text_relay": "vs_text_relay_throughput",
+}
 SENDER_STAGES = ("tokenize", "encode", "bridge")
 
 
-def record_of(cell: Cell, bursts: Sequence[Burst], in_flight: int, error: str = "") -> CellRecord:
-    """One cell over all rounds."""
-    latencies = [ms for burst in bursts for ms in burst.latencies_ms]
-    rates = [burst.rows_per_s for burst in bursts if burst.rows_per_s is not None]
-    return CellRecord(
-        kind=cell.kind,
-        method=cell.method,
-        batch_size=cell.batch_size,
-        text_tokens=cell.text_tokens,
+def record_of(
+    measurement: Measurement, bursts: Sequence[Burst], in_flight: int, error: str = ""
+) -> MeasurementRecord:
+    """One measurement over all rounds."""
+    rates = _rates(bursts)
+    return MeasurementRecord(
+        kind=measurement.kind,
+        method=measurement.method,
+        batch_size=measurement.batch_size,
+        text_tokens=measurement.text_tokens,
         in_flight=in_flight,
-        latency_ms=percentiles(latencies),
+        latency_ms=percentiles(_latencies(bursts)),
         p50_ms_rounds=[_round(statistics.median(b.latencies_ms)) for b in bursts if b.latencies_ms],
         stages_ms=stage_medians(bursts),
         rows_per_s=_round(statistics.median(rates)) if rates else None,
@@ -50,7 +57,7 @@ def record_of(cell: Cell, bursts: Sequence[Burst], in_flight: int, error: str = 
 
 
 def percentiles(latencies_ms: Sequence[float]) -> Percentiles | None:
-    """p50, p95 and p99; None of nothing."""
+    """p50, p95 and p99; None for an empty sequence."""
     if not latencies_ms:
         return None
     p50, p95, p99 = (_round(percentile(latencies_ms, q)) for q in (50, 95, 99))
@@ -58,17 +65,14 @@ def percentiles(latencies_ms: Sequence[float]) -> Percentiles | None:
 
 
 def stage_medians(bursts: Sequence[Burst]) -> dict[str, float]:
-    """Median milliseconds of each stage over all messages; one that lacks a stage spent 0."""
+    """Median milliseconds of each stage over all messages; a missing stage counts as 0."""
     messages = [stages for burst in bursts for stages in burst.stages_ms]
     names = sorted({name for stages in messages for name in stages})
     return {name: _round(statistics.median(s.get(name, 0.0) for s in messages)) for name in names}
 
 
 def stages_gap(bursts: Sequence[Burst]) -> float:
-    """How far a message's stages are from its latency, as a fraction of that: the median.
-
-    The latency is of the caller's own stopwatch, the stages are what agents and client report.
-    """
+    """Median distance of the sum of a message's stages from its latency, as a fraction of it."""
     gaps = [
         abs(ms - sum(stages.values())) / ms
         for burst in bursts
@@ -77,103 +81,103 @@ def stages_gap(bursts: Sequence[Burst]) -> float:
     return _round(statistics.median(gaps))
 
 
-def figures_of(seen: Seen, plan: BenchPlan) -> dict[str, float]:
-    """The flat map; what was not measured is not in it."""
+def figures_of(seen: Bursts, plan: BenchPlan) -> dict[str, float]:
+    """The flat map, without what was not measured."""
     figures: dict[str, float] = {}
-    for cell, bursts in seen.items():
-        if bursts and cell.kind == "latency":
-            figures |= _latency(cell, bursts, seen, plan)
+    for measurement, bursts in seen.items():
+        length = measurement.text_tokens
+        suffix = "" if length == plan.text_tokens[0] else f"/{length}tok"
+        at = f"@{measurement.batch_size}{suffix}"
+        if bursts and measurement.kind == "latency":
+            figures |= _latency(measurement, bursts, seen, at)
         elif bursts:
-            figures |= _throughput(cell, bursts, seen, plan)
+            figures |= _throughput(measurement, bursts, seen, at)
     return {**figures, **_best(seen, plan)}
 
 
-def _at(cell: Cell, plan: BenchPlan) -> str:
-    length = "" if cell.text_tokens == plan.text_tokens[0] else f"/{cell.text_tokens}tok"
-    return f"@{cell.batch_size}{length}"
-
-
-def _latency(cell: Cell, bursts: Sequence[Burst], seen: Seen, plan: BenchPlan) -> dict[str, float]:
-    at = _at(cell, plan)
-    found = percentiles([ms for burst in bursts for ms in burst.latencies_ms])
+def _latency(
+    measurement: Measurement, bursts: Sequence[Burst], seen: Bursts, at: str
+) -> dict[str, float]:
+    found = percentiles(_latencies(bursts))
     if found is None:
         return {}
-    name = "e2e" if cell.method == "bridge" else f"{PREFIX[cell.method]}_e2e"
+    name = f"{_prefix(measurement.method)}e2e"
     figures = {
         f"{name}_p50_ms{at}": found.p50,
         f"{name}_p95_ms{at}": found.p95,
         f"{name}_p99_ms{at}": found.p99,
     }
-    if cell.method == "bridge":
+    if measurement.method == "bridge":
         stages = stage_medians(bursts)
         figures[f"stages_gap{at}"] = stages_gap(bursts)
         figures[f"sender_ms{at}"] = _round(sum(stages.get(s, 0.0) for s in SENDER_STAGES))
         figures[f"receiver_ms{at}"] = stages.get("decode", 0.0)
         figures[f"wire_ms{at}"] = stages.get("wire", 0.0)
         figures[f"payload_bytes{at}"] = bursts[-1].payload_bytes
-        for other in PREFIX:
-            ratio = _ratio(cell, other, seen, _p50)
+        for other, prefix in PREFIX.items():
+            ratio = _ratio(measurement, other, seen, _p50)
             if ratio is not None:
-                figures[f"vs_{PREFIX[other]}_latency{at}"] = ratio
+                figures[f"vs_{prefix}_latency{at}"] = ratio
     return figures
 
 
 def _throughput(
-    cell: Cell, bursts: Sequence[Burst], seen: Seen, plan: BenchPlan
+    measurement: Measurement, bursts: Sequence[Burst], seen: Bursts, at: str
 ) -> dict[str, float]:
-    at = _at(cell, plan)
-    rates = [rate for burst in bursts if (rate := burst.rows_per_s) is not None]
+    rates = _rates(bursts)
     if not rates:
         return {}
-    prefix = "" if cell.method == "bridge" else f"{PREFIX[cell.method]}_"
+    prefix = _prefix(measurement.method)
     figures = {f"{prefix}samples_per_s{at}": _round(statistics.median(rates))}
-    if cell.method == "bridge":
-        for other, name in (
-            ("receiver_direct", "vs_direct"),
-            ("receiver_replicas", "vs_direct_equal_gpus"),
-            ("text_relay", "vs_text_relay_throughput"),
-        ):
-            ratio = _ratio(cell, other, seen, _inverse_rate)
+    if measurement.method == "bridge":
+        for other, name in RATIOS.items():
+            ratio = _ratio(measurement, other, seen, _inverse_rate)
             if ratio is not None:
                 figures[f"{name}{at}"] = ratio
-        ratio = _ratio(cell, "in_process", seen, _inverse_rate)
+        ratio = _ratio(measurement, "in_process", seen, _inverse_rate)
         if ratio is not None:
             figures[f"bus_cost{at}"] = _round(1 - ratio)
     return figures
 
 
-def _best(seen: Seen, plan: BenchPlan) -> dict[str, float]:
+def _best(seen: Bursts, plan: BenchPlan) -> dict[str, float]:
     """Each method at its own best batch size, and the bridge against them."""
-    best: dict[str, tuple[float, int]] = {}
-    for cell, bursts in seen.items():
-        rates = [rate for burst in bursts if (rate := burst.rows_per_s) is not None]
-        if cell.kind == "throughput" and rates and cell.text_tokens == plan.text_tokens[0]:
-            found = (statistics.median(rates), cell.batch_size)
-            best[cell.method] = max(best.get(cell.method, (0.0, 0)), found)
+    best: dict[BenchMethod, tuple[float, int]] = {}
+    for one, bursts in seen.items():
+        rates = _rates(bursts)
+        if one.kind == "throughput" and rates and one.text_tokens == plan.text_tokens[0]:
+            found = (statistics.median(rates), one.batch_size)
+            best[one.method] = max(best.get(one.method, (0.0, 0)), found)
     figures: dict[str, float] = {}
     for method, (rate, size) in best.items():
-        prefix = "" if method == "bridge" else f"{PREFIX[method]}_"
-        figures[f"{prefix}samples_per_s@best"] = _round(rate)
-        figures[f"{prefix}best_batch"] = size
-    if "bridge" in best:
-        for other, name in (
-            ("receiver_direct", "vs_direct@best"),
-            ("receiver_replicas", "vs_direct_equal_gpus@best"),
-            ("text_relay", "vs_text_relay_throughput@best"),
-        ):
-            if other in best:
-                figures[name] = _round(best["bridge"][0] / best[other][0])
+        figures[f"{_prefix(method)}samples_per_s@best"] = _round(rate)
+        figures[f"{_prefix(method)}best_batch"] = size
+    for other, name in RATIOS.items():
+        if "bridge" in best and other in best:
+            figures[f"{name}@best"] = _round(best["bridge"][0] / best[other][0])
     return figures
 
 
-def _ratio(cell: Cell, other: str, seen: Seen, cost: Cost) -> float | None:
-    """Cost of another method over that of ``cell``: the median over rounds."""
-    method: BenchMethod = other  # type: ignore[assignment]
-    rival = seen.get(Cell(cell.kind, method, cell.batch_size, cell.text_tokens), ())
+def _prefix(method: BenchMethod) -> str:
+    return "" if method == "bridge" else f"{PREFIX[method]}_"
+
+
+def _latencies(bursts: Sequence[Burst]) -> list[float]:
+    return [ms for burst in bursts for ms in burst.latencies_ms]
+
+
+def _rates(bursts: Sequence[Burst]) -> list[float]:
+    return [rate for burst in bursts if (rate := burst.rows_per_s) is not None]
+
+
+def _ratio(measurement: Measurement, other: BenchMethod, seen: Bursts, cost: Cost) -> float | None:
+    """Cost of another method over that of ``measurement``: the median over rounds."""
     pairs = [
-        (mine, theirs)
-        for own, foreign in zip(seen[cell], rival, strict=False)
-        if (mine := cost(own)) is not None and (theirs := cost(foreign)) is not None
+        (a, b)
+        for mine, others in zip(
+            seen[measurement], seen.get(replace(measurement, method=other), ()), strict=False
+        )
+        if (a := cost(mine)) is not None and (b := cost(others)) is not None
     ]
     return _round(statistics.median(b / a for a, b in pairs)) if pairs else None
 

@@ -1,13 +1,13 @@
-"""The pictures of a benchmark, as PNG and SVG; matplotlib is an optional extra.
+"""Pictures of a benchmark as PNG and SVG; matplotlib is an optional extra.
 
-Every picture says on what it was measured, and the labels of the record stand below it: a stand-in
-or random weights cannot be cropped into somebody else's figure by accident.
+The models, the machine and the labels of the record are part of every picture, so that stand-ins
+and random weights stay visible when it is copied.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,30 +15,30 @@ from typing import TYPE_CHECKING, Any
 from agentwire.errors import InputError
 
 if TYPE_CHECKING:
-    from agentwire.benchmark.record import BenchRecord, CellRecord
+    from agentwire.benchmark.record import BenchRecord, MeasurementRecord
 
-TITLES = {
-    "bridge": "bridge",
-    "receiver_direct": "receiver direct",
-    "receiver_replicas": "receiver direct, two replicas",
-    "text_relay": "text relay",
-    "in_process": "bridge in one process, no bus",
+STYLES = {
+    "bridge": ("bridge", "#4053d3", "o-"),
+    "receiver_direct": ("receiver direct", "#00a878", "s-"),
+    "receiver_replicas": ("receiver direct, two replicas", "#7fc97f", "D-"),
+    "text_relay": ("text relay", "#d1495b", "^-"),
+    "in_process": ("bridge in one process, no bus", "#9a9a9a", ".--"),
 }
-COLOURS = {
-    "bridge": "#4053d3",
-    "receiver_direct": "#00a878",
-    "receiver_replicas": "#7fc97f",
-    "text_relay": "#d1495b",
-    "in_process": "#9a9a9a",
+"""Title, colour and line of each method."""
+STAGE_COLOURS = {
+    "tokenize": "#bbbbbb",
+    "encode": "#4053d3",
+    "bridge": "#b04bd6",
+    "generate": "#d1495b",
+    "queue": "#e6b800",
+    "wire": "#35b6c4",
+    "decode": "#00a878",
 }
-MARKERS = {"bridge": "o", "receiver_direct": "s", "receiver_replicas": "D", "text_relay": "^"}
-STAGES = ("tokenize", "encode", "bridge", "generate", "queue", "wire", "decode")
-STAGE_COLOURS = ("#bbbbbb", "#4053d3", "#b04bd6", "#d1495b", "#e6b800", "#35b6c4", "#00a878")
 SIZE = (7.5, 4.6)  # inches
 
 
 def check_plots(folder: Path) -> None:
-    """Proves that pictures can be drawn there.
+    """Check that pictures can be drawn into ``folder``.
 
     Raises:
         InputError: matplotlib is missing, or the folder cannot be made.
@@ -47,63 +47,46 @@ def check_plots(folder: Path) -> None:
         import matplotlib  # noqa: F401
     except ImportError:
         raise InputError(
-            "pictures need matplotlib, which is not installed.",
+            "Pictures need matplotlib, which is not installed.",
             hint="Run `pip install 'agentwire[plots]'`, or leave --plots out.",
         ) from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"{folder} cannot be made: {error.strerror}.", hint="Name another folder with --plots."
+            f"Cannot create {folder}: {error.strerror}.", hint="Name another folder with --plots."
         ) from None
 
 
 def draw(record: BenchRecord, folder: Path, stem: str = "") -> list[Path]:
-    """Draws what the record holds; the files, each as .png and .svg.
+    """Draw the record; returns the files.
 
     Args:
-        stem: what the files' names begin with; default: the scenario's name.
+        stem: first part of the files' names; default: the scenario's name.
 
     Raises:
         InputError: see ``check_plots``.
     """
     check_plots(folder)
-    stem = stem or record.scenario
-    made: list[Path] = []
-    for name, picture, wanted in (
-        ("throughput", _throughput, _compared(record)),
-        ("stages", _stages, [c for c in record.cells if c.kind == "latency" and c.stages_ms]),
-        ("lengths", _lengths, _bridge_lengths(record)),
-    ):
-        if len(wanted) > (1 if name == "lengths" else 0):
-            made += _drawn(record, folder / f"{stem}-{name}", picture, wanted)
-    return made
-
-
-def _compared(record: BenchRecord) -> list[CellRecord]:
     first = record.settings["text_tokens"][0]
-    return [
-        c for c in record.cells
-        if c.kind == "throughput" and c.text_tokens == first and c.rows_per_s is not None
-    ]  # fmt: skip
-
-
-def _bridge_lengths(record: BenchRecord) -> list[CellRecord]:
-    cells = [c for c in record.cells if c.kind == "latency" and c.method == "bridge"]
-    return sorted((c for c in cells if c.stages_ms), key=lambda c: c.text_tokens)
-
-
-def _drawn(
-    record: BenchRecord, path: Path, picture: Callable[..., None], cells: list[CellRecord]
-) -> Iterator[Path]:
-    with _figure(record) as (figure, axes):
-        picture(record, axes, cells)
-        for suffix in (".png", ".svg"):
-            file = path.with_name(path.name + suffix)
-            # The same record gives the same bytes: no date in the file.
-            metadata = {"Date": None} if suffix == ".svg" else {"Software": None}
-            figure.savefig(file, dpi=144, metadata=metadata)
-            yield file
+    timed = [c for c in record.cells if c.kind == "latency" and c.stages_ms]
+    rated = [c for c in record.cells if c.kind == "throughput" and c.rows_per_s is not None]
+    lengths = sorted((c for c in timed if c.method == "bridge"), key=lambda c: c.text_tokens)
+    made: list[Path] = []
+    for name, picture, cells in (
+        ("throughput", _throughput, [c for c in rated if c.text_tokens == first]),
+        ("stages", _stages, [c for c in timed if c.text_tokens == first]),
+        ("lengths", _lengths, lengths if len(lengths) > 1 else []),
+    ):
+        if cells:
+            path = folder / f"{stem or record.scenario}-{name}"
+            with _figure(record) as (figure, axes):
+                picture(record, axes, cells)
+                # The same record gives the same bytes: no date in the files.
+                for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
+                    made.append(path.with_name(path.name + suffix))
+                    figure.savefig(made[-1], dpi=144, metadata=metadata)
+    return made
 
 
 @contextmanager
@@ -121,7 +104,7 @@ def _figure(record: BenchRecord) -> Iterator[tuple[Any, Any]]:
 
 
 def caption(record: BenchRecord) -> str:
-    """What was measured, on what, when; the labels of the record."""
+    """Models, machine, date and labels."""
     hardware = record.hardware
     gpus = (f"{count} x {name}" for name, count in Counter(hardware.gpus).items())
     where = ", ".join(gpus) or f"{hardware.cores} cores of {hardware.cpu}"
@@ -129,19 +112,13 @@ def caption(record: BenchRecord) -> str:
     return "\n".join([f"{models}; {where}; {record.started[:10]}", *record.labels])
 
 
-def _throughput(record: BenchRecord, axes: Any, cells: list[CellRecord]) -> None:
+def _throughput(record: BenchRecord, axes: Any, cells: list[MeasurementRecord]) -> None:
     from matplotlib.ticker import LogLocator
 
-    for method, title in TITLES.items():
-        points = [(c.batch_size, c.rows_per_s) for c in cells if c.method == method]
+    for method, (title, colour, line) in STYLES.items():
+        points = sorted((c.batch_size, c.rows_per_s) for c in cells if c.method == method)
         if points:
-            axes.plot(
-                *zip(*sorted(points), strict=True),
-                label=title,
-                color=COLOURS[method],
-                marker=MARKERS.get(method, "."),
-                linestyle="--" if method == "in_process" else "-",
-            )
+            axes.plot(*zip(*points, strict=True), line, label=title, color=colour)
     sizes = sorted({c.batch_size for c in cells})
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
@@ -155,12 +132,12 @@ def _throughput(record: BenchRecord, axes: Any, cells: list[CellRecord]) -> None
     axes.legend(fontsize=8)
 
 
-def _stages(record: BenchRecord, axes: Any, cells: list[CellRecord]) -> None:
+def _stages(record: BenchRecord, axes: Any, cells: list[MeasurementRecord]) -> None:
     first = record.settings["text_tokens"][0]
-    shown = [c for c in cells if c.text_tokens == first][::-1]
-    names = [TITLES[c.method] for c in shown]
+    shown = cells[::-1]
+    names = [STYLES[c.method][0] for c in shown]
     left = [0.0] * len(shown)
-    for stage, colour in zip(STAGES, STAGE_COLOURS, strict=True):
+    for stage, colour in STAGE_COLOURS.items():
         widths = [c.stages_ms.get(stage, 0.0) for c in shown]
         if any(widths):
             axes.barh(names, widths, left=left, label=stage, color=colour)
@@ -174,14 +151,14 @@ def _stages(record: BenchRecord, axes: Any, cells: list[CellRecord]) -> None:
     axes.legend(fontsize=8)
 
 
-def _lengths(record: BenchRecord, axes: Any, cells: list[CellRecord]) -> None:
+def _lengths(record: BenchRecord, axes: Any, cells: list[MeasurementRecord]) -> None:
     lengths = [c.text_tokens for c in cells]
     sender = [sum(c.stages_ms.get(s, 0.0) for s in ("tokenize", "encode", "bridge")) for c in cells]
     receiver = [c.stages_ms.get("decode", 0.0) for c in cells]
     whole = [c.latency_ms.p50 if c.latency_ms else 0.0 for c in cells]
     axes.plot(lengths, whole, label="whole", color="#333333", marker="o")
-    axes.plot(lengths, sender, label="sender and bridge", color=COLOURS["bridge"], marker="s")
-    axes.plot(lengths, receiver, label="receiver", color=COLOURS["receiver_direct"], marker="D")
+    axes.plot(lengths, sender, label="sender and bridge", color="#4053d3", marker="s")
+    axes.plot(lengths, receiver, label="receiver", color="#00a878", marker="D")
     axes.set_xticks(lengths)
     axes.set_ylim(0)
     axes.set_xlabel("text length, tokens of the sender")

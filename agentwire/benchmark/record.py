@@ -1,8 +1,4 @@
-"""The JSON of a benchmark: what was measured, on what, and with which command.
-
-Times are milliseconds and rates are rows a second. ``figures`` is flat, so that a program (or a
-table of results) needs no knowledge of the rest.
-"""
+"""Records of ``agentwire bench`` as JSON. Times are milliseconds, rates are rows a second."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ SCHEMA_VERSION = 1
 
 
 class Percentiles(Part):
-    """Of one message, from call to answer."""
+    """Latency of a message, from call to answer."""
 
     p50: float
     p95: float
@@ -25,7 +21,7 @@ class Percentiles(Part):
     n: int
 
 
-class CellRecord(Part):
+class MeasurementRecord(Part):
     """One method at one batch size and text length."""
 
     kind: Kind
@@ -39,7 +35,7 @@ class CellRecord(Part):
     rows_per_s: float | None = Field(description="median over rounds; None for latency")
     rows_per_s_rounds: list[float]
     payload_bytes: int = Field(description="of one row on the bus")
-    error: str = Field(default="", description="why there are no (more) figures")
+    error: str = Field(default="", description="why figures are missing")
 
 
 class BenchAgent(Part):
@@ -53,42 +49,35 @@ class BenchAgent(Part):
     fingerprint: str = ""
 
 
-class BenchRecord(WholeRecord):
-    """The whole of it."""
-
+class _Provenance(WholeRecord):
     schema_version: int = SCHEMA_VERSION
+    started: str
+    seconds: float
+    interrupted: bool
+    command: str
+    labels: list[str] = Field(description="conditions that a reader must know")
+    settings: dict[str, Any]
+    figures: dict[str, float]
+    versions: dict[str, str]
+    hardware: Hardware
+
+
+class BenchRecord(_Provenance):
+    """Latency and throughput. ``figures`` is a flat map and needs no other part of the record."""
+
     benchmark: Benchmark
     scenario: str
-    started: str
-    seconds: float
-    interrupted: bool
-    command: str
-    labels: list[str] = Field(description="what a reader must know before any figure")
     substitutions: list[SubstitutionRecord]
     agents: dict[str, BenchAgent]
-    settings: dict[str, Any]
     batches: dict[str, dict[str, dict[int, int]]] = Field(
         default_factory=dict,
-        description="agent -> kind of work -> rows of a batch -> how many it computed",
+        description="agent -> kind of work -> rows of a batch -> number of batches",
     )
-    figures: dict[str, float]
-    cells: list[CellRecord]
-    versions: dict[str, str]
-    hardware: Hardware
+    cells: list[MeasurementRecord]
 
 
-class BusRecord(WholeRecord):
-    """What the bus costs beside bare sockets; times in microseconds one way."""
+class BusRecord(_Provenance):
+    """The bus beside bare sockets; times in microseconds one way."""
 
-    schema_version: int = SCHEMA_VERSION
     benchmark: Literal["bus"] = "bus"
-    started: str
-    seconds: float
-    interrupted: bool
-    command: str
-    labels: list[str] = Field(description="what a reader must know before any figure")
-    settings: dict[str, Any]
-    figures: dict[str, float]
     rounds: dict[str, list[dict[str, float]]]
-    versions: dict[str, str]
-    hardware: Hardware

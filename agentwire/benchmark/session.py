@@ -1,11 +1,11 @@
-"""A benchmark from start to record: every cell in turn, what was seen kept."""
+"""A benchmark of latency and throughput from start to record."""
 
 from __future__ import annotations
 
 import gc
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,9 +17,9 @@ from agentwire.benchmark import methods
 from agentwire.benchmark.drive import Burst, Send, batches, one_by_one, sustained, warm
 from agentwire.benchmark.figures import figures_of, record_of
 from agentwire.benchmark.machine import conditions, load_average
-from agentwire.benchmark.plan import Benchmark, Cell, cells_of, turns
+from agentwire.benchmark.plan import Benchmark, Measurement, measurements_of, turns
 from agentwire.benchmark.record import BenchAgent, BenchRecord
-from agentwire.benchmark.setting import Setting
+from agentwire.benchmark.setup import BenchSetup
 from agentwire.errors import AgentwireError, InputError
 from agentwire.evaluation.result import SubstitutionRecord
 from agentwire.evaluation.runner import Interrupt, first_error
@@ -27,31 +27,30 @@ from agentwire.evaluation.summary import hardware, versions
 from agentwire.runtime.reply import ProgressEvent
 from agentwire.runtime.runtime import Runtime
 from agentwire.scenario.inventory import Inventory
-from agentwire.spec.backends import BACKENDS
 from agentwire.telemetry.counts import read_counts
 from agentwire.telemetry.journal import NoJournal
 
 LEAST = 3
-"""Messages of a latency figure in each round, however long they take."""
+"""Messages of a latency measurement in each round, however long they take."""
 
 RELAY_IN_FLIGHT = 2
-"""Messages of text relay: one that is written while the last one is read. More would only wait."""
+"""Text relay writes one message while it reads another. More would only wait."""
 
 
-class Display(Protocol):
-    """Who is told what happens. Called in the event loop: must not block."""
+class BenchObserver(Protocol):
+    """Called in the event loop; must not block."""
 
     def progress(self, event: ProgressEvent) -> None:
         """An agent loads, is ready, was lost or starts again."""
 
     def loading(self, what: str) -> None:
-        """Something else loads."""
+        """Something other than an agent loads."""
 
-    def measured(self, round_: int, rounds: int, cell: Cell, burst: Burst) -> None:
-        """One cell of one round is done."""
+    def measured(self, round_: int, rounds: int, measurement: Measurement, burst: Burst) -> None:
+        """One measurement of one round is done."""
 
-    def failed(self, cell: Cell, reason: str) -> None:
-        """A cell could not be measured."""
+    def failed(self, measurement: Measurement, reason: str) -> None:
+        """A measurement is not possible."""
 
 
 @dataclass
@@ -59,20 +58,16 @@ class Bench:
     """One benchmark.
 
     Args:
-        setting: what runs.
-        benchmark: which cells.
-        command: what the user typed.
-        display: told what happens.
-        keep: called with the record so far after every cell.
+        keep: called with the record so far after every measurement.
     """
 
-    setting: Setting
+    setup: BenchSetup
     benchmark: Benchmark
     command: str
-    display: Display
+    observer: BenchObserver
     keep: Callable[[BenchRecord], None]
-    _seen: dict[Cell, list[Burst]] = field(default_factory=dict)
-    _errors: dict[Cell, str] = field(default_factory=dict)
+    _seen: dict[Measurement, list[Burst]] = field(default_factory=dict)
+    _errors: dict[Measurement, str] = field(default_factory=dict)
     _agents: dict[str, BenchAgent] = field(default_factory=dict)
     _batches: dict[str, dict[str, dict[int, int]]] = field(default_factory=dict)
     _clock: float = field(default_factory=time.monotonic)
@@ -80,12 +75,12 @@ class Bench:
 
     def __post_init__(self) -> None:
         if Inventory.here().gpus():
-            import torch  # noqa: F401  # hardware() names GPUs only where torch is loaded
+            import torch  # noqa: F401  # hardware() names GPUs only if torch is loaded
         self._versions, self._hardware = versions(), hardware()
         self._load = load_average()
 
     async def run(self) -> BenchRecord:
-        """Measures everything; an interrupt (Ctrl-C, SIGTERM) keeps what was seen until then.
+        """Measure everything. An interrupt (Ctrl-C, SIGTERM) keeps what was measured until then.
 
         Raises:
             InputError, AgentwireError: the agents do not start, or nothing could be measured.
@@ -96,9 +91,7 @@ class Bench:
                 group.start_soon(interrupt.watch)
                 with interrupt.scope(), tempfile.TemporaryDirectory(prefix="agentwire-") as folder:
                     try:
-                        async with self._runtime(Path(folder)) as runtime:
-                            self._note_agents(runtime)
-                            await self._measure(runtime)
+                        await self._run_agents(Path(folder))
                     finally:
                         self._batches = read_counts(Path(folder) / "logs")
                 group.cancel_scope.cancel()
@@ -106,111 +99,111 @@ class Bench:
             self.keep(self.record(interrupted=True))
             raise first_error(errors) from None
         if self._errors and not any(self._seen.values()):
-            cell, reason = next(iter(self._errors.items()))
+            measurement, reason = next(iter(self._errors.items()))
             raise InputError(
-                f"nothing could be measured: {cell.method}: {reason}",
+                f"Nothing could be measured: {measurement.method}: {reason}",
                 hint="Correct the scenario, or leave the method out with --methods.",
             )
         record = self.record(interrupted=interrupt.requested)
         self.keep(record)
         return record
 
-    def _runtime(self, folder: Path) -> Runtime:
-        # A journal would write a line for every message that is timed.
-        return Runtime(
-            self.setting.deployment,
+    async def _run_agents(self, folder: Path) -> None:
+        async with Runtime(
+            self.setup.deployment,
             run_folder=folder,
-            journal=NoJournal(),
-            progress=self.display.progress,
-        )
+            journal=NoJournal(),  # a journal would write a line for every timed message
+            progress=self.observer.progress,
+        ) as runtime:
+            for name, spec in self.setup.deployment.processes.items():
+                info = runtime.agents.get(name)
+                self._agents[name] = BenchAgent(
+                    model=spec.model,
+                    weights=spec.weights,
+                    dtype=spec.dtype,
+                    device=spec.device,
+                    threads=spec.threads,
+                    fingerprint=info.fingerprint if info else "",
+                )
+            await self._measure(runtime)
 
     async def _measure(self, runtime: Runtime) -> None:
-        plan = self.setting.plan
-        groups = cells_of(plan, self.benchmark)
-        self._seen = {cell: [] for group in groups for cell in group}
-        texts = {t: self.setting.texts(t) for t in dict.fromkeys(c.text_tokens for c in self._seen)}
-        sends, close = self._ways(runtime)
-        # A collection that walks through the models in this process stops what is timed for 0.3 s.
+        plan = self.setup.plan
+        groups = measurements_of(plan, self.benchmark)
+        self._seen = {measurement: [] for group in groups for measurement in group}
+        texts = {tokens: self.setup.texts(tokens) for tokens in {m.text_tokens for m in self._seen}}
+        sends, close = self._methods(runtime)
+        # A garbage collection that walks through the models in this process would stop the clock
+        # of a message for 0.3 s.
         gc.collect()
         gc.freeze()
         try:
-            for round_, cell in turns(groups, plan.rounds):
-                if cell in self._errors:
+            for round_, measurement in turns(groups, plan.rounds):
+                if measurement in self._errors:
                     continue
-                messages = batches(texts[cell.text_tokens], cell.batch_size)
                 try:
-                    burst = await self._burst(cell, sends[cell.method], messages, round_)
+                    burst = await self._burst(
+                        measurement,
+                        sends[measurement.method],
+                        texts[measurement.text_tokens],
+                        warm_up=plan.warm_up if round_ == 0 else 0,
+                    )
                 except AgentwireError as error:
-                    self._errors[cell] = error.message
-                    self.display.failed(cell, error.message)
+                    self._errors[measurement] = error.message
+                    self.observer.failed(measurement, error.message)
                     continue
-                self._seen[cell].append(burst)
-                self.display.measured(round_, plan.rounds, cell, burst)
+                self._seen[measurement].append(burst)
+                self.observer.measured(round_, plan.rounds, measurement, burst)
                 self.keep(self.record(interrupted=True))
         finally:
             gc.unfreeze()
             close()
 
     async def _burst(
-        self, cell: Cell, send: Send, messages: Iterator[Sequence[str]], round_: int
+        self, measurement: Measurement, send: Send, texts: list[str], *, warm_up: int
     ) -> Burst:
-        plan = self.setting.plan
-        if round_ == 0:
-            await warm(send, messages, plan.warm_up)
-        if cell.kind == "latency":
+        plan = self.setup.plan
+        messages = batches(texts, measurement.batch_size)
+        await warm(send, messages, warm_up)
+        if measurement.kind == "latency":
             most = max(LEAST, plan.messages // plan.rounds)
             seconds = plan.latency_seconds or plan.seconds
             return await one_by_one(send, messages, most=most, least=LEAST, seconds=seconds)
-        return await sustained(
-            send, messages, in_flight=self._in_flight(cell), seconds=plan.seconds
-        )
+        in_flight = self._in_flight(measurement)
+        return await sustained(send, messages, in_flight=in_flight, seconds=plan.seconds)
 
-    def _in_flight(self, cell: Cell) -> int:
-        if cell.kind == "latency":
+    def _in_flight(self, measurement: Measurement) -> int:
+        if measurement.kind == "latency":
             return 1
-        most = self.setting.plan.in_flight * self.setting.resolved.most_replicas
-        if cell.method == "text_relay":
+        most = self.setup.plan.in_flight * self.setup.resolved.most_replicas
+        if measurement.method == "text_relay":
             return min(most, RELAY_IN_FLIGHT)
-        return most * (2 if cell.method == "receiver_replicas" else 1)
+        return most * (2 if measurement.method == "receiver_replicas" else 1)
 
-    def _ways(self, runtime: Runtime) -> tuple[dict[str, Send], Callable[[], None]]:
-        setting = self.setting
-        sender, receiver = setting.sender, setting.receiver
-        ways: dict[str, Send] = {
+    def _methods(self, runtime: Runtime) -> tuple[dict[str, Send], Callable[[], None]]:
+        """The function that sends a message by each method, and one that frees their models."""
+        setup = self.setup
+        sender, receiver = setup.sender, setup.receiver
+        sends: dict[str, Send] = {
             "bridge": methods.bridge(runtime, sender, receiver),
             "text_relay": methods.text_relay(runtime, sender, receiver),
             "receiver_direct": methods.direct(runtime, [receiver]),
         }
-        if setting.replica is not None:
-            ways["receiver_replicas"] = methods.direct(runtime, [receiver, setting.replica])
-        if "in_process" not in setting.plan.methods:
-            return ways, lambda: None
+        if setup.replica is not None:
+            sends["receiver_replicas"] = methods.direct(runtime, [receiver, setup.replica])
+        if "in_process" not in setup.plan.methods:
+            return sends, lambda: None
         from agentwire.benchmark.reference import Reference  # it may load torch into this process
 
-        self.display.loading("the models once more, in this process")
-        agents = setting.deployment.agents
-        wire = setting.resolved.wire.spec.name
-        reference = Reference(agents[sender], agents[receiver], wire, setting.task)
-        return {**ways, "in_process": reference}, reference.close
-
-    def _note_agents(self, runtime: Runtime) -> None:
-        for name, spec in self.setting.deployment.processes.items():
-            info = runtime.agents.get(name)
-            self._agents[name] = BenchAgent(
-                model=spec.model,
-                weights=spec.weights,
-                dtype=spec.dtype,
-                device=spec.device,
-                threads=spec.threads,
-                fingerprint=info.fingerprint if info else "",
-            )
-
-    # -- the record -------------------------------------------------------------------------
+        self.observer.loading("both models again, in this process")
+        agents = setup.deployment.agents
+        wire = setup.resolved.wire.spec.name
+        reference = Reference(agents[sender], agents[receiver], wire, setup.task)
+        return {**sends, "in_process": reference}, reference.close
 
     def record(self, *, interrupted: bool) -> BenchRecord:
-        """What was seen so far."""
-        setting = self.setting
-        resolved = setting.resolved
+        """What was measured so far."""
+        resolved = self.setup.resolved
         return BenchRecord(
             benchmark=self.benchmark,
             scenario=resolved.scenario.name,
@@ -218,13 +211,13 @@ class Bench:
             seconds=round(time.monotonic() - self._clock, 3),
             interrupted=interrupted,
             command=self.command,
-            labels=[*labels_of(setting), *conditions(self._load)],
+            labels=[*self.setup.labels(), *conditions(self._load)],
             substitutions=[
                 SubstitutionRecord.model_validate(asdict(s)) for s in resolved.substitutions
             ],
             agents=self._agents,
             settings={
-                **setting.plan.model_dump(mode="json"),
+                **self.setup.plan.model_dump(mode="json"),
                 "seed": resolved.scenario.seed,
                 "soft_tokens": resolved.wire.spec.soft_tokens,
                 "bridge": resolved.wire.bridge,
@@ -232,31 +225,12 @@ class Bench:
                 "load_average": self._load,
             },
             batches=self._batches,
-            figures=figures_of(self._seen, setting.plan),
+            figures=figures_of(self._seen, self.setup.plan),
             cells=[
-                record_of(cell, bursts, self._in_flight(cell), self._errors.get(cell, ""))
-                for cell, bursts in self._seen.items()
-                if bursts or cell in self._errors
+                record_of(one, bursts, self._in_flight(one), self._errors.get(one, ""))
+                for one, bursts in self._seen.items()
+                if bursts or one in self._errors
             ],
             versions=self._versions,
             hardware=self._hardware,
         )
-
-
-def labels_of(setting: Setting) -> list[str]:
-    """What a reader must know before any figure."""
-    labels = [
-        f"{s.used} stands in for {s.wanted}: {s.reason}" for s in setting.resolved.substitutions
-    ]
-    random = [name for name, spec in setting.deployment.agents.items() if spec.weights == "random"]
-    if random:
-        labels.append(f"random weights ({', '.join(random)}): speed only, answers mean nothing")
-    fake = [
-        name
-        for name, spec in setting.deployment.agents.items()
-        if not BACKENDS.get(spec.backend).needs_weights
-    ]
-    if fake:
-        labels.append(f"fake models ({', '.join(fake)}): no language model was measured")
-    labels.append("texts are made of random words; accuracy is not measured")
-    return labels

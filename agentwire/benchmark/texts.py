@@ -1,4 +1,4 @@
-"""Texts of an exact length, so that every batch of a benchmark does the same work."""
+"""Made-up texts of an exact length, so that every batch of a benchmark does the same work."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Count = Callable[[str], int]
 
 
 def count_words(text: str) -> int:
-    """Tokens of models without a tokenizer on this machine: one a word."""
+    """Stands in for a tokenizer that is not on this machine."""
     return len(text.split())
 
 
 def counter(folder: Path | None) -> Count:
-    """How many tokens a text has for the model in ``folder``; words where there is none."""
+    """Counts tokens with the tokenizer in ``folder``, or words if there is none."""
     file = None if folder is None else folder / "tokenizer.json"
     if file is None or not file.is_file():
         return count_words
@@ -36,10 +36,7 @@ def counter(folder: Path | None) -> Count:
 
 
 def make_texts(count: Count, tokens: int, amount: int, seed: int) -> list[str]:
-    """``amount`` different made-up texts of ``tokens`` tokens each.
-
-    Where a vocabulary cannot make the length exactly, they are as near below it as was found.
-    """
+    """``amount`` texts of ``tokens`` tokens each, or of the nearest length below that was found."""
     draw = random.Random(f"{seed} {tokens}")
     return [_text(count, tokens, draw) for _ in range(amount)]
 

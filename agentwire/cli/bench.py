@@ -18,7 +18,7 @@ from agentwire.benchmark.plan import Benchmark
 from agentwire.benchmark.plots import check_plots, draw
 from agentwire.benchmark.record import BenchRecord
 from agentwire.benchmark.session import Bench
-from agentwire.benchmark.setting import Setting, setting_of
+from agentwire.benchmark.setup import BenchSetup, setup_of
 from agentwire.cli.bench_view import BenchView, print_bus, print_record
 from agentwire.cli.options import AsJson, Device, NoStandIns, ScenarioFile, names_in
 from agentwire.cli.terminal import err, steps
@@ -207,7 +207,9 @@ def _command_line() -> str:
     return shlex.join(["agentwire", *sys.argv[1:]])
 
 
-def _prepare(source: Path, changes: dict[str, Any], *, strict: bool, device: str | None) -> Setting:
+def _prepare(
+    source: Path, changes: dict[str, Any], *, strict: bool, device: str | None
+) -> BenchSetup:
 
     loaded = load_scenario(source)
     _changed(loaded, False, changes)  # reports bad options before anything is fetched
@@ -223,15 +225,15 @@ def _prepare(source: Path, changes: dict[str, Any], *, strict: bool, device: str
     plan = _changed(loaded, resolved.on_cpu, changes)
     print_banner(resolved.substitutions, err())
     with steps() as shown:
-        return setting_of(fetch(resolved, inventory=inventory, progress=shown.update), plan)
+        return setup_of(fetch(resolved, inventory=inventory, progress=shown.update), plan)
 
 
-def _run(setting: Setting, benchmark: Benchmark, file: Path) -> BenchRecord:
+def _run(setup: BenchSetup, benchmark: Benchmark, file: Path) -> BenchRecord:
 
     def keep(record: BenchRecord) -> None:
         record.write(file)
 
     with steps() as loading:
         view = BenchView(err(), loading)
-        bench = Bench(setting, benchmark, _command_line(), view, keep)
+        bench = Bench(setup, benchmark, _command_line(), view, keep)
         return anyio.run(bench.run)

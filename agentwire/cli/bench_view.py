@@ -6,14 +6,14 @@ from rich.console import Console
 from rich.table import Table
 
 from agentwire.benchmark.drive import Burst
-from agentwire.benchmark.plan import Cell
-from agentwire.benchmark.record import BenchRecord, BusRecord, CellRecord
+from agentwire.benchmark.plan import Measurement
+from agentwire.benchmark.record import BenchRecord, BusRecord, MeasurementRecord
 from agentwire.cli.terminal import StepProgress
 from agentwire.runtime.reply import ProgressEvent
 
 
 class BenchView:
-    """Plain lines. Implements ``benchmark.session.Display``.
+    """Plain lines. Implements ``benchmark.session.BenchObserver``.
 
     Args:
         console: stderr, so that stdout has results only.
@@ -39,7 +39,7 @@ class BenchView:
         if self._steps is not None:
             self._steps.update(what, "load", 0.0)
 
-    def measured(self, round_: int, rounds: int, cell: Cell, burst: Burst) -> None:
+    def measured(self, round_: int, rounds: int, measurement: Measurement, burst: Burst) -> None:
         self._end_loading()
         rate = burst.rows_per_s
         if rate is None:
@@ -48,14 +48,14 @@ class BenchView:
         else:
             figure = f"{rate:,.1f} rows/s"
         self._console.print(
-            f"round {round_ + 1} of {rounds}  {cell.method:<18} "
-            f"{cell.batch_size:>3} x {cell.text_tokens} tokens  {figure}",
+            f"round {round_ + 1} of {rounds}  {measurement.method:<18} "
+            f"{measurement.batch_size:>3} x {measurement.text_tokens} tokens  {figure}",
             markup=False,
         )
 
-    def failed(self, cell: Cell, reason: str) -> None:
+    def failed(self, measurement: Measurement, reason: str) -> None:
         self._end_loading()
-        where = f"{cell.method} {cell.batch_size} x {cell.text_tokens} tokens"
+        where = f"{measurement.method} {measurement.batch_size} x {measurement.text_tokens} tokens"
         self._console.print(f"{where}: {reason}", style="yellow", markup=False)
 
 
@@ -77,7 +77,7 @@ def print_record(record: BenchRecord, console: Console) -> None:
         console.print(table)
 
 
-def _latency_table(cells: list[CellRecord]) -> Table:
+def _latency_table(cells: list[MeasurementRecord]) -> Table:
     table = Table("method", "tokens", "p50 ms", "p95", "p99", "n", "stages, median ms")
     for cell in cells:
         found = cell.latency_ms
@@ -91,7 +91,7 @@ def _latency_table(cells: list[CellRecord]) -> Table:
     return table
 
 
-def _throughput_table(cells: list[CellRecord]) -> Table:
+def _throughput_table(cells: list[MeasurementRecord]) -> Table:
     table = Table("batch", "tokens", "method", "rows/s", "p50 ms", "p99 ms")
     for cell in cells:
         rate = cell.error if cell.rows_per_s is None else f"{cell.rows_per_s:,.1f}"

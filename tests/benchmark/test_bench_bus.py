@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from agentwire.benchmark.bus import PARTS, Figures, compare, figures_of
-from agentwire.benchmark.busload import LATENCY, MARK, RATE, WARM, Arrivals, mark
+from agentwire.benchmark.bus import PARTS, compare, figures_of
+from agentwire.benchmark.buspeers import LATENCY, MARK, RATE, WARM, Arrivals, Figures, mark
 from agentwire.benchmark.record import BusRecord
 
 

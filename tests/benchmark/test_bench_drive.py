@@ -8,7 +8,7 @@ from itertools import islice
 
 import pytest
 
-from agentwire.benchmark.drive import Answer, batches, one_by_one, sustained, warm
+from agentwire.benchmark.drive import MessageStats, batches, one_by_one, sustained, warm
 from agentwire.errors import NackCode, RequestError
 
 TEXTS = [f"text {n}" for n in range(5)]
@@ -22,7 +22,7 @@ class Server:
         self.outstanding = self.most = self.answered = 0
         self.seen: list[list[str]] = []
 
-    async def __call__(self, texts: Sequence[str]) -> Answer:
+    async def __call__(self, texts: Sequence[str]) -> MessageStats:
         self.seen.append(list(texts))
         self.outstanding += 1
         self.most = max(self.most, self.outstanding)
@@ -30,7 +30,7 @@ class Server:
             await asyncio.sleep(0)
         self.outstanding -= 1
         self.answered += 1
-        return Answer({"decode": 1.0}, 7)
+        return MessageStats({"decode": 1.0}, 7)
 
 
 def test_messages_take_the_texts_in_turn() -> None:
@@ -71,7 +71,7 @@ async def test_throughput_of_something_slow_still_has_a_rate() -> None:
 async def test_an_error_ends_the_cell_and_leaves_nothing_running() -> None:
     server = Server()
 
-    async def send(texts: Sequence[str]) -> Answer:
+    async def send(texts: Sequence[str]) -> MessageStats:
         if server.answered >= 5:
             raise RequestError(NackCode.AGENT_DOWN, "gone")
         return await server(texts)

@@ -12,7 +12,7 @@ from agentwire.benchmark.figures import (
     stage_medians,
     stages_gap,
 )
-from agentwire.benchmark.plan import Cell
+from agentwire.benchmark.plan import Measurement
 from agentwire.spec.scenario import BenchPlan
 
 PLAN = BenchPlan(prompt_tokens=4, text_tokens=[48, 256])
@@ -48,7 +48,10 @@ def test_the_gap_between_stages_and_the_stopwatch_is_taken_message_by_message() 
 
 
 def test_latency_figures_have_the_names_that_programs_read() -> None:
-    bridge, relay = Cell("latency", "bridge", 1, 48), Cell("latency", "text_relay", 1, 48)
+    bridge, relay = (
+        Measurement("latency", "bridge", 1, 48),
+        Measurement("latency", "text_relay", 1, 48),
+    )
     seen = {
         bridge: [latency(10.0, 10.0, 12.0, encode=4.0, bridge=1.0, decode=4.0, wire=0.8)],
         relay: [latency(200.0, 210.0, 220.0)],
@@ -66,7 +69,7 @@ def test_latency_figures_have_the_names_that_programs_read() -> None:
 def test_throughput_ratios_are_taken_within_a_round() -> None:
     """The machine halves its speed in the second round: no ratio may change for that."""
     cells = {
-        m: Cell("throughput", m, 16, 48)  # type: ignore[arg-type]
+        m: Measurement("throughput", m, 16, 48)  # type: ignore[arg-type]
         for m in ("bridge", "receiver_direct", "receiver_replicas", "text_relay", "in_process")
     }
     seen = {
@@ -86,11 +89,11 @@ def test_throughput_ratios_are_taken_within_a_round() -> None:
 
 def test_each_method_is_taken_at_its_own_best_batch() -> None:
     seen = {
-        Cell("throughput", "bridge", 16, 48): [rate(900)],
-        Cell("throughput", "bridge", 64, 48): [rate(1000)],
-        Cell("throughput", "receiver_direct", 16, 48): [rate(500)],
-        Cell("throughput", "receiver_direct", 64, 48): [rate(400)],
-        Cell("throughput", "bridge", 16, 256): [rate(5000)],  # another length: not compared
+        Measurement("throughput", "bridge", 16, 48): [rate(900)],
+        Measurement("throughput", "bridge", 64, 48): [rate(1000)],
+        Measurement("throughput", "receiver_direct", 16, 48): [rate(500)],
+        Measurement("throughput", "receiver_direct", 64, 48): [rate(400)],
+        Measurement("throughput", "bridge", 16, 256): [rate(5000)],  # another length: not compared
     }
     figures = figures_of(seen, PLAN)
     assert (figures["samples_per_s@best"], figures["best_batch"]) == (1000, 64)
@@ -100,12 +103,12 @@ def test_each_method_is_taken_at_its_own_best_batch() -> None:
 
 
 def test_nothing_seen_gives_no_figure() -> None:
-    assert figures_of({Cell("latency", "bridge", 1, 48): []}, PLAN) == {}
-    alone = figures_of({Cell("throughput", "bridge", 1, 48): [rate(10)]}, PLAN)
+    assert figures_of({Measurement("latency", "bridge", 1, 48): []}, PLAN) == {}
+    alone = figures_of({Measurement("throughput", "bridge", 1, 48): [rate(10)]}, PLAN)
     assert not [name for name in alone if name.startswith(("vs_", "bus_cost"))]
 
 
 def test_a_cell_that_failed_later_keeps_its_figures_and_says_why() -> None:
-    record = record_of(Cell("throughput", "bridge", 16, 48), [rate(10), rate(30)], 4, "down")
+    record = record_of(Measurement("throughput", "bridge", 16, 48), [rate(10), rate(30)], 4, "down")
     assert record.rows_per_s == 20 and record.rows_per_s_rounds == [10, 30]
     assert record.error == "down" and record.in_flight == 4

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from agentwire.benchmark.plan import Cell, cells_of, turns
+from agentwire.benchmark.plan import Measurement, measurements_of, turns
 from agentwire.errors import ScenarioError
 from agentwire.scenario.load import load_scenario
 from agentwire.spec.scenario import BenchPlan
@@ -25,7 +25,7 @@ PLAN = BenchPlan(
 
 
 def test_methods_are_compared_at_the_same_size_and_length() -> None:
-    groups = cells_of(PLAN, "all")
+    groups = measurements_of(PLAN, "all")
     for group in groups:
         assert len({(c.kind, c.batch_size, c.text_tokens) for c in group}) == 1
         assert len({c.method for c in group}) == len(group)
@@ -40,23 +40,25 @@ def test_methods_are_compared_at_the_same_size_and_length() -> None:
 
 
 def test_latency_and_throughput_are_parts_of_all() -> None:
-    parts = cells_of(PLAN, "latency") + cells_of(PLAN, "throughput")
-    assert parts == cells_of(PLAN, "all")
+    parts = measurements_of(PLAN, "latency") + measurements_of(PLAN, "throughput")
+    assert parts == measurements_of(PLAN, "all")
 
 
 def test_every_round_holds_every_cell_once_and_begins_a_group_with_another_method() -> None:
-    groups = cells_of(PLAN, "all")
+    groups = measurements_of(PLAN, "all")
     order = list(turns(groups, 4))
     cells = [cell for group in groups for cell in group]
     for number in range(4):
         assert Counter(c for r, c in order if r == number) == Counter(cells)
-    first: list[Cell] = [next(c for r, c in order if r == n and c in groups[0]) for n in range(4)]
+    first: list[Measurement] = [
+        next(c for r, c in order if r == n and c in groups[0]) for n in range(4)
+    ]
     assert [c.method for c in first] == PLAN.methods
 
 
 def test_a_group_stays_together() -> None:
     """Methods that are compared are measured one after the other, not a round apart."""
-    groups = cells_of(PLAN, "throughput")
+    groups = measurements_of(PLAN, "throughput")
     order = [cell for r, cell in turns(groups, 3) if r == 2]
     sizes = [(c.batch_size, c.text_tokens) for c in order]
     assert len([1 for a, b in pairwise(sizes) if a != b]) == len(groups) - 1

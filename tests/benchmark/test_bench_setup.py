@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agentwire.benchmark.setting import Setting, setting_of
+from agentwire.benchmark.setup import BenchSetup, setup_of
 from agentwire.benchmark.texts import count_words
 from agentwire.errors import ScenarioError
 from agentwire.scenario.load import load_scenario
@@ -23,11 +23,11 @@ wires:
 """
 
 
-def setting(folder: Path, **plan: object) -> Setting:
+def setting(folder: Path, **plan: object) -> BenchSetup:
     file = folder / "scenario.yaml"
     file.write_text(FAKE)
     known = {"prompt_tokens": 6, "batch_sizes": [1, 32], "length_batch": 4, **plan}
-    return setting_of(resolve(load_scenario(file), source=file), BenchPlan.model_validate(known))
+    return setup_of(resolve(load_scenario(file), source=file), BenchPlan.model_validate(known))
 
 
 def test_a_message_is_a_batch_and_the_largest_fits(tmp_path: Path) -> None:

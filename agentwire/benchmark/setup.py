@@ -1,0 +1,143 @@
+"""From a resolved scenario to what a benchmark starts: agents, batches, task and texts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from agentwire.benchmark.methods import REPLICA
+from agentwire.benchmark.texts import Count, counter, make_texts
+from agentwire.errors import ScenarioError
+from agentwire.runtime.deployment import Deployment
+from agentwire.scenario.resolve import Resolved
+from agentwire.spec.agent import AgentSpec
+from agentwire.spec.backends import BACKENDS
+from agentwire.spec.scenario import BenchPlan
+from agentwire.task.definitions import load_definition
+from agentwire.wire.messages import RelaySpec, TaskSpec
+
+RELAY = RelaySpec("Summarize the following text in one short sentence.\n\n{text}", 50)
+MADE_UP = TaskSpec("bench", "", "{text}", ("good", "bad"), RELAY)
+TEXTS = 256
+"""Different texts of each length; messages take them in turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class BenchSetup:
+    """What a benchmark starts.
+
+    Attributes:
+        resolved: the scenario on this machine, its models fetched.
+        deployment: its agents, and a copy of the receiver if the plan measures replicas.
+        sender, receiver: ends of the wire.
+        replica: name of the receiver's copy; None: not measured.
+    """
+
+    resolved: Resolved
+    plan: BenchPlan
+    deployment: Deployment
+    sender: str
+    receiver: str
+    replica: str | None
+
+    @property
+    def task(self) -> TaskSpec:
+        assert self.deployment.task is not None  # setup_of sets it
+        return self.deployment.task
+
+    def texts(self, tokens: int) -> list[str]:
+        """Made-up texts of this many tokens of the sender."""
+        return make_texts(
+            _counter(self.deployment.agents[self.sender]),
+            tokens,
+            TEXTS,
+            self.resolved.scenario.seed,
+        )
+
+    def labels(self) -> list[str]:
+        """Conditions that a reader of the figures must know."""
+        labels = [
+            f"{s.used} stands in for {s.wanted}: {s.reason}" for s in self.resolved.substitutions
+        ]
+        agents = self.deployment.agents
+        random = [name for name, spec in agents.items() if spec.weights == "random"]
+        if random:
+            labels.append(f"random weights ({', '.join(random)}): speed only, answers mean nothing")
+        fake = [n for n, spec in agents.items() if not BACKENDS.get(spec.backend).needs_weights]
+        if fake:
+            labels.append(f"fake models ({', '.join(fake)}): no language model was measured")
+        labels.append("texts are made of random words; accuracy is not measured")
+        return labels
+
+
+def setup_of(resolved: Resolved, plan: BenchPlan) -> BenchSetup:
+    """What to start for a resolved and fetched scenario.
+
+    Raises:
+        ScenarioError: the scenario has no task, or its wire cannot be measured.
+    """
+    wire = resolved.wire.spec
+    if wire.joint:
+        raise ScenarioError(
+            f"Wire {wire.set_name} has several senders; benchmarks measure wires with one.",
+            hint="Measure a wire with one sender.",
+        )
+    task = task_of(resolved, plan)
+    # A message is one batch, so that a figure for 16 rows is one of batches of 16 rows.
+    batching = {
+        "max_batch": max(*plan.batch_sizes, plan.length_batch),
+        "max_wait_ms": 0.0,
+        "batch_by": "message",
+        "task": task,
+    }
+    agents = {name: spec.model_copy(update=batching) for name, spec in resolved.agents.items()}
+    replica = None
+    if "receiver_replicas" in plan.methods:
+        replica = f"{wire.receiver}-{REPLICA}"
+        agents[replica] = _replica(replica, agents[wire.receiver], agents[wire.sender])
+    deployment = replace(Deployment.of(resolved), agents=agents, task=task)
+    return BenchSetup(resolved, plan, deployment, wire.sender, wire.receiver, replica)
+
+
+def _replica(name: str, receiver: AgentSpec, sender: AgentSpec) -> AgentSpec:
+    """A copy of the receiver on the sender's device and threads, without wires."""
+    return receiver.model_copy(
+        update={
+            "name": name,
+            "device": sender.device,
+            "threads": sender.threads,
+            "cpu_shares": sender.cpu_shares,
+            "cpu_share_of": sender.name,
+            "bridges": (),
+            "incoming": (),
+            "soft_tokens": (),
+            "fallback": {},
+        }
+    )
+
+
+def task_of(resolved: Resolved, plan: BenchPlan) -> TaskSpec:
+    """The task of every message.
+
+    Raises:
+        ScenarioError: neither the plan nor the scenario names one.
+    """
+    name = plan.task or (resolved.data.dataset if resolved.data is not None else None)
+    if name is None and plan.prompt_tokens is None:
+        raise ScenarioError(
+            "The benchmark has no task.",
+            hint="Set bench.task (a dataset's name) or bench.prompt_tokens in the scenario.",
+        )
+    task = MADE_UP if name is None else load_definition(name).spec()
+    if plan.prompt_tokens is not None:
+        receiver = resolved.agents[resolved.wire.spec.receiver]
+        seed = resolved.scenario.seed
+        (prompt,) = make_texts(_counter(receiver), plan.prompt_tokens, 1, seed)
+        task = replace(task, prompt=prompt, text_prompt="{text} " + prompt)
+    if plan.generated_tokens is not None:
+        task = replace(task, relay=replace(task.relay, max_new_tokens=plan.generated_tokens))
+    return task
+
+
+def _counter(agent: AgentSpec) -> Count:
+    return counter(Path(agent.folder) if agent.folder else None)
