@@ -120,18 +120,38 @@ class Compute:
         def encode(batch: Items) -> Encoded:
             return self._backend.encode(_texts(batch), fingerprint)
 
+        def reply(batch: Items, encoded: Encoded) -> BatchResults:
+            return self._encoded(batch, encoded, bridge, task)
+
+        return self._attempt(items, _use_job(items, job, encode), reply)
+
+    def _encoded(
+        self, batch: Items, encoded: Encoded, bridge: BridgeIdentity, task: TaskSpec
+    ) -> BatchResults:
+        """Replies with the valid payloads; falls back for the others."""
+        if encoded.rms is None:
+            invalid = check_rows(encoded.payload, bridge.rms_range)
+        else:
+            invalid = check_rms(encoded.rms, bridge.rms_range)
+        valid = [i for i in range(len(batch)) if i not in invalid]
         results: BatchResults = []
-        for batch, encoded in self._attempt(items, _use_job(items, job, encode), results):
-            if encoded.rms is None:
-                invalid = check_rows(encoded.payload, bridge.rms_range)
-            else:
-                invalid = check_rms(encoded.rms, bridge.rms_range)
-            valid = [i for i in range(len(batch)) if i not in invalid]
-            if valid:
-                results.append(_encoded_rows(batch, valid, encoded, bridge))
-            if invalid:
-                code, reason = NackCode.BAD_PAYLOAD, next(iter(invalid.values()))
-                results += self._fall_back(code, [batch[i] for i in invalid], task, reason)
+        if valid:
+            keep = batch[0].group.mode == Mode.KEEP
+            replies = [
+                RowReply(
+                    encoded.payload[i].reshape(-1).view(np.uint8).data,
+                    (bridge.soft_tokens, bridge.width),
+                    bridge.fingerprint,
+                    text="" if keep else None,
+                    payload_bytes=bridge.payload_bytes,
+                )
+                for i in valid
+            ]
+            type = ReplyType.RESULT if keep else ReplyType.SOFT
+            results.append(ComputedRows(type, [batch[i] for i in valid], replies, encoded.stages))
+        if invalid:
+            code, reason = NackCode.BAD_PAYLOAD, next(iter(invalid.values()))
+            results += self._fall_back(code, [batch[i] for i in invalid], task, reason)
         return results
 
     def _forward_kept(self, items: Items, task: TaskSpec, fingerprint: str) -> BatchResults:
@@ -162,14 +182,11 @@ class Compute:
             kept = RowReply(text="", reason=reason)
             return [ComputedRows(ReplyType.RESULT, items, [kept] * len(items), {})]
 
-        def relay(batch: Items) -> Generated:
-            return self._backend.relay(_texts(batch), task)
-
-        results: BatchResults = []
-        for batch, relayed in self._attempt(items, relay, results):
+        def reply(batch: Items, relayed: Generated) -> BatchResults:
             replies = [RowReply(text=text, reason=reason) for text in relayed.texts]
-            results.append(ComputedRows(ReplyType.TEXT, batch, replies, relayed.stages))
-        return results
+            return [ComputedRows(ReplyType.TEXT, batch, replies, relayed.stages)]
+
+        return self._attempt(items, lambda b: self._backend.relay(_texts(b), task), reply)
 
     # -- as the receiver --------------------------------------------------------------------
 
@@ -184,92 +201,61 @@ class Compute:
         return results + (self._answer_soft(valid, task, None) if valid else [])
 
     def _answer_soft(self, items: Items, task: TaskSpec, job: Job[Any] | None) -> BatchResults:
+        backend = self._backend
         if task.asks_nothing:
             return [ComputedRows(ReplyType.RESULT, items, [_held(item) for item in items], {})]
         if not task.labels:
-            return self._generated(
-                items, lambda b, watch: self._backend.generate_soft(_payload(b), task, watch)
-            )
-
-        def score(batch: Items) -> Scored:
-            return self._backend.score_soft(_payload(batch), task)
-
-        return self._scored(items, _use_job(items, job, score))
+            return self._generate(items, lambda b, w: backend.generate_soft(_payload(b), task, w))
+        call = _use_job(items, job, lambda b: backend.score_soft(_payload(b), task))
+        return self._attempt(items, call, _scored)
 
     def _answer_text(self, items: Items, task: TaskSpec, job: Job[Any] | None) -> BatchResults:
+        backend = self._backend
         if not task.labels:
-            return self._generated(
-                items, lambda b, watch: self._backend.generate(_texts(b), task, watch)
-            )
+            return self._generate(items, lambda b, w: backend.generate(_texts(b), task, w))
+        call = _use_job(items, job, lambda b: backend.score_text(_texts(b), task))
+        return self._attempt(items, call, _scored)
 
-        def score(batch: Items) -> Scored:
-            return self._backend.score_text(_texts(batch), task)
-
-        return self._scored(items, _use_job(items, job, score))
-
-    def _generated(
+    def _generate(
         self, items: Items, generate: Callable[[Items, Watch], Generated]
     ) -> BatchResults:
         def watched(batch: Items) -> Generated:
             return generate(batch, lambda row, text: self._watch(batch[row], text))
 
-        results: BatchResults = []
-        for batch, generated in self._attempt(items, watched, results):
-            counts: Sequence[Tokens] = generated.tokens or [None] * len(batch)
-            replies = [
-                _answer(item, text=text, tokens=tokens)
-                for item, text, tokens in zip(batch, generated.texts, counts, strict=True)
-            ]
-            results.append(ComputedRows(ReplyType.RESULT, batch, replies, generated.stages))
-        return results
-
-    def _scored(self, items: Items, score: Callable[[Items], Scored]) -> BatchResults:
-        results: BatchResults = []
-        for batch, scored in self._attempt(items, score, results):
-            scores = np.ascontiguousarray(scored.scores, dtype="<f4")
-            counts: Sequence[Tokens] = scored.tokens or [None] * len(batch)
-            replies = [
-                _answer(item, scores=row.tobytes(), tokens=tokens)
-                for item, row, tokens in zip(batch, scores, counts, strict=True)
-            ]
-            results.append(ComputedRows(ReplyType.RESULT, batch, replies, scored.stages))
-        return results
+        return self._attempt(items, watched, _generated)
 
     # -- errors -----------------------------------------------------------------------------
 
     def _attempt(
-        self, items: Items, call: Callable[[Items], T], results: BatchResults
-    ) -> list[tuple[Items, T]]:
-        """Calls ``call`` on the batch; if it raises, on each row alone. Adds Nacks to ``results``.
+        self,
+        items: Items,
+        call: Callable[[Items], T],
+        reply: Callable[[Items, T], BatchResults],
+    ) -> BatchResults:
+        """Calls the model on the batch; if it raises, on each row alone.
 
         Where the device runs out of memory, each half is tried instead, and so on. Batches keep
         that size until enough have fitted, since one long row may have been the cause.
         """
-        if len(items) > self._max_rows:
-            size = self._max_rows
-            parts = [items[i : i + size] for i in range(0, len(items), size)]
-            return [pair for part in parts for pair in self._attempt(part, call, results)]
+        size = self._max_rows
         try:
-            done = call(items)
-            if self._max_rows < NO_LIMIT and len(items) >= self._max_rows:
-                self._grow()
-            return [(items, done)]
+            output = call(items) if len(items) <= size else None
         except Exception as error:  # whatever the model raises becomes a Nack
             if len(items) == 1:
-                traces = [item.row.trace_id.hex() for item in items]
-                log.warning("the model raised", exc_info=error, extra={TRACES: traces})
-                code = NackCode.MODEL_ERROR
-                if isinstance(error, RemoteProtocolError):
-                    code = error.code  # the row itself is invalid
-                results.append(FailedRows(items, code, _describe(error)))
-                return []
-            out_of_memory = is_out_of_memory(error)
+                return [_failed(items, error)]
+            size = 1
+            if is_out_of_memory(error):
+                size = self._max_rows = len(items) // 2
+                self._full_batches = 0
+                log.warning("out of memory with %d rows; limit is now %d", len(items), size)
+            output = None
+        if output is not None:
+            if self._max_rows < NO_LIMIT and len(items) >= self._max_rows:
+                self._grow()
+            return reply(items, output)
         # Out here the error is gone, and with it the frames that held the batch's tensors.
-        if out_of_memory:
-            self._max_rows, self._full_batches = len(items) // 2, 0
-            log.warning("out of memory with %d rows; limit is now %d", len(items), self._max_rows)
-            return self._attempt(items, call, results)
-        return [pair for item in items for pair in self._attempt([item], call, results)]
+        parts = [items[i : i + size] for i in range(0, len(items), size)]
+        return [rows for part in parts for rows in self._attempt(part, call, reply)]
 
     def _grow(self) -> None:
         self._full_batches += 1
@@ -304,23 +290,32 @@ def _use_job(items: Items, job: Job[T] | None, call: Callable[[Items], T]) -> Ca
     return result
 
 
-def _encoded_rows(
-    batch: Items, valid: Sequence[int], encoded: Encoded, bridge: BridgeIdentity
-) -> ComputedRows:
-    keep = batch[0].group.mode == Mode.KEEP
-    shape = (bridge.soft_tokens, bridge.width)
+def _scored(batch: Items, scored: Scored) -> BatchResults:
+    scores = np.ascontiguousarray(scored.scores, dtype="<f4")
+    counts: Sequence[Tokens] = scored.tokens or [None] * len(batch)
     replies = [
-        RowReply(
-            encoded.payload[i].reshape(-1).view(np.uint8).data,
-            shape,
-            bridge.fingerprint,
-            text="" if keep else None,
-            payload_bytes=bridge.payload_bytes,
-        )
-        for i in valid
+        _answer(item, scores=row.tobytes(), tokens=tokens)
+        for item, row, tokens in zip(batch, scores, counts, strict=True)
     ]
-    type = ReplyType.RESULT if keep else ReplyType.SOFT
-    return ComputedRows(type, [batch[i] for i in valid], replies, encoded.stages)
+    return [ComputedRows(ReplyType.RESULT, batch, replies, scored.stages)]
+
+
+def _generated(batch: Items, generated: Generated) -> BatchResults:
+    counts: Sequence[Tokens] = generated.tokens or [None] * len(batch)
+    replies = [
+        _answer(item, text=text, tokens=tokens)
+        for item, text, tokens in zip(batch, generated.texts, counts, strict=True)
+    ]
+    return [ComputedRows(ReplyType.RESULT, batch, replies, generated.stages)]
+
+
+def _failed(items: Items, error: Exception) -> FailedRows:
+    traces = [item.row.trace_id.hex() for item in items]
+    log.warning("the model raised", exc_info=error, extra={TRACES: traces})
+    code = NackCode.MODEL_ERROR
+    if isinstance(error, RemoteProtocolError):
+        code = error.code  # the row itself is invalid
+    return FailedRows(items, code, _describe(error))
 
 
 def _answer(

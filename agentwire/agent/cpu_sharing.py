@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 try:
     import fcntl
@@ -35,34 +35,15 @@ FIRST_PAUSE_S: Final = 1.0
 LONGEST_PAUSE_S: Final = 30.0
 
 
-class Lock(Protocol):
-    """A lock that several agents see. No method blocks."""
-
-    def acquire(self) -> bool:
-        """Takes the lock, or keeps it; False if another agent holds it."""
-        ...
-
-    def release(self) -> None:
-        """Releases the lock if this agent holds it."""
-        ...
-
-    def held_elsewhere(self) -> bool:
-        """Whether another agent holds the lock."""
-        ...
-
-
 class FileLock:
-    """A ``flock(2)`` lock.
-
-    Args:
-        file: created if missing; its folder must be private.
-    """
+    """A ``flock(2)`` lock whose methods never block. The file's folder must be private."""
 
     def __init__(self, file: Path) -> None:
         self._fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._held = False
 
     def acquire(self) -> bool:
+        """Takes or keeps the lock; False if another agent holds it."""
         if not self._held:
             self._held = self._try(fcntl.LOCK_EX)
         return self._held
@@ -94,8 +75,8 @@ class FileLock:
 class Lender:
     """Another agent on the same machine: its ``busy`` lock and one lock per thread."""
 
-    busy: Lock
-    threads: Sequence[Lock]
+    busy: FileLock
+    threads: Sequence[FileLock]
 
 
 class ContentionMonitor:
@@ -115,7 +96,7 @@ class ContentionMonitor:
         return now < self._paused_until
 
     def sample(self, now: float, used: float, threads: int) -> None:
-        """Records the processor time used by now; ``threads`` since the last sample."""
+        """Records the processor time used until now by ``threads``."""
         if threads != self._threads:
             self._threads, self._since, self._used = threads, now, used
         elif now - self._since >= SAMPLE_S:
@@ -139,7 +120,6 @@ class CpuSharing:
     Args:
         own: number of its own threads.
         busy: its lock.
-        lenders: the other agents.
         clock: monotonic seconds.
         used: processor time of this process, in seconds.
     """
@@ -147,7 +127,7 @@ class CpuSharing:
     def __init__(
         self,
         own: int,
-        busy: Lock,
+        busy: FileLock,
         lenders: Sequence[Lender],
         *,
         clock: Callable[[], float] = time.monotonic,

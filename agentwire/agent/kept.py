@@ -51,17 +51,11 @@ class KeptPayload:
 
     @property
     def size(self) -> int:
-        """Approximate size in bytes."""
         return len(self.text) + (0 if self.payload is None else self.payload.nbytes)
 
 
 class KeptPayloads:
-    """The store. The oldest entry is evicted first.
-
-    Args:
-        max_bytes: of texts and payloads.
-        seconds: lifetime of an entry.
-    """
+    """The store: entries live for ``seconds``, and the oldest is evicted first."""
 
     def __init__(self, max_bytes: int = KEPT_BYTES, seconds: float = KEPT_S) -> None:
         self._max_bytes = max_bytes
@@ -115,8 +109,7 @@ class JointPayload:
 class JointReader:
     """Concatenates kept payloads whose bridges were trained together, in the order of training.
 
-    Soft tokens of bridges trained apart mean nothing side by side: each bridge has learned what the
-    receiver does with its soft tokens alone.
+    Soft tokens of bridges that were trained apart mean nothing side by side.
     """
 
     def __init__(self, sets: Sequence[JointBridges]) -> None:
@@ -125,10 +118,7 @@ class JointReader:
     def read(
         self, names: str, task: TaskSpec, find: Callable[[bytes], KeptPayload | None]
     ) -> JointPayload:
-        """The payloads of these names (request ids in hex, separated by spaces).
-
-        Args:
-            find: looks up a kept payload by request id.
+        """The payloads of these names: request ids in hex, separated by spaces.
 
         Raises:
             RemoteProtocolError: the names are malformed, a payload is missing, or the bridges were

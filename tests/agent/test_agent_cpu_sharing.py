@@ -1,4 +1,4 @@
-"""CPU sharing, with locks in memory and with file locks."""
+"""CPU sharing through file locks."""
 
 from __future__ import annotations
 
@@ -13,49 +13,15 @@ import pytest
 from agentwire.agent.cpu_sharing import CpuSharing, FileLock, Lender, open_cpu_sharing
 
 
-class Board:
-    """Locks in memory that several agents see."""
-
-    def __init__(self) -> None:
-        self.held: dict[str, str] = {}  # lock -> its holder
+def agents(folder: Path, shares: dict[str, int]) -> dict[str, CpuSharing]:
+    made = {name: open_cpu_sharing(folder, name, shares) for name in shares}
+    return {name: agent for name, agent in made.items() if agent is not None}
 
 
-class BoardLock:
-    def __init__(self, board: Board, name: str, who: str) -> None:
-        self._board, self._name, self._who = board, name, who
-
-    def acquire(self) -> bool:
-        return self._board.held.setdefault(self._name, self._who) == self._who
-
-    def release(self) -> None:
-        if self._board.held.get(self._name) == self._who:
-            del self._board.held[self._name]
-
-    def held_elsewhere(self) -> bool:
-        return self._board.held.get(self._name, self._who) != self._who
-
-
-def agents(board: Board, shares: dict[str, int]) -> dict[str, CpuSharing]:
-    return {
-        me: CpuSharing(
-            own,
-            BoardLock(board, me, me),
-            [
-                Lender(
-                    BoardLock(board, other, me),
-                    [BoardLock(board, f"{other}{i}", me) for i in range(count)],
-                )
-                for other, count in shares.items()
-                if other != me
-            ],
-        )
-        for me, own in shares.items()
-    }
-
-
-def test_an_agent_that_computes_alone_gets_all_threads_and_returns_them_at_its_next_step() -> None:
-    board = Board()
-    pair = agents(board, {"llama": 2, "gemma": 3})
+def test_an_agent_that_computes_alone_gets_all_threads_until_the_owner_is_busy(
+    tmp_path: Path,
+) -> None:
+    pair = agents(tmp_path, {"llama": 2, "gemma": 3})
     pair["llama"].begin()
     assert pair["llama"].threads() == 5
     pair["gemma"].begin()
@@ -65,12 +31,10 @@ def test_an_agent_that_computes_alone_gets_all_threads_and_returns_them_at_its_n
     pair["gemma"].end()
     assert pair["llama"].threads() == 5
     pair["llama"].end()
-    assert not board.held
 
 
-def test_a_thread_is_lent_to_one_agent_at_a_time() -> None:
-    board = Board()
-    three = agents(board, {"a": 1, "b": 1, "c": 2})
+def test_a_thread_is_lent_to_one_agent_at_a_time(tmp_path: Path) -> None:
+    three = agents(tmp_path, {"a": 1, "b": 1, "c": 2})
     three["a"].begin()
     three["b"].begin()
     assert (three["a"].threads(), three["b"].threads()) == (3, 1)
@@ -86,12 +50,12 @@ def test_a_thread_is_lent_to_one_agent_at_a_time() -> None:
     assert sum(agent.threads() for agent in three.values()) == 4
 
 
-def test_a_busy_lock_that_could_not_be_taken_is_tried_again() -> None:
-    board = Board()
-    pair = agents(board, {"a": 1, "b": 1})
-    board.held["a"] = "an agent that checks"
+def test_a_busy_lock_that_could_not_be_taken_is_tried_again(tmp_path: Path) -> None:
+    pair = agents(tmp_path, {"a": 1, "b": 1})
+    check = FileLock(tmp_path / "a.busy.lock")  # an agent that checks
+    assert check.acquire()
     pair["a"].begin()
-    del board.held["a"]
+    check.release()
     pair["a"].threads()
     pair["b"].begin()
     assert pair["b"].threads() == 1
@@ -113,21 +77,15 @@ class Clocks:
         return threads
 
 
-def alone(clocks: Clocks) -> CpuSharing:
-    board = Board()
-    lender = Lender(BoardLock(board, "b", "a"), [BoardLock(board, "b0", "a")])
-    return CpuSharing(
-        1,
-        BoardLock(board, "a", "a"),
-        [lender],
-        clock=lambda: clocks.now,
-        used=lambda: clocks.used,
-    )
+def alone(clocks: Clocks, folder: Path) -> CpuSharing:
+    lender = Lender(FileLock(folder / "b.busy"), [FileLock(folder / "b.0")])
+    busy = FileLock(folder / "a.busy")
+    return CpuSharing(1, busy, [lender], clock=lambda: clocks.now, used=lambda: clocks.used)
 
 
-def test_under_contention_nothing_is_borrowed_for_a_while() -> None:
+def test_under_contention_nothing_is_borrowed_for_a_while(tmp_path: Path) -> None:
     clocks = Clocks()
-    sharing = alone(clocks)
+    sharing = alone(clocks, tmp_path)
     sharing.begin()
     assert {clocks.step(sharing, 1.0) for _ in range(100)} == {2}
     contended = [clocks.step(sharing, 0.4) for _ in range(2000)]
@@ -139,9 +97,9 @@ def test_under_contention_nothing_is_borrowed_for_a_while() -> None:
     assert recovered[-500:] == [2] * 500
 
 
-def test_idle_time_is_not_contention() -> None:
+def test_idle_time_is_not_contention(tmp_path: Path) -> None:
     clocks = Clocks()
-    sharing = alone(clocks)
+    sharing = alone(clocks, tmp_path)
     for _ in range(50):
         sharing.begin()
         assert [clocks.step(sharing, 1.0) for _ in range(3)] == [2, 2, 2]

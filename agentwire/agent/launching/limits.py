@@ -23,18 +23,11 @@ class RestartPolicy:
 
 @dataclass(frozen=True, slots=True)
 class AgentLimits:
-    """Time limits of an agent, in seconds.
+    """Time limits of an agent, in seconds, and its restart budget."""
 
-    Attributes:
-        load_s: from spawn to ready.
-        progress_s: one batch; an agent that takes longer counts as hung.
-        stop_s: from SIGTERM to SIGKILL.
-        restarts: the restart budget.
-    """
-
-    load_s: float = 900.0
-    progress_s: float = 120.0
-    stop_s: float = 8.0
+    load_s: float = 900.0  # from spawn to ready
+    progress_s: float = 120.0  # one batch; an agent that takes longer counts as hung
+    stop_s: float = 8.0  # from SIGTERM to SIGKILL
     restarts: RestartPolicy = field(default_factory=RestartPolicy)
 
 
@@ -46,14 +39,7 @@ class RestartBudget:
         self._restarts: deque[float] = deque()
 
     def take(self, now: float) -> float | None:
-        """Takes one restart from the budget.
-
-        Args:
-            now: monotonic seconds.
-
-        Returns:
-            Seconds to wait before the restart, or None if the budget is spent.
-        """
+        """Takes one restart; returns the wait before it in seconds, or None if none is left."""
         policy = self._policy
         while self._restarts and self._restarts[0] <= now - policy.window_s:
             self._restarts.popleft()

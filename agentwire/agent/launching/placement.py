@@ -23,35 +23,25 @@ class BrokerControl(Protocol):
 
 
 class Launcher(Protocol):
-    """Starts agents on other machines. Every call may block, so each is made in a thread."""
+    """Starts agents on other machines. Every method may block and is called in a thread."""
 
     def launch(self, spec: AgentSpec, endpoint: str, restarts: int) -> None:
-        """Requests the agent. Returns before it runs.
-
-        Args:
-            endpoint: of the bus.
-            restarts: how often the launcher may restart it.
+        """Requests an agent that joins the bus at ``endpoint``, and returns before it runs.
 
         Raises:
             AgentwireError: it can never be placed.
         """
-        ...
 
     def wait(self, name: str) -> str:
         """Blocks until the agent has ended for good. Returns why, or the reason of its Goodbye."""
-        ...
 
     def pending_reason(self, name: str) -> str:
         """Why the agent does not run yet, for the user; "" if unknown."""
-        ...
 
     def restart(self, name: str) -> None:
         """Kills its process; the launcher starts another."""
-        ...
 
-    def stop(self, name: str) -> None:
-        """Ends the agent for good."""
-        ...
+    def stop(self, name: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +68,6 @@ class Cluster(Protocol):
 
     def place(self, agents: Collection[str]) -> Remote | None:
         """Where these agents run; None: as child processes on this machine."""
-        ...
 
     def close(self) -> None: ...
 

@@ -55,13 +55,8 @@ class RunKeys:
 
 
 def check_reachable(address: str) -> None:
-    """Connects to ``host:port`` once; other forms of address are left to Ray.
-
-    Ray itself retries for minutes and then ends the process.
-
-    Raises:
-        OSError: nothing listens there.
-    """
+    """Raises ``OSError`` if nothing listens at ``host:port``. Other addresses are left to Ray."""
+    # Ray itself would retry for minutes and then end the process.
     host, colon, port = address.rpartition(":")
     if colon and host and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
@@ -186,7 +181,6 @@ def spec_on_node(spec: AgentSpec) -> AgentSpec:
 
 
 def files_of(spec: AgentSpec) -> dict[str, dict[str, bytes]]:
-    """The files of the agent's bridges, by folder."""
     folders = [Path(b.folder) for b in spec.bridges if b.folder is not None]
     return {
         str(folder): {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
@@ -199,12 +193,7 @@ def files_of(spec: AgentSpec) -> dict[str, dict[str, bytes]]:
 
 
 class AgentActor:
-    """Runs the agent as a child process and exits when the child dies.
-
-    Args:
-        bootstrap: the child's, as JSON.
-        files: of its bridges.
-    """
+    """Runs the agent as a child process and exits when the child dies."""
 
     def __init__(self, bootstrap: str, files: dict[str, dict[str, bytes]]) -> None:
         made = AgentBootstrap.model_validate_json(bootstrap)
@@ -231,7 +220,6 @@ class AgentActor:
         os._exit(ExitCode.ERROR)
 
     def stop(self) -> None:
-        """Terminates the child."""
         self._stopped = True
         self._child.terminate()
         try:
