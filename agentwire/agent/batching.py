@@ -36,27 +36,18 @@ class Kind(IntEnum):
 
 
 class BatchGroup(NamedTuple):
-    """What rows must have in common to share a batch.
-
-    Attributes:
-        channel: requested (ENCODE) or used (SOFT, TEXT).
-        fallback: of an ENCODE row: ``text`` or ``error``; else "".
-        reason: why the text channel was used, or "".
-        bridge: fingerprint of the bridge that made the payload (SOFT), or "".
-        message: number of the message where batches are made by message; else 0.
-        mode: of an ENCODE row (``messages.Mode``).
-    """
+    """What rows must have in common to share a batch."""
 
     kind: Kind
     wire: str
     task: str
     origin: str
-    channel: str
-    fallback: str = ""
-    reason: str = ""
-    bridge: str = ""
-    message: int = 0
-    mode: str = "forward"
+    channel: str  # requested (ENCODE) or used (SOFT, TEXT)
+    fallback: str = ""  # text or error, of an ENCODE row
+    reason: str = ""  # why the text channel was used
+    bridge: str = ""  # fingerprint of the bridge that made the payload (SOFT)
+    message: int = 0  # number of the message where batches are made by message
+    mode: str = "forward"  # of an ENCODE row (``messages.Mode``)
 
 
 WorkKey: TypeAlias = tuple[bytes, Kind, str, str, str, str]
@@ -65,33 +56,19 @@ WorkKey: TypeAlias = tuple[bytes, Kind, str, str, str, str]
 
 @dataclass(eq=False, slots=True)
 class Inbound:
-    """One incoming message. Its credit is returned when its last row is done.
-
-    Attributes:
-        size: its cost in byte credit.
-        remaining: rows that are not done.
-        stages: milliseconds spent before it arrived.
-        payload_bytes: of one row.
-    """
+    """One incoming message. Its credit is returned when its last row is done."""
 
     wire: str
-    size: int
-    remaining: int
+    size: int  # its cost in byte credit
+    remaining: int  # rows that are not done
     arrival: float
-    stages: Stages
-    payload_bytes: int = 0
+    stages: Stages  # milliseconds spent before it arrived
+    payload_bytes: int = 0  # of one row
 
 
 @dataclass(eq=False, slots=True)
 class WorkItem:
-    """One row to compute, with ``text`` or ``payload`` (float16 [M, d]).
-
-    Attributes:
-        deadline: monotonic seconds.
-        rms_range: allowed RMS of the payload's soft tokens; None: they were checked before.
-        kept: the kept payload that the row names instead of a text.
-        streamed: bytes of the answer that were sent as Pieces.
-    """
+    """One row to compute, with a ``text`` or a ``payload`` (float16 [M, d])."""
 
     row: Row
     group: BatchGroup
@@ -101,10 +78,10 @@ class WorkItem:
     solo: bool = False
     text: str = ""
     payload: npt.NDArray[np.float16] | None = None
-    rms_range: tuple[float, float] | None = None
-    kept: KeptPayload | None = None
+    rms_range: tuple[float, float] | None = None  # allowed for the payload; None: checked before
+    kept: KeptPayload | None = None  # what the row names instead of a text
     cancelled: bool = False
-    streamed: int = 0
+    streamed: int = 0  # bytes of the answer that were sent as Pieces
 
 
 def _turn_key(group: BatchGroup) -> BatchGroup:
@@ -132,15 +109,7 @@ class _Queue:
 
 
 class Batcher:
-    """Rows that wait to be computed.
-
-    Args:
-        max_size: rows of the largest batch.
-        max_wait_s: how long the first row of a batch waits for others.
-
-    Attributes:
-        taken: number of batches by kind and size.
-    """
+    """Rows that wait to be computed. ``taken`` counts batches by kind and size."""
 
     def __init__(self, max_size: int, max_wait_s: float) -> None:
         if max_size < 1:

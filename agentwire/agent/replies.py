@@ -26,27 +26,16 @@ from agentwire.wire.messages import (
 
 @dataclass(frozen=True, slots=True)
 class RowReply:
-    """The reply to one row, also cached for resends of its request.
+    """The reply to one row, also cached for resends of its request."""
 
-    Attributes:
-        payload: float16 [M, d] as bytes (Soft); may be a view of the model's output.
-        shape: (M, d) of the payload.
-        bridge: fingerprint of the bridge (Soft).
-        text: of a Text, or a generated answer.
-        scores: float32 [L] as bytes (Result).
-        reason: why the text channel was used.
-        payload_bytes: of a Result.
-        tokens: read and written (Result), if counted.
-    """
-
-    payload: bytes | memoryview | None = None
-    shape: tuple[int, int] = (0, 0)
-    bridge: str = ""
-    text: str | None = None
-    scores: bytes | None = None
-    reason: str = ""
+    payload: bytes | memoryview | None = None  # float16 [M, d]; may view the model's output
+    shape: tuple[int, int] = (0, 0)  # (M, d) of the payload
+    bridge: str = ""  # fingerprint of the bridge that made the payload
+    text: str | None = None  # of a Text, or a generated answer
+    scores: bytes | None = None  # float32 [L]
+    reason: str = ""  # why the text channel was used
     payload_bytes: int = 0
-    tokens: tuple[int, int] | None = None
+    tokens: tuple[int, int] | None = None  # read and written, if counted
 
     @property
     def size(self) -> int:

@@ -215,7 +215,7 @@ class Service:
                     warmup.replay(now)
                 pause = EVERY_S
             if pause < seconds:  # shorter than the transport can wait, so it has to poll
-                seconds, done = pause, done or _never
+                seconds, done = pause, done or (lambda: False)
         self._endpoint.poll(seconds, done)
 
     def _busy_poll(self, done: Callable[[], bool], end: float) -> None:
@@ -285,10 +285,15 @@ def load(
     if cpu_sharing is not None:
         cpu_sharing.begin()  # loading uses the threads too
     backend = load_backend(spec, progress)
-    bridges = add_bridges(spec, backend)
+    bridges = _add_bridges(spec, backend)
     if cpu_sharing is not None and isinstance(backend, SharesCpu):
         backend.set_thread_source(cpu_sharing.threads)
-    prepare(spec, backend)
+    if spec.task is not None:
+        try:
+            backend.prepare(spec.task)
+        except InputError as error:
+            # A sender may relay texts for a task that it cannot answer. A request gets a Nack.
+            log.info("task not prepared: %s", error)
     # A collection that visits every object of a model library would delay a batch by 0.1 s.
     gc.collect()
     gc.freeze()
@@ -313,36 +318,13 @@ def connect(
 
 
 def load_backend(spec: AgentSpec, progress: ReportProgress) -> Backend:
-    """Loads the agent's model with its backend.
-
-    Raises:
-        InputError: it cannot be loaded.
-    """
+    """Loads the agent's model with its backend; an ``InputError`` if that is impossible."""
     backend: Backend = BACKENDS.get(spec.backend).load(spec, progress)
     return backend
 
 
-def _never() -> bool:
-    return False
-
-
-def prepare(spec: AgentSpec, backend: Backend) -> None:
-    """Prepares the scenario's task before the agent reports that it is ready."""
-    if spec.task is None:
-        return
-    try:
-        backend.prepare(spec.task)
-    except InputError as error:
-        # A sender may relay texts for a task that it cannot answer. A request for it gets a Nack.
-        log.info("task not prepared: %s", error)
-
-
-def add_bridges(spec: AgentSpec, backend: Backend) -> dict[str, BridgeIdentity | None]:
-    """Loads the bridges: wire -> bridge, or None for a wire without one.
-
-    Raises:
-        BridgeError: one is corrupt, or made for another model.
-    """
+def _add_bridges(spec: AgentSpec, backend: Backend) -> dict[str, BridgeIdentity | None]:
+    """Loads the bridges: wire -> bridge, or None for a wire without one."""
     bridges: dict[str, BridgeIdentity | None] = {}
     loaded: dict[str, BridgeIdentity] = {}  # a bridge may serve several wires
     for out in spec.bridges:
