@@ -1,13 +1,13 @@
-"""Where agentwire keeps and looks for things: the only place that reads the environment.
+"""Configuration from environment variables. No other module reads the environment.
 
 Variables (all optional):
 
 * ``AGENTWIRE_HOME``: cache folder for downloaded models, data and bridges.
-* ``AGENTWIRE_DATA``: folder with datasets in the JSONL format (``<folder>/<name>/dataset.json``).
-* ``AGENTWIRE_BRIDGES``: folders with bridges, separated like ``PATH``.
-* ``AGENTWIRE_API_KEYS``: keys of the gateway, ``name=key`` separated by commas.
-* ``AGENTWIRE_KEYS``: folder of the CURVE keys of agents that join from other machines.
-* ``AGENTWIRE_OFFLINE``, ``HF_HUB_OFFLINE``: ``1`` forbids the hub.
+* ``AGENTWIRE_DATA``: folder of datasets in the JSONL format (``<folder>/<name>/dataset.json``).
+* ``AGENTWIRE_BRIDGES``: folders of bridges, separated as in ``PATH``.
+* ``AGENTWIRE_API_KEYS``: API keys of the gateway, ``name=key`` separated by commas.
+* ``AGENTWIRE_KEYS``: folder of CURVE keys for agents on other machines.
+* ``AGENTWIRE_OFFLINE``, ``HF_HUB_OFFLINE``: ``1`` forbids access to the hub.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Config:
     """Folders and switches of this process.
 
     Attributes:
-        home: cache folder; it need not exist yet.
-        data: the user's own dataset folder, or None.
-        bridges: extra folders in which bridges are looked for, in order.
-        api_keys: of the gateway, as given.
+        home: cache folder; may not exist yet.
+        data: the user's dataset folder.
+        bridges: extra folders to search for bridges, in order.
+        offline: never access the model and dataset hub (its local cache may be read).
+        api_keys: of the gateway, unparsed.
         keys: folder of CURVE keys.
-        offline: the model and dataset hub must not be asked (its local cache may be read).
     """
 
     home: Path
@@ -47,11 +47,7 @@ class Config:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Config:
-        """The configuration that the environment asks for.
-
-        Args:
-            environ: read instead of ``os.environ`` (tests).
-        """
+        """Reads ``environ``, by default ``os.environ``."""
         env = os.environ if environ is None else environ
         home = env.get("AGENTWIRE_HOME") or platformdirs.user_cache_dir("agentwire")
         data = env.get("AGENTWIRE_DATA")
@@ -73,40 +69,40 @@ class Config:
 
     @property
     def models(self) -> Path:
-        """Cache of the registry's models, one folder a model."""
+        """Cached models of the package registry, one folder each."""
         return self.home / "models"
 
     @property
     def datasets(self) -> Path:
-        """Cache of downloaded datasets, one folder a dataset."""
+        """Cached datasets, one folder each."""
         return self.home / "datasets"
 
     @property
     def bridge_cache(self) -> Path:
-        """Bridges in the user cache, one folder a bridge."""
+        """Bridges in the user cache, one folder each."""
         return self.home / "bridges"
 
 
 def set_defaults(variables: Mapping[str, str]) -> None:
-    """Sets variables that a library reads when it is imported, where the user has set none."""
+    """Sets environment variables for libraries, unless the user has set them."""
     for name, value in variables.items():
         os.environ.setdefault(name, value)
 
 
 def show_gpu(index: int) -> None:
-    """Lets libraries that start from now on see one GPU only: the ``index``-th of this process."""
+    """Hides all GPUs but the ``index``-th from libraries that are loaded afterwards."""
     shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     names = [name.strip() for name in shown.split(",") if name.strip()]
     os.environ["CUDA_VISIBLE_DEVICES"] = names[index] if index < len(names) else str(index)
 
 
 def ensure_writable(folder: Path) -> Path:
-    """Makes ``folder`` (and its parents) and proves that a file can be written there.
+    """Creates ``folder`` and its parents, and checks that a file can be written there.
 
     Raises:
-        CacheError: it cannot be made or written, with what to set instead.
+        CacheError: the folder cannot be created or written.
     """
-    hint = "Set AGENTWIRE_HOME to a folder that you can write, or free some space."
+    hint = "Set AGENTWIRE_HOME to a writable folder, or free some space."
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
@@ -116,5 +112,5 @@ def ensure_writable(folder: Path) -> Path:
         reason = error.strerror or str(error)
         raise CacheError(
             f"The cache folder {folder} cannot be written: {reason}.", hint=hint
-        ) from (error)
+        ) from error
     return folder

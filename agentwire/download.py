@@ -1,8 +1,8 @@
-"""Archives from the package registry, through ``pip download`` and nothing else.
+"""Downloads archives from the package registry with ``pip download``.
 
-Every archive is pinned by version and sha256; pip checks the hash, and so does this module. An
-archive appears under its name only when it is whole and right (moved there from a temporary folder
-beside it), so whatever is found later can be trusted to have been checked.
+Every archive is pinned by version and sha256. Both pip and this module check the hash, in a
+temporary folder; only a correct archive is moved to its final name, so a file under that name is
+always a checked one.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from agentwire.config import ensure_writable
 from agentwire.errors import DownloadError
 
 Progress = Callable[[str, float], None]
-"""Called while something slow goes on: (stage, fraction in 0..1)."""
+"""Called during slow work: (stage, completed fraction, 0 to 1)."""
 
 _PROGRESS = re.compile(r"^Progress (\d+) of (\d+)")
 _CHUNK = 1 << 20
-_RETRY = "Check the network (or the package index that pip is set to) and run the command again."
+_RETRY = "Check the network (or pip's package index) and run the command again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,8 @@ class Archive:
 
     Attributes:
         requirement: ``name==version``.
-        filename: name of the archive.
-        sha256: hex sha256 of the archive.
-        size: bytes of the archive.
+        sha256: in hex.
+        size: in bytes.
     """
 
     requirement: str
@@ -56,7 +55,7 @@ class Archive:
 
 
 def sha256_of(file: Path) -> str:
-    """Hex sha256 of a file's bytes."""
+    """Hex sha256 of a file."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
@@ -71,13 +70,12 @@ def pip_download(
     progress: Progress | None = None,
     pip: Sequence[str] | None = None,
 ) -> Path:
-    """Downloads one archive, unless the right one is already in ``into``.
+    """Downloads one archive, unless it is already in ``into``.
 
     Args:
-        archive: what to download.
-        into: folder for it; made if it is not there.
-        progress: told ``download`` and the fraction (pip 24.1 or newer; else only 0 and 1).
-        pip: command that stands for ``python -m pip`` (tests).
+        into: the folder; created if necessary.
+        progress: called with ``download`` and the fraction (pip before 24.1: only 0 and 1).
+        pip: replaces ``python -m pip`` in tests.
 
     Returns:
         The checked archive, ``into / archive.filename``.
@@ -85,7 +83,7 @@ def pip_download(
     Raises:
         CacheError: ``into`` cannot be written.
         DownloadError: no pip, no network, no such package, no space, or a wrong checksum. Nothing
-            of the download is kept.
+            is kept.
     """
     ensure_writable(into)
     target = into / archive.filename
@@ -120,9 +118,9 @@ def _options(archive: Archive) -> list[str]:
     options += ["--retries", "2", "--progress-bar", "raw" if _version("pip") >= (24, 1) else "off"]
     if archive.is_wheel:
         return [*options, "--only-binary", ":all:"]
-    # pip makes the metadata of a source archive, which runs its (hash-pinned) setup.py. With a
-    # setuptools that can do so alone that needs nothing more; an older one would need `wheel`
-    # too, so pip is left to build in an environment of its own.
+    # pip builds the metadata of a source archive, which runs its (hash-pinned) setup.py. Recent
+    # versions of setuptools need nothing else for this. Older ones also need `wheel`, so there pip
+    # builds in an isolated environment.
     options += ["--no-binary", archive.package]
     return [*options, "--no-build-isolation"] if _version("setuptools") >= (70, 1) else options
 
@@ -136,7 +134,7 @@ def _version(package: str) -> tuple[int, ...]:
 
 
 def _run(command: Sequence[str], tell: Progress) -> tuple[int, list[str]]:
-    """Exit code and last lines; the child never outlives this call."""
+    """Exit code and last lines. The child process never outlives this call."""
     lines: deque[str] = deque(maxlen=200)
     try:
         process = subprocess.Popen(
@@ -169,7 +167,8 @@ def _checked(archive: Archive, folder: Path) -> Path:
     if not file.is_file():
         names = ", ".join(sorted(item.name for item in folder.glob("*"))) or "nothing"
         raise DownloadError(
-            f"The package registry gave {names} for {archive.requirement}, not {archive.filename}.",
+            f"The package registry returned {names} for {archive.requirement}, expected "
+            f"{archive.filename}.",
             hint=_RETRY,
         )
     size, digest = file.stat().st_size, sha256_of(file)
@@ -192,7 +191,7 @@ _UNREACHABLE = re.compile(
 
 
 def _explained(archive: Archive, lines: Sequence[str]) -> DownloadError:
-    """The error that tells a user why pip failed, from pip's own words."""
+    """Why pip failed, from its output."""
     text = "\n".join(lines)
     if "No module named pip" in text:
         return DownloadError(
@@ -206,13 +205,13 @@ def _explained(archive: Archive, lines: Sequence[str]) -> DownloadError:
         )
     if "No space left" in text:
         return DownloadError(
-            f"No space is left for {archive.filename} ({archive.size / 1e6:.0f} MB).",
-            hint="Free some space or set AGENTWIRE_HOME to another disk.",
+            f"There is not enough disk space for {archive.filename} ({archive.size / 1e6:.0f} MB).",
+            hint="Free some space, or set AGENTWIRE_HOME to another disk.",
         )
     if _UNREACHABLE.search(text):
         return DownloadError(
-            f"{archive.requirement} is not in the cache and cannot be downloaded: "
-            "no network, or the package index does not have it.",
+            f"{archive.requirement} is not in the cache and cannot be downloaded: there is no "
+            "network, or the package index does not have it.",
             hint=_RETRY,
         )
     errors = [line for line in lines if line.startswith("ERROR")] or list(lines[-1:])

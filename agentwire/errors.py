@@ -1,13 +1,13 @@
-"""The exceptions of agentwire: one small tree, and every message says what to do next.
+"""The exceptions of agentwire. Every message says what is wrong; its hint says what to do next.
 
-``AgentwireError`` splits in three:
+``AgentwireError`` has three main subclasses:
 
-* ``InputError``: what the user gave is wrong or missing. The CLI prints it as one line and
+* ``InputError``: the user's input is wrong or missing. The CLI prints the error as one line and
   exits with code 2.
-* ``ProtocolError``: a peer (``RemoteProtocolError``) or this process (``LocalProtocolError``)
-  broke the wire protocol. Remote errors are answered with a Nack or dropped and counted; they
-  never end the process.
-* ``RequestError``: the terminal outcome of one request that has no answer.
+* ``ProtocolError``: a peer (``RemoteProtocolError``) or this process (``LocalProtocolError``) broke
+  the wire protocol. A remote error is answered with a Nack, or the message is dropped and counted;
+  it never ends the process.
+* ``RequestError``: the outcome of a request that ended without an answer.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from enum import StrEnum
 
 
 class AgentwireError(Exception):
-    """Base of every error that agentwire raises on purpose.
+    """Base class of agentwire's errors.
 
     Args:
         message: what is wrong, in one line.
-        hint: what to do next, in one line; shown after the message.
+        hint: the next step, in one line; shown after the message.
     """
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
@@ -32,39 +32,39 @@ class AgentwireError(Exception):
         return f"{self.message} {self.hint}" if self.hint else self.message
 
 
-# -- what the user gave ---------------------------------------------------------------------
+# -- input ----------------------------------------------------------------------------------
 
 
 class InputError(AgentwireError):
-    """Something that the user gave is wrong or missing (CLI exit code 2)."""
+    """The user's input is wrong or missing (CLI exit code 2)."""
 
 
 class ScenarioError(InputError):
-    """A scenario or agent file cannot be read, or says something impossible."""
+    """A scenario, an agent file or a call's options are invalid."""
 
 
 class ModelError(InputError):
-    """A model is unknown, cannot be fetched, or is not what its name promises."""
+    """A model is unknown, cannot be fetched, or does not match its fingerprint."""
 
 
 class DataError(InputError):
-    """A dataset is unknown, cannot be fetched, or holds a bad row."""
+    """A dataset is unknown, cannot be fetched, or contains an invalid row."""
 
 
 class BridgeError(InputError):
-    """A bridge is missing, corrupt, or made for something else."""
+    """A bridge is missing, corrupt, or made for other models."""
 
 
 class MissingBridge(BridgeError):
-    """There is no bridge of that name here: training makes it."""
+    """No bridge has this name; it can be trained."""
 
 
 class DeviceError(InputError):
-    """A device that the scenario names is not there."""
+    """A device that the scenario names does not exist."""
 
 
 class DownloadError(InputError):
-    """A download failed or its checksum is wrong; nothing of it was kept."""
+    """A download failed or has a wrong checksum; nothing was kept."""
 
 
 class CacheError(InputError):
@@ -79,41 +79,41 @@ class ProtocolError(AgentwireError):
 
 
 class LocalProtocolError(ProtocolError):
-    """This process tried to send what the protocol does not allow: a bug on this side."""
+    """This process tried to send something that the protocol does not allow: a local bug."""
 
 
 class NackCode(StrEnum):
-    """Why a message or a request was refused (docs/protocol.md lists each one)."""
+    """Why a message or a request was refused (docs/protocol.md explains each code)."""
 
-    VERSION = "version"  # protocol version not spoken here
+    VERSION = "version"  # unsupported protocol version
     MALFORMED = "malformed"  # frames that do not decode
     TOO_LARGE = "too_large"  # over a limit of the codec
-    CHECKSUM = "checksum"  # body does not match the header's checksum
-    UNAUTHORIZED = "unauthorized"  # peer is not who it must be
-    STALE_EPOCH = "stale_epoch"  # message of an earlier incarnation
+    CHECKSUM = "checksum"  # the body does not match the header's checksum
+    UNAUTHORIZED = "unauthorized"  # the peer is not authenticated
+    STALE_EPOCH = "stale_epoch"  # from an earlier incarnation
     UNKNOWN_WIRE = "unknown_wire"
     UNKNOWN_TASK = "unknown_task"
-    BRIDGE_MISMATCH = "bridge_mismatch"  # other models, layer, M, d or weights than agreed
-    PROMPT_MISMATCH = "prompt_mismatch"  # bridge is not trained for this prompt
-    BAD_PAYLOAD = "bad_payload"  # size, dtype, not finite, or RMS out of the card's range
-    NO_BRIDGE = "no_bridge"  # soft tokens asked for on a wire without a bridge
-    OVERLOADED = "overloaded"  # admission refused: retry later
-    DEADLINE = "deadline"  # the row's time was up
+    BRIDGE_MISMATCH = "bridge_mismatch"  # models, layer, M, d or weights differ
+    PROMPT_MISMATCH = "prompt_mismatch"  # the bridge was not trained for this prompt
+    BAD_PAYLOAD = "bad_payload"  # wrong size or dtype, not finite, or RMS outside the card's range
+    NO_BRIDGE = "no_bridge"  # soft tokens requested on a wire without a bridge
+    OVERLOADED = "overloaded"  # too much is outstanding; retry later
+    DEADLINE = "deadline"  # the row's time is up
     CANCELLED = "cancelled"
-    AGENT_DOWN = "agent_down"  # restart budget spent
-    DEAD_LETTER = "dead_letter"  # the request killed its agent twice
-    MODEL_ERROR = "model_error"  # the model raised on this batch
-    UNSUPPORTED = "unsupported"  # this agent cannot do that (e.g. generate)
-    CLOSING = "closing"  # peer is shutting down
-    EXPIRED = "expired"  # what was kept is no longer there
+    AGENT_DOWN = "agent_down"  # the agent died too often and is not restarted
+    DEAD_LETTER = "dead_letter"  # in flight at two deaths of an agent
+    MODEL_ERROR = "model_error"  # the model raised an exception on this batch
+    UNSUPPORTED = "unsupported"  # the agent or bridge does not support this (e.g. free text)
+    CLOSING = "closing"  # the peer is shutting down
+    EXPIRED = "expired"  # the kept payload no longer exists
 
 
 class RemoteProtocolError(ProtocolError):
-    """A peer sent what the protocol does not allow. Never trusted, never fatal.
+    """A peer sent something that the protocol does not allow. Never fatal.
 
     Args:
-        code: the Nack code that answers it.
-        message: what was wrong with it.
+        code: of the Nack that answers it.
+        message: what was wrong.
     """
 
     def __init__(self, code: NackCode, message: str) -> None:
@@ -125,13 +125,13 @@ class RemoteProtocolError(ProtocolError):
 
 
 class RequestError(AgentwireError):
-    """A request ended without an answer. ``code`` names the cause.
+    """A request ended without an answer.
 
     Args:
-        code: the cause, as on the wire.
-        message: what happened, with the request id where there is one.
-        hint: what to do next.
-        retry_after_s: for ``overloaded``: when to ask again, in seconds.
+        code: the cause.
+        message: what happened, with the request id if there is one.
+        hint: the next step.
+        retry_after_s: for ``overloaded``: when to retry, in seconds.
     """
 
     def __init__(
@@ -148,4 +148,4 @@ class RequestError(AgentwireError):
 
 
 class BusClosed(AgentwireError):
-    """The bus was closed, so nothing can be sent or received any more."""
+    """The bus is closed: nothing can be sent or received any more."""

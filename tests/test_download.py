@@ -81,18 +81,21 @@ def test_what_is_there_and_wrong_is_replaced(tmp_path: Path) -> None:
     [
         ("(dest / name).write_bytes(content[:500])", "is truncated (500 of 11,000 bytes"),
         ("(dest / name).write_bytes(content[:-1] + b'!')", "has a wrong checksum (11,000 of"),
-        ("(dest / 'other.whl').write_bytes(content)", "gave other.whl for some-package==1.0"),
-        ("pass", "gave nothing for some-package==1.0"),
+        ("(dest / 'other.whl').write_bytes(content)", "returned other.whl for some-package==1.0"),
+        ("pass", "returned nothing for some-package==1.0"),
         (
             "print('ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM'); sys.exit(1)",
             "has a wrong checksum; it was removed",
         ),
         (
             "print('ERROR: No matching distribution found for some-package==1.0'); sys.exit(1)",
-            "is not in the cache and cannot be downloaded: no network",
+            "is not in the cache and cannot be downloaded: there is no network",
         ),
         ("print('NewConnectionError: Max retries exceeded'); sys.exit(2)", "no network"),
-        ("print('ERROR: [Errno 28] No space left on device'); sys.exit(1)", "No space is left"),
+        (
+            "print('ERROR: [Errno 28] No space left on device'); sys.exit(1)",
+            "not enough disk space",
+        ),
         ("print('/usr/bin/python: No module named pip'); sys.exit(1)", "has no pip"),
         ("print('ERROR: something else.'); sys.exit(1)", "cannot be downloaded: something else."),
         ("sys.exit(3)", "pip gave no reason"),

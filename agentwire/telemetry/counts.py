@@ -1,7 +1,4 @@
-"""Counts of an agent's lifetime: a small JSON file beside its log, written when it ends.
-
-A killed agent leaves none. A later incarnation overwrites the counts of an earlier one.
-"""
+"""Counts of an agent's lifetime, in a JSON file beside its log. A killed agent leaves none."""
 
 from __future__ import annotations
 

@@ -15,16 +15,15 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 from agentwire.errors import InputError
+from agentwire.telemetry.logs import utc_time
 
-ADMITTED = "admitted"
-"""Event of admitted rows; ``request_ids`` names them."""
-FINISHED = "finished"
-"""Event of rows that ended (with an answer or an error); ``request_ids`` names them."""
+# Events of rows that were admitted, and that ended with an answer or an error; both have
+# ``request_ids``.
+ADMITTED, FINISHED = "admitted", "finished"
 
 
 class NoJournal:
@@ -62,7 +61,7 @@ class Journal:
                 return
             line = {
                 "seq": self._seq,
-                "time": _now(),
+                "time": utc_time(time.time()),
                 "ms": round((time.monotonic() - self._start) * 1000, 3),
                 "event": event,
                 **fields,
@@ -77,27 +76,16 @@ class Journal:
                 self._file.close()
                 self._file = None
 
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
 
 def read_lines(
     path: Path, on_torn: Callable[[str], None] = lambda place: None
 ) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file.
-
-    A process that is killed while it writes leaves a torn last line, which is skipped. Any other
-    line that is not a JSON object is an error: agentwire never wrote it.
-
-    Args:
-        on_torn: called with the place (``path:line``) of a torn last line.
+    """The objects of a JSONL file. The torn last line that a killed process leaves is skipped;
+    ``on_torn`` is called with its place (``path:line``).
 
     Raises:
         OSError: the file cannot be read.
-        InputError: a whole line is not a JSON object.
+        InputError: a whole line is not a JSON object: agentwire never wrote it.
     """
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
@@ -138,11 +126,6 @@ def unfinished(events: Iterable[Mapping[str, Any]]) -> list[str]:
             for request_id in ids:
                 open_ids.pop(request_id, None)
     return list(open_ids)
-
-
-def _now() -> str:
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    return now.replace("+00:00", "Z")
 
 
 def _next_seq(path: Path) -> int:

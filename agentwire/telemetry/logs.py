@@ -11,6 +11,12 @@ TRACES: Final = "trace_ids"
 """Use: ``log.warning(..., extra={TRACES: [...]})``, with hex trace ids."""
 
 
+def utc_time(seconds: float) -> str:
+    """A Unix time as text: ``2026-01-31T12:00:00.123Z``."""
+    text = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")
+
+
 class JsonFormatter(logging.Formatter):
     """Formats a record as one line of JSON; ``fields`` are added to every line."""
 
@@ -19,9 +25,8 @@ class JsonFormatter(logging.Formatter):
         self._fields = fields
 
     def format(self, record: logging.LogRecord) -> str:
-        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line: dict[str, Any] = {
-            "time": time.replace("+00:00", "Z"),
+            "time": utc_time(record.created),
             "level": record.levelname,
             "logger": record.name,
             **self._fields,

@@ -22,12 +22,11 @@ BUS_LABELS: Final = {"refused": "code", "nacked": "code", "dropped": "why"}
 class RuntimeMetrics(Collector):
     """Counters and latencies of one runtime. Written in the event loop, read in any thread.
 
-    Args:
-        read_state: current ``agents``, ``bus``, ``outstanding`` and ``credits``, read at each
-            scrape; empty before the runtime has started.
+    ``read_state`` returns the current ``agents``, ``bus``, ``outstanding`` and ``credits``, or
+    nothing before the runtime has started.
 
     Attributes:
-        registry: everything that a scrape shows. A gateway registers its own metrics in it too.
+        registry: everything that a scrape shows; a gateway adds its own metrics.
         outcomes: requests that ended, by (wire, ``answered`` or error code).
         fallbacks: answers that went as text although soft tokens were asked for, by (wire, reason).
         restarts: incarnations of each agent after its first.
@@ -105,16 +104,15 @@ class RuntimeMetrics(Collector):
         yield GaugeMetricFamily(
             "agentwire_outstanding", "Requests admitted and not ended.", value=state["outstanding"]
         )
-        outcomes, fallbacks = self.outcomes.copy(), self.fallbacks.copy()
-        counters: tuple[tuple[str, list[str], str, Mapping[Any, int]], ...] = (
-            ("requests", ["wire", "outcome"], "Requests that ended.", outcomes),
-            ("fallbacks", ["wire", "reason"], "Answers that went as text.", fallbacks),
-            ("restarts", ["agent"], "Agents started again.", self.restarts.copy()),
-        )
-        for name, labels, what, counts in counters:
+        totals = self.to_json()
+        for name, labels, what, rows in (
+            ("requests", ["wire", "outcome"], "Requests that ended.", totals["outcomes"]),
+            ("fallbacks", ["wire", "reason"], "Answers that went as text.", totals["fallbacks"]),
+            ("restarts", ["agent"], "Agents started again.", totals["restarts"].items()),
+        ):
             counter = CounterMetricFamily(f"agentwire_{name}", what, labels=labels)
-            for key, count in counts.items():
-                counter.add_metric([key] if isinstance(key, str) else key, count)
+            for *values, count in rows:
+                counter.add_metric(values, count)
             yield counter
         epochs = {name: info["epoch"] for name, info in state["agents"].items()}
         for name, label, what, values in (

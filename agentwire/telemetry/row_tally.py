@@ -1,18 +1,14 @@
-"""Totals over the rows of a run: outcomes, channels, latencies, stage times.
-
-A tally reads one record a row (a line of predictions.jsonl), so a resumed run and an uninterrupted
-one are summed up in the same way.
-"""
+"""Totals over the rows of a run: outcomes, channels, latencies, stage times."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-SOFT, TEXT = "soft", "text"
 
-
+@dataclass
 class RowTally:
     """Totals over the rows of one method.
 
@@ -25,23 +21,17 @@ class RowTally:
         errors: rows without an answer, by cause.
     """
 
-    def __init__(self) -> None:
-        self.n = 0
-        self.correct = 0
-        self.latencies_ms: list[float] = []
-        self.channels: Counter[str] = Counter()
-        self.reasons: Counter[str] = Counter()
-        self.errors: Counter[str] = Counter()
-        self._stages: Counter[str] = Counter()
-        self._payload_bytes = 0
+    n: int = 0
+    correct: int = 0
+    latencies_ms: list[float] = field(default_factory=list)
+    channels: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+    _stages: Counter[str] = field(default_factory=Counter)
+    _payload_bytes: int = 0
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Counts one row.
-
-        Args:
-            record: ``label``, ``predicted``, ``channel``, ``reason``, ``latency_ms``,
-                ``stages_ms``, ``payload_bytes``, ``error``; see ``evaluation.predictions``.
-        """
+        """Counts one row, a line of predictions.jsonl (``evaluation.predictions``)."""
         self.n += 1
         error = record.get("error")
         if error:

@@ -1,8 +1,4 @@
-"""The status file of a run, which ``agentwire top`` shows.
-
-It holds totals only, so a reader computes rates from two readings. It is replaced as a whole, so
-that a reader never sees half of it.
-"""
+"""The status file of a run (``agentwire top``): totals only, and always replaced as a whole."""
 
 from __future__ import annotations
 
@@ -14,15 +10,11 @@ from typing import Any, Final
 
 STATUS_FILE: Final = "status.json"
 BUCKETS_MS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 30_000)
-"""Upper bounds of the latency buckets, in milliseconds."""
+"""Upper bounds of the latency buckets, in milliseconds; a last bucket is unbounded."""
 
 
 def quantile(counts: Sequence[int], q: float) -> float:
-    """The upper bound, in ms, of the bucket that contains a quantile; 0 for an empty histogram.
-
-    Args:
-        counts: observations by bucket; the last one is for values above every bound.
-    """
+    """The upper bound, in ms, of the bucket that contains a quantile; 0 for an empty histogram."""
     rank, seen = q * sum(counts), 0
     for bound, count in zip((*BUCKETS_MS, float("inf")), counts, strict=True):
         seen += count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from agentwire.telemetry.journal import (
 
 def test_events_come_back_in_order(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    with Journal(path) as journal:
+    with closing(Journal(path)) as journal:
         journal.write("run_started", run_id="x")
         journal.write("method_started", method="bridge", where=Path("/a"))
     events = list(read_lines(path))
@@ -35,21 +36,21 @@ def test_events_come_back_in_order(tmp_path: Path) -> None:
 def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     for name in ("first", "second"):
-        with Journal(path) as journal:
+        with closing(Journal(path)) as journal:
             journal.write(name)
     assert [(e["seq"], e["event"]) for e in read_lines(path)] == [(0, "first"), (1, "second")]
 
 
 def test_a_line_that_a_crash_cut_is_left_out_and_written_over(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    with Journal(path) as journal:
+    with closing(Journal(path)) as journal:
         journal.write("whole")
     with path.open("a") as file:
         file.write('{"seq": 1, "ev')
     torn: list[str] = []
     assert [e["event"] for e in read_lines(path, torn.append)] == ["whole"]
     assert torn == [f"{path}:2"]
-    with Journal(path) as journal:
+    with closing(Journal(path)) as journal:
         journal.write("next")
     assert [(e["seq"], e["event"]) for e in read_lines(path)] == [(0, "whole"), (1, "next")]
 
@@ -68,7 +69,7 @@ def test_a_whole_line_that_is_no_object_is_an_error(tmp_path: Path, junk: str, a
 
 def test_threads_do_not_mix_their_lines(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    with Journal(path) as journal:
+    with closing(Journal(path)) as journal:
 
         def write(name: int) -> None:
             for i in range(50):
@@ -93,7 +94,7 @@ def test_writing_after_the_end_does_nothing(tmp_path: Path) -> None:
 
 def test_unfinished_names_what_has_no_outcome(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    with Journal(path) as journal:
+    with closing(Journal(path)) as journal:
         journal.write(ADMITTED, request_ids=["a", "b"])
         journal.write(ADMITTED, request_ids=["c"])
         journal.write(FINISHED, request_ids=["b"])
