@@ -35,7 +35,7 @@ from agentwire.bus.curve import CurveAuthenticator, guard, present
 from agentwire.bus.security import IPC_PATH_BYTES, check_endpoint
 from agentwire.bus.transport import Frame, Frames, PeerId, Sent
 from agentwire.errors import InputError
-from agentwire.wire.limits import DEFAULT_LIMITS
+from agentwire.wire.limits import LIMITS
 
 INPROC = "inproc://bus"  # in the listener's own context, so unique to each bus
 HIGH_WATER = 64  # messages for each peer; a backstop behind credit
@@ -370,7 +370,7 @@ class ZmqTransport:
     def __init__(
         self,
         *,
-        frame_bytes: int = DEFAULT_LIMITS.frame_bytes,
+        frame_bytes: int = LIMITS.frame_bytes,
         force_plain_tcp: bool = False,
         remote: RemoteAccess | None = None,
         keys: PeerKeys | None = None,

@@ -1,8 +1,8 @@
-"""Message <-> frames. The only place that knows msgpack, and the home of every limit.
+"""Message <-> frames. The only module that knows msgpack, and the place of every limit.
 
-A message is three frames (after whatever routing frames the transport adds)::
+A message is three frames (after the transport's routing frames)::
 
-    header  msgpack map, at most 4 KiB: COMMON keys of ``fields`` and the type's own
+    header  msgpack map, at most 4 KiB: the COMMON keys of ``fields`` and the type's own
     rows    msgpack list, one entry a row: [request id, ms left or nil, trace id, size]
     body    by type: fp16 payload, UTF-8 text, fp32 scores, or a msgpack map
 
@@ -10,38 +10,35 @@ The rules:
 
 * ``decode`` raises RemoteProtocolError for bytes that are not a message, and nothing else.
 * ``encode`` raises LocalProtocolError for a value that ``decode`` would refuse.
-* Every length is checked before anything is built from the bytes that it measures.
-* Payloads and scores are never copied: both ends hand on the buffer that they were given.
+* Each length is checked before anything is built from the bytes it measures.
+* Payloads and scores are never copied: both ends pass on the buffer they were given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 
-try:  # the same CRC-32 at ten times the speed, where the platform has it
+try:  # the same CRC-32, ten times faster, if its wheel is installed
     from isal.isal_zlib import crc32
 except ImportError:
     from zlib import crc32
 
 from agentwire.errors import LocalProtocolError, NackCode, RemoteProtocolError
 from agentwire.wire import fields
-from agentwire.wire.bodies import (
-    Frame,
-    check_counts,
-    check_entries,
-    check_payload,
-    check_scores,
-    octets,
-    pack_texts,
-    read_texts,
+from agentwire.wire.fields import (
+    HEADER_NUMBERED,
+    HEADER_OF,
+    Header,
+    Layout,
+    Misfit,
+    malformed,
+    too_large,
 )
-from agentwire.wire.fields import Layout, Misfit, malformed, too_large
-from agentwire.wire.headers import HEADER_NUMBERED, HEADER_OF, RECORD_LIMITS, Header
-from agentwire.wire.limits import DEFAULT_LIMITS, Limits
+from agentwire.wire.limits import LIMITS, SCORE_BYTES
 from agentwire.wire.messages import (
     PROTOCOL_VERSION,
     BridgeIdentity,
@@ -53,18 +50,23 @@ from agentwire.wire.messages import (
     TaskSpec,
 )
 
-PACKER_BYTES = 16 * 1024  # it grows where a definition is larger
-SHORT_MAP, SHORT_MAP_MARK = 15, 0x80  # msgpack: a map of up to 15 pairs is marked by one byte
+DTYPE_BYTES: Final = {"float16": 2}
+"""Payload dtypes that may cross, with bytes per value. Always little-endian."""
+PACKER_BYTES = 16 * 1024  # grows for a larger definition
+SHORT_MAP, SHORT_MAP_MARK = 15, 0x80  # msgpack marks a map of up to 15 pairs by one byte
 STAGES_KEY = b"\xa6stages"  # as a msgpack string
+_NO_ID = bytes(fields.ID_BYTES)
+
+Frame = bytes | memoryview
 
 
 class Undecodable(RemoteProtocolError):
-    """Frames that are not a message, with as much of it as could be trusted.
+    """Frames that are not a message, with as much of it as can be trusted.
 
     Attributes:
-        envelope: where the header was sound.
-        wire, origin: as in the header; "" where there is none.
-        rows: whose requests the message carried, where the checksum vouches for them.
+        envelope: set if the header was valid.
+        wire, origin: as in the header; "" if there is none.
+        rows: whose requests the message carried, if the checksum matched.
     """
 
     def __init__(self, code: NackCode, message: str) -> None:
@@ -77,11 +79,11 @@ class Undecodable(RemoteProtocolError):
 
 @dataclass(slots=True, eq=False)
 class Sealed:
-    """A message as it came and was checked: what a broker hands on without packing it again.
+    """A checked message as received, which a broker forwards without packing it again.
 
     Attributes:
         header: its header, unpacked.
-        rows, body: its other frames, which the checksum in the header covers.
+        rows, body: its other frames; the checksum in the header covers them.
     """
 
     header: Mapping[str, Any]
@@ -92,19 +94,17 @@ class Sealed:
 # -- encode ---------------------------------------------------------------------------------
 
 
-def encode(
-    message: Message, envelope: Envelope, limits: Limits = DEFAULT_LIMITS
-) -> list[bytes | memoryview]:
+def encode(message: Message, envelope: Envelope) -> list[bytes | memoryview]:
     """The three frames of a message.
 
-    ``Row.size`` is filled in here. ``reason`` is free text for people: it is cut to its limit
-    instead of refused. The body of a payload or of scores is the buffer itself, not a copy.
+    ``Row.size`` is filled in here, and ``reason`` is cut to its limit. The body of a payload or of
+    scores is the buffer itself, not a copy.
 
     Raises:
         LocalProtocolError: the message does not fit the protocol: a bug on this side.
     """
     try:
-        return _encode(message, envelope, limits)
+        return _encode(message, envelope)
     except Misfit as error:
         raise LocalProtocolError(
             f"A {type(message).__name__} message does not fit the wire: {error}.",
@@ -112,56 +112,47 @@ def encode(
         ) from None
 
 
-def _encode(message: Message, envelope: Envelope, limits: Limits) -> list[bytes | memoryview]:
+def _encode(message: Message, envelope: Envelope) -> list[bytes | memoryview]:
     header = HEADER_OF.get(type(message))
     if header is None:
         raise malformed("not a message type")
     layout = header.layout
-    ids = _row_ids(message, layout)
+    ids: Sequence[Any] = ()
+    if layout.rows != "none":
+        ids = getattr(message, "request_ids" if layout.rows == "ids" else "rows")
     n = len(ids)
     if header.counted:
-        check_counts(getattr(message, "offsets", None), getattr(message, "tokens", None), n)
-    body, sizes = _pack_body(message, layout, n, limits)
-    rows = _pack_rows(ids, layout, sizes, limits)
-    packed = _pack(header.of(message, envelope, n, crc32(body, crc32(rows)), limits))
-    if len(packed) > limits.header_bytes:
-        raise too_large(f"header: has {len(packed)} bytes; the limit is {limits.header_bytes}")
-    if len(rows) > limits.rows_bytes:
-        raise too_large(f"rows: take {len(rows)} bytes; the limit is {limits.rows_bytes}")
+        _check_counts(getattr(message, "offsets", None), getattr(message, "tokens", None), n)
+    body, sizes = _pack_body(message, layout, n)
+    rows = _pack_rows(ids, layout, sizes)
+    packed = _pack(header.of(message, envelope, n, crc32(body, crc32(rows))))
+    if len(packed) > LIMITS.header_bytes:
+        raise too_large(f"header: has {len(packed)} bytes; the limit is {LIMITS.header_bytes}")
+    if len(rows) > LIMITS.rows_bytes:
+        raise too_large(f"rows: take {len(rows)} bytes; the limit is {LIMITS.rows_bytes}")
     return [packed, rows, body]
 
 
-def reseal(
-    sealed: Sealed, envelope: Envelope, origin: str, limits: Limits = DEFAULT_LIMITS
-) -> list[bytes | memoryview]:
-    """The frames of a message that goes on as it came, from another peer and for ``origin``.
+def reseal(sealed: Sealed, envelope: Envelope, origin: str) -> list[bytes | memoryview]:
+    """The frames of a received message that goes on, numbered anew and for ``origin``.
 
-    The rows, the body and their checksum stay what they were, so the receiver checks what the
-    producer sent. Equal to ``encode`` of the message, but for how numbers and keys are written.
+    Rows, body and checksum stay as received, so the receiver checks what the producer sent. The
+    result equals ``encode`` of the message, except for the encoding of numbers and keys.
 
     Raises:
-        LocalProtocolError: the message does not fit the protocol any more.
+        LocalProtocolError: the message no longer fits the protocol.
     """
     renewed = {"r": envelope.run, "s": envelope.seq, "e": envelope.epoch, "origin": origin}
     header = _pack({**sealed.header, **renewed})
-    if len(header) > limits.header_bytes:
+    if len(header) > LIMITS.header_bytes:
         raise LocalProtocolError(
             f"A header of {len(header)} bytes does not fit the wire.",
-            hint=f"The limit is {limits.header_bytes}; use shorter names.",
+            hint=f"The limit is {LIMITS.header_bytes}; use shorter names.",
         )
     return [header, sealed.rows, sealed.body]
 
 
-def _row_ids(message: Message, layout: Layout) -> Sequence[object]:
-    """One item a row: what ``n`` of the header counts."""
-    if layout.rows == "none":
-        return ()
-    if layout.rows == "ids":
-        return message.request_ids  # type: ignore[union-attr]
-    return message.rows  # type: ignore[union-attr]
-
-
-def _pack_rows(rows: Sequence[Any], layout: Layout, sizes: Sequence[int], limits: Limits) -> bytes:
+def _pack_rows(rows: Sequence[Any], layout: Layout, sizes: Sequence[int]) -> bytes:
     if layout.rows == "ids":
         entries: list[Any] = list(rows)
     else:
@@ -171,37 +162,51 @@ def _pack_rows(rows: Sequence[Any], layout: Layout, sizes: Sequence[int], limits
                 raise malformed(f"rows: must hold Row, not {type(row).__name__}")
             size = sizes[index] if sizes else 0
             entries.append(row if row.size == size else row._replace(size=size))
-    check_entries(entries, layout, limits)
+    _check_entries(entries, layout)
     return _pack(entries)
 
 
-def _pack_body(
-    message: Message, layout: Layout, n: int, limits: Limits
-) -> tuple[Frame, Sequence[int]]:
-    """The third frame, and the bytes of each row's part where it is text."""
+def _pack_body(message: Message, layout: Layout, n: int) -> tuple[Frame, Sequence[int]]:
+    """The third frame, and the bytes of each row's part if it is text."""
     value: Any = message
     match layout.body:
         case "payload":
             payload = value.payload
             if payload.n != n:
                 raise malformed(f"payload: is of {payload.n} rows, the message of {n}")
-            data = octets(payload.data)
-            check_payload(data, n, payload.soft_tokens, payload.width, payload.dtype, limits)
+            data = _view(payload.data)
+            _check_payload(data, n, payload.soft_tokens, payload.width, payload.dtype)
             return data, ()
         case "none":
             return b"", ()
         case "model" | "task" | "bridge":
-            return _pack_record(getattr(value, layout.body), layout, limits), ()
+            return _pack_record(getattr(value, layout.body), layout), ()
         case "answers" if value.labels != 0:
             if value.texts:
-                raise malformed("texts: must be empty where there are scores")
-            data = octets(value.scores)
-            check_scores(data, n, value.labels)
+                raise malformed("texts: must be empty if there are scores")
+            data = _view(value.scores)
+            _check_scores(data, n, value.labels)
             return data, ()
         case _:
             if layout.body == "answers" and len(value.scores):
-                raise malformed("scores: must be empty where labels is 0")
-            return pack_texts(value.texts, n, limits)
+                raise malformed("scores: must be empty if labels is 0")
+            return _pack_texts(value.texts, n)
+
+
+def _pack_texts(texts: Sequence[object], n: int) -> tuple[bytes, list[int]]:
+    if len(texts) != n:
+        raise malformed(f"texts: has {len(texts)} items for {n} rows")
+    parts = []
+    for part in texts:
+        try:
+            fields.ROW_TEXT(part)
+        except Misfit as error:
+            raise Misfit(error.code, f"texts: {error}") from None
+        parts.append(str(part).encode())
+    body = b"".join(parts)
+    if len(body) > LIMITS.text_bytes:
+        raise too_large(f"texts: have {len(body)} bytes; the limit is {LIMITS.text_bytes}")
+    return body, [len(part) for part in parts]
 
 
 _RECORDS = {
@@ -211,22 +216,22 @@ _RECORDS = {
 }
 
 
-def _pack_record(value: object, layout: Layout, limits: Limits) -> bytes:
+def _pack_record(value: object, layout: Layout) -> bytes:
     kind, table = _RECORDS[layout.body]
-    limit = RECORD_LIMITS[layout.body]
     if value is None and kind is ModelIdentity:
         return b""
     if not isinstance(value, kind):
         raise malformed(f"{layout.body}: must be {kind.__name__}, not {type(value).__name__}")
     try:
-        values = fields.checked(fields.plain(value, table), table, limits)
+        values = fields.checked(fields.plain(value, table), table)
     except Misfit as error:
         raise Misfit(error.code, f"{layout.body}: {error}") from None
     if kind is TaskSpec:
         values["relay"] = fields.plain(values["relay"], fields.RELAY)
         values["decoding"] = fields.plain(values["decoding"], fields.DECODING)
     body = _pack(values)
-    if len(body) > getattr(limits, limit):
+    limit = HEADER_OF[layout.kind].body_limit
+    if len(body) > limit:
         raise too_large(f"{layout.body}: has {len(body)} bytes; the limit is {limit}")
     return body
 
@@ -234,38 +239,34 @@ def _pack_record(value: object, layout: Layout, limits: Limits) -> bytes:
 # -- decode ---------------------------------------------------------------------------------
 
 
-def decode(
-    frames: Sequence[bytes | memoryview], limits: Limits = DEFAULT_LIMITS
-) -> tuple[Envelope, Message]:
+def decode(frames: Sequence[bytes | memoryview]) -> tuple[Envelope, Message]:
     """The message in three frames. Payloads and scores are read-only views of the body frame.
 
     Raises:
         RemoteProtocolError: (always ``Undecodable``) the frames are not a message; nothing else
             is raised, whatever the bytes.
     """
-    envelope, message, _ = unseal(frames, limits)
+    envelope, message, _ = unseal(frames)
     return envelope, message
 
 
-def unseal(
-    frames: Sequence[bytes | memoryview], limits: Limits = DEFAULT_LIMITS
-) -> tuple[Envelope, Message, Sealed]:
-    """As ``decode``, with what ``reseal`` needs to hand the message on."""
+def unseal(frames: Sequence[bytes | memoryview]) -> tuple[Envelope, Message, Sealed]:
+    """Like ``decode``, and returns what ``reseal`` needs to forward the message."""
     envelope, wire, origin, rows = None, "", "", ()
     try:
         if len(frames) != 3:
             raise malformed(f"has {len(frames)} frames, not 3")
-        rows_frame, body = octets(frames[1]), octets(frames[2])
-        packed = _unpack_header(frames[0], limits)
-        header, values = _read_header(packed, limits)
+        rows_frame, body = _view(frames[1]), _view(frames[2])
+        packed = _unpack_header(frames[0])
+        header, values = _read_header(packed)
         layout, take = header.layout, values.pop
         take("v"), take("t")
         n, checksum = take("n"), take("c")
         envelope = tuple.__new__(Envelope, (take("r"), take("s"), take("e")))
         wire, origin = values.get("wire", ""), values.get("origin", "")
-        _check_frames(rows_frame, body, header, checksum, n, values, limits)
-        entries = _unpack_rows(rows_frame, limits)
-        check_entries(entries, layout, limits)
+        _check_frames(rows_frame, body, header, checksum, n, values)
+        entries = _unpack_rows(rows_frame)
+        _check_entries(entries, layout)
         if len(entries) != n:
             raise malformed(f"rows: has {len(entries)} entries, the header says {n}")
         if layout.rows == "ids":
@@ -273,8 +274,8 @@ def unseal(
         elif layout.rows != "none":
             rows = values["rows"] = tuple([tuple.__new__(Row, entry) for entry in entries])
         if header.counted:
-            check_counts(values.get("offsets"), values.get("tokens"), n)
-        _read_body(body, layout, values, n, limits)
+            _check_counts(values.get("offsets"), values.get("tokens"), n)
+        _read_body(body, layout, values, n)
         return envelope, layout.kind(**values), Sealed(packed, frames[1], frames[2])
     except Misfit as error:
         refused = Undecodable(error.code, str(error))
@@ -290,87 +291,179 @@ def _check_frames(
     checksum: int,
     n: int,
     values: Mapping[str, Any],
-    limits: Limits,
 ) -> None:
-    if len(rows) > limits.rows_bytes:
-        raise too_large(f"rows: frame has {len(rows)} bytes; limit {limits.rows_bytes}")
-    most = header.body_limit(limits)
+    if len(rows) > LIMITS.rows_bytes:
+        raise too_large(f"rows: frame has {len(rows)} bytes; limit {LIMITS.rows_bytes}")
+    most = header.body_limit
     if len(body) > most:
         raise too_large(f"body: has {len(body)} bytes; limit {most}")
     if crc32(body, crc32(rows)) != checksum:
-        # A payload of the wrong length is called that, though its checksum is wrong as well.
+        # A payload of the wrong length is reported as such, although its checksum is wrong too.
         if header.layout.body == "payload":
-            check_payload(body, n, values["soft_tokens"], values["width"], values["dtype"], limits)
+            dimensions = values["soft_tokens"], values["width"], values["dtype"]
+            _check_payload(body, n, *dimensions)
         raise Misfit(NackCode.CHECKSUM, "rows and body do not match the checksum")
 
 
-def _read_header(header: Any, limits: Limits) -> tuple[Header, dict[str, Any]]:
+def _read_header(header: Any) -> tuple[Header, dict[str, Any]]:
     if not isinstance(header, dict):
         raise malformed(f"header: must be a map, not {type(header).__name__}")
-    # The version comes first: a newer protocol may have other keys.
+    # The version is checked first: a newer protocol may have other keys.
     version = header.get("v")
     if type(version) is not int:
         raise malformed("header: has no version")
     if version != PROTOCOL_VERSION:
         raise Misfit(
-            NackCode.VERSION, f"protocol version {version} is not spoken here: {PROTOCOL_VERSION}"
+            NackCode.VERSION,
+            f"protocol version {version} is not supported; this side speaks {PROTOCOL_VERSION}",
         )
     number = header.get("t")
-    # To a dict True is 1; to the protocol it is no number.
+    # In a dict True equals 1; in the protocol it is not a number.
     known = HEADER_NUMBERED.get(number) if type(number) is int else None
     if known is None:
         raise malformed("header: unknown message type")
     try:
-        return known, known.checked(header, limits)
+        return known, known.checked(header)
     except Misfit as error:
         raise Misfit(error.code, f"header: {error}") from None
 
 
-def _read_body(
-    body: memoryview, layout: Layout, values: dict[str, Any], n: int, limits: Limits
-) -> None:
-    """Puts what the third frame holds into ``values``."""
+def _read_body(body: memoryview, layout: Layout, values: dict[str, Any], n: int) -> None:
+    """Puts the content of the third frame into ``values``."""
     match layout.body:
         case "payload":
             take = values.pop
             m, d, dtype = take("soft_tokens"), take("width"), take("dtype")
-            check_payload(body, n, m, d, dtype, limits)
+            _check_payload(body, n, m, d, dtype)
             _check_no_sizes(values["rows"])
             values["payload"] = Payload(body, n=n, soft_tokens=m, width=d, dtype=dtype)
         case "none":
             _check_no_sizes(values.get("rows", ()))  # the limit of the body is 0 bytes
         case "model" | "task" | "bridge":
-            values[layout.body] = _read_record(body, layout, limits)
+            values[layout.body] = _read_record(body, layout)
         case "answers" if values["labels"]:
-            check_scores(body, n, values["labels"])
+            _check_scores(body, n, values["labels"])
             _check_no_sizes(values["rows"])
             values["scores"] = body
         case _:
-            values["texts"] = read_texts(body, values["rows"], limits)
+            values["texts"] = _read_texts(body, values["rows"])
+
+
+def _read_texts(body: memoryview, rows: Sequence[Row]) -> tuple[str, ...]:
+    if sum([row.size for row in rows]) != len(body):
+        raise malformed("body: the sizes of the rows do not add up to the text")
+    texts, start = [], 0
+    for row in rows:
+        try:
+            texts.append(str(body[start : start + row.size], "utf-8"))
+        except UnicodeDecodeError:
+            raise malformed("body: a text is not UTF-8") from None
+        start += row.size
+    return tuple(texts)
+
+
+def _read_record(body: memoryview, layout: Layout) -> Any:
+    kind, table = _RECORDS[layout.body]
+    if not body and kind is ModelIdentity:
+        return None
+    value = _unpack(body, len(body), layout.body)  # body_limit was checked
+    try:
+        return fields.record(kind, table)(value)
+    except Misfit as error:
+        raise Misfit(error.code, f"{layout.body}: {error}") from None
+
+
+# -- checks of rows and bodies, for both directions -----------------------------------------
+
+
+def _view(buffer: Frame) -> memoryview:
+    """A read-only view of the buffer's bytes, without a copy."""
+    if type(buffer) is bytes:
+        return memoryview(buffer)
+    view = memoryview(buffer)
+    if not view.c_contiguous:
+        raise malformed("buffer: must be contiguous")
+    return view.cast("B").toreadonly() if view.nbytes else memoryview(b"")
+
+
+def _check_entries(entries: Any, layout: Layout) -> None:
+    if not isinstance(entries, list):
+        raise malformed("rows: must be a list")
+    if layout.rows == "none" and entries:
+        raise malformed("rows: must be empty in this message")
+    if layout.rows in ("some", "ids") and not entries:
+        raise malformed("rows: must not be empty in this message")
+    if len(entries) > LIMITS.rows:
+        raise too_large(f"rows: has {len(entries)} entries; the limit is {LIMITS.rows}")
+    if layout.rows == "ids":
+        ids = entries
+        for entry in entries:
+            _check_row([entry, None, _NO_ID, 0])
+    else:
+        for entry in entries:
+            _check_row(entry)
+        ids = [entry[0] for entry in entries] if len(entries) > 1 else entries
+    # Outcomes are matched by request id, so a message cannot hold the same one twice.
+    if len(ids) > 1 and len(set(ids)) != len(ids):
+        raise malformed("rows: the same request id twice")
+
+
+def _check_row(row: Any) -> None:
+    if not isinstance(row, list | Row) or len(row) != len(fields.ROW):
+        raise malformed(f"rows: an entry must be a list of {len(fields.ROW)}")
+    request_id, ms_left, trace_id, size = row
+    if (
+        type(request_id) is type(trace_id) is bytes
+        and len(request_id) == len(trace_id) == fields.ID_BYTES
+        and (ms_left is None or (type(ms_left) is int and 0 <= ms_left <= fields.MAX_U32))
+        and type(size) is int
+        and 0 <= size <= LIMITS.text_row_bytes
+    ):
+        return  # the usual case; otherwise the table says what is wrong
+    for value, (name, check) in zip(row, fields.ROW.items(), strict=True):
+        try:
+            check(value)
+        except Misfit as error:
+            raise Misfit(error.code, f"rows: {name}: {error}") from None
 
 
 def _check_no_sizes(rows: Sequence[Row]) -> None:
     for row in rows:
         if row.size:
-            raise malformed("rows: a size where the body is not text")
+            raise malformed("rows: has a size, but the body is not text")
 
 
-def _read_record(body: memoryview, layout: Layout, limits: Limits) -> Any:
-    kind, table = _RECORDS[layout.body]
-    if not body and kind is ModelIdentity:
-        return None
-    value = _unpack(body, getattr(limits, RECORD_LIMITS[layout.body]), layout.body)
-    try:
-        return fields.record(kind, table)(value, limits)
-    except Misfit as error:
-        raise Misfit(error.code, f"{layout.body}: {error}") from None
+def _check_payload(data: memoryview, n: int, soft_tokens: int, width: int, dtype: str) -> None:
+    size = DTYPE_BYTES.get(dtype)
+    if size is None:
+        raise Misfit(NackCode.BAD_PAYLOAD, f"payload: dtype must be one of {list(DTYPE_BYTES)}")
+    if len(data) > LIMITS.payload_bytes:
+        raise too_large(f"payload: {len(data)} bytes; the limit is {LIMITS.payload_bytes}")
+    if len(data) != n * soft_tokens * width * size:
+        raise Misfit(
+            NackCode.BAD_PAYLOAD,
+            f"payload: {len(data)} bytes are not {n} x {soft_tokens} x {width} {dtype}",
+        )
 
 
-# -- both directions ------------------------------------------------------------------------
+def _check_scores(data: memoryview, n: int, labels: int) -> None:
+    if len(data) != n * labels * SCORE_BYTES:
+        raise malformed(f"scores: {len(data)} bytes are not {n} x {labels} float32")
+
+
+def _check_counts(offsets: Sequence[int] | None, tokens: object, n: int) -> None:
+    """Header fields that hold something for each row."""
+    if offsets is not None and len(offsets) != n:
+        raise malformed(f"offsets: has {len(offsets)} items for {n} rows")
+    if isinstance(tokens, bytes) and len(tokens) not in (0, n * fields.TOKEN_BYTES):
+        raise malformed(f"tokens: {len(tokens)} bytes are not {n} x {fields.TOKEN_BYTES}")
+
+
+# -- msgpack --------------------------------------------------------------------------------
 
 
 _idle_packers: list[msgpack.Packer] = []
-"""One for each thread that packs at a time: to make one costs as much as to pack a header."""
+"""Reused across messages: making one costs as much as packing a header."""
 
 
 def _pack(value: object) -> bytes:
@@ -379,38 +472,38 @@ def _pack(value: object) -> bytes:
     except IndexError:
         packer = msgpack.Packer(use_bin_type=True, buf_size=PACKER_BYTES)
     packed: bytes = packer.pack(value)
-    _idle_packers.append(packer)  # one that has failed is not used again
+    _idle_packers.append(packer)  # not after a failure
     return packed
 
 
-def _unpack_header(frame: Frame, limits: Limits) -> Any:
-    """As ``_unpack``, but a map whose keys are all different is built without a call for each."""
-    header = _unpack_plain(frame, limits.header_bytes)
-    if type(header) is dict and type(frame) is bytes and _says_all(frame, header):
+def _unpack_header(frame: Frame) -> Any:
+    """Like ``_unpack``, but without its call for each map if no key is given twice."""
+    header = _unpack_plain(frame, LIMITS.header_bytes)
+    if type(header) is dict and type(frame) is bytes and _has_all_pairs(frame, header):
         return header
-    return _unpack(octets(frame), limits.header_bytes, "header")
+    return _unpack(_view(frame), LIMITS.header_bytes, "header")
 
 
-def _unpack_rows(frame: memoryview, limits: Limits) -> Any:
-    """As ``_unpack``, of what holds lists of plain values: there are no other checks to be made."""
-    rows = _unpack_plain(frame, limits.rows_bytes)
-    return rows if type(rows) is list else _unpack(frame, limits.rows_bytes, "rows")
+def _unpack_rows(frame: memoryview) -> Any:
+    """Like ``_unpack``, for a list of lists of plain values."""
+    rows = _unpack_plain(frame, LIMITS.rows_bytes)
+    return rows if type(rows) is list else _unpack(frame, LIMITS.rows_bytes, "rows")
 
 
 def _unpack_plain(frame: Frame, limit: int) -> Any:
-    """By the bounds that msgpack takes from the frame's length; None: it is for ``_unpack``."""
+    """Unpacks with the bounds that msgpack takes from the frame's length; None if it cannot."""
     if len(frame) > limit:
         return None
     try:
         return msgpack.unpackb(frame)
-    except Exception:  # what is wrong, the other says
+    except Exception:  # _unpack reports what is wrong
         return None
 
 
-def _says_all(frame: bytes, header: dict[str, Any]) -> bool:
-    """Whether each of the header's maps has as many keys as it was written with.
+def _has_all_pairs(frame: bytes, header: dict[str, Any]) -> bool:
+    """Whether each of the header's maps has as many keys as its encoding announces.
 
-    The only map within a header is ``stages``. Where that word stands once, it is its key.
+    The only map within a header is ``stages``. If that word occurs once, it is the key.
     """
     count = len(header)
     if count > SHORT_MAP:
@@ -425,18 +518,6 @@ def _says_all(frame: bytes, header: dict[str, Any]) -> bool:
     if type(stages) is not dict or len(stages) > SHORT_MAP or frame.count(b"stages") != 1:
         return False
     return frame.find(STAGES_KEY + bytes([SHORT_MAP_MARK | len(stages)])) >= 0
-
-
-def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    """A map that refuses a key given twice: two readers could take it for different messages."""
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise malformed("a key is given twice")
-    return result
-
-
-def _no_extension(code: int, data: bytes) -> object:
-    raise malformed("holds a msgpack extension type")
 
 
 def _unpack(frame: memoryview, limit: int, what: str) -> Any:
@@ -458,5 +539,17 @@ def _unpack(frame: memoryview, limit: int, what: str) -> Any:
     except Misfit:
         raise
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
-        # msgpack's own words may quote the peer's bytes; the kind of error says enough.
+        # msgpack's own message may quote the peer's bytes, so only its type is reported.
         raise malformed(f"{what}: not msgpack ({type(error).__name__})") from None
+
+
+def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Refuses a key given twice: two readers could decode different messages."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise malformed("a key is given twice")
+    return result
+
+
+def _no_extension(code: int, data: bytes) -> object:
+    raise malformed("holds a msgpack extension type")

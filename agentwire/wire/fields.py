@@ -1,31 +1,34 @@
-"""What each field of a message may hold: one table for both directions of the codec.
+"""What each header field, row and record may hold, and the header of each message type.
 
-A ``Check`` takes a value and the limits and gives the value as messages hold it, or raises
-``Misfit``. ``encode`` turns a misfit into a LocalProtocolError, ``decode`` into a
-RemoteProtocolError, so that nothing can be sent that the other end would refuse.
+A ``Check`` takes a value and returns it as messages hold it, or raises
+``Misfit``. ``encode`` and ``decode`` use the same tables, so nothing can be sent that the other
+end would refuse.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any, Literal, TypeAlias
+from operator import attrgetter, itemgetter
+from typing import Any, Final, Literal, TypeAlias
 
 from agentwire.errors import NackCode
 from agentwire.wire import messages as m
-from agentwire.wire.limits import DEFAULT_LIMITS, Limits
+from agentwire.wire.limits import LIMITS, SCORE_BYTES
 
-Check: TypeAlias = Callable[[object, Limits], Any]
+Check: TypeAlias = Callable[[object], Any]
 
 MAX_U32 = 2**32 - 1
 MAX_I63 = 2**63 - 1  # fits the signed 64-bit integer of every language
 ID_BYTES = 16
 TOKEN_BYTES = 8  # two uint32: tokens read and tokens written
-KNOWN_NAMES = 256  # strings of each kind that were checked before and need not be again
+CACHE_SIZE: Final = 256
+"""Checked strings of each kind, and checked headers of each type, that are cached. One entry is
+smaller than a header (4 KiB)."""
 HEX_SHA256 = re.compile(r"[0-9a-f]{64}")
 PRINTABLE = re.compile(r"[!-~]+")  # names reach logs and screens: no spaces, no control characters
 
@@ -49,17 +52,16 @@ def too_large(message: str) -> Misfit:
 # -- checks of one value --------------------------------------------------------------------
 
 
-def integer(low: int, high: int | str) -> Check:
-    """An integer in [low, high]; ``high`` may name a field of Limits. A bool is not an integer."""
+def integer(low: int, high: int) -> Check:
+    """An integer in [low, high]. A bool is not an integer."""
 
-    def check(value: object, limits: Limits) -> int:
+    def check(value: object) -> int:
         if type(value) is not int:
             raise malformed(f"must be an integer, not {type(value).__name__}")
-        top: int = getattr(limits, high) if isinstance(high, str) else high
         if value < low:
             raise malformed(f"must be {low} or more")
-        if value > top:
-            raise too_large(f"must be {top} or less")
+        if value > high:
+            raise too_large(f"must be {high} or less")
         return value
 
     return check
@@ -68,13 +70,10 @@ def integer(low: int, high: int | str) -> Check:
 def number(low: float, high: float = math.inf) -> Check:
     """A finite number in [low, high]. Integers pass: some languages write 1.0 as 1."""
 
-    def check(value: object, limits: Limits) -> float:
-        if type(value) is float:
-            result = value
-        elif isinstance(value, bool) or not isinstance(value, int | float):
+    def check(value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
             raise malformed(f"must be a number, not {type(value).__name__}")
-        else:
-            result = float(value)
+        result = float(value)
         if not math.isfinite(result) or not low <= result <= high:
             raise malformed(f"must be a finite number in [{low}, {high}]")
         return result
@@ -82,35 +81,35 @@ def number(low: float, high: float = math.inf) -> Check:
     return check
 
 
-def boolean(value: object, limits: Limits) -> bool:
+def boolean(value: object) -> bool:
     if type(value) is not bool:
         raise malformed(f"must be a boolean, not {type(value).__name__}")
     return value
 
 
-def text(limit: str, pattern: re.Pattern[str] | None = None, *, empty: bool = True) -> Check:
-    """A string of at most ``getattr(limits, limit)`` bytes of UTF-8."""
+def text(limit: int, pattern: re.Pattern[str] | None = None, *, empty: bool = True) -> Check:
+    """A string of at most ``limit`` bytes of UTF-8."""
 
-    def examine(value: str, most: int) -> None:
+    def examine(value: str) -> None:
         try:
             size = len(value.encode())
         except UnicodeEncodeError:
             raise malformed("holds a lone surrogate, which UTF-8 cannot carry") from None
-        if size > most:
-            raise too_large(f"has {size} bytes; the limit is {most}")
+        if size > limit:
+            raise too_large(f"has {size} bytes; the limit is {limit}")
         if not value:
             if not empty:
                 raise malformed("must not be empty")
         elif pattern is not None and not pattern.fullmatch(value):
             raise malformed(f"must match {pattern.pattern}")
 
-    # What has a pattern is short and the same in message after message: names, hashes, wires.
-    passed = examine if pattern is None else lru_cache(KNOWN_NAMES)(examine)
+    # Strings with a pattern (names, hashes, wires) are short and recur in message after message.
+    examined = examine if pattern is None else lru_cache(CACHE_SIZE)(examine)
 
-    def check(value: object, limits: Limits) -> str:
+    def check(value: object) -> str:
         if not isinstance(value, str):
             raise malformed(f"must be a string, not {type(value).__name__}")
-        passed(value, getattr(limits, limit))
+        examined(value)
         return value
 
     return check
@@ -119,7 +118,7 @@ def text(limit: str, pattern: re.Pattern[str] | None = None, *, empty: bool = Tr
 def octets(size: int) -> Check:
     """Exactly ``size`` bytes."""
 
-    def check(value: object, limits: Limits) -> bytes:
+    def check(value: object) -> bytes:
         if type(value) is not bytes:
             raise malformed(f"must be bytes, not {type(value).__name__}")
         if len(value) != size:
@@ -133,7 +132,7 @@ def member(*allowed: StrEnum | str) -> Check:
     """One of these strings."""
     table = {str(item): item for item in allowed}
 
-    def check(value: object, limits: Limits) -> str:
+    def check(value: object) -> str:
         if not isinstance(value, str) or value not in table:
             raise malformed(f"must be one of {', '.join(table)}")
         return table[value]
@@ -141,17 +140,17 @@ def member(*allowed: StrEnum | str) -> Check:
     return check
 
 
-def many(item: Check, low: int, high: str) -> Check:
-    """A list of ``low`` to ``getattr(limits, high)`` items, as a tuple."""
+def many(item: Check, low: int, high: int) -> Check:
+    """A list of ``low`` to ``high`` items, as a tuple."""
 
-    def check(value: object, limits: Limits) -> tuple[Any, ...]:
+    def check(value: object) -> tuple[Any, ...]:
         if not isinstance(value, list | tuple):
             raise malformed(f"must be a list, not {type(value).__name__}")
         if len(value) < low:
             raise malformed(f"must have {low} or more items")
-        if len(value) > getattr(limits, high):
-            raise too_large(f"has {len(value)} items; the limit is {getattr(limits, high)}")
-        return tuple(item(entry, limits) for entry in value)
+        if len(value) > high:
+            raise too_large(f"has {len(value)} items; the limit is {high}")
+        return tuple(item(entry) for entry in value)
 
     return check
 
@@ -159,40 +158,38 @@ def many(item: Check, low: int, high: str) -> Check:
 _known_stages: set[tuple[str, ...]] = set()
 
 
-def durations(value: object, limits: Limits) -> dict[str, float]:
+def durations(value: object) -> dict[str, float]:
     """Stages: names to milliseconds."""
     if not isinstance(value, dict | Mapping):
         raise malformed(f"must be a map, not {type(value).__name__}")
-    if len(value) > limits.stages:
-        raise too_large(f"has {len(value)} stages; the limit is {limits.stages}")
+    if len(value) > LIMITS.stages:
+        raise too_large(f"has {len(value)} stages; the limit is {LIMITS.stages}")
     names = tuple(value)
-    if limits is not DEFAULT_LIMITS or names not in _known_stages:
+    if names not in _known_stages:
         for name in names:
-            STAGE(name, limits)
-        if limits is DEFAULT_LIMITS:
-            if len(_known_stages) >= KNOWN_NAMES:
-                _known_stages.clear()
+            STAGE(name)
+        if len(_known_stages) < CACHE_SIZE:
             _known_stages.add(names)
     result = dict(value)
     for name, spent in result.items():
-        if not (type(spent) is float and 0.0 <= spent < math.inf):  # hardly ever
-            result[name] = MILLISECONDS(spent, limits)
+        if not (type(spent) is float and 0.0 <= spent < math.inf):  # rare
+            result[name] = MILLISECONDS(spent)
     return result
 
 
-def counts(value: object, limits: Limits) -> bytes:
+def counts(value: object) -> bytes:
     """Two uint32 a row, or nothing."""
     if type(value) is not bytes:
         raise malformed(f"must be bytes, not {type(value).__name__}")
-    if len(value) > limits.rows * TOKEN_BYTES:
-        raise too_large(f"has {len(value)} bytes; the limit is {limits.rows * TOKEN_BYTES}")
+    if len(value) > LIMITS.rows * TOKEN_BYTES:
+        raise too_large(f"has {len(value)} bytes; the limit is {LIMITS.rows * TOKEN_BYTES}")
     return value
 
 
-def rms_range(value: object, limits: Limits) -> tuple[float, float]:
+def rms_range(value: object) -> tuple[float, float]:
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise malformed("must be a list of two numbers")
-    low, high = (number(0.0)(end, limits) for end in value)
+    low, high = (number(0.0)(end) for end in value)
     if low > high:
         raise malformed("must not be reversed")
     return low, high
@@ -201,10 +198,10 @@ def rms_range(value: object, limits: Limits) -> tuple[float, float]:
 def record(kind: type[Any], fields: Mapping[str, Check]) -> Check:
     """A value of the dataclass ``kind``; on the wire a map with exactly these keys."""
 
-    def check(value: object, limits: Limits) -> Any:
+    def check(value: object) -> Any:
         if isinstance(value, kind):
             value = plain(value, fields)
-        return kind(**checked(value, fields, limits))
+        return kind(**checked(value, fields))
 
     return check
 
@@ -214,7 +211,7 @@ def plain(value: object, fields: Mapping[str, Check]) -> dict[str, Any]:
     return {name: getattr(value, name) for name in fields}
 
 
-def checked(value: object, fields: Mapping[str, Check], limits: Limits) -> dict[str, Any]:
+def checked(value: object, fields: Mapping[str, Check]) -> dict[str, Any]:
     """A map with exactly the keys of ``fields``, every value checked."""
     if not isinstance(value, dict):
         raise malformed(f"must be a map, not {type(value).__name__}")
@@ -226,23 +223,32 @@ def checked(value: object, fields: Mapping[str, Check], limits: Limits) -> dict[
     name = ""
     try:
         for name, check in fields.items():
-            result[name] = check(value[name], limits)
+            result[name] = check(value[name])
     except Misfit as error:
         raise Misfit(error.code, f"{name}: {error}") from None
     return result
 
 
+def clip(text: str, size: int) -> str:
+    """Cuts a text to at most ``size`` bytes of UTF-8; surrogates become ``?``."""
+    data = text.encode(errors="replace")
+    if len(data) <= size:
+        return data.decode()
+    return data[: max(0, size - len("…".encode()))].decode(errors="ignore") + "…"
+
+
 # -- the tables -----------------------------------------------------------------------------
 
-STAGE = text("stage_bytes", PRINTABLE, empty=False)
+STAGE = text(LIMITS.stage_bytes, PRINTABLE, empty=False)
 MILLISECONDS = number(0.0)
 COUNT = integer(0, MAX_U32)
-NAME = text("name_bytes", PRINTABLE, empty=False)
-ORIGIN = text("name_bytes", PRINTABLE)
-WIRE = text("wire_bytes", PRINTABLE, empty=False)
-HASH = text("name_bytes", HEX_SHA256, empty=False)
-REASON = text("reason_bytes")
-PROMPT_HASH = text("name_bytes", re.compile(r"[0-9a-f]{64}|any|free_text"), empty=False)
+NAME = text(LIMITS.name_bytes, PRINTABLE, empty=False)
+ORIGIN = text(LIMITS.name_bytes, PRINTABLE)
+WIRE = text(LIMITS.wire_bytes, PRINTABLE, empty=False)
+HASH = text(LIMITS.name_bytes, HEX_SHA256, empty=False)
+REASON = text(LIMITS.reason_bytes)
+ROW_TEXT = text(LIMITS.text_row_bytes)
+PROMPT_HASH = text(LIMITS.name_bytes, re.compile(r"[0-9a-f]{64}|any|free_text"), empty=False)
 
 COMMON: Mapping[str, Check] = {
     "v": integer(1, MAX_U32),
@@ -250,56 +256,56 @@ COMMON: Mapping[str, Check] = {
     "r": octets(ID_BYTES),
     "s": integer(0, MAX_I63),
     "e": integer(0, MAX_I63),
-    "n": integer(0, "rows"),
+    "n": integer(0, LIMITS.rows),
     "c": integer(0, MAX_U32),
 }
 """Header keys of every message: version, type, run, sequence, epoch, rows, checksum."""
 
 ROW: Mapping[str, Check] = {
     "request_id": octets(ID_BYTES),
-    "ms_left": lambda value, limits: None if value is None else COUNT(value, limits),
+    "ms_left": lambda value: None if value is None else COUNT(value),
     "trace_id": octets(ID_BYTES),
-    "size": integer(0, "text_row_bytes"),
+    "size": integer(0, LIMITS.text_row_bytes),
 }
 
 MODEL: Mapping[str, Check] = {
-    "name": text("model_name_bytes", empty=False),
+    "name": text(LIMITS.model_name_bytes, empty=False),
     "fingerprint": HASH,
-    "width": integer(1, "width"),
-    "layers": integer(1, "layers"),
+    "width": integer(1, LIMITS.width),
+    "layers": integer(1, LIMITS.layers),
     "embedding_rms": number(0.0),
     "dtype": NAME,
     "device": NAME,
 }
 BRIDGE: Mapping[str, Check] = {
-    "name": text("model_name_bytes", empty=False),
+    "name": text(LIMITS.model_name_bytes, empty=False),
     "fingerprint": HASH,
     "sender": HASH,
     "receiver": HASH,
-    "layer": integer(0, "layers"),
-    "soft_tokens": integer(1, "soft_tokens"),
-    "width": integer(1, "width"),
-    "prompts": many(PROMPT_HASH, 1, "prompts"),
+    "layer": integer(0, LIMITS.layers),
+    "soft_tokens": integer(1, LIMITS.soft_tokens),
+    "width": integer(1, LIMITS.width),
+    "prompts": many(PROMPT_HASH, 1, LIMITS.prompts),
     "rms_range": rms_range,
 }
 RELAY: Mapping[str, Check] = {
-    "template": text("prompt_bytes"),
-    "max_new_tokens": integer(0, "new_tokens"),
+    "template": text(LIMITS.prompt_bytes),
+    "max_new_tokens": integer(0, LIMITS.new_tokens),
 }
 DECODING: Mapping[str, Check] = {
     "temperature": integer(0, 10_000),
     "top_p": integer(1, 1000),
     "seed": integer(0, MAX_U32),
-    "stop": many(text("label_bytes", empty=False), 0, "stops"),
+    "stop": many(text(LIMITS.label_bytes, empty=False), 0, LIMITS.stops),
     "stream": boolean,
 }
 TASK: Mapping[str, Check] = {
-    "name": text("model_name_bytes", empty=False),
-    "prompt": text("prompt_bytes"),
-    "text_prompt": text("prompt_bytes"),
-    "labels": many(text("label_bytes", empty=False), 0, "labels"),
+    "name": text(LIMITS.model_name_bytes, empty=False),
+    "prompt": text(LIMITS.prompt_bytes),
+    "text_prompt": text(LIMITS.prompt_bytes),
+    "labels": many(text(LIMITS.label_bytes, empty=False), 0, LIMITS.labels),
     "relay": record(m.RelaySpec, RELAY),
-    "max_new_tokens": integer(0, "new_tokens"),
+    "max_new_tokens": integer(0, LIMITS.new_tokens),
     "decoding": record(m.Decoding, DECODING),
     "form": member("text", "plain", "chat", "kept"),
 }
@@ -310,7 +316,7 @@ Rows: TypeAlias = Literal["none", "any", "some", "ids"]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How one message type lies in its three frames.
+    """How one message type is laid out in its three frames.
 
     Attributes:
         kind: the message class.
@@ -327,108 +333,261 @@ class Layout:
 
 
 _WORK: Mapping[str, Check] = {"wire": WIRE, "task": HASH, "origin": ORIGIN, "reason": REASON}
+_CHANNEL = member(*m.Channel)
+_VERSION = integer(1, 2**16 - 1)
 
 LAYOUTS: Mapping[m.MessageType, Layout] = {
-    m.MessageType.HELLO: Layout(
-        m.Hello,
-        {
-            "name": NAME,
-            "role": member(m.Role.AGENT, m.Role.CLIENT),
-            "token": text("token_bytes", PRINTABLE),
-            "versions": many(integer(1, 2**16 - 1), 1, "versions"),
-        },
-        body="model",
-    ),
-    m.MessageType.WELCOME: Layout(
-        m.Welcome,
-        {
-            "version": integer(1, 2**16 - 1),
-            "ping_ms": integer(1, MAX_U32),
-            "liveness_ms": integer(1, MAX_U32),
-        },
-    ),
-    m.MessageType.DEFINE: Layout(m.Define, {}, body="task"),
-    m.MessageType.OFFER: Layout(m.Offer, {"wire": WIRE}, body="bridge"),
-    m.MessageType.ACCEPT: Layout(m.Accept, {"wire": WIRE, "bridge": HASH}),
-    m.MessageType.ENCODE: Layout(
-        m.Encode,
-        {
-            **_WORK,
-            "channel": member(*m.Channel),
-            "fallback": member("text", "error"),
-            "solo": boolean,
-            "mode": member(*m.Mode),
-        },
-        rows="some",
-        body="texts",
-    ),
-    m.MessageType.SOFT: Layout(
-        m.Soft,
-        {
-            "wire": WIRE,
-            "task": HASH,
-            "bridge": HASH,
-            "soft_tokens": integer(1, "soft_tokens"),
-            "width": integer(1, "width"),
-            "dtype": NAME,
-            "stages": durations,
-            "solo": boolean,
-            "origin": ORIGIN,
-        },
-        rows="some",
-        body="payload",
-    ),
-    m.MessageType.TEXT: Layout(
-        m.Text, {**_WORK, "stages": durations, "solo": boolean}, rows="some", body="texts"
-    ),
-    m.MessageType.RESULT: Layout(
-        m.Result,
-        {
-            **_WORK,
-            "channel": member(*m.Channel),
-            "labels": integer(0, "labels"),
-            "payload_bytes": COUNT,
-            "stages": durations,
-            "tokens": counts,
-        },
-        rows="some",
-        body="answers",
-    ),
-    m.MessageType.PIECE: Layout(
-        m.Piece,
-        {"wire": WIRE, "task": HASH, "origin": ORIGIN, "offsets": many(COUNT, 1, "rows")},
-        rows="some",
-        body="texts",
-    ),
-    m.MessageType.NACK: Layout(
-        m.Nack,
-        {
-            "code": member(*NackCode),
-            "reason": REASON,
-            "wire": text("wire_bytes", PRINTABLE),
-            "retry_after_ms": COUNT,
-            "origin": ORIGIN,
-        },
-        rows="any",
-    ),
-    m.MessageType.CREDIT: Layout(
-        m.Credit, {"wire": WIRE, "messages": COUNT, "bytes": integer(0, MAX_I63)}
-    ),
-    m.MessageType.PING: Layout(m.Ping, {"busy_ms": COUNT}),
-    m.MessageType.PONG: Layout(m.Pong, {"busy_ms": COUNT}),
-    m.MessageType.CANCEL: Layout(m.Cancel, {"wire": WIRE, "origin": ORIGIN}, rows="ids"),
-    m.MessageType.PROGRESS: Layout(
-        m.Progress,
-        {"stage": text("reason_bytes", empty=False), "fraction": number(0.0, 1.0)},
-    ),
-    m.MessageType.GOODBYE: Layout(m.Goodbye, {"reason": REASON}),
+    m.MessageType[layout.kind.__name__.upper()]: layout
+    for layout in (
+        Layout(
+            m.Hello,
+            {
+                "name": NAME,
+                "role": member(m.Role.AGENT, m.Role.CLIENT),
+                "token": text(LIMITS.token_bytes, PRINTABLE),
+                "versions": many(_VERSION, 1, LIMITS.versions),
+            },
+            body="model",
+        ),
+        Layout(
+            m.Welcome,
+            {
+                "version": _VERSION,
+                "ping_ms": integer(1, MAX_U32),
+                "liveness_ms": integer(1, MAX_U32),
+            },
+        ),
+        Layout(m.Define, {}, body="task"),
+        Layout(m.Offer, {"wire": WIRE}, body="bridge"),
+        Layout(m.Accept, {"wire": WIRE, "bridge": HASH}),
+        Layout(
+            m.Encode,
+            {
+                **_WORK,
+                "channel": _CHANNEL,
+                "fallback": member("text", "error"),
+                "solo": boolean,
+                "mode": member(*m.Mode),
+            },
+            rows="some",
+            body="texts",
+        ),
+        Layout(
+            m.Soft,
+            {
+                "wire": WIRE,
+                "task": HASH,
+                "bridge": HASH,
+                "soft_tokens": integer(1, LIMITS.soft_tokens),
+                "width": integer(1, LIMITS.width),
+                "dtype": NAME,
+                "stages": durations,
+                "solo": boolean,
+                "origin": ORIGIN,
+            },
+            rows="some",
+            body="payload",
+        ),
+        Layout(m.Text, {**_WORK, "stages": durations, "solo": boolean}, rows="some", body="texts"),
+        Layout(
+            m.Result,
+            {
+                **_WORK,
+                "channel": _CHANNEL,
+                "labels": integer(0, LIMITS.labels),
+                "payload_bytes": COUNT,
+                "stages": durations,
+                "tokens": counts,
+            },
+            rows="some",
+            body="answers",
+        ),
+        Layout(
+            m.Piece,
+            {"wire": WIRE, "task": HASH, "origin": ORIGIN, "offsets": many(COUNT, 1, LIMITS.rows)},
+            rows="some",
+            body="texts",
+        ),
+        Layout(
+            m.Nack,
+            {
+                "code": member(*NackCode),
+                "reason": REASON,
+                "wire": text(LIMITS.wire_bytes, PRINTABLE),
+                "retry_after_ms": COUNT,
+                "origin": ORIGIN,
+            },
+            rows="any",
+        ),
+        Layout(m.Credit, {"wire": WIRE, "messages": COUNT, "bytes": integer(0, MAX_I63)}),
+        Layout(m.Ping, {"busy_ms": COUNT}),
+        Layout(m.Pong, {"busy_ms": COUNT}),
+        Layout(m.Cancel, {"wire": WIRE, "origin": ORIGIN}, rows="ids"),
+        Layout(
+            m.Progress,
+            {"stage": text(LIMITS.reason_bytes, empty=False), "fraction": number(0.0, 1.0)},
+        ),
+        Layout(m.Goodbye, {"reason": REASON}),
+    )
 }
 
-HEADERS: Mapping[m.MessageType, Mapping[str, Check]] = {
-    number_: {**COMMON, **layout.header} for number_, layout in LAYOUTS.items()
-}
-"""All header keys of each type."""
+# -- headers --------------------------------------------------------------------------------
 
+CHANGING: Final = frozenset(
+    {"s", "c", "stages", "tokens", "offsets", "messages", "bytes", "busy_ms", "fraction", "stage"}
+    | {"reason", "token", "versions"}  # free text, a secret, a list
+)
+"""Header keys whose values differ from message to message, or must not be cached."""
+DIMENSIONS: Final = frozenset({"soft_tokens", "width", "dtype"})
+"""Header keys that are fields of a message's payload."""
+_BODY_LIMITS: Final[Mapping[Body, int]] = {
+    "none": 0,
+    "model": LIMITS.hello_bytes,
+    "task": LIMITS.define_bytes,
+    "bridge": LIMITS.offer_bytes,
+    "texts": LIMITS.text_bytes,
+    "payload": LIMITS.payload_bytes,
+    "answers": max(LIMITS.text_bytes, LIMITS.rows * LIMITS.labels * SCORE_BYTES),
+}
+
+
+def _clipped_reason(value: object) -> str:
+    """Free text for people is cut to its limit instead of refused."""
+    if value and isinstance(value, str):
+        value = clip(value, LIMITS.reason_bytes)
+    result: str = REASON(value)
+    return result
+
+
+class Header:
+    """The header of one message type: made from a message, and checked in both directions.
+
+    Most of a header is the same in message after message: run, epoch, wire, task, hashes, sizes.
+    Such values are checked once and then found again by one lookup, which compares every value and
+    its type (in a dict, True equals 1 and 1.0). Values in ``CHANGING`` are checked each time.
+
+    Attributes:
+        counted: whether a header field holds something for each row.
+        body_limit: most bytes of the third frame.
+    """
+
+    def __init__(self, number: m.MessageType, layout: Layout) -> None:
+        self.number = int(number)
+        self.layout = layout
+        self.counted = not layout.header.keys().isdisjoint({"offsets", "tokens"})
+        self.body_limit = _BODY_LIMITS[layout.body]
+        self._table = {**COMMON, **layout.header}
+        self._sent_table = dict(self._table)
+        if "reason" in self._table:
+            self._sent_table["reason"] = _clipped_reason
+        constant = [name for name in self._table if name not in CHANGING]
+        changing = [name for name in layout.header if name in CHANGING]
+        self._constant = itemgetter(*constant)
+        self._changing = tuple((name, self._table[name]) for name in changing)
+        self._changing_sent = tuple((name, self._sent_table[name]) for name in changing)
+        self._nothing = dict.fromkeys(["s", "c", *changing])
+        self._read_all = self._reader(list(layout.header))
+        self._read_constant = self._reader([name for name in constant if name in layout.header])
+        self._read_changing = self._reader(changing)
+        self._received: dict[tuple[object, ...], dict[str, Any]] = {}
+        self._sent: dict[tuple[object, ...], dict[str, Any]] = {}
+
+    def _reader(self, names: Sequence[str]) -> Callable[[object], tuple[Any, ...]]:
+        """Reads these header values off a message, as a tuple."""
+        of_payload = DIMENSIONS if self.layout.body == "payload" else frozenset()
+        paths = [f"payload.{name}" if name in of_payload else name for name in names]
+        if len(paths) > 1:
+            return attrgetter(*paths)
+        if not paths:
+            return lambda message: ()
+        read = attrgetter(*paths)
+        return lambda message: (read(message),)
+
+    def of(self, message: object, envelope: m.Envelope, n: int, checksum: int) -> dict[str, Any]:
+        """The header of a message with ``n`` rows, in the order of the table.
+
+        Raises:
+            Misfit: a value does not fit its field.
+        """
+        run, seq, epoch = envelope
+        constant = self._read_constant(message)
+        key = (constant, run, epoch, n, type(run), type(epoch), *map(type, constant))
+        try:
+            known = self._sent.get(key)
+        except TypeError:  # a list or a map, which cannot be a key
+            known = None
+        if known is None or not _fits(seq, MAX_I63):
+            common = (m.PROTOCOL_VERSION, self.number, run, seq, epoch, n, checksum)
+            values = dict(zip(self._table, common + self._read_all(message), strict=True))
+            found = checked(values, self._sent_table)
+            self._keep(self._sent, key, found)
+            return found
+        changing = zip(self._changing_sent, self._read_changing(message), strict=True)
+        return _renew(known, seq, checksum, changing)
+
+    def checked(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The checked values of a received header.
+
+        Raises:
+            Misfit: a key is missing or unknown, or a value does not fit its field.
+        """
+        if values.keys() != self._table.keys():
+            return checked(values, self._table)
+        constant = self._constant(values)
+        key = (constant, *map(type, constant))
+        try:
+            known = self._received.get(key)
+        except TypeError:  # a list or a map, which no constant field may hold
+            return checked(values, self._table)
+        seq, checksum = values["s"], values["c"]
+        if known is None or not (_fits(seq, MAX_I63) and _fits(checksum, MAX_U32)):
+            found = checked(values, self._table)
+            self._keep(self._received, key, found)
+            return found
+        changing = [(field, values[field[0]]) for field in self._changing]
+        return _renew(known, seq, checksum, changing)
+
+    def _keep(
+        self,
+        known: dict[tuple[object, ...], dict[str, Any]],
+        key: tuple[object, ...],
+        found: dict[str, Any],
+    ) -> None:
+        if len(known) >= CACHE_SIZE:
+            known.clear()
+        known[key] = found | self._nothing
+
+
+def _fits(value: object, most: int) -> bool:
+    return type(value) is int and 0 <= value <= most
+
+
+def _renew(
+    known: dict[str, Any],
+    seq: int,
+    checksum: int,
+    changing: Iterable[tuple[tuple[str, Check], Any]],
+) -> dict[str, Any]:
+    """A known header with this message's own values."""
+    result = known.copy()
+    result["s"], result["c"] = seq, checksum
+    for (name, check), value in changing:
+        try:
+            result[name] = check(value)
+        except Misfit as error:
+            raise Misfit(error.code, f"{name}: {error}") from None
+    return result
+
+
+HEADER_OF: Final[Mapping[type[Any], Header]] = {
+    layout.kind: Header(number_, layout) for number_, layout in LAYOUTS.items()
+}
+"""By message class."""
+HEADER_NUMBERED: Final[Mapping[int, Header]] = {
+    header.number: header for header in HEADER_OF.values()
+}
+"""By number on the wire."""
 TYPE_OF: Mapping[type[Any], m.MessageType] = {
     layout.kind: number_ for number_, layout in LAYOUTS.items()
 }
+"""Type number by message class."""

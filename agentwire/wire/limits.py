@@ -40,9 +40,9 @@ class Limits:
 
     @property
     def frame_bytes(self) -> int:
-        """Largest frame of any message: what a transport may cap frames at."""
+        """Largest frame of any message: a transport may refuse larger ones."""
         scores = self.rows * self.labels * SCORE_BYTES
         return max(self.payload_bytes, self.text_bytes, scores)
 
 
-DEFAULT_LIMITS = Limits()
+LIMITS = Limits()

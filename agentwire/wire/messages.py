@@ -1,82 +1,256 @@
-"""Message types of the agentwire protocol: frozen values, no IO, no encoding.
+"""Messages of the agentwire protocol and the values they carry: frozen, no IO, no encoding.
 
-One message is one multipart ZeroMQ message (see ``codec`` for the frames). A message carries a
-*batch* of rows; every row keeps its 16-byte request id from client to result, and dedup, cancel
-and retry go by it. Time is never absolute on the wire: deadlines are milliseconds left, stage
-times are durations.
+One message is one multipart ZeroMQ message (see ``codec``) with a *batch* of rows. Each row keeps
+its 16-byte request id from client to result; dedup, cancel and retry go by it. Time on the wire is
+never absolute: deadlines are milliseconds left, stage times are durations.
 
-Legs of one request on a wire ``sender -> receiver``::
+The path of a request on a wire ``sender -> receiver``::
 
     client --Encode--> sender --Soft | Text--> receiver --Piece* Result | Nack--> client
 
-A wire whose name starts with ``@`` is a *direct* wire (client -> one agent): the client sends
-``Text`` itself, and the agent answers from it.
+A wire whose name starts with ``@`` is *direct* (client -> one agent): the client sends ``Text``,
+and the agent answers it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from enum import IntEnum
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
 from typing import Literal, NamedTuple, TypeAlias
 
 from agentwire.errors import NackCode
-from agentwire.wire.values import (
-    DIRECT_PREFIX,
-    BridgeIdentity,
-    Channel,
-    Decoding,
-    Mode,
-    ModelIdentity,
-    Payload,
-    RelaySpec,
-    Role,
-    Row,
-    Stages,
-    TaskSpec,
-    direct_wire,
-)
-
-__all__ = [
-    "DIRECT_PREFIX",
-    "PROTOCOL_VERSION",
-    "Accept",
-    "BridgeIdentity",
-    "Cancel",
-    "Channel",
-    "Credit",
-    "Decoding",
-    "Define",
-    "Encode",
-    "Envelope",
-    "Goodbye",
-    "Hello",
-    "Message",
-    "MessageType",
-    "Mode",
-    "ModelIdentity",
-    "Nack",
-    "Offer",
-    "Payload",
-    "Piece",
-    "Ping",
-    "Pong",
-    "Progress",
-    "RelaySpec",
-    "Result",
-    "Role",
-    "Row",
-    "Soft",
-    "Stages",
-    "TaskSpec",
-    "Text",
-    "Welcome",
-    "WorkMessage",
-    "body_bytes",
-    "direct_wire",
-    "with_origin",
-]
 
 PROTOCOL_VERSION = 2
+DIRECT_PREFIX = "@"
+
+
+def direct_wire(agent: str) -> str:
+    """Name of the direct wire from the client to ``agent``."""
+    return DIRECT_PREFIX + agent
+
+
+# -- values ---------------------------------------------------------------------------------
+
+
+class Channel(StrEnum):
+    """How a message crossed from sender to receiver."""
+
+    SOFT = "soft"
+    TEXT = "text"
+
+
+class Mode(StrEnum):
+    """What a sender does with a row's soft tokens."""
+
+    FORWARD = "forward"  # encode the row's text and send the soft tokens to the receiver
+    KEEP = "keep"  # encode, and keep them at the sender under the request id
+    KEPT = "kept"  # the row's text is the hex id of a kept payload: send that to the receiver
+
+
+class Role(StrEnum):
+    AGENT = "agent"
+    CLIENT = "client"
+    BROKER = "broker"
+
+
+class Row(NamedTuple):
+    """One request in a batch.
+
+    Attributes:
+        request_id: 16 bytes, unique for each request; the same over retries and incarnations.
+        ms_left: milliseconds until the deadline, measured when the message was sent; None: none.
+        trace_id: 16 bytes for logs; all zero if none.
+        size: bytes of this row's part of a text body (UTF-8); 0 if the body is not text.
+    """
+
+    request_id: bytes
+    ms_left: int | None = None
+    trace_id: bytes = bytes(16)
+    size: int = 0
+
+
+class Payload(NamedTuple):
+    """A batch of soft tokens: little-endian fp16, C order, shape [n, M, d], as bytes."""
+
+    data: bytes | memoryview
+    n: int
+    soft_tokens: int
+    width: int
+    dtype: Literal["float16"] = "float16"
+
+
+Stages: TypeAlias = Mapping[str, float]
+"""Milliseconds spent in each stage so far: tokenize, encode, bridge, generate, queue, decode."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """The model that a peer runs.
+
+    Attributes:
+        name: registry or hub name.
+        fingerprint: hex sha256 over the source files as published (docs/protocol.md).
+        width: size of the embedding space, d.
+        layers: number of transformer layers.
+        embedding_rms: RMS of the model's own scaled input embeddings.
+        dtype: of the weights in memory, e.g. ``float32``.
+        device: where it runs, e.g. ``cuda:0``.
+    """
+
+    name: str
+    fingerprint: str
+    width: int
+    layers: int
+    embedding_rms: float
+    dtype: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeIdentity:
+    """What both ends must agree on before the first payload.
+
+    Attributes:
+        name: folder name of the bridge.
+        fingerprint: hex sha256 of weights.safetensors.
+        sender, receiver: fingerprints of the two models.
+        layer: hidden states are read after this many layers of the sender.
+        soft_tokens: M.
+        width: d of the receiver.
+        prompts: hashes of the prompts it was trained for (``TaskSpec.prompt_hash``), or
+            ``any`` (every prompt with labels), or ``free_text`` (every prompt with a generated
+            answer).
+        rms_range: lowest and highest RMS of one soft token that the receiver accepts.
+    """
+
+    name: str
+    fingerprint: str
+    sender: str
+    receiver: str
+    layer: int
+    soft_tokens: int
+    width: int
+    prompts: tuple[str, ...]
+    rms_range: tuple[float, float]
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of one row's payload: M * d fp16 values."""
+        return self.soft_tokens * self.width * 2
+
+
+@dataclass(frozen=True, slots=True)
+class RelaySpec:
+    """How a sender turns its text into the message of the text channel.
+
+    Attributes:
+        template: what the sender is asked, with ``{text}``; empty: the text crosses verbatim.
+        max_new_tokens: longest message, in the sender's tokens.
+    """
+
+    template: str = ""
+    max_new_tokens: int = 48
+
+    @property
+    def verbatim(self) -> bool:
+        return not self.template
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How a receiver generates text. Integers, so that every language hashes the same task.
+
+    Attributes:
+        temperature: in thousandths; 0: greedy.
+        top_p: nucleus in thousandths of the probability mass; 1000: everything.
+        seed: for sampling, if temperature is above 0.
+        stop: the answer ends before any of these.
+        stream: send generated text in Pieces before the Result.
+    """
+
+    temperature: int = 0
+    top_p: int = 1000
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    stream: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """What a receiver is asked. ``Define`` sends it once; messages then name its ``task_id``.
+
+    Attributes:
+        name: for people; part of the identity.
+        prompt: what follows the soft tokens in the receiver's input.
+        text_prompt: what a receiver reads if the message is text; holds ``{text}`` once.
+        labels: label words, scored at the first answer position. Empty: generated text.
+        relay: how the sender makes a text message.
+        max_new_tokens: longest generated answer; 0 for classification.
+        decoding: how free text is generated.
+        form: what a text is when the model reads it itself. ``text``: put into ``text_prompt`` and
+            into the model's chat template, if it has one; ``plain``: without the template;
+            ``chat``: a JSON array of ``{"role", "content"}``, rendered in the template; ``kept``:
+            hex ids of payloads that the agent holds, in the order in which it reads them.
+    """
+
+    name: str
+    prompt: str
+    text_prompt: str
+    labels: tuple[str, ...] = ()
+    relay: RelaySpec = field(default_factory=RelaySpec)
+    max_new_tokens: int = 0
+    decoding: Decoding = field(default_factory=Decoding)
+    form: Literal["text", "plain", "chat", "kept"] = "text"
+
+    @property
+    def asks_nothing(self) -> bool:
+        """Whether its soft tokens are only held, for a later request."""
+        return not self.labels and not self.max_new_tokens
+
+    @property
+    def prompt_hash(self) -> str:
+        """Hex sha256 of what a bridge is trained for: the prompt and the label words."""
+        return _digest({"prompt": self.prompt, "labels": list(self.labels)})
+
+    @property
+    def task_id(self) -> str:
+        """Hex sha256 of the whole definition."""
+        return _task_id(self)
+
+
+def _digest(value: object) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=1024)  # every call needs it, and nearly all name the same task
+def _task_id(task: TaskSpec) -> str:
+    decoding = task.decoding
+    return _digest(
+        {
+            "name": task.name,
+            "prompt": task.prompt,
+            "text_prompt": task.text_prompt,
+            "labels": list(task.labels),
+            "relay": [task.relay.template, task.relay.max_new_tokens],
+            "max_new_tokens": task.max_new_tokens,
+            "decoding": [
+                decoding.temperature,
+                decoding.top_p,
+                decoding.seed,
+                list(decoding.stop),
+                decoding.stream,
+            ],
+            "form": task.form,
+        }
+    )
+
+
+# -- session messages -----------------------------------------------------------------------
 
 
 class MessageType(IntEnum):
@@ -101,18 +275,14 @@ class MessageType(IntEnum):
     PIECE = 17
 
 
-# -- session messages -----------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Hello:
     """First message of every incarnation of a peer.
 
     Attributes:
-        name: agent or client name; the broker knows which names to expect.
-        role: agent or client.
-        token: hex secret of this run (given to the child at spawn); "" where CURVE identifies.
-        model: what the agent runs; None for clients.
+        name: agent or client name.
+        token: hex secret of the run; "" if CURVE identifies the peer.
+        model: what the agent runs; None for clients, and until it is loaded.
         versions: protocol versions spoken, newest first.
     """
 
@@ -125,10 +295,9 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The broker's answer to ``Hello``.
+    """The broker's answer to ``Hello``: version and heartbeats of this session.
 
     Attributes:
-        version: the protocol version of this session.
         ping_ms: send a Ping after this long without traffic.
         liveness_ms: the peer is lost after this long without traffic.
     """
@@ -140,14 +309,14 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class Define:
-    """A task definition for agents; kept by the broker and replayed to new incarnations."""
+    """A task definition for agents; the broker keeps it and sends it to new incarnations."""
 
     task: TaskSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """Sender -> receiver of ``wire``: this is the bridge that payloads will come from."""
+    """Sender -> receiver: payloads on this wire will come from this bridge."""
 
     wire: str
     bridge: BridgeIdentity
@@ -155,7 +324,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Accept:
-    """Receiver -> sender of ``wire``: payloads of this bridge are welcome."""
+    """Receiver -> sender: payloads of this bridge (its fingerprint) are accepted."""
 
     wire: str
     bridge: str
@@ -163,13 +332,7 @@ class Accept:
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """Consumer -> producer: so much more may be sent to me on this wire.
-
-    Attributes:
-        wire: the wire.
-        messages: additional messages.
-        bytes: additional body bytes.
-    """
+    """Consumer -> producer: so many more messages and body bytes may be sent on this wire."""
 
     wire: str
     messages: int
@@ -178,11 +341,11 @@ class Credit:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Are you there? Any traffic counts as an answer.
+    """Heartbeat, answered by Pong; any traffic counts as an answer.
 
     Attributes:
-        busy_ms: how long the sender's compute loop has worked without finishing a batch;
-            0 when idle. The progress deadline (a hung model behind a healthy socket) reads it.
+        busy_ms: how long the sender's compute loop has worked without finishing a batch; 0 when
+            idle. The progress deadline (a hung model behind a healthy socket) uses it.
     """
 
     busy_ms: int = 0
@@ -195,7 +358,7 @@ class Pong:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """An agent tells what it is doing before it is ready: ``stage`` and a fraction 0..1."""
+    """What an agent does before it is ready: ``stage`` and a fraction 0..1."""
 
     stage: str
     fraction: float
@@ -213,17 +376,14 @@ class Goodbye:
 
 @dataclass(frozen=True, slots=True)
 class Encode:
-    """Client -> sender: hand these texts to the receiver of ``wire``.
+    """Client -> sender: encode these texts and send them to the receiver of ``wire``.
 
     Attributes:
-        wire: the wire.
         task: ``TaskSpec.task_id``.
         channel: what the client wants; the sender may fall back to text (``fallback``).
-        fallback: ``text`` or ``error``: what to do where soft tokens cannot be had.
-        rows: n rows; ``size`` is the byte length of each text.
+        fallback: what to do if soft tokens are not possible.
         texts: n texts, or (mode ``kept``) n ids of kept payloads.
-        mode: hand the soft tokens on, keep them, or hand on what was kept.
-        reason: why the client itself chose the text channel ("" if it was asked for).
+        reason: why the client itself chose the text channel; "" if text was asked for.
         solo: compute these rows in a batch of their own (a retry after a crash).
         origin: name of the client; the broker fills it in.
     """
@@ -259,7 +419,7 @@ class Text:
     """Sender -> receiver (text channel), or client -> agent on a direct wire.
 
     Attributes:
-        reason: why text and not soft tokens; "" where text was asked for.
+        reason: why text and not soft tokens; "" if text was asked for.
     """
 
     wire: str
@@ -274,20 +434,18 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Receiver -> client: the answers. Sender -> client: what was kept (mode ``keep``), with empty
-    texts.
+    """Receiver -> client: the answers. From a sender (mode ``keep``): what was kept, without texts.
 
     Attributes:
         channel: how the message reached the receiver.
-        scores: n * L log-probabilities over the task's labels (natural log, they sum to 1
-            in probability for each row), little-endian fp32, C order; empty for generation.
+        scores: n * L log-probabilities over the task's labels (natural log; each row sums to 1 in
+            probability), little-endian fp32, C order; empty for generation.
         labels: L; 0 for generation.
         texts: n generated answers; empty for classification.
-        payload_bytes: bytes of one row's payload on the bus (soft), or the mean UTF-8 bytes
-            of one row's text.
+        payload_bytes: bytes of one row's payload (soft), or the mean UTF-8 bytes of one text.
         stages: milliseconds in each stage, all agents together.
         tokens: for each row two little-endian uint32: tokens that the model read (soft tokens
-            among them) and tokens that it wrote; empty where they were not counted.
+            included) and wrote; empty if they were not counted.
     """
 
     wire: str
@@ -306,12 +464,12 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Receiver -> client: text that was generated meanwhile, ahead of the Result.
+    """Receiver -> client: text generated so far, ahead of the Result.
 
     Attributes:
         texts: n pieces, none empty.
-        offsets: for each row, bytes of UTF-8 of its answer that stand before the piece. A row that
-            is generated anew (its agent died) starts again from 0.
+        offsets: for each row, bytes of UTF-8 of its answer before the piece. A row that is
+            generated again (its agent died) starts from 0.
     """
 
     wire: str
@@ -324,10 +482,10 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Nack:
-    """A refusal. With rows: those requests were refused; without: a message or an offer was.
+    """A refusal of these rows; without rows: of a message or an offer.
 
     Attributes:
-        wire: the wire; "" where none is concerned.
+        wire: the wire; "" if none is concerned.
         retry_after_ms: for ``overloaded``: when to try again.
     """
 
@@ -341,33 +499,19 @@ class Nack:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Client -> all agents on ``wire``: drop these requests where they have not been computed."""
+    """Client -> all agents on ``wire``: drop these requests if they are not computed yet."""
 
     wire: str
     request_ids: tuple[bytes, ...]
     origin: str = ""
 
 
-Message: TypeAlias = (
-    Hello
-    | Welcome
-    | Define
-    | Offer
-    | Accept
-    | Encode
-    | Soft
-    | Text
-    | Result
-    | Piece
-    | Nack
-    | Credit
-    | Ping
-    | Pong
-    | Cancel
-    | Progress
-    | Goodbye
-)
 WorkMessage: TypeAlias = Encode | Soft | Text
+SessionMessage: TypeAlias = Hello | Welcome | Ping | Pong | Progress | Goodbye
+AgreementMessage: TypeAlias = Define | Offer | Accept | Credit
+Message: TypeAlias = (
+    SessionMessage | AgreementMessage | WorkMessage | Result | Piece | Nack | Cancel
+)
 
 
 class Envelope(NamedTuple):
@@ -375,8 +519,8 @@ class Envelope(NamedTuple):
 
     Attributes:
         run: 16-byte id of the run.
-        seq: sequence number of this peer's messages in this incarnation, from 0, no gaps.
-        epoch: incarnation of the peer that sent it; a new process takes a higher one.
+        seq: sequence number of the sender's messages in this incarnation, from 0, no gaps.
+        epoch: incarnation of the sender; a new process takes a higher one.
     """
 
     run: bytes
@@ -389,10 +533,3 @@ def body_bytes(work: WorkMessage) -> int:
     if isinstance(work, Soft):
         return len(work.payload.data)
     return sum([row.size for row in work.rows])
-
-
-def with_origin(message: Message, origin: str) -> Message:
-    """The same message, marked as belonging to the client named ``origin``."""
-    if isinstance(message, Encode | Soft | Text | Result | Piece | Nack | Cancel):
-        return replace(message, origin=origin)
-    return message

@@ -36,7 +36,6 @@ from agentwire.wire.events import (
     SessionOpened,
 )
 from agentwire.wire.fields import MAX_U32, TYPE_OF
-from agentwire.wire.limits import DEFAULT_LIMITS, Limits
 from agentwire.wire.messages import (
     PROTOCOL_VERSION,
     Envelope,
@@ -176,7 +175,6 @@ class Session:
         now: current time in seconds.
         hello: peer side: the message that ``open`` sends; also fixes the role.
         timing: time limits. A peer takes ping and liveness from the broker's Welcome instead.
-        limits: the codec's limits.
         keyed: broker side: the transport identified the peer by its key, so that its Hello may
             leave the run open.
     """
@@ -190,7 +188,6 @@ class Session:
         now: float,
         hello: Hello | None = None,
         timing: Timing | None = None,
-        limits: Limits = DEFAULT_LIMITS,
         keyed: bool = False,
     ) -> None:
         if (side is Side.PEER) != (hello is not None):
@@ -205,7 +202,6 @@ class Session:
         self.timing = timing or Timing()
         self._run = run
         self._epoch = epoch
-        self._limits = limits
         self._keyed = keyed
         # Message classes of the open session that mean nothing to the session itself.
         self._plain_in: frozenset[type[Message]] = frozenset()
@@ -255,9 +251,9 @@ class Session:
             after = self._state_after_sending(message)
         envelope = Envelope(self._run, self._next_out, self._epoch)
         if sealed is None:
-            frames = encode(message, envelope, self._limits)
+            frames = encode(message, envelope)
         else:
-            frames = reseal(sealed, envelope, getattr(message, "origin", ""), self._limits)
+            frames = reseal(sealed, envelope, getattr(message, "origin", ""))
         self._next_out += 1
         self.state = after
         if isinstance(message, Hello):
@@ -327,7 +323,7 @@ class Session:
         if self.state is State.CLOSED:
             return []
         try:
-            envelope, message, sealed = unseal(frames, self._limits)
+            envelope, message, sealed = unseal(frames)
         except Undecodable as error:
             self._undecoded += 1
             refused = MessageRefused(error.code, str(error), error.wire, error.rows, error.origin)

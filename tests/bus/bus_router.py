@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 
 from bus_messages import (
@@ -82,7 +83,7 @@ def credit(wire: str = WIRE, messages: int = 4, bytes: int = 1000) -> m.Credit:
 
 
 def as_from(message: m.Message, origin: str = "client") -> m.Message:
-    return m.with_origin(message, origin)
+    return dataclasses.replace(message, origin=origin)  # type: ignore[call-arg]
 
 
 def codes(instructions: list[act.Instruction]) -> list[NackCode]:

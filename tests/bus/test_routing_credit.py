@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from bus_messages import (
     WIDE,
     WIRE,
@@ -25,7 +27,7 @@ def test_work_waits_for_credit_and_control_does_not() -> None:
     for i in (1, 2, 3):
         assert bus.say("client", encode(i)) == []
     cancel = m.Cancel(WIRE, (bytes(16),))
-    told = m.with_origin(cancel, "client")
+    told = dataclasses.replace(cancel, origin="client")
     assert bus.say("client", cancel) == [send("llama", told), send("mistral", told)]
     assert bus.say("llama", credit(messages=2)) == [
         send("llama", as_from(encode(1))),

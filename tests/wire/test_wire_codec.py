@@ -15,7 +15,6 @@ from wire_strategies import any_message, by_type, envelopes
 from agentwire.errors import LocalProtocolError, NackCode, RemoteProtocolError
 from agentwire.wire import fields
 from agentwire.wire import messages as m
-from agentwire.wire.bodies import clip
 from agentwire.wire.codec import (
     Undecodable,
     decode,
@@ -23,7 +22,8 @@ from agentwire.wire.codec import (
     reseal,
     unseal,
 )
-from agentwire.wire.limits import DEFAULT_LIMITS, Limits
+from agentwire.wire.fields import clip
+from agentwire.wire.limits import LIMITS
 
 RUN = bytes(range(16))
 ENVELOPE = m.Envelope(RUN, 7, 3)
@@ -47,9 +47,9 @@ def sealed(
     return rewrite([frames[0], second, third], c=zlib.crc32(second + third))
 
 
-def refusal(frames: list[bytes | memoryview], limits: Limits = DEFAULT_LIMITS) -> Undecodable:
+def refusal(frames: list[bytes | memoryview]) -> Undecodable:
     with pytest.raises(Undecodable) as caught:
-        decode(frames, limits)
+        decode(frames)
     return caught.value
 
 
@@ -63,7 +63,7 @@ def test_every_type_round_trips(kind: type) -> None:
     def round_trip(message: m.Message, envelope: m.Envelope) -> None:
         frames = encode(message, envelope)
         assert len(frames) == 3
-        assert len(frames[0]) <= DEFAULT_LIMITS.header_bytes
+        assert len(frames[0]) <= LIMITS.header_bytes
         assert decode(frames) == (envelope, message)
 
     round_trip()
@@ -80,7 +80,7 @@ def test_what_goes_on_sealed_is_the_same_message_of_another_peer(kind: type) -> 
         envelope, came, seal = unseal(frames)
         assert (envelope, came) == (first, message)
         gone = reseal(seal, second, "somebody")
-        assert decode(gone) == (second, m.with_origin(message, "somebody"))
+        assert decode(gone) == (second, dataclasses.replace(message, origin="somebody"))
         assert gone[1] is frames[1] and gone[2] is frames[2]
 
     hand_on()
@@ -94,12 +94,9 @@ def test_what_was_damaged_on_the_way_is_still_found_at_its_end() -> None:
 
 
 def test_a_sealed_header_that_grows_over_its_limit_is_not_sent() -> None:
-    frames = encode(SOFT, ENVELOPE)
-    _, _, seal = unseal(frames)
-    limits = dataclasses.replace(DEFAULT_LIMITS, header_bytes=len(frames[0]) + 8)
-    assert reseal(seal, ENVELOPE, "client", limits)
+    _, _, seal = unseal(encode(SOFT, ENVELOPE))
     with pytest.raises(LocalProtocolError, match="header"):
-        reseal(seal, ENVELOPE, "somebody-with-a-long-name", limits)
+        reseal(seal, ENVELOPE, "n" * LIMITS.header_bytes)
 
 
 def test_no_type_and_no_field_is_forgotten() -> None:
@@ -164,7 +161,7 @@ def test_a_view_of_a_wider_type_crosses_as_its_bytes() -> None:
 
 
 def test_the_largest_header_of_every_type_fits() -> None:
-    limits = DEFAULT_LIMITS
+    limits = LIMITS
     name, wire = "n" * limits.name_bytes, "w" * limits.wire_bytes
     stages = {f"{index:0{limits.stage_bytes}}": 1e300 for index in range(limits.stages)}
     hello = m.Hello(
@@ -435,10 +432,13 @@ def test_frames_over_their_limits_are_refused_unread() -> None:
     frames = encode(TEXT, ENVELOPE)
     assert refusal([bytes(4097), *frames[1:]]).code is NackCode.TOO_LARGE
     assert refusal([frames[0], bytes(16 * 1024 + 1), frames[2]]).code is NackCode.TOO_LARGE
-    small = Limits(text_bytes=1, payload_bytes=11, define_bytes=10, rows=0)
-    assert refusal(frames, small).code is NackCode.TOO_LARGE
-    assert refusal(encode(SOFT, ENVELOPE), small).code is NackCode.TOO_LARGE
-    assert refusal(encode(m.Define(TASK), ENVELOPE), small).code is NackCode.TOO_LARGE
+    for message, most in (
+        (TEXT, LIMITS.text_bytes),
+        (SOFT, LIMITS.payload_bytes),
+        (m.Define(TASK), LIMITS.define_bytes),
+    ):
+        header, rows, _ = encode(message, ENVELOPE)
+        assert refusal([header, rows, bytes(most + 1)]).code is NackCode.TOO_LARGE
 
 
 def test_records_have_exactly_their_keys() -> None:

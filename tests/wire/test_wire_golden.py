@@ -15,7 +15,7 @@ from golden_messages import GOLDEN, MESSAGES, frames_of, packed
 from agentwire.errors import NackCode
 from agentwire.wire import fields
 from agentwire.wire.codec import decode
-from agentwire.wire.limits import DEFAULT_LIMITS
+from agentwire.wire.limits import LIMITS
 from agentwire.wire.messages import MessageType
 from agentwire.wire.session import MAY_SEND, Side, State
 
@@ -71,8 +71,8 @@ def test_the_docs_name_every_type_field_code_and_limit() -> None:
             assert f"`{name}`" in text
     for code in NackCode:
         assert f"| `{code}` |" in text
-    for name in DEFAULT_LIMITS.__dataclass_fields__:
-        assert f"| `{name}` | {getattr(DEFAULT_LIMITS, name):,} |" in text
+    for name in LIMITS.__dataclass_fields__:
+        assert f"| `{name}` | {getattr(LIMITS, name):,} |" in text
 
 
 def test_the_docs_name_every_state_and_who_may_say_what() -> None:

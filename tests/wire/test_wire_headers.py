@@ -5,11 +5,10 @@ from __future__ import annotations
 import msgpack
 import pytest
 
-from agentwire.errors import LocalProtocolError, NackCode, RemoteProtocolError
-from agentwire.wire import headers
+from agentwire.errors import NackCode, RemoteProtocolError
+from agentwire.wire import fields
 from agentwire.wire import messages as m
 from agentwire.wire.codec import decode, encode
-from agentwire.wire.limits import DEFAULT_LIMITS, Limits
 
 ENVELOPE = m.Envelope(bytes(16), 7, 3)
 ROW = m.Row(bytes(range(16)), 1000)
@@ -73,21 +72,10 @@ def test_a_known_header_keeps_nothing_that_changes() -> None:
         assert decode(encode(soft, envelope)) == (envelope, soft)
     hello = m.Hello("a", m.Role.AGENT, token="secret")
     decode(encode(hello, ENVELOPE))
-    assert "secret" not in repr(headers.HEADER_OF[m.Hello].__dict__)
-    for number in range(2 * headers.KNOWN):
+    assert "secret" not in repr(fields.HEADER_OF[m.Hello].__dict__)
+    for number in range(2 * fields.CACHE_SIZE):
         encode(m.Nack(NackCode.OVERLOADED, "", f"wire{number}"), ENVELOPE)
-    assert 0 < len(headers.HEADER_OF[m.Nack]._sent) <= headers.KNOWN
-
-
-def test_limits_of_one_s_own_hold_for_headers_known_under_others() -> None:
-    frames = encode(SOFT, ENVELOPE)
-    with pytest.raises(RemoteProtocolError, match="stage"):
-        decode(frames, Limits(stage_bytes=3))
-    with pytest.raises(RemoteProtocolError, match="wire"):
-        decode(frames, Limits(wire_bytes=3))
-    with pytest.raises(LocalProtocolError, match="wire"):
-        encode(SOFT, ENVELOPE, Limits(wire_bytes=3))
-    assert decode(frames, DEFAULT_LIMITS)[1] == SOFT
+    assert 0 < len(fields.HEADER_OF[m.Nack]._sent) <= fields.CACHE_SIZE
 
 
 def pairs(*items: tuple[object, object]) -> bytes:
