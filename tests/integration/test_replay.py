@@ -68,7 +68,7 @@ async def test_the_command_and_a_recording_that_was_cut(tmp_path: Path) -> None:
     path.write_text(whole + lines[10][:20])  # as a kill leaves it
     assert replay(path).recorded is None and replay(path).torn == [f"{path}:11"]
     shown = CliRunner().invoke(app, [str(tmp_path)])
-    assert f"left out: {path}:11, the last line" in shown.output, shown.output
+    assert f"skipped: {path}:11, an unfinished last line" in shown.output, shown.output
     assert "the recording was cut short" in shown.output
     for junk, match in (
         ("nonsense\n", ":11: not a JSON object"),  # no kill writes such a line
