@@ -7,12 +7,12 @@ from typing import Any, Literal
 from pydantic import Field
 
 from agentwire.benchmark.plan import Benchmark, Kind
-from agentwire.evaluation.result import Hardware, Part, SubstitutionRecord, WholeRecord
+from agentwire.evaluation.result import Hardware, Record, RecordFile, SubstitutionRecord
 
 SCHEMA_VERSION = 1
 
 
-class Percentiles(Part):
+class Percentiles(Record):
     """Latency of a message, from call to answer."""
 
     p50: float
@@ -21,7 +21,7 @@ class Percentiles(Part):
     n: int
 
 
-class MeasurementRecord(Part):
+class MeasurementRecord(Record):
     """One method at one batch size and text length."""
 
     kind: Kind
@@ -38,7 +38,7 @@ class MeasurementRecord(Part):
     error: str = Field(default="", description="why figures are missing")
 
 
-class BenchAgent(Part):
+class BenchAgent(Record):
     """One agent process."""
 
     model: str
@@ -49,7 +49,7 @@ class BenchAgent(Part):
     fingerprint: str = ""
 
 
-class _Provenance(WholeRecord):
+class _Provenance(RecordFile):
     schema_version: int = SCHEMA_VERSION
     started: str
     seconds: float

@@ -22,7 +22,7 @@ from agentwire.benchmark.record import BenchAgent, BenchRecord
 from agentwire.benchmark.setup import BenchSetup
 from agentwire.errors import AgentwireError, InputError
 from agentwire.evaluation.result import SubstitutionRecord
-from agentwire.evaluation.runner import Interrupt, first_error
+from agentwire.evaluation.runner import InterruptScope, first_error
 from agentwire.evaluation.summary import hardware, versions
 from agentwire.runtime.reply import ProgressEvent
 from agentwire.runtime.runtime import Runtime
@@ -85,7 +85,7 @@ class Bench:
         Raises:
             InputError, AgentwireError: the agents do not start, or nothing could be measured.
         """
-        interrupt = Interrupt()
+        interrupt = InterruptScope()
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(interrupt.watch)

@@ -145,7 +145,7 @@ def _scenario(path: Path) -> dict[str, Any]:
                 "model": spec.model,
                 "device": spec.device,
                 "threads": spec.threads,
-                "weights": resolved.sites[agent_of(name)].detail,
+                "weights": resolved.weights[agent_of(name)].detail,
                 "gpu": _on_gpu(spec),
             }
             for name, spec in Deployment.of(resolved).processes.items()

@@ -263,15 +263,15 @@ def _load(
     """One of the bridge's models, downloaded if necessary."""
     from agentwire.model.transformers import TransformersBackend
 
-    site = inventory.site(ModelChoice(model=model.model))
+    location = inventory.locate(ModelChoice(model=model.model))
 
     def report(stage: str, fraction: float) -> None:
         told(model.model, stage, fraction)
 
-    folder = site.folder
-    if folder is None and not site.fetchable:
+    folder = location.folder
+    if folder is None and not location.fetchable:
         raise BridgeError(
-            f"The weights of {model.model} are not here: {site.detail}.",
+            f"The weights of {model.model} are not here: {location.detail}.",
             hint=inventory.how_to_get("model", model.model),
         )
     spec = AgentSpec(

@@ -14,7 +14,7 @@ from agentwire.cli.terminal import err, out
 from agentwire.config import ensure_writable
 from agentwire.evaluation.matrix.cells import (
     CellPlan,
-    Machine,
+    CellResolver,
     check_bridges,
     plan_cell,
     plan_cells,
@@ -92,16 +92,16 @@ def train_cells(
     """
 
     bridge = (get_method("bridge"),)
-    machine = _machine(source, options)
-    plans = _resolved(scenario, bridge, machine)
+    resolver = _resolver(source, options)
+    plans = _resolved(scenario, bridge, resolver)
     check_bridges(plans, train=True, skip=False, source=source)
-    _require_rows(plans, machine, command, train=True)
+    _require_rows(plans, resolver, command, train=True)
     made: list[Path] = []
     with MatrixView(err()) as view:
         train = _trainer(options, view)
         for number, plan in enumerate(plans, start=1):
             view.cell_started(plan, number, len(plans))
-            again, *later = (plan_cell(p.cell, bridge, machine) for p in plans[number - 1 :])
+            again, *later = (plan_cell(p.cell, bridge, resolver) for p in plans[number - 1 :])
             if again.can_be_trained:
                 together = trained_together(again, later)
                 train(together)
@@ -113,17 +113,17 @@ def train_cells(
 # -- plans ---------------------------------------------------------------------------
 
 
-def _machine(source: Path, options: MatrixOptions) -> Machine:
+def _resolver(source: Path, options: MatrixOptions) -> CellResolver:
 
-    return Machine(Inventory.here(ask_hub=True), source, options.strict, options.device)
+    return CellResolver(Inventory.here(ask_hub=True), source, options.strict, options.device)
 
 
 def _resolved(
-    scenario: Scenario, methods: tuple[MethodSpec, ...], machine: Machine
+    scenario: Scenario, methods: tuple[MethodSpec, ...], resolver: CellResolver
 ) -> tuple[CellPlan, ...]:
     """The planned cells; prints what stands in for what."""
 
-    plans = plan_cells(scenario, methods, machine)
+    plans = plan_cells(scenario, methods, resolver)
     print_banner(substitutions(plans), err())
     return plans
 
@@ -136,12 +136,12 @@ def _plans(
     if names is None and options.resume is not None:
         names = [str(name) for name in read_settings(options.resume).get("methods", [])]
     methods = pick_methods(names or scenario.methods)
-    machine = _machine(source, options)
-    plans = _resolved(scenario, methods, machine)
+    resolver = _resolver(source, options)
+    plans = _resolved(scenario, methods, resolver)
     skip = scenario.matrix is not None and scenario.matrix.missing == "skip"
     skipped = check_bridges(plans, train=options.train, skip=skip, source=source)
     again = f"{command} --train" if options.train else command
-    _require_rows(plans, machine, again, train=options.train)
+    _require_rows(plans, resolver, again, train=options.train)
     if skipped:
         ids = ", ".join(plan.cell.id for plan in skipped)
         err().print(
@@ -154,7 +154,7 @@ def _plans(
 
 
 def _require_rows(
-    plans: Sequence[CellPlan], machine: Machine, command: str, *, train: bool
+    plans: Sequence[CellPlan], resolver: CellResolver, command: str, *, train: bool
 ) -> None:
     """
     Raises:
@@ -164,7 +164,7 @@ def _require_rows(
     for plan in plans:
         fits = any(method.prepare is not None for method in plan.methods)
         if fits or (train and plan.can_be_trained):
-            require_training_rows(plan.resolved.data, machine.inventory.config, command)
+            require_training_rows(plan.resolved.data, resolver.inventory.config, command)
 
 
 def _prepared(
@@ -190,7 +190,7 @@ def _prepared(
     return MatrixRun(
         name=scenario.name,
         plans=plans,
-        machine=_machine(source, options),
+        resolver=_resolver(source, options),
         folder=folder,
         limit=options.limit,
         command=command,

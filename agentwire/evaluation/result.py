@@ -17,11 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field
 SCHEMA_VERSION = 1
 
 
-class Part(BaseModel):
+class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class WholeRecord(Part):
+class RecordFile(Record):
     """A record that is a file of its own."""
 
     def write(self, path: Path) -> None:
@@ -31,7 +31,7 @@ class WholeRecord(Part):
         os.replace(partial, path)
 
 
-class SubstitutionRecord(Part):
+class SubstitutionRecord(Record):
     """Something that ran in the place of what the scenario names."""
 
     kind: Literal["model", "dataset"]
@@ -41,7 +41,7 @@ class SubstitutionRecord(Part):
     reason: str
 
 
-class DatasetRecord(Part):
+class DatasetRecord(Record):
     """The rows that were scored."""
 
     name: str
@@ -53,7 +53,7 @@ class DatasetRecord(Part):
     substitute_for: str | None = Field(description="the dataset that the scenario names")
 
 
-class AgentRecord(Part):
+class AgentRecord(Record):
     """One agent process."""
 
     pid: int
@@ -64,7 +64,7 @@ class AgentRecord(Part):
     restarts: int = 0
 
 
-class BridgeRecord(Part):
+class BridgeRecord(Record):
     """The bridge of one wire."""
 
     wire: str
@@ -75,21 +75,21 @@ class BridgeRecord(Part):
     width: int
 
 
-class Latency(Part):
+class Latency(Record):
     """Round trip of a row, seen by the client: it waits for the batch that it is in."""
 
     p50: float
     p95: float
 
 
-class Channels(Part):
+class Channels(Record):
     """Rows by how their message reached the receiver."""
 
     soft: int
     text: int
 
 
-class MethodRecord(Part):
+class MethodRecord(Record):
     """What one method reached."""
 
     label: str = Field(description="for people; names what ran")
@@ -106,7 +106,7 @@ class MethodRecord(Part):
     errors: dict[str, int] = Field(description="rows without an answer, by cause")
 
 
-class Hardware(Part):
+class Hardware(Record):
     """Where the run was."""
 
     platform: str
@@ -116,7 +116,7 @@ class Hardware(Part):
     gpus: list[str]
 
 
-class Settings(Part):
+class Settings(Record):
     """What the figures depend on."""
 
     batch_size: int
@@ -126,7 +126,7 @@ class Settings(Part):
     threads: dict[str, int | None]
 
 
-class RunResult(WholeRecord):
+class RunResult(RecordFile):
     """The whole of result.json."""
 
     schema_version: int = SCHEMA_VERSION

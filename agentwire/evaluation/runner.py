@@ -38,7 +38,7 @@ FATAL = {NackCode.AGENT_DOWN, NackCode.CLOSING, NackCode.UNAUTHORIZED, NackCode.
 """Causes after which no other row can be answered either."""
 
 
-class Display(Protocol):
+class RunDisplay(Protocol):
     """Who is told what happens. Called in the event loop: must not block."""
 
     def progress(self, event: ProgressEvent) -> None:
@@ -54,7 +54,7 @@ class Display(Protocol):
         """The figures of one method."""
 
 
-class Interrupt:
+class InterruptScope:
     """Ctrl-C and SIGTERM as the end of a cancel scope, so that closing down stays orderly."""
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class Interrupt:
                     self._scope.cancel()
 
 
-async def run_plan(plan: RunPlan, display: Display) -> RunResult:
+async def run_plan(plan: RunPlan, display: RunDisplay) -> RunResult:
     """Runs every method of the plan and writes the run's folder.
 
     An interrupt (Ctrl-C, SIGTERM) ends the run early: what was answered is kept, and the result
@@ -95,7 +95,7 @@ async def run_plan(plan: RunPlan, display: Display) -> RunResult:
         RequestError: an agent is down for good; what was answered is kept.
     """
     run = _Run(plan, display)
-    interrupt = Interrupt()
+    interrupt = InterruptScope()
     try:
         async with anyio.create_task_group() as group:
             group.start_soon(interrupt.watch)
@@ -120,7 +120,7 @@ def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
 class _Run:
     """The state of one session of a run."""
 
-    def __init__(self, plan: RunPlan, display: Display) -> None:
+    def __init__(self, plan: RunPlan, display: RunDisplay) -> None:
         self._plan = plan
         self._display = display
         self._predictions = Predictions(plan.folder)
@@ -130,7 +130,7 @@ class _Run:
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._clock = time.monotonic()
 
-    async def go(self, interrupt: Interrupt) -> None:
+    async def go(self, interrupt: InterruptScope) -> None:
         """Opens the runtime, runs the methods, closes it; returns early at an interrupt."""
         plan = self._plan
         self._journal.write("run_started", run_id=plan.run_id, resumed=plan.resumed)

@@ -1,6 +1,6 @@
-"""Bridges of a scenario's wires: their names, where they are looked for, and whether they fit.
+"""Names, finds and checks the bridges of a scenario's wires.
 
-Nothing here imports torch: a bridge that does not fit must be refused before any model loads.
+Nothing here imports torch: a bridge that does not fit is refused before any model loads.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from agentwire.task.definitions import load_definition
 RETRAIN = "Train one for this wire with `agentwire train`, or name another bridge."
 RESTORE = "Restore the folder, or train it again with `agentwire train`."
 MAX_HEADER_BYTES = 8 << 20
-"""Largest safetensors header that is read; a bridge has a few dozen tensors."""
+"""Limit of a safetensors header; a bridge has a few dozen tensors."""
 
 
 def slug(model: str) -> str:
@@ -33,12 +33,12 @@ def slug(model: str) -> str:
 
 
 def bridge_name(wire: WireSpec, choices: Mapping[str, ModelChoice], data: DataChoice | None) -> str:
-    """The bridge's folder name: as written, or for ``auto`` by what really runs.
+    """The bridge's folder name; ``auto`` names it after the models and data that run.
 
-    Where several senders share a wire, each one's bridge has the set's name and its place.
+    On a joint wire, each sender's bridge has the name of the set and the sender's place.
 
     Raises:
-        BridgeError: the written name is not the name of a folder.
+        BridgeError: the name in the scenario is not a folder name.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", wire.bridge):
         raise BridgeError(
@@ -50,7 +50,7 @@ def bridge_name(wire: WireSpec, choices: Mapping[str, ModelChoice], data: DataCh
 
 
 def set_name(wire: WireSpec, choices: Mapping[str, ModelChoice], data: DataChoice | None) -> str:
-    """Name of the wire's bridge, or of the set of bridges where several senders share it."""
+    """Name of the wire's bridge, or of the set of bridges of a joint wire."""
     if not wire.auto_bridge:
         return wire.bridge
     senders = [slug(choices[sender].model) for sender in wire.joint or (wire.sender,)]
@@ -91,19 +91,19 @@ def random_bridge(wire: WireSpec, choices: Mapping[str, ModelChoice]) -> str | N
     sender, receiver = ends
     if sender.weights != receiver.weights:
         raise BridgeError(
-            f"wire {wire.name}: one end has random weights and the other has not.",
+            f"wire {wire.name}: one agent has random weights and the other does not.",
             hint="Set `weights: random` in both agents, or in neither.",
         )
     if sender.layer is None:
         raise BridgeError(
-            f"wire {wire.name}: nothing says which layer of {wire.sender} is read.",
+            f"wire {wire.name}: the sender {wire.sender} has no `layer`.",
             hint=f"Set `layer` in agents.{wire.sender}.",
         )
     return shapes.bridge_folder(receiver.model, wire.soft_tokens, sender.layer)
 
 
 def search_folders(source: Path | None, others: Sequence[Path]) -> list[Path]:
-    """Where bridges are looked for: beside the scenario first, then ``others`` in order."""
+    """Folders with bridges: beside the scenario first, then ``others``."""
     if source is None:
         return list(others)
     beside = source.resolve().parent
@@ -111,7 +111,7 @@ def search_folders(source: Path | None, others: Sequence[Path]) -> list[Path]:
 
 
 def find_bridge(name: str, folders: Sequence[Path]) -> Path | None:
-    """The first ``<folder>/<name>`` that holds a card."""
+    """The first ``<folder>/<name>`` with a card."""
     for place in folders:
         folder = place / name
         if (folder / CARD_FILE).is_file():
@@ -120,7 +120,7 @@ def find_bridge(name: str, folders: Sequence[Path]) -> Path | None:
 
 
 def list_bridges(folders: Sequence[Path]) -> list[Path]:
-    """Every bridge folder, the one that is found first for each name."""
+    """Every bridge folder; of equal names the first."""
     found: dict[str, Path] = {}
     for place in folders:
         if place.is_dir():
@@ -130,12 +130,12 @@ def list_bridges(folders: Sequence[Path]) -> list[Path]:
 
 
 def missing_bridge(wire: WireSpec, name: str, source: Path | None) -> MissingBridge:
-    """The error for a bridge that is nowhere, naming the command that makes it."""
+    """The error for a missing bridge, with the command that trains it."""
     command = f"agentwire train {source}" if source else "agentwire train <scenario>"
     if wire.joint:
         return MissingBridge(
-            f"wire {wire.set_name}: the bridge {name!r} of {wire.sender} is not here, and soft "
-            "tokens of several senders are read together only if their bridges were trained so.",
+            f"wire {wire.set_name}: there is no bridge {name!r} for {wire.sender} here, and a wire "
+            "with several senders needs bridges that were trained together.",
             hint=f"Train the set with `{command}`, or add --train to train it first.",
         )
     return MissingBridge(
@@ -150,14 +150,14 @@ def check_card(
     choices: Mapping[str, ModelChoice],
     fingerprints: Mapping[str, str | None],
 ) -> None:
-    """Refuses a bridge that was made for something else than this wire.
+    """Refuses a bridge that does not fit this wire.
 
     Args:
         choices: the model of each agent.
-        fingerprints: theirs, where they are known without reading the weights.
+        fingerprints: of the models, if known without reading the weights.
 
     Raises:
-        BridgeError: made for other models, another layer, or another M.
+        BridgeError: the bridge is for other models, another layer or another M.
     """
     for role, end, made_for in (
         ("sender", wire.sender, card.sender),
@@ -167,7 +167,7 @@ def check_card(
         if made_for.fingerprint != known if known else made_for.model != public_name(runs):
             shown = f" ({known[:12]})" if known else ""
             raise BridgeError(
-                f"wire {wire.name}: the bridge {card.name} was made for the {role} "
+                f"wire {wire.name}: the bridge {card.name} was trained for the {role} "
                 f"{made_for.model} ({made_for.fingerprint[:12]}), but {end} runs {runs}{shown}.",
                 hint=RETRAIN,
             )
@@ -193,16 +193,16 @@ def _check_joint(card: BridgeCard, wire: WireSpec) -> None:
         return
     problem = ""
     if joint is None:
-        problem = f"the bridge {card.name} was trained alone, for one sender"
+        problem = f"the bridge {card.name} was trained for one sender only"
     elif not wire.joint:
         problem = (
-            f"the bridge {card.name} is one of a set for {len(joint.parts)} senders, and means "
-            "nothing alone"
+            f"the bridge {card.name} belongs to a set for {len(joint.parts)} senders and cannot be "
+            "used alone"
         )
     elif (joint.place, len(joint.parts)) != (wire.place, len(wire.joint)):
         problem = (
-            f"the bridge {card.name} was trained to stand at place {joint.place} of "
-            f"{len(joint.parts)}, not {wire.place} of {len(wire.joint)}"
+            f"the bridge {card.name} was trained for place {joint.place} of {len(joint.parts)}, "
+            f"not {wire.place} of {len(wire.joint)}"
         )
     elif joint.reads != wire.reads:
         problem = f"the bridge {card.name} was trained with `reads: {joint.reads}`"
@@ -211,29 +211,29 @@ def _check_joint(card: BridgeCard, wire: WireSpec) -> None:
 
 
 def check_set(wires: Sequence[WireSpec], cards: Sequence[BridgeCard]) -> None:
-    """Refuses bridges of different trainings for a wire that several senders share.
+    """Refuses bridges of a joint wire that were not trained together.
 
     Raises:
-        BridgeError: they were not trained together.
+        BridgeError: they are of different trainings.
     """
-    for card in cards:  # none: fake ones, or none are here
+    for card in cards:  # empty if the bridges are fake or missing
         if card.joint is None or card.joint.parts != tuple(c.weights_sha256 for c in cards):
             raise BridgeError(
-                f"wire {wires[0].set_name}: the bridges {', '.join(c.name for c in cards)} are not "
-                "of one training.",
+                f"wire {wires[0].set_name}: the bridges {', '.join(c.name for c in cards)} were "
+                "not trained together.",
                 hint=RETRAIN,
             )
 
 
 def check_data(card: BridgeCard, wire: WireSpec, data: DataChoice | None) -> None:
-    """Refuses to score a bridge on rows that it was trained on under another name.
+    """Refuses to score a bridge on sentences that it was trained on under another name.
 
     Raises:
         BridgeError: its training data and ``data`` share sentences.
     """
     if data is None:
         return
-    for trained_on in card.training.dataset.split("+"):  # of a universal bridge: all its tasks
+    for trained_on in card.training.dataset.split("+"):  # a universal bridge has several
         try:
             leak = shares_sentences(trained_on, data.dataset)
         except DataError:  # trained on a dataset that is not known here
@@ -241,18 +241,18 @@ def check_data(card: BridgeCard, wire: WireSpec, data: DataChoice | None) -> Non
         if leak:
             raise BridgeError(
                 f"wire {wire.name}: the bridge {card.name} was trained on {trained_on}, which "
-                f"shares sentences with {data.dataset}: its accuracy there would mean nothing.",
+                f"shares sentences with {data.dataset}: its accuracy would be meaningless.",
                 hint=f"Use a bridge trained on {data.dataset}, or score on {trained_on}.",
             )
 
 
 def check_weights(folder: Path, card: BridgeCard) -> None:
-    """Refuses a weights file that is not the card's, or whose header lies about its size.
+    """Refuses a weights file that is not the card's, or whose header does not match its size.
 
-    The agent checks every tensor's shape once more when it loads them.
+    The agent checks the shape of every tensor again when it loads the file.
 
     Raises:
-        BridgeError: missing, corrupt, or not the file that the card names.
+        BridgeError: the file is missing, corrupt, or not the one that the card names.
     """
     path = folder / WEIGHTS_FILE
     try:
@@ -265,7 +265,7 @@ def check_weights(folder: Path, card: BridgeCard) -> None:
             file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
-        raise BridgeError(f"{folder} holds no {WEIGHTS_FILE}.", hint=RESTORE) from None
+        raise BridgeError(f"{folder} has no {WEIGHTS_FILE}.", hint=RESTORE) from None
     except OSError as error:
         raise BridgeError(f"{path} cannot be read: {error.strerror}.", hint=RESTORE) from None
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Which model each agent runs and which rows are scored: what is named, or its stand-in."""
+"""Chooses the model of each agent and the dataset: what the scenario names, or its stand-in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 from agentwire.config import Config
 from agentwire.errors import DataError, ScenarioError
 from agentwire.scenario.bridges import bridge_name, find_bridge, search_folders
-from agentwire.scenario.inventory import Inventory, Problem
+from agentwire.scenario.inventory import Inventory, Unavailable
 from agentwire.spec.scenario import DataChoice, ModelChoice, Scenario
 from agentwire.task.datasets import TRAIN_SPLIT, require_split
 from agentwire.task.samples import SAMPLE_SPLIT, sample_file, sample_note
@@ -20,10 +20,9 @@ SubstitutionKind = Literal["model", "dataset"]
 
 @dataclass(frozen=True, slots=True)
 class Substitution:
-    """Something that runs in the place of what the scenario names.
+    """A model or dataset that runs in place of the one that the scenario names.
 
     Attributes:
-        kind: ``model`` or ``dataset``.
         subject: the agent's name; ``task`` for a dataset.
         wanted: what the scenario names.
         used: what runs.
@@ -37,8 +36,8 @@ class Substitution:
     reason: str
 
 
-def strictly(first: Substitution, others: int, inventory: Inventory) -> ScenarioError:
-    """The error of ``--strict`` for what would have to stand in."""
+def strict_error(first: Substitution, others: int, inventory: Inventory) -> ScenarioError:
+    """The error of ``--strict``; ``others`` counts further substitutions."""
     more = f" (and {others} more)" if others else ""
     return ScenarioError(
         f"--strict: the {first.kind} {first.wanted} cannot be used here: {first.reason}{more}.",
@@ -57,13 +56,13 @@ def choose_models(
     inventory: Inventory,
     device: str | None,
 ) -> tuple[dict[str, ModelChoice], list[Substitution]]:
-    """The model of each agent, and what was substituted.
+    """The model of each agent, and the substitutions.
 
     Args:
-        device: put every agent on this one.
+        device: device of all agents, instead of their own.
 
     Raises:
-        ModelError, DeviceError: a model cannot run here, and nothing may stand in.
+        ModelError, DeviceError: a model cannot run here and has no stand-in.
     """
     named: dict[str, ModelChoice] = {n: _on(device, a) for n, a in scenario.agents.items()}
     stand_ins = {
@@ -73,7 +72,7 @@ def choose_models(
     }
     reasons: dict[str, str] = {}
     for name, choice in named.items():
-        problem = inventory.problem(choice)
+        problem = inventory.unavailable(choice)
         if problem is None:
             continue
         if name in stand_ins:
@@ -83,7 +82,7 @@ def choose_models(
     reasons = _keep_pairs_together(scenario, named, stand_ins, reasons, data, source, inventory)
     choices = {n: stand_ins[n] if n in reasons else named[n] for n in named}
     for name in reasons:
-        problem = inventory.problem(choices[name])
+        problem = inventory.unavailable(choices[name])
         if problem and not _can_be_fetched(problem, choices[name], inventory):
             raise problem.error(f"agents.{name}.stand_in ({choices[name].model})")
     records = [
@@ -93,9 +92,9 @@ def choose_models(
     return choices, records
 
 
-def _can_be_fetched(problem: Problem, choice: ModelChoice, inventory: Inventory) -> bool:
-    """Whether only a download is missing, where nothing else may run."""
-    return problem.kind == "model" and inventory.site(choice).fetchable
+def _can_be_fetched(problem: Unavailable, choice: ModelChoice, inventory: Inventory) -> bool:
+    """Whether a download would make the model available."""
+    return problem.kind == "model" and inventory.locate(choice).fetchable
 
 
 def _on(device: str | None, choice: ModelChoice) -> ModelChoice:
@@ -113,9 +112,9 @@ def _keep_pairs_together(
     source: Path | None,
     inventory: Inventory,
 ) -> dict[str, str]:
-    """Lets the partner of a substituted agent stand in too, where only that pair has a bridge.
+    """Also substitutes the partner of a substituted agent if only the two stand-ins have a bridge.
 
-    A machine may hold one of the two named models: no bridge joins it to the other's stand-in.
+    A machine may have one of the two named models, and no bridge joins it to the other's stand-in.
     """
     if not reasons:
         return reasons
@@ -157,7 +156,7 @@ def choose_data(
     if other is not None:
         raise DataError(
             f"task: neither {task.dataset} ({problem}) nor its stand-in "
-            f"{task.stand_in.dataset} ({other}) can be had here.",
+            f"{task.stand_in.dataset} ({other}) is here.",
             hint=inventory.how_to_get("dataset", task.stand_in.dataset),
         )
     record = Substitution("dataset", "task", task.dataset, data_name(task.stand_in), problem)
@@ -165,7 +164,7 @@ def choose_data(
 
 
 def data_name(choice: DataChoice) -> str:
-    """Rows by name, for people; a sample always says that it is one."""
+    """A dataset's name for people; a sample is marked as one."""
     if choice.split == SAMPLE_SPLIT and choice.path is None and sample_file(choice.dataset):
         return f"{choice.dataset} sample ({sample_note(choice.dataset)})"
     return choice.dataset
@@ -178,16 +177,15 @@ def _sample_hint(dataset: str) -> str:
 
 
 def require_training_rows(data: DataChoice | None, config: Config, command: str) -> None:
-    """Refuses a training for which there are no rows, before models are fetched for it.
+    """Refuses training without rows before models are downloaded for it.
 
     Args:
-        data: what is scored; None: nothing, which others refuse.
         command: what to type again when the rows are there.
 
     Raises:
-        DataError: the training split is nowhere; says where to put it, and in which format.
+        DataError: the training split is missing; the hint says where to put it.
     """
-    if data is None:
+    if data is None:  # the run refuses that itself
         return
     try:
         require_split(data.dataset, TRAIN_SPLIT, config=config, path=data.path)

@@ -1,11 +1,11 @@
-"""Getting what a resolved scenario needs and what is not on this machine yet."""
+"""Downloads the models that a resolved scenario needs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
-from agentwire.scenario.inventory import Inventory, Site
+from agentwire.scenario.inventory import Inventory, WeightsLocation
 from agentwire.scenario.resolve import Resolved
 from agentwire.spec.agent import AgentSpec
 from agentwire.spec.routes import processes_of
@@ -21,28 +21,28 @@ def fetch(
     progress: FetchProgress | None = None,
     elsewhere: Collection[str] = (),
 ) -> Resolved:
-    """Downloads and converts the models that the agents need and that are not here yet.
+    """Downloads and converts models that are not here yet.
 
     Args:
-        elsewhere: processes of other machines, which get their weights themselves.
+        elsewhere: processes on other machines, which download their own weights.
 
     Raises:
-        DownloadError, CacheError, ModelError: a model cannot be had.
+        DownloadError, CacheError, ModelError: a model cannot be downloaded.
     """
     inventory = inventory or Inventory.here()
     agents: dict[str, AgentSpec] = dict(resolved.agents)
-    sites: dict[str, Site] = dict(resolved.sites)
-    for name, site in resolved.sites.items():
+    weights: dict[str, WeightsLocation] = dict(resolved.weights)
+    for name, location in resolved.weights.items():
         processes = processes_of(name, len(resolved.devices.get(name, ("",))))
-        if site.needed and site.folder is None and not set(processes) <= set(elsewhere):
+        if location.needed and location.folder is None and not set(processes) <= set(elsewhere):
             model = resolved.choices[name].model
             report = None
             if progress is not None:
                 report = _named(progress, model)
             folder = inventory.fetch(model, report)
-            sites[name] = replace(site, folder=folder)
+            weights[name] = replace(location, folder=folder)
             agents[name] = agents[name].model_copy(update={"folder": str(folder)})
-    return replace(resolved, agents=agents, sites=sites)
+    return replace(resolved, agents=agents, weights=weights)
 
 
 def _named(progress: FetchProgress, what: str) -> Callable[[str, float], None]:

@@ -1,7 +1,7 @@
-"""What this machine has: devices, models, data and bridges. The facts that ``resolve`` decides by.
+"""What this machine has: devices, models, data and bridges.
 
-Asking is cheap: nothing is downloaded or loaded, and torch is imported only where a GPU can be
-there at all. Tests hand ``resolve`` an inventory of their own.
+Queries are cheap: nothing is downloaded or loaded, and torch is imported only where there may be a
+GPU. Tests give ``resolve`` their own inventory.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from agentwire.task import datasets
 
 PROJECT_BRIDGES = "bridges"
 _PACKAGE = Path(__file__).resolve().parent.parent
-# In an installed package the bridges are its data; in a checkout they lie beside it.
+# An installed package contains the bridges; in a checkout they are beside it.
 PACKAGE_BRIDGES = (_PACKAGE / PROJECT_BRIDGES, _PACKAGE.parent / PROJECT_BRIDGES)
 _GPU_NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class WeightsLocation:
     """Where the weights of a model are.
 
     Attributes:
-        folder: the local folder; None: not here (yet), or none is needed.
+        folder: the local folder; None if they are not here or not needed.
         kind: where such a model comes from.
         needed: whether the model needs weights at all.
-        fetchable: ``fetch`` may get them.
-        detail: one phrase for people.
+        fetchable: whether ``fetch`` can download them.
+        detail: a phrase for people.
     """
 
     folder: Path | None
@@ -53,15 +53,15 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
-    """Why something cannot run here."""
+class Unavailable:
+    """Why a model cannot run here."""
 
     reason: str
     hint: str
     kind: Literal["device", "model", "library"]
 
     def error(self, where: str) -> InputError:
-        """The error for a scenario in which nothing may stand in."""
+        """The error for a model without a stand-in."""
         kind = DeviceError if self.kind == "device" else ModelError
         return kind(f"{where} cannot run here: {self.reason}.", hint=self.hint)
 
@@ -70,9 +70,7 @@ class Inventory:
     """This machine.
 
     Args:
-        config: folders and switches.
-        ask_hub: whether a dataset that only the hub has may be asked for, which takes the
-            network; else its being named there counts.
+        ask_hub: check over the network that the hub has a dataset, instead of trusting its name.
     """
 
     def __init__(self, config: Config, *, ask_hub: bool = False) -> None:
@@ -90,7 +88,7 @@ class Inventory:
     def _gpus(self) -> int:
         linux = platform.system() == "Linux"
         if linux and not any(os.path.exists(node) for node in _GPU_NODES):
-            return 0  # no driver: torch need not be imported to learn that
+            return 0  # without a driver there is no need to import torch
         try:
             import torch
         except ImportError:
@@ -98,11 +96,11 @@ class Inventory:
         return int(torch.cuda.device_count()) if torch.cuda.is_available() else 0
 
     def gpus(self) -> int:
-        """CUDA GPUs that torch can use."""
+        """Number of CUDA GPUs that torch can use."""
         return self._gpus
 
     def cpus(self) -> int:
-        """Physical cores that this process may use."""
+        """Number of physical cores that this process may use."""
         try:
             allowed = len(os.sched_getaffinity(0))
         except AttributeError:  # not on every system
@@ -111,8 +109,8 @@ class Inventory:
 
     # -- models
 
-    def problem(self, choice: ModelChoice) -> Problem | None:
-        """Why this model cannot run on its device here; None: it can.
+    def unavailable(self, choice: ModelChoice) -> Unavailable | None:
+        """Why this model cannot run on its device here; None if it can.
 
         Raises:
             ModelError: no such model exists under that name.
@@ -126,41 +124,41 @@ class Inventory:
             return replace(device, reason=f"{device.reason}, and {weights.reason}")
         return device or weights
 
-    def missing_library(self, choice: ModelChoice) -> Problem | None:
+    def missing_library(self, choice: ModelChoice) -> Unavailable | None:
         """The library that this choice's backend needs, if it is not here."""
         library = BACKENDS.get(choice.backend).library
         if library is None or self.installed(library.module):
             return None
-        return Problem(f"{library.title} is not installed", library.install, "library")
+        return Unavailable(f"{library.title} is not installed", library.install, "library")
 
     def installed(self, library: str) -> bool:
-        """Whether this Python can import a library; nothing is imported to find out."""
+        """Whether this Python can import a library; imports nothing."""
         return importlib.util.find_spec(library) is not None
 
-    def _missing_device(self, device: str) -> Problem | None:
+    def _missing_device(self, device: str) -> Unavailable | None:
         if not device.startswith("cuda:"):
             return None
         gpus, index = self.gpus(), int(device.removeprefix("cuda:"))
         if index < gpus:
             return None
         there = ", ".join(f"cuda:{i}" for i in range(gpus)) or "none"
-        return Problem(
+        return Unavailable(
             f"{device} is not there (GPUs here: {there})",
             "Give --device cpu or --device cuda:0, or set `device: auto` in the scenario.",
             "device",
         )
 
-    def _missing_weights(self, choice: ModelChoice) -> Problem | None:
-        site = self.site(choice)
-        if site.needed and site.folder is None and site.kind != "registry":
-            return Problem(
-                f"its weights are not here: {site.detail}",
+    def _missing_weights(self, choice: ModelChoice) -> Unavailable | None:
+        location = self.locate(choice)
+        if location.needed and location.folder is None and location.kind != "registry":
+            return Unavailable(
+                f"its weights are not here: {location.detail}",
                 self.how_to_get("model", choice.model),
                 "model",
             )
         return None
 
-    def site(self, choice: ModelChoice) -> Site:
+    def locate(self, choice: ModelChoice) -> WeightsLocation:
         """Where the weights are.
 
         Raises:
@@ -168,23 +166,25 @@ class Inventory:
         """
         kind = BACKENDS.get(choice.backend)
         if not kind.needs_weights:
-            return Site(None, needed=False, detail=kind.summary)
+            return WeightsLocation(None, needed=False, detail=kind.summary)
         if choice.weights == "random":
             shapes.shape(choice.model)
-            return Site(None, needed=False, detail="random weights")
+            return WeightsLocation(None, needed=False, detail="random weights")
         found = sources.locate(choice.model, config=self.config, path=choice.path)
-        return Site(found.folder, kind=found.kind, fetchable=found.fetchable, detail=found.detail)
+        return WeightsLocation(
+            found.folder, kind=found.kind, fetchable=found.fetchable, detail=found.detail
+        )
 
     def fetch(self, model: str, progress: Callable[[str, float], None] | None) -> Path:
-        """Downloads a model (and converts it, once); its folder.
+        """Downloads a model and converts it if necessary; its folder.
 
         Raises:
-            ModelError, DownloadError, CacheError: it cannot be had.
+            ModelError, DownloadError, CacheError: the model cannot be downloaded.
         """
         return sources.fetch(model, config=self.config, progress=progress)
 
     def fingerprint(self, choice: ModelChoice) -> str | None:
-        """The model's fingerprint where it is known without reading the weights."""
+        """The model's fingerprint, if it is known without reading the weights."""
         kind = BACKENDS.get(choice.backend)
         if kind.fingerprint is not None:
             return kind.fingerprint(choice.model)
@@ -197,7 +197,7 @@ class Inventory:
     # -- data
 
     def data_problem(self, choice: DataChoice) -> str | None:
-        """Why these rows cannot be had here; None: they can.
+        """Why these rows are not available here; None if they are.
 
         Raises:
             DataError: no such dataset, or a ``path`` that does not exist.
@@ -228,7 +228,7 @@ class Inventory:
     # -- bridges
 
     def bridge_folders(self, source: Path | None = None) -> list[Path]:
-        """Where bridges are looked for, after the scenario's own folder, in order."""
+        """Folders with bridges in search order, after the scenario's own folder."""
         project = Path.cwd() / PROJECT_BRIDGES
         beside = [source.resolve().parent.parent / PROJECT_BRIDGES] if source else []
         return [
@@ -242,7 +242,7 @@ class Inventory:
     # -- words
 
     def how_to_get(self, kind: str, name: str) -> str:
-        """The next step for something that is not here."""
+        """The next step for a model or dataset that is not here."""
         if kind == "dataset":
             return (
                 f"Set AGENTWIRE_DATA to a folder that holds {name}/, or `path:` in the scenario "

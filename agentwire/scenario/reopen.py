@@ -1,4 +1,4 @@
-"""The scenario of a recorded run, as it was, to run something in it again."""
+"""Resolves the scenario of a recorded run again."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def reopen(run: Path, file: Path | None = None) -> Resolved:
     """The scenario of a run, resolved for this machine.
 
     Args:
-        run: its folder.
-        file: a scenario file to take instead of what the run recorded.
+        run: the run's folder.
+        file: a scenario file to use instead of the recorded scenario.
 
     Raises:
-        ScenarioError: the run has none.
-        InputError: it cannot run here.
+        ScenarioError: the run recorded no scenario.
+        InputError: the scenario cannot run here.
     """
     if file is not None:
         return resolve(load_scenario(file), source=file)

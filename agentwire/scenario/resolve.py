@@ -1,8 +1,8 @@
-"""What a scenario means on this machine: which models, devices, data and bridges really run.
+"""Decides which models, devices, data and bridges a scenario uses on this machine.
 
-``resolve`` downloads nothing and loads no model. Each agent runs the model that the scenario
-names if its weights are here and its device exists, else the model that may stand in for it; the
-same for the dataset. Every substitution is recorded with its reason; ``strict`` refuses them.
+Each agent runs the model that the scenario names if its weights are here and its device exists, and
+otherwise its stand-in; the same holds for the dataset. Every substitution is recorded with its
+reason. ``resolve`` downloads nothing and loads no model.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from agentwire.scenario.bridges import (
     search_folders,
     synthetic_bridge,
 )
-from agentwire.scenario.choose import Substitution, choose_data, choose_models, strictly
-from agentwire.scenario.inventory import Inventory, Site
+from agentwire.scenario.choose import Substitution, choose_data, choose_models, strict_error
+from agentwire.scenario.inventory import Inventory, WeightsLocation
 from agentwire.spec.agent import AgentSpec, JointBridges, OutgoingBridge
 from agentwire.spec.backends import BACKENDS
 from agentwire.spec.scenario import DataChoice, ModelChoice, Scenario, WireSpec
@@ -37,13 +37,12 @@ from agentwire.spec.scenario import DataChoice, ModelChoice, Scenario, WireSpec
 
 @dataclass(frozen=True, slots=True)
 class ResolvedWire:
-    """A wire, and the bridge that it really uses.
+    """A wire and the bridge that it uses.
 
     Attributes:
-        spec: as the scenario says.
-        bridge: name of the bridge folder, ``auto`` replaced.
-        folder: where it is; None: not here (allowed only where bridges are not required).
-        card: its card.
+        spec: the wire in the scenario.
+        bridge: name of the bridge folder; ``auto`` is replaced.
+        folder: the folder; None if it is not here, which is allowed if bridges are not required.
     """
 
     spec: WireSpec
@@ -54,25 +53,25 @@ class ResolvedWire:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A scenario, and everything that was decided about it for this machine.
+    """A scenario and everything that was decided about it for this machine.
 
     Attributes:
         scenario: as written.
-        source: the scenario file; None where it was built in Python.
-        agents: what each agent is born with, by name.
-        devices: of agents with replicas, the device of each of them.
-        choices: the model choice behind each of them.
-        sites: where each model's weights are, or how they come.
+        source: the scenario file; None if the scenario was built in Python.
+        agents: the spec of each agent.
+        choices: the model of each agent.
+        weights: where each agent's weights are.
         wires: by wire name.
         data: the rows that are scored; None without a task.
         substitutions: everything that stands in for something else.
+        devices: the device of each replica, for agents with replicas.
     """
 
     scenario: Scenario
     source: Path | None
     agents: Mapping[str, AgentSpec]
     choices: Mapping[str, ModelChoice]
-    sites: Mapping[str, Site]
+    weights: Mapping[str, WeightsLocation]
     wires: Mapping[str, ResolvedWire]
     data: DataChoice | None
     substitutions: tuple[Substitution, ...]
@@ -80,17 +79,17 @@ class Resolved:
 
     @property
     def most_replicas(self) -> int:
-        """Of any agent: so many times as many messages keep them all busy."""
+        """The largest number of replicas; it scales the messages in flight."""
         return max(map(len, self.devices.values()), default=1)
 
     @property
     def wire(self) -> ResolvedWire:
-        """The first wire: the one that a task runs over."""
+        """The first wire, which a task runs over."""
         return next(iter(self.wires.values()))
 
     @property
     def parts(self) -> tuple[ResolvedWire, ...]:
-        """That wire from each of its senders, in the order in which the receiver reads them."""
+        """That wire from each of its senders, in the receiver's reading order."""
         spec = self.wire.spec
         senders = spec.joint or (spec.sender,)
         return tuple(self.wires[f"{sender}->{spec.receiver}"] for sender in senders)
@@ -123,10 +122,10 @@ class Resolved:
 
 
 def training_key(resolved: Resolved) -> str:
-    """What scenarios have in common whose bridges can be trained side by side, as JSON.
+    """JSON that is equal for scenarios whose bridges can be trained side by side.
 
-    They read the same texts with the same models, and evaluate at the same steps; layer, M, seed
-    and every other setting of the training may differ.
+    They read the same texts with the same models and evaluate at the same steps. Layer, M, seed
+    and all other training settings may differ.
     """
     wire = resolved.wire.spec
     ends = (*(part.spec.sender for part in resolved.parts), wire.receiver)
@@ -156,18 +155,17 @@ def resolve(
     """Decides what runs here.
 
     Args:
-        scenario: the experiment.
-        source: its file; bridges are looked for beside it first.
-        inventory: what this machine has; default: this machine.
+        source: the scenario's file; bridges beside it are found first.
+        inventory: default: this machine.
         strict: refuse every substitution.
-        device: put every agent on this device, whatever the scenario says.
-        require_bridges: a wire without its bridge is an error; or names of the wires for which it
-            is. Default: if there is a task, so that a run never measures text relay under the name
-            of a bridge.
+        device: device of all agents, instead of the scenario's.
+        require_bridges: whether a wire without its bridge is an error, or the names of the wires
+            for which it is. By default it is one if there is a task: a run must not measure text
+            relay under the name of a bridge.
 
     Raises:
-        ScenarioError: ``strict`` and something would have to stand in.
-        ModelError, DeviceError, DataError: it cannot run here, and nothing may stand in.
+        ScenarioError: ``strict`` is set and something would be substituted.
+        ModelError, DeviceError, DataError: something cannot run here and has no stand-in.
         BridgeError: the bridge is missing, or its card is for other models, layer or M.
     """
     inventory = inventory or Inventory.here()
@@ -178,21 +176,21 @@ def resolve(
     choices, model_records = choose_models(scenario, data, source, inventory, device)
     records = (*model_records, *data_records)
     if strict and records:
-        raise strictly(records[0], len(records) - 1, inventory)
+        raise strict_error(records[0], len(records) - 1, inventory)
     devices = _place(scenario, choices, inventory)
     wires = _join(scenario, choices, data, source, inventory, required=need_bridges)
-    sites = {name: inventory.site(choice) for name, choice in choices.items()}
+    weights = {name: inventory.locate(choice) for name, choice in choices.items()}
     return Resolved(
         scenario=scenario,
         source=source,
         agents=_share_cpus(
-            _specs(scenario, choices, sites, devices, wires, inventory.cpus()),
+            _specs(scenario, choices, weights, devices, wires, inventory.cpus()),
             choices,
             devices,
             inventory.cpus(),
         ),
         choices=choices,
-        sites=sites,
+        weights=weights,
         wires=wires,
         data=data,
         substitutions=records,
@@ -208,7 +206,7 @@ Devices: TypeAlias = Mapping[str, tuple[str, ...]]
 
 
 def _place(scenario: Scenario, choices: Mapping[str, ModelChoice], inventory: Inventory) -> Devices:
-    """The device of each process: ``auto`` spreads them over the GPUs, else takes the CPU."""
+    """The device of each process; ``auto`` spreads processes over the GPUs, or takes the CPU."""
     wanted = {
         name: choice.devices or [choice.device] * scenario.agents[name].processes
         for name, choice in choices.items()
@@ -237,7 +235,7 @@ def _is_gpu(device: str) -> bool:
 def _specs(
     scenario: Scenario,
     choices: Mapping[str, ModelChoice],
-    sites: Mapping[str, Site],
+    weights: Mapping[str, WeightsLocation],
     devices: Devices,
     wires: Mapping[str, ResolvedWire],
     cpus: int,
@@ -254,7 +252,7 @@ def _specs(
             for wire, r in wires.items()
             if r.spec.sender == name
         )
-        folder = sites[name].folder
+        folder = weights[name].folder
         specs[name] = AgentSpec(
             name=name,
             backend=choice.backend,
@@ -324,7 +322,7 @@ def _join(
     *,
     required: Collection[str],
 ) -> dict[str, ResolvedWire]:
-    """The bridge of each wire. Only a required one must be there and fit."""
+    """The bridge of each wire. Only required bridges must be here and fit."""
     folders = search_folders(source, inventory.bridge_folders(source))
     wires: dict[str, ResolvedWire] = {}
     for wire in scenario.wires:
@@ -333,11 +331,11 @@ def _join(
             continue
         name = bridge_name(wire, choices, data)
         folder = find_bridge(name, folders)
-        # Without a task nobody measures the bridge: an unnamed one may be missing where the
-        # wire can relay text instead. What is asked for by name must be there.
-        asked_for = scenario.task is None and (not wire.auto_bridge or wire.fallback == "error")
+        # Without a task nothing measures the bridge, and the wire can relay text instead. A bridge
+        # that the scenario names must be here all the same.
+        named = scenario.task is None and (not wire.auto_bridge or wire.fallback == "error")
         if folder is None:
-            if wire.name in required or asked_for:
+            if wire.name in required or named:
                 raise missing_bridge(wire, name, source)
             wires[wire.name] = ResolvedWire(wire, name, None, None)
             continue
@@ -348,7 +346,7 @@ def _join(
             check_data(card, wire, data)
             check_weights(folder, card)
         except BridgeError:
-            if wire.name in required or asked_for:
+            if wire.name in required or named:
                 raise
             wires[wire.name] = ResolvedWire(wire, name, None, None)
             continue
@@ -365,7 +363,7 @@ def _join(
 
 
 def _sets(wires: Iterable[ResolvedWire]) -> list[list[ResolvedWire]]:
-    """Wires that are read together, in the order in which they are."""
+    """The joint wires of each receiver, in reading order."""
     groups: dict[str, list[ResolvedWire]] = {}
     for wire in sorted((w for w in wires if w.spec.joint), key=lambda w: w.spec.place):
         groups.setdefault(wire.spec.set_name, []).append(wire)
@@ -375,7 +373,7 @@ def _sets(wires: Iterable[ResolvedWire]) -> list[list[ResolvedWire]]:
 def joint_bridges(
     wires: Iterable[ResolvedWire], choices: Mapping[str, ModelChoice]
 ) -> tuple[JointBridges, ...]:
-    """The sets of bridges that a receiver reads together, as far as all of a set are here."""
+    """The sets of bridges that a receiver reads together; incomplete sets are left out."""
     found: list[JointBridges] = []
     for group in _sets(wires):
         cards = [wire.card for wire in group]

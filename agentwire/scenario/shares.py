@@ -1,4 +1,4 @@
-"""What each sender reads of a text, where several share a wire."""
+"""The part of a text that each sender of a joint wire reads."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from agentwire.spec.scenario import WireSpec
 
 
 def shares(text: str, parts: int) -> list[str]:
-    """The words of a text in so many runs, one after the other, of the same length or one word more
-    for the first. Of fewer words than parts the last one is read again.
+    """Splits a text into consecutive parts of equally many words; the first ones may have one more.
+
+    If there are fewer words than parts, the last word is repeated.
     """
     words = text.split()
     words += words[-1:] * (parts - len(words))
@@ -18,6 +19,6 @@ def shares(text: str, parts: int) -> list[str]:
 
 
 def texts_for(text: str, wire: WireSpec) -> list[str]:
-    """What each sender of a wire reads of a text, in the order of ``wire.joint``."""
+    """The text for each sender of a wire, in the order of ``wire.joint``."""
     count = max(1, len(wire.joint))
     return shares(text, count) if wire.reads == "share" else [text] * count

@@ -25,11 +25,11 @@ MOST_ROUTES = 1024
 """Wires that may have credit at once (``wire.credit.CreditGate``)."""
 
 
-class Strict(BaseModel):
+class SchemaModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ModelChoice(Strict):
+class ModelChoice(SchemaModel):
     """One model on one device.
 
     Attributes:
@@ -100,7 +100,7 @@ class Agent(ModelChoice):
         return self
 
 
-class WireSpec(Strict):
+class WireSpec(SchemaModel):
     """A directed edge between two agents.
 
     Attributes:
@@ -172,7 +172,7 @@ def fanned(wire: Any) -> list[Any]:
     return [wire]
 
 
-class DataChoice(Strict):
+class DataChoice(SchemaModel):
     """A task, and the rows of it that are scored.
 
     Attributes:
@@ -204,7 +204,7 @@ class TaskChoice(DataChoice):
     stand_in: DataChoice | None = None
 
 
-class TrainSpec(Strict):
+class TrainSpec(SchemaModel):
     """How ``agentwire train`` trains the scenario's bridge.
 
     Attributes:
@@ -255,7 +255,7 @@ BenchMethod = Literal["bridge", "receiver_direct", "receiver_replicas", "text_re
 """What ``agentwire bench`` compares (``benchmark.methods`` explains each)."""
 
 
-class BenchPlan(Strict):
+class BenchPlan(SchemaModel):
     """What ``agentwire bench`` measures, and how often.
 
     Attributes:
@@ -302,7 +302,7 @@ class BenchSpec(BenchPlan):
     on_cpu: BenchPlan | None = None
 
 
-class LayerChoice(Strict):
+class LayerChoice(SchemaModel):
     """A sender's layer in the model that is named, and in the one that may stand in for it."""
 
     named: Annotated[int, Field(ge=1)]
@@ -311,7 +311,7 @@ class LayerChoice(Strict):
 
 if TYPE_CHECKING:
 
-    class TrainAxes(Strict):
+    class TrainAxes(SchemaModel):
         """Settings of ``TrainSpec`` as axes: each has a list of values."""
 else:
     _AXES = {
@@ -325,10 +325,10 @@ else:
         for name, field in TrainSpec.model_fields.items()
         if name != "seed"  # ``matrix.seeds``
     }
-    TrainAxes = create_model("TrainAxes", __base__=Strict, **_AXES)
+    TrainAxes = create_model("TrainAxes", __base__=SchemaModel, **_AXES)
 
 
-class MatrixSpec(Strict):
+class MatrixSpec(SchemaModel):
     """Axes of an experiment: every combination of their values is a cell, with its own bridge.
 
     Attributes:
@@ -382,7 +382,7 @@ class MatrixSpec(Strict):
         }
 
 
-class Scenario(Strict):
+class Scenario(SchemaModel):
     """One experiment: agents, wires, and (optionally) a task to run through them.
 
     Attributes:

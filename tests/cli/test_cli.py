@@ -385,11 +385,11 @@ def test_a_missing_bridge_names_the_command(shell: Shell) -> None:
         ({"layer": 7}, "reads layer 7"),
         (
             {"sender": CardModel(model="other/model", fingerprint="f" * 64, width=576, layers=30)},
-            "made for the sender other/model",
+            "trained for the sender other/model",
         ),
         (
             {"receiver": CardModel(model=GEMMA3.name, fingerprint="f" * 64, width=640, layers=18)},
-            "made for the receiver gemma-3-270m",
+            "trained for the receiver gemma-3-270m",
         ),
     ],
     ids=["other M", "other layer", "other sender", "other weights of the receiver"],

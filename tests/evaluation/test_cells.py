@@ -11,14 +11,14 @@ from agentwire.config import Config
 from agentwire.errors import BridgeError, MissingBridge, ScenarioError
 from agentwire.evaluation.matrix.cells import (
     CellPlan,
-    Machine,
+    CellResolver,
     check_bridges,
     plan_cells,
     trained_together,
     without_bridges,
 )
 from agentwire.evaluation.plan import pick_methods
-from agentwire.scenario.inventory import Inventory, Site
+from agentwire.scenario.inventory import Inventory, WeightsLocation
 from agentwire.scenario.load import load_scenario
 from agentwire.spec.scenario import ModelChoice
 
@@ -32,8 +32,8 @@ class Here(Inventory):
     def gpus(self) -> int:
         return 0
 
-    def site(self, choice: ModelChoice) -> Site:
-        return Site(Path("/weights"), needed=choice.backend != "fake")
+    def locate(self, choice: ModelChoice) -> WeightsLocation:
+        return WeightsLocation(Path("/weights"), needed=choice.backend != "fake")
 
     def bridge_folders(self, source: Path | None = None) -> list[Path]:
         return []
@@ -41,7 +41,7 @@ class Here(Inventory):
 
 def plans(folder: Path, text: str, methods: list[str]) -> tuple[CellPlan, ...]:
     write_rows(folder, 4)
-    machine = Machine(Here(Config(home=folder / "home", offline=True)))
+    machine = CellResolver(Here(Config(home=folder / "home", offline=True)))
     return plan_cells(load_scenario(write(folder, text)), pick_methods(methods), machine)
 
 
@@ -101,7 +101,7 @@ def test_a_bridge_that_does_not_fit_is_never_passed_over(tmp_path: Path) -> None
     (broken / "card.yaml").write_text("name: x\n")
     write_rows(tmp_path, 4)
     file = write(tmp_path, REAL + TASK + "matrix: {seeds: [0, 1]}\n")
-    machine = Machine(Here(Config(home=tmp_path / "home", offline=True)), source=file)
+    machine = CellResolver(Here(Config(home=tmp_path / "home", offline=True)), source=file)
     found = plan_cells(load_scenario(file), pick_methods(["bridge"]), machine)
     with pytest.raises(BridgeError, match=r"cell seed0: .* is not a bridge card"):
         check_bridges(found, train=True, skip=True, source=file)

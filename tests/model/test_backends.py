@@ -47,8 +47,8 @@ def test_an_unknown_backend_is_refused_by_the_schema() -> None:
 def test_a_backend_of_another_package_is_used_by_name(echo: BackendKind, tmp_path: Path) -> None:
     choice = Agent(model="m", backend="echo", device="cpu")
     inventory = Inventory(Config(home=tmp_path))
-    assert inventory.site(choice).detail == "an echo"
-    problem = inventory.problem(choice)
+    assert inventory.locate(choice).detail == "an echo"
+    problem = inventory.unavailable(choice)
     assert problem is not None and problem.reason == "Echo is not installed"
     assert isinstance(problem.error("agents.a"), ModelError) and problem.hint == HINT
     backend = load_backend(AgentSpec(name="a", backend="echo", model="m"), lambda *_: None)

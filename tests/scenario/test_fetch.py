@@ -9,7 +9,7 @@ import pytest
 
 from agentwire.config import Config
 from agentwire.scenario.fetch import fetch
-from agentwire.scenario.inventory import Inventory, Site
+from agentwire.scenario.inventory import Inventory, WeightsLocation
 from agentwire.scenario.resolve import Resolved, resolve
 from agentwire.spec.scenario import ModelChoice, Scenario
 
@@ -21,8 +21,8 @@ class Machine(Inventory):
         super().__init__(Config(home=folder))
         self.fetched: list[str] = []
 
-    def site(self, choice: ModelChoice) -> Site:
-        return Site(None, kind="registry", fetchable=True)
+    def locate(self, choice: ModelChoice) -> WeightsLocation:
+        return WeightsLocation(None, kind="registry", fetchable=True)
 
     def fingerprint(self, choice: ModelChoice) -> str | None:
         return None

@@ -39,7 +39,7 @@ def test_a_wire_between_random_models_has_a_random_bridge(machine: Inventory) ->
     assert resolved.agents["a"].bridges[0].folder == folder
     assert resolved.agents["b"].soft_tokens == (4,)
     assert not resolved.substitutions
-    assert {site.detail for site in resolved.sites.values()} == {"random weights"}
+    assert {site.detail for site in resolved.weights.values()} == {"random weights"}
 
 
 def test_settings_of_the_engine_reach_the_agent(machine: Inventory) -> None:
@@ -65,7 +65,7 @@ def test_one_random_end_alone_is_refused(machine: Inventory) -> None:
         "a": {"model": LLAMA, "weights": "random", "device": "cpu", "layer": 2},
         "b": {"model": "gemma-3-270m", "device": "cpu"},
     }
-    with pytest.raises(BridgeError, match="one end has random weights"):
+    with pytest.raises(BridgeError, match="one agent has random weights"):
         resolve(scenario(agents=agents), inventory=machine)
 
 
@@ -74,7 +74,7 @@ def test_a_random_sender_without_a_layer_is_refused(machine: Inventory) -> None:
         name: {"model": model, "weights": "random", "device": "cpu"}
         for name, model in (("a", LLAMA), ("b", MISTRAL))
     }
-    with pytest.raises(BridgeError, match="which layer"):
+    with pytest.raises(BridgeError, match="has no `layer`"):
         resolve(scenario(agents=agents), inventory=machine)
 
 

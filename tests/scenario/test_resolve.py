@@ -12,13 +12,15 @@ from scenario_files import make_card, write_bridge
 from agentwire.config import Config
 from agentwire.errors import BridgeError, DataError, DeviceError, ModelError, ScenarioError
 from agentwire.runtime.deployment import Deployment
-from agentwire.scenario.inventory import Inventory, Site
+from agentwire.scenario.inventory import Inventory, WeightsLocation
 from agentwire.scenario.resolve import Resolved, resolve
 from agentwire.spec.scenario import DataChoice, ModelChoice, Scenario
 
-HERE = Site(Path("/weights"), kind="local", fetchable=False, detail="in /weights")
-REGISTRY = Site(None, kind="registry", fetchable=True, detail="not downloaded yet (93 MB)")
-HUB = Site(None, kind="hub", fetchable=True, detail="not downloaded yet (hub)")
+HERE = WeightsLocation(Path("/weights"), kind="local", fetchable=False, detail="in /weights")
+REGISTRY = WeightsLocation(
+    None, kind="registry", fetchable=True, detail="not downloaded yet (93 MB)"
+)
+HUB = WeightsLocation(None, kind="hub", fetchable=True, detail="not downloaded yet (hub)")
 
 
 class Machine(Inventory):
@@ -30,7 +32,7 @@ class Machine(Inventory):
         *,
         gpus: int = 0,
         cpus: int = 8,
-        models: dict[str, Site] | None = None,
+        models: dict[str, WeightsLocation] | None = None,
         data: tuple[str, ...] = ("sst2", "movie_snippets"),
     ) -> None:
         super().__init__(Config(home=folder / "home", bridges=(folder / "trained",)))
@@ -42,9 +44,9 @@ class Machine(Inventory):
     def cpus(self) -> int:
         return self._cores
 
-    def site(self, choice: ModelChoice) -> Site:
+    def locate(self, choice: ModelChoice) -> WeightsLocation:
         if choice.backend == "fake":
-            return Site(None, needed=False)
+            return WeightsLocation(None, needed=False)
         return self._models.get(choice.model, REGISTRY)
 
     def fingerprint(self, choice: ModelChoice) -> str | None:
@@ -165,7 +167,7 @@ def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
 
 def test_a_model_that_is_not_here_and_nothing_stands_in(tmp_path: Path) -> None:
     agents = {"a": {"model": "gone"}, "b": {"model": "m"}}
-    gone = Site(None, kind="local", detail="the folder gone does not exist")
+    gone = WeightsLocation(None, kind="local", detail="the folder gone does not exist")
     with pytest.raises(ModelError, match=r"agents\.a"):
         resolve(scenario(agents=agents), inventory=Machine(tmp_path, models={"gone": gone}))
 
@@ -174,7 +176,7 @@ def test_a_hub_model_that_nothing_stands_in_for_is_fetched(tmp_path: Path) -> No
     agents = {"a": {"model": "x/Y"}, "b": {"model": "m"}}
     found = without_bridges(Machine(tmp_path, models={"x/Y": HUB}), agents=agents)
     assert found.agents["a"].model == "x/Y"
-    assert found.sites["a"].fetchable
+    assert found.weights["a"].fetchable
 
 
 def test_data_that_nothing_stands_in_for(tmp_path: Path) -> None:
@@ -310,8 +312,8 @@ def test_a_missing_bridge_names_the_command(tmp_path: Path) -> None:
     [
         ({"soft_tokens": 4}, "makes 4 soft tokens"),
         ({"layer": 3}, "reads layer 3"),
-        ({"sender": make_card().sender}, "made for the sender model-a"),
-        ({"receiver": make_card().receiver}, "made for the receiver model-b"),
+        ({"sender": make_card().sender}, "trained for the sender model-a"),
+        ({"receiver": make_card().receiver}, "trained for the receiver model-b"),
     ],
 )
 def test_a_bridge_for_something_else(tmp_path: Path, changes: dict[str, Any], words: str) -> None:

@@ -57,7 +57,7 @@ def test_a_sound_bridge_passes(tmp_path: Path) -> None:
 
 
 def test_fingerprints_decide_where_they_are_known(tmp_path: Path) -> None:
-    with pytest.raises(BridgeError, match="made for the sender"):
+    with pytest.raises(BridgeError, match="trained for the sender"):
         check_card(make_card(), WIRE, CHOICES, {"a": "f" * 64})
 
 
@@ -116,5 +116,5 @@ def test_weights_that_the_card_does_not_name(tmp_path: Path) -> None:
 def test_missing_weights(tmp_path: Path) -> None:
     folder = write_bridge(tmp_path / "b")
     (folder / "weights.safetensors").unlink()
-    with pytest.raises(BridgeError, match=r"holds no weights\.safetensors"):
+    with pytest.raises(BridgeError, match=r"has no weights\.safetensors"):
         check_weights(folder, read_card(folder))

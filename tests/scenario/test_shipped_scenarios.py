@@ -9,7 +9,7 @@ import pytest
 from agentwire.bridge.card import read_card
 from agentwire.config import Config
 from agentwire.errors import ScenarioError
-from agentwire.evaluation.matrix.cells import Machine, check_bridges, plan_cells
+from agentwire.evaluation.matrix.cells import CellResolver, check_bridges, plan_cells
 from agentwire.evaluation.matrix.expand import expand
 from agentwire.evaluation.matrix.summary import cell_bridge
 from agentwire.evaluation.plan import pick_methods, plan_run
@@ -76,7 +76,7 @@ def measured(file: Path, bare: Bare) -> list[str]:
         return []
     if scenario.matrix is None:
         return [resolve(scenario, source=file, inventory=bare).wire.bridge]
-    machine = Machine(bare, source=file)
+    machine = CellResolver(bare, source=file)
     plans = plan_cells(scenario, pick_methods(scenario.methods), machine)
     skip = scenario.matrix.missing == "skip"
     passed_over = check_bridges(plans, train=False, skip=skip, source=file)
@@ -125,7 +125,7 @@ def test_its_recipe_is_that_of_the_bridge_that_ships(file: Path, bare: Bare) -> 
 def differing(file: Path, bare: Bare) -> dict[str, list[str]]:
     """Cells -> settings in which the bridge that ships was trained otherwise than the file says."""
     scenario = load_scenario(file)
-    plans = plan_cells(scenario, pick_methods(scenario.methods), Machine(bare, source=file))
+    plans = plan_cells(scenario, pick_methods(scenario.methods), CellResolver(bare, source=file))
     bridges = {plan.cell.id: cell_bridge(plan) for plan in plans}
     return {cell: bridge.recipe_differs for cell, bridge in bridges.items() if bridge is not None}
 

@@ -215,7 +215,7 @@ def test_a_set_among_others_becomes_what_it_is_alone(build: Build, tmp_path: Pat
 
 def test_what_is_not_one_set_is_refused_with_what_to_train(build: Build, tmp_path: Path) -> None:
     short = {"steps": 2, "max_rows": 32}
-    with pytest.raises(MissingBridge, match="read together only if") as caught:
+    with pytest.raises(MissingBridge, match="needs bridges that were trained together") as caught:
         build(required=True)
     assert "agentwire train" in (caught.value.hint or "")
     first, second = (folder := trained(build(train=short), tmp_path / "out")), *others_of(folder)

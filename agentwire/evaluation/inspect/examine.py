@@ -32,11 +32,11 @@ COMPARED = 256
 Progress = Callable[[str, float], None]
 
 
-class Part(BaseModel):
+class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Near(Part):
+class Near(Record):
     """A token of the receiver's vocabulary."""
 
     token: str
@@ -44,14 +44,14 @@ class Near(Part):
     cosine: float
 
 
-class Weight(Part):
+class Weight(Record):
     """A word of the text, and the share of a soft token's attention that its tokens get."""
 
     word: str
     weight: float
 
 
-class SoftTokenView(Part):
+class SoftTokenView(Record):
     """One soft token of one text."""
 
     index: int
@@ -60,7 +60,7 @@ class SoftTokenView(Part):
     attention: list[Weight] = Field(description="in the order of the text; adds up to 1")
 
 
-class TextView(Part):
+class TextView(Record):
     """One text."""
 
     text: str
@@ -68,7 +68,7 @@ class TextView(Part):
     soft_tokens: list[SoftTokenView]
 
 
-class Spread(Part):
+class Spread(Record):
     """What the soft tokens of many texts have in common."""
 
     rows: int
@@ -81,7 +81,7 @@ class Spread(Part):
     )
 
 
-class Inspection(Part):
+class Inspection(Record):
     """Everything that ``agentwire inspect --json`` prints."""
 
     bridge: str

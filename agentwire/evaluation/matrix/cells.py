@@ -1,4 +1,4 @@
-"""What the cells of a matrix need here: models, rows, bridges, and which methods each one runs."""
+"""Resolves the cells of a matrix: models, rows, bridges, and the methods of each cell."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ SHARED_AXES = ("wire", "task")
 
 @dataclass(frozen=True, slots=True)
 class CellPlan:
-    """A cell on this machine.
+    """A cell as it runs on this machine.
 
     Attributes:
         cell: the combination.
         resolved: what runs.
-        methods: what this cell measures. A method that does not depend on every axis is measured
-            once for each combination of those that it depends on (``relevant_axes``).
-        problem: why its bridge cannot be used; None: it can, or none is needed.
+        methods: methods of this cell. A method is measured once for each combination of the axes
+            that it depends on (``relevant_axes``).
+        problem: why its bridge cannot be used; None if it can, or if none is needed.
     """
 
     cell: Cell
@@ -41,19 +41,19 @@ class CellPlan:
 
     @property
     def can_be_trained(self) -> bool:
-        """Whether only training is missing: the bridge's folder is nowhere."""
+        """Whether the bridge is only missing, so that training helps."""
         return isinstance(self.problem, MissingBridge)
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
-    """How cells are resolved: as the options of ``agentwire run`` say.
+class CellResolver:
+    """Resolves cells with the options of ``agentwire run``.
 
     Attributes:
-        inventory: what is here.
+        inventory: what this machine has.
         source: the scenario file.
         strict: refuse every substitution.
-        device: put every agent on this one.
+        device: device of all agents.
     """
 
     inventory: Inventory
@@ -62,7 +62,7 @@ class Machine:
     device: str | None = None
 
     def resolve(self, scenario: Scenario, bridges: Sequence[str] = ()) -> Resolved:
-        """As ``resolve.resolve``; only the wires in ``bridges`` must have theirs."""
+        """Like ``resolve.resolve``; only the wires in ``bridges`` must have their bridge."""
         return resolve(
             scenario,
             source=self.source,
@@ -74,16 +74,17 @@ class Machine:
 
 
 def plan_cells(
-    scenario: Scenario, methods: Sequence[MethodSpec], machine: Machine
+    scenario: Scenario, methods: Sequence[MethodSpec], resolver: CellResolver
 ) -> tuple[CellPlan, ...]:
-    """Every cell that has something to measure, resolved; nothing is loaded or downloaded.
+    """Every cell that measures something, resolved. Loads and downloads nothing.
+
+    A bridge that cannot be used is recorded in ``CellPlan.problem``.
 
     Raises:
         ScenarioError, ModelError, DeviceError, DataError: see ``expand``, ``resolve`` and
-            ``check_methods``. A bridge that cannot be used is no error here: see
-            ``CellPlan.problem``.
+            ``check_methods``.
     """
-    base = machine.resolve(scenario)
+    base = resolver.resolve(scenario)
     plans: list[CellPlan] = []
     seen: set[tuple[object, ...]] = set()
     for cell in expand(scenario, base.choices):
@@ -95,15 +96,15 @@ def plan_cells(
                 seen.add(known)
                 own.append(method)
         if own:
-            plans.append(plan_cell(cell, tuple(own), machine))
+            plans.append(plan_cell(cell, tuple(own), resolver))
     return tuple(plans)
 
 
 def relevant_axes(method: MethodSpec, axes: Mapping[str, AxisValue]) -> dict[str, AxisValue]:
     """The axes of a matrix that a method's figures depend on.
 
-    A baseline that is trained reads the same layer and takes its settings from the same recipe as
-    the bridge, but knows no soft tokens.
+    A trained baseline reads the same layer and uses the same recipe as the bridge, but it has no
+    soft tokens.
     """
     if method.needs_bridge or method.uses_soft_tokens:
         return dict(axes)
@@ -112,19 +113,21 @@ def relevant_axes(method: MethodSpec, axes: Mapping[str, AxisValue]) -> dict[str
     return {name: value for name, value in axes.items() if name in SHARED_AXES}
 
 
-def plan_cell(cell: Cell, methods: tuple[MethodSpec, ...], machine: Machine) -> CellPlan:
+def plan_cell(cell: Cell, methods: tuple[MethodSpec, ...], resolver: CellResolver) -> CellPlan:
     """One cell, resolved."""
     needed = [part.name for part in cell.parts if any(method.needs_bridge for method in methods)]
     try:
-        return CellPlan(cell, machine.resolve(cell.scenario, needed), methods)
+        return CellPlan(cell, resolver.resolve(cell.scenario, needed), methods)
     except BridgeError as problem:
-        return CellPlan(cell, machine.resolve(cell.scenario), methods, problem)
+        return CellPlan(cell, resolver.resolve(cell.scenario), methods, problem)
 
 
 def trained_together(plan: CellPlan, later: Sequence[CellPlan]) -> tuple[CellPlan, ...]:
-    """The cell, and those of ``later`` whose missing bridges can be trained in one go with its own:
-    one cell for each bridge (tasks of one series share theirs). Where several tasks name one
-    bridge, these cells: it is trained on all of them."""
+    """The cell and those of ``later`` whose missing bridges can be trained together with its own.
+
+    There is one cell per bridge (tasks of a series share a bridge). Where several tasks name one
+    bridge, it is trained on all of them and these cells are returned.
+    """
     if sharing := _sharing(plan, later):
         return (plan, *sharing)
     key = training_key(plan.resolved)
@@ -136,8 +139,10 @@ def trained_together(plan: CellPlan, later: Sequence[CellPlan]) -> tuple[CellPla
 
 
 def _sharing(plan: CellPlan, later: Sequence[CellPlan]) -> tuple[CellPlan, ...]:
-    """Cells of other tasks, not of the same series, that name the same missing bridge; none for a
-    set of bridges that are read together, which learns one task."""
+    """Cells of other tasks that name the same missing bridge.
+
+    There are none in the same series, and none for a joint set of bridges, which learns one task.
+    """
     own = plan.resolved
     if own.data is None or own.wire.spec.joint:
         return ()
@@ -160,7 +165,7 @@ def _same_series(first: DataChoice, second: DataChoice) -> bool:
 
 
 def without_bridges(plan: CellPlan) -> CellPlan | None:
-    """What is left of a cell whose bridge cannot be used; None: nothing."""
+    """The cell without the methods that need its bridge; None if no other is left."""
     rest = tuple(method for method in plan.methods if not method.needs_bridge)
     return replace(plan, methods=rest, problem=None) if rest else None
 
@@ -168,14 +173,14 @@ def without_bridges(plan: CellPlan) -> CellPlan | None:
 def check_bridges(
     plans: Sequence[CellPlan], *, train: bool, skip: bool, source: Path | None
 ) -> tuple[CellPlan, ...]:
-    """The cells that will not measure their bridge, for want of one.
+    """The cells that are skipped because their bridge is missing.
 
     Args:
         train: missing bridges will be trained.
-        skip: missing bridges may be passed over (``matrix.missing``), as long as one is here.
+        skip: cells without a bridge may be skipped (``matrix.missing``) if any has one.
 
     Raises:
-        BridgeError: a bridge is here and does not fit, or one is missing and has to be here.
+        BridgeError: a bridge does not fit, or a required one is missing.
     """
     for plan in plans:
         if plan.problem is not None and not plan.can_be_trained:
@@ -190,6 +195,5 @@ def check_bridges(
     raise MissingBridge(
         f"{len(missing)} of {len(plans)} cells have no bridge here "
         f"(the first: {missing[0].resolved.wire.bridge}).",
-        hint=f"Train them with `agentwire train {source or '<scenario>'}`, or add --train to train "
-        "them first.",
+        hint=f"Run `agentwire train {source or '<scenario>'}`, or add --train to train them first.",
     )

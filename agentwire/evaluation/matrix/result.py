@@ -16,10 +16,10 @@ from agentwire.evaluation.result import (
     DatasetRecord,
     Hardware,
     MethodRecord,
-    Part,
+    Record,
+    RecordFile,
     Settings,
     SubstitutionRecord,
-    WholeRecord,
 )
 
 SCHEMA_VERSION = 1
@@ -29,7 +29,7 @@ AxisValue = str | int | float | bool
 Axes = dict[str, AxisValue]
 
 
-class CellBridge(Part):
+class CellBridge(Record):
     """The bridge that a cell measured."""
 
     name: str
@@ -42,7 +42,7 @@ class CellBridge(Part):
     )
 
 
-class CellRecord(Part):
+class CellRecord(Record):
     """One combination."""
 
     id: str
@@ -57,7 +57,7 @@ class CellRecord(Part):
     methods: dict[str, MethodRecord]
 
 
-class SummaryRow(Part):
+class SummaryRow(Record):
     """One method at one combination, over its seeds."""
 
     axes: Axes = Field(description="the seed left out; for a method without a bridge, what it uses")
@@ -75,7 +75,7 @@ class SummaryRow(Part):
     cells: list[str]
 
 
-class MatrixResult(WholeRecord):
+class MatrixResult(RecordFile):
     """The whole of matrix.json."""
 
     schema_version: int = SCHEMA_VERSION

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from agentwire.errors import ScenarioError
 from agentwire.evaluation.matrix.cells import (
     CellPlan,
-    Machine,
+    CellResolver,
     plan_cell,
     trained_together,
     without_bridges,
@@ -30,7 +30,7 @@ from agentwire.evaluation.matrix.result import FILE, CellRecord, MatrixResult
 from agentwire.evaluation.matrix.summary import all_axes, record_of_cell, substitutions, summary
 from agentwire.evaluation.plan import CONFIG_FILE, RunPlan, plan_run
 from agentwire.evaluation.result import RunResult
-from agentwire.evaluation.runner import Display, run_plan
+from agentwire.evaluation.runner import RunDisplay, run_plan
 from agentwire.evaluation.summary import hardware, versions
 from agentwire.scenario.fetch import FetchProgress, fetch
 
@@ -42,7 +42,7 @@ Train = Callable[[Sequence[CellPlan]], None]
 """Makes the bridges of cells that can be trained together (``cells.trained_together``)."""
 
 
-class MatrixDisplay(Display, Protocol):
+class MatrixDisplay(RunDisplay, Protocol):
     """Who is told what happens: as for a run, and which cell is at work."""
 
     def cell_started(self, plan: CellPlan, number: int, total: int) -> None:
@@ -59,7 +59,7 @@ class MatrixRun:
     Attributes:
         name: of the scenario.
         plans: its cells.
-        machine: how a cell is resolved again once its bridge is trained.
+        resolver: how a cell is resolved again once its bridge is trained.
         folder: where everything is written.
         limit: rows of each cell; None: as ``plan_run``.
         command: what the user typed.
@@ -68,7 +68,7 @@ class MatrixRun:
 
     name: str
     plans: tuple[CellPlan, ...]
-    machine: Machine
+    resolver: CellResolver
     folder: Path
     limit: int | None
     command: str
@@ -167,16 +167,16 @@ class _Session:
         plan = self._plans[index]
         if not plan.can_be_trained or self._run.train is None:
             return plan
-        again = plan_cell(plan.cell, plan.methods, self._run.machine)
+        again = plan_cell(plan.cell, plan.methods, self._run.resolver)
         if not again.can_be_trained:
             return again
         later = [
-            plan_cell(other.cell, other.methods, self._run.machine)
+            plan_cell(other.cell, other.methods, self._run.resolver)
             for other in self._plans[index + 1 :]
             if other.can_be_trained
         ]
         self._run.train(trained_together(again, later))
-        return plan_cell(plan.cell, plan.methods, self._run.machine)
+        return plan_cell(plan.cell, plan.methods, self._run.resolver)
 
     def _cell(self, plan: CellPlan) -> None:
         runnable = plan if plan.problem is None else without_bridges(plan)
@@ -200,12 +200,12 @@ class _Session:
 
     def _plan(self, plan: CellPlan, folder: Path) -> RunPlan:
         run = self._run
-        resolved = fetch(plan.resolved, inventory=run.machine.inventory, progress=self._fetching)
+        resolved = fetch(plan.resolved, inventory=run.resolver.inventory, progress=self._fetching)
         begun = (folder / CONFIG_FILE).is_file()
         folder.mkdir(parents=True, exist_ok=True)
         return plan_run(
             resolved,
-            config=run.machine.inventory.config,
+            config=run.resolver.inventory.config,
             methods=[method.name for method in plan.methods],
             limit=run.limit,
             folder=folder,
