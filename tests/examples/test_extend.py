@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -121,24 +122,52 @@ def test_backend(workspace: Workspace) -> None:
     assert methods["bridge"]["payload_bytes"] == 8 * 2
 
 
-def test_architecture(workspace: Workspace, tiny_llama: Path, tiny_gemma: Path) -> None:
-    scenario = values(blocks("architecture.md", "yaml")[0])
-    assert scenario["train"]["architecture"] == "mean"
+@dataclass(frozen=True)
+class TinyRun:
+    """A run of two tiny models with the own architecture and the own methods, in one command."""
+
+    workspace: Workspace
+    methods: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def tiny_run(
+    tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, tiny_gemma: Path
+) -> TinyRun:
+    workspace = Workspace(tmp_path_factory.mktemp("tiny-extend"))
     tiny.write_rows(workspace.folder / "rows" / "train.jsonl", 64, seed=1)
     tiny.write_rows(workspace.folder / "rows" / "test.jsonl", 8, seed=2)
-    scenario |= {
+    bridges = values(blocks("architecture.md", "yaml")[0])
+    methods = values(blocks("method.md", "yaml")[0])
+    scenario = {
+        **bridges,
         "agents": {
             "llama": {"model": str(tiny_llama), "layer": 1, "device": "cpu", "threads": 1},
             "mistral": {"model": str(tiny_gemma), "device": "cpu", "threads": 1},
         },
         "task": {"dataset": "movie_snippets", "path": "rows"},
+        "methods": ["bridge", *methods["methods"]],
     }
     scenario["train"] |= {"steps": 4, "batch_size": 8, "held_out": 16, "evaluate_every": 2}
     workspace.write("scenario.yaml", scenario)
+    workspace.write("bridge.yaml", {**scenario, "methods": ["bridge"]})
     workspace.install("my_bridge", "architecture.md")
-    bridge = workspace.run("run", "scenario.yaml", "--train")["methods"]["bridge"]
-    assert bridge["channels"] == {"soft": 8, "text": 0}
-    (card,) = workspace.folder.glob("bridges/*/card.yaml")
+    workspace.install("my_method", "method.md")
+    return TinyRun(workspace, workspace.run("run", "scenario.yaml", "--train")["methods"])
+
+
+def test_architecture(tiny_run: TinyRun) -> None:
+    assert tiny_run.methods["bridge"]["channels"] == {"soft": 8, "text": 0}
+    (card,) = tiny_run.workspace.folder.glob("bridges/*/card.yaml")
     assert values(card.read_text())["architecture"] == "mean"
-    refused = workspace.run("run", "scenario.yaml", packages=False)
+    refused = tiny_run.workspace.run("run", "bridge.yaml", packages=False)
     assert "architecture: Input should be 'resampler'" in refused
+
+
+def test_methods(tiny_run: TinyRun) -> None:
+    direct, first_words, bag_of_words = list(tiny_run.methods.values())[1:]
+    assert list(tiny_run.methods)[1:] == ["receiver_direct", "first_words", "bag_of_words"]
+    assert all(entry["n"] == 8 and not entry["errors"] for entry in tiny_run.methods.values())
+    assert first_words["payload_bytes"] < direct["payload_bytes"]
+    assert bag_of_words["payload_bytes"] == 0
+    assert bag_of_words["accuracy"] == 1.0  # single words tell the class of a row
