@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from agentwire.agent.agreements import Agreements
 from agentwire.agent.worker import Worker
-from agentwire.model.backend import Backend, Encoded, Rehearsed, Scored
+from agentwire.model.backend import Backend, Encoded, Scored, SupportsWarmup
 from agentwire.spec.agent import AgentSpec
 from agentwire.wire.codec import decode, encode
 from agentwire.wire.messages import (
@@ -187,7 +187,7 @@ class _StubBackend:
 
     def __init__(self, backend: Backend, bridges: Mapping[str, BridgeIdentity | None]) -> None:
         self.identity = backend.identity
-        self._backend = backend if isinstance(backend, Rehearsed) else None
+        self._backend = backend if isinstance(backend, SupportsWarmup) else None
         self._encoded = {b.fingerprint: _encoded(b) for b in bridges.values() if b is not None}
 
     def prepare(self, task: TaskSpec) -> None:
@@ -211,7 +211,7 @@ class _StubBackend:
         if self._backend is None:
             return
         try:
-            self._backend.rehearse(texts)
+            self._backend.warm_up(texts)
         except Exception as error:  # a real batch may still work
             log.warning("warm-up leaves the device out from now on", exc_info=error)
             self._backend = None

@@ -1,7 +1,7 @@
-"""What an agent asks of a model. Engines: ``transformers``, ``static`` (GPUs) and ``fake``.
+"""The interface between an agent and its model.
 
-A backend is used by one thread. Arrays at this border are numpy, so that neither the agent loop
-nor the tests need torch.
+A backend is used by one thread. Arrays that cross this interface are numpy arrays, so that neither
+the agent loop nor its tests need torch.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from agentwire.wire.messages import BridgeIdentity, ModelIdentity, TaskSpec
 T = TypeVar("T", covariant=True)
 
 ReportProgress = Callable[[str, float], None]
-"""Called while something slow goes on: (stage, fraction in 0..1)."""
+"""Called during slow operations with a stage and a fraction in 0..1."""
 Watch = Callable[[int, str], bool]
-"""Called while text is generated, after each step and for each row that still grows: (row, text
-that was added, possibly none). False: nobody waits for this row any more, so it may end."""
+"""Called after each generation step for each unfinished row: (row, new text, possibly empty).
+Returns False to end the row because nobody waits for it any more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What a sender made of a batch of texts.
+    """Soft tokens of a batch of texts.
 
     Attributes:
         payload: float16 [n, M, d], C-contiguous.
-        stages: milliseconds: ``tokenize``, ``encode`` (the sender's layers), ``bridge``.
-        rms: float32 [n, M]: of each soft token, where the device computed it as well. It is finite
-            where all values are.
+        stages: milliseconds of ``tokenize``, ``encode`` (the sender's layers) and ``bridge``.
+        rms: float32 [n, M], of each soft token, if the device computed it. It is finite exactly
+            where all values of the soft token are.
     """
 
     payload: npt.NDArray[np.float16]
@@ -43,12 +43,12 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What a receiver answered for a batch.
+    """Label scores of a batch.
 
     Attributes:
-        scores: float32 [n, L]: log-probabilities restricted to the task's L labels.
-        stages: milliseconds: ``decode`` (the receiver's forward), ``tokenize`` where it read text.
-        tokens: for each row, tokens read (soft tokens among them) and written; empty: not counted.
+        scores: float32 [n, L], log-probabilities restricted to the task's L labels.
+        stages: milliseconds of ``decode``, and of ``tokenize`` if texts were read.
+        tokens: (tokens read, tokens written) of each row; empty if not counted.
     """
 
     scores: npt.NDArray[np.float32]
@@ -61,8 +61,8 @@ class Generated:
     """Generated texts of a batch.
 
     Attributes:
-        stages: milliseconds: ``tokenize``, ``generate``.
-        tokens: as in ``Scored``; the token that ends an answer is not counted.
+        stages: milliseconds of ``tokenize`` and ``generate``.
+        tokens: as in ``Scored``; end tokens are not counted.
     """
 
     texts: list[str]
@@ -99,11 +99,11 @@ class Backend(Protocol):
         ...
 
     def score_soft(self, payload: npt.NDArray[np.float16], task: TaskSpec) -> Scored:
-        """Label scores for n payloads, float16 [n, M, d]. The input was checked before."""
+        """Label scores for n checked payloads, float16 [n, M, d]."""
         ...
 
     def score_text(self, texts: Sequence[str], task: TaskSpec) -> Scored:
-        """Label scores where the model reads the n texts itself."""
+        """Label scores for n texts that this model reads itself."""
         ...
 
     def relay(self, texts: Sequence[str], task: TaskSpec) -> Generated:
@@ -116,44 +116,40 @@ class Backend(Protocol):
         """Free-text answers to ``task.text_prompt`` for n texts (``task.form``, ``task.decoding``).
 
         Raises:
-            RemoteProtocolError: a text is too long for this model, or no conversation that its
-                chat template takes.
+            RemoteProtocolError: a text is too long for this model, or a conversation does not fit
+                its chat template.
         """
         ...
 
     def generate_soft(
         self, payload: npt.NDArray[np.float16], task: TaskSpec, watch: Watch | None = None
     ) -> Generated:
-        """Free-text answers from n payloads, float16 [n, M, d]. The input was checked before."""
+        """Free-text answers for n checked payloads, float16 [n, M, d]."""
         ...
 
 
 class Job(Protocol[T]):
-    """A batch that a backend has begun and may not have finished."""
+    """A batch that a backend has started."""
 
     def done(self) -> bool:
-        """Whether ``result`` would not wait."""
+        """Whether ``result`` would return at once."""
         ...
 
     def wait(self) -> None:
-        """Returns when it is done; may be called in any thread, while others begin batches."""
+        """Blocks until the batch is done. May be called from any thread."""
         ...
 
     def result(self) -> T:
-        """The result, once; waits for it.
-
-        Raises:
-            Exception: whatever the model raised.
-        """
+        """Waits for the result and returns it; may be called once. Raises what the model raised."""
         ...
 
 
 @runtime_checkable
 class Pipelined(Protocol):
-    """A backend whose device works on one batch while its thread prepares the next.
+    """A backend whose device computes one batch while its thread prepares the next.
 
-    The three calls begin what ``encode``, ``score_soft`` and ``score_text`` do. They return None
-    where this batch cannot be begun apart: then those are called.
+    The three methods start what ``encode``, ``score_soft`` and ``score_text`` compute. They return
+    None if the batch has to go through those methods instead.
     """
 
     def begin_encode(self, texts: Sequence[str], bridge: str) -> Job[Encoded] | None: ...
@@ -165,26 +161,26 @@ class Pipelined(Protocol):
     def begin_score_text(self, texts: Sequence[str], task: TaskSpec) -> Job[Scored] | None: ...
 
     def summary(self) -> str:
-        """For the log: how many batches ran in which way."""
+        """Batches by the path they took, for the log."""
         ...
 
 
 @runtime_checkable
-class Rehearsed(Protocol):
-    """A backend whose way to the device can be gone without a batch (``agent.rehearsal``)."""
+class SupportsWarmup(Protocol):
+    """A backend that can exercise its path to the device without a batch (``agent.warmup``)."""
 
-    def rehearse(self, texts: Sequence[str]) -> None:
-        """Goes the way of a batch of these texts (none: of payloads), as far as that costs little.
+    def warm_up(self, texts: Sequence[str]) -> None:
+        """Runs the path of a batch of these texts (none: of payloads) at little cost.
 
-        Does nothing while a batch is under way.
+        Does nothing while a batch is being computed.
         """
         ...
 
 
 @runtime_checkable
 class SharesCpu(Protocol):
-    """A backend whose CPU threads may change while it computes."""
+    """A backend whose number of CPU threads may change while it computes."""
 
     def set_thread_source(self, threads: Callable[[], int]) -> None:
-        """Asks ``threads`` between the steps of a computation how many to use from then on."""
+        """Makes the model call ``threads`` before each layer for the number of threads to use."""
         ...

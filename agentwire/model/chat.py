@@ -1,11 +1,11 @@
-"""Conversations: from the JSON that a client sends to the token ids that a model reads."""
+"""Conversations: from a client's JSON to token ids."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from agentwire.errors import NackCode, RemoteProtocolError
 from agentwire.model.prompting import (
@@ -31,7 +31,7 @@ class ChatMessage:
 
 
 def parse_chat(text: str) -> list[ChatMessage]:
-    """The conversation in a row whose task has the form ``chat``.
+    """Parses a row of a task with the form ``chat``.
 
     Raises:
         RemoteProtocolError: not a JSON array of ``{"role": …, "content": …}``.
@@ -43,29 +43,29 @@ def parse_chat(text: str) -> list[ChatMessage]:
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError):
-        raise refuse("no JSON") from None
+        raise refuse("invalid JSON") from None
     if not isinstance(raw, list) or not 1 <= len(raw) <= MAX_MESSAGES:
-        raise refuse(f"a list of 1 to {MAX_MESSAGES} messages is")
+        raise refuse(f"expected a list of 1 to {MAX_MESSAGES} messages")
     messages = []
     for entry in raw:
         if not isinstance(entry, dict) or entry.keys() != {"role", "content"}:
-            raise refuse("a message has role and content, and nothing else")
+            raise refuse("a message must have role and content, and nothing else")
         role, content = entry["role"], entry["content"]
         if role not in ROLES or not isinstance(content, str):
-            raise refuse(f"role is one of {', '.join(sorted(ROLES))}; content is text")
+            raise refuse(f"role must be one of {', '.join(sorted(ROLES))}, and content a string")
         messages.append(ChatMessage(role, content))
     return messages
 
 
 def chat_ids(tokenizer: Tokenizer, messages: Sequence[ChatMessage]) -> list[int]:
-    """Token ids of a conversation, up to where the assistant speaks next.
+    """Token ids of a conversation, up to the assistant's next turn.
 
-    The template is rendered around placeholders and the contents are read on their own, so that
-    what looks like a control token in a message stays plain characters: nobody can end a turn and
-    speak as somebody else. A model without a template reads ``Role: content`` lines.
+    The template is rendered with placeholders, and the contents are tokenized separately. So text
+    that looks like a control token stays plain characters, and no message can end its turn. A model
+    without a template reads ``Role: content`` lines.
 
     Raises:
-        RemoteProtocolError: the model's template does not take this conversation.
+        RemoteProtocolError: the model's template refuses this conversation.
     """
     ids: list[int] = []
     for fixed, content in _pieces(tokenizer, messages):
@@ -78,7 +78,7 @@ def chat_ids(tokenizer: Tokenizer, messages: Sequence[ChatMessage]) -> list[int]
 
 
 def _pieces(tokenizer: Tokenizer, messages: Sequence[ChatMessage]) -> list[tuple[str, str]]:
-    """Pairs of template text and the content that follows it; the last content is empty."""
+    """Template text and the content that follows it; the last content is empty."""
     marks = [f"\ue000{place}\ue001" for place in range(len(messages))]
     if tokenizer.chat_template:
         turns = [
@@ -106,14 +106,14 @@ def _pieces(tokenizer: Tokenizer, messages: Sequence[ChatMessage]) -> list[tuple
         if not found:
             raise RemoteProtocolError(
                 NackCode.UNSUPPORTED,
-                f"this model's chat template has no place for a {message.role} message here",
+                f"this model's chat template does not allow a {message.role} message here",
             )
         pieces.append((before, message.content))
     return [*pieces, (rest, "")]
 
 
 def generation_ids(tokenizer: Tokenizer, text: str, task: TaskSpec) -> list[int]:
-    """What a model reads before it answers one text in its own words (``task.form``).
+    """What a model reads before it generates an answer to one text (``task.form``).
 
     Raises:
         RemoteProtocolError: see ``parse_chat`` and ``chat_ids``.
@@ -126,24 +126,26 @@ def generation_ids(tokenizer: Tokenizer, text: str, task: TaskSpec) -> list[int]
         opening = start_ids(tokenizer) + plain_ids(tokenizer, before.removesuffix(" "))
     else:
         opening, glue, after = around_text(tokenizer, task.text_prompt)
-    # A task's text is cut as it is for scoring; what a caller completes is his own affair.
+    # A task's text is cut as for scoring; text that a caller wants completed is not.
     longest = MAX_TEXT_TOKENS if task.form == "text" else None
     (row,) = text_ids(tokenizer, [text], glue, max_tokens=longest)
     return [*opening, *row, *plain_ids(tokenizer, after)]
 
 
-def check_room(model: Any, rows: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+def check_length(limit: int | None, rows: Sequence[Sequence[int]], max_new_tokens: int) -> None:
     """
+    Args:
+        limit: tokens of a prompt and its answer; None: unknown.
+
     Raises:
-        RemoteProtocolError: a row and its answer are longer than the model can see.
+        RemoteProtocolError: a row and its answer are longer.
     """
-    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     longest = max(len(row) for row in rows)
-    if room is not None and longest + max_new_tokens > room:
+    if limit is not None and longest + max_new_tokens > limit:
         raise RemoteProtocolError(
             NackCode.TOO_LARGE,
-            f"{longest} tokens and an answer of {max_new_tokens} are more than the {room} tokens "
-            "that this model can see",
+            f"a prompt of {longest} tokens and an answer of {max_new_tokens} exceed the model's "
+            f"limit of {limit} tokens",
         )
 
 

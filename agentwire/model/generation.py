@@ -1,9 +1,9 @@
-"""Free text for callers: drawn or greedy, with stop strings, watched token by token.
+"""Free-text generation: sampled or greedy, with stop strings, reported token by token.
 
-The library's ``generate`` runs the decoder; what is ours hangs on two hooks of it. A processor of
-logits leaves one token a row, drawn from that row's own generator, so that an answer depends on
-its seed and not on the batch. A stopping rule reads what each row has got, hands on what is new
-and ends rows that are done or that nobody waits for.
+The library's ``generate`` runs the decoder; two hooks add what agentwire needs. A logits processor
+samples each row with its own generator, so an answer depends on its seed and not on the batch. A
+stopping criterion collects the tokens, reports new text, and ends rows that are finished or no
+longer wanted.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from agentwire.model.backend import Watch
 from agentwire.model.prompting import Tokenizer
 from agentwire.wire.messages import Decoding
 
-REPLACEMENT = "\ufffd"
-"""What a tokenizer gives for bytes that are no whole character yet."""
+REPLACEMENT = "\ufffd"  # a tokenizer's output for bytes that are not yet a whole character
 
 
-class Draw:
-    """Leaves the one token of each row that is drawn: greedy decoding then takes it.
+class Sampler:
+    """Logits processor that keeps only a sampled token of each row, so greedy decoding takes it.
 
     Args:
         rows: n.
@@ -33,23 +32,18 @@ class Draw:
     def __init__(self, rows: int, decoding: Decoding, device: torch.device) -> None:
         self._temperature = decoding.temperature / 1000
         self._mass = decoding.top_p / 1000
-        self._draws = [torch.Generator(device).manual_seed(decoding.seed) for _ in range(rows)]
+        self._generators = [torch.Generator(device).manual_seed(decoding.seed) for _ in range(rows)]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         probabilities = torch.softmax(scores.float() / self._temperature, dim=-1)
         if self._mass < 1:
             ordered, places = probabilities.sort(dim=-1, descending=True)
-            # A token stays if those before it have less than the mass: the first always stays.
+            # Keep a token if those before it have less than the mass: the first always stays.
             ordered[ordered.cumsum(dim=-1) - ordered >= self._mass] = 0.0
             probabilities = torch.zeros_like(probabilities).scatter(-1, places, ordered)
-        chosen = torch.cat(
-            [
-                torch.multinomial(row, 1, generator=draw)
-                for row, draw in zip(probabilities, self._draws, strict=True)
-            ]
-        )
-        only = torch.full_like(scores, -torch.inf)
-        return only.scatter(-1, chosen[:, None], 0.0)
+        rows = zip(probabilities, self._generators, strict=True)
+        sampled = torch.cat([torch.multinomial(row, 1, generator=g) for row, g in rows])
+        return torch.full_like(scores, -torch.inf).scatter(-1, sampled[:, None], 0.0)
 
 
 class Answers:
@@ -57,25 +51,22 @@ class Answers:
 
     Args:
         rows: n.
-        start: tokens of the input that the ids begin with.
         ends: ids of tokens that end an answer.
         watch: see ``model.backend.Watch``.
 
     Attributes:
-        written: tokens of each row, those that end it not among them.
+        written: tokens of each row without the end token.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
         rows: int,
-        start: int,
         ends: frozenset[int],
         decoding: Decoding,
         watch: Watch | None,
     ) -> None:
         self._tokenizer = tokenizer
-        self._start = start
         self._ends = ends
         self._stop = decoding.stop
         self._watch = watch
@@ -84,14 +75,13 @@ class Answers:
         self.written: list[list[int]] = [[] for _ in range(rows)]
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """Whether each row is done, [n]; called by the library after each token."""
+        """Stopping criterion: whether each row is done, [n]."""
         for row, token in enumerate(input_ids[:, -1].tolist()):
             if not self._done[row]:
                 self.take(row, int(token))
         return torch.tensor(self._done, device=input_ids.device)
 
     def is_done(self, row: int) -> bool:
-        """Whether nothing more is to be added to a row."""
         return self._done[row]
 
     def take(self, row: int, token: int) -> None:
@@ -116,7 +106,7 @@ class Answers:
         return (text[: min(places)], True) if places else (text, False)
 
     def _new(self, row: int, text: str) -> str:
-        """What can be shown of a text that may still change at its end."""
+        """New text that later tokens cannot change."""
         hold = max((_overlap(text, stop) for stop in self._stop), default=0)
         settled = text[: len(text) - hold].rstrip().rstrip(REPLACEMENT).rstrip()
         shown = self._shown[row]
@@ -126,21 +116,21 @@ class Answers:
         return settled[len(shown) :]
 
     def texts(self) -> list[str]:
-        """The answers, without surrounding space."""
+        """The answers, stripped and cut at the first stop string."""
         return [self._cut(self._decode(row))[0].rstrip() for row in range(len(self.written))]
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` that ``stop`` begins with."""
+    """Length of the longest suffix of ``text`` that ``stop`` begins with."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):
             return length
     return 0
 
 
-def end_ids(model: Any, tokenizer: Tokenizer) -> frozenset[int]:
-    """Tokens that end an answer of this model."""
-    known = model.generation_config.eos_token_id
+def end_ids(generation_config: Any, tokenizer: Tokenizer) -> frozenset[int]:
+    """Tokens that end an answer."""
+    known = generation_config.eos_token_id
     ids = known if isinstance(known, Sequence) else [known]
     return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
 
@@ -159,17 +149,16 @@ def continue_text(
     """Generates for n rows.
 
     Args:
-        inputs: ``input_ids`` [n, T] or ``inputs_embeds`` [n, T, d], with ``attention_mask`` and
-            ``past_key_values`` as ``generate`` takes them.
+        inputs: ``input_ids`` [n, T] or ``inputs_embeds`` [n, T, d], and what else the library's
+            ``generate`` takes.
     """
     from transformers import LogitsProcessorList, StoppingCriteriaList
 
-    ends = end_ids(model, tokenizer)
-    start = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
-    answers = Answers(tokenizer, rows, start, ends, decoding, watch)
+    ends = end_ids(model.generation_config, tokenizer)
+    answers = Answers(tokenizer, rows, ends, decoding, watch)
     processors = LogitsProcessorList()
     if decoding.temperature:
-        processors.append(Draw(rows, decoding, model.device))
+        processors.append(Sampler(rows, decoding, model.device))
     model.generate(
         **inputs,
         max_new_tokens=max_new_tokens,

@@ -1,20 +1,22 @@
-"""From prompts and label words to token ids: the same for every method, so that scores compare.
+"""From prompts and label words to token ids, the same for every method.
 
-A label is scored by the first token that follows the prompt when the label word is written after
-it. Two labels that share that token could not be told apart, so they are refused.
+A label is scored by the first token of its word when the word follows the prompt. Labels that share
+this token are refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from agentwire.errors import ScenarioError
 from agentwire.wire.messages import TaskSpec
 
-MAX_TEXT_TOKENS = 512
-"""Longest text that an agent reads, in its own tokens; the rest is cut."""
+MAX_TEXT_TOKENS: Final = 512
+"""Tokens of a text that an agent reads; the rest is cut."""
+MAX_PREPARED_TASKS: Final = 64
+"""Compiled tasks that a backend keeps; callers may ask a new question with every request."""
 
 
 class Tokenizer(Protocol):
@@ -36,8 +38,22 @@ def plain_ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def start_ids(tokenizer: Tokenizer) -> list[int]:
-    """The token that opens every sequence: BOS, or nothing where the model has none."""
+    """The token that starts every sequence: BOS, or none."""
     return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+
+
+def pad_id(tokenizer: Tokenizer) -> int:
+    """The padding token; 0 if the tokenizer has none."""
+    return 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def opening_ids(tokenizer: Tokenizer) -> list[int]:
+    """What a sender reads before every text: BOS, or padding where there is none.
+
+    A causal model puts very large activations on its first token. It gets one that is no word, and
+    the bridge never sees it.
+    """
+    return start_ids(tokenizer) or [pad_id(tokenizer)]
 
 
 def text_ids(
@@ -48,13 +64,12 @@ def text_ids(
 ) -> list[list[int]]:
     """Ids of each text, cut at ``max_tokens``, without special tokens; never empty.
 
-    A text comes from outside: what looks like a control token in it (``<|im_end|>``) is read as
-    plain characters, so that no text can end its turn and speak as somebody else. A text without
-    tokens stands as one BOS (or EOS), so that attention has something to read.
+    Texts come from outside. Text that looks like a control token (``<|im_end|>``) is read as plain
+    characters, so that no text can end its turn. A text without tokens becomes one BOS or EOS, so
+    that attention has something to read.
 
     Args:
-        glue: stands before each text: the space that the words before it end with, since most
-            tokenizers join a space to the word that follows.
+        glue: the space that ends the preceding words; most tokenizers join it to the next word.
     """
     if not texts:
         return []
@@ -77,8 +92,8 @@ class CompiledTask:
     Attributes:
         prompt: ids that follow the soft tokens.
         prompt_labels: L ids, scored after ``prompt``.
-        before, after: ids around the text where the model reads it itself.
-        glue: a space that stands before the text, or nothing.
+        before, after: ids around a text that the model reads itself.
+        glue: a space that precedes the text, or nothing.
         text_labels: L ids, scored after ``after``.
     """
 
@@ -91,9 +106,9 @@ class CompiledTask:
 
 
 def label_ids(tokenizer: Tokenizer, prompt: str, labels: Sequence[str]) -> tuple[int, ...]:
-    """First token of each label word when it is written after ``prompt``.
+    """First token of each label word when it follows ``prompt``.
 
-    After a line break (a chat template's end) the word stands alone, else after a space.
+    A space precedes the word, except after a line break, as at the end of a chat template.
 
     Raises:
         ScenarioError: a word has no token, or two words share their first token.
@@ -104,7 +119,7 @@ def label_ids(tokenizer: Tokenizer, prompt: str, labels: Sequence[str]) -> tuple
     for word in labels:
         ids = plain_ids(tokenizer, prompt + glue + word)
         if ids[: len(prefix)] != prefix or len(ids) == len(prefix):
-            # The word merges with the end of the prompt: take it on its own.
+            # The tokenizer merges the word with the end of the prompt: take it on its own.
             ids = prefix + plain_ids(tokenizer, glue + word)
         if len(ids) == len(prefix):
             raise ScenarioError(
@@ -121,21 +136,11 @@ def label_ids(tokenizer: Tokenizer, prompt: str, labels: Sequence[str]) -> tuple
     return tuple(found)
 
 
-def chat_or_plain(tokenizer: Tokenizer, prompt: str) -> str:
-    """``prompt`` as the model expects to be asked: in its chat template where it has one."""
-    if not tokenizer.chat_template:
-        return prompt
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-    )
-    return str(text)
-
-
 def compile_task(tokenizer: Tokenizer, task: TaskSpec) -> CompiledTask:
-    """Token ids for ``task`` in this model.
+    """Token ids of ``task`` in this model.
 
     Raises:
-        ScenarioError: ``text_prompt`` lacks ``{text}``, or the labels cannot be told apart.
+        ScenarioError: ``text_prompt`` lacks ``{text}``, or two labels share their first token.
     """
     if task.text_prompt.count("{text}") != 1:
         raise ScenarioError(
@@ -153,10 +158,19 @@ def compile_task(tokenizer: Tokenizer, task: TaskSpec) -> CompiledTask:
     )
 
 
-def around_text(tokenizer: Tokenizer, template: str) -> tuple[list[int], str, str]:
-    """What a model reads before its text (ids, BOS in front), the glue, and what follows (text).
+def chat_or_plain(tokenizer: Tokenizer, prompt: str) -> str:
+    """``prompt`` in the model's chat template, if it has one."""
+    if not tokenizer.chat_template:
+        return prompt
+    conversation = [{"role": "user", "content": prompt}]
+    text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+    return str(text)
 
-    ``template`` holds ``{text}`` once; it is put into the model's chat template if it has one.
+
+def around_text(tokenizer: Tokenizer, template: str) -> tuple[list[int], str, str]:
+    """What a model reads before its text (ids with BOS), the glue, and what follows (text).
+
+    ``template`` holds ``{text}`` once; see ``chat_or_plain``.
     """
     before, after = chat_or_plain(tokenizer, template).split("{text}")
     glue = " " if before.endswith(" ") else ""
@@ -164,3 +178,11 @@ def around_text(tokenizer: Tokenizer, template: str) -> tuple[list[int], str, st
     if opening[:1] != start_ids(tokenizer):
         opening = start_ids(tokenizer) + opening
     return opening, glue, after
+
+
+def template_ids(
+    tokenizer: Tokenizer, template: str, texts: Sequence[str]
+) -> tuple[list[int], list[list[int]], list[int]]:
+    """Ids before every text, ids of each text, and ids after every text."""
+    before, glue, after = around_text(tokenizer, template)
+    return before, text_ids(tokenizer, texts, glue), plain_ids(tokenizer, after)

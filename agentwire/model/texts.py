@@ -1,13 +1,12 @@
-"""A model reads texts after a prompt: states to score from, and greedy continuations.
+"""Reads texts after a common prompt: states to score from, and greedy continuations.
 
-Two ways to the same numbers. On a CPU texts are packed (``reading``, ``decoding``), where the model
-can do that. On a GPU, which is bound by launches and not by padding, and for models that cannot be
-packed, they are padded.
+On a CPU the texts of a batch are packed into one sequence (``cpu.reading``, ``cpu.decoding``). On a
+GPU, which is limited by launches and not by padding, and for models that cannot be packed, they are
+padded. Both give the same results.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Any
@@ -18,10 +17,10 @@ from torch import Tensor
 from agentwire.model.cpu.decoding import continue_greedily, plain_greedy
 from agentwire.model.cpu.packed_linear import PackedLinear, can_pack
 from agentwire.model.cpu.prefix import Prefix
-from agentwire.model.cpu.reading import can_pack_behind, read_packed, sees
+from agentwire.model.cpu.reading import can_pack_behind, fits_window, last_packed_states
+from agentwire.model.lru import LruCache
 
-PREFIXES = 16
-"""Prompts whose keys and values are kept."""
+PREFIXES = 16  # prompts whose keys and values are kept
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
@@ -33,24 +32,30 @@ def pad_right(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
     return ids, lengths
 
 
+def until_end(row: Sequence[int], ends: Collection[int]) -> list[int]:
+    """The tokens before the first one in ``ends``."""
+    end = next((i for i, token in enumerate(row) if token in ends), len(row))
+    return list(row[:end])
+
+
 class TextReader:
     """Reads batches of texts, each batch after one prompt.
 
     Args:
         model: a transformers model with an LM head.
         ends: ids of tokens that end a continuation.
-        pad: id of the token that pads.
+        pad: id of the padding token.
 
     Attributes:
-        answers_only: the model does not train, so that more can be laid out for speed.
+        inference_only: the model will not be trained, so its LM head may be repacked for speed.
     """
 
     def __init__(self, model: Any, *, ends: Collection[int], pad: int) -> None:
         self._model = model
         self._ends = frozenset(ends)
         self._pad = pad
-        self._prefixes: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
-        self.answers_only = False
+        self._prefixes: LruCache[tuple[int, ...], Prefix] = LruCache(PREFIXES)
+        self.inference_only = False
 
     @cached_property
     def packs(self) -> bool:
@@ -62,17 +67,12 @@ class TextReader:
         """States [n, d] of each text's last token.
 
         Args:
-            before: ids that every text comes after.
-            rows: ids of each text, none of them empty.
+            before: ids that precede every text.
+            rows: ids of each text, at least one each.
         """
         prefix = self._prefix(before)
-        if self._packs(before, rows, 0):
-            states = torch.empty(len(rows), 0)
-            for packed in read_packed(self._model, prefix, rows):
-                last = packed.last()
-                states = states if states.shape[1] else last.new_empty(len(rows), last.shape[1])
-                states[packed.rows] = last
-            return states
+        if self._can_pack(before, rows, 0):
+            return last_packed_states(self._model, prefix, rows)
         ids, lengths = pad_right(rows, self._pad)
         hidden: Tensor = self._model.get_decoder()(
             input_ids=ids.to(self._model.device),
@@ -83,39 +83,39 @@ class TextReader:
 
     @torch.inference_mode()
     def continued(
-        self, before: Sequence[int], rows: Sequence[Sequence[int]], most: int
+        self, before: Sequence[int], rows: Sequence[Sequence[int]], limit: int
     ) -> list[list[int]]:
-        """Greedy continuations of at most ``most`` tokens; the token that ends one is left out.
+        """Greedy continuations of at most ``limit`` tokens, without the end token.
 
         Args:
             before, rows: as in ``last_states``.
         """
-        if self._packs(before, rows, most) and plain_greedy(self._model):
+        if self._can_pack(before, rows, limit) and plain_greedy(self._model):
             prefix = self._prefix(before)
             return continue_greedily(
-                self._model, self._head, prefix, rows, ends=self._ends, most=most
+                self._model, self._head, prefix, rows, ends=self._ends, limit=limit
             )
-        return [self._cut(row) for row in self._continued_padded(before, rows, most)]
+        return [until_end(row, self._ends) for row in self._continue_padded(before, rows, limit)]
 
     @cached_property
     def _head(self) -> Any:
-        """The LM head; a copy laid out for its product is made by the first who writes."""
         head = self._model.get_output_embeddings()
-        return PackedLinear(head) if self.answers_only and can_pack(head) else head
+        return PackedLinear(head) if self.inference_only and can_pack(head) else head
 
-    def _packs(self, before: Sequence[int], rows: Sequence[Sequence[int]], most: int) -> bool:
+    def _can_pack(self, before: Sequence[int], rows: Sequence[Sequence[int]], limit: int) -> bool:
         longest = max(len(row) for row in rows)
-        return self.packs and sees(self._model, len(before) + longest + most)
+        return self.packs and fits_window(self._model, len(before) + longest + limit)
 
-    def _continued_padded(
-        self, before: Sequence[int], rows: Sequence[Sequence[int]], most: int
+    def _continue_padded(
+        self, before: Sequence[int], rows: Sequence[Sequence[int]], limit: int
     ) -> list[list[int]]:
-        """By the library: all rows end where they go on, so padding stands before the text.
+        """By the library. Rows must end at the same place, so padding precedes the text.
 
-        It is masked, and positions do not count it. A sliding window does count it: where one is
-        shorter than the longest row, padding goes before everything and nothing is shared.
+        Padding is masked and does not count as a position, but a sliding window counts it. Where
+        the window is shorter than the longest row, padding goes first and no prefix is shared.
         """
-        shares = sees(self._model, len(before) + max(len(row) for row in rows) + most)
+        longest = max(len(row) for row in rows)
+        shares = fits_window(self._model, len(before) + longest + limit)
         head = list(before) if shares else []
         rows = rows if shares else [[*before, *row] for row in rows]
         longest = max(len(row) for row in rows)
@@ -128,7 +128,7 @@ class TextReader:
             input_ids=torch.tensor(ids, device=device),
             attention_mask=torch.tensor(mask, device=device),
             past_key_values=prefix.cache(len(rows)) if prefix else None,
-            max_new_tokens=most,
+            max_new_tokens=limit,
             do_sample=False,
             pad_token_id=self._pad,
             eos_token_id=sorted(self._ends) or None,
@@ -136,18 +136,7 @@ class TextReader:
         written: list[list[int]] = output[:, len(head) + longest :].tolist()
         return written
 
-    def _cut(self, row: list[int]) -> list[int]:
-        end = next((i for i, token in enumerate(row) if token in self._ends), len(row))
-        return row[:end]
-
     def _prefix(self, ids: Sequence[int]) -> Prefix | None:
-        """Keys and values of ``ids``, kept; None where there are none."""
-        if not ids:
-            return None
+        """Keys and values of ``ids``; None for no ids."""
         key = tuple(ids)
-        if key not in self._prefixes:
-            while len(self._prefixes) >= PREFIXES:
-                self._prefixes.popitem(last=False)
-            self._prefixes[key] = Prefix(self._model, key)
-        self._prefixes.move_to_end(key)
-        return self._prefixes[key]
+        return self._prefixes.get(key, lambda: Prefix(self._model, key)) if key else None

@@ -1,17 +1,15 @@
 """The transformers backend: one causal language model on one device.
 
-What it does not compute is the point. A sender runs only the layers that its bridge reads, without
-LM head; a receiver's input ``[BOS][M soft tokens][prompt]`` has one fixed length, so it needs no
-padding and no mask, and the LM head is applied to the last position and the label words alone.
-Padding stands on the right, where a causal model cannot see it, so results do not depend on the
-batch.
+It computes only what is needed. A sender runs the layers that its bridge reads, without LM head. A
+receiver's input ``[BOS][M soft tokens][prompt]`` has a fixed length, so it needs no padding and no
+mask, and the LM head is applied to the last position and the label words only. Padding is on the
+right, where a causal model cannot see it, so results do not depend on the batch.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,34 +25,51 @@ from agentwire.bridge.card import check_sender
 from agentwire.bridge.module import BridgeModule
 from agentwire.errors import DeviceError, ModelError
 from agentwire.model.backend import Encoded, Generated, ReportProgress, Scored, Watch
-from agentwire.model.chat import check_room, generation_ids
+from agentwire.model.chat import check_length, generation_ids
 from agentwire.model.cpu.packed_linear import pack_linears
 from agentwire.model.cpu.packing import can_pack, packed_states
 from agentwire.model.generation import Answers, continue_text, end_ids
-from agentwire.model.latest import LatestTasks
+from agentwire.model.lru import LruCache
 from agentwire.model.prompting import (
+    MAX_PREPARED_TASKS,
     CompiledTask,
     Tokenizer,
-    around_text,
     compile_task,
-    plain_ids,
+    opening_ids,
+    pad_id,
     start_ids,
+    template_ids,
     text_ids,
 )
-from agentwire.model.sources import random_weights as shapes
-from agentwire.model.sources.lookup import fingerprint
+from agentwire.model.sources import random_weights
+from agentwire.model.sources.fingerprint import fingerprint
 from agentwire.model.texts import TextReader, pad_right
+from agentwire.model.timing import Stopwatch
 from agentwire.spec.agent import AgentSpec
 from agentwire.wire.messages import BridgeIdentity, ModelIdentity, TaskSpec
 
 RELOAD = "Remove the folder and run `agentwire models pull` again."
 
 
+def weights_folder(spec: AgentSpec) -> Path:
+    """The local folder with an agent's weights.
+
+    Raises:
+        ModelError: they are not on this machine.
+    """
+    if spec.folder is None:
+        raise ModelError(
+            f"the weights of {spec.model} are not on this machine.",
+            hint=f"Run `agentwire models pull {spec.model}`.",
+        )
+    return Path(spec.folder)
+
+
 def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Any:
     """A causal language model from a local folder, in eval mode, without gradients.
 
     Raises:
-        ModelError: transformers cannot load what is in the folder, or weights are missing from it.
+        ModelError: transformers cannot load the folder, or weights are missing.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as hf_logging
@@ -72,12 +87,12 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Any
         )
     except Exception as error:  # the library raises whatever its parsers raise
         raise _unloadable("model", folder, error) from error
-    # What a file lacks, the library fills with random numbers and goes on.
-    absent = sorted([*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])])
-    if absent:
+    # The library fills missing tensors with random numbers and goes on.
+    missing = sorted([*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])])
+    if missing:
         raise ModelError(
-            f"the model in {folder} cannot be loaded: its weights lack {absent[0]} "
-            f"({len(absent)} tensors in all, or of another shape).",
+            f"the model in {folder} cannot be loaded: {missing[0]} is missing or has another "
+            f"shape ({len(missing)} tensors in all).",
             hint=RELOAD,
         )
     return model.to(device).eval().requires_grad_(False)
@@ -103,7 +118,7 @@ def _unloadable(what: str, folder: Path, error: Exception) -> ModelError:
 
 
 def torch_device(name: str) -> torch.device:
-    """The torch device of this name.
+    """The torch device with this name.
 
     Raises:
         DeviceError: this machine does not have it.
@@ -112,29 +127,28 @@ def torch_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise DeviceError(
-            f"{name!r} is not the name of a device.", hint="Set `device: cpu`, `cuda:0` or `auto`."
+            f"{name!r} is not a device.", hint="Set `device: cpu`, `cuda:0` or `auto`."
         ) from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DeviceError(
-            f"the device {name} is not there ({torch.cuda.device_count()} GPUs were found).",
+            f"the device {name} does not exist ({torch.cuda.device_count()} GPUs were found).",
             hint="Set `device: cpu` or `device: auto` in the agent's file; see `agentwire doctor`.",
         )
     return device
 
 
 def trunk(model: Any, layers: int) -> Any:
-    """The first ``layers`` layers of ``model`` as a model of their own that shares its weights.
+    """The first ``layers`` layers of ``model``, as a model that shares its weights.
 
-    Its ``last_hidden_state`` equals ``hidden_states[layers]`` of the whole model: the final norm
-    is left out.
+    Its ``last_hidden_state`` equals ``hidden_states[layers]`` of the whole model; the final norm is
+    left out.
 
     Raises:
-        ModelError: the model is not built as ``model.layers`` plus ``model.norm``, or has not so
-            many layers.
+        ModelError: the model has no ``layers`` and ``norm``, or too few layers.
     """
-    base: Any = getattr(model, "model", None)
-    if hasattr(model, "get_decoder"):
-        base = model.get_decoder()
+    base: Any = (
+        model.get_decoder() if hasattr(model, "get_decoder") else getattr(model, "model", None)
+    )
     if not isinstance(getattr(base, "layers", None), nn.ModuleList) or not hasattr(base, "norm"):
         raise ModelError(
             f"{type(model).__name__} is not a decoder of stacked layers with a final norm.",
@@ -142,11 +156,11 @@ def trunk(model: Any, layers: int) -> Any:
         )
     if not 1 <= layers <= len(base.layers):
         raise ModelError(
-            f"layer {layers} of a model with {len(base.layers)} layers cannot be read.",
+            f"layer {layers} does not exist in a model with {len(base.layers)} layers.",
             hint=f"Set `layer` to 1 to {len(base.layers)}.",
         )
     short = copy.copy(base)
-    # nn.Module keeps its children in one dict: it needs a copy of its own before it is changed.
+    # nn.Module keeps its children in one dict, which the copy must not share.
     short._modules = dict(base._modules)
     short.layers = base.layers[:layers]
     short.norm = nn.Identity()
@@ -154,10 +168,9 @@ def trunk(model: Any, layers: int) -> Any:
 
 
 def embedding_rms(model: Any) -> float:
-    """RMS of the model's own input embeddings as its layers see them.
+    """RMS of the model's input embeddings as its layers see them, on a sample of the vocabulary.
 
-    Gemma's embedding module multiplies by sqrt(d) in its forward, so the module is asked, on a
-    fixed sample of the vocabulary.
+    Gemma's embedding module multiplies by sqrt(d), so the module is called instead of its table.
     """
     table = model.get_input_embeddings()
     count = table.weight.shape[0]
@@ -168,7 +181,7 @@ def embedding_rms(model: Any) -> float:
 
 @dataclass(frozen=True, slots=True)
 class LabelHead:
-    """The LM head cut down to the task's L label tokens: weight [L, d], bias [L] or None."""
+    """The LM head restricted to the task's L label tokens: weight [L, d], bias [L] or None."""
 
     weight: Tensor
     bias: Tensor | None
@@ -192,7 +205,7 @@ class PreparedTask:
         ids: the task in the model's tokens.
         start: embeddings [0 or 1, d] of BOS.
         prompt: embeddings [P, d] of what follows the soft tokens.
-        prompt_head, text_head: the label tokens after the prompt, and after the text prompt.
+        prompt_head, text_head: the label tokens after the prompt and after the text prompt.
     """
 
     ids: CompiledTask
@@ -208,8 +221,8 @@ class TransformersBackend:
     Args:
         model: a transformers model with an LM head, in eval mode.
         tokenizer: its tokenizer.
-        identity: what it says of itself in Hello.
-        device: where it is.
+        identity: sent in Hello.
+        device: where the model is.
     """
 
     def __init__(
@@ -218,71 +231,62 @@ class TransformersBackend:
         self.model = model
         self.tokenizer = tokenizer
         self.device = device
-        self._identity = identity
+        self.start = start_ids(tokenizer)
+        self.identity = identity
         self._bridges: dict[str, tuple[Any, BridgeModule, bool]] = {}
-        self._tasks: LatestTasks[PreparedTask] = LatestTasks()
-        self._start = start_ids(tokenizer)
-        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        self._texts = TextReader(model, ends=end_ids(model, tokenizer), pad=self._pad)
+        self._tasks: LruCache[str, PreparedTask] = LruCache(MAX_PREPARED_TASKS)
+        self._pad = pad_id(tokenizer)
+        ends = end_ids(model.generation_config, tokenizer)
+        self._texts = TextReader(model, ends=ends, pad=self._pad)
 
     @classmethod
     def load(cls, spec: AgentSpec, progress: ReportProgress) -> TransformersBackend:
-        """Loads what ``spec`` names; the weights must be on this machine already.
+        """Loads an agent's model.
 
         Raises:
-            ModelError, DeviceError: see ``load_model`` and ``torch_device``.
+            ModelError, DeviceError: see ``weights_folder``, ``load_model`` and ``torch_device``.
         """
-        if spec.weights == "random":
-            return cls._random(spec, progress)
-        if spec.folder is None:
-            raise ModelError(
-                f"the weights of {spec.model} are not on this machine.",
-                hint=f"Run `agentwire models pull {spec.model}`.",
-            )
+        random = spec.weights == "random"
+        if random:
+            random_weights.shape(spec.model)  # refuses unknown ones before anything is built
+        folder = None if random else weights_folder(spec)
         logging.getLogger("transformers").setLevel(logging.ERROR)
-        folder = Path(spec.folder)
         device = torch_device(spec.device)
+        dtype = getattr(torch, spec.dtype)
         if device.type == "cpu" and spec.threads is not None:
             torch.set_num_threads(spec.threads)
-        progress("tokenizer", 0.1)
-        tokenizer = load_tokenizer(folder)
-        progress("weights", 0.3)
-        model = load_model(folder, dtype=getattr(torch, spec.dtype), device=device)
-        progress("fingerprint", 0.9)
-        identity = ModelIdentity(
-            name=spec.model,
-            fingerprint=fingerprint(folder),
-            width=model.get_input_embeddings().weight.shape[1],
-            layers=model.config.get_text_config().num_hidden_layers,
-            embedding_rms=embedding_rms(model),
-            dtype=spec.dtype,
-            device=str(device),
-        )
+        if folder is None:
+            progress("weights", 0.3)
+            model = random_weights.build(spec.model, dtype, device)
+            tokenizer: Tokenizer = random_weights.tokenizer(spec.model)
+            identity = random_weights.identity(spec.model, spec.dtype, str(device))
+        else:
+            progress("tokenizer", 0.1)
+            tokenizer = load_tokenizer(folder)
+            progress("weights", 0.3)
+            model = load_model(folder, dtype=dtype, device=device)
+            progress("fingerprint", 0.9)
+            identity = ModelIdentity(
+                name=spec.model,
+                fingerprint=fingerprint(folder),
+                width=model.get_input_embeddings().weight.shape[1],
+                layers=model.config.get_text_config().num_hidden_layers,
+                embedding_rms=embedding_rms(model),
+                dtype=spec.dtype,
+                device=str(device),
+            )
         progress("ready", 1.0)
         return cls(model, tokenizer, identity, device)
 
-    @classmethod
-    def _random(cls, spec: AgentSpec, progress: ReportProgress) -> TransformersBackend:
-        """A model of the named shape with random weights: for speed only."""
-        shapes.shape(spec.model)
-        device = torch_device(spec.device)
-        if device.type == "cpu" and spec.threads is not None:
-            torch.set_num_threads(spec.threads)
-        progress("weights", 0.3)
-        model = shapes.build(spec.model, getattr(torch, spec.dtype), device)
-        progress("ready", 1.0)
-        identity = shapes.identity(spec.model, spec.dtype, str(device))
-        return cls(model, shapes.tokenizer(spec.model), identity, device)
-
     def for_inference(self) -> TransformersBackend:
-        """Itself, made faster and unable to train: see ``packed_linear``."""
+        """Makes this model faster and unable to train (see ``cpu.packed_linear``); returns it."""
         if self.device.type == "cpu":
             pack_linears(self.model)
-            self._texts.answers_only = True
+            self._texts.inference_only = True
         return self
 
     def set_thread_source(self, threads: Callable[[], int]) -> None:
-        """Asks before each layer how many CPU threads to use from then on."""
+        """See ``SharesCpu``."""
 
         def before_layer(*_: Any) -> None:
             wanted = threads()
@@ -292,14 +296,10 @@ class TransformersBackend:
         for layer in self.model.get_decoder().layers:
             layer.register_forward_pre_hook(before_layer)
 
-    @property
-    def identity(self) -> ModelIdentity:
-        return self._identity
-
-    @property
-    def start(self) -> list[int]:
-        """Ids that open every sequence: BOS, or none."""
-        return self._start
+    def _stopwatch(self) -> Stopwatch:
+        if self.device.type != "cuda":
+            return Stopwatch()
+        return Stopwatch(lambda: torch.cuda.synchronize(self.device))
 
     # -- sender -----------------------------------------------------------------------------
 
@@ -310,36 +310,30 @@ class TransformersBackend:
             BridgeError: corrupt, or made for another sender.
             ModelError: this model's layers cannot be read.
         """
-        if str(folder).startswith(shapes.BRIDGE_PREFIX):
-            identity, random = shapes.random_bridge(str(folder), self._identity, self.device)
-            self._bridges[identity.fingerprint] = (trunk(self.model, identity.layer), random, False)
+        if str(folder).startswith(random_weights.BRIDGE_PREFIX):
+            identity, module = random_weights.random_bridge(str(folder), self.identity, self.device)
+            self._bridges[identity.fingerprint] = (trunk(self.model, identity.layer), module, False)
             return identity
         loaded = store.load(folder)
         card = loaded.card
-        check_sender(card, self._identity)
-        module = loaded.module.to(self.device)
+        check_sender(card, self.identity)
         short = trunk(self.model, card.layer)
-        # A GPU at these sizes is bound by launches, not by padding, and wants static shapes.
+        # A GPU at these sizes is limited by launches, not by padding, and needs static shapes.
         packs = self.device.type == "cpu" and can_pack(short)
-        self._bridges[card.weights_sha256] = (short, module, packs)
+        self._bridges[card.weights_sha256] = (short, loaded.module.to(self.device), packs)
         return card.identity()
 
     def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Sender input: ids [n, 1+T] with BOS in front, and a mask [n, T] of the text's tokens."""
-        rows = text_ids(self.tokenizer, texts)
-        ids, lengths = pad_right([self.opening() + row for row in rows], self._pad)
+        """Sender input: ids [n, 1+T] with an opening token, and a mask [n, T] of the text's."""
+        opening = opening_ids(self.tokenizer)
+        rows = [opening + row for row in text_ids(self.tokenizer, texts)]
+        ids, lengths = pad_right(rows, self._pad)
         mask = torch.arange(ids.shape[1] - 1)[None, :] < (lengths - 1)[:, None]
         return ids.to(self.device), mask.to(self.device)
 
     def bridge(self, fingerprint: str) -> BridgeModule:
         """The module of a bridge that was added."""
         return self._bridges[fingerprint][1]
-
-    def opening(self) -> list[int]:
-        """What the sender reads before every text."""
-        # A causal model parks huge activations on its first token. It gets one that is no word,
-        # and the bridge never sees it.
-        return self._start or [self._pad]
 
     def states(self, short: Any, ids: Tensor) -> Tensor:
         """Hidden states [n, T, width] of the text's tokens, from a ``trunk``."""
@@ -349,7 +343,7 @@ class TransformersBackend:
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], bridge: str) -> Encoded:
         short, module, packs = self._bridges[bridge]
-        clock = _Stopwatch(self.device)
+        clock = self._stopwatch()
         ids, mask = self.tokens(texts)
         clock.lap("tokenize")
         states = packed_states(short, ids, mask) if packs else self.states(short, ids)
@@ -369,15 +363,15 @@ class TransformersBackend:
         Raises:
             ScenarioError: see ``compile_task``.
         """
-        return self._tasks.of(task, self._compiled)
+        return self._tasks.get(task.task_id, lambda: self._compiled(task))
 
     def _compiled(self, task: TaskSpec) -> PreparedTask:
         ids = compile_task(self.tokenizer, task)
-        # Not inference tensors: whoever scores first, training may use them afterwards.
+        # Not inference tensors: training may use them after an agent has scored with them.
         with torch.inference_mode(False), torch.no_grad():
             return PreparedTask(
                 ids=ids,
-                start=self._embed(self._start),
+                start=self._embed(self.start),
                 prompt=self._embed(ids.prompt),
                 prompt_head=self._head(ids.prompt_labels),
                 text_head=self._head(ids.text_labels),
@@ -390,12 +384,12 @@ class TransformersBackend:
         return embedded.to(self.model.dtype)
 
     def _head(self, labels: Sequence[int]) -> LabelHead:
-        """The LM head's rows for these tokens alone."""
+        """The LM head restricted to these tokens."""
         head = self.model.get_output_embeddings()
         index = torch.tensor(list(labels), dtype=torch.long, device=self.device)
         bias = getattr(head, "bias", None)
         return LabelHead(
-            # Logits in half precision are an eighth apart at 20: too coarse to compare labels by.
+            # At 20, logits in half precision are 1/8 apart: too coarse to compare labels.
             weight=head.weight[index].float(),
             bias=None if bias is None else bias[index].float(),
             softcap=getattr(self.model.config.get_text_config(), "final_logit_softcapping", None),
@@ -417,7 +411,7 @@ class TransformersBackend:
 
     @torch.inference_mode()
     def score_soft(self, payload: npt.NDArray[np.float16], task: TaskSpec) -> Scored:
-        clock = _Stopwatch(self.device)
+        clock = self._stopwatch()
         soft = torch.from_numpy(np.array(payload)).to(self.device)
         logits = self.logits_from_soft(soft, task)
         scores = torch.log_softmax(logits, dim=-1).cpu().numpy()
@@ -428,7 +422,7 @@ class TransformersBackend:
 
     @torch.inference_mode()
     def score_text(self, texts: Sequence[str], task: TaskSpec) -> Scored:
-        clock = _Stopwatch(self.device)
+        clock = self._stopwatch()
         prepared = self.prepared(task)
         texts_ids = text_ids(self.tokenizer, texts, prepared.ids.glue)
         rows = [[*row, *prepared.ids.after] for row in texts_ids]
@@ -444,10 +438,9 @@ class TransformersBackend:
     def relay(self, texts: Sequence[str], task: TaskSpec) -> Generated:
         if task.relay.verbatim:
             return Generated(list(texts), {})
-        clock = _Stopwatch(self.device)
-        before, glue, tail = around_text(self.tokenizer, task.relay.template)
-        after = plain_ids(self.tokenizer, tail)
-        rows = [[*row, *after] for row in text_ids(self.tokenizer, texts, glue)]
+        clock = self._stopwatch()
+        before, read, after = template_ids(self.tokenizer, task.relay.template, texts)
+        rows = [[*row, *after] for row in read]
         clock.lap("tokenize")
         written = self._texts.continued(before, rows, task.relay.max_new_tokens)
         relayed = [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in written]
@@ -458,9 +451,11 @@ class TransformersBackend:
     def generate(
         self, texts: Sequence[str], task: TaskSpec, watch: Watch | None = None
     ) -> Generated:
-        clock = _Stopwatch(self.device)
+        clock = self._stopwatch()
         rows = [generation_ids(self.tokenizer, text, task) for text in texts]
-        check_room(self.model, rows, task.max_new_tokens)
+        config = self.model.config.get_text_config()
+        limit = getattr(config, "max_position_embeddings", None)
+        check_length(limit, rows, task.max_new_tokens)
         longest = max(len(row) for row in rows)
         ids = [[self._pad] * (longest - len(row)) + row for row in rows]
         mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
@@ -482,7 +477,7 @@ class TransformersBackend:
     def generate_soft(
         self, payload: npt.NDArray[np.float16], task: TaskSpec, watch: Watch | None = None
     ) -> Generated:
-        clock = _Stopwatch(self.device)
+        clock = self._stopwatch()
         soft = torch.from_numpy(np.array(payload)).to(self.device)
         inputs = self.soft_inputs(soft, task)
         n, length = inputs.shape[:2]
@@ -499,24 +494,8 @@ class TransformersBackend:
         )
         return self._generated(answers, [length] * n, clock)
 
-    def _generated(self, answers: Answers, read: list[int], clock: _Stopwatch) -> Generated:
+    def _generated(self, answers: Answers, read: list[int], clock: Stopwatch) -> Generated:
         written = [len(row) for row in answers.written]
         texts = answers.texts()
         clock.lap("generate")
         return Generated(texts, clock.stages, list(zip(read, written, strict=True)))
-
-
-class _Stopwatch:
-    """Milliseconds of each lap. On a GPU a lap ends when the device has finished it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.stages: dict[str, float] = {}
-        self._device = device
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
-        self.stages[name] = self.stages.get(name, 0.0) + (now - self._last) * 1e3
-        self._last = now

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from agentwire.bridge.card import CARD_FILE, WEIGHTS_FILE, BridgeCard, part_prompt
 from agentwire.errors import BridgeError, DataError, MissingBridge
-from agentwire.model.sources import random_weights as shapes
+from agentwire.model.sources import random_weights
 from agentwire.model.sources.lookup import public_name
 from agentwire.spec.backends import BACKENDS
 from agentwire.spec.scenario import DataChoice, ModelChoice, WireSpec
@@ -99,7 +99,7 @@ def random_bridge(wire: WireSpec, choices: Mapping[str, ModelChoice]) -> str | N
             f"wire {wire.name}: the sender {wire.sender} has no `layer`.",
             hint=f"Set `layer` in agents.{wire.sender}.",
         )
-    return shapes.bridge_folder(receiver.model, wire.soft_tokens, sender.layer)
+    return random_weights.bridge_folder(receiver.model, wire.soft_tokens, sender.layer)
 
 
 def search_folders(source: Path | None, others: Sequence[Path]) -> list[Path]:

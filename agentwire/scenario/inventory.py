@@ -19,9 +19,7 @@ import psutil
 
 from agentwire.config import Config
 from agentwire.errors import DataError, DeviceError, InputError, ModelError
-from agentwire.model.sources import lookup as sources
-from agentwire.model.sources import random_weights as shapes
-from agentwire.model.sources import registry
+from agentwire.model.sources import lookup, random_weights, registry
 from agentwire.spec.backends import BACKENDS
 from agentwire.spec.scenario import DataChoice, ModelChoice
 from agentwire.task import datasets
@@ -168,9 +166,9 @@ class Inventory:
         if not kind.needs_weights:
             return WeightsLocation(None, needed=False, detail=kind.summary)
         if choice.weights == "random":
-            shapes.shape(choice.model)
+            random_weights.shape(choice.model)
             return WeightsLocation(None, needed=False, detail="random weights")
-        found = sources.locate(choice.model, config=self.config, path=choice.path)
+        found = lookup.locate(choice.model, config=self.config, path=choice.path)
         return WeightsLocation(
             found.folder, kind=found.kind, fetchable=found.fetchable, detail=found.detail
         )
@@ -181,7 +179,7 @@ class Inventory:
         Raises:
             ModelError, DownloadError, CacheError: the model cannot be downloaded.
         """
-        return sources.fetch(model, config=self.config, progress=progress)
+        return lookup.fetch(model, config=self.config, progress=progress)
 
     def fingerprint(self, choice: ModelChoice) -> str | None:
         """The model's fingerprint, if it is known without reading the weights."""
@@ -189,7 +187,7 @@ class Inventory:
         if kind.fingerprint is not None:
             return kind.fingerprint(choice.model)
         if choice.weights == "random":
-            return shapes.fingerprint(choice.model)
+            return random_weights.fingerprint(choice.model)
         if choice.path is None and choice.model in registry.MODELS:
             return registry.MODELS[choice.model].sha256
         return None

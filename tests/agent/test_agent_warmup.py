@@ -56,7 +56,7 @@ class Device(FakeBackend):
         self.asked += 1
         return super().score_soft(payload, task)
 
-    def rehearse(self, texts: Sequence[str]) -> None:
+    def warm_up(self, texts: Sequence[str]) -> None:
         self.warmed.append(tuple(texts))
 
 
@@ -194,7 +194,7 @@ def test_messages_that_the_stub_cannot_answer_are_not_replayed(
 def test_a_device_that_fails_to_warm_up_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     stage = Stage("sender")
     stage.handle(encode())
-    stage.backend.rehearse = lambda texts: 1 / 0  # type: ignore[assignment, return-value]
+    stage.backend.warm_up = lambda texts: 1 / 0  # type: ignore[assignment, return-value]
     assert kinds(stage.wait(ACTIVE_S)) == {Soft}
     assert len(caplog.records) == 1
 

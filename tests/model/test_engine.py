@@ -13,7 +13,7 @@ import torch
 from agentwire.errors import DeviceError
 from agentwire.model.backend import Pipelined
 from agentwire.model.prompting import MAX_TEXT_TOKENS
-from agentwire.model.sources import random_weights as shapes
+from agentwire.model.sources import random_weights
 from agentwire.model.static.engine import StaticBackend
 from agentwire.model.transformers import TransformersBackend
 from agentwire.spec.agent import AgentSpec, GraphSpec
@@ -70,7 +70,7 @@ def sender() -> StaticBackend:
 
 @pytest.fixture(scope="module")
 def bridge(sender: StaticBackend) -> str:
-    return sender.add_bridge(Path(shapes.bridge_folder(MISTRAL, 8, 2))).fingerprint
+    return sender.add_bridge(Path(random_weights.bridge_folder(MISTRAL, 8, 2))).fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +108,9 @@ def test_scores_are_those_of_the_plain_backend(
 
 def test_tasks_of_one_shape_share_what_is_captured(receiver: StaticBackend) -> None:
     receiver.prepare(TASK)
-    before = len(receiver._ports)
+    before = len(receiver._runners.values)
     receiver.prepare(SAME_SHAPE)
-    assert len(receiver._ports) == before
+    assert len(receiver._runners.values) == before
 
 
 def test_relayed_texts_are_those_of_the_plain_backend(sender: StaticBackend) -> None:
@@ -166,7 +166,7 @@ def test_jobs_keep_their_own_results_until_they_are_taken(
         job.wait()
         assert job.done()
         np.testing.assert_array_equal(job.result().payload, payload)
-        with pytest.raises(RuntimeError, match="taken before"):
+        with pytest.raises(RuntimeError, match="taken already"):
             job.result()
 
 
@@ -185,7 +185,7 @@ def test_free_text_comes_from_the_plain_backend(receiver: StaticBackend) -> None
 
 def test_progress_names_the_shapes(tmp_path: Path) -> None:
     told: list[str] = []
-    load(LLAMA, told).add_bridge(Path(shapes.bridge_folder(MISTRAL, 8, 2)))
+    load(LLAMA, told).add_bridge(Path(random_weights.bridge_folder(MISTRAL, 8, 2)))
     assert told.count("shapes") == 5  # four shapes, and the end
 
 
@@ -199,7 +199,7 @@ def test_too_little_memory_for_the_shapes_says_which_setting_to_lower(
 
     monkeypatch.setattr(small, "_encoder", encoder)
     with pytest.raises(DeviceError, match="4 rows of 48 tokens") as error:
-        small.add_bridge(Path(shapes.bridge_folder(MISTRAL, 8, 2)))
+        small.add_bridge(Path(random_weights.bridge_folder(MISTRAL, 8, 2)))
     assert "max_tokens" in error.value.hint
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from agentwire.model.sources import random_weights as shapes
+from agentwire.model.sources import random_weights
 from agentwire.model.static.engine import StaticBackend
 from agentwire.model.static.ops import PlainOps, Rotary
 from agentwire.model.transformers import TransformersBackend
@@ -98,24 +98,13 @@ def test_kernels_equal_plain_operations(device: str, head: int) -> None:
         near(mine, plain.attend_one(r[:, 0], caches[1], lengths, scale, None))
 
 
-@pytest.mark.parametrize("rows", [1, 8, 17, 32])
-def test_products_of_few_rows_equal_a_linear_layer(rows: int) -> None:
-    from agentwire.model.static.products import CANDIDATES, few_rows
-
-    torch.manual_seed(rows)
-    x = torch.randn(rows, 1024, device="cuda:0", dtype=torch.bfloat16)
-    weight = torch.randn(256, 1024, device="cuda:0", dtype=torch.bfloat16)
-    for tiles in CANDIDATES:
-        near(few_rows(x, weight, tiles), x.float() @ weight.float().T)
-
-
 @pytest.mark.parametrize("device", DEVICES)
 def test_graphs_give_what_the_model_gives(device: str) -> None:
     sender, receiver = backend(LLAMA, device), backend(MISTRAL, device)
-    bridge = sender.add_bridge(Path(shapes.bridge_folder(MISTRAL, 8, 2))).fingerprint
+    bridge = sender.add_bridge(Path(random_weights.bridge_folder(MISTRAL, 8, 2))).fingerprint
     receiver.prepare(TASK)
     # One row has a second graph, which moves its data itself.
-    stage = 2  # what rehearsals launch
+    stage = 2  # the warmup graph
     assert sender.device.captured == 4 + 2 + stage
     assert receiver.device.captured == 2 + 1 + stage
     for texts in (TEXTS, TEXTS[:1], TEXTS[1:3]):
@@ -124,8 +113,8 @@ def test_graphs_give_what_the_model_gives(device: str) -> None:
         assert mine.rms is not None
         rms = np.sqrt(np.square(mine.payload.astype(np.float32)).mean(axis=-1))
         np.testing.assert_allclose(mine.rms, rms, rtol=1e-3)
-        sender.rehearse(texts)
-        receiver.rehearse(())
+        sender.warm_up(texts)
+        receiver.warm_up(())
         for task in (TASK, TaskSpec("other", words(24, 9), "{text} t1", ("t30", "t40"))):
             soft = receiver.score_soft(mine.payload, task).scores
             np.testing.assert_allclose(
@@ -140,7 +129,7 @@ def test_graphs_give_what_the_model_gives(device: str) -> None:
 
 def test_a_row_alone_gets_the_result_that_it_gets_beside_others() -> None:
     sender = backend(LLAMA, DEVICES[0])
-    bridge = sender.add_bridge(Path(shapes.bridge_folder(MISTRAL, 8, 2))).fingerprint
+    bridge = sender.add_bridge(Path(random_weights.bridge_folder(MISTRAL, 8, 2))).fingerprint
     texts = [words(20 + i, i) for i in range(6)]
     alone = [sender.encode([text], bridge).payload for text in texts]
     assert sender.device.under_way == 0
@@ -153,7 +142,7 @@ def test_a_row_alone_gets_the_result_that_it_gets_beside_others() -> None:
 
 def test_batches_in_flight_keep_their_own_results() -> None:
     sender = backend(LLAMA, DEVICES[0])
-    bridge = sender.add_bridge(Path(shapes.bridge_folder(MISTRAL, 8, 2))).fingerprint
+    bridge = sender.add_bridge(Path(random_weights.bridge_folder(MISTRAL, 8, 2))).fingerprint
     batches = [[words(20 + i, i), words(3 + i, 50 + i)] for i in range(12)]
     alone = [sender.encode(batch, bridge).payload for batch in batches]
     running = []

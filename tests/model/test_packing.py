@@ -46,7 +46,7 @@ def tiny(family: str) -> Any:
 def test_neighbours_share_a_sequence_up_to_its_size(
     lengths: list[int], groups: list[list[int]]
 ) -> None:
-    assert list(groups_of(lengths, most=10)) == groups
+    assert list(groups_of(lengths, limit=10)) == groups
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma"])

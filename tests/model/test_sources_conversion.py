@@ -16,8 +16,9 @@ from agentwire.config import Config
 from agentwire.download import sha256_of
 from agentwire.errors import ModelError
 from agentwire.model.sources.convert import bfloat16, convert, hf_name
+from agentwire.model.sources.fingerprint import fingerprint
 from agentwire.model.sources.gguf import GgufFile
-from agentwire.model.sources.lookup import fingerprint, locate
+from agentwire.model.sources.lookup import locate
 from agentwire.model.sources.registry import GEMMA3, MODELS, SMOLLM2, RegistryModel
 from agentwire.model.sources.tokenizer_json import implied_merges
 
@@ -159,7 +160,7 @@ def test_gemmas_norms_lose_their_one_and_its_spaces_are_spelled(tmp_path: Path) 
 def test_a_vocabulary_of_another_size_is_refused(tmp_path: Path) -> None:
     source = write_gguf(tmp_path / "tiny.gguf", "llama")
     model = replace(tiny(SMOLLM2), vocabulary=7)
-    with pytest.raises(ModelError, match="has 6 tokens, not 7"):
+    with pytest.raises(ModelError, match="has 6 tokens, expected 7"):
         convert(model, source, tmp_path, lambda stage, fraction: None)
 
 
@@ -167,7 +168,7 @@ def test_tensor_names() -> None:
     assert hf_name("output_norm.weight", "llama") == "model.norm.weight"
     assert hf_name("blk.3.attn_k_norm.weight", "gemma3") == "model.layers.3.self_attn.k_norm.weight"
     assert hf_name("rope_freqs.weight", "llama") is None
-    with pytest.raises(ModelError, match="is not known"):
+    with pytest.raises(ModelError, match="is unknown"):
         hf_name("blk.3.ssm_in.weight", "llama")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from agentwire.model.sources import random_weights as shapes
+from agentwire.model.sources import random_weights
 from agentwire.model.static.decoder import StaticDecoder, UnsupportedModel
 from agentwire.model.static.ops import PlainOps
 from agentwire.model.transformers import load_model, trunk
@@ -31,7 +31,7 @@ def one_thread() -> Iterator[None]:
 def model(request: pytest.FixtureRequest, tiny_llama: Path, tiny_gemma: Path) -> Any:
     """A Llama, a Gemma 3 (norms around everything, windows, scaled embeddings), a Mistral."""
     if request.param == "mistral":
-        return shapes.build("random/tiny-mistral", torch.float32, CPU)
+        return random_weights.build("random/tiny-mistral", torch.float32, CPU)
     folder = tiny_llama if request.param == "llama" else tiny_gemma
     return load_model(folder, dtype=torch.float32, device=CPU)
 
@@ -91,7 +91,9 @@ def test_steps_over_a_cache_go_on_where_each_row_ends(model: Any) -> None:
     expected = torch.cat([reference(model, row)[:, -1] for row in rows])
     decoder = StaticDecoder(model, PlainOps())
     prefix, cache = decoder.prefix([0]), decoder.cache(3, 1 + 17 + 4)
-    decoder.last(decoder.embed(IDS), lengths - 1, prefix, cache.first(3, 18))
+    decoder.last(
+        decoder.embed(IDS), lengths - 1, prefix, [(k[:, :18], v[:, :18]) for k, v in cache]
+    )
     for step in range(4):
         found = decoder.step(more[:, step], 1 + lengths + step, cache)
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
@@ -107,7 +109,7 @@ def test_the_model_still_computes_the_same_with_fused_weights(model: Any) -> Non
 
 
 def test_what_it_does_not_compute_is_refused() -> None:
-    model = shapes.build("random/tiny-llama", torch.float32, CPU)
+    model = random_weights.build("random/tiny-llama", torch.float32, CPU)
     model.config.hidden_act = "relu"
     with pytest.raises(UnsupportedModel, match="relu"):
         StaticDecoder(model, PlainOps())

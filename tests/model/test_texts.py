@@ -12,7 +12,7 @@ from torch import nn
 from agentwire.model.cpu.decoding import continue_greedily, plain_greedy
 from agentwire.model.cpu.packed_linear import PackedLinear, can_pack, pack_linears
 from agentwire.model.cpu.prefix import Prefix
-from agentwire.model.cpu.reading import can_pack_behind, read_packed, sees
+from agentwire.model.cpu.reading import can_pack_behind, fits_window, read_packed
 from agentwire.model.texts import TextReader
 
 SIZES = {
@@ -110,7 +110,7 @@ def test_no_token_is_computed_for_padding() -> None:
 
 def test_texts_beyond_a_sliding_window_are_padded() -> None:
     model = tiny("gemma", sliding_window=12)
-    assert sees(model, 12) and not sees(model, 13)
+    assert fits_window(model, 12) and not fits_window(model, 13)
     reader = TextReader(model, ends=[], pad=2)
     assert reader.packs
     torch.testing.assert_close(
@@ -183,7 +183,7 @@ def test_nothing_is_computed_for_rows_that_ended() -> None:
         return model.lm_head(states)
 
     prefix = Prefix(model, BEFORE)
-    continue_greedily(model, head, prefix, ROWS, ends=ends, most=8)
+    continue_greedily(model, head, prefix, ROWS, ends=ends, limit=8)
     assert (
         batches
         == [sum(n >= step for n in lengths) for step in range(max(lengths) + 1)][: len(batches)]
@@ -234,7 +234,7 @@ def test_a_packed_model_answers_as_before(family: str) -> None:
         pytest.skip("no packed product: needs torch with MKL, on an x86 CPU")
     assert type(model.lm_head) is nn.Linear
     reader = TextReader(model, ends=[], pad=2)
-    reader.answers_only = True
+    reader.inference_only = True
     torch.testing.assert_close(reader.last_states(BEFORE, ROWS), before, rtol=1e-3, atol=1e-4)
     assert reader.continued(BEFORE, ROWS, 8) == written
     assert pack_linears(model) == 0  # once is enough

@@ -15,7 +15,6 @@ import torch
 from tiny import RAGGED, TASK
 
 from agentwire.errors import BridgeError, DeviceError, ModelError, ScenarioError
-from agentwire.model import latest
 from agentwire.model import texts as text_reader
 from agentwire.model import transformers as backend
 from agentwire.model.cpu.prefix import Prefix
@@ -117,7 +116,7 @@ def test_a_trunk_shares_weights_and_leaves_the_model_whole(model: TransformersBa
 
 @pytest.mark.parametrize("layers", [0, -1, 9])
 def test_a_layer_that_is_not_there(model: TransformersBackend, layers: int) -> None:
-    with pytest.raises(ModelError, match=f"layer {layers} of a model with") as error:
+    with pytest.raises(ModelError, match=f"layer {layers} does not exist in a model with") as error:
         trunk(model.model, layers)
     assert error.value.hint
 
@@ -269,7 +268,7 @@ def test_a_task_is_compiled_once_and_only_so_many_are_kept(
         return compile_one(tokenizer, task)
 
     monkeypatch.setattr(backend, "compile_task", counted)
-    monkeypatch.setattr(latest, "TASKS", 3)
+    monkeypatch.setattr(model._tasks, "_limit", 3)
     tasks = [TaskSpec(f"t{i}", f"Question {i}:", "{text}", TASK.labels) for i in range(4)]
     for task in (*tasks[:3], tasks[0], tasks[3], tasks[0], tasks[1]):
         model.prepare(task)
@@ -481,7 +480,7 @@ def test_a_task_that_was_scored_can_be_trained_for(llama: TransformersBackend) -
 def test_only_so_many_prefixes_are_kept(tiny_gemma: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = TransformersBackend.load(tiny.spec("g", tiny_gemma), quiet)
     made: list[int] = []
-    monkeypatch.setattr(text_reader, "PREFIXES", 2)
+    monkeypatch.setattr(model._texts._prefixes, "_limit", 2)
     monkeypatch.setattr(
         text_reader, "Prefix", lambda owner, ids: made.append(len(ids)) or Prefix(owner, ids)
     )

@@ -11,8 +11,8 @@ import torch
 
 from agentwire.errors import NackCode, RemoteProtocolError, ScenarioError
 from agentwire.model.vllm.inputs import (
-    MOST_LABELS,
-    Room,
+    MAX_LABELS,
+    RequestLimits,
     check_labels,
     groups,
     ids_prompt,
@@ -20,7 +20,7 @@ from agentwire.model.vllm.inputs import (
     soft_prompts,
 )
 
-ROOM = Room(width=4, vocabulary=100, length=12)
+ROOM = RequestLimits(width=4, vocabulary=100, length=12)
 
 
 def soft(rows: int = 2, tokens: int = 3, width: int = 4) -> Any:
@@ -99,9 +99,9 @@ def test_scores_are_restricted_to_the_labels_in_their_order() -> None:
 
 
 def test_more_labels_than_vllm_scores_are_refused() -> None:
-    check_labels(range(MOST_LABELS))
+    check_labels(range(MAX_LABELS))
     with pytest.raises(ScenarioError, match="129 labels"):
-        check_labels(range(MOST_LABELS + 1))
+        check_labels(range(MAX_LABELS + 1))
 
 
 def test_groups_fit_one_step() -> None:

@@ -96,7 +96,7 @@ def test_two_steps_are_noticed(decoder: Decoder) -> None:
 
 
 def test_what_cannot_be_read_is_refused(decoder: Decoder) -> None:
-    with pytest.raises(ModelError, match="layer 4 of a model with 3"):
+    with pytest.raises(ModelError, match="layer 4 does not exist in a model with 3"):
         StateTap(SimpleNamespace(model=decoder), 4)
     with pytest.raises(ModelError, match="not a decoder"):
         StateTap(SimpleNamespace(model=nn.Linear(2, 2)), 1)

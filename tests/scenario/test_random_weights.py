@@ -9,7 +9,7 @@ import pytest
 
 from agentwire.config import Config
 from agentwire.errors import BridgeError, ModelError, ScenarioError
-from agentwire.model.sources import random_weights as shapes
+from agentwire.model.sources import random_weights
 from agentwire.scenario.inventory import Inventory
 from agentwire.scenario.resolve import resolve
 from agentwire.spec.scenario import Scenario
@@ -34,7 +34,7 @@ def machine(tmp_path: Path) -> Inventory:
 
 def test_a_wire_between_random_models_has_a_random_bridge(machine: Inventory) -> None:
     resolved = resolve(scenario(), inventory=machine)
-    folder = shapes.bridge_folder(MISTRAL, 4, 2)
+    folder = random_weights.bridge_folder(MISTRAL, 4, 2)
     assert resolved.wire.bridge == folder
     assert resolved.agents["a"].bridges[0].folder == folder
     assert resolved.agents["b"].soft_tokens == (4,)
@@ -80,7 +80,7 @@ def test_a_random_sender_without_a_layer_is_refused(machine: Inventory) -> None:
 
 def test_a_model_of_no_known_shape_is_refused(machine: Inventory) -> None:
     agents = {"a": {"model": "gpt2", "weights": "random"}, "b": {"model": MISTRAL}}
-    with pytest.raises(ModelError, match="shape is not known"):
+    with pytest.raises(ModelError, match="shape is unknown"):
         resolve(scenario(agents=agents), inventory=machine)
 
 

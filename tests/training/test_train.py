@@ -179,7 +179,7 @@ def test_a_layer_that_is_not_there_is_refused_before_the_states_are_computed(
 ) -> None:
     told: list[str] = []
     ada = {"model": str(tiny_llama), "layer": 5, "device": "cpu"}
-    with pytest.raises(ModelError, match="layer 5 of a model with 4 layers"):
+    with pytest.raises(ModelError, match="layer 5 does not exist in a model with 4 layers"):
         train_scenario(
             prepared(agents={"ada": ada}),
             out=tmp_path / "out",

@@ -246,7 +246,7 @@ def with_local_files(spec: AgentSpec, files: Files) -> AgentSpec:
     weights = spec.folder
     if weights is not None and not Path(weights).is_dir():
         from agentwire.config import Config
-        from agentwire.model.sources import lookup as sources
+        from agentwire.model.sources.lookup import fetch
 
-        weights = str(sources.fetch(spec.model, config=Config.from_env(), progress=None))
+        weights = str(fetch(spec.model, config=Config.from_env(), progress=None))
     return spec.model_copy(update={"bridges": bridges, "folder": weights})

@@ -1,9 +1,9 @@
-"""Greedy continuation of texts of unequal length: nothing padded, nothing computed for ended rows.
+"""Greedy continuation of texts of different lengths, without padding.
 
-The library's ``generate`` pads every row to the longest, grows its cache by copying it at each step
-and goes on with rows that have ended. Here the texts are read packed (``reading``), each row writes
-its keys and values to its own next slot of a cache made once, and a row that ends makes room for
-another. Which token comes next is the same.
+The library's ``generate`` pads every row to the longest, copies its cache at each step, and keeps
+computing rows that have ended. Here texts are read packed (``reading``). Each row writes its keys
+and values to its own next position of a cache that is allocated once. A row that ends is replaced
+by the last row still running. The tokens are the same.
 """
 
 from __future__ import annotations
@@ -15,120 +15,91 @@ import torch
 from torch import Tensor
 
 from agentwire.model.cpu.prefix import Prefix
-from agentwire.model.cpu.reading import Packed, read_packed
-
-
-class _Slots:
-    """Where each row that goes on writes: shared by the layers of one cache.
-
-    Attributes:
-        live: rows that go on: the first ``live`` of the cache.
-        next: [n] slot of each row's next token.
-        used: slots that the longest row has after it.
-    """
-
-    def __init__(self, filled: Sequence[int], device: torch.device) -> None:
-        self.live = len(filled)
-        self.next = torch.tensor(filled, device=device)
-        self.rows = torch.arange(self.live, device=device)
-        self.used = max(filled) + 1
-
-    def visible(self, dtype: torch.dtype) -> Tensor:
-        """What is added to the attention scores, [live, 1, 1, used]: 0 where a row has written."""
-        slots = torch.arange(self.used, device=self.next.device)
-        hidden = slots[None, :] > self.next[: self.live, None]
-        mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
-        return mask.masked_fill_(hidden, torch.finfo(dtype).min)[:, None, None, :]
-
-    def advance(self) -> None:
-        self.next[: self.live] += 1
-        self.used = int(self.next[: self.live].max()) + 1
-
-
-class _Layer:
-    """Keys and values [n, G, S, D] of one layer."""
-
-    def __init__(self, keys: Tensor, values: Tensor, slots: _Slots) -> None:
-        self.keys, self.values, self._slots = keys, values, slots
-
-    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes in one token of each row, [live, G, 1, D]; gives all that there is."""
-        slots = self._slots
-        rows, places = slots.rows[: slots.live], slots.next[: slots.live]
-        self.keys[rows, :, places] = keys[:, :, 0]
-        self.values[rows, :, places] = values[:, :, 0]
-        return self.keys[: slots.live, :, : slots.used], self.values[: slots.live, :, : slots.used]
+from agentwire.model.cpu.reading import PackedPass, read_packed
 
 
 class RowCache:
-    """Keys and values of n rows, each as long as it is, in the form that a decoder asks for.
+    """Keys and values of n rows of different lengths, as a transformers decoder takes them.
 
     Args:
         before: tokens of the prefix.
         lengths: tokens of each text.
         room: tokens that each may grow by.
+        device: of the model.
+
+    Attributes:
+        live: rows that are still running: the first ``live`` of the cache.
+        next: [n] position of each row's next token.
+        used: positions that the longest row has after that token.
     """
 
-    def __init__(self, before: int, lengths: Sequence[int], room: int) -> None:
+    def __init__(
+        self, before: int, lengths: Sequence[int], room: int, device: torch.device
+    ) -> None:
         self._before = before
-        self._lengths = lengths
         self._size = before + max(lengths) + room
-        self._layers: list[_Layer] = []
-        self.slots: _Slots | None = None
+        self._layers: list[tuple[Tensor, Tensor]] = []  # keys and values, each [n, G, S, D]
+        self.live = len(lengths)
+        self.next = torch.tensor([before + n for n in lengths], device=device)
+        self.used = before + max(lengths) + 1
 
-    def fill(self, packed: Packed) -> None:
-        """Takes over what a packed pass has read."""
+    def fill(self, packed: PackedPass) -> None:
+        """Copies what a packed pass has read."""
         for index, layer in enumerate(packed.cache.layers):
-            keys, values = layer.keys[0], layer.values[0]  # [G, before + T, D]
+            read = (layer.keys[0], layer.values[0])  # [G, before + T, D]
             if len(self._layers) <= index:
-                self._add(keys)
-            mine = self._layers[index]
+                shape = (self.live, read[0].shape[0], self._size, read[0].shape[2])
+                # Zeros: hidden positions are multiplied by 0, and memory may hold a NaN.
+                self._layers.append((read[0].new_zeros(shape), read[1].new_zeros(shape)))
             start = self._before
             for row, size in zip(packed.rows, packed.sizes, strict=True):
-                whole = self._before + size
-                for own, read in ((mine.keys, keys), (mine.values, values)):
-                    own[row, :, : self._before] = read[:, : self._before]
-                    own[row, :, self._before : whole] = read[:, start : start + size]
+                end = self._before + size
+                for own, given in zip(self._layers[index], read, strict=True):
+                    own[row, :, : self._before] = given[:, : self._before]
+                    own[row, :, self._before : end] = given[:, start : start + size]
                 start += size
 
-    def _add(self, like: Tensor) -> None:
-        if self.slots is None:
-            self.slots = _Slots([self._before + n for n in self._lengths], like.device)
-        shape = (len(self._lengths), like.shape[0], self._size, like.shape[2])
-        # Zeros: what is hidden is multiplied by nought, and memory may hold a NaN.
-        self._layers.append(_Layer(like.new_zeros(shape), like.new_zeros(shape), self.slots))
-
     def drop(self, row: int) -> None:
-        """Row ``row`` ends; the last one that goes on takes its place."""
-        slots = self._require()
-        slots.live -= 1
-        if row == slots.live:
+        """Ends a row; the last running row takes its place."""
+        self.live -= 1
+        if row == self.live:
             return
-        slots.next[row] = slots.next[slots.live]
-        for layer in self._layers:
-            layer.keys[row] = layer.keys[slots.live]
-            layer.values[row] = layer.values[slots.live]
+        self.next[row] = self.next[self.live]
+        for keys, values in self._layers:
+            keys[row], values[row] = keys[self.live], values[self.live]
 
-    def _require(self) -> _Slots:
-        if self.slots is None:
-            raise RuntimeError("nothing was read into this cache")
-        return self.slots
+    def visible(self, dtype: torch.dtype) -> Tensor:
+        """Additive attention mask [live, 1, 1, used]: 0 where a row has written."""
+        positions = torch.arange(self.used, device=self.next.device)
+        hidden = positions[None, :] > self.next[: self.live, None]
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+        return mask.masked_fill_(hidden, torch.finfo(dtype).min)[:, None, None, :]
 
-    # -- what a decoder asks for --------------------------------------------------------------
+    def advance(self) -> None:
+        """Moves every running row to its next position."""
+        self.next[: self.live] += 1
+        self.used = int(self.next[: self.live].max()) + 1
+
+    # -- called by the decoder ----------------------------------------------------------------
 
     def update(
         self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        return self._layers[layer].update(keys, values)
+        """Stores one token of each running row, [live, G, 1, D]; returns all of the layer."""
+        rows, places = torch.arange(self.live, device=self.next.device), self.next[: self.live]
+        own_keys, own_values = self._layers[layer]
+        own_keys[rows, :, places] = keys[:, :, 0]
+        own_values[rows, :, places] = values[:, :, 0]
+        return own_keys[: self.live, :, : self.used], own_values[: self.live, :, : self.used]
 
     def get_seq_length(self, layer: int = 0) -> int:
-        return self._require().used - 1
+        return self.used - 1
 
 
 def plain_greedy(model: Any) -> bool:
-    """Whether greedy decoding of this model is the largest logit and nothing else.
+    """Whether greedy decoding of this model takes the largest logit.
 
-    A checkpoint may ask for penalties or for forbidden tokens in its generation config.
+    A checkpoint's generation config may ask for penalties or forbid tokens.
     """
     config = model.generation_config
     neutral: dict[str, Collection[Any]] = {
@@ -160,68 +131,51 @@ def continue_greedily(
     rows: Sequence[Sequence[int]],
     *,
     ends: Collection[int],
-    most: int,
+    limit: int,
 ) -> list[list[int]]:
-    """The next tokens of each text, up to the first of ``ends`` (not included) or ``most``.
+    """The next tokens of each text, up to the first of ``ends`` (excluded) or ``limit``.
 
     Args:
-        model: a transformers model with an LM head for which ``can_pack_behind``,
-            ``plain_greedy`` and, for the longest row with its continuation, ``sees`` hold.
+        model: a transformers model with an LM head for which ``can_pack_behind`` and
+            ``plain_greedy`` hold, and ``fits_window`` for the longest row with its continuation.
         head: its LM head: states [n, d] -> logits [n, V].
-        prefix: what stands before every text.
-        rows: token ids of each text, none of them empty.
+        prefix: what precedes every text.
+        rows: token ids of each text, at least one each.
     """
     before = len(prefix.ids) if prefix else 0
-    cache = RowCache(before, [len(row) for row in rows], most)
-    last = torch.empty(0)
+    cache = RowCache(before, [len(row) for row in rows], limit, model.device)
+    states: list[Tensor] = []
     for packed in read_packed(model, prefix, rows):
         cache.fill(packed)
-        states = packed.last()
-        last = last.to(states) if len(last) else states.new_empty(len(rows), states.shape[1])
-        last[packed.rows] = states
+        states.append(packed.last())
+    last = torch.cat(states)  # groups are consecutive rows
     written: list[list[int]] = [[] for _ in rows]
-    alive = list(range(len(rows)))  # which text is in each of the cache's rows
+    running = list(range(len(rows)))  # which text is in each row of the cache
     while True:
-        # Softcaps and scales of the logits are monotonic: they do not change which is the largest.
-        best: list[int] = head(last).argmax(dim=-1).tolist()
-        tokens = _settle(best, alive, written, cache, ends, most)
-        if not alive:
+        # Softcaps and scales are monotonic: they do not change which logit is the largest.
+        tokens: list[int] = head(last).argmax(dim=-1).tolist()
+        for row in reversed(range(len(running))):
+            text, token = running[row], tokens[row]
+            if token not in ends:
+                written[text].append(token)
+            if token in ends or len(written[text]) >= limit:
+                cache.drop(row)
+                running[row], tokens[row] = running[-1], tokens[-1]
+                running.pop()
+                tokens.pop()
+        if not running:
             return written
         last = _step(model, tokens, cache)
 
 
-def _settle(
-    tokens: list[int],
-    alive: list[int],
-    written: list[list[int]],
-    cache: RowCache,
-    ends: Collection[int],
-    most: int,
-) -> list[int]:
-    """Notes each row's token and drops the rows that are done; the tokens of the others."""
-    for row in reversed(range(len(alive))):
-        text, token = alive[row], tokens[row]
-        if token not in ends:
-            written[text].append(token)
-        if token in ends or len(written[text]) >= most:
-            cache.drop(row)
-            alive[row], tokens[row] = alive[-1], tokens[-1]
-            alive.pop()
-            tokens.pop()
-    return tokens
-
-
 def _step(model: Any, tokens: Sequence[int], cache: RowCache) -> Tensor:
-    """States [live, d] after one more token of each row."""
-    slots = cache.slots
-    if slots is None:
-        raise RuntimeError("nothing was read into this cache")
+    """States [live, d] after one more token of each running row."""
     states: Tensor = model.get_decoder()(
         input_ids=torch.tensor(tokens, device=model.device)[:, None],
-        position_ids=slots.next[: slots.live, None],
-        attention_mask=slots.visible(model.dtype),
+        position_ids=cache.next[: cache.live, None],
+        attention_mask=cache.visible(model.dtype),
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state[:, -1]
-    slots.advance()
+    cache.advance()
     return states

@@ -1,11 +1,9 @@
-"""Linear layers of a CPU model with weights laid out once for the products that use them.
+"""Linear layers of a CPU model whose weights are laid out for oneDNN's matrix products.
 
-For a few rows, as when a text is continued, a product waits for its weights; oneDNN reads them
-faster from a blocked layout than BLAS does from rows and columns. The numbers are fp32 as before,
-summed in another order, and the same for any number of threads.
-
-The operation is the one that torch's own compiler puts in the place of a frozen linear layer. It
-has no gradient: models that train are left as they are.
+With few rows, as in text generation, a product waits for its weights. oneDNN reads them faster from
+a blocked layout than BLAS does from a plain one. Results are fp32, summed in another order, and do
+not depend on the number of threads. The operation is the one that torch's compiler uses for a
+frozen linear layer. It has no gradient, so models that are trained keep their plain layers.
 """
 
 from __future__ import annotations
@@ -18,19 +16,18 @@ from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
-ROWS = 64
-"""Rows that the layout is made for; others work, too."""
-_TOLERANCE = 1e-4  # of a probe against the plain product, relative to its norm
+ROWS = 64  # the layout is made for this many rows; other numbers work as well
+_TOLERANCE = 1e-4  # error of the probe, relative to the norm of the plain product
 
 
 class PackedLinear(nn.Module):
-    """``nn.Linear`` for answering: ``weight`` as oneDNN lays it out."""
+    """``nn.Linear`` for inference, with oneDNN's weight layout."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         weight = linear.weight.detach().contiguous()
-        # No parameter and no buffer: opaque, so it can be neither saved nor moved.
+        # Not a parameter or buffer: the opaque layout can be neither saved nor moved.
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
         self._bias = None if linear.bias is None else linear.bias.detach()
 
@@ -41,9 +38,9 @@ class PackedLinear(nn.Module):
 
 
 def pack_linears(model: Any) -> int:
-    """Replaces the linear layers of a CPU model's decoder where ``can_pack``; how many.
+    """Replaces the linear layers of a CPU model's decoder if ``can_pack``; returns how many.
 
-    Their plain weights are given up. The LM head keeps its own, which is read by row.
+    Their plain weights are freed. The LM head keeps its weights, whose rows are read one by one.
     """
     decoder = model.get_decoder()
     found = [
@@ -60,7 +57,7 @@ def pack_linears(model: Any) -> int:
 
 
 def can_pack(linear: Any) -> bool:
-    """Whether this machine has the product, and it gives what the plain one gives."""
+    """Whether this machine has the operation and it agrees with the plain product."""
     if type(linear) is not nn.Linear:
         return False
     weight = linear.weight
@@ -72,5 +69,5 @@ def can_pack(linear: Any) -> bool:
             error = PackedLinear(linear)(probe) - linear(probe)
             return bool(error.norm() <= _TOLERANCE * linear(probe).norm())
     except (RuntimeError, AttributeError, NotImplementedError, TypeError) as reason:
-        log.info("linear layers stay as they are: %s", str(reason).splitlines()[0])
+        log.info("Linear layers keep their plain layout: %s", str(reason).splitlines()[0])
         return False

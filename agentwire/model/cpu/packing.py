@@ -1,9 +1,8 @@
-"""The texts of a batch one after another in one sequence, instead of padded to the longest.
+"""Texts of a batch packed one after another into one sequence, instead of padded to the longest.
 
-A CPU is busy all the time, so padding costs as much as text does: among film reviews the longest of
-16 has nearly twice their mean length. Positions begin anew with each text, and from that
-transformers knows where to cut the attention. Sequences are kept short because the cut-off part of
-the attention is computed all the same and grows with the square of their length.
+A CPU is always busy, so padding costs as much as text. Among 16 film reviews the longest has nearly
+twice the mean length. Positions restart with each text; transformers separates the texts there.
+Sequences are kept short, because attention between texts is computed although it is masked.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ PACKED_TOKENS = 192  # of one sequence, unless one text alone is longer
 _PROBE = (3, 5)  # lengths of the two texts of ``can_pack``
 
 
-def groups_of(lengths: Sequence[int], most: int = PACKED_TOKENS) -> Iterator[list[int]]:
-    """Indices of neighbours that have at most ``most`` tokens together, or one longer text."""
+def groups_of(lengths: Sequence[int], limit: int = PACKED_TOKENS) -> Iterator[list[int]]:
+    """Consecutive indices with at most ``limit`` tokens together, or one longer text."""
     group: list[int] = []
     size = 0
     for index, length in enumerate(lengths):
-        if group and size + length > most:
+        if group and size + length > limit:
             yield group
             group, size = [], 0
         group.append(index)
@@ -33,12 +32,12 @@ def groups_of(lengths: Sequence[int], most: int = PACKED_TOKENS) -> Iterator[lis
 
 
 def packed_states(short: Any, ids: Tensor, mask: Tensor) -> Tensor:
-    """Hidden states [n, T, width] of the texts' tokens, zero where there is none.
+    """Hidden states [n, T, width] of the texts' tokens; zero behind a text's end.
 
     Args:
         short: a trunk (``transformers.trunk``).
-        ids: right-padded [n, 1+T], an opening token first.
-        mask: [n, T]: the text's tokens.
+        ids: right-padded [n, 1+T], starting with an opening token.
+        mask: [n, T], True for the text's tokens.
     """
     lengths: list[int] = (mask.sum(dim=1) + 1).tolist()
     texts: list[Tensor] = []
@@ -53,7 +52,7 @@ def packed_states(short: Any, ids: Tensor, mask: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def can_pack(short: Any) -> bool:
-    """Whether this trunk keeps packed texts apart: it is asked, since not every model does."""
+    """Whether this trunk reads packed texts separately. Found by a probe: some models do not."""
     vocabulary = short.get_input_embeddings().weight.shape[0]
     ids = torch.arange(len(_PROBE) * max(_PROBE)).reshape(len(_PROBE), -1) % vocabulary
     mask = torch.arange(ids.shape[1] - 1)[None, :] < torch.tensor(_PROBE)[:, None] - 1
@@ -61,6 +60,6 @@ def can_pack(short: Any) -> bool:
     first, second = ids[0, : _PROBE[0]], ids[1, : _PROBE[1]]
     joined = short(input_ids=torch.cat([first, second])[None], use_cache=False).last_hidden_state
     mixed = joined[0, _PROBE[0] + 1 :] - padded[1, : _PROBE[1] - 1]
-    # Not an absolute bound: some features are 1,000 times as large as others.
+    # Compared with the error of mixed texts: some features are 1,000 times as large as others.
     error = packed_states(short, ids, mask) - padded
     return bool(error.float().norm() < 0.1 * mixed.float().norm())

@@ -1,8 +1,8 @@
 """Keys and values of a prompt's static part, computed once and shared by all rows.
 
-An instruct model's chat template and question come before the text and are the same for every row:
-often more tokens than the text itself. Every text method uses this, so that the comparison with
-soft tokens is one of channels and not of care.
+An instruct model's chat template and question precede the text and are the same for every row. They
+are often longer than the text. All text methods use this, so a comparison with soft tokens is one
+of channels.
 """
 
 from __future__ import annotations
@@ -23,21 +23,25 @@ class Prefix:
     """
 
     def __init__(self, model: Any, ids: Sequence[int]) -> None:
-        from transformers import DynamicCache
-
         self.ids = tuple(ids)
-        cache = DynamicCache(config=model.config)
+        self._cache = empty_cache(model)
         device = model.get_input_embeddings().weight.device
         with torch.inference_mode():
             model.get_decoder()(
                 input_ids=torch.tensor([self.ids], device=device),
-                past_key_values=cache,
+                past_key_values=self._cache,
                 use_cache=True,
             )
-        self._cache = cache
 
     def cache(self, n: int) -> Any:
-        """A cache of its own for n rows: a forward pass appends to it."""
+        """A copy for n rows, to which a forward pass appends."""
         cache = copy.deepcopy(self._cache)
         cache.batch_repeat_interleave(n)
         return cache
+
+
+def empty_cache(model: Any) -> Any:
+    """The library's cache without any tokens."""
+    from transformers import DynamicCache
+
+    return DynamicCache(config=model.config)

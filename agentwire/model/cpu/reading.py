@@ -1,8 +1,8 @@
-"""Texts behind a common prompt, read one after another in one sequence instead of padded.
+"""Reads texts after a common prompt, one after another in one sequence instead of padded.
 
-As in ``packing``, padding would cost as much as text does on a CPU. Here the sequence comes after a
-``Prefix`` that all texts see, so the mask is made by hand: each token sees the prefix and what
-stands before it in its own text.
+As in ``packing``, padding would cost as much as text on a CPU. Here the sequence follows a
+``Prefix`` that every text sees, so the attention mask is explicit: each token sees the prefix and
+the earlier tokens of its own text.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from agentwire.model.cpu.packing import PACKED_TOKENS, groups_of
-from agentwire.model.cpu.prefix import Prefix
+from agentwire.model.cpu.prefix import Prefix, empty_cache
 
-_PROBE_PREFIX = 4  # tokens of the prefix of ``can_pack_behind``
-_PROBE = (3, 5)  # and lengths of its two texts
+_PROBE_PREFIX = 4  # prefix tokens in the probe of ``can_pack_behind``
+_PROBE = (3, 5)  # lengths of its two texts
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
-    """Some texts of a batch after one forward pass.
+class PackedPass:
+    """The result of one forward pass over some texts of a batch.
 
     Attributes:
         rows: which texts of the batch.
@@ -39,19 +39,12 @@ class Packed:
 
     def last(self) -> Tensor:
         """States [n, d] of each text's last token."""
-        ends = torch.tensor(self.sizes, device=self.states.device).cumsum(0) - 1
-        return self.states[ends]
+        return self.states[torch.tensor(self.sizes, device=self.states.device).cumsum(0) - 1]
 
 
-def window_of(model: Any) -> int | None:
-    """How far back every layer sees, in tokens; None: without end."""
+def fits_window(model: Any, length: int) -> bool:
+    """Whether every layer attends over this many tokens; sliding windows may be shorter."""
     window: int | None = getattr(model.config.get_text_config(), "sliding_window", None)
-    return window
-
-
-def sees(model: Any, length: int) -> bool:
-    """Whether every layer attends over this many tokens: sliding windows may be shorter."""
-    window = window_of(model)
     return window is None or length <= window
 
 
@@ -59,41 +52,41 @@ def read_packed(
     model: Any,
     prefix: Prefix | None,
     rows: Sequence[Sequence[int]],
-    most: int = PACKED_TOKENS,
-) -> Iterator[Packed]:
+    limit: int = PACKED_TOKENS,
+) -> Iterator[PackedPass]:
     """Reads each text after ``prefix``.
 
     Args:
-        model: a transformers model with an LM head; ``sees`` holds for the longest text with its
-            prefix.
-        rows: token ids of each text, none of them empty.
-        most: tokens of one pass, unless one text alone is longer.
+        model: a transformers model with an LM head. ``fits_window`` must hold for the longest text
+            with its prefix.
+        rows: token ids of each text, at least one each.
+        limit: tokens of one pass, unless a single text is longer.
     """
     before = len(prefix.ids) if prefix else 0
-    for group in groups_of([len(row) for row in rows], most):
+    for group in groups_of([len(row) for row in rows], limit):
         sizes = [len(rows[i]) for i in group]
         device = model.device
         ids = torch.tensor([[token for i in group for token in rows[i]]], device=device)
-        places = torch.cat([torch.arange(before, before + size) for size in sizes])
-        cache = prefix.cache(1) if prefix else _no_cache(model)
+        positions = torch.cat([torch.arange(before, before + size) for size in sizes])
+        cache = prefix.cache(1) if prefix else empty_cache(model)
         output = model.get_decoder()(
             input_ids=ids,
-            position_ids=places[None].to(device),
+            position_ids=positions[None].to(device),
             attention_mask=_mask(before, sizes, model.dtype).to(device),
             past_key_values=cache,
             use_cache=True,
         )
-        yield Packed(group, sizes, output.last_hidden_state[0], cache)
+        yield PackedPass(group, sizes, output.last_hidden_state[0], cache)
 
 
-def _no_cache(model: Any) -> Any:
-    from transformers import DynamicCache
-
-    return DynamicCache(config=model.config)
+def last_packed_states(model: Any, prefix: Prefix | None, rows: Sequence[Sequence[int]]) -> Tensor:
+    """States [n, d] of each text's last token; arguments as for ``read_packed``."""
+    # Groups are consecutive rows, so their results are in the order of the batch.
+    return torch.cat([packed.last() for packed in read_packed(model, prefix, rows)])
 
 
 def _mask(before: int, sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """What is added to the attention scores, [1, 1, T, before + T]: 0 where a token sees."""
+    """Additive attention mask [1, 1, T, before + T]: 0 where a token is visible."""
     total = sum(sizes)
     mask = torch.full((total, before + total), torch.finfo(dtype).min, dtype=dtype)
     mask[:, :before] = 0
@@ -107,13 +100,13 @@ def _mask(before: int, sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 @torch.inference_mode()
 def can_pack_behind(model: Any) -> bool:
-    """Whether this model keeps packed texts apart and reads their prefix: it is asked.
+    """Whether this model reads packed texts separately, each after the prefix. Found by a probe.
 
-    A model may ignore the mask or the positions that it is given, or keep what it has read in a
-    form of its own.
+    A model may ignore the mask or the positions that it is given, or keep what it has read in
+    another form.
     """
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    if not sees(model, _PROBE_PREFIX + max(_PROBE)):
+    if not fits_window(model, _PROBE_PREFIX + max(_PROBE)):
         return False
     ids = [i % vocabulary for i in range(1, 1 + _PROBE_PREFIX + sum(_PROBE))]
     head, texts = ids[:_PROBE_PREFIX], ids[_PROBE_PREFIX:]
@@ -121,17 +114,15 @@ def can_pack_behind(model: Any) -> bool:
     decoder = model.get_decoder()
 
     def alone(*parts: Sequence[int]) -> Tensor:
-        joined = [token for part in parts for token in part]
-        states: Tensor = decoder(
-            input_ids=torch.tensor([joined], device=model.device), use_cache=False
-        ).last_hidden_state[0, -len(parts[-1]) :]
-        return states
+        joined = torch.tensor([[token for part in parts for token in part]], device=model.device)
+        states: Tensor = decoder(input_ids=joined, use_cache=False).last_hidden_state
+        return states[0, -len(parts[-1]) :]
 
     try:
         packed = next(read_packed(model, Prefix(model, head), rows, sum(_PROBE)))
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
-        return False  # it takes no mask of this form
+        return False  # it does not take such a mask
     error = packed.states - torch.cat([alone(head, row) for row in rows])
     mixed = packed.states[-_PROBE[1] :] - alone(head, rows[0], rows[1])
-    # Not an absolute bound: some features are 1,000 times as large as others.
+    # Compared with the error of mixed texts: some features are 1,000 times as large as others.
     return bool(error.float().norm() < 0.1 * mixed.float().norm())

@@ -1,1 +1,0 @@
-"""From a model's name to a folder with its weights."""

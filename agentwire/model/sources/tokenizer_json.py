@@ -1,4 +1,4 @@
-"""``tokenizer.json`` (the format of the ``tokenizers`` library) from a GGUF file's vocabulary."""
+"""Builds ``tokenizer.json`` (the ``tokenizers`` library's format) from a GGUF file's vocabulary."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def tokenizer_json(
     """The contents of tokenizer.json and tokenizer_config.json.
 
     Args:
-        model: the registry model; its layout decides how text is cut.
+        model: the registry model; its layout determines the algorithm.
         metadata: of the GGUF file.
 
     Raises:
-        ModelError: the vocabulary is not the one that the registry names.
+        ModelError: the vocabulary has another size than the registry says.
     """
     tokens: list[str] = metadata.get("tokenizer.ggml.tokens", [])
     if len(tokens) != model.vocabulary:
         raise ModelError(
-            f"{model.name} has {len(tokens):,} tokens, not {model.vocabulary:,}.",
+            f"{model.name} has {len(tokens):,} tokens, expected {model.vocabulary:,}.",
             hint="Run `agentwire models pull` again.",
         )
     make = _byte_level if model.layout == "llama" else _sentencepiece
@@ -46,14 +46,14 @@ def _config(tokens: Sequence[str], metadata: Mapping[str, Any]) -> dict[str, Any
         "pad_token": "tokenizer.ggml.padding_token_id",
     }
     named = {name: tokens[metadata[key]] for name, key in ids.items() if key in metadata}
-    # The class that takes tokenizer.json as it is, in every release of transformers.
+    # Every release of transformers loads tokenizer.json unchanged with this class.
     return {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "right", **named}
 
 
 def _added(
     tokens: Sequence[str], kinds: Sequence[int], vocabulary: Mapping[str, int]
 ) -> list[dict[str, Any]]:
-    """Tokens that are matched whole in the text: control tokens and user-defined ones."""
+    """Tokens that are matched as a whole: control tokens and user-defined ones."""
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return [
         {"id": index, "content": token, **plain, "special": kind == _CONTROL}
@@ -63,7 +63,7 @@ def _added(
 
 
 def _byte_level(tokens: Sequence[str], metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Byte-level BPE as in GPT-2; the file lists the merges."""
+    """Byte-level BPE as in GPT-2, with the merges that the file lists."""
     cut = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     return {
         "normalizer": None,
@@ -86,8 +86,8 @@ def _byte_level(tokens: Sequence[str], metadata: Mapping[str, Any]) -> dict[str,
 
 
 def _sentencepiece(tokens: Sequence[str], metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Sentencepiece BPE as in Gemma: spaces become U+2581; the vocabulary implies the merges."""
-    # The file spells runs of spaces as spaces, but they are looked up as U+2581 like all others.
+    """Sentencepiece BPE as in Gemma: spaces become U+2581, and the vocabulary implies merges."""
+    # The file holds runs of spaces as spaces, but they are looked up as U+2581 like all spaces.
     spelled = [
         _SPACE * len(token) if " " in token and not token.strip() else token for token in tokens
     ]
@@ -123,10 +123,10 @@ def _sentencepiece(tokens: Sequence[str], metadata: Mapping[str, Any]) -> dict[s
 
 
 def implied_merges(vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
-    """The merges of a BPE vocabulary whose order is its merge order.
+    """The merges of a BPE vocabulary that is sorted by merge order.
 
-    Every way to cut a token in two known tokens is a merge; tokens that come earlier in the
-    vocabulary merge first. Ties within one token: the longer left part first.
+    Every split of a token into two known tokens is a merge. Earlier tokens merge first; within one
+    token, the longer left half first.
     """
     merges: list[tuple[str, str]] = []
     for token in vocabulary:  # in the order of ids
@@ -141,7 +141,7 @@ def implied_merges(vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
 
 
 def _template(prefix: Sequence[tuple[str, int]]) -> dict[str, Any]:
-    """A post-processor that puts the tokens of ``prefix`` before every sequence."""
+    """A post-processor that prepends the tokens of ``prefix`` to every sequence."""
 
     def sequence(name: str, kind: int) -> list[dict[str, Any]]:
         opening = [{"SpecialToken": {"id": token, "type_id": kind}} for token, _ in prefix]

@@ -1,1 +1,0 @@
-"""The static engine: CUDA graphs of fixed shapes."""

@@ -1,7 +1,7 @@
-"""Which static shape a batch runs in: the smallest that was captured and holds it. Pure.
+"""Chooses the static shape that a batch runs in. Pure.
 
-The rule, visible in the agent's log: a batch of n rows with at most T tokens runs in the smallest
-captured (rows, tokens) that holds both; where none does, it runs eagerly.
+A batch of n rows with at most T tokens runs in the smallest captured (rows, tokens) that holds
+both. If there is none, it runs without a graph.
 """
 
 from __future__ import annotations
@@ -23,33 +23,31 @@ class Buckets:
     Attributes:
         rows: batch sizes, rising.
         tokens: tokens of a row, rising.
-        most: rows * tokens of the largest shape; larger products are not captured.
+        max_tokens: rows * tokens of the largest shape; larger products are not captured.
     """
 
     rows: tuple[int, ...]
     tokens: tuple[int, ...]
-    most: int
+    max_tokens: int
 
     @classmethod
     def of(cls, spec: GraphSpec, max_batch: int) -> Buckets:
-        """The agent's buckets: none is larger than the largest batch it forms."""
+        """An agent's buckets; none is larger than its largest batch."""
         rows = {n for n in spec.batches if n < max_batch} | {max_batch}
         return cls(tuple(sorted(rows)), tuple(sorted(set(spec.texts))), spec.max_tokens)
 
     def choose(self, rows: int, tokens: int) -> tuple[int, int] | None:
-        """The captured (rows, tokens) for such a batch; None: it has to run eagerly."""
+        """The captured (rows, tokens) for such a batch, or None."""
         n, t = _smallest(self.rows, rows), _smallest(self.tokens, tokens)
-        if n is None or t is None or n * t > self.most:
-            return None
-        return n, t
+        return None if n is None or t is None or n * t > self.max_tokens else (n, t)
 
     def choose_rows(self, rows: int) -> int | None:
         """The captured batch size for rows of a fixed length."""
         return _smallest(self.rows, rows)
 
     def shapes(self) -> Iterator[tuple[int, int]]:
-        """Every captured (rows, tokens), the largest first: the others then fit its memory."""
-        pairs = ((n, t) for n in self.rows for t in self.tokens if n * t <= self.most)
+        """Every captured (rows, tokens), the largest first, so that the others fit its memory."""
+        pairs = ((n, t) for n in self.rows for t in self.tokens if n * t <= self.max_tokens)
         return iter(sorted(pairs, key=lambda pair: (-pair[0] * pair[1], -pair[0])))
 
 
@@ -61,7 +59,7 @@ def _smallest(sizes: Sequence[int], wanted: int) -> int | None:
 def fill(packed: npt.NDArray[np.int64], rows: Sequence[Sequence[int]]) -> None:
     """Writes ragged ids into [n, T + 1]: zeros behind a row, its length in the last column.
 
-    Rows that only fill the shape have length 1.
+    Unused rows have length 1.
     """
     packed[:] = 0
     packed[:, -1] = 1

@@ -1,14 +1,14 @@
-"""A decoder's forward pass by hand: static shapes, fused weights, nothing computed in vain.
+"""A decoder's forward pass with static shapes and fused weights.
 
-It shares its weights with the transformers model that it was made from, and that model is the
-reference it is tested against. What differs:
+It shares its weights with the transformers model that it is made from, and is tested against that
+model. It differs in these points:
 
-* The products of one input are one product: queries, keys and values; gate and up.
-* What stands before every row (BOS, or a whole prompt) is a prefix whose keys and values were
-  computed once. At 32 tokens a row that also keeps products at whole tiles.
-* Where only the last position is asked for, the last layer computes only that: its queries,
-  feed-forward layer and norm.
-* No mask is built: rows are padded on the right, where a causal model cannot see it.
+* Products of the same input are one product: queries, keys and values; gate and up.
+* What precedes every row (BOS, or a whole prompt) is a prefix whose keys and values were computed
+  once. With 32 tokens a row this also keeps products at whole tiles.
+* If only the last position is needed, the last layer computes only that: its queries, feed-forward
+  layer and norm.
+* There is no mask: rows are padded on the right, where a causal model cannot see it.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from agentwire.model.static.ops import KeyValue, PlainOps, Rotary
 
 POSITIONS = 2048
-"""Positions for which rotary tables are kept; longer rows are not for this forward pass."""
+"""Positions in the rotary tables; longer rows run in transformers."""
 GELU = ("gelu_pytorch_tanh", "gelu_tanh")
 
 
 class UnsupportedModel(ValueError):
-    """Why a model cannot be computed by this forward pass."""
+    """This forward pass cannot compute a model; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Weights of one layer, as its products use them.
+    """Weights of one layer.
 
     Attributes:
         qkv: [(H + 2 G) * D, d]; gate_up: [2 * I, d].
-        window: slots that a query sees; None: all.
-        query_norm, key_norm, after_attention, after_mlp: norms that Gemma 3 has in addition.
+        window: slots that a query attends to; None: all.
+        query_norm, key_norm, after_attention, after_mlp: additional norms of Gemma 3.
     """
 
     before_attention: Tensor
@@ -57,30 +58,21 @@ class Layer:
     after_mlp: Tensor | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Cache:
-    """Keys and values of every layer, each [n, S, G, D]."""
-
-    layers: tuple[KeyValue, ...]
-
-    def first(self, rows: int, slots: int) -> Cache:
-        """A view of the first ``rows`` and ``slots``."""
-        return Cache(tuple((k[:rows, :slots], v[:rows, :slots]) for k, v in self.layers))
-
-
 Prefix = Sequence[KeyValue]
 """Keys and values [P, G, D] of each layer."""
+Cache = Sequence[KeyValue]
+"""Keys and values [n, S, G, D] of each layer."""
 
 
 class StaticDecoder:
     """The decoder of a causal language model (Llama, Mistral, Qwen, Gemma 3 and their like).
 
     Args:
-        model: a transformers model in eval mode; its projections become views of fused weights.
-        ops: how the small operations are computed.
+        model: in eval mode; its projections become views of fused weights.
+        ops: the operations between the products.
 
     Raises:
-        UnsupportedModel: the model has something that this pass does not compute.
+        UnsupportedModel: the model has a feature that this pass lacks.
     """
 
     def __init__(self, model: Any, ops: PlainOps) -> None:
@@ -115,16 +107,16 @@ class StaticDecoder:
         layer = decoder.layers[0]
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             if not isinstance(getattr(layer.self_attn, name, None), nn.Linear):
-                raise UnsupportedModel(f"its attention has no plain {name}")
+                raise UnsupportedModel(f"its attention has no linear layer {name}")
         for name in ("gate_proj", "up_proj", "down_proj"):
             if not isinstance(getattr(layer.mlp, name, None), nn.Linear):
-                raise UnsupportedModel(f"its feed-forward layer has no plain {name}")
+                raise UnsupportedModel(f"its feed-forward layer has no linear layer {name}")
             if getattr(layer.mlp, name).bias is not None:
                 raise UnsupportedModel("its feed-forward layer has biases")
         if _activation(config) not in ("silu", *GELU):
             raise UnsupportedModel(f"its activation is {_activation(config)}")
         if getattr(config, "attn_logit_softcapping", None):
-            raise UnsupportedModel("its attention caps its logits")
+            raise UnsupportedModel("its attention has softcapped logits")
         if getattr(config, "use_bidirectional_attention", False):
             raise UnsupportedModel("its attention is not causal")
 
@@ -169,7 +161,7 @@ class StaticDecoder:
         )
 
     def _table(self, module: Any, kind: str) -> Rotary:
-        """The model's own tables, so that no scaling rule is written twice."""
+        """Rotary tables from the model's own module, which knows its scaling rule."""
         typed = hasattr(module, "layer_types")
         key = kind if typed else ""
         if key not in self._tables:
@@ -180,20 +172,6 @@ class StaticDecoder:
             self._tables[key] = Rotary(cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
         return self._tables[key]
 
-    def tune(self, rows: int, head: Tensor | None = None) -> None:
-        """Finds the fastest kernels for products of so many rows; part of starting up.
-
-        Args:
-            head: the LM head's weight, where it is used in full.
-        """
-        if self.device.type != "cuda" or self.dtype == torch.float32:
-            return
-        with torch.cuda.device(self.device), torch.inference_mode():
-            for name in ("qkv", "out", "gate_up", "down"):
-                self.ops.tune(rows, [getattr(layer, name) for layer in self.layers])
-            if head is not None:
-                self.ops.tune(rows, [head])
-
     # -- forward passes ---------------------------------------------------------------------
 
     def trunk(self, ids: Tensor, layers: int, prefix: Prefix) -> Tensor:
@@ -201,29 +179,28 @@ class StaticDecoder:
 
         Args:
             ids: [n, T], padded on the right.
-            prefix: of the first ``layers`` layers or more.
+            prefix: of at least the first ``layers`` layers.
         """
         residual, delta = self._run(self.embed(ids), layers, prefix)
         return (residual + delta).view(*ids.shape, -1)
 
     def last(self, x: Tensor, last: Tensor, prefix: Prefix, cache: Cache | None = None) -> Tensor:
-        """Normed states [n, d] of one position a row, after all layers.
+        """Normed states [n, d] of one position in each row, after all layers.
 
         Args:
-            x: input embeddings [n, T, d]; they are overwritten.
-            last: [n] that position of each row's T.
-            prefix: what stands before.
-            cache: gets the keys and values of prefix and tokens; [n, P + T, G, D] a layer.
+            x: input embeddings [n, T, d]; overwritten.
+            last: [n], the position in each row.
+            cache: receives the keys and values of prefix and tokens, [n, P + T, G, D] per layer.
         """
         residual, delta = self._run(x, len(self.layers), prefix, cache=cache, last=last)
         return self.ops.add_rms_norm(delta, residual, self.norm, self.eps)
 
     def step(self, tokens: Tensor, positions: Tensor, cache: Cache) -> Tensor:
-        """Normed states [n, d] of one more token a row, which ``cache`` takes in.
+        """Normed states [n, d] of one more token in each row; stores it in ``cache``.
 
         Args:
             tokens: [n] ids.
-            positions: [n] where they stand; what stands behind in the cache is not seen.
+            positions: [n], their positions; later slots of the cache are not attended to.
         """
         x = self.embed(tokens[:, None])
         residual, delta = self._run(x, len(self.layers), (), cache=cache, start=positions)
@@ -231,33 +208,26 @@ class StaticDecoder:
 
     @torch.inference_mode()
     def prefix(self, ids: Sequence[int], layers: int | None = None) -> Prefix:
-        """Keys and values of the tokens ``ids`` (none: an empty prefix) in the first layers."""
-        count = layers or len(self.layers)
+        """Keys and values of the tokens ``ids`` in the first ``layers`` layers (None: all)."""
         if not ids:
             return ()
-        cache = self.cache(1, len(ids), count)
+        count = layers or len(self.layers)
+        cache = [self._slots(1, len(ids)) for _ in range(count)]
         row = torch.tensor([list(ids)], device=self.device)
         with torch.cuda.device(self.device if self.device.type == "cuda" else -1):
             self._run(self.embed(row), count, (), cache=cache)
-        return [(keys[0], values[0]) for keys, values in cache.layers]
+        return [(keys[0], values[0]) for keys, values in cache]
 
-    def cache(self, rows: int, slots: int, layers: int | None = None) -> Cache:
-        """Room for the keys and values of ``rows`` rows of ``slots`` tokens."""
-        return Cache(tuple(self._slots(rows, slots) for _ in range(layers or len(self.layers))))
+    def cache(self, rows: int, slots: int) -> Cache:
+        """An empty cache for ``rows`` rows of ``slots`` tokens."""
+        # Zeros: slots that were never written are read, and memory may hold a NaN.
+        made = [self._slots(rows, slots) for _ in self.layers]
+        return [(keys.zero_(), values.zero_()) for keys, values in made]
 
     def _slots(self, rows: int, slots: int) -> KeyValue:
         shape = (rows, slots, self.groups, self.head_dim)
-        return (
-            torch.zeros(shape, dtype=self.dtype, device=self.device),
-            torch.zeros(shape, dtype=self.dtype, device=self.device),
-        )
-
-    def _room(self, rows: int, slots: int) -> KeyValue:
-        shape = (rows, slots, self.groups, self.head_dim)
-        return (
-            torch.empty(shape, dtype=self.dtype, device=self.device),
-            torch.empty(shape, dtype=self.dtype, device=self.device),
-        )
+        keys = torch.empty(shape, dtype=self.dtype, device=self.device)
+        return keys, torch.empty_like(keys)
 
     def _run(
         self,
@@ -269,20 +239,20 @@ class StaticDecoder:
         last: Tensor | None = None,
         start: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The residual stream, and what the last layer still has to add to it."""
+        """The residual stream, and what the last layer adds to it."""
         n, t, width = x.shape
         residual = x.reshape(n * t, width)
         delta: Tensor | None = None
         length = prefix[0][0].shape[0] if prefix else 0
         for i in range(count):
             fixed = prefix[i] if prefix else None
-            room = self._room(n, length + t) if cache is None else cache.layers[i]
+            slots = self._slots(n, length + t) if cache is None else cache[i]
             asked = last if i == count - 1 else None
             residual, delta = self._compute(
-                self.layers[i], residual, delta, (n, t), room, fixed, asked, start
+                self.layers[i], residual, delta, (n, t), slots, fixed, asked, start
             )
         if delta is None:
-            raise ValueError("a pass needs one layer or more")
+            raise ValueError("a pass needs at least one layer")
         return residual, delta
 
     def _compute(
@@ -291,7 +261,7 @@ class StaticDecoder:
         residual: Tensor,
         delta: Tensor | None,
         shape: tuple[int, int],
-        room: KeyValue,
+        slots: KeyValue,
         fixed: KeyValue | None,
         last: Tensor | None,
         start: Tensor | None,
@@ -301,25 +271,25 @@ class StaticDecoder:
             h = ops.rms_norm(residual, layer.before_attention, eps)
         else:
             h = ops.add_rms_norm(delta, residual, layer.before_attention, eps)
-        qkv = ops.linear(h, layer.qkv, layer.qkv_bias).view(n, t, -1)
+        qkv = F.linear(h, layer.qkv, layer.qkv_bias).view(n, t, -1)
         if layer.query_norm is not None and layer.key_norm is not None:
             self._norm_heads(qkv, layer.query_norm, layer.key_norm)
-        q = ops.rotary(qkv, layer.rotary, room, heads=self.heads, prefix=fixed, start=start)
+        q = ops.rotary(qkv, layer.rotary, slots, heads=self.heads, prefix=fixed, start=start)
         if start is not None:
-            mixed = ops.attend_one(q[:, 0], room, start + 1, self.scale, layer.window)
+            mixed = ops.attend_one(q[:, 0], slots, start + 1, self.scale, layer.window)
         elif last is not None:
             rows = torch.arange(n, device=q.device)
             residual = residual.view(n, t, -1)[rows, last]
-            length = room[0].shape[1] - t
+            length = slots[0].shape[1] - t
             lengths = last + (length + 1)
-            mixed = ops.attend_one(q[rows, last], room, lengths, self.scale, layer.window)
+            mixed = ops.attend_one(q[rows, last], slots, lengths, self.scale, layer.window)
         else:
-            mixed = ops.attend(q, room, self.scale, layer.window)
-        delta = ops.linear(mixed.reshape(residual.shape[0], -1), layer.out, layer.out_bias)
+            mixed = ops.attend(q, slots, self.scale, layer.window)
+        delta = F.linear(mixed.reshape(residual.shape[0], -1), layer.out, layer.out_bias)
         if layer.after_attention is not None:
             delta = ops.rms_norm(delta, layer.after_attention, eps)
         h = ops.add_rms_norm(delta, residual, layer.before_mlp, eps)
-        delta = ops.linear(ops.gated(ops.linear(h, layer.gate_up), gelu=self.gelu), layer.down)
+        delta = F.linear(ops.gated(F.linear(h, layer.gate_up), gelu=self.gelu), layer.down)
         if layer.after_mlp is not None:
             delta = ops.rms_norm(delta, layer.after_mlp, eps)
         return residual, delta
@@ -341,7 +311,7 @@ def _activation(config: Any) -> str:
 
 @torch.no_grad()
 def _fused(parts: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
-    """One weight for several products of the same input; the parts become views of it."""
+    """One weight for products of the same input; the layers' weights become views of it."""
     weight = torch.cat([part.weight for part in parts])
     biases = [part.bias.detach() for part in parts if part.bias is not None]
     bias = torch.cat(biases) if len(biases) == len(parts) else None

@@ -1,28 +1,26 @@
-"""Captured computations, and the way of their inputs and outputs between host and device.
+"""Captured computations, and the transfer of their inputs and outputs between host and device.
 
-A ``Program`` is one computation of static shape: a CUDA graph, or on a CPU a plain call. ``launch``
-returns at once. Inputs go up and outputs come down through pinned memory on streams of their own,
-so that the copies of one batch run beside the products of another:
+A ``Program`` is one computation of static shape: a CUDA graph, or a plain call on a CPU. ``launch``
+returns at once. Inputs and outputs are copied through pinned memory on separate streams, so that
+the copies of one batch overlap with the computation of another:
 
     upload stream:     host -> device of batch n+1
-    compute stream:    graph of batch n, its output put aside
+    compute stream:    graph of batch n, its output copied aside
     download stream:   device -> host of batch n-1
 
-Nothing waits but where the data says so: the graph for its input, the download for the graph, and
-the host for the download.
+Each step waits only for the data that it needs: the graph for its input, the download for the
+graph, and the host for the download.
 
-Where nothing is under way there is nothing to overlap with. A port of few rows therefore has a
-second graph with both copies inside (``express``): one launch and one event instead of three
-streams that wait for each other.
+Without another batch there is nothing to overlap with. A runner of few rows therefore has a second
+graph that contains both copies (``express``): one launch and one event instead of three streams.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -35,19 +33,23 @@ T = TypeVar("T")
 WARM_UPS = 2
 
 
-class Device:
-    """One device's streams, and the memory that its graphs share (no two run at once).
+class GraphDevice:
+    """A device's streams, and the memory that its graphs share (no two run at once).
 
     Args:
         device: where to compute.
-        graphs: capture CUDA graphs; off, or on a CPU: call plainly.
+        graphs: whether to capture CUDA graphs; never done on a CPU.
+
+    Attributes:
+        running: batches that were launched and not collected.
+        total: bytes of memory.
     """
 
     def __init__(self, device: torch.device, *, graphs: bool) -> None:
         self.device = device
         self.is_cuda = device.type == "cuda"
         self.graphs = graphs and self.is_cuda
-        self.under_way = 0  # batches that were launched and not collected
+        self.running = 0
         self.captured = 0
         self.captured_bytes = 0
         self.compute = self.upload = self.download = None
@@ -61,21 +63,12 @@ class Device:
         )
         self.pool: Any = torch.cuda.graph_pool_handle() if self.graphs else None
 
-    @contextlib.contextmanager
-    def on(self, stream: Any) -> Iterator[None]:
-        """Work in here goes to ``stream``; on a CPU it just runs."""
-        if stream is None:
-            yield
-            return
-        with torch.cuda.stream(stream):
-            yield
-
     def host(self, like: Tensor) -> Tensor:
-        """Host memory for a copy of ``like``; pinned where that helps."""
+        """Host memory for a copy of ``like``, pinned for a GPU."""
         return torch.empty(like.shape, dtype=like.dtype, pin_memory=self.is_cuda)
 
-    def memory(self) -> int:
-        """Bytes of the device that this process has reserved."""
+    def reserved(self) -> int:
+        """Bytes of the GPU that this process has reserved."""
         return int(torch.cuda.memory_reserved(self.device)) if self.is_cuda else 0
 
 
@@ -83,37 +76,33 @@ class Program:
     """One computation of static shape, captured when it is made.
 
     Args:
-        device: where.
-        compute: the computation; it reads the same memory at every call, and returns its result.
-
-    Attributes:
-        output: the result of the last launch, on the device.
+        compute: reads the same memory at every call, and returns its result.
     """
 
-    def __init__(self, device: Device, compute: Callable[[], Tensor]) -> None:
+    def __init__(self, device: GraphDevice, compute: Callable[[], Tensor]) -> None:
         self._device = device
         self._compute = compute
         self._graph: torch.cuda.CUDAGraph | None = None
-        self.output: Tensor | None = None
+        self._output: Tensor | None = None
         if device.graphs:
             self._capture()
 
     @torch.inference_mode()
     def _capture(self) -> None:
-        device, before = self._device, self._device.memory()
+        device, before = self._device, self._device.reserved()
         torch.cuda.synchronize(device.device)
         graph = torch.cuda.CUDAGraph()
         collects = gc.isenabled()
-        gc.disable()  # what it would free belongs to no capture
+        gc.disable()  # freeing other tensors would become part of the capture
         try:
             with torch.cuda.stream(device.compute):
                 for _ in range(WARM_UPS):  # cuBLAS and Triton choose and compile kernels here
                     self._compute()
                 torch.cuda.synchronize(device.device)
-                # Another thread may wait for an earlier batch meanwhile: only this one must not.
+                # Other threads may wait for earlier batches meanwhile.
                 graph.capture_begin(pool=device.pool, capture_error_mode="thread_local")
                 try:
-                    self.output = self._compute()
+                    self._output = self._compute()
                 finally:
                     graph.capture_end()
         finally:
@@ -121,28 +110,34 @@ class Program:
                 gc.enable()
         self._graph = graph
         device.captured += 1
-        device.captured_bytes += max(0, device.memory() - before)
+        device.captured_bytes += max(0, device.reserved() - before)
 
     def launch(self) -> Tensor:
-        """Starts it on the compute stream; the returned tensor is overwritten by the next one."""
+        """Starts it on the current stream; the next launch overwrites the returned tensor."""
         if self._graph is not None:
             self._graph.replay()
         else:
             with torch.inference_mode():
-                self.output = self._compute()
-        assert self.output is not None
-        return self.output
+                self._output = self._compute()
+        assert self._output is not None
+        return self._output
 
 
-class Slot:
-    """Memory and events for one batch on its way through a port."""
+class Staging:
+    """Memory and events for one batch on its way through a runner.
 
-    def __init__(self, device: Device, inputs: Sequence[Tensor]) -> None:
+    Attributes:
+        host_in: inputs on the host, written by the caller.
+        host_out: the output on the host.
+        express: a program that copies this batch's inputs and output itself.
+    """
+
+    def __init__(self, device: GraphDevice, inputs: Sequence[Tensor]) -> None:
         self.host_in = [device.host(tensor) for tensor in inputs]
         self.on_device = [torch.empty_like(tensor) for tensor in inputs]
-        self.kept: Tensor | None = None  # the output, put aside
+        self.kept: Tensor | None = None  # the output, copied aside on the device
         self.host_out: Tensor | None = None
-        self.express: Program | None = None  # moves this slot's data itself
+        self.express: Program | None = None
         self.took = 0.0  # milliseconds, on a CPU
         if device.is_cuda:
             make: Any = torch.cuda.Event
@@ -151,166 +146,177 @@ class Slot:
             )
 
     def took_ms(self) -> float:
-        """What the device took, once it is done; what came before on its stream not counted."""
+        """Milliseconds of the computation, without what ran before it on its stream."""
         on_device = self.kept is not None or self.express is not None
         return float(self.began.elapsed_time(self.computed)) if on_device else self.took
 
 
 @dataclass(eq=False)
-class Port:
-    """A program with its static inputs, and as many slots as there were batches at once.
+class Runner:
+    """A program with its static inputs, and reusable staging memory for each batch in flight.
 
     Attributes:
         inputs: device tensors that the program reads.
-        program: what is computed from them.
+        free: staging memory that no batch uses.
+        express: the express staging memory, while it is free.
     """
 
-    device: Device
+    device: GraphDevice
     inputs: list[Tensor]
     program: Program
-    free: list[Slot] = field(default_factory=list)
-    express: Slot | None = None  # while it is free
+    free: list[Staging] = field(default_factory=list)
+    express: Staging | None = None
 
     @classmethod
     def of(
         cls,
-        device: Device,
+        device: GraphDevice,
         inputs: list[Tensor],
         compute: Callable[[], Tensor],
         *,
         express: bool = False,
-    ) -> Port:
+    ) -> Runner:
         """Captures ``compute``, which reads ``inputs``.
 
         Args:
-            express: a graph that moves its data itself, too, for when nothing else is under way.
+            express: capture a second graph that contains the copies as well.
         """
-        port = cls(device, inputs, Program(device, compute))
+        runner = cls(device, inputs, Program(device, compute))
         if express and device.graphs:
             try:
-                port.express = _express(device, inputs, compute)
-            except RuntimeError as error:  # a driver that cannot capture copies, say
-                log.warning("no graph with its copies inside: %s", error)
-        return port
+                runner.express = _express(device, inputs, compute)
+            except RuntimeError as error:  # for example a driver that cannot capture copies
+                log.warning("No graph with its copies inside: %s.", error)
+        return runner
 
-    def slot(self) -> Slot:
-        """A slot to fill: write the inputs to its ``host_in``."""
-        if self.express is not None and not self.device.under_way:
-            slot, self.express = self.express, None
-            return slot
-        return self.free.pop() if self.free else Slot(self.device, self.inputs)
+    def staging(self) -> Staging:
+        """Staging memory for a batch; write its inputs to ``host_in``."""
+        if self.express is not None and not self.device.running:
+            staging, self.express = self.express, None
+            return staging
+        return self.free.pop() if self.free else Staging(self.device, self.inputs)
 
-    def launch(self, slot: Slot, bind: Callable[[], None] | None = None) -> None:
-        """Starts the computation of what was written to ``slot``; returns at once.
+    def launch(self, staging: Staging, bind: Callable[[], None] | None = None) -> None:
+        """Starts the computation of what was written to ``staging``; returns at once.
 
         Args:
             bind: called on the compute stream before the program.
         """
-        device = self.device
-        device.under_way += 1
-        if slot.express is not None:
-            # Left as it is afterwards: to change back costs as much again, and no other work of
-            # this thread minds on which stream it runs.
-            assert device.compute is not None
-            torch.cuda.set_stream(device.compute)
-            if bind is not None:
-                bind()
-            slot.began.record(device.compute)
-            slot.express.launch()
-            slot.computed.record(device.compute)
-            return
-        if not device.is_cuda:
-            for static, given in zip(self.inputs, slot.host_in, strict=True):
+        self.device.running += 1
+        if staging.express is not None:
+            self._launch_express(staging, staging.express, bind)
+        elif self.device.is_cuda:
+            self._launch_streams(staging, bind)
+        else:
+            for static, given in zip(self.inputs, staging.host_in, strict=True):
                 static.copy_(given)
             if bind is not None:
                 bind()
             begin = time.perf_counter()
-            slot.host_out = self.program.launch().clone()
-            slot.took = (time.perf_counter() - begin) * 1e3
-            return
+            staging.host_out = self.program.launch().clone()
+            staging.took = (time.perf_counter() - begin) * 1e3
+
+    def _launch_express(
+        self, staging: Staging, program: Program, bind: Callable[[], None] | None
+    ) -> None:
+        compute = self.device.compute
+        assert compute is not None
+        # The stream stays set: changing it back costs as much again, and this thread's other work
+        # may run on any stream.
+        torch.cuda.set_stream(compute)
+        if bind is not None:
+            bind()
+        staging.began.record(compute)
+        program.launch()
+        staging.computed.record(compute)
+
+    def _launch_streams(self, staging: Staging, bind: Callable[[], None] | None) -> None:
+        device = self.device
         assert device.compute is not None and device.upload is not None
         assert device.download is not None
         with torch.cuda.stream(device.upload):
-            for there, given in zip(slot.on_device, slot.host_in, strict=True):
+            for there, given in zip(staging.on_device, staging.host_in, strict=True):
                 there.copy_(given, non_blocking=True)
-            slot.uploaded.record(device.upload)
+            staging.uploaded.record(device.upload)
         with torch.cuda.stream(device.compute):
-            device.compute.wait_event(slot.uploaded)
-            slot.began.record(device.compute)
-            for static, there in zip(self.inputs, slot.on_device, strict=True):
+            device.compute.wait_event(staging.uploaded)
+            staging.began.record(device.compute)
+            for static, there in zip(self.inputs, staging.on_device, strict=True):
                 static.copy_(there, non_blocking=True)
             if bind is not None:
                 bind()
             output = self.program.launch()
-            if slot.kept is None or slot.host_out is None:
-                slot.kept, slot.host_out = torch.empty_like(output), device.host(output)
-            slot.kept.copy_(output, non_blocking=True)  # the next batch may overwrite the output
-            slot.computed.record(device.compute)
+            if staging.kept is None or staging.host_out is None:
+                staging.kept, staging.host_out = torch.empty_like(output), device.host(output)
+            staging.kept.copy_(output, non_blocking=True)  # the next batch may overwrite it
+            staging.computed.record(device.compute)
         with torch.cuda.stream(device.download):
-            device.download.wait_event(slot.computed)
-            slot.host_out.copy_(slot.kept, non_blocking=True)
-            slot.downloaded.record(device.download)
+            device.download.wait_event(staging.computed)
+            staging.host_out.copy_(staging.kept, non_blocking=True)
+            staging.downloaded.record(device.download)
 
-    def give_back(self, slot: Slot) -> None:
-        """Its result was read."""
-        self.device.under_way -= 1
-        if slot.express is not None:
-            self.express = slot
+    def release(self, staging: Staging) -> None:
+        """Makes staging memory available again, after its result was read."""
+        self.device.running -= 1
+        if staging.express is not None:
+            self.express = staging
         else:
-            self.free.append(slot)
+            self.free.append(staging)
 
 
-def _express(device: Device, inputs: Sequence[Tensor], compute: Callable[[], Tensor]) -> Slot:
-    slot = Slot(device, inputs)
-    for given, static in zip(slot.host_in, inputs, strict=True):
-        given.copy_(static)  # what the warm-up computes must be sound
-    slot.downloaded = slot.computed
+def _express(
+    device: GraphDevice, inputs: Sequence[Tensor], compute: Callable[[], Tensor]
+) -> Staging:
+    staging = Staging(device, inputs)
+    for given, static in zip(staging.host_in, inputs, strict=True):
+        given.copy_(static)  # valid inputs for the warm-up
+    staging.downloaded = staging.computed
 
-    def moved() -> Tensor:
-        for static, given in zip(inputs, slot.host_in, strict=True):
+    def copy_and_compute() -> Tensor:
+        for static, given in zip(inputs, staging.host_in, strict=True):
             static.copy_(given, non_blocking=True)
         output = compute()
-        if slot.host_out is None:
-            slot.host_out = device.host(output)
-        slot.host_out.copy_(output, non_blocking=True)
+        if staging.host_out is None:
+            staging.host_out = device.host(output)
+        staging.host_out.copy_(output, non_blocking=True)
         return output
 
-    slot.express = Program(device, moved)
-    return slot
+    staging.express = Program(device, copy_and_compute)
+    return staging
 
 
-class PortJob(Generic[T]):
+class RunnerJob(Generic[T]):
     """A batch that was launched (``backend.Job``).
 
     Args:
-        read: makes the result from the host's copy of the output and the milliseconds that the
-            device took; the copy is reused afterwards.
+        read: makes the result from the output on the host and the milliseconds that it took. The
+            host's memory is reused afterwards.
     """
 
-    def __init__(self, port: Port, slot: Slot, read: Callable[[Tensor, float], T]) -> None:
-        self._port = port
-        self._slot: Slot | None = slot
+    def __init__(
+        self, runner: Runner, staging: Staging, read: Callable[[Tensor, float], T]
+    ) -> None:
+        self._runner = runner
+        self._staging: Staging | None = staging
         self._read = read
 
     def done(self) -> bool:
-        slot = self._slot
-        return slot is None or not self._port.device.is_cuda or _is_done(slot)
+        staging = self._staging
+        if staging is None or not self._runner.device.is_cuda:
+            return True
+        return bool(staging.downloaded.query())
 
     def wait(self) -> None:
-        slot = self._slot
-        if slot is not None and self._port.device.is_cuda:
-            slot.downloaded.synchronize()
+        staging = self._staging
+        if staging is not None and self._runner.device.is_cuda:
+            staging.downloaded.synchronize()
 
     def result(self) -> T:
-        slot = self._slot
-        if slot is None or slot.host_out is None:
-            raise RuntimeError("the result was taken before")
+        staging = self._staging
+        if staging is None or staging.host_out is None:
+            raise RuntimeError("the result was taken already")
         self.wait()
-        self._slot = None
-        value = self._read(slot.host_out, slot.took_ms())
-        self._port.give_back(slot)
+        self._staging = None
+        value = self._read(staging.host_out, staging.took_ms())
+        self._runner.release(staging)
         return value
-
-
-def _is_done(slot: Slot) -> bool:
-    return bool(slot.downloaded.query())

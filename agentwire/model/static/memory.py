@@ -1,4 +1,4 @@
-"""What an agent will take of its GPU, estimated before anything is loaded."""
+"""Estimates an agent's GPU memory before anything is loaded."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from agentwire.model.static.buckets import Buckets
 from agentwire.spec.agent import AgentSpec
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-TWICE = 2
-"""Captured graphs keep one set of intermediate tensors, and the warm-up leaves another."""
+COPIES = 2  # graphs keep one set of intermediate tensors, and the warm-up leaves another
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +23,7 @@ class Estimate:
     Attributes:
         weights: of the model.
         graphs: intermediate tensors of the largest captured shape.
-        shapes: shapes that are captured for encoding.
+        shapes: number of shapes captured for encoding.
     """
 
     weights: int
@@ -33,7 +32,7 @@ class Estimate:
 
 
 def estimate(spec: AgentSpec) -> Estimate | None:
-    """What this agent will take on a GPU; None where its model's sizes are not known here."""
+    """Memory of this agent on a GPU; None if its model's sizes are unknown."""
     config = _config(spec)
     if config is None:
         return None
@@ -50,9 +49,9 @@ def estimate(spec: AgentSpec) -> Estimate | None:
         return Estimate(weights * size, 0, 0)
     shapes = list(Buckets.of(spec.graphs, spec.max_batch).shapes())
     most = max((n * t for n, t in shapes), default=0)
-    # Residual stream, its norm and sum; queries, keys and values twice; gate, up and their product.
+    # Residual stream, norm and sum; queries, keys and values twice; gate, up and their product.
     token = 4 * d + 2 * head * (heads + 2 * groups) + 3 * inner
-    return Estimate(weights * size, TWICE * most * token * size, len(shapes))
+    return Estimate(weights * size, COPIES * most * token * size, len(shapes))
 
 
 def _config(spec: AgentSpec) -> Mapping[str, Any] | None:

@@ -1,13 +1,12 @@
 """The small operations between a decoder's matrix products, in plain torch.
 
-``fused.FusedOps`` has the same methods as Triton kernels. This class is what they are tested
-against, and what runs where there is no Triton. Shapes: n rows of T tokens; H query heads and G
-key-value heads of D values; S slots of keys and values.
+``triton_ops.FusedOps`` has the same methods as Triton kernels. This class is the reference that it
+is tested against, and is used where there is no Triton. Shapes: n rows of T tokens; H query heads
+and G key-value heads of D values; S slots of keys and values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,15 +29,8 @@ KeyValue = tuple[Tensor, Tensor]
 class PlainOps:
     """Reference implementation; runs on any device."""
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x [N, k] times weight [n, k]."""
-        return F.linear(x, weight, bias)
-
-    def tune(self, rows: int, weights: Sequence[Tensor]) -> None:
-        """Finds the fastest way for products of ``rows`` rows with weights of one shape."""
-
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """x [..., d] over its RMS, times ``weight`` [d]; computed in fp32."""
+        """RMS norm of x [..., d] with ``weight`` [d], in fp32."""
         wide = x.float()
         normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
         return (normed * weight.float()).to(x.dtype)
@@ -63,15 +55,15 @@ class PlainOps:
         prefix: KeyValue | None,
         start: Tensor | None,
     ) -> Tensor:
-        """Rotates queries and keys, and puts keys and values where attention reads them.
+        """Rotates queries and keys, and stores keys and values in the cache.
 
         Args:
             qkv: [n, T, (H + 2 G) * D].
             cache: keys and values [n, S, G, D] to write to: ``prefix`` first, then the T tokens;
                 with ``start``, the T tokens from slot ``start[row]`` on.
             heads: H.
-            prefix: keys and values [P, G, D] that stand before every row.
-            start: [n] position of each row's first token; None: P.
+            prefix: keys and values [P, G, D] that precede every row.
+            start: [n], position of each row's first token; None: P.
 
         Returns:
             Queries [n, T, H, D].
@@ -93,10 +85,10 @@ class PlainOps:
         return _rotated(query, cos, sin)
 
     def attend(self, q: Tensor, cache: KeyValue, scale: float, window: int | None) -> Tensor:
-        """Causal attention of queries [n, T, H, D] that are the last T of S slots.
+        """Causal attention of queries [n, T, H, D], which are the last T of S slots.
 
         Args:
-            window: each query sees so many slots, its own included; None: all before it.
+            window: slots that each query attends to, its own included; None: all before it.
         """
         keys, values = cache
         t, s = q.shape[1], keys.shape[1]
@@ -110,7 +102,7 @@ class PlainOps:
     def attend_one(
         self, q: Tensor, cache: KeyValue, lengths: Tensor, scale: float, window: int | None
     ) -> Tensor:
-        """Attention of one query a row, [n, H, D], over the row's first ``lengths`` [n] slots."""
+        """Attention of one query per row, [n, H, D], over its first ``lengths`` [n] slots."""
         keys, values = cache
         slots = torch.arange(keys.shape[1], device=q.device)[None, :]
         mask = slots < lengths[:, None]
@@ -137,11 +129,12 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float)
 
 
 def flash_attend(q: Tensor, cache: KeyValue, scale: float) -> Tensor:
-    """``attend`` without a window through FlashAttention 2, which aligns its causal mask to the
-    last slot (Dao, 2023, arXiv:2307.08691) and so needs none in memory.
+    """``attend`` without a window, by FlashAttention 2 (Dao, 2023, arXiv:2307.08691).
+
+    It aligns its causal mask to the last slot, which a prefix needs.
 
     Raises:
-        RuntimeError: not for this device, type or head size.
+        RuntimeError: it does not support this device, dtype or head size.
     """
     keys, values = cache
     mixed: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(

@@ -1,13 +1,10 @@
-"""The operations of ``ops`` as Triton kernels: one launch each, fp32 inside, nothing in between.
+"""The operations of ``ops`` as Triton kernels: one launch each, fp32 inside.
 
-A 7B layer at batch 1 is bound by reading its weights; what stands between the products must not
-cost launches. In transformers' modules that are about 40 kernels a layer, here 6.
+A 7B layer at batch 1 is limited by reading its weights, so the operations between the products must
+not cost launches. transformers' modules launch about 40 kernels per layer; these launch 6.
 """
 
 from __future__ import annotations
-
-import logging
-from collections.abc import Sequence
 
 import torch
 import triton  # type: ignore[import-not-found,unused-ignore]
@@ -15,44 +12,19 @@ import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
 from agentwire.model.static.ops import KeyValue, PlainOps, Rotary, flash_attend
-from agentwire.model.static.products import Products
-
-log = logging.getLogger(__name__)
 
 GATED_BLOCK = 1024
 SLOTS_BLOCK = 32
 
 
 class FusedOps(PlainOps):
-    """``PlainOps`` for CUDA. What a kernel cannot do (windows, odd head sizes) stays plain."""
-
-    def __init__(self) -> None:
-        self._products = Products()
-
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return self._products(x, weight, bias)
-
-    def tune(self, rows: int, weights: Sequence[Tensor]) -> None:
-        times = self._products.tune(rows, weights)
-        if times:
-            shown = ", ".join(f"{way} {ms * 1000:.1f}" for way, ms in times.items())
-            log.info("%d rows x %s, us a product: %s", rows, tuple(weights[0].shape), shown)
+    """``PlainOps`` for CUDA; falls back to it for windows and head sizes without a kernel."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        out = torch.empty_like(x)
-        width = x.shape[-1]
-        grid = (x.numel() // width,)
-        block = triton.next_power_of_2(width)
-        _norm[grid](x, x, weight, out, width, eps, False, block, num_warps=_warps(block))
-        return out
+        return _launch_norm(x, x, weight, eps, add=False)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-        out = torch.empty_like(x)
-        width = x.shape[-1]
-        grid = (x.numel() // width,)
-        block = triton.next_power_of_2(width)
-        _norm[grid](x, residual, weight, out, width, eps, True, block, num_warps=_warps(block))
-        return out
+        return _launch_norm(x, residual, weight, eps, add=True)
 
     def gated(self, gate_up: Tensor, *, gelu: bool = False) -> Tensor:
         if gelu:
@@ -135,8 +107,14 @@ class FusedOps(PlainOps):
         return out
 
 
-def _warps(block: int) -> int:
-    return min(16, max(4, block // 512))
+def _launch_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, add: bool) -> Tensor:
+    out = torch.empty_like(x)
+    width = x.shape[-1]
+    block = triton.next_power_of_2(width)
+    warps = min(16, max(4, block // 512))
+    grid = (x.numel() // width,)
+    _norm[grid](x, residual, weight, out, width, eps, add, block, num_warps=warps)
+    return out
 
 
 def _power_of_2(value: int) -> bool:
@@ -153,7 +131,7 @@ def _norm(  # type: ignore[no-untyped-def]
     x = tl.load(x_ptr + at + columns, mask=inside, other=0.0)
     if ADD:
         residual = tl.load(residual_ptr + at + columns, mask=inside, other=0.0)
-        # Rounded before the norm, as the sum of two bf16 tensors is.
+        # Rounded before the norm, like the sum of two bf16 tensors.
         x = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
         tl.store(residual_ptr + at + columns, x, mask=inside)
     wide = x.to(tl.float32)
@@ -197,7 +175,7 @@ def _rotate(  # type: ignore[no-untyped-def]
     HEADS_2: tl.constexpr,
     GROUPS_2: tl.constexpr,
 ):
-    """One program a row and slot: copies the prefix, or rotates a token."""
+    """One program per row and slot: copies the prefix, or rotates a token."""
     row = tl.program_id(0).to(tl.int64)
     slot = tl.program_id(1)
     d = 2 * HALF
@@ -255,7 +233,7 @@ def _attend_one(  # type: ignore[no-untyped-def]
     D: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a row and head; softmax with a running maximum over blocks of slots."""
+    """One program per row and head: softmax with a running maximum over blocks of slots."""
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     length = tl.load(length_ptr + row)

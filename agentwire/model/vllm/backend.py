@@ -1,21 +1,19 @@
-"""The vLLM backend: the engine that people serve with, as sender and as receiver.
+"""The vLLM backend: a vLLM engine as sender and as receiver.
 
-A receiver is given its soft tokens as prompt embeddings and asked for the log-probabilities of the
-label tokens alone. A sender's states are caught inside the engine, at the layer its bridge reads
-(``vllm_states``). The tokenizer, prompts, labels and the bridge are those of the transformers
-backend, so both engines are asked the same thing.
+A receiver gets its soft tokens as prompt embeddings and returns log-probabilities of the label
+tokens only. A sender's states are captured inside the engine, at the layer that its bridge reads
+(``vllm.states``). Tokenizer, prompts, labels and bridge are those of the transformers backend, so
+both backends compute the same thing.
 
-Answers that are drawn (temperature above 0) are vLLM's draws: as likely as those of the
-transformers backend, from the same seed for every run here, but not the same ones.
+Sampled answers (temperature above 0) come from vLLM's sampler. They have the same distribution as
+those of the transformers backend and repeat for the same seed, but they are not the same answers.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,22 +27,23 @@ from agentwire.errors import ModelError
 from agentwire.model.backend import Encoded, Generated, ReportProgress, Scored, Watch
 from agentwire.model.chat import generation_ids
 from agentwire.model.generation import Answers, end_ids
-from agentwire.model.latest import LatestTasks
+from agentwire.model.lru import LruCache
 from agentwire.model.prompting import (
+    MAX_PREPARED_TASKS,
     CompiledTask,
     Tokenizer,
-    around_text,
     compile_task,
-    plain_ids,
+    opening_ids,
     start_ids,
+    template_ids,
     text_ids,
 )
-from agentwire.model.sources.lookup import fingerprint
-from agentwire.model.texts import pad_right
-from agentwire.model.transformers import load_tokenizer
+from agentwire.model.sources.fingerprint import fingerprint
+from agentwire.model.timing import Stopwatch
+from agentwire.model.transformers import load_tokenizer, weights_folder
 from agentwire.model.vllm.engine import Engine, import_vllm
 from agentwire.model.vllm.inputs import (
-    Room,
+    RequestLimits,
     check_labels,
     groups,
     ids_prompt,
@@ -60,10 +59,10 @@ class VllmBackend:
     """A vLLM engine behind the ``Backend`` protocol.
 
     Args:
-        engine: running.
+        engine: a running one.
         tokenizer: the model's.
-        identity: what it says of itself in Hello.
-        room: what one request may hold.
+        identity: sent in Hello.
+        limits: what one request may hold.
         dtype: of the model's embeddings.
         ends: ids of tokens that end an answer.
     """
@@ -73,39 +72,34 @@ class VllmBackend:
         engine: Engine,
         tokenizer: Tokenizer,
         identity: ModelIdentity,
-        room: Room,
+        limits: RequestLimits,
         dtype: torch.dtype,
         ends: frozenset[int],
     ) -> None:
+        self.identity = identity
         self._engine = engine
         self._tokenizer = tokenizer
-        self._identity = identity
-        self._room = room
+        self._limits = limits
         self._dtype = dtype
         self._ends = ends
         self._start = start_ids(tokenizer)
         self._bridges: dict[str, tuple[StateTap, BridgeModule]] = {}
-        self._tasks: LatestTasks[CompiledTask] = LatestTasks()
+        self._tasks: LruCache[str, CompiledTask] = LruCache(MAX_PREPARED_TASKS)
 
     @classmethod
     def load(cls, spec: AgentSpec, progress: ReportProgress) -> VllmBackend:
-        """Starts an engine with what ``spec`` names; the weights must be on this machine already.
+        """Starts an engine with an agent's model.
 
         Raises:
             ModelError, DeviceError: vLLM is missing, does not fit the device, or cannot run the
-                model.
+                model; or the weights are not on this machine.
         """
         if spec.weights == "random":
             raise ModelError(
-                f"{spec.name}: the vLLM backend runs no models with random weights.",
+                f"{spec.name}: the vLLM backend does not support random weights.",
                 hint="Set `backend: transformers`, or `weights: pretrained`.",
             )
-        if spec.folder is None:
-            raise ModelError(
-                f"the weights of {spec.model} are not on this machine.",
-                hint=f"Run `agentwire models pull {spec.model}`.",
-            )
-        folder = Path(spec.folder)
+        folder = weights_folder(spec)
         if spec.device == "cpu" and spec.threads is not None:
             torch.set_num_threads(spec.threads)  # vLLM forbids it later
         progress("library", 0.1)
@@ -113,26 +107,22 @@ class VllmBackend:
         logging.getLogger("transformers").setLevel(logging.ERROR)
         progress("tokenizer", 0.3)
         tokenizer = load_tokenizer(folder)
-        shape, ends = _described(folder, tokenizer)
+        config, ends = _read_config(folder, tokenizer)
         progress("weights", 0.4)
-        engine = Engine.start(spec, folder, room=getattr(shape, "max_position_embeddings", None))
+        engine = Engine.start(spec, folder, length=getattr(config, "max_position_embeddings", None))
         progress("fingerprint", 0.9)
         identity = ModelIdentity(
             name=spec.model,
             fingerprint=fingerprint(folder),
-            width=shape.hidden_size,
-            layers=shape.num_hidden_layers,
+            width=config.hidden_size,
+            layers=config.num_hidden_layers,
             embedding_rms=embedding_rms(engine.model),
             dtype=spec.dtype,
             device=spec.device,
         )
-        room = Room(shape.hidden_size, shape.vocab_size, engine.length)
+        limits = RequestLimits(config.hidden_size, config.vocab_size, engine.length)
         progress("ready", 1.0)
-        return cls(engine, tokenizer, identity, room, getattr(torch, spec.dtype), ends)
-
-    @property
-    def identity(self) -> ModelIdentity:
-        return self._identity
+        return cls(engine, tokenizer, identity, limits, getattr(torch, spec.dtype), ends)
 
     # -- sender -----------------------------------------------------------------------------
 
@@ -144,7 +134,7 @@ class VllmBackend:
             ModelError: this model's layers cannot be read.
         """
         loaded = store.load(folder)
-        check_sender(loaded.card, self._identity)
+        check_sender(loaded.card, self.identity)
         model = self._engine.model
         device = next(model.parameters()).device
         tap = StateTap(model, loaded.card.layer)
@@ -154,11 +144,10 @@ class VllmBackend:
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], bridge: str) -> Encoded:
         tap, module = self._bridges[bridge]
-        clock = _Stopwatch()
-        pad = self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else 0
-        opening = self._start or [pad]
+        clock = Stopwatch()
+        opening = opening_ids(self._tokenizer)
         rows = [opening + row for row in text_ids(self._tokenizer, texts)]
-        self._room.check_ids(rows, 1)
+        self._limits.check_ids(rows, 1)
         clock.lap("tokenize")
         tokens, count = self._engine.step_limits
         found: list[torch.Tensor] = []
@@ -166,10 +155,10 @@ class VllmBackend:
             batch = [rows[i] for i in group]
             with tap.open():
                 self._engine.run([ids_prompt(row) for row in batch], temperature=0, max_tokens=1)
-            # The opening token is no text: a bridge never sees it.
+            # The bridge never sees the opening token.
             found += [states[1:] for states in tap.states(batch)]
         clock.lap("encode")
-        _, lengths = pad_right([row[1:] for row in rows], pad)
+        lengths = torch.tensor([len(row) - 1 for row in rows])
         states = torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
         mask = torch.arange(states.shape[1])[None, :] < lengths[:, None]
         soft = module(states, mask.to(states.device)).half().cpu().numpy()
@@ -179,20 +168,23 @@ class VllmBackend:
     # -- receiver ---------------------------------------------------------------------------
 
     def prepare(self, task: TaskSpec) -> None:
-        self._tasks.of(task, self._compiled)
+        self._compiled(task)
 
     def _compiled(self, task: TaskSpec) -> CompiledTask:
-        check_labels(task.labels)
-        return compile_task(self._tokenizer, task)
+        def compiled() -> CompiledTask:
+            check_labels(task.labels)
+            return compile_task(self._tokenizer, task)
+
+        return self._tasks.get(task.task_id, compiled)
 
     def score_soft(self, payload: npt.NDArray[np.float16], task: TaskSpec) -> Scored:
-        """As the protocol says; what would harm the engine is refused before it gets there.
+        """Label scores of checked payloads.
 
         Raises:
-            RemoteProtocolError: see ``Room.check_soft``.
+            RemoteProtocolError: see ``RequestLimits.check_soft``.
         """
-        clock = _Stopwatch()
-        ids = self._tasks.of(task, self._compiled)
+        clock = Stopwatch()
+        ids = self._compiled(task)
         prompts, read = self._soft_prompts(payload, ids, 1)
         scores = self._score(prompts, ids.prompt_labels)
         clock.lap("decode")
@@ -203,16 +195,16 @@ class VllmBackend:
     ) -> tuple[list[dict[str, Any]], int]:
         """Checked prompts, and how many tokens each holds."""
         around = len(self._start) + len(ids.prompt)
-        self._room.check_soft(payload, around, answer)
+        self._limits.check_soft(payload, around, answer)
         prompts = soft_prompts(payload, self._start, ids.prompt, self._dtype)
         return prompts, around + payload.shape[1]
 
     def score_text(self, texts: Sequence[str], task: TaskSpec) -> Scored:
-        clock = _Stopwatch()
-        ids = self._tasks.of(task, self._compiled)
+        clock = Stopwatch()
+        ids = self._compiled(task)
         read = text_ids(self._tokenizer, texts, ids.glue)
         rows = [[*ids.before, *row, *ids.after] for row in read]
-        self._room.check_ids(rows, 1)
+        self._limits.check_ids(rows, 1)
         clock.lap("tokenize")
         scores = self._score([ids_prompt(row) for row in rows], ids.text_labels)
         clock.lap("decode")
@@ -231,11 +223,10 @@ class VllmBackend:
     def relay(self, texts: Sequence[str], task: TaskSpec) -> Generated:
         if task.relay.verbatim:
             return Generated(list(texts), {})
-        clock = _Stopwatch()
-        before, glue, tail = around_text(self._tokenizer, task.relay.template)
-        after = plain_ids(self._tokenizer, tail)
-        rows = [[*before, *row, *after] for row in text_ids(self._tokenizer, texts, glue)]
-        self._room.check_ids(rows, task.relay.max_new_tokens)
+        clock = Stopwatch()
+        before, read, after = template_ids(self._tokenizer, task.relay.template, texts)
+        rows = [[*before, *row, *after] for row in read]
+        self._limits.check_ids(rows, task.relay.max_new_tokens)
         clock.lap("tokenize")
         answers = self._engine.run(
             [ids_prompt(row) for row in rows],
@@ -253,9 +244,9 @@ class VllmBackend:
     def generate(
         self, texts: Sequence[str], task: TaskSpec, watch: Watch | None = None
     ) -> Generated:
-        clock = _Stopwatch()
+        clock = Stopwatch()
         rows = [generation_ids(self._tokenizer, text, task) for text in texts]
-        self._room.check_ids(rows, task.max_new_tokens)
+        self._limits.check_ids(rows, task.max_new_tokens)
         clock.lap("tokenize")
         prompts = [ids_prompt(row) for row in rows]
         return self._answer(prompts, [len(row) for row in rows], task, watch, clock)
@@ -263,10 +254,8 @@ class VllmBackend:
     def generate_soft(
         self, payload: npt.NDArray[np.float16], task: TaskSpec, watch: Watch | None = None
     ) -> Generated:
-        clock = _Stopwatch()
-        prompts, read = self._soft_prompts(
-            payload, self._tasks.of(task, self._compiled), task.max_new_tokens
-        )
+        clock = Stopwatch()
+        prompts, read = self._soft_prompts(payload, self._compiled(task), task.max_new_tokens)
         return self._answer(prompts, [read] * len(prompts), task, watch, clock)
 
     def _answer(
@@ -275,10 +264,10 @@ class VllmBackend:
         read: Sequence[int],
         task: TaskSpec,
         watch: Watch | None,
-        clock: _Stopwatch,
+        clock: Stopwatch,
     ) -> Generated:
         decoding = task.decoding
-        answers = Answers(self._tokenizer, len(prompts), 0, self._ends, decoding, watch)
+        answers = Answers(self._tokenizer, len(prompts), self._ends, decoding, watch)
         taken = [0] * len(prompts)
 
         def take(row: int, tokens: Sequence[int]) -> bool:
@@ -303,8 +292,8 @@ class VllmBackend:
         return Generated(texts, clock.stages, list(zip(read, written, strict=True)))
 
 
-def _described(folder: Path, tokenizer: Tokenizer) -> tuple[Any, frozenset[int]]:
-    """What the files beside the weights say: the text model's config, and which ids end a text.
+def _read_config(folder: Path, tokenizer: Tokenizer) -> tuple[Any, frozenset[int]]:
+    """The text model's config, and the tokens that end a text.
 
     Raises:
         ModelError: the folder holds no model.
@@ -312,29 +301,14 @@ def _described(folder: Path, tokenizer: Tokenizer) -> tuple[Any, frozenset[int]]
     from transformers import AutoConfig, GenerationConfig
 
     try:
-        whole = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
         if (folder / "generation_config.json").exists():
             generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
         else:
-            generation = GenerationConfig.from_model_config(whole)
+            generation = GenerationConfig.from_model_config(config)
     except Exception as error:  # the library raises whatever its parsers raise
         raise ModelError(
             f"{folder} holds no model that can be loaded: {error}",
             hint="Remove the folder and run `agentwire models pull` again.",
         ) from error
-    return whole.get_text_config(), end_ids(
-        SimpleNamespace(generation_config=generation), tokenizer
-    )
-
-
-class _Stopwatch:
-    """Milliseconds of each lap; the engine returns when its device is done."""
-
-    def __init__(self) -> None:
-        self.stages: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.stages[name] = self.stages.get(name, 0.0) + (now - self._last) * 1e3
-        self._last = now
+    return config.get_text_config(), end_ids(generation, tokenizer)

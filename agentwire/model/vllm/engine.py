@@ -1,12 +1,11 @@
-"""One vLLM engine in this process: how it is started, and how requests run through it.
+"""A vLLM engine in this process: how it is started, and how requests run through it.
 
-The engine lives in the agent's own process (``uni`` executor, no engine process): the agent is a
-process already, watched and restarted, and hooks on the model need it here. What the engine reads
-from the environment is set before vLLM is imported (``config.set_defaults``).
+The engine runs in the agent's own process (``uni`` executor): the agent is supervised already, and
+hooks on the model need it here. Environment variables that vLLM reads are set before it is imported
+(``config.set_defaults``).
 
-An engine that raised while it computed cannot be trusted with another request: its scheduler
-still counts what was never computed. The agent then ends (``SystemExit``), and its supervisor
-starts another.
+After an exception the engine's scheduler still counts work that was never done, so it cannot be
+used again. The agent then exits, and its supervisor starts another.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from agentwire import config
 from agentwire.errors import DeviceError, ModelError
@@ -29,12 +28,12 @@ INSTALL: Final = (
     "environment of its own; or set `backend: transformers`."
 )
 CPU_LENGTH: Final = 4096
-"""Tokens of a prompt and its answer on a CPU, where the cache of keys and values is 1 GiB."""
+"""Tokens of a prompt and its answer on a CPU, where the KV cache has 1 GiB."""
 STEP_TOKENS: Final = 8192
-"""Tokens of one step: the prompts of a batch are read in one step, never in parts."""
+"""Tokens of one step; large enough to read a batch's prompts without splitting them."""
 CPU_ENVIRONMENT: Final[Mapping[str, str]] = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; only whole numbers are understood
-    # Agents share a machine: each has its threads, and the system places them.
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB, a whole number
+    # Agents share a machine, so threads are not bound to cores.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 ENVIRONMENT: Final[Mapping[str, str]] = {
@@ -47,11 +46,11 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
 
 
 def import_vllm(device: str) -> Any:
-    """The library, imported with the settings that fit the device.
+    """Imports vLLM with the settings for this device.
 
     Raises:
         ModelError: it is not installed, or cannot be imported.
-        DeviceError: it was built for another kind of device.
+        DeviceError: it was built for other devices.
     """
     if device == "cpu":
         config.set_defaults(CPU_ENVIRONMENT)
@@ -62,15 +61,15 @@ def import_vllm(device: str) -> Any:
         import vllm
         from vllm.platforms import current_platform
     except ModuleNotFoundError as error:
-        raise ModelError(f"vLLM is not installed here ({error.name}).", hint=INSTALL) from None
-    except Exception as error:  # a build that does not fit its torch fails in many ways
+        raise ModelError(f"vLLM is not installed ({error.name}).", hint=INSTALL) from None
+    except Exception as error:  # a build for another torch fails in many ways
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"vLLM cannot be imported: {first}.", hint=INSTALL) from error
     if (device == "cpu") != current_platform.is_cpu():
         here = "CPUs" if current_platform.is_cpu() else "GPUs"
         raise DeviceError(
-            f"the device is {device}, and the vLLM that is installed here is built for {here}.",
-            hint="Set `device:` in the agent's file to fit, or install the other build. " + INSTALL,
+            f"the device is {device}, but the installed vLLM is built for {here}.",
+            hint="Change `device:` in the agent's file, or install the other build. " + INSTALL,
         )
     return vllm
 
@@ -87,28 +86,29 @@ class Engine:
         self._names = itertools.count()
 
     @classmethod
-    def start(cls, spec: AgentSpec, folder: Path, *, room: int | None) -> Engine:
+    def start(cls, spec: AgentSpec, folder: Path, *, length: int | None) -> Engine:
         """Loads the model of ``spec``.
 
         Args:
-            room: tokens that the model can see, if it says so.
+            length: tokens that the model can read, if known.
 
         Raises:
-            ModelError, DeviceError: see ``import_vllm``; or vLLM cannot run this model.
+            ModelError, DeviceError: see ``import_vllm``; or vLLM does not support this model.
         """
         vllm = import_vllm(spec.device)
         cpu = spec.device == "cpu"
-        length = min(room or CPU_LENGTH, CPU_LENGTH) if cpu else room
+        if cpu:
+            length = min(length or CPU_LENGTH, CPU_LENGTH)
         settings: dict[str, Any] = {
             "model": str(folder),
             "dtype": spec.dtype,
-            "skip_tokenizer_init": True,  # ids in, ids out
+            "skip_tokenizer_init": True,  # requests are token ids
             "max_num_seqs": max(spec.max_batch, 1),
             "max_num_batched_tokens": max(STEP_TOKENS, length or 0),
             "enable_prompt_embeds": True,
-            # States are read while they are computed: what a cache remembers is not computed.
+            # States are captured while they are computed; cached prefixes are not computed.
             "enable_prefix_caching": not spec.bridges,
-            # Hooks see eager layers only; on a CPU graphs bring nothing at these sizes.
+            # Hooks need eager layers; on a CPU graphs gain nothing at these sizes.
             "enforce_eager": cpu or bool(spec.bridges),
             "distributed_executor_backend": "uni",
             "disable_log_stats": True,
@@ -119,40 +119,40 @@ class Engine:
         if cpu:
             import torch._dynamo
 
-            # Compiling the sampler takes half a minute, at the first request.
+            # Compiling the sampler would take half a minute at the first request.
             torch._dynamo.config.disable = True
         try:
             return cls(vllm.LLM(**settings))
-        except Exception as error:  # whatever the library raises for models that it cannot run
+        except Exception as error:  # the library raises many types
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise ModelError(
                 f"vLLM cannot run {spec.model}: {first}",
-                hint="Its log says more; or set `backend: transformers`.",
+                hint="See the agent's log, or set `backend: transformers`.",
             ) from error
 
     @property
     def model(self) -> Any:
-        """The model inside: it is in this process."""
+        """The model inside the engine."""
         return self._llm.apply_model(lambda model: model)[0]
 
     @property
     def length(self) -> int:
-        """Tokens of a prompt and its answer."""
+        """Most tokens of a prompt and its answer."""
         return int(self._llm.model_config.max_model_len)
 
     @property
     def step_limits(self) -> tuple[int, int]:
-        """Tokens and rows that one step can take."""
+        """Most tokens and rows of one step."""
         scheduler = self._llm.llm_engine.vllm_config.scheduler_config
         return int(scheduler.max_num_batched_tokens), int(scheduler.max_num_seqs)
 
     def run(self, prompts: Sequence[Mapping[str, Any]], **sampling: Any) -> list[Any]:
-        """Completions (``vllm.CompletionOutput``) of checked prompts, in order.
+        """Completions (``vllm.CompletionOutput``) of checked prompts, in their order.
 
         Args:
-            sampling: of ``vllm.SamplingParams``, the same for each.
+            sampling: fields of ``vllm.SamplingParams``.
         """
-        with _unharmed():
+        with _exit_on_error():
             done = self._llm.generate(list(prompts), _parameters(sampling), use_tqdm=False)
         return [output.outputs[0] for output in done]
 
@@ -165,11 +165,11 @@ class Engine:
         """Runs prompts step by step.
 
         Args:
-            take: told a row and all tokens of its answer so far, after each step that added one;
-                says whether to go on with that row.
+            take: called after each step that added a token to a row, with the row and all its
+                tokens so far; returns whether the row should go on.
         """
         engine = self._llm.llm_engine
-        with _unharmed():
+        with _exit_on_error():
             names = [f"watched-{next(self._names)}" for _ in prompts]
             for name, prompt in zip(names, prompts, strict=True):
                 engine.add_request(name, dict(prompt), _parameters(sampling))
@@ -189,13 +189,9 @@ def _parameters(sampling: Mapping[str, Any]) -> Any:
 
 
 @contextmanager
-def _unharmed() -> Iterator[None]:
+def _exit_on_error() -> Iterator[None]:
     try:
         yield
     except Exception:
-        log.exception("the engine raised: this agent ends, so that another can start")
-        _leave()
-
-
-def _leave() -> NoReturn:
-    raise SystemExit(1)
+        log.exception("The vLLM engine failed; this agent exits so that it can be restarted.")
+        raise SystemExit(1) from None

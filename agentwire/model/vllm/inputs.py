@@ -1,8 +1,8 @@
-"""What goes into a vLLM engine, checked and built; and label scores out of what it answers.
+"""Checks and builds what a vLLM engine reads, and extracts label scores. Needs no vLLM.
 
-An engine shares one batch among all requests and trusts its input: one soft token that is not a
-number spoils the answers of later requests, and one of a wrong width hangs the next. So every
-request is checked here, before the engine sees it. Nothing in here needs vLLM.
+An engine shares its batches among all requests and trusts its input. A soft token that is not
+finite spoils later answers of other requests, and one of the wrong width hangs the next request.
+So every request is checked before the engine sees it.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import numpy.typing as npt
 import torch
 
 from agentwire.errors import NackCode, RemoteProtocolError, ScenarioError
+from agentwire.model.chat import check_length
 
-MOST_LABELS = 128
-"""vLLM's own limit on the tokens whose log-probabilities one request may ask for."""
+MAX_LABELS = 128  # vLLM's limit on the log-probabilities of one request
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class RequestLimits:
     """What one request may hold.
 
     Attributes:
         width: d of the model's embeddings.
-        vocabulary: token ids are below this.
+        vocabulary: number of token ids.
         length: tokens of a prompt and its answer together.
     """
 
@@ -36,23 +36,24 @@ class Room:
     length: int
 
     def check_ids(self, rows: Sequence[Sequence[int]], answer: int) -> None:
-        """Refuses prompts of token ids that the engine cannot take.
+        """Checks prompts of token ids.
 
         Args:
             answer: tokens that may be generated after each.
 
         Raises:
-            RemoteProtocolError: TOO_LARGE, or MALFORMED for no tokens or ids out of range.
+            RemoteProtocolError: TOO_LARGE; MALFORMED for an empty row or an id out of range.
         """
+        check_length(self.length, rows, answer)
         for row in rows:
-            self._check_length(len(row), answer)
             if not row or min(row) < 0 or max(row) >= self.vocabulary:
                 raise RemoteProtocolError(
-                    NackCode.MALFORMED, f"token ids are 0 to {self.vocabulary - 1}, one at least"
+                    NackCode.MALFORMED,
+                    f"token ids must be 0 to {self.vocabulary - 1}, at least one",
                 )
 
     def check_soft(self, payload: npt.NDArray[Any], around: int, answer: int) -> None:
-        """Refuses soft tokens that would harm the engine or other requests in it.
+        """Checks soft tokens.
 
         Args:
             payload: [n, M, d].
@@ -60,31 +61,22 @@ class Room:
             answer: tokens that may be generated after each.
 
         Raises:
-            RemoteProtocolError: BAD_PAYLOAD for another shape or what is not finite; TOO_LARGE.
+            RemoteProtocolError: TOO_LARGE; BAD_PAYLOAD for a wrong shape or values not finite.
         """
         if payload.ndim != 3 or 0 in payload.shape or payload.shape[2] != self.width:
             raise RemoteProtocolError(
                 NackCode.BAD_PAYLOAD,
-                f"soft tokens of the shape {payload.shape} do not fit [n, M, {self.width}]",
+                f"soft tokens have the shape {payload.shape}, expected [n, M, {self.width}]",
             )
         bad = np.flatnonzero(~np.isfinite(payload).all(axis=(1, 2)))
         if len(bad):
             raise RemoteProtocolError(
                 NackCode.BAD_PAYLOAD, f"soft tokens of row {bad[0]} are not finite"
             )
-        self._check_length(payload.shape[1] + around, answer)
-
-    def _check_length(self, tokens: int, answer: int) -> None:
-        if tokens + answer > self.length:
-            raise RemoteProtocolError(
-                NackCode.TOO_LARGE,
-                f"{tokens} tokens and an answer of {answer} are more than the {self.length} "
-                "tokens that this engine can see",
-            )
+        check_length(self.length, [range(payload.shape[1] + around)], answer)
 
 
 def ids_prompt(ids: Sequence[int]) -> dict[str, Any]:
-    """A prompt of token ids."""
     return {"prompt_token_ids": list(ids)}
 
 
@@ -96,8 +88,8 @@ def soft_prompts(
 ) -> list[dict[str, Any]]:
     """``[before][M soft tokens][after]`` for each of n checked payloads, float16 [n, M, d].
 
-    Always the mixed form: an engine that gets embeddings alone knows no token ids, and what
-    works on token ids then fails inside it.
+    Embeddings are always mixed with token ids: an engine with embeddings alone fails where it
+    needs ids.
     """
     n, m, d = payload.shape
     embeds = torch.zeros(n, len(before) + m + len(after), d, dtype=dtype)
@@ -119,11 +111,11 @@ class LogProbability(Protocol):
 def check_labels(labels: Sequence[object]) -> None:
     """
     Raises:
-        ScenarioError: more labels than one request may ask for.
+        ScenarioError: more labels than vLLM scores in one request.
     """
-    if len(labels) > MOST_LABELS:
+    if len(labels) > MAX_LABELS:
         raise ScenarioError(
-            f"{len(labels)} labels are more than the {MOST_LABELS} that vLLM scores at once.",
+            f"the task has {len(labels)} labels; vLLM scores at most {MAX_LABELS}.",
             hint="Use `backend: transformers` for the receiver of this task.",
         )
 
@@ -134,7 +126,7 @@ def label_scores(
     """Log-probabilities restricted to L labels, float32 [n, L].
 
     Args:
-        answers: of each row, token id -> log-probability over the whole vocabulary.
+        answers: for each row, token id -> log-probability over the whole vocabulary.
         labels: token ids, in the task's order.
     """
     raw = np.array([[answer[label].logprob for label in labels] for answer in answers], np.float64)
@@ -146,11 +138,11 @@ def label_scores(
 
 
 def groups(lengths: Sequence[int], tokens: int, rows: int) -> list[list[int]]:
-    """Indices of neighbours that one step of the engine can take whole.
+    """Consecutive indices that one step of the engine can take.
 
     Args:
         lengths: tokens of each row; none is longer than ``tokens``.
-        tokens, rows: most of one step.
+        tokens, rows: limits of one step.
     """
     found: list[list[int]] = []
     size = 0

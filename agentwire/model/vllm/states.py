@@ -1,12 +1,11 @@
-"""Hidden states of one layer out of a vLLM engine of this process, in eager mode.
+"""Captures one layer's hidden states in a vLLM engine of this process, in eager mode.
 
-A hook on a decoder layer sees the tokens of all requests of a step in one long row. Which token
-belongs to whom is not assumed: the engine's own input embeddings are caught beside the states and
-compared with those of the ids that were asked for, so no text can get the states of another.
+A hook on a decoder layer sees the tokens of all requests of a step in one long row. To know which
+token belongs to which text, the engine's input embeddings are captured as well and compared with
+those of the requested ids. So no text can get the states of another.
 
-While only states are wanted, the layers behind the last one that is read are left out, as a
-pipeline stage leaves them out: such a request ends with its first step, and nobody reads the keys
-and values that it did not write.
+While only states are wanted, later layers are skipped, as in a pipeline stage. Such a request ends
+with its first step, so nothing reads the keys and values that are missing.
 """
 
 from __future__ import annotations
@@ -22,22 +21,22 @@ from agentwire.errors import ModelError
 
 
 class StateTap:
-    """Catches the states after ``layer`` layers of a vLLM model.
+    """Captures the states after ``layer`` layers of a vLLM model.
 
     Args:
-        model: the model inside the engine (``apply_model`` hands it out).
-        layer: 1 to the number of layers; equals transformers' ``hidden_states[layer]``, but
-            without the final norm behind the last one.
+        model: the model inside the engine.
+        layer: 1 to the number of layers. The states equal transformers' ``hidden_states[layer]``,
+            without the final norm after the last layer.
 
     Raises:
-        ModelError: it is not built of stacked layers that hand on states and residual.
+        ModelError: it has no stacked layers that pass on states and residual.
     """
 
     def __init__(self, model: Any, layer: int) -> None:
         self._decoder = decoder_of(model)
         if not 1 <= layer <= len(self._decoder.layers):
             raise ModelError(
-                f"layer {layer} of a model with {len(self._decoder.layers)} layers cannot be read.",
+                f"layer {layer} does not exist in a model with {len(self._decoder.layers)} layers.",
                 hint=f"Set `layer` to 1 to {len(self._decoder.layers)}.",
             )
         self._layer = layer
@@ -46,13 +45,13 @@ class StateTap:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Catches what passes while the context is open; what an earlier one caught is dropped."""
+        """Captures while the context is open; drops what was captured before."""
         self._inputs, self._states = [], []
         layers = self._decoder.layers
         end = self._decoder.end_layer
         hooks = [
-            layers[0].register_forward_pre_hook(self._catch_input, with_kwargs=True),
-            layers[self._layer - 1].register_forward_hook(self._catch_states),
+            layers[0].register_forward_pre_hook(self._capture_input, with_kwargs=True),
+            layers[self._layer - 1].register_forward_hook(self._capture_states),
         ]
         self._decoder.end_layer = self._layer
         try:
@@ -62,27 +61,27 @@ class StateTap:
             for hook in hooks:
                 hook.remove()
 
-    def _catch_input(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _capture_input(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         states = args[1] if len(args) > 1 else kwargs["hidden_states"]
         self._inputs.append(states.detach().clone())
 
-    def _catch_states(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _capture_states(self, module: nn.Module, args: Any, output: Any) -> None:
         states, residual = output
         self._states.append((states + residual).detach().clone())
 
     @torch.inference_mode()
     def states(self, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-        """States [len(row), width] of each row of ids, which all passed in one step.
+        """States [len(row), width] of each row of ids, captured in one step.
 
         Raises:
-            RuntimeError: something else passed, or in another order.
+            RuntimeError: the engine computed something else, or in another order.
         """
         device = next(self._decoder.parameters()).device
         ids = torch.tensor([token for row in rows for token in row], device=device)
         expected = self._decoder.embed_input_ids(ids)
         if len(self._states) != 1 or len(self._inputs[0]) < len(ids):
             raise RuntimeError(f"the engine took {len(self._states)} steps for one batch of texts")
-        # Behind the requests' tokens a step may be padded.
+        # A step may be padded behind the tokens of its requests.
         if not torch.equal(self._inputs[0][: len(ids)].to(expected.dtype), expected):
             raise RuntimeError("the engine read the texts of a batch in another order")
         return list(torch.split(self._states[0][: len(ids)], [len(row) for row in rows]))
