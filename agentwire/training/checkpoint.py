@@ -1,21 +1,15 @@
-"""The state of a training on disk, so that it can resume after a crash: one safetensors file.
-
-Numbers that are not tensors are JSON in the file's header, so that both are always of the same
-step. The file is replaced atomically: a process that dies while it writes leaves the old one.
-"""
+"""The state of a training on disk, so that it can resume after a crash."""
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from agentwire.training.tensor_file import load_tensors, save_tensors
 
 VERSION = 3
 
@@ -41,7 +35,6 @@ class Checkpoint:
     """The file of one training.
 
     Args:
-        path: the file.
         identity: everything that the training depends on (recipe, models, rows). A file with
             another identity is ignored.
     """
@@ -52,7 +45,6 @@ class Checkpoint:
 
     def save(self, snapshot: Snapshot) -> None:
         """Replaces the file."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "version": VERSION,
             "identity": self.identity,
@@ -60,22 +52,17 @@ class Checkpoint:
             "seconds": snapshot.seconds,
             "notes": snapshot.notes,
         }
-        tensors = {k: v.detach().cpu().contiguous() for k, v in snapshot.tensors.items()}
-        tensors["rng/cpu"] = torch.get_rng_state()
+        random = {"rng/cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
-            tensors["rng/cuda"] = torch.cuda.get_rng_state()
-        partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
-        save_file(tensors, partial, metadata={"state": json.dumps(state)})
-        os.replace(partial, self.path)
+            random["rng/cuda"] = torch.cuda.get_rng_state()
+        save_tensors(self.path, snapshot.tensors | random, state)
 
     def load(self, device: torch.device) -> Snapshot | None:
         """The saved state on ``device``, with torch's generators restored; None: nothing saved."""
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                state = json.loads((file.metadata() or {})["state"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (FileNotFoundError, SafetensorError, OSError, ValueError, KeyError):
-            return None  # a corrupt file costs time only: the training starts again
+        found = load_tensors(self.path)
+        if found is None:
+            return None
+        tensors, state = found
         if (state.get("version"), state.get("identity")) != (VERSION, self.identity):
             return None
         torch.set_rng_state(tensors.pop("rng/cpu"))

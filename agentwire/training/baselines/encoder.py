@@ -102,11 +102,11 @@ def _fit(context: BaselineContext) -> Fitted:
             folder, texts, device, progress=lambda d: context.progress("sentence embeddings", d)
         )
 
-    best = choose_logistic(
+    probe, notes = choose_logistic(
         features(context.rows), labels_of(context, context.rows),
         features(context.held_out), labels_of(context, context.held_out), context.classes,
     )  # fmt: skip
-    return Fitted(best.probe.tensors(), best.notes())
+    return Fitted(probe.tensors(), notes)
 
 
 def _answer(context: BaselineContext, learned: Fitted, texts: Sequence[str]) -> Tensor:

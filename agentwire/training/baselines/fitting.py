@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from agentwire.config import ensure_writable
 from agentwire.errors import BridgeError
 from agentwire.spec.scenario import TrainSpec
 from agentwire.task.datasets import Dataset
 from agentwire.training.baselines.baseline import Baseline, Fitted
 from agentwire.training.baselines.context import BaselineContext
 from agentwire.training.loop import Evaluation, Trained, train_many
-from agentwire.training.objective import Objective
+from agentwire.training.objective import Objective, RandomStream, Score, score
 from agentwire.training.reporting import TimeLeft
+from agentwire.training.tensor_file import load_tensors, save_tensors
 
 VERSION = 1
 """Increase it when a baseline changes, so that cached results of the old code are ignored."""
@@ -37,36 +35,18 @@ def fitted(context: BaselineContext, name: str, baseline: Baseline) -> Fitted:
         DataError, ModelError, DownloadError: something that it needs is not available.
     """
     file = cache_file(context, name)
-    found = _load(file)
-    if found is None:
-        found = baseline.fit(context)
-        _save(file, found)
-    return found
+    found = load_tensors(file)
+    if found is not None:
+        return Fitted(*found)
+    learned = baseline.fit(context)
+    save_tensors(file, learned.tensors, learned.notes)
+    return learned
 
 
 def cache_file(context: BaselineContext, name: str) -> Path:
     identity = {"version": VERSION, "method": name, **context.identity()}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return context.config.home / "baselines" / f"{name}-{digest[:16]}.safetensors"
-
-
-def _load(file: Path) -> Fitted | None:
-    """A baseline from the cache; None if it is missing or corrupt."""
-    try:
-        with safe_open(file, framework="pt") as stored:
-            notes = json.loads((stored.metadata() or {})["notes"])
-            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
-    except (FileNotFoundError, OSError, SafetensorError, ValueError, KeyError):
-        return None
-    return Fitted(tensors, notes)
-
-
-def _save(file: Path, learned: Fitted) -> None:
-    ensure_writable(file.parent)
-    partial = file.with_name(f"{file.name}.{os.getpid()}.part")
-    tensors = {key: value.detach().cpu().contiguous() for key, value in learned.tensors.items()}
-    save_file(tensors, partial, metadata={"notes": json.dumps(learned.notes)})
-    os.replace(partial, file)
 
 
 # -- for the baselines' own files ---------------------------------------------------------------
@@ -81,6 +61,45 @@ def recipe_of(context: BaselineContext, **changes: Any) -> TrainSpec:
 def labels_of(context: BaselineContext, rows: Dataset) -> Tensor:
     """Class ids [n] on the receiver's device."""
     return torch.tensor([row.label for row in rows.rows], device=context.receiver.device)
+
+
+class ClassifierObjective:
+    """Trains S modules, each with its own cross-entropy over the classes.
+
+    Args:
+        labels: [n] class ids of the training rows.
+        logits: label logits [b, L] of a module on the training rows with these numbers [b].
+        held_out: [m] class ids of the held-out rows.
+        held_out_logits: label logits [m, L] of a module on all held-out rows.
+    """
+
+    def __init__(
+        self,
+        modules: Sequence[nn.Module],
+        labels: Tensor,
+        logits: Callable[[nn.Module, Tensor], Tensor],
+        held_out: Tensor,
+        held_out_logits: Callable[[nn.Module], Tensor],
+        label_smoothing: float = 0.0,
+    ) -> None:
+        self.modules: Sequence[nn.Module] = list(modules)
+        self.labels: Sequence[Sequence[Tensor]] = [[labels]] * len(self.modules)
+        self.random: Sequence[RandomStream] = ()
+        self.device = labels.device
+        self._logits, self._smoothing = logits, label_smoothing
+        self._held_out, self._held_out_logits = held_out, held_out_logits
+
+    def losses(self, rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        return [
+            F.cross_entropy(
+                self._logits(module, chosen), labels[chosen], label_smoothing=self._smoothing
+            )
+            for module, (labels,), (chosen,) in zip(self.modules, self.labels, rows, strict=True)
+        ]
+
+    @torch.no_grad()
+    def evaluate(self, modules: Sequence[nn.Module]) -> list[Score]:
+        return [score(self._held_out_logits(module), self._held_out) for module in modules]
 
 
 def train(

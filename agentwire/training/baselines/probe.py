@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +19,8 @@ from agentwire.bridge.resampler import CLAMP_SIGMAS
 from agentwire.scenario.resolve import Resolved
 from agentwire.training.baselines.baseline import Baseline, Fitted, sender_model
 from agentwire.training.baselines.context import BaselineContext
-from agentwire.training.baselines.fitting import recipe_of, train
-from agentwire.training.objective import RandomStream, Score, score
+from agentwire.training.baselines.fitting import ClassifierObjective, recipe_of, train
+from agentwire.training.objective import score
 from agentwire.training.states import StateCache
 
 L2_GRID = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -105,31 +104,16 @@ def fit_logistic(
     return Logistic(mean, std, weight.detach(), bias.detach())
 
 
-@dataclass(frozen=True, slots=True)
-class LogisticFit:
-    """A fitted probe, its L2 weight and its accuracy on held-out rows."""
-
-    probe: Logistic
-    l2: float
-    held_out_accuracy: float
-
-    def notes(self) -> dict[str, Any]:
-        return {"l2": self.l2, "held_out_accuracy": self.held_out_accuracy}
-
-
 def choose_logistic(
-    features: Tensor, labels: Tensor, held_out: Tensor, held_labels: Tensor, classes: int
-) -> LogisticFit:
-    """The best of ``L2_GRID`` on held-out rows."""
-    best: LogisticFit | None = None
+    features: Tensor, labels: Tensor, held_out: Tensor, held_out_labels: Tensor, classes: int
+) -> tuple[Logistic, dict[str, float]]:
+    """The probe whose L2 weight is best on held-out rows, with that weight and the accuracy."""
+    found = []
     for l2 in L2_GRID:
         probe = fit_logistic(features, labels, classes, l2)
-        right = float((probe(held_out).argmax(-1) == held_labels).double().mean())
-        if best is None or right > best.held_out_accuracy:
-            best = LogisticFit(probe, l2, right)
-    if best is None:
-        raise ValueError("the grid is empty")
-    return best
+        found.append((score(probe(held_out), held_out_labels).accuracy, l2, probe))
+    accuracy, l2, probe = max(found, key=lambda one: one[0])
+    return probe, {"l2": l2, "held_out_accuracy": accuracy}
 
 
 class AttentionProbe(nn.Module):
@@ -162,31 +146,21 @@ class AttentionProbe(nn.Module):
         return self.read(self.dropout(pooled.flatten(1)))  # type: ignore[no-any-return]
 
 
-class ProbeObjective:
-    """S attention probes on the same states, trained side by side."""
+def probe_objective(
+    modules: Sequence[AttentionProbe], cache: StateCache, held_out: StateCache
+) -> ClassifierObjective:
+    """Attention probes on the same states, trained side by side."""
+    # A CUDA graph needs a fixed width, read before the capture.
+    longest = cache.longest if cache.flat.device.type == "cuda" else 0
 
-    def __init__(
-        self, modules: Sequence[AttentionProbe], cache: StateCache, held_out: StateCache
-    ) -> None:
-        self.modules: Sequence[nn.Module] = list(modules)
-        self.cache, self.held_out = cache, held_out
-        self.labels: Sequence[Sequence[Tensor]] = [[cache.labels]] * len(self.modules)
-        self.random: Sequence[RandomStream] = ()
-        self.device = cache.flat.device
-        self._longest = cache.longest
-
-    def losses(self, rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        found = []
-        for module, (numbers,) in zip(self.modules, rows, strict=True):
-            static = self.device.type == "cuda"
-            width = self._longest if static else int(self.cache.lengths[numbers].max())
-            logits = module(*self.cache.gather(numbers, width))
-            found.append(F.cross_entropy(logits, self.cache.labels[numbers]))
+    def logits(module: nn.Module, rows: Tensor) -> Tensor:
+        width = longest or int(cache.lengths[rows].max())
+        found: Tensor = module(*cache.gather(rows, width))
         return found
 
-    def evaluate(self, modules: Sequence[nn.Module]) -> list[Score]:
-        labels = self.held_out.labels
-        return [score(probe_logits(module, self.held_out), labels) for module in modules]
+    return ClassifierObjective(
+        modules, cache.labels, logits, held_out.labels, lambda m: probe_logits(m, held_out)
+    )
 
 
 @torch.no_grad()
@@ -201,12 +175,12 @@ def probe_logits(module: nn.Module, cache: StateCache) -> Tensor:
 def _fit_mean(context: BaselineContext) -> Fitted:
     train_states, held_out = context.train_states, context.held_out_states
     scaler = Scaler.of(train_states)
-    best = choose_logistic(
+    probe, notes = choose_logistic(
         mean_pooled(train_states, scaler), train_states.labels,
         mean_pooled(held_out, scaler), held_out.labels, context.classes,
     )  # fmt: skip
     scales = {"scaler_mean": scaler.mean, "scaler_std": scaler.std}
-    return Fitted(scales | best.probe.tensors(), best.notes())
+    return Fitted(scales | probe.tensors(), notes)
 
 
 def _answer_mean(context: BaselineContext, learned: Fitted, texts: Sequence[str]) -> Tensor:
@@ -224,7 +198,7 @@ def _fit_attention(context: BaselineContext) -> Fitted:
         module = AttentionProbe(scaler, context.classes, heads=heads, dropout=dropout)
         modules.append(module.to(context.sender.device))
         recipes.append(recipe_of(context, learning_rate=choice["learning_rate"], clip=10.0))
-    objective = ProbeObjective(modules, context.train_states, context.held_out_states)
+    objective = probe_objective(modules, context.train_states, context.held_out_states)
     number, best = train(context, objective, recipes, "training")
     notes = {**ATTENTION_GRID[number], "held_out_accuracy": best.best.accuracy}
     return Fitted(dict(best.module.state_dict()), notes)

@@ -16,14 +16,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from agentwire.model.prompting import text_ids
 from agentwire.model.texts import pad_right
 from agentwire.model.transformers import TransformersBackend
 from agentwire.spec.scenario import TrainSpec
+from agentwire.training.baselines.fitting import ClassifierObjective
 from agentwire.training.baselines.lora import Adapter
-from agentwire.training.objective import RandomStream, Score, score
 from agentwire.wire.messages import TaskSpec
 
 EVALUATED_ROWS = 512
@@ -116,60 +115,29 @@ class Reader:
         return torch.cat(found)[order.argsort()]
 
 
-class ReaderObjective:
-    """Trains one soft prompt or adapter on texts."""
+def reader_objective(
+    reader: Reader, module: nn.Module, rows: TextRows, held_out: TextRows, recipe: TrainSpec
+) -> ClassifierObjective:
+    """Trains a soft prompt or an adapter on texts."""
 
-    def __init__(
-        self,
-        reader: Reader,
-        module: nn.Module,
-        rows: TextRows,
-        held_out: TextRows,
-        recipe: TrainSpec,
-    ) -> None:
-        self.reader, self.rows, self.held_out, self.recipe = reader, rows, held_out, recipe
-        self.modules: Sequence[nn.Module] = [module]
-        self.labels: Sequence[Sequence[Tensor]] = [[rows.labels]]
-        self.random: Sequence[RandomStream] = ()
-        self.device = rows.ids.device
-
-    def losses(self, rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        ((chosen,),) = rows
-        lengths = self.rows.lengths[chosen]
-        ids = self.rows.ids[chosen]
-        if self.device.type != "cuda":  # a CUDA graph needs a fixed shape
+    def logits(module: nn.Module, chosen: Tensor) -> Tensor:
+        ids, lengths = rows.ids[chosen], rows.lengths[chosen]
+        if ids.device.type != "cuda":  # a CUDA graph needs a fixed shape
             ids = ids[:, : int(lengths.max())]
-        logits = self.reader.logits(self.modules[0], ids, lengths)
-        smoothing = self.recipe.label_smoothing
-        labels = self.rows.labels[chosen]
-        return [F.cross_entropy(logits, labels, label_smoothing=smoothing)]
+        return reader.logits(module, ids, lengths)
 
-    def evaluate(self, modules: Sequence[nn.Module]) -> list[Score]:
-        return [score(self.reader.scores(modules[0], self.held_out), self.held_out.labels)]
+    return ClassifierObjective(
+        [module], rows.labels, logits, held_out.labels, lambda m: reader.scores(m, held_out),
+        recipe.label_smoothing,
+    )  # fmt: skip
 
 
-class BlindObjective:
+def blind_objective(
+    logits: Callable[[Tensor], Tensor], module: SoftPrompt, labels: Tensor, held_out: Tensor
+) -> ClassifierObjective:
     """Trains a soft prompt that sees no text: ``[BOS][P vectors][prompt]`` for every row."""
 
-    def __init__(
-        self,
-        logits: Callable[[Tensor], Tensor],
-        module: SoftPrompt,
-        labels: Tensor,
-        held_out: Tensor,
-    ) -> None:
-        self.logits, self.held_out = logits, held_out
-        self.modules: Sequence[nn.Module] = [module]
-        self.labels: Sequence[Sequence[Tensor]] = [[labels]]
-        self.random: Sequence[RandomStream] = ()
-        self.device = labels.device
+    def answer(module: nn.Module, rows: Tensor) -> Tensor:
+        return logits(module()[None]).expand(len(rows), -1)
 
-    def losses(self, rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        ((chosen,),) = rows
-        logits = self.logits(self.modules[0]()[None]).expand(len(chosen), -1)
-        return [F.cross_entropy(logits, self.labels[0][0][chosen])]
-
-    @torch.no_grad()
-    def evaluate(self, modules: Sequence[nn.Module]) -> list[Score]:
-        logits = self.logits(modules[0]()[None])
-        return [score(logits.expand(len(self.held_out), -1), self.held_out)]
+    return ClassifierObjective([module], labels, answer, held_out, lambda m: answer(m, held_out))

@@ -17,11 +17,11 @@ from agentwire.training.baselines.context import BaselineContext
 from agentwire.training.baselines.fitting import labels_of, recipe_of, train
 from agentwire.training.baselines.lora import Adapter
 from agentwire.training.baselines.reader import (
-    BlindObjective,
     Reader,
-    ReaderObjective,
     SoftPrompt,
     TextRows,
+    blind_objective,
+    reader_objective,
     text_rows,
 )
 from agentwire.training.loop import Trained
@@ -81,7 +81,7 @@ def _fit_reader(
         recipe = recipe_of(context, learning_rate=choice["learning_rate"], steps=steps,
                            evaluate_every=max(1, steps // 5), weight_decay=0.0)  # fmt: skip
         reader = Reader(receiver, task)
-        objective = ReaderObjective(reader, module, train_rows, held_out, recipe)
+        objective = reader_objective(reader, module, train_rows, held_out, recipe)
         return train(context, objective, [recipe], stage)[1]
 
     steps = context.recipe.steps
@@ -124,7 +124,7 @@ def _fit_blind(context: BaselineContext) -> Fitted:
     module = SoftPrompt(receiver, context.soft_tokens)
     recipe = recipe_of(context, learning_rate=1e-2, weight_decay=0.0)
     labels, held_out = labels_of(context, context.rows), labels_of(context, context.held_out)
-    objective = BlindObjective(
+    objective = blind_objective(
         lambda soft: receiver.logits_from_soft(soft, task), module, labels, held_out
     )
     done = train(context, objective, [recipe], "training")[1]

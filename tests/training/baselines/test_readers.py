@@ -15,11 +15,11 @@ from agentwire.task.rows import Example
 from agentwire.training.baselines.few_shot import few_shot_task
 from agentwire.training.baselines.lora import Adapter, adapted_layers
 from agentwire.training.baselines.reader import (
-    BlindObjective,
     Reader,
-    ReaderObjective,
     SoftPrompt,
     TextRows,
+    blind_objective,
+    reader_objective,
     text_rows,
 )
 from agentwire.training.loop import Trained, train_many
@@ -87,7 +87,7 @@ def test_they_learn_and_the_model_does_not(model: TransformersBackend, kind: str
     module = SoftPrompt(model, 4) if kind == "prompt" else Adapter(model.model, 4)
     reader = Reader(model, TASK)
     untrained = score(reader.scores(module, rows), rows.labels).loss
-    (done,) = train_many(ReaderObjective(reader, module, rows, held_out, spec), [spec])
+    (done,) = train_many(reader_objective(reader, module, rows, held_out, spec), [spec])
     assert isinstance(done, Trained)
     assert done.history[-1].train_loss < 0.9 * untrained
     if kind == "lora":  # a random model with nothing but a prompt reads poorly
@@ -114,7 +114,7 @@ def test_a_blind_prompt_learns_only_how_frequent_classes_are(llama: Transformers
     held = torch.tensor([1] * 30 + [0] * 10)
     torch.manual_seed(0)
     spec = recipe(learning_rate=1e-1)
-    objective = BlindObjective(
+    objective = blind_objective(
         lambda soft: llama.logits_from_soft(soft, TASK), SoftPrompt(llama, 2), labels, held
     )
     (done,) = train_many(objective, [spec])
