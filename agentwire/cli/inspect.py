@@ -31,7 +31,7 @@ from agentwire.task.definitions import definitions, load_definition
 from agentwire.task.rows import Example
 
 if TYPE_CHECKING:
-    from agentwire.evaluation.inspect.examine import Inspection, SoftTokenView, TextView
+    from agentwire.evaluation.inspect.inspector import Inspection, SoftTokenView, TextView
     from agentwire.model.transformers import TransformersBackend
 
 SPLITS = ("test", "validation", "sample")
@@ -102,7 +102,7 @@ def _inspected(
     device: str,
 ) -> Inspection:
     from agentwire.bridge import store
-    from agentwire.evaluation.inspect.examine import Examiner, Inspection
+    from agentwire.evaluation.inspect.inspector import BridgeInspector, Inspection
 
     card = store.verify(folder)
     inventory = Inventory.here()
@@ -111,20 +111,20 @@ def _inspected(
         sender, receiver = (
             _load(model, inventory, device, shown.update) for model in (card.sender, card.receiver)
         )
-        examiner = Examiner(folder, sender, receiver)
-        views = [examiner.view(text, None, top) for text in texts]
+        inspector = BridgeInspector(folder, sender, receiver)
+        views = [inspector.view(text, None, top) for text in texts]
         if not views and some is not None:
             middle = len(some.texts) // 2  # of several datasets, a row of another one
             views = [
-                examiner.view(some.texts[i], some.labels[i], top)
+                inspector.view(some.texts[i], some.labels[i], top)
                 for i in dict.fromkeys((0, middle))
             ]
         spread = None
         if rows and some is not None:
-            payloads = examiner.payloads(
+            payloads = inspector.payloads(
                 some.texts, lambda stage, fraction: shown.update("the bridge", stage, fraction)
             )
-            spread = examiner.spread(payloads)
+            spread = inspector.spread(payloads)
             if plot is not None:
                 shown.update("payloads", "map", 0.0)
                 _draw(payloads.flatten(1).cpu().numpy(), some, card.name, plot)
@@ -137,7 +137,7 @@ def _inspected(
             soft_tokens=card.soft_tokens,
             width=card.width,
             parameters=card.parameters,
-            random_cosine=examiner.random_cosine(),
+            random_cosine=inspector.random_cosine(),
             texts=views,
             spread=spread,
             data=some.provenance if some is not None else None,

@@ -1,4 +1,4 @@
-"""What can be read off a bridge's soft tokens: pure functions of tensors, no model is run."""
+"""Statistics of soft tokens: pure functions of tensors, which run no model."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from torch.nn import functional as F
 from agentwire.bridge.resampler import Block, Resampler
 
 CHUNK = 16_384
-"""Rows of the embedding table that are compared at a time: a normalised copy would be 0.7 GB."""
+"""Rows of the embedding table that are compared at once. A normalised copy needs 0.7 GB."""
 
 
 def effective_rank(rows: Tensor) -> float:
-    """How many directions the rows [n, d] spread over, as a real number between 1 and min(n, d).
+    """The number of directions that the rows [n, d] span, between 1 and min(n, d).
 
-    exp(H(p)) with p_i = s_i / sum_j s_j, the singular values made a distribution, and H its
-    Shannon entropy in nats (O. Roy and M. Vetterli, "The effective rank: a measure of effective
-    dimensionality", EUSIPCO 2007). Rows are taken as they are: centre them first to ask how they
-    differ from each other.
+    exp(H(p)) with p_i = s_i / sum_j s_j the normalised singular values and H the Shannon entropy
+    in nats (O. Roy and M. Vetterli, "The effective rank: a measure of effective dimensionality",
+    EUSIPCO 2007). Rows are not centred here; centre them to measure how they differ.
 
     Returns:
-        1 for parallel rows, n for n orthogonal rows of one length, 0 where all rows are zero.
+        1 for parallel rows, n for n orthogonal rows of equal length, 0 if all rows are zero.
     """
     singular = torch.linalg.svdvals(rows.double())
     total = singular.sum()
@@ -40,7 +39,7 @@ def pairwise_cosine(soft: Tensor) -> Tensor:
 
 
 def off_diagonal_mean(square: Tensor) -> float | None:
-    """Mean of what is not on the diagonal of [M, M]; None for M = 1."""
+    """Mean of the off-diagonal elements of [M, M]; None for M = 1."""
     m = square.shape[0]
     return float((square.sum() - square.diagonal().sum()) / (m * (m - 1))) if m > 1 else None
 
@@ -49,7 +48,7 @@ def nearest(vectors: Tensor, table: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k rows of ``table`` [V, d] with the largest cosine to each of ``vectors`` [n, d].
 
     Returns:
-        cosines [n, k], falling, and row numbers [n, k].
+        cosines [n, k] in descending order, and row numbers [n, k].
     """
     unit = F.normalize(vectors.float(), dim=-1)
     values = torch.empty(len(unit), 0, device=unit.device)
@@ -66,9 +65,9 @@ def nearest(vectors: Tensor, table: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def random_cosine(table: Tensor, *, draws: int = 64, seed: int = 0) -> float:
-    """Mean cosine of a random direction to its nearest row of ``table`` [V, d]: what chance gives.
+    """Mean cosine of a random direction to its nearest row of ``table`` [V, d].
 
-    A large vocabulary has a row near to anything; a soft token's cosine means little below this.
+    A large vocabulary has a row near any direction, so lower cosines of soft tokens mean nothing.
     """
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.randn(draws, table.shape[1], generator=generator).to(table.device)
@@ -77,20 +76,21 @@ def random_cosine(table: Tensor, *, draws: int = 64, seed: int = 0) -> float:
 
 @torch.inference_mode()
 def attention(module: Resampler, states: Tensor, mask: Tensor) -> Tensor:
-    """Attention weights [n, M, T] of the last block over the sender's states, heads averaged.
+    """Attention weights [n, M, T] of the last block over the sender's states, mean over heads.
 
     Args:
-        module: the bridge.
         states: [n, T, sender width].
-        mask: [n, T], True where a token is; masked tokens get 0. Each soft token's weights add up
-            to 1.
+        mask: [n, T], True where a token is; masked tokens get 0.
+
+    Returns:
+        weights whose sum over T is 1 for each soft token.
     """
     inner = module.project_in(module.norm_in(module.standardise(states)))
     latents = module.latents.expand(states.shape[0], -1, -1)
     *before, last = module.blocks
     for block in before:
         latents = block(latents, inner, mask)
-    last = cast(Block, last)  # a ModuleList forgets what it holds
+    last = cast(Block, last)  # nn.ModuleList is not generic
     n, width = latents.shape[0], latents.shape[-1] // last.heads
     split = (n, -1, last.heads, width)
     query = last.query(last.norm_latents(latents)).view(split).transpose(1, 2)

@@ -1,6 +1,6 @@
-"""A map of payloads: t-SNE in two dimensions, one dot a text, coloured by class (PNG).
+"""Plots payloads as a t-SNE map in two dimensions: one dot per text, coloured by class (PNG).
 
-Needs the extra ``agentwire[inspect]`` (scikit-learn, matplotlib); both are imported when called.
+Needs the extra ``agentwire[inspect]`` (scikit-learn, matplotlib).
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 FEWEST = 5
-"""Texts without which there is nothing to map."""
+"""Fewest texts that can be mapped."""
 PERPLEXITY = 30.0
 MOST_IN_LEGEND = 10
-"""Classes that a legend can name; more are told apart by colour only."""
+"""Most classes that the legend names; more are distinguished by colour only."""
 
 
 def project(payloads: npt.NDArray[np.float32], seed: int = 0) -> npt.NDArray[np.float32]:
     """Payloads [n, M * d] as points [n, 2].
 
-    L. van der Maaten and G. Hinton, "Visualizing Data using t-SNE", JMLR 9 (2008), as scikit-learn
-    has it: cosine distances, PCA start, perplexity 30 or a third of the texts where those are few.
-    Distances between clusters and their sizes mean nothing.
+    L. van der Maaten and G. Hinton, "Visualizing Data using t-SNE", JMLR 9 (2008), by scikit-learn:
+    cosine distances, PCA initialisation, perplexity 30 or a third of the number of texts. Distances
+    between clusters and the sizes of clusters have no meaning.
 
     Raises:
         ValueError: fewer than ``FEWEST`` payloads.
@@ -32,7 +32,7 @@ def project(payloads: npt.NDArray[np.float32], seed: int = 0) -> npt.NDArray[np.
 
     n = len(payloads)
     if n < FEWEST:
-        raise ValueError(f"{n} payloads are too few for a map; {FEWEST} are the fewest")
+        raise ValueError(f"a map needs at least {FEWEST} payloads, got {n}")
     perplexity = min(PERPLEXITY, (n - 1) / 3)
     model = TSNE(
         n_components=2, perplexity=perplexity, metric="cosine", init="pca", random_state=seed
@@ -48,13 +48,7 @@ def draw(
     title: str,
     file: Path,
 ) -> None:
-    """Writes the map as PNG.
-
-    Args:
-        points: [n, 2].
-        classes: of each point, counting into ``names``.
-        title: says which bridge and rows these are.
-    """
+    """Writes the map of points [n, 2] as PNG; ``classes`` are indices into ``names``."""
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

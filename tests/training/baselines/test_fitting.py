@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,9 +39,6 @@ TRAIN = {
     "held_out": 48,
     "evaluate_every": 30,
 }
-
-
-DOCUMENTATION = Path(__file__).parents[3] / "docs" / "methods.md"
 
 
 class Cancelled(Exception):
@@ -127,29 +122,6 @@ def test_it_is_fitted_once_and_answers_new_texts(context: BaselineContext, name:
         context.progress = lambda stage, fraction: None
     assert again.notes == learned.notes
     assert torch.allclose(answers(context, name, again, texts), logits, atol=1e-5)
-
-
-def test_the_example_in_the_documentation_is_a_baseline(
-    context: BaselineContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    blocks = re.findall(r"```(python|toml)\n(.*?)```", DOCUMENTATION.read_text(), re.DOTALL)
-    (_, code), (_, entry) = blocks
-    assert code.count("\n") <= 40
-    (tmp_path / "majority.py").write_text(code)
-    info = tmp_path / "majority-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: majority\nVersion: 1.0\n")
-    entry = entry.replace('project.entry-points."agentwire.methods"', "agentwire.methods")
-    (info / "entry_points.txt").write_text(entry.replace('"', ""))
-    monkeypatch.syspath_prepend(str(tmp_path))
-    try:
-        assert get_method("majority").title == "majority class"
-        logits = answers(context, "majority", learn(context, "majority"), ["one", "two"])
-    finally:
-        sys.modules.pop("majority", None)
-        METHODS._loaded.pop("majority", None)
-    labels = [row.label for row in context.rows.rows]
-    assert logits.argmax(-1).tolist() == [max(set(labels), key=labels.count)] * 2
 
 
 def test_an_unknown_method_is_refused_with_a_suggestion() -> None:

@@ -15,7 +15,7 @@ from agentwire.cli.inspect import _rows as inspected_rows
 from agentwire.config import Config
 from agentwire.errors import BridgeError
 from agentwire.evaluation.inspect import payloads as inspection
-from agentwire.evaluation.inspect.examine import Examiner, attention_by_word
+from agentwire.evaluation.inspect.inspector import BridgeInspector, attention_by_word
 from agentwire.model.transformers import TransformersBackend
 from agentwire.scenario.inventory import Inventory
 
@@ -53,26 +53,30 @@ def folder(
 
 
 @pytest.fixture(scope="module")
-def examiner(folder: Path, models: tuple[TransformersBackend, TransformersBackend]) -> Examiner:
-    return Examiner(folder, *models)
+def inspector(
+    folder: Path, models: tuple[TransformersBackend, TransformersBackend]
+) -> BridgeInspector:
+    return BridgeInspector(folder, *models)
 
 
 def test_soft_tokens_are_those_that_cross_the_bus(
-    examiner: Examiner, folder: Path, models: tuple[TransformersBackend, TransformersBackend]
+    inspector: BridgeInspector,
+    folder: Path,
+    models: tuple[TransformersBackend, TransformersBackend],
 ) -> None:
     sender, _ = models
     bridge = sender.add_bridge(folder).fingerprint
     crossed = torch.from_numpy(sender.encode([TEXT], bridge).payload).float()
-    assert torch.allclose(examiner.encode([TEXT]).soft, crossed, atol=2e-3)
+    assert torch.allclose(inspector.encode([TEXT]).soft, crossed, atol=2e-3)
 
 
 def test_a_text_is_seen_soft_token_by_soft_token(
-    examiner: Examiner, models: tuple[TransformersBackend, TransformersBackend]
+    inspector: BridgeInspector, models: tuple[TransformersBackend, TransformersBackend]
 ) -> None:
-    view = examiner.view(TEXT, "positive", 3)
+    view = inspector.view(TEXT, "positive", 3)
     assert [soft.index for soft in view.soft_tokens] == [0, 1, 2, 3]
     table = models[1].model.get_input_embeddings().weight
-    cosines, ids = inspection.nearest(examiner.encode([TEXT]).soft[0], table, 3)
+    cosines, ids = inspection.nearest(inspector.encode([TEXT]).soft[0], table, 3)
     for i, soft in enumerate(view.soft_tokens):
         assert [near.id for near in soft.nearest] == ids[i].tolist()
         assert [near.cosine for near in soft.nearest] == pytest.approx(
@@ -95,9 +99,9 @@ def test_attention_of_a_word_is_that_of_its_tokens(
     assert attention_by_word(sender, "  ", torch.ones(1)) == []
 
 
-def test_the_spread_over_many_texts(examiner: Examiner) -> None:
-    payloads = examiner.payloads([f"film number {i}" for i in range(40)], lambda stage, done: None)
-    spread = examiner.spread(payloads)
+def test_the_spread_over_many_texts(inspector: BridgeInspector) -> None:
+    payloads = inspector.payloads([f"film number {i}" for i in range(40)], lambda stage, done: None)
+    spread = inspector.spread(payloads)
     assert spread.rows == 40
     assert 1 <= spread.effective_rank_soft_tokens <= 4
     assert [row[i] for i, row in enumerate(spread.pairwise_cosine)] == [1.0] * 4
@@ -108,7 +112,7 @@ def test_a_bridge_of_other_models_is_refused(
 ) -> None:
     sender, receiver = models
     with pytest.raises(BridgeError, match="was made for"):
-        Examiner(folder, receiver, sender)
+        BridgeInspector(folder, receiver, sender)
 
 
 def call(*arguments: str) -> int:

@@ -1,14 +1,13 @@
-"""``agentwire inspect``: a bridge between its two models, text by text and over many rows.
+"""``agentwire inspect``: what the soft tokens of a bridge look like, per text and over many rows.
 
-The sender reads, the bridge makes soft tokens, and only the receiver's input embeddings are used:
-the receiver answers nothing here.
+The sender reads and the bridge makes soft tokens. Only the receiver's input embeddings are used.
 """
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor
 from agentwire.bridge import store
 from agentwire.bridge.card import BridgeCard
 from agentwire.bridge.resampler import Resampler
+from agentwire.download import Progress
 from agentwire.errors import BridgeError
 from agentwire.evaluation.inspect import payloads as inspection
 from agentwire.model.prompting import MAX_TEXT_TOKENS
@@ -28,15 +28,14 @@ from agentwire.model.transformers import TransformersBackend, trunk
 
 BATCH = 32
 COMPARED = 256
-"""Soft tokens that are compared with the whole vocabulary for a mean: more would take minutes."""
-Progress = Callable[[str, float], None]
+"""Soft tokens that are compared with the whole vocabulary for a mean; more would take minutes."""
 
 
-class Record(BaseModel):
+class _View(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Near(Record):
+class NearestToken(_View):
     """A token of the receiver's vocabulary."""
 
     token: str
@@ -44,32 +43,32 @@ class Near(Record):
     cosine: float
 
 
-class Weight(Record):
-    """A word of the text, and the share of a soft token's attention that its tokens get."""
+class AttendedWord(_View):
+    """A word of the text and its share of a soft token's attention."""
 
     word: str
     weight: float
 
 
-class SoftTokenView(Record):
+class SoftTokenView(_View):
     """One soft token of one text."""
 
     index: int
     rms: float
-    nearest: list[Near]
-    attention: list[Weight] = Field(description="in the order of the text; adds up to 1")
+    nearest: list[NearestToken]
+    attention: list[AttendedWord] = Field(description="in the order of the text; the sum is 1")
 
 
-class TextView(Record):
+class TextView(_View):
     """One text."""
 
     text: str
-    label: str | None = Field(description="where it is a row of a dataset")
+    label: str | None = Field(description="if the text is a row of a dataset")
     soft_tokens: list[SoftTokenView]
 
 
-class Spread(Record):
-    """What the soft tokens of many texts have in common."""
+class RowStatistics(_View):
+    """Statistics of the soft tokens of many texts."""
 
     rows: int
     pairwise_cosine: list[list[float]] = Field(description="[M, M], mean over the rows")
@@ -77,11 +76,11 @@ class Spread(Record):
     effective_rank_soft_tokens: float = Field(description="of one text's M soft tokens, mean; <= M")
     effective_rank_payloads: float = Field(description="of the centred payloads [rows, M * d]")
     nearest_cosine: float = Field(
-        description="of a soft token to its nearest token, mean of 256 spread over the rows"
+        description="of a soft token to its nearest token; mean of 256 soft tokens"
     )
 
 
-class Inspection(Record):
+class Inspection(_View):
     """Everything that ``agentwire inspect --json`` prints."""
 
     bridge: str
@@ -94,29 +93,24 @@ class Inspection(Record):
     parameters: int
     random_cosine: float = Field(description="of a random direction to its nearest token, mean")
     texts: list[TextView]
-    spread: Spread | None = Field(description="over the rows; null without rows")
-    data: dict[str, Any] | None = Field(description="where the rows came from")
+    spread: RowStatistics | None = Field(description="null without rows")
+    data: dict[str, Any] | None = Field(description="provenance of the rows")
     plot: str | None = Field(description="file of the t-SNE plot")
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Soft tokens [n, M, d], rounded to fp16 as they travel, and attention [n, M, T]."""
+    """Soft tokens [n, M, d], rounded to fp16 as sent, and attention weights [n, M, T]."""
 
     soft: Tensor
     weights: Tensor
 
 
-class Examiner:
-    """A bridge and its two models, loaded.
-
-    Args:
-        folder: of the bridge.
-        sender: the model that it reads.
-        receiver: the model that it writes for.
+class BridgeInspector:
+    """A bridge and its two models.
 
     Raises:
-        BridgeError: the bridge is corrupt, or made for other models.
+        BridgeError: the bridge is corrupt, not a resampler, or made for other models.
     """
 
     def __init__(
@@ -128,7 +122,7 @@ class Examiner:
             if made_for.fingerprint != model.identity.fingerprint:
                 raise BridgeError(
                     f"the bridge {self.card.name} was made for {made_for.model}, not for the "
-                    f"weights of {model.identity.name} that are here.",
+                    f"weights of {model.identity.name} on this machine.",
                     hint="Name another bridge (`agentwire bridges list`).",
                 )
         self._sender, self._receiver = sender, receiver
@@ -145,7 +139,7 @@ class Examiner:
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> Encoded:
-        """Soft tokens and attention of some texts."""
+        """Soft tokens and attention weights of some texts."""
         ids, mask = self._sender.tokens(texts)
         states = self._sender.states(self._short, ids).float()
         soft = self._module(states, mask).half().float()
@@ -160,11 +154,7 @@ class Examiner:
         return torch.cat(parts)
 
     def view(self, text: str, label: str | None, k: int) -> TextView:
-        """One text, soft token by soft token.
-
-        Args:
-            k: how many tokens of the vocabulary to name for each.
-        """
+        """One text, with the k nearest tokens of the vocabulary for each soft token."""
         found = self.encode([text])
         soft = found.soft[0]
         cosines, ids = inspection.nearest(soft, self._table, k)
@@ -176,7 +166,7 @@ class Examiner:
                     index=i,
                     rms=round(float(soft[i].pow(2).mean().sqrt()), 6),
                     nearest=[
-                        Near(
+                        NearestToken(
                             token=self._receiver.tokenizer.decode([int(token)]),
                             id=int(token),
                             cosine=round(float(cosine), 4),
@@ -189,8 +179,8 @@ class Examiner:
             ],
         )
 
-    def spread(self, payloads: Tensor) -> Spread:
-        """What the soft tokens [n, M, d] of many texts have in common."""
+    def spread(self, payloads: Tensor) -> RowStatistics:
+        """Statistics of the soft tokens [n, M, d] of many texts."""
         cosines = inspection.pairwise_cosine(payloads)
         mean = inspection.off_diagonal_mean(cosines)
         flat = payloads.flatten(1)
@@ -198,7 +188,7 @@ class Examiner:
         every = payloads.flatten(0, 1)
         some = every[:: max(1, len(every) // COMPARED)][:COMPARED]
         near = inspection.nearest(some, self._table, 1)[0]
-        return Spread(
+        return RowStatistics(
             rows=len(payloads),
             pairwise_cosine=[[round(float(x), 4) for x in row] for row in cosines],
             mean_cosine=None if mean is None else round(mean, 4),
@@ -208,14 +198,14 @@ class Examiner:
         )
 
     def random_cosine(self) -> float:
-        """What chance gives (``inspection.random_cosine``)."""
+        """See ``payloads.random_cosine``."""
         return round(inspection.random_cosine(self._table), 4)
 
 
 def _word_of_token(
     sender: TransformersBackend, text: str, words: Sequence[re.Match[str]]
 ) -> list[int]:
-    """For each of the text's tokens the number of the word in which it begins."""
+    """The number of the word in which each token of the text begins."""
     encoded = sender.tokenizer(
         text,
         add_special_tokens=False,
@@ -232,7 +222,9 @@ def _word_of_token(
     return numbers
 
 
-def attention_by_word(sender: TransformersBackend, text: str, weights: Tensor) -> list[Weight]:
+def attention_by_word(
+    sender: TransformersBackend, text: str, weights: Tensor
+) -> list[AttendedWord]:
     """The attention [T] of one soft token, summed over the tokens of each word."""
     words = list(re.finditer(r"\S+", text))
     if not words:
@@ -242,4 +234,4 @@ def attention_by_word(sender: TransformersBackend, text: str, weights: Tensor) -
     for number, weight in zip(numbers, weights.tolist(), strict=False):
         shares[number] += weight
     pairs = zip(words, shares, strict=True)
-    return [Weight(word=word.group(), weight=round(share, 4)) for word, share in pairs]
+    return [AttendedWord(word=word.group(), weight=round(share, 4)) for word, share in pairs]

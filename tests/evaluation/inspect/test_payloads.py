@@ -93,5 +93,5 @@ def test_a_map_keeps_classes_apart_and_is_a_png(tmp_path: Path) -> None:
 
 def test_too_few_payloads_make_no_map() -> None:
     pytest.importorskip("sklearn", reason="`make test` installs sklearn")
-    with pytest.raises(ValueError, match="5 are the fewest"):
+    with pytest.raises(ValueError, match="at least 5 payloads"):
         tsne.project(np.zeros((4, 8), np.float32))
