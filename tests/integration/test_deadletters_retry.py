@@ -1,4 +1,4 @@
-"""A dead letter of one run is answered in another, once its cause is gone."""
+"""A dead letter of one run can be answered in another run."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from agentwire.runtime.reply import Reply
 pytestmark = pytest.mark.integration
 
 
-async def test_a_dead_letter_is_kept_and_asked_again_by_its_id(tmp_path: Path) -> None:
+async def test_a_dead_letter_is_stored_and_resent_under_its_id(tmp_path: Path) -> None:
     async with fake_runtime(sender={"crash_on": "poison"}, run_folder=tmp_path) as wire:
         good, dead = await wire.send_batch("sender", "receiver", ["fine", "poison"])
     assert isinstance(good, Reply) and isinstance(dead, RequestError)

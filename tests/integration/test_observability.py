@@ -1,4 +1,4 @@
-"""What can be seen of a runtime: status file, top, Prometheus, and logs with trace ids."""
+"""Observability of a runtime: status file, top, Prometheus, and logs with trace ids."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def scrape(port: int) -> str:
         return str(answer.read().decode())
 
 
-async def test_everything_that_happens_can_be_seen(tmp_path: Path) -> None:
+async def test_status_metrics_and_logs_show_what_happened(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "one"
     faults = {"raise_on": "boom", "nan_on": "nan"}
     async with fake_runtime(sender=faults, run_folder=run) as wire:
@@ -51,12 +51,12 @@ async def test_everything_that_happens_can_be_seen(tmp_path: Path) -> None:
     for words in ("sender-model", "sender->receiver", "running", "decode"):
         assert words in shown.output
     assert newest(run.parent) == run
-    last = read_status(run)  # what is left of a run says that it ended, and all that came of it
+    last = read_status(run)  # the final status, with all outcomes
     assert last is not None and last["ended"] and last["outstanding"] == 0
     assert last["outcomes"] == status["outcomes"]
-    shown = CliRunner().invoke(_app(), [str(run)])  # leaves by itself
+    shown = CliRunner().invoke(_app(), [str(run)])  # returns by itself
     assert shown.exit_code == 0 and "ended" in shown.output
-    # The row on which the model raised can be followed from the journal into the agent's log.
+    # The trace id of the row on which the model raised leads from the journal to the agent's log.
     lines = [json.loads(line) for line in (run / "logs" / "sender.log").read_text().splitlines()]
     raised = next(line for line in lines if "raised" in line["message"])
     admitted = [line for line in read_lines(run / "journal.jsonl") if line["event"] == "admitted"]
@@ -74,17 +74,17 @@ def _app() -> object:
     return app
 
 
-def test_rates_come_from_two_looks(tmp_path: Path) -> None:
+def test_rates_are_computed_from_two_readings(tmp_path: Path) -> None:
     from rich.console import Console
 
-    def look(at: float, answered: int) -> dict[str, object]:
+    def reading(at: float, answered: int) -> dict[str, object]:
         return {
             "time": at, "outstanding": 0, "agents": {}, "bus": {}, "restarts": {}, "stages": {},
             "credits": {"a->b": 4}, "outcomes": [["a->b", "answered", answered]], "fallbacks": [],
         }  # fmt: skip
 
     console = Console(record=True, width=100, file=io.StringIO())
-    console.print(view(tmp_path, look(102.0, 50), look(100.0, 20)))
+    console.print(view(tmp_path, reading(102.0, 50), reading(100.0, 20)))
     assert "15.0" in console.export_text()
 
 

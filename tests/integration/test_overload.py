@@ -1,4 +1,4 @@
-"""More than agents can do: refused at once, bounded, and one slow receiver stalls nobody else."""
+"""Overload: requests are refused at once, queues are bounded, a slow receiver stalls no other."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def labels(outcomes: list[Any]) -> list[str | None]:
     return [outcome.label for outcome in outcomes if isinstance(outcome, Reply)]
 
 
-async def test_a_receiver_that_does_not_read_stalls_no_other_wire() -> None:
+async def test_a_receiver_that_does_not_read_does_not_stall_other_wires() -> None:
     wanted = [answer(text, TASK.labels) for text in TEXTS]
     async with star() as wire:
         os.kill(wire.agents["slow"].pid, signal.SIGSTOP)
-        # More than every queue on the way to it holds.
+        # More than all queues on the way to it can hold.
         stuck = [
             asyncio.create_task(wire.send_batch("hub", "slow", TEXTS[:16], deadline=60))
             for _ in range(80)
@@ -56,13 +56,13 @@ async def test_a_receiver_that_does_not_read_stalls_no_other_wire() -> None:
             assert labels(await wire.send_batch("hub", "fast", TEXTS, deadline=60)) == wanted
         metrics = wire.metrics()
         assert not any(task.done() for task in stuck)
-        assert metrics["queued_messages"] <= 2 * 16 + 2  # two hops, one lane each
+        assert metrics["queued_messages"] <= 2 * 16 + 2  # two hops with one queue each
         os.kill(wire.agents["slow"].pid, signal.SIGCONT)
         for batch in await asyncio.gather(*stuck):
             assert labels(batch) == wanted[:16]
 
 
-async def test_what_is_not_admitted_is_refused_at_once_and_says_for_how_long() -> None:
+async def test_refused_requests_fail_at_once_with_a_retry_time() -> None:
     slow = {"encode_ms": 50}
     async with fake_runtime(sender=slow, admission=Admission(rows=64)) as wire:
         calls = [wire.send_batch("sender", "receiver", TEXTS[:16], deadline=60) for _ in range(10)]
@@ -72,7 +72,7 @@ async def test_what_is_not_admitted_is_refused_at_once_and_says_for_how_long() -
         assert len(admitted) == 4 and len(refused) == 6
         assert {error.code for error in refused} == {NackCode.OVERLOADED}
         assert all(error.retry_after_s and error.retry_after_s <= 30 for error in refused)
-        # There is room again.
+        # There is capacity again.
         again = await wire.send_batch("sender", "receiver", TEXTS[:16], deadline=60)
     for batch in [*admitted, again]:
         assert labels(batch) == [answer(text, TASK.labels) for text in TEXTS[:16]]

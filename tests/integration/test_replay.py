@@ -1,4 +1,4 @@
-"""A recorded run, with faults in it, replays to the same outcomes; and a changed one does not."""
+"""A recorded run with faults replays to the same outcomes; a modified recording does not."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ async def test_a_run_with_faults_replays_to_the_same_outcomes(tmp_path: Path) ->
     assert done.recorded is not None and done.recorded["results"] > 0
     assert len(done.answered) >= len(TEXTS) + 2
     kept = path.read_text()
-    assert "secret" not in kept and b"secret".hex() not in kept  # content is not kept
+    assert "secret" not in kept and b"secret".hex() not in kept  # texts are not recorded
     lines = kept.splitlines()
-    # A replay of something else shows: one message less, and the books do not agree.
+    # A modified recording is detected: without one message, the outcomes differ.
     results = [i for i, line in enumerate(lines) if '"peer"' in line and len(line) > 300]
     path.write_text("\n".join(lines[: results[-1]] + lines[results[-1] + 1 :]) + "\n")
     assert differences(replay(path), journal) != []
 
 
-async def test_the_command_and_a_recording_that_was_cut(tmp_path: Path) -> None:
+async def test_the_command_and_a_torn_recording(tmp_path: Path) -> None:
     from typer import Typer
 
     from agentwire.cli.replay import replay as command
@@ -65,13 +65,13 @@ async def test_the_command_and_a_recording_that_was_cut(tmp_path: Path) -> None:
     path = tmp_path / FILE_NAME
     lines = path.read_text().splitlines()
     whole = "".join(line + "\n" for line in lines[:10])
-    path.write_text(whole + lines[10][:20])  # as a kill leaves it
+    path.write_text(whole + lines[10][:20])  # as after a kill
     assert replay(path).recorded is None and replay(path).torn == [f"{path}:11"]
     shown = CliRunner().invoke(app, [str(tmp_path)])
     assert f"skipped: {path}:11, an unfinished last line" in shown.output, shown.output
     assert "the recording was cut short" in shown.output
     for junk, match in (
-        ("nonsense\n", ":11: not a JSON object"),  # no kill writes such a line
+        ("nonsense\n", ":11: not a JSON object"),  # a kill cannot cause this
         ('{"frames": [], "clo\n', ":11: not a JSON object"),
         ('{"clock": []}\n', ":11: not a recording of a bus"),
         ('{"tick": 1.0}\n', ":11: not a recording of a bus"),

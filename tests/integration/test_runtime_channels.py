@@ -1,4 +1,4 @@
-"""Answers through real processes and real sockets, with fake models."""
+"""Answers through real processes and sockets, with fake models."""
 
 import asyncio
 import contextlib
@@ -47,8 +47,8 @@ async def test_200_rows_through_the_soft_channel() -> None:
 
 
 @pytest.mark.parametrize("rehearse", [False, True])
-async def test_agents_whose_devices_work_beside_them(rehearse: bool, tmp_path: Path) -> None:
-    """Batches that are begun and collected, by agents that go over their messages and do not."""
+async def test_agents_with_asynchronous_devices(rehearse: bool, tmp_path: Path) -> None:
+    """Batches are submitted and collected separately, with and without a warm-up."""
     fake = {"pipelined": True, "encode_ms": 1.0, "decode_ms": 1.0}
     async with fake_runtime(
         sender=fake, receiver=fake, rehearse=rehearse, run_folder=tmp_path
@@ -59,7 +59,7 @@ async def test_agents_whose_devices_work_beside_them(rehearse: bool, tmp_path: P
     assert [r.label for r in alone] == expected(TEXTS[:5])
     assert {r.channel for r in replies} == {Channel.SOFT}
     assert not my_children()
-    # What was gone over counts nowhere.
+    # The warm-up is not counted.
     counts = read_counts(tmp_path / "logs")
     for agent, kind in (("sender", "encode"), ("receiver", "soft")):
         assert sum(int(rows) * n for rows, n in counts[agent][kind].items()) == len(TEXTS) + 5
@@ -72,7 +72,7 @@ async def test_text_relay_direct_and_free_text() -> None:
         text = "one two three four"
         relayed = await wire.send("sender", "receiver", text, channel="text")
         assert (relayed.channel, relayed.reason) == (Channel.TEXT, "")
-        assert relayed.label == answer("one two", TASK.labels)  # what the sender made of it
+        assert relayed.label == answer("one two", TASK.labels)  # the sender's summary
         assert relayed.payload_bytes == len("one two") and "generate" in relayed.stages
         verbatim = await wire.send("sender", "receiver", text, channel="text", relay="verbatim")
         assert verbatim.label == answer(text, TASK.labels)
@@ -109,7 +109,9 @@ async def test_many_callers_at_once() -> None:
         ("fake:receiver-model:" + "0" * 64, NackCode.PROMPT_MISMATCH),
     ],
 )
-async def test_without_a_valid_bridge_it_says_why(bridge: str | None, reason: NackCode) -> None:
+async def test_without_a_valid_bridge_the_reply_names_the_reason(
+    bridge: str | None, reason: NackCode
+) -> None:
     async with fake_runtime(bridge=bridge) as wire:
         reply = await wire.send("sender", "receiver", "a b c", relay="verbatim")
         assert (reply.channel, reply.reason) == (Channel.TEXT, reason)
@@ -119,7 +121,7 @@ async def test_without_a_valid_bridge_it_says_why(bridge: str | None, reason: Na
         assert error.value.code is reason
 
 
-async def test_a_nan_payload_goes_as_text_alone() -> None:
+async def test_only_the_row_with_a_nan_payload_goes_as_text() -> None:
     texts = [*TEXTS[:7], "a nan b", *TEXTS[7:15]]
     async with fake_runtime(sender={"nan_on": "nan"}) as wire:
         outcomes = await wire.send_batch("sender", "receiver", texts, relay="verbatim")
@@ -171,7 +173,7 @@ async def test_deadline_and_cancellation() -> None:
     assert sorted(outcomes) == ["answered", "cancelled", "deadline"]
 
 
-async def test_more_than_the_bus_holds_is_refused_at_the_deadline() -> None:
+async def test_requests_beyond_the_bus_capacity_are_refused_at_the_deadline() -> None:
     async with fake_runtime(sender={"encode_ms": 400}, deployment={"batch_size": 1}) as wire:
         calls = [
             wire.send_batch("sender", "receiver", TEXTS[:16], deadline=0.3) for _ in range(120)
@@ -181,12 +183,12 @@ async def test_more_than_the_bus_holds_is_refused_at_the_deadline() -> None:
         assert len(outcomes) == 120 * 16
         assert codes == {NackCode.DEADLINE, NackCode.OVERLOADED}
         metrics = wire.metrics()
-        # The bus may find out about a deadline before the client says so, and nothing else.
+        # The bus may notice a deadline before the client does. Nothing else may be refused.
         refused = {name for name in metrics if name.startswith("refused")}
         assert refused <= {"refused.deadline"}
 
 
-async def test_leaving_send_many_early_cancels_the_rest() -> None:
+async def test_closing_send_many_early_cancels_the_rest() -> None:
     journal = Events()
     async with fake_runtime(journal=journal) as wire:
         async with contextlib.aclosing(wire.send_many("sender", "receiver", TEXTS)) as batches:
@@ -197,7 +199,7 @@ async def test_leaving_send_many_early_cancels_the_rest() -> None:
     assert len(journal.ids("admitted")) < len(TEXTS)
 
 
-async def test_closing_ends_what_is_outstanding() -> None:
+async def test_closing_ends_outstanding_requests() -> None:
     async with fake_runtime(sender={"encode_ms": 2000}) as wire:
         task = asyncio.create_task(wire.send("sender", "receiver", "text"))
         await asyncio.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Fan-in with real processes: two senders, one receiver that reads both, in the declared order."""
+"""Fan-in with real processes: one receiver reads two senders in the declared order."""
 
 import asyncio
 import os
@@ -65,23 +65,23 @@ async def test_the_receiver_reads_all_senders_in_the_declared_order(
 
 
 @pytest.mark.parametrize("receiver", [{}, {"replicas": 2}], ids=["one", "two"])
-async def test_what_senders_keep_is_read_together_later(receiver: dict[str, Any]) -> None:
+async def test_kept_payloads_are_read_together_later(receiver: dict[str, Any]) -> None:
     rows = ROWS[:8]
     async with joined(receiver) as wire:
         kept = [(await wire.keep("a", "c", a), await wire.keep("b", "c", b)) for a, b in rows]
         assert {payload.channel for pair in kept for payload in pair} == {"soft"}
-        for _ in range(2):  # as often as one likes
+        for _ in range(2):  # any number of times
             assert labels(await wire.fan_in_batch(["a", "b"], "c", kept, **ASKED)) == expected(rows)
         mixed = [(a, pair[1]) for (a, _), pair in zip(rows, kept, strict=True)]
         assert labels(await wire.fan_in_batch(["a", "b"], "c", mixed, **ASKED)) == expected(rows)
         with pytest.raises(ScenarioError, match="cannot mix"):
             await wire.fan_in_batch(["a", "b"], "c", [rows[0], kept[0]], **ASKED)
-        with pytest.raises(RequestError) as error:  # alone it means nothing
+        with pytest.raises(RequestError) as error:  # one payload alone is not enough
             await wire.send("a", "c", kept[0][0], fallback="error", **ASKED)
         assert error.value.code is NackCode.PROMPT_MISMATCH
 
 
-async def test_a_part_alone_never_goes_as_soft_tokens() -> None:
+async def test_a_joint_bridge_alone_never_carries_soft_tokens() -> None:
     async with joined() as wire:
         alone = await wire.send("a", "c", "plot 1", **ASKED)
         assert (alone.channel, alone.reason) == ("text", "prompt_mismatch")
@@ -92,7 +92,7 @@ async def test_a_part_alone_never_goes_as_soft_tokens() -> None:
         assert (other.channel, other.label) == ("soft", answer("plot 1", TASK.labels))
 
 
-async def test_what_no_bridges_were_trained_for_is_refused_with_what_to_train() -> None:
+async def test_an_undeclared_joint_wire_is_refused_with_a_hint_to_train() -> None:
     async with joined() as wire:
         for senders, receiver in ((["b", "a"], "c"), (["a"], "d"), (["a", "b"], "d")):
             with pytest.raises(ScenarioError, match="no joint wire") as caught:
@@ -104,7 +104,7 @@ async def test_what_no_bridges_were_trained_for_is_refused_with_what_to_train() 
 
 
 @pytest.mark.parametrize("victim", ["a", "c"])
-async def test_an_agent_that_dies_in_between_costs_nothing_but_time(victim: str) -> None:
+async def test_an_agent_that_dies_in_between_costs_only_time(victim: str) -> None:
     async with joined() as wire:
         calls = [wire.fan_in_batch(["a", "b"], "c", ROWS[i : i + 4], **ASKED) for i in (0, 4, 8)]
         tasks = [asyncio.create_task(call) for call in calls]

@@ -1,4 +1,4 @@
-"""Fan-out with real processes: one sender, receivers that share its bridge, errors of each."""
+"""Fan-out with real processes: one sender and receivers that share its bridge."""
 
 import asyncio
 import os
@@ -46,7 +46,7 @@ def triangle(*, replicas: dict[str, int] | None = None, **critic: Any) -> Runtim
     return Runtime(Deployment.of_specs(agents, wires, task=TASK, replicas=replicas), limits=LIMITS)
 
 
-async def test_each_receiver_answers_about_what_the_sender_read_once() -> None:
+async def test_each_receiver_answers_after_one_reading() -> None:
     texts = [f"text {n}" for n in range(12)]
     async with triangle(replicas={"sender": 2, "critic": 2}) as wire:
         questions: Any = {"judge": {}, "critic": {"prompt": "Which?", "labels": ["x", "y"]}}
@@ -58,12 +58,12 @@ async def test_each_receiver_answers_about_what_the_sender_read_once() -> None:
             assert critic.label == answer(text, ("x", "y"))
             for reply in (judge, critic):
                 assert reply.channel == "soft" and reply.payload_bytes == 256
-                assert "encode" not in reply.stages  # it had been read before
+                assert "encode" not in reply.stages  # the sender has already read it
         encoded = sum(wire.status()["stages"]["encode"]["counts"])
         assert encoded == len(texts)  # once for each text, not for each receiver
 
 
-async def test_errors_are_each_receivers_own() -> None:
+async def test_errors_concern_one_receiver() -> None:
     async with triangle(raise_on="bad") as wire:
         got = await wire.fan_out("sender", RECEIVERS, "bad")
         judge, critic = got["judge"], got["critic"]
@@ -71,7 +71,7 @@ async def test_errors_are_each_receivers_own() -> None:
         assert isinstance(critic, RequestError) and critic.code is NackCode.MODEL_ERROR
 
 
-async def test_a_sender_that_dies_between_reads_again() -> None:
+async def test_a_sender_that_dies_reads_the_text_again() -> None:
     async with triangle(decode_ms=300) as wire:
         texts = [f"text {n}" for n in range(6)]
         asked = [asyncio.create_task(wire.fan_out("sender", RECEIVERS, t)) for t in texts]
@@ -83,7 +83,7 @@ async def test_a_sender_that_dies_between_reads_again() -> None:
             assert labels == [answer(text, TASK.labels)] * 2
 
 
-async def test_without_a_bridge_each_gets_the_text() -> None:
+async def test_without_a_bridge_each_receiver_gets_the_text() -> None:
     async with fake_runtime(bridge=None) as wire:
         got = await wire.fan_out("sender", ["receiver"], "a text of words")
         (reply,) = got.values()

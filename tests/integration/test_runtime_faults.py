@@ -1,4 +1,4 @@
-"""What dies, hangs or cannot start, with real processes: nothing lost, nothing doubled."""
+"""Agents that die, hang or cannot start: no request is lost or answered twice."""
 
 import asyncio
 import os
@@ -27,12 +27,12 @@ def expected(texts: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("victim", ["sender", "receiver"])
-async def test_kill_an_agent_in_mid_run(victim: str) -> None:
+async def test_killing_an_agent_loses_and_duplicates_nothing(victim: str) -> None:
     journal = Events()
-    news: list[ProgressEvent] = []
+    events: list[ProgressEvent] = []
     slow = {"encode_ms": 20, "decode_ms": 20}
     async with fake_runtime(
-        sender=slow, receiver=slow, journal=journal, progress=news.append
+        sender=slow, receiver=slow, journal=journal, progress=events.append
     ) as wire:
         pid = wire.agents[victim].pid
         labels: list[str | None] = []
@@ -45,12 +45,12 @@ async def test_kill_an_agent_in_mid_run(victim: str) -> None:
     ids = journal.ids("finished")
     assert len(ids) == len(set(ids)) == len(TEXTS)
     assert {fields["outcome"] for fields in journal.of("finished")} == {"answered"}
-    assert [(e.agent, e.stage) for e in news if e.stage == "lost"] == [(victim, "lost")]
+    assert [(e.agent, e.stage) for e in events if e.stage == "lost"] == [(victim, "lost")]
     assert not my_children()
 
 
 @pytest.mark.parametrize("where", ["sender", "receiver"])
-async def test_a_poison_row_is_dead_lettered_and_its_neighbours_are_answered(where: str) -> None:
+async def test_a_poison_row_is_dead_lettered_and_other_rows_are_answered(where: str) -> None:
     texts = [*TEXTS[:20], "poison", *TEXTS[20:40]]
     async with fake_runtime(**{where: {"crash_on": "poison"}}) as wire:
         calls = [wire.send_batch("sender", "receiver", texts[i : i + 8]) for i in range(0, 41, 8)]
@@ -64,7 +64,7 @@ async def test_a_poison_row_is_dead_lettered_and_its_neighbours_are_answered(whe
         assert after.label == expected(["after"])[0]
 
 
-async def test_a_hung_model_is_killed_and_the_row_does_not_hang_for_ever() -> None:
+async def test_a_hung_model_is_killed_and_its_row_ends() -> None:
     limits = AgentLimits(load_s=30, progress_s=1.0, stop_s=2, restarts=LIMITS.restarts)
     async with fake_runtime(sender={"hang_on": "hang"}, limits=limits) as wire:
         batch = ["fine", "hang", "also fine"]
@@ -74,7 +74,7 @@ async def test_a_hung_model_is_killed_and_the_row_does_not_hang_for_ever() -> No
         assert isinstance(first, Reply) and isinstance(last, Reply)
 
 
-async def test_a_stopped_process_is_found_by_the_bus_and_replaced() -> None:
+async def test_a_stopped_process_is_detected_and_replaced() -> None:
     async with fake_runtime(timing=Timing(ping_ms=200, liveness_ms=1500)) as wire:
         pid = wire.agents["receiver"].pid
         os.kill(pid, signal.SIGSTOP)
@@ -83,7 +83,7 @@ async def test_a_stopped_process_is_found_by_the_bus_and_replaced() -> None:
         assert not is_alive(pid)
 
 
-async def test_a_spent_restart_budget_fails_fast() -> None:
+async def test_requests_fail_fast_once_the_restart_budget_is_spent() -> None:
     limits = AgentLimits(load_s=30, restarts=RestartPolicy(1, 60, (0.0,)))
     async with fake_runtime(receiver={"crash_on": "poison"}, limits=limits) as wire:
         batch = await wire.send_batch("sender", "receiver", ["poison", "a", "b"])
@@ -96,7 +96,7 @@ async def test_a_spent_restart_budget_fails_fast() -> None:
         assert direct.label == expected(["alive"])[0]
 
 
-async def test_an_agent_that_cannot_load_says_why() -> None:
+async def test_an_agent_that_cannot_load_names_the_cause() -> None:
     runtime = fake_runtime(bridge="/no/such/bridge")
     with pytest.raises(BridgeError, match="holds no card") as error:
         await runtime.start()
@@ -104,7 +104,7 @@ async def test_an_agent_that_cannot_load_says_why() -> None:
     assert not my_children()
 
 
-async def test_an_agent_that_crashes_while_loading_is_not_started_for_ever(tmp_path: Path) -> None:
+async def test_an_agent_that_crashes_while_loading_is_not_restarted_forever(tmp_path: Path) -> None:
     limits = AgentLimits(load_s=0.3, restarts=RestartPolicy(1, 60, (0.0,)))
     runtime = fake_runtime(sender={"load_ms": 5000}, limits=limits, run_folder=tmp_path)
     with pytest.raises(AgentwireError, match=r"died 2 times.*did not load") as error:
@@ -113,7 +113,7 @@ async def test_an_agent_that_crashes_while_loading_is_not_started_for_ever(tmp_p
     assert not my_children()
 
 
-async def test_opening_that_is_cancelled_leaves_nothing_behind() -> None:
+async def test_a_cancelled_start_leaves_no_processes() -> None:
     runtime = fake_runtime(sender={"load_ms": 20_000})
     task = asyncio.create_task(runtime.start())
     await until(lambda: len(my_children()) == 2, "both agents are there")
@@ -123,7 +123,7 @@ async def test_opening_that_is_cancelled_leaves_nothing_behind() -> None:
     assert not my_children()
 
 
-async def test_a_bus_folder_and_logs(tmp_path: Path) -> None:
+async def test_the_bus_folder_and_logs(tmp_path: Path) -> None:
     async with fake_runtime(run_folder=tmp_path) as wire:
         await wire.send("sender", "receiver", "x")
     assert "ready" in (tmp_path / "logs" / "sender.log").read_text()
@@ -160,11 +160,11 @@ def test_no_agent_outlives_a_killed_parent(state: str) -> None:
     asyncio.run(gone)
 
 
-async def test_agents_do_not_hear_ctrl_c() -> None:
+async def test_agents_are_shielded_from_ctrl_c() -> None:
     async with fake_runtime() as wire:
         for info in wire.agents.values():
             process = psutil.Process(info.pid)
-            assert os.getsid(info.pid) == info.pid  # a session of its own
+            assert os.getsid(info.pid) == info.pid  # its own session
             process.send_signal(signal.SIGINT)
         reply = await wire.send("sender", "receiver", "still here")
         assert reply.label == expected(["still here"])[0]

@@ -1,4 +1,4 @@
-"""Free text, streams and kept payloads through real processes and real sockets."""
+"""Free text, streams and kept payloads through real processes and sockets."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ FREE_TEXT = "fake:receiver-model:any:free_text"
 WORDS = "one two three four five six"
 
 
-async def test_a_stream_gives_pieces_and_then_the_reply_with_its_channel() -> None:
+async def test_a_stream_yields_pieces_and_then_the_reply() -> None:
     async with fake_runtime(bridge=FREE_TEXT) as wire:
         options = GenerationOptions(max_new_tokens=20)
         got = [
@@ -39,10 +39,10 @@ async def test_a_stream_gives_pieces_and_then_the_reply_with_its_channel() -> No
         got = [event async for event in wire.direct_stream("receiver", WORDS, prompt="Go on:")]
         assert "".join(map(str, got[:-1])) == f"receiver-model: {WORDS}"
         got = [event async for event in wire.stream("sender", "receiver", WORDS)]
-        assert [type(event) for event in got] == [Reply]  # a label is no stream
+        assert [type(event) for event in got] == [Reply]  # labels are not streamed
 
 
-async def test_a_bridge_for_labels_is_never_presented_as_generating() -> None:
+async def test_a_bridge_for_labels_never_generates_text() -> None:
     async with fake_runtime() as wire:
         reply = await wire.send("sender", "receiver", WORDS, prompt="Go on:", generate=9)
         assert (reply.channel, reply.reason) == (Channel.TEXT, NackCode.UNSUPPORTED)
@@ -70,19 +70,19 @@ async def test_options_reach_the_receiver() -> None:
             GenerationOptions(**wrong)
 
 
-async def test_leaving_a_stream_early_ends_the_generation() -> None:
+async def test_closing_a_stream_early_stops_the_generation() -> None:
     async with fake_runtime(receiver={"token_ms": 20}) as wire:
         long = " ".join(["word"] * 500)
         stream = wire.direct_stream("receiver", long, prompt="p", generate=500)
         async with contextlib.aclosing(stream):
             async for _ in stream:
                 break
-        # 500 words would take 10 s: the next answer comes when the first was given up.
+        # 500 words would take 10 s. The next answer comes once the first is cancelled.
         reply = await wire.direct("receiver", "x", prompt="p", generate=5, deadline=5)
         assert reply.text == "receiver-model: x"
 
 
-async def test_a_stream_goes_on_where_it_was_when_its_agent_dies() -> None:
+async def test_a_stream_continues_after_its_agent_dies() -> None:
     async with fake_runtime(receiver={"token_ms": 30}) as wire:
         pid = wire.agents["receiver"].pid
         pieces: list[str] = []
@@ -96,7 +96,7 @@ async def test_a_stream_goes_on_where_it_was_when_its_agent_dies() -> None:
         assert wire.agents["receiver"].pid != pid
 
 
-async def test_a_kept_payload_answers_like_the_text_and_ends_with_its_sender() -> None:
+async def test_a_kept_payload_answers_like_the_text_and_expires_with_its_sender() -> None:
     async with fake_runtime() as wire:
         texts = ["a warm film", "a cold film"]
         kept = await asyncio.gather(*(wire.keep("sender", "receiver", text) for text in texts))

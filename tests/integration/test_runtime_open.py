@@ -1,4 +1,4 @@
-"""``agentwire.open`` on a scenario file, as a user types it."""
+"""``agentwire.open`` with scenario files."""
 
 import asyncio
 from pathlib import Path
@@ -35,10 +35,10 @@ def scenario(tmp_path: Path) -> Path:
 
 
 async def test_open_a_scenario_without_a_task(scenario: Path, tmp_path: Path) -> None:
-    news: list[ProgressEvent] = []
+    events: list[ProgressEvent] = []
     labels = ["good", "bad"]
     run_folder = tmp_path / "run"
-    async with agentwire.open(scenario, run_folder=run_folder, progress=news.append) as wire:
+    async with agentwire.open(scenario, run_folder=run_folder, progress=events.append) as wire:
         assert set(wire.agents) == {"reader", "critic", "editor"}
         for sender, receiver in [("reader", "critic"), ("critic", "editor"), ("editor", "reader")]:
             reply = await wire.send(sender, receiver, "a text", prompt="Is it?", labels=labels)
@@ -48,11 +48,11 @@ async def test_open_a_scenario_without_a_task(scenario: Path, tmp_path: Path) ->
             await wire.send("reader", "critic", "a text")
         with pytest.raises(ScenarioError, match="no wire critic->reader"):
             await wire.send("critic", "reader", "a text", prompt="Is it?")
-        with pytest.raises(RequestError):  # soft tokens answer labels only
+        with pytest.raises(RequestError):  # this bridge supports labels only
             await wire.send("reader", "critic", "x", prompt="p", generate=4, fallback="error")
         with pytest.raises(ScenarioError, match="uses bridge"):
             await wire.send("reader", "critic", "x", prompt="p", labels=labels, bridge="mine")
-    ready = [event.agent for event in news if event.stage == "ready"]
+    ready = [event.agent for event in events if event.stage == "ready"]
     assert sorted(ready) == ["critic", "editor", "reader"]
     assert (run_folder / "journal.jsonl").exists() and (run_folder / "logs" / "critic.log").exists()
     assert not my_children()
@@ -67,7 +67,7 @@ async def test_start_and_close_in_different_tasks(scenario: Path) -> None:
     assert not my_children()
 
 
-async def test_an_agent_on_no_wire_can_be_asked_directly(tmp_path: Path) -> None:
+async def test_an_agent_without_a_wire_can_be_asked_directly(tmp_path: Path) -> None:
     path = tmp_path / "scenario.yaml"
     path.write_text(
         "name: three\n"
@@ -83,6 +83,6 @@ async def test_an_agent_on_no_wire_can_be_asked_directly(tmp_path: Path) -> None
     assert reply.text == "fake-eve: x"
 
 
-async def test_opening_what_is_not_there(tmp_path: Path) -> None:
+async def test_opening_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ScenarioError, match="no such file"):
         agentwire.open(tmp_path / "nothing.yaml")

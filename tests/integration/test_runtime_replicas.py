@@ -1,4 +1,4 @@
-"""Replicas, with real processes: the same answers as one, work for each, and one that dies."""
+"""Replicas with real processes: they share the work, answer like one process, and may die."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ def expected(texts: list[str]) -> list[str]:
     return [answer(text, TASK.labels) for text in texts]
 
 
-async def test_two_receivers_share_the_work_and_answer_as_one_does() -> None:
+async def test_two_replicas_share_the_work_and_answer_like_one() -> None:
     deployment = {"replicas": {"receiver": 2}, "in_flight": 4}
     async with fake_runtime(sender=SLOW, receiver=SLOW, deployment=deployment) as wire:
         assert set(wire.agents) == {"sender", "receiver.1", "receiver.2"}
@@ -46,7 +46,7 @@ async def test_two_receivers_share_the_work_and_answer_as_one_does() -> None:
 
 
 @pytest.mark.parametrize("victim", ["receiver.1", "sender.2"])
-async def test_a_replica_that_is_killed_costs_nothing_but_time(victim: str) -> None:
+async def test_a_killed_replica_costs_only_time(victim: str) -> None:
     journal = Events()
     deployment = {"replicas": {"receiver": 2, "sender": 2}, "in_flight": 6}
     async with fake_runtime(
@@ -72,7 +72,7 @@ async def test_a_replica_that_is_killed_costs_nothing_but_time(victim: str) -> N
     assert not my_children()
 
 
-async def test_a_poison_row_kills_two_replicas_and_no_neighbour() -> None:
+async def test_a_poison_row_kills_two_replicas_and_no_other_row() -> None:
     texts = [*TEXTS[:20], "poison", *TEXTS[20:40]]
     deployment = {"replicas": {"receiver": 2}}
     async with fake_runtime(receiver={"crash_on": "poison"}, deployment=deployment) as wire:
@@ -83,7 +83,7 @@ async def test_a_poison_row_kills_two_replicas_and_no_neighbour() -> None:
         assert [o.label for o in outcomes if isinstance(o, Reply)] == expected(TEXTS[:40])
 
 
-async def test_what_a_replica_keeps_is_asked_of_that_replica() -> None:
+async def test_a_kept_payload_is_asked_of_the_replica_that_has_it() -> None:
     deployment = {"replicas": {"sender": 3, "receiver": 2}}
     async with fake_runtime(deployment=deployment) as wire:
         kept = await asyncio.gather(*(wire.keep("sender", "receiver", t) for t in TEXTS[:6]))

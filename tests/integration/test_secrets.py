@@ -1,4 +1,4 @@
-"""No token and no private key in anything that a run leaves behind, or prints."""
+"""A run writes and prints no token and no private key."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def files_below(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-async def test_no_secret_reaches_a_file(
+async def test_no_secret_is_written_or_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     token = "5ec2e7" * 10 + "abcd"

@@ -13,7 +13,7 @@ from agentwire.wire.messages import Decoding, RelaySpec, TaskSpec
 DEFAULT = TaskSpec("task", "Answer:", "{text} Answer:", ("a", "b"), RelaySpec("Sum up: {text}"))
 
 
-def test_the_scenario_says_what_the_call_does_not() -> None:
+def test_a_call_defaults_to_the_scenarios_task() -> None:
     assert make_task(DEFAULT, {}) is DEFAULT
     assert make_task(DEFAULT, {"labels": ["c", "d"]}).prompt == "Answer:"
     assert make_task(DEFAULT, {"generate": 5}).labels == ()
@@ -22,7 +22,7 @@ def test_the_scenario_says_what_the_call_does_not() -> None:
     assert make_task(DEFAULT, {}, "summary") == DEFAULT
 
 
-def test_a_prompt_makes_a_task_of_its_own() -> None:
+def test_a_prompt_makes_a_new_task() -> None:
     task = make_task(DEFAULT, {"prompt": "Which {one}?", "labels": ["x", "y"]})
     assert (task.prompt, task.labels, task.max_new_tokens) == ("Which {one}?", ("x", "y"), 0)
     assert task.text_prompt == "{text}\nWhich {one}?" and task.relay.verbatim
@@ -74,4 +74,4 @@ def test_generation_options_become_part_of_the_task() -> None:
         make_task(None, {"prompt": "p", "generate": GenerationOptions(5, 1.0)}).decoding.seed
         for _ in range(8)
     }
-    assert len(fresh) > 1  # drawn anew each time
+    assert len(fresh) > 1  # a new seed for each call

@@ -1,4 +1,4 @@
-"""The client over a link in memory: what it sends, and what its callers get."""
+"""The client with an endpoint in memory."""
 
 import asyncio
 import math
@@ -32,15 +32,15 @@ TASK = TaskSpec("task", "Answer:", "{text} Answer:", ("good", "bad"))
 M = TypeVar("M", bound=Message)
 
 
-class Link:
-    """The other side of the client, by hand."""
+class FakeEndpoint:
+    """An endpoint that a test controls."""
 
     def __init__(self) -> None:
         self.sent: list[Message] = []
         self.closed = False
         self.final = False
         self.descriptors: tuple[int, ...] = ()
-        self.news = asyncio.Event()
+        self.changed = asyncio.Event()
         self.on_message: Callable[[Message, float], None]
         self.on_lost: Callable[[str], None]
 
@@ -54,16 +54,16 @@ class Link:
         if self.closed:
             raise BusClosed("The bus is closed.")
         self.sent.append(message)
-        self.news.set()
+        self.changed.set()
 
     def close(self, reason: str = "", timeout: float = 2.0) -> None:
         self.closed = True
 
     async def next(self, kind: type[M]) -> M:
-        """The next message of this kind, when it comes."""
+        """Waits for the next message of this type."""
         while not (found := self.take(kind)):
-            self.news.clear()
-            await self.news.wait()
+            self.changed.clear()
+            await self.changed.wait()
         return found[0]
 
     def take(self, kind: type[M]) -> list[M]:
@@ -74,14 +74,14 @@ class Link:
 
 class Bench:
     def __init__(self, admission: Admission | None = None) -> None:
-        self.link = Link()
+        self.endpoint = FakeEndpoint()
         self.connected = asyncio.Event()
         self.events: list[tuple[str, dict[str, Any]]] = []
 
-        def connect(on_message: Any, on_lost: Any) -> Link:
+        def connect(on_message: Any, on_lost: Any) -> FakeEndpoint:
             self.connected.set()
-            self.link.on_message, self.link.on_lost = on_message, on_lost
-            return self.link
+            self.endpoint.on_message, self.endpoint.on_lost = on_message, on_lost
+            return self.endpoint
 
         self.client = Client(connect, {WIRE: ("a", "b"), "@b": ("b",)}, self, admission=admission)
         self.client.start()
@@ -93,8 +93,8 @@ class Bench:
         self.client.agent_ready("a")
         self.client.agent_ready("b")
         if credit:
-            self.link.on_message(Credit(WIRE, credit, 1 << 20), 0.0)
-            self.link.on_message(Credit("@b", credit, 1 << 20), 0.0)
+            self.endpoint.on_message(Credit(WIRE, credit, 1 << 20), 0.0)
+            self.endpoint.on_message(Credit("@b", credit, 1 << 20), 0.0)
 
     def ask(self, *texts: str, **kw: Any) -> asyncio.Task[list[Outcome]]:
         fields: dict[str, Any] = {
@@ -103,13 +103,13 @@ class Bench:
         return asyncio.create_task(self.client.submit(WIRE, TASK, texts, **(fields | kw)))
 
     async def sent(self, kind: type[M] = Encode) -> list[M]:  # type: ignore[assignment]
-        """What was sent once everything that is due has happened."""
+        """The messages of this type that were sent, after all pending callbacks have run."""
         for _ in range(5):
             await asyncio.sleep(0)
-        return self.link.take(kind)
+        return self.endpoint.take(kind)
 
-    async def renewed(self) -> None:
-        """Waits until the client has asked for another link."""
+    async def reconnected(self) -> None:
+        """Waits until the client has reconnected."""
         self.connected.clear()
         await self.connected.wait()
 
@@ -117,7 +117,7 @@ class Bench:
         one = np.log(np.array([0.75, 0.25] if good else [0.25, 0.75], dtype=np.float32))
         scores = np.tile(one, (len(encode.rows), 1)).tobytes()
         result = Result(WIRE, task, encode.rows, Channel.SOFT, scores, 2, stages={"encode": 1.0})
-        self.link.on_message(result, asyncio.get_running_loop().time())
+        self.endpoint.on_message(result, asyncio.get_running_loop().time())
 
 
 @pytest.fixture
@@ -136,19 +136,19 @@ async def test_defines_once_and_waits_for_agents_and_credit(bench: Bench) -> Non
     assert await bench.sent(Define) == [Define(TASK)]
     bench.ready(credit=0)
     assert await bench.sent() == []
-    bench.link.on_message(Credit(WIRE, 1, 100), 0.0)
+    bench.endpoint.on_message(Credit(WIRE, 1, 100), 0.0)
     (encode,) = await bench.sent()
     assert (encode.texts, encode.task, encode.solo) == (("x", "y"), TASK.task_id, False)
     assert all(r.ms_left is not None and 29_000 < r.ms_left <= 30_000 for r in encode.rows)
     bench.answer(encode)
-    bench.link.on_message(Credit(WIRE, 1, 100), 0.0)
+    bench.endpoint.on_message(Credit(WIRE, 1, 100), 0.0)
     (encode,) = await bench.sent()
     bench.answer(encode, good=False)
     replies = [*await first, *await second]
     assert [r.label for r in replies if isinstance(r, Reply)] == ["good", "good", "bad"]
 
 
-async def test_duplicates_and_strangers_are_ignored(bench: Bench) -> None:
+async def test_duplicate_and_unknown_results_are_ignored(bench: Bench) -> None:
     bench.ready()
     asked = bench.ask("x")
     (encode,) = await bench.sent()
@@ -162,12 +162,12 @@ async def test_duplicates_and_strangers_are_ignored(bench: Bench) -> None:
     assert [event for event, _ in bench.events] == ["admitted", "finished"]
 
 
-async def test_a_result_that_does_not_fit_is_no_answer(bench: Bench) -> None:
+async def test_a_result_that_does_not_match_its_task_is_an_error(bench: Bench) -> None:
     bench.ready()
     asked = bench.ask("x", fallback="error")
     (encode,) = await bench.sent()
     nan = np.full((1, 2), np.nan, dtype=np.float32).tobytes()
-    bench.link.on_message(Result(WIRE, TASK.task_id, encode.rows, Channel.SOFT, nan, 2), 0.0)
+    bench.endpoint.on_message(Result(WIRE, TASK.task_id, encode.rows, Channel.SOFT, nan, 2), 0.0)
     assert [code(o) for o in await asked] == [NackCode.MALFORMED]
 
 
@@ -175,20 +175,20 @@ async def test_refused_rows_go_as_text_or_end(bench: Bench) -> None:
     bench.ready()
     by_text = bench.ask("x", "y", "z")
     (encode,) = await bench.sent()
-    bench.link.on_message(Nack(NackCode.BAD_PAYLOAD, "nan", WIRE, encode.rows[1:]), 0.0)
+    bench.endpoint.on_message(Nack(NackCode.BAD_PAYLOAD, "nan", WIRE, encode.rows[1:]), 0.0)
     (again,) = await bench.sent()
     assert (again.channel, again.reason, again.texts) == (Channel.TEXT, "bad_payload", ("y", "z"))
-    bench.link.on_message(Nack(NackCode.MODEL_ERROR, "boom", WIRE, again.rows[:1]), 0.0)
+    bench.endpoint.on_message(Nack(NackCode.MODEL_ERROR, "boom", WIRE, again.rows[:1]), 0.0)
     for message in (encode, again):
         bench.answer(message)
     assert [code(o) for o in await by_text] == [None, NackCode.MODEL_ERROR, None]
     by_error = bench.ask("x", fallback="error")
     (encode,) = await bench.sent()
-    bench.link.on_message(Nack(NackCode.BAD_PAYLOAD, "nan", WIRE, encode.rows), 0.0)
+    bench.endpoint.on_message(Nack(NackCode.BAD_PAYLOAD, "nan", WIRE, encode.rows), 0.0)
     assert [code(o) for o in await by_error] == [NackCode.BAD_PAYLOAD]
 
 
-async def test_what_is_too_much_leaves_no_trace_but_a_known_request_is_never_too_much() -> None:
+async def test_a_refused_request_leaves_no_trace_and_a_known_one_is_never_refused() -> None:
     bench = Bench(Admission(rows=1))
     bench.ready()
     one = bytes(16)
@@ -201,27 +201,27 @@ async def test_what_is_too_much_leaves_no_trace_but_a_known_request_is_never_too
             WIRE, other, ["y"], channel=Channel.SOFT, fallback="text", deadline_s=30.0
         )
     assert refused.value.code is NackCode.OVERLOADED and refused.value.retry_after_s
-    assert (bench.events, bench.link.sent, bench.client.outstanding) == (events, [], 1)
-    again = bench.ask("x", request_ids=[one])  # outstanding: it waits for the first
+    assert (bench.events, bench.endpoint.sent, bench.client.outstanding) == (events, [], 1)
+    again = bench.ask("x", request_ids=[one])  # outstanding: waits for the first call
     assert await bench.sent() == [] and not again.done()
     bench.answer(encode)
     assert await first == await again == await bench.ask("x", request_ids=[one])
     await bench.client.close("the test ends")
 
 
-async def test_overloaded_rows_go_again_later(bench: Bench) -> None:
+async def test_overloaded_rows_are_retried_later(bench: Bench) -> None:
     bench.ready()
     asked = bench.ask("x")
     (encode,) = await bench.sent()
-    bench.link.on_message(Nack(NackCode.OVERLOADED, "full", WIRE, encode.rows, 20), 0.0)
+    bench.endpoint.on_message(Nack(NackCode.OVERLOADED, "full", WIRE, encode.rows, 20), 0.0)
     assert await bench.sent() == []
-    again = await asyncio.wait_for(bench.link.next(Encode), 10)
+    again = await asyncio.wait_for(bench.endpoint.next(Encode), 10)
     assert again.channel is Channel.SOFT
     bench.answer(again)
     assert [code(o) for o in await asked] == [None]
 
 
-async def test_a_deadline_says_whether_there_was_room(bench: Bench) -> None:
+async def test_a_missed_deadline_tells_whether_the_request_was_sent(bench: Bench) -> None:
     bench.ready(credit=1)
     sent, unsent = bench.ask("x", deadline_s=0.02), bench.ask("y", deadline_s=0.02)
     (encode,) = await bench.sent()
@@ -229,7 +229,7 @@ async def test_a_deadline_says_whether_there_was_room(bench: Bench) -> None:
     assert [code(o) for o in await unsent] == [NackCode.OVERLOADED]
     (cancel,) = await bench.sent(Cancel)
     assert cancel.request_ids == (encode.rows[0].request_id,)
-    bench.answer(encode)  # too late: nobody is disturbed
+    bench.answer(encode)  # too late, and ignored
     assert await bench.sent() == []
 
 
@@ -270,7 +270,7 @@ async def test_cancelling_the_last_caller_cancels_the_request(bench: Bench) -> N
         await asked
 
 
-async def test_death_recall_probe_and_dead_letter(bench: Bench) -> None:
+async def test_a_death_cancels_probes_and_dead_letters(bench: Bench) -> None:
     bench.ready()
     asked = bench.ask("x", "y")
     (encode,) = await bench.sent()
@@ -307,7 +307,7 @@ async def test_direct_wires_carry_text_and_never_fall_back(bench: Bench) -> None
     )
     (text,) = await bench.sent(Text)
     assert (text.wire, text.texts, text.rows[0].ms_left) == ("@b", ("x",), None)
-    bench.link.on_message(Nack(NackCode.UNSUPPORTED, "no", "@b", text.rows), 0.0)
+    bench.endpoint.on_message(Nack(NackCode.UNSUPPORTED, "no", "@b", text.rows), 0.0)
     assert [code(o) for o in await asked] == [NackCode.UNSUPPORTED]
 
 
@@ -325,15 +325,15 @@ async def test_a_lost_bus_ends_everything(bench: Bench) -> None:
     bench.ready()
     asked = bench.ask("x")
     await bench.sent()
-    bench.link.closed = bench.link.final = True
-    bench.link.on_lost("the broker is gone")
+    bench.endpoint.closed = bench.endpoint.final = True
+    bench.endpoint.on_lost("the broker is gone")
     (outcome,) = await asked
     assert code(outcome) is NackCode.CLOSING
     with pytest.raises(BusClosed, match="the broker is gone"):
         await bench.ask("y")
 
 
-async def test_a_task_that_does_not_fit_the_wire(bench: Bench) -> None:
+async def test_a_task_that_is_too_large_for_a_message(bench: Bench) -> None:
     task = TaskSpec("task", "p" * 100_000, "{text}", ("a", "b"))
     with pytest.raises(ScenarioError, match="prompt"):
         await bench.client.submit(
@@ -341,41 +341,41 @@ async def test_a_task_that_does_not_fit_the_wire(bench: Bench) -> None:
         )
 
 
-async def test_a_broken_link_is_replaced_and_what_was_in_flight_goes_again(bench: Bench) -> None:
+async def test_after_reconnecting_what_was_in_flight_is_sent_again(bench: Bench) -> None:
     bench.ready()
     asked = bench.ask("x", "y")
     (first,) = await bench.sent()
-    old = bench.link
-    bench.link = Link()
+    old = bench.endpoint
+    bench.endpoint = FakeEndpoint()
     old.on_lost("the connection was closed")
     old.on_lost("said twice")
-    late = bench.ask("z")  # admitted while there is no link
-    await bench.renewed()
-    old.on_message(Credit(WIRE, 99, 1 << 20), 0.0)  # of a link that is gone: void
+    late = bench.ask("z")  # admitted while disconnected
+    await bench.reconnected()
+    old.on_message(Credit(WIRE, 99, 1 << 20), 0.0)  # of a lost connection: void
     assert await bench.sent() == []
-    bench.link.on_message(Credit(WIRE, 16, 1 << 20), 0.0)
+    bench.endpoint.on_message(Credit(WIRE, 16, 1 << 20), 0.0)
     again, new = await bench.sent()
     assert (again.rows[0].request_id, again.texts) == (first.rows[0].request_id, ("x", "y"))
-    assert [m.task for m in bench.link.take(Define)] == [TASK]
-    bench.answer(first)  # the answer to the first copy is as good
+    assert [m.task for m in bench.endpoint.take(Define)] == [TASK]
+    bench.answer(first)  # the first copy's answer is good too
     bench.answer(again)
     bench.answer(new)
     assert [code(o) for o in [*await asked, *await late]] == [None] * 3
     assert [e for e, _ in bench.events].count("finished") == 2
 
 
-async def test_nothing_is_sent_between_two_links(bench: Bench) -> None:
-    """Credit that comes late from a link that is lost must not send rows into nowhere."""
+async def test_nothing_is_sent_while_disconnected(bench: Bench) -> None:
+    """Late credit from a lost connection must not release rows."""
     bench.ready(credit=1)
     asked = bench.ask("x")
     await bench.sent()
     waiting = bench.ask("y")  # without credit
-    old, bench.link = bench.link, Link()
+    old, bench.endpoint = bench.endpoint, FakeEndpoint()
     old.on_lost("the connection was closed")
     old.on_message(Credit(WIRE, 8, 1 << 20), 0.0)
-    await bench.renewed()
+    await bench.reconnected()
     assert await bench.sent() == []
-    bench.link.on_message(Credit(WIRE, 16, 1 << 20), 0.0)
+    bench.endpoint.on_message(Credit(WIRE, 16, 1 << 20), 0.0)
     messages = await bench.sent()
     assert sorted(text for m in messages for text in m.texts) == ["x", "y"]
     for message in messages:
@@ -383,17 +383,17 @@ async def test_nothing_is_sent_between_two_links(bench: Bench) -> None:
     assert [code(o) for o in [*await asked, *await waiting]] == [None, None]
 
 
-async def test_a_bus_that_never_answers_again_is_given_up(
+async def test_the_client_gives_up_after_too_many_reconnects(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agentwire.runtime.client.RECONNECT_S", 0.0)
     bench.ready()
     asked = bench.ask("x")
     for _ in range(MAX_RECONNECTS):
-        old, bench.link = bench.link, Link()
+        old, bench.endpoint = bench.endpoint, FakeEndpoint()
         old.on_lost("no Welcome")
-        await bench.renewed()
-    bench.link.on_lost("no Welcome")
+        await bench.reconnected()
+    bench.endpoint.on_lost("no Welcome")
     assert [code(o) for o in await asked] == [NackCode.CLOSING]
 
 

@@ -1,4 +1,4 @@
-"""Dead letters: kept with all that asking again takes, readable by their user alone."""
+"""Dead letters: stored with everything that a retry needs, readable by their owner only."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ def reply() -> Reply:
     return Reply("00", "good", 0, {}, None, Channel.SOFT, "", {}, 1.0, 8)
 
 
-def test_what_is_kept_is_what_was_asked(tmp_path: Path) -> None:
+def test_a_dead_letter_keeps_everything_a_retry_needs(tmp_path: Path) -> None:
     file = DeadLetters(tmp_path)
     assert file.all() == []
-    file.add(request(1), TASK, "a", "SIGKILL")
+    text = "poison ☠\u2028and a line separator"
+    file.add(request(1, text), TASK, "a", "SIGKILL")
     (letter,) = DeadLetters(tmp_path).all()
-    assert (letter.task, letter.text, letter.wire) == (TASK, "poison ☠", "a->b")
+    assert (letter.task, letter.text, letter.wire) == (TASK, text, "a->b")
     assert (letter.channel, letter.agent, letter.reason) == (Channel.SOFT, "a", "SIGKILL")
     assert letter.task.task_id == TASK.task_id and letter.open
     assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
 
 
-def test_a_letter_that_was_answered_is_not_picked_again(tmp_path: Path) -> None:
+def test_an_answered_letter_is_not_picked_again(tmp_path: Path) -> None:
     file = DeadLetters(tmp_path)
     for number in (1, 2, 3):
         file.add(request(number), TASK, "a", "SIGKILL")
@@ -52,7 +53,7 @@ def test_a_letter_that_was_answered_is_not_picked_again(tmp_path: Path) -> None:
         pick(letters, ["ffff"])
 
 
-def test_a_cut_last_line_is_left_out_and_a_broken_one_is_named(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_skipped_and_a_broken_line_is_named(tmp_path: Path) -> None:
     file = DeadLetters(tmp_path)
     file.add(request(1), TASK, "a", "SIGKILL")
     with file.path.open("a") as out:
@@ -65,7 +66,7 @@ def test_a_cut_last_line_is_left_out_and_a_broken_one_is_named(tmp_path: Path) -
         DeadLetters(tmp_path / "none").all()
 
 
-def test_the_command_lists_what_there_is(tmp_path: Path) -> None:
+def test_the_command_lists_dead_letters(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
     from agentwire.cli.deadletters import app
@@ -80,7 +81,7 @@ def test_the_command_lists_what_there_is(tmp_path: Path) -> None:
     assert done.exit_code == 0 and "nothing to retry" in done.stdout
 
 
-def test_the_command_names_what_a_killed_runner_left_unfinished(tmp_path: Path) -> None:
+def test_the_command_lists_unfinished_requests_of_a_killed_run(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
     from agentwire.cli.deadletters import app
@@ -91,7 +92,7 @@ def test_the_command_names_what_a_killed_runner_left_unfinished(tmp_path: Path) 
     journal.write("finished", request_ids=["bb"], outcome="answered")
     journal.close()
     with (tmp_path / "journal.jsonl").open("a") as file:
-        file.write('{"seq": 2, "event": "fini')  # it was killed in mid-line
+        file.write('{"seq": 2, "event": "fini')  # killed while writing a line
     shown = CliRunner().invoke(app, ["list", str(tmp_path)])
     assert shown.exit_code == 0, shown.output
     assert [line for line in shown.output.splitlines() if line.startswith("unfinished")] == [

@@ -63,7 +63,7 @@ def test_waits_for_every_agent_of_the_wire() -> None:
     assert drain(book) == [[1]]
 
 
-def test_credit_of_one_wire_does_not_hold_another() -> None:
+def test_missing_credit_of_one_wire_does_not_block_another() -> None:
     book = ledger()
     batch(book, 1)
     batch(book, 2, wire="a->c")
@@ -81,7 +81,7 @@ def test_an_ended_request_is_not_sent() -> None:
     assert drain(book) == [[2]]
 
 
-def test_suspects_go_alone_one_at_a_time_and_before_all_others() -> None:
+def test_suspects_are_sent_alone_one_at_a_time_and_first() -> None:
     book = ledger()
     suspects = batch(book, 1, 2, 3)
     drain(book)
@@ -130,7 +130,7 @@ def test_deaths_of_different_agents_do_not_add_up() -> None:
     assert book.died("a").dead_letters == (one,)
 
 
-def test_what_waits_is_no_suspect() -> None:
+def test_waiting_requests_are_not_suspects() -> None:
     book = ledger()
     batch(book, 1)
     assert book.died("a") == book.died("b")  # nothing was in flight
@@ -140,7 +140,7 @@ def test_what_waits_is_no_suspect() -> None:
     assert not sent.solo
 
 
-def test_nobody_is_suspected_when_an_agent_leaves_in_good_order() -> None:
+def test_an_orderly_shutdown_makes_no_suspects() -> None:
     book = ledger()
     requests = batch(book, 1, 2)
     drain(book)
@@ -154,7 +154,7 @@ def test_nobody_is_suspected_when_an_agent_leaves_in_good_order() -> None:
         assert not any(d.solo for d in sent)
 
 
-def test_what_goes_again_still_fits_a_message() -> None:
+def test_retried_requests_still_fit_a_message() -> None:
     book = ledger()
     requests = [request for n in range(0, 300, 100) for request in batch(book, *range(n, n + 100))]
     drain(book)
@@ -172,7 +172,7 @@ def test_a_late_answer_ends_a_suspect() -> None:
     assert drain(book) == [[2]]
 
 
-def test_refused_rows_go_again_as_text_together_and_first() -> None:
+def test_refused_rows_are_retried_as_text_together_and_first() -> None:
     book = ledger()
     one, two, three = batch(book, 1, 2, 3)
     drain(book)
@@ -230,7 +230,7 @@ def test_an_agent_that_is_down_ends_its_requests_and_refuses_new_ones() -> None:
     assert book.outstanding()[0] is two
 
 
-def test_bounded() -> None:
+def test_the_number_of_requests_is_bounded() -> None:
     book = ledger(admission=Admission(rows=2))
     batch(book, 1, 2)
     with pytest.raises(RequestError) as error:
@@ -240,7 +240,7 @@ def test_bounded() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_random_deaths_lose_nothing_and_convict_only_the_guilty(seed: int) -> None:
+def test_random_deaths_lose_nothing_and_dead_letter_only_poison(seed: int) -> None:
     """Poison rows kill their agent whenever they are computed; nothing else does."""
     rng = random.Random(seed)
     book = ledger()
@@ -272,7 +272,7 @@ def test_random_deaths_lose_nothing_and_convict_only_the_guilty(seed: int) -> No
     assert sorted(dead) == sorted(poison)
 
 
-def test_a_wire_with_a_detour_goes_as_text_where_its_sender_is_gone_for_good() -> None:
+def test_texts_take_the_fallback_wire_once_the_sender_is_down() -> None:
     book = ledger(fallback_wires={"a->b": "@b"})
     sent, waiting = batch(book, 1, 2), batch(book, 3)
     other = batch(book, 4, wire="a->c")
@@ -288,7 +288,7 @@ def test_a_wire_with_a_detour_goes_as_text_where_its_sender_is_gone_for_good() -
     assert len(book) == 0
 
 
-def test_a_detour_does_not_help_where_the_receiver_is_gone() -> None:
+def test_a_fallback_wire_does_not_help_if_the_receiver_is_down() -> None:
     book = ledger(fallback_wires={"a->b": "@b"})
     requests = batch(book, 1)
     assert book.down("b", "gone") == tuple(requests)
@@ -297,7 +297,7 @@ def test_a_detour_does_not_help_where_the_receiver_is_gone() -> None:
     assert error.value.code is NackCode.AGENT_DOWN
 
 
-def test_the_bytes_of_all_texts_are_bounded() -> None:
+def test_the_bytes_of_all_texts_are_limited() -> None:
     book = ledger(admission=Admission(bytes=14))
     first, _ = batch(book, 1, 2)
     with pytest.raises(RequestError) as error:
@@ -308,7 +308,7 @@ def test_the_bytes_of_all_texts_are_bounded() -> None:
 
 
 @pytest.mark.parametrize("change", [{"fallback": "error"}, {"mode": Mode.KEPT}], ids=str)
-def test_what_needs_its_sender_takes_no_detour(change: dict[str, Any]) -> None:
+def test_requests_that_need_their_sender_take_no_fallback_wire(change: dict[str, Any]) -> None:
     book = ledger(fallback_wires={"a->b": "@b"})
     (request,) = batch(book, 1)
     for name, value in change.items():

@@ -1,4 +1,4 @@
-"""One text to several receivers: what is asked of the runtime, and what becomes of failures."""
+"""Fan-out: the runtime it makes, and how it handles failures."""
 
 from typing import Any
 
@@ -30,8 +30,8 @@ def deployment() -> Deployment:
     return Deployment.of_specs(agents, wires)
 
 
-class Calls:
-    """A runtime that writes down what it is asked; ``fails`` are popped, one for each call."""
+class FakeRuntime:
+    """A runtime that records its runtime. Each call pops an error, or None, to raise."""
 
     def __init__(self, keeps: list[Any] | None = None, sends: dict[str, list[Any]] | None = None):
         self.keeps, self.sends = keeps or [], sends or {}
@@ -53,8 +53,8 @@ class Calls:
         return Reply("0" * 32, label, 0, {label: 0.0}, None, Channel.SOFT, "", {}, 1.0, 256)
 
 
-async def ask(calls: Calls, receivers: Receivers, **options: Any) -> dict[str, Outcome]:
-    return await fan_out(calls, deployment(), "a", receivers, "a text", WireOptions(**options))
+async def ask(runtime: FakeRuntime, receivers: Receivers, **options: Any) -> dict[str, Outcome]:
+    return await fan_out(runtime, deployment(), "a", receivers, "a text", WireOptions(**options))
 
 
 def error(code: NackCode) -> RequestError:
@@ -65,38 +65,40 @@ def labels(outcomes: dict[str, Outcome]) -> dict[str, str | None]:
     return {n: o.label if isinstance(o, Reply) else o.code.value for n, o in outcomes.items()}
 
 
-async def test_the_sender_reads_once_and_each_receiver_is_asked_its_own() -> None:
-    calls = Calls()
+async def test_the_sender_reads_once_and_each_receiver_gets_its_options() -> None:
+    runtime = FakeRuntime()
     own: dict[str, WireOptions] = {"judge": {"prompt": "Good?"}, "critic": {}}
-    got = await ask(calls, own, prompt="Well?", fallback="error", deadline=5.0)
+    got = await ask(runtime, own, prompt="Well?", fallback="error", deadline=5.0)
     assert labels(got) == {"judge": "Good?", "critic": "Well?"} and list(got) == ["judge", "critic"]
-    ((_, text, options),) = calls.kept
+    ((_, text, options),) = runtime.kept
     assert text == "a text" and options["fallback"] == "error" and options["deadline"] <= 5.0
-    assert [(r, kept.receiver, kept.request_id) for r, kept, _ in calls.sent] == [
+    assert [(r, kept.receiver, kept.request_id) for r, kept, _ in runtime.sent] == [
         ("judge", "judge", f"{1:032x}"),
         ("critic", "critic", f"{1:032x}"),
     ]
-    assert all(options["deadline"] <= 5.0 for _, _, options in calls.sent)
+    assert all(options["deadline"] <= 5.0 for _, _, options in runtime.sent)
 
 
-async def test_an_error_is_one_receivers_own() -> None:
-    calls = Calls(sends={"critic": [error(NackCode.AGENT_DOWN)]})
-    got = await ask(calls, ["judge", "critic"], prompt="x")
+async def test_an_error_concerns_one_receiver() -> None:
+    runtime = FakeRuntime(sends={"critic": [error(NackCode.AGENT_DOWN)]})
+    got = await ask(runtime, ["judge", "critic"], prompt="x")
     assert labels(got) == {"judge": "x", "critic": "agent_down"}
 
 
-async def test_what_died_with_the_sender_is_read_again_for_those_that_lack_it() -> None:
-    calls = Calls(sends={"critic": [error(NackCode.EXPIRED)]})
-    got = await ask(calls, ["judge", "critic"], prompt="x")
+async def test_an_expired_payload_is_read_again_for_the_receivers_without_it() -> None:
+    runtime = FakeRuntime(sends={"critic": [error(NackCode.EXPIRED)]})
+    got = await ask(runtime, ["judge", "critic"], prompt="x")
     assert labels(got) == {"judge": "x", "critic": "x"}
-    assert [r for r, _, _ in calls.sent] == ["judge", "critic", "critic"] and len(calls.kept) == 2
-    calls = Calls(sends={"critic": [error(NackCode.EXPIRED)] * 9})
-    got = await ask(calls, ["judge", "critic"], prompt="x")
-    assert labels(got) == {"judge": "x", "critic": "expired"} and len(calls.kept) == MAX_READS
+    assert [r for r, _, _ in runtime.sent] == ["judge", "critic", "critic"] and len(
+        runtime.kept
+    ) == 2
+    runtime = FakeRuntime(sends={"critic": [error(NackCode.EXPIRED)] * 9})
+    got = await ask(runtime, ["judge", "critic"], prompt="x")
+    assert labels(got) == {"judge": "x", "critic": "expired"} and len(runtime.kept) == MAX_READS
 
 
-async def test_a_sender_that_cannot_read_is_everybodys_error() -> None:
-    got = await ask(Calls(keeps=[error(NackCode.AGENT_DOWN)]), ["judge", "critic"])
+async def test_a_failed_sender_fails_all_receivers() -> None:
+    got = await ask(FakeRuntime(keeps=[error(NackCode.AGENT_DOWN)]), ["judge", "critic"])
     assert labels(got) == {"judge": "agent_down", "critic": "agent_down"}
 
 
@@ -108,8 +110,8 @@ async def test_a_sender_that_cannot_read_is_everybodys_error() -> None:
         (["judge", "nobody"], "no agent 'nobody'"),
     ],
 )
-async def test_what_cannot_be_fanned_out(receivers: list[str], words: str) -> None:
-    calls = Calls()
+async def test_invalid_fan_outs(receivers: list[str], words: str) -> None:
+    runtime = FakeRuntime()
     with pytest.raises(ScenarioError, match=words) as caught:
-        await ask(calls, receivers)
-    assert caught.value.hint and not calls.kept
+        await ask(runtime, receivers)
+    assert caught.value.hint and not runtime.kept

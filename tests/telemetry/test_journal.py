@@ -1,4 +1,4 @@
-"""The journal: whole lines, in order, readable after a crash; it names what is unfinished."""
+"""The journal: whole lines, in order, readable after a crash."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from agentwire.telemetry.journal import (
 )
 
 
-def test_events_come_back_in_order(tmp_path: Path) -> None:
+def test_events_are_read_back_in_order(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     with closing(Journal(path)) as journal:
         journal.write("run_started", run_id="x")
@@ -33,7 +33,7 @@ def test_events_come_back_in_order(tmp_path: Path) -> None:
     assert events[0]["time"].endswith("Z")
 
 
-def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
+def test_a_resumed_run_continues_the_numbering(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     for name in ("first", "second"):
         with closing(Journal(path)) as journal:
@@ -41,7 +41,7 @@ def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
     assert [(e["seq"], e["event"]) for e in read_lines(path)] == [(0, "first"), (1, "second")]
 
 
-def test_a_line_that_a_crash_cut_is_left_out_and_written_over(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_skipped_and_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     with closing(Journal(path)) as journal:
         journal.write("whole")
@@ -57,8 +57,10 @@ def test_a_line_that_a_crash_cut_is_left_out_and_written_over(tmp_path: Path) ->
 
 @pytest.mark.parametrize("junk", ["nonsense", "[1]", "12", '{"seq": 1,', "[" * 5_000])
 @pytest.mark.parametrize("after", ["", '{"seq": 1, "event": "b"}\n'], ids=["last", "middle"])
-def test_a_whole_line_that_is_no_object_is_an_error(tmp_path: Path, junk: str, after: str) -> None:
-    """Only a line without its end can be one that a kill cut short."""
+def test_a_whole_line_that_is_not_an_object_is_an_error(
+    tmp_path: Path, junk: str, after: str
+) -> None:
+    """A kill can only leave a last line without its end."""
     path = tmp_path / "journal.jsonl"
     path.write_text('{"seq": 0, "event": "a"}\n' + junk + "\n" + after)
     with pytest.raises(InputError, match=r"journal\.jsonl:2: not a JSON object"):
@@ -67,7 +69,7 @@ def test_a_whole_line_that_is_no_object_is_an_error(tmp_path: Path, junk: str, a
         Journal(path)
 
 
-def test_threads_do_not_mix_their_lines(tmp_path: Path) -> None:
+def test_lines_of_several_threads_stay_whole(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     with closing(Journal(path)) as journal:
 
@@ -84,7 +86,7 @@ def test_threads_do_not_mix_their_lines(tmp_path: Path) -> None:
     assert [json.loads(line)["seq"] for line in lines] == list(range(200))
 
 
-def test_writing_after_the_end_does_nothing(tmp_path: Path) -> None:
+def test_writing_after_close_does_nothing(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.jsonl")
     journal.close()
     journal.write("late")
@@ -92,7 +94,7 @@ def test_writing_after_the_end_does_nothing(tmp_path: Path) -> None:
     assert list(read_lines(tmp_path / "journal.jsonl")) == []
 
 
-def test_unfinished_names_what_has_no_outcome(tmp_path: Path) -> None:
+def test_unfinished_lists_requests_without_an_outcome(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     with closing(Journal(path)) as journal:
         journal.write(ADMITTED, request_ids=["a", "b"])
@@ -102,7 +104,7 @@ def test_unfinished_names_what_has_no_outcome(tmp_path: Path) -> None:
     assert unfinished(read_lines(path)) == ["a", "c"]
 
 
-def test_mending_leaves_whole_files_and_missing_files_alone(tmp_path: Path) -> None:
+def test_only_a_torn_line_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "file.jsonl"
     drop_torn_line(path)
     assert not path.exists()

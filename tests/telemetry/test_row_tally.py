@@ -23,7 +23,7 @@ def record(**changes: Any) -> dict[str, Any]:
     }
 
 
-def test_an_empty_tally_has_no_figures() -> None:
+def test_an_empty_tally() -> None:
     tally = RowTally()
     assert (tally.n, tally.correct, tally.stages_ms, tally.payload_bytes) == (0, 0, {}, None)
 
