@@ -64,6 +64,7 @@ class Deployment:
         *,
         task: TaskSpec | None = None,
         batch_size: int = 16,
+        in_flight: int = 2,
         replicas: Mapping[str, int] | None = None,
     ) -> Deployment:
         """A deployment built in Python; fills ``incoming`` and ``fallback`` of the specs.
@@ -79,7 +80,7 @@ class Deployment:
             filled[name] = spec.model_copy(update={"incoming": incoming, "fallback": fallback})
         bridges = {b.wire: b.folder for spec in filled.values() for b in spec.bridges}
         devices = {name: (agents[name].device,) * n for name, n in (replicas or {}).items()}
-        return cls(filled, by_name, task, batch_size, bridges=bridges, devices=devices)
+        return cls(filled, by_name, task, batch_size, in_flight, bridges=bridges, devices=devices)
 
     def processes_of(self, agent: str) -> tuple[str, ...]:
         """Names of an agent's processes."""
