@@ -1,8 +1,8 @@
-"""The way of one message over bare ZeroMQ sockets: what ``hops.py`` is held against.
+"""One message over bare ZeroMQ sockets: the baseline of ``hops.py``.
 
-The same processes, threads, frames and pauses as a message between two agents at batch 1, and
-nothing else: what arrives is handed on unread. What is left is ZeroMQ, the kernel and pyzmq, with
-caches as cold as pauses of some milliseconds leave them.
+The same processes, threads, frames and pauses as for a message between two agents at batch 1, but
+messages are forwarded without being decoded. This measures ZeroMQ, the kernel and pyzmq, with CPU
+caches that are cold after pauses of a few milliseconds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NAP_S = 20e-6
 
 
 def agent(address: str, name: bytes, pause_ms: float, body: bytes) -> None:
-    """Answers each message after a pause; ends with an empty one."""
+    """Answers each message after a pause; an empty message ends it."""
     set_timer_slack()
     context: Any = zmq.Context()
     socket = context.socket(zmq.DEALER)
@@ -49,10 +49,10 @@ def broker(router: Any, messages: int) -> None:
 
 
 def bare_round(messages: int, warm_up: int, pauses_ms: Sequence[float], size: int) -> list[float]:
-    """Milliseconds of each message beside the pauses (the sender's and the receiver's).
+    """Milliseconds of each message without the pauses of sender and receiver.
 
     Args:
-        size: bytes that go from sender to receiver.
+        size: bytes of the message from sender to receiver.
     """
     folder = tempfile.mkdtemp(prefix="agentwire-bare-")
     address = f"ipc://{folder}/socket"

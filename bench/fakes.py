@@ -1,5 +1,5 @@
-"""Agents with fake models for benchmarks: real processes on the real bus, answers by rule, and
-compute that takes as long as it is told."""
+"""Agents with fake models for benchmarks: real processes on the real bus, with deterministic
+answers and configurable compute times."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ TASK: Final = TaskSpec(
 
 
 def wire_of(sender: str, receiver: str, **settings: Any) -> WireSpec:
-    """A wire between two agents; ``settings`` as in a scenario."""
+    """A wire between two agents, with ``settings`` as in a scenario."""
     return WireSpec.model_validate({"from": sender, "to": receiver, **settings})
 
 
 def couple(
     wire: WireSpec, sends: FakeModel, receives: FakeModel, **settings: Any
 ) -> dict[str, AgentSpec]:
-    """A wire's sender, with a fake bridge, and its receiver; all couples have the same two models.
+    """A wire's sender, with a fake bridge, and its receiver. All couples use the same two models.
 
     Args:
-        settings: of both agents (``AgentSpec``), beside one thread each.
+        settings: of both agents (``AgentSpec``); each has one thread.
     """
     bridge = OutgoingBridge(wire=wire.name, receiver=wire.receiver, folder="fake:receiver-model")
     ends = ((wire.sender, "sender", sends, (bridge,)), (wire.receiver, "receiver", receives, ()))
@@ -53,7 +53,7 @@ def two_agents(
     replicas: Mapping[str, int] | None = None,
     **settings: Any,
 ) -> Deployment:
-    """``sender`` and ``receiver``, and the wire between them.
+    """``sender``, ``receiver`` and the wire between them.
 
     Args:
         wire: its settings, as in a scenario.

@@ -1,9 +1,9 @@
-"""What one message costs beside the devices: every hop between threads and processes, by stage.
+"""The overhead of one message: its latency minus the time of the devices, by stage.
 
-Two fake agents whose devices take a fixed time and no processor (``FakeModel.pipelined``), real
-processes and the real bus, payloads of the 7B shape (8 x 4096 float16). What is left of a
-message's latency when the devices' time is taken off is the cost of agents, broker and client. A
-figure is the median over rounds, each with agents of its own.
+Two fake agents whose devices take a fixed time without using the processor
+(``FakeModel.pipelined``), real processes and the real bus, payloads of the 7B shape (8 x 4096
+float16). The remaining latency is the cost of agents, broker and client. A figure is the median
+over rounds; each round starts new agents.
 
     python bench/hops.py [--messages 200] [--rounds 3] [--out bench/results/hops-cpu.json]
 """
@@ -38,20 +38,20 @@ PAYLOAD_BYTES = 8 * 4096 * 2
 TEXT = "a text of a few words, as they are sent one after another, number {}"
 
 
-def wiring_of(args: argparse.Namespace, *, rehearse: bool) -> Deployment:
+def deployment_of(args: argparse.Namespace, *, rehearse: bool) -> Deployment:
     fake = FakeModel(width=4096, encode_ms=args.encode_ms, decode_ms=args.decode_ms, pipelined=True)
     return two_agents(fake, fake, wire={"fallback": "error"}, max_wait_ms=0.0, rehearse=rehearse)
 
 
 async def one_way(args: argparse.Namespace, *, rehearse: bool) -> dict[str, float]:
-    """Milliseconds beside the devices, and the medians of the stages that are not theirs.
+    """Milliseconds without the devices, and the medians of the other stages.
 
     Raises:
-        RequestError: a message was not answered.
+        RequestError: a message failed.
     """
     over: list[float] = []
     stages: dict[str, list[float]] = {"queue": [], "wire": [], "client": []}
-    async with Runtime(wiring_of(args, rehearse=rehearse), journal=NoJournal()) as runtime:
+    async with Runtime(deployment_of(args, rehearse=rehearse), journal=NoJournal()) as runtime:
         for number in range(WARM_UP + args.messages):
             start = time.perf_counter()
             (reply,) = await runtime.send_batch("sender", "receiver", [TEXT.format(number)])
@@ -72,10 +72,10 @@ async def one_way(args: argparse.Namespace, *, rehearse: bool) -> dict[str, floa
 
 
 async def one_round(args: argparse.Namespace) -> dict[str, float]:
-    """Agents, agents that rehearse as they do on a GPU, and bare sockets, one after the other.
+    """Measures agents, agents with warm-up (as on a GPU), and bare sockets, in turn.
 
     Raises:
-        RequestError: a message was not answered.
+        RequestError: a message failed.
     """
     plain = await one_way(args, rehearse=False)
     warm = await one_way(args, rehearse=True)
@@ -105,7 +105,7 @@ async def measure(args: argparse.Namespace, console: Console) -> dict[str, Any]:
             "payload_bytes": PAYLOAD_BYTES,
             "messages": args.messages,
             "rounds": args.rounds,
-            "load": "; ".join(conditions(load)) or "nothing else at work",
+            "load": "; ".join(conditions(load)) or "idle machine",
         },
         "figures": {
             name: round(statistics.median(found[name] for found in rounds), 3) for name in rounds[0]

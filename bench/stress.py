@@ -3,12 +3,12 @@
     python bench/stress.py soak [--messages 1000000] [--minutes 30] [--kill-every 20] [--out ...]
     python bench/stress.py load [--minutes 5] [--factor 2] [--out ...]
 
-``soak`` sends messages of one row as fast as a few hundred outstanding ones allow and kills an
-agent every 20 s, until the messages or the minutes are through: nothing may be lost or wrong;
-memory and file descriptors of the runner are sampled, and the slope of a line through the second
-half is reported. ``load`` measures the capacity and offers a multiple of it, open loop, in turns:
-requests that are admitted must be answered at close to capacity and within bounded time, the rest
-is refused as overloaded, at once. ``--minutes`` are those of overload.
+``soak`` keeps a few hundred messages of one row outstanding and kills an agent every 20 s, until
+all messages are sent or the time is up. Nothing may be lost or wrong. The runner's memory and file
+descriptors are sampled, and the slope of a line through the second half is reported. ``load``
+alternates between measuring the capacity and offering a multiple of it (open loop). Admitted
+requests must be answered at close to capacity and within bounded time; the rest must be refused as
+overloaded at once. ``--minutes`` is the time under overload.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from typing import Any, TypeAlias
 import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from chaos.rig import PLENTY, TIMING, Setup, wiring_of
+from chaos.rig import PLENTY, TIMING, Setup, deployment_of
 from fakes import TASK
 
 from agentwire.agent.launching.limits import AgentLimits
@@ -54,7 +54,7 @@ QUEUE_S = 0.5
 """Seconds of work that may be outstanding under load; more is refused."""
 REFUSALS = 2_000
 Run: TypeAlias = tuple[dict[str, float], dict[str, list[float]]]
-"""The figures of a run, and those of each of its phases in turn."""
+"""The figures of a run, and of each of its phases in order."""
 FAST = Setup(sender={"encode_ms": 0.0}, receiver={"decode_ms": 0.0})
 
 
@@ -75,11 +75,11 @@ class Counts:
 
 def runtime(admission: Admission | None = None) -> Runtime:
     limits = AgentLimits(load_s=60.0, progress_s=60.0, stop_s=5.0, restarts=PLENTY)
-    return Runtime(wiring_of(FAST), limits=limits, timing=TIMING, admission=admission)
+    return Runtime(deployment_of(FAST), limits=limits, timing=TIMING, admission=admission)
 
 
 async def one(wire: Runtime, number: int, counts: Counts, keep_latency: bool = False) -> None:
-    """One request; its answer is checked."""
+    """Sends one request and checks its answer."""
     text = f"review number {number}"
     counts.sent += 1
     try:
@@ -96,7 +96,7 @@ async def one(wire: Runtime, number: int, counts: Counts, keep_latency: bool = F
 async def closed_loop(
     wire: Runtime, counts: Counts, more: Callable[[], bool], outstanding: int = OUTSTANDING
 ) -> None:
-    """Keeps so many requests outstanding."""
+    """Keeps ``outstanding`` requests in flight."""
     numbers = iter(range(10**12))
 
     async def worker() -> None:
@@ -161,7 +161,7 @@ async def soak(args: argparse.Namespace) -> Run:
 
 
 def slope(points: list[tuple[float, float]]) -> float:
-    """Of a least-squares line, a second's as an hour's."""
+    """Slope of a least-squares line, per hour; times in seconds."""
     if len(points) < 2:
         return 0.0
     times, values = zip(*points, strict=True)
@@ -172,10 +172,10 @@ def slope(points: list[tuple[float, float]]) -> float:
 
 
 class Load:
-    """Phases of more than can be answered, between phases that measure what can.
+    """Phases of overload between phases that measure the capacity.
 
-    The capacity of a shared machine drifts within minutes: so it is measured before and after each
-    phase of overload, in the same processes, with as many outstanding as bring the most.
+    The capacity of a shared machine drifts within minutes, so it is measured before and after each
+    phase of overload, in the same processes, with the best number of outstanding requests.
     """
 
     def __init__(self, wire: Runtime, factor: float, outstanding: int) -> None:
@@ -191,7 +191,7 @@ class Load:
         self.capacities.append(await closed_rate(self.wire, self.outstanding))
 
     async def overload(self, seconds: float) -> None:
-        """Open loop: requests come when they are due, whatever became of those before."""
+        """Sends requests at a fixed rate, whatever became of earlier ones."""
         counts, rate = self.counts, self.capacities[-1] * self.factor
         before, first = counts.answered, counts.sent
         number = 0
@@ -212,7 +212,7 @@ class Load:
 
     @property
     def ratios(self) -> list[float]:
-        """Of each phase: its goodput, of the mean of the capacities before and after it."""
+        """Goodput of each phase relative to the mean capacity before and after it."""
         around = zip(self.capacities, self.capacities[1:], strict=False)
         return [
             goodput / ((before + after) / 2)
@@ -268,7 +268,7 @@ def _before(end: float) -> bool:
 
 
 async def closed_rate(wire: Runtime, outstanding: int) -> float:
-    """Rows a second that are answered with so many outstanding."""
+    """Rows answered per second with so many outstanding."""
     counts = Counts()
     end = time.monotonic() + MEASURE_S
     await closed_loop(wire, counts, functools.partial(_before, end), outstanding)
@@ -276,16 +276,16 @@ async def closed_rate(wire: Runtime, outstanding: int) -> float:
 
 
 async def best_outstanding() -> tuple[int, float]:
-    """How many outstanding requests bring the most rows a second, and how many that are."""
+    """The number of outstanding requests with the highest rate, and that rate."""
     async with runtime() as wire:
-        await closed_rate(wire, 32)  # nothing is warm yet
+        await closed_rate(wire, 32)  # warm-up
         rates = {n: await closed_rate(wire, n) for n in (32, 128, 512)}
     best = max(rates, key=lambda n: rates[n])
     return best, rates[best]
 
 
 async def cost_of_refusing(wire: Runtime, rows: int) -> float:
-    """Microseconds of one refusal. The loop gets no turn meanwhile: nothing else runs in it."""
+    """Microseconds of one refusal. Nothing else runs in the event loop meanwhile."""
     filled, counts = Counts(), Counts()
     waiting = [asyncio.create_task(one(wire, number, filled)) for number in range(rows)]
     await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""What a child process needs to know to be an agent: plain values, sent as JSON on its stdin."""
+"""The spec of an agent process: plain values, sent as JSON to its stdin."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from agentwire.wire.messages import TaskSpec
 
 
 class OutgoingBridge(BaseModel):
-    """A wire on which this agent is the sender, and the bridge folder it uses (None: no bridge)."""
+    """A wire on which this agent is the sender, and its bridge folder (None: no bridge)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -20,11 +20,11 @@ class OutgoingBridge(BaseModel):
 
 
 class JointBridges(BaseModel):
-    """Bridges whose soft tokens an agent reads together: they were trained for that.
+    """A set of bridges that were trained together.
 
     Attributes:
         name: of the set.
-        bridges: fingerprints, in the order in which their payloads stand before the prompt.
+        bridges: fingerprints, in the order of their payloads before the prompt.
         prompts: what the set was trained for, as in ``BridgeIdentity.prompts``.
     """
 
@@ -36,7 +36,7 @@ class JointBridges(BaseModel):
 
 
 class FakeModel(BaseModel):
-    """Settings of the fake backend: deterministic, no torch, with faults on demand (for tests)."""
+    """Settings of the fake backend for tests: deterministic, with faults on demand."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -46,24 +46,24 @@ class FakeModel(BaseModel):
     decode_ms: float = 0.0
     token_ms: float = 0.0  # for each generated word
     load_ms: float = 0.0
-    crash_on: str = ""  # the process dies at once when a text holds this
-    raise_on: str = ""  # the backend raises when a text holds this
-    nan_on: str = ""  # the payload of such a text holds a NaN
-    hang_on: str = ""  # compute never returns when a text holds this
-    memory_rows: int = 0  # the device holds so many rows at once, more is out of memory; 0: all
-    memory_on: str = ""  # a row with this text is out of memory even alone
-    pipelined: bool = False  # the delays are those of a device beside the thread, as a GPU's
+    crash_on: str = ""  # the process dies when a text contains this
+    raise_on: str = ""  # the backend raises when a text contains this
+    nan_on: str = ""  # the payload of such a text contains NaN
+    hang_on: str = ""  # compute never returns when a text contains this
+    memory_rows: int = 0  # rows that fit in the memory of the device; 0: no limit
+    memory_on: str = ""  # a row with this text never fits
+    pipelined: bool = False  # the delays are a device's, which works beside the thread
 
 
 class GraphSpec(BaseModel):
-    """Which static shapes an agent on a GPU captures as CUDA graphs when it starts.
+    """The static shapes that an agent on a GPU captures as CUDA graphs when it starts.
 
     Attributes:
-        enabled: off: every batch runs eagerly, op by op.
-        texts: tokens of a text. A text runs in the smallest that holds it.
-        batches: rows of a batch; those above the agent's largest batch are left out.
+        enabled: if off, every batch runs eagerly.
+        texts: tokens of a text. A text runs in the smallest shape that fits it.
+        batches: rows of a batch; sizes above the agent's largest batch are skipped.
         max_tokens: rows * tokens of the largest shape; larger batches run eagerly.
-        express: a row that is alone has a graph that moves its data itself.
+        express: single rows use a graph that also moves their data.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -76,13 +76,13 @@ class GraphSpec(BaseModel):
 
 
 class Placement(BaseModel):
-    """What an agent needs of the machine that a launcher puts it on (``launcher: ray``).
+    """What an agent needs of the machine that a launcher chooses (``launcher: ray``).
 
     Attributes:
         cpus: default: the agent's threads.
         gpus: default: one if its device is a GPU, else none; a fraction shares one.
-        labels: of the node, each with its value (``!value`` and ``in(a, b)`` as Ray reads them).
-        resources: Ray's own names for anything else, and how much of each.
+        labels: of the node, with values in Ray's syntax (``!value``, ``in(a, b)``).
+        resources: other Ray resources, and how much of each.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -121,19 +121,19 @@ class AgentSpec(BaseModel):
         description="rows: rows of several messages share a batch; message: each has its own",
     )
     rehearse: bool | None = Field(
-        default=None, description="keeps its code warm between messages; None: on a GPU"
+        default=None, description="replays messages to stay warm; None: on a GPU"
     )
     bridges: tuple[OutgoingBridge, ...] = ()
     incoming: tuple[str, ...] = ()  # wires on which this agent is the receiver
     joint: tuple[JointBridges, ...] = ()  # what it reads together as the receiver
     fallback: dict[str, Literal["text", "error"]] = Field(default_factory=dict)
     engine: Literal["auto", "transformers", "static"] = Field(
-        default="auto", description="static: the forward pass by hand; auto: it on a GPU"
+        default="auto", description="static: the static engine; auto: static on a GPU"
     )
     graphs: GraphSpec = Field(default_factory=GraphSpec)
     soft_tokens: tuple[int, ...] = Field(default=(), description="M of its incoming wires")
     task: TaskSpec | None = Field(
-        default=None, description="prepared before the agent says that it is ready"
+        default=None, description="prepared before the agent reports that it is ready"
     )
     fake: FakeModel = Field(default_factory=FakeModel)
     place: Placement = Field(default_factory=Placement)
@@ -150,7 +150,7 @@ class CurveKeys(BaseModel):
 
 
 class BusAddress(BaseModel):
-    """Where the bus is, and what this incarnation must say to be let in."""
+    """The address of the bus, and the credentials of this incarnation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -161,17 +161,17 @@ class BusAddress(BaseModel):
 
 
 class AgentBootstrap(BaseModel):
-    """The whole message from the supervisor to its child: one JSON line on stdin."""
+    """The message from the supervisor to its child: one JSON line on stdin."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     agent: AgentSpec
     bus: BusAddress
     keys: CurveKeys | None = Field(
-        default=None, description="joins a bus on another machine; None: its parent's own bus"
+        default=None, description="keys for a bus on another machine; None: the parent's bus"
     )
     telemetry: str | None = Field(
-        default=None, description="file for what the incarnation counted, written when it ends"
+        default=None, description="file for the batch counts, written when the incarnation ends"
     )
 
 

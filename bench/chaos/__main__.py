@@ -1,9 +1,9 @@
-"""The fault matrix: every fault, many rounds, at random moments, against real processes.
+"""The fault matrix: every fault, many rounds, at random moments, with real processes.
 
     python bench/chaos [--rounds 20] [--seed 0] [--only link_cut,...] [--out chaos.json]
 
-Each row's answer must be the one of a run without faults. Exit code 1 if a request was lost, ended
-twice, or got a wrong answer.
+Every answer must equal the answer of a run without faults. Exits with 1 if a request was lost,
+ended twice, or got a wrong answer.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def main() -> int:
 
     def report(name: str, tally: Tally) -> None:
         print(table({name: tally}).splitlines()[1], flush=True)
-        for complaint in tally.complaints:
-            print(f"    {complaint}", flush=True)
+        for problem in tally.problems:
+            print(f"    {problem}", flush=True)
 
     tallies = asyncio.run(run_matrix(args.rounds, args.seed, only, report))
     print(table(tallies))

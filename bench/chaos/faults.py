@@ -1,6 +1,6 @@
-"""The faults: each breaks something at a random moment while rows are on their way.
+"""The faults: each breaks something at a random moment while rows are in flight.
 
-A fault is a setup and a round. Rounds of one fault share a runtime where it survives them.
+A fault is a setup and a round. The rounds of a fault share a runtime if it survives them.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from agentwire.errors import BusClosed, NackCode, RequestError
 from agentwire.runtime.ledger import Admission
 from agentwire.runtime.pending import Outcome
 from agentwire.runtime.reply import Reply
-from chaos.links import Harm
+from chaos.links import LinkFault
 from chaos.rig import PLENTY, TEXTS, Answers, Rig, Setup, Tally
 
 SPREAD_S = 0.12
-"""Rows of one round take about so long; the fault comes at a random moment of it."""
+"""The rows of one round take about this long. The fault occurs at a random moment within it."""
 AGENTS = ("sender", "receiver")
 Round: TypeAlias = Callable[[Rig, Tally, Answers], Awaitable[None]]
 
@@ -31,10 +31,10 @@ class Fault:
     """One line of the fault matrix.
 
     Attributes:
-        what: for people.
+        what: a description.
         setup: of the runtime.
-        round: one round; None where a round needs a process of its own (``runner``).
-        fresh: every round has a new runtime.
+        round: runs one round.
+        fresh: whether every round needs a new runtime.
     """
 
     name: str
@@ -44,11 +44,11 @@ class Fault:
     fresh: bool = False
 
 
-async def _while_sending(rig: Rig, harm: Callable[[], None]) -> list[Outcome]:
-    """All rows, and ``harm`` at a random moment."""
+async def _while_sending(rig: Rig, fault: Callable[[], None]) -> list[Outcome]:
+    """Sends all rows and calls ``fault`` at a random moment."""
     sending = asyncio.create_task(rig.send())
     await asyncio.sleep(rig.rng.uniform(0.0, SPREAD_S))
-    harm()
+    fault()
     return await sending
 
 
@@ -56,43 +56,43 @@ def signalled(agent: str, number: int) -> Round:
     async def round(rig: Rig, tally: Tally, expected: Answers) -> None:
         await rig.ready()
         outcomes = await _while_sending(rig, lambda: rig.signal(agent, number))
-        tally.count(rig.books, TEXTS, outcomes, expected)
+        tally.count(rig.journal, TEXTS, outcomes, expected)
 
     return round
 
 
 async def replica_killed(rig: Rig, tally: Tally, expected: Answers) -> None:
-    """One of several processes of an agent dies: the others take over what it had."""
+    """One of several processes of an agent dies; the others take over its rows."""
     victim = rig.rng.choice([name for name in rig.runtime.agents if "." in name])
     pid = rig.pid(victim)
     outcomes = await _while_sending(rig, lambda: rig.signal(victim, signal.SIGKILL))
-    tally.count(rig.books, TEXTS, outcomes, expected)
-    # Killed after its last row, it would be found dead in the next round, whose own victim would
-    # be the second death of the same rows: which is a dead letter, as promised.
+    tally.count(rig.journal, TEXTS, outcomes, expected)
+    # Otherwise the death could be noticed in the next round only. That round's own victim would
+    # then be the second death of its rows, which makes them dead letters.
     await rig.replaced(victim, pid)
     tally.notes.update(o.route for o in outcomes if isinstance(o, Reply))
 
 
 async def stuck_compute(rig: Rig, tally: Tally, expected: Answers) -> None:
-    """A row on which the model never returns: it alone ends, as a dead letter."""
+    """The model never returns for one row, which alone becomes a dead letter."""
     await rig.ready()
     texts = list(TEXTS)
     place = rig.rng.randrange(len(texts))
     texts[place] = "hang"
     outcomes: list[Outcome | None] = list(await rig.send(texts))
     excused = frozenset({NackCode.DEAD_LETTER})
-    right = dict(expected) | {"hang": (None, ())}  # no answer is right
-    tally.count(rig.books, texts, outcomes, right, excused)
+    right = dict(expected) | {"hang": (None, ())}  # any answer is wrong
+    tally.count(rig.journal, texts, outcomes, right, excused)
 
 
 async def slow_start(rig: Rig, tally: Tally, expected: Answers) -> None:
-    """An agent that dies comes back slowly, and may die again while it loads."""
+    """An agent dies, loads slowly, and may die again while it loads."""
     await rig.ready()
     sending = asyncio.create_task(rig.send())
     await asyncio.sleep(rig.rng.uniform(0.0, SPREAD_S))
     rig.signal("receiver", signal.SIGKILL)
     await asyncio.sleep(rig.rng.uniform(0.1, 1.0))
-    tally.count(rig.books, TEXTS, await sending, expected)
+    tally.count(rig.journal, TEXTS, await sending, expected)
 
 
 async def out_of_memory(rig: Rig, tally: Tally, expected: Answers) -> None:
@@ -101,11 +101,11 @@ async def out_of_memory(rig: Rig, tally: Tally, expected: Answers) -> None:
     texts[rig.rng.randrange(len(texts))] = "huge"
     outcomes = await rig.send(texts)
     right = dict(expected) | {"huge": (None, ())}
-    tally.count(rig.books, texts, outcomes, right, frozenset({NackCode.MODEL_ERROR}))
+    tally.count(rig.journal, texts, outcomes, right, frozenset({NackCode.MODEL_ERROR}))
 
 
 def repeated_crash(excused: frozenset[NackCode]) -> Round:
-    """The sender dies until its budget is spent."""
+    """The sender dies until its restart budget is spent."""
 
     async def round(rig: Rig, tally: Tally, expected: Answers) -> None:
         texts = list(TEXTS)
@@ -114,16 +114,20 @@ def repeated_crash(excused: frozenset[NackCode]) -> Round:
         await asyncio.sleep(rig.rng.uniform(0.0, SPREAD_S))
         rig.signal("sender", signal.SIGKILL)
         right = dict(expected) | {"poison": (None, ())}
-        # As text by policy, the row reaches the receiver, which it does not kill.
+        # Where the policy relays text, the row reaches the receiver, which survives it.
         tally.count(
-            rig.books, texts, await sending, right | await _asked(rig, "poison", excused), excused
+            rig.journal,
+            texts,
+            await sending,
+            right | await _receiver_answer(rig, "poison", excused),
+            excused,
         )
 
     return round
 
 
-async def _asked(rig: Rig, text: str, excused: frozenset[NackCode]) -> Answers:
-    """What the receiver answers to a text, where text is the policy."""
+async def _receiver_answer(rig: Rig, text: str, excused: frozenset[NackCode]) -> Answers:
+    """The receiver's answer to a text, where the policy relays text."""
     from chaos.rig import answer_of
 
     if NackCode.AGENT_DOWN in excused:
@@ -132,55 +136,55 @@ async def _asked(rig: Rig, text: str, excused: frozenset[NackCode]) -> Answers:
 
 
 async def agent_stopped(rig: Rig, tally: Tally, expected: Answers) -> None:
-    """SIGTERM: the agent answers what it has, and leaves; its next incarnation takes the rest."""
+    """SIGTERM: the agent answers its rows and exits; the next incarnation gets the rest."""
     await rig.ready()
     victim = rig.rng.choice(AGENTS)
     outcomes = await _while_sending(rig, lambda: rig.signal(victim, signal.SIGTERM))
-    tally.count(rig.books, TEXTS, outcomes, expected)
+    tally.count(rig.journal, TEXTS, outcomes, expected)
 
 
 async def drained(rig: Rig, tally: Tally, expected: Answers) -> None:
-    """The runtime closes while rows are outstanding: what was admitted is answered first."""
+    """The runtime closes while rows are outstanding; admitted rows are answered first."""
     sending = asyncio.create_task(rig.send())
     await asyncio.sleep(rig.rng.uniform(0.0, SPREAD_S))
     await rig.runtime.aclose(drain_s=30.0)
     with contextlib.suppress(BusClosed):
-        tally.count(rig.books, TEXTS, await sending, expected)
+        tally.count(rig.journal, TEXTS, await sending, expected)
 
 
 async def link_cut(rig: Rig, tally: Tally, expected: Answers) -> None:
-    """The connection of the client or of an agent breaks; its process lives."""
+    """The connection of the client or of an agent breaks; its process survives."""
     await rig.ready()
 
     def cut() -> None:
         rig.link.cut(rig.rng.randrange(max(1, rig.link.connections())))
 
     outcomes = await _while_sending(rig, cut)
-    tally.count(rig.books, TEXTS, outcomes, expected)
+    tally.count(rig.journal, TEXTS, outcomes, expected)
 
 
-def harmed(harm: Harm, *, chance: float, times: int) -> Round:
+def disturbed(fault: LinkFault, *, chance: float, times: int) -> Round:
     async def round(rig: Rig, tally: Tally, expected: Answers) -> None:
         await rig.ready()
-        before = rig.link.harmed
-        rig.link.plan(harm, chance=chance, times=times)
+        before = rig.link.affected
+        rig.link.inject(fault, chance=chance, times=times)
         outcomes = await rig.send()
-        rig.link.plan(harm, chance=0.0, times=0)
-        tally.notes["messages harmed"] += rig.link.harmed - before
-        tally.count(rig.books, TEXTS, outcomes, expected)
+        rig.link.inject(fault, chance=0.0, times=0)
+        tally.notes["messages affected"] += rig.link.affected - before
+        tally.count(rig.journal, TEXTS, outcomes, expected)
 
     return round
 
 
 async def deadlines(rig: Rig, tally: Tally, expected: Answers) -> None:
-    """Rows have less time than all of them need."""
+    """The deadline is too short for all rows."""
     outcomes = await rig.send(deadline=rig.rng.uniform(0.005, SPREAD_S))
     excused = frozenset({NackCode.DEADLINE, NackCode.OVERLOADED})
-    tally.count(rig.books, TEXTS, outcomes, expected, excused)
+    tally.count(rig.journal, TEXTS, outcomes, expected, excused)
 
 
 async def cancelled(rig: Rig, tally: Tally, expected: Answers) -> None:
-    """The caller goes away; the agents drop what they have not computed."""
+    """The caller goes away; agents drop the rows that they have not computed."""
     before = rig.runtime.metrics().get("results", 0)
     sending = asyncio.create_task(rig.send())
     await asyncio.sleep(rig.rng.uniform(0.0, SPREAD_S / 2))
@@ -189,13 +193,13 @@ async def cancelled(rig: Rig, tally: Tally, expected: Answers) -> None:
         await sending
     await rig.runtime.direct("sender", "after", deadline=60.0)
     await rig.runtime.direct("receiver", "after", deadline=60.0)
-    tally.notes["messages answered all the same"] += rig.runtime.metrics()["results"] - before - 2
+    tally.notes["messages answered anyway"] += rig.runtime.metrics()["results"] - before - 2
     tally.requests += len(TEXTS)
-    tally.count(rig.books, (), (), expected)
+    tally.count(rig.journal, (), (), expected)
 
 
 async def overload(rig: Rig, tally: Tally, expected: Answers) -> None:
-    """More is asked than may be outstanding: the rest is refused at once, and says for how long."""
+    """More is sent than may be outstanding; the rest is refused with a time to retry."""
     calls = [rig.send() for _ in range(4)]
     results = await asyncio.gather(*calls, return_exceptions=True)
     for result in results:
@@ -209,7 +213,7 @@ async def overload(rig: Rig, tally: Tally, expected: Answers) -> None:
         else:
             outcomes = list(result)
         await asyncio.sleep(0)
-        tally.count(rig.books, TEXTS, outcomes, expected, frozenset({NackCode.OVERLOADED}))
+        tally.count(rig.journal, TEXTS, outcomes, expected, frozenset({NackCode.OVERLOADED}))
 
 
 TIGHT = AgentLimits(
@@ -239,7 +243,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "slow_start",
-        "receiver dies and takes long to load",
+        "receiver dies and loads slowly",
         Setup(receiver={"load_ms": 800.0}),
         slow_start,
     ),
@@ -266,22 +270,27 @@ FAULTS: tuple[Fault, ...] = (
     Fault("agent_stopped", "an agent gets SIGTERM and drains", PLAIN, agent_stopped),
     Fault("runtime_drained", "the runtime closes with a drain", PLAIN, drained, fresh=True),
     Fault("link_cut", "a connection to the broker is cut", BYTES, link_cut),
-    Fault("message_lost", "one message vanishes", MESSAGES, harmed(Harm.LOSE, chance=0.1, times=1)),
+    Fault(
+        "message_lost",
+        "one message is dropped",
+        MESSAGES,
+        disturbed(LinkFault.DROP, chance=0.1, times=1),
+    ),
     Fault(
         "message_repeated",
-        "a third of all messages comes twice",
+        "a third of all messages is duplicated",
         MESSAGES,
-        harmed(Harm.REPEAT, chance=0.3, times=1_000),
+        disturbed(LinkFault.DUPLICATE, chance=0.3, times=1_000),
     ),
     Fault(
         "messages_swapped",
-        "two messages change places",
+        "two messages are reordered",
         MESSAGES,
-        harmed(Harm.SWAP, chance=0.1, times=1),
+        disturbed(LinkFault.REORDER, chance=0.1, times=1),
     ),
-    Fault("deadline", "rows have too little time", PLAIN, deadlines),
+    Fault("deadline", "the deadline is too short", PLAIN, deadlines),
     Fault("cancelled", "the caller goes away", PLAIN, cancelled),
     Fault(
-        "overload", "more is asked than is admitted", Setup(admission=Admission(rows=96)), overload
+        "overload", "more is sent than is admitted", Setup(admission=Admission(rows=96)), overload
     ),
 )

@@ -1,7 +1,7 @@
-"""What stands between peers and broker to break their connections: real sockets, on purpose.
+"""Proxies between peers and broker that disturb their connections, with real sockets.
 
-``MessageLink`` speaks ZeroMQ and can lose, repeat and reorder single messages. ``ByteLink`` knows
-bytes only: it cuts connections, delays them, and keeps what crossed (the traffic capture).
+``MessageLink`` speaks ZeroMQ and can drop, duplicate and reorder single messages. ``ByteLink``
+forwards bytes: it cuts and delays connections and captures the traffic.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ POLL_MS = 20
 HANDSHAKE = {int(MessageType.HELLO), int(MessageType.WELCOME), int(MessageType.GOODBYE)}
 
 
-class Harm(Enum):
+class LinkFault(Enum):
     """What happens to a message."""
 
-    LOSE = auto()
-    REPEAT = auto()
-    SWAP = auto()  # with the next one in the same direction
+    DROP = auto()
+    DUPLICATE = auto()
+    REORDER = auto()  # swapped with the next one in the same direction
 
 
 class MessageLink:
@@ -38,16 +38,16 @@ class MessageLink:
     Args:
         target: address of the broker.
         address: where peers connect instead.
-        rng: picks the messages that are harmed.
+        rng: picks the messages that are affected.
     """
 
     def __init__(self, target: str, address: str, rng: random.Random) -> None:
         self.address = address
-        self.harmed = 0
+        self.affected = 0
         self._target = target
         self._rng = rng
         self._lock = threading.Lock()
-        self._plan: tuple[Harm, float, int] | None = None  # what, chance, how often
+        self._plan: tuple[LinkFault, float, int] | None = None  # fault, chance, times left
         self._swapped: dict[tuple[bytes, bool], list[bytes]] = {}
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._front = self._context.socket(zmq.ROUTER)
@@ -57,10 +57,10 @@ class MessageLink:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def plan(self, harm: Harm, *, chance: float, times: int) -> None:
-        """Each message suffers this with this chance, until so many have. Never a handshake."""
+    def inject(self, fault: LinkFault, *, chance: float, times: int) -> None:
+        """Applies the fault to each message but handshakes with this chance, ``times`` at most."""
         with self._lock:
-            self._plan = (harm, chance, times)
+            self._plan = (fault, chance, times)
 
     def close(self) -> None:
         self._closing.set()
@@ -94,47 +94,47 @@ class MessageLink:
     def _pass(
         self, identity: bytes, up: bool, frames: list[bytes], send: Callable[[list[bytes]], Any]
     ) -> None:
-        harm = self._next_harm(frames)
+        fault = self._next_fault(frames)
         held = self._swapped.pop((identity, up), None)
-        if harm is Harm.SWAP and held is None:
+        if fault is LinkFault.REORDER and held is None:
             self._swapped[identity, up] = frames
             return
-        if harm is not Harm.LOSE:
+        if fault is not LinkFault.DROP:
             send(frames)
-        if harm is Harm.REPEAT:
+        if fault is LinkFault.DUPLICATE:
             send(frames)
         if held is not None:
             send(held)
 
-    def _next_harm(self, frames: list[bytes]) -> Harm | None:
+    def _next_fault(self, frames: list[bytes]) -> LinkFault | None:
         with self._lock:
             if self._plan is None:
                 return None
-            harm, chance, left = self._plan
+            fault, chance, left = self._plan
             if left < 1 or self._rng.random() >= chance or is_handshake(frames):
                 return None
-            self._plan = (harm, chance, left - 1)
-            self.harmed += 1
-            return harm
+            self._plan = (fault, chance, left - 1)
+            self.affected += 1
+            return fault
 
 
 def is_handshake(frames: list[bytes]) -> bool:
-    """Whether a session begins or ends with this message."""
+    """Whether this message begins or ends a session."""
     _, message = decode(frames)
     return type(message).__name__.upper() in {MessageType(n).name for n in HANDSHAKE}
 
 
 class ByteLink:
-    """A proxy of byte streams, unix sockets or tcp, in a thread of its own.
+    """A proxy of byte streams (unix sockets or tcp) in its own thread.
 
     Args:
         target: ``ipc://…`` or ``tcp://host:port`` of the broker.
-        listen: where peers connect instead; tcp port 0 picks one.
-        delay_s: how long each piece of data waits.
+        listen: where peers connect instead; tcp port 0 picks a free one.
+        delay_s: delay of each piece of data.
 
     Attributes:
         address: where peers connect.
-        captured: everything that crossed, in both directions.
+        captured: all traffic in both directions.
     """
 
     def __init__(self, target: str, listen: str, *, delay_s: float = 0.0) -> None:
@@ -150,15 +150,15 @@ class ByteLink:
         self._server = self._call(self._serve(listen))
 
     def connections(self) -> int:
-        """How many stand, in the order in which they came."""
+        """Number of open connections, which are indexed in order of arrival."""
         return len(self._pairs)
 
     def cut(self, index: int | None = None) -> None:
-        """Breaks one connection, or all."""
+        """Cuts one connection, or all."""
         self._call(self._cut(index))
 
     def refuse(self, refusing: bool) -> None:
-        """While refusing, nobody gets through: the network is down."""
+        """Simulates a network that is down while ``refusing``."""
         self._refusing = refusing
         if refusing:
             self.cut()
@@ -211,8 +211,8 @@ class ByteLink:
         writer.transport.abort()
 
     async def _cut(self, index: int | None) -> None:
-        doomed = list(self._pairs) if index is None else self._pairs[index : index + 1]
-        for pair in doomed:
+        pairs = list(self._pairs) if index is None else self._pairs[index : index + 1]
+        for pair in pairs:
             for writer in pair:
                 writer.transport.abort()
 
@@ -226,5 +226,5 @@ class ByteLink:
 
 
 def beside(endpoint: str, name: str) -> str:
-    """Another ipc address in the folder of this one."""
+    """Another ipc address in the same folder."""
     return f"ipc://{Path(endpoint.removeprefix('ipc://')).with_name(name)}"

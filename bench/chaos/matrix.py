@@ -1,4 +1,4 @@
-"""Runs the faults, round after round, and keeps the books."""
+"""Runs the faults, round by round, and counts the outcomes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RUNNER = "runner_killed"
 
 
 def names() -> list[str]:
-    """Every fault that happens inside a runtime."""
+    """The faults that occur inside a runtime."""
     return [fault.name for fault in FAULTS]
 
 
@@ -36,17 +36,17 @@ async def run_fault(fault: Fault, rounds: int, seed: int, expected: Answers) -> 
 
 
 async def run_together(
-    rounds: int, seed: int, expected: Answers, most: int
+    rounds: int, seed: int, expected: Answers, at_once: int
 ) -> dict[str, Tally | BaseException]:
-    """Every fault that happens inside a runtime, so many at once: they wait most of the time.
+    """Runs the faults inside a runtime, several at once, since they wait most of the time.
 
     Returns:
-        By fault what became of it; the exception that it ended with, if it did.
+        The tally of each fault, or the exception that ended it.
     """
-    turn = asyncio.Semaphore(most)
+    slots = asyncio.Semaphore(at_once)
 
     async def one(fault: Fault) -> Tally:
-        async with turn:
+        async with slots:
             return await run_fault(fault, rounds, seed, expected)
 
     results = await asyncio.gather(*map(one, FAULTS), return_exceptions=True)
@@ -54,7 +54,7 @@ async def run_together(
 
 
 async def run_runner(rounds: int, seed: int, expected: Answers) -> Tally:
-    """All rounds in which the runner itself is killed."""
+    """All rounds of the fault that kills the runner."""
     rng = random.Random(f"{seed} {RUNNER}")
     tally = Tally()
     for _ in range(rounds):
@@ -69,7 +69,7 @@ async def run_matrix(
     only: Sequence[str] = (),
     report: Callable[[str, Tally], None] = lambda name, tally: None,
 ) -> dict[str, Tally]:
-    """Every fault (or those named), in order."""
+    """Runs every fault (or those named), in order."""
     expected = await answers_without_faults()
     tallies: dict[str, Tally] = {}
     for fault in FAULTS:

@@ -1,7 +1,7 @@
-"""Runtimes of two fake agents that are broken on purpose, and the books on what became of rows.
+"""Runtimes of two fake agents to inject faults into, and counts of what became of their rows.
 
-Agents are real processes, sockets are real; only the models are fake, so that a row's right answer
-is known and takes milliseconds.
+Processes and sockets are real. Only the models are fake, so the correct answer of a row is known
+and takes milliseconds.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ Answers: TypeAlias = dict[str, tuple[str | None, tuple[tuple[str, float], ...]]]
 
 
 def answer_of(reply: Reply) -> tuple[str | None, tuple[tuple[str, float], ...]]:
-    """What two runs must agree on: the label and every score, bit for bit."""
+    """What must be equal in two runs: the label and every score, bit for bit."""
     return reply.label, tuple(reply.scores.items())
 
 
-class Books:
-    """A journal in memory: which requests were admitted, and how often each has ended."""
+class MemoryJournal:
+    """Records which requests were admitted and how often each has ended."""
 
     def __init__(self) -> None:
         self.admitted: set[str] = set()
@@ -66,10 +66,11 @@ class Tally:
     Attributes:
         lost: requests that were admitted and have no outcome.
         duplicated: requests with more than one outcome.
-        wrong: rows whose answer differs from the run without faults, or that ended in an error
-            which this fault does not excuse.
-        errors: excused errors, by code.
-        notes: figures of the fault itself.
+        wrong: rows with another answer than without faults, or with an error that this fault does
+            not excuse.
+        errors: excused errors by code.
+        notes: counts that are specific to the fault.
+        problems: the first few failures, as text.
     """
 
     rounds: int = 0
@@ -79,7 +80,7 @@ class Tally:
     wrong: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
-    complaints: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
     @property
     def clean(self) -> bool:
@@ -87,40 +88,39 @@ class Tally:
 
     def count(
         self,
-        books: Books,
+        journal: MemoryJournal,
         texts: Sequence[str],
         outcomes: Sequence[Outcome | None],
         expected: Answers,
         excused: frozenset[NackCode] = frozenset(),
     ) -> None:
-        """Takes in one round: an outcome for each text; None where the call gave none."""
+        """Counts one round: an outcome for each text, or None if the call returned none."""
         self.requests += len(texts)
         for text, outcome in zip(texts, outcomes, strict=True):
             if outcome is None:
                 self.lost += 1
-                self.complain(f"{text!r}: no outcome")
+                self.add_problem(f"{text!r}: no outcome")
             elif isinstance(outcome, RequestError):
                 if outcome.code in excused:
                     self.errors[outcome.code.value] += 1
                 else:
                     self.wrong += 1
-                    self.complain(f"{text!r}: {outcome}")
+                    self.add_problem(f"{text!r}: {outcome}")
             elif answer_of(outcome) != expected[text]:
                 self.wrong += 1
-                self.complain(f"{text!r}: {answer_of(outcome)} is not {expected[text]}")
-        unfinished = books.admitted - books.ends.keys()
+                self.add_problem(f"{text!r}: {answer_of(outcome)} is not {expected[text]}")
+        unfinished = journal.admitted - journal.ends.keys()
         self.lost += len(unfinished)
-        twice = [request_id for request_id, times in books.ends.items() if times > 1]
+        twice = [request_id for request_id, times in journal.ends.items() if times > 1]
         self.duplicated += len(twice)
         for request_id in [*unfinished, *twice]:
-            self.complain(f"request {request_id} ended {books.ends[request_id]} times")
-        books.admitted.clear()
-        books.ends.clear()
+            self.add_problem(f"request {request_id} ended {journal.ends[request_id]} times")
+        journal.admitted.clear()
+        journal.ends.clear()
 
-    def complain(self, what: str) -> None:
-        """Says what is wrong, for people."""
-        if len(self.complaints) < 10:
-            self.complaints.append(what)
+    def add_problem(self, text: str) -> None:
+        if len(self.problems) < 10:
+            self.problems.append(text)
 
 
 @dataclass(frozen=True)
@@ -134,15 +134,15 @@ class Setup:
     limits: AgentLimits = PATIENT
     admission: Admission | None = None
     replicas: Mapping[str, int] = field(default_factory=dict)
-    link: str = ""  # "": none; "messages" or "bytes": every peer connects through one
+    link: str = ""  # "messages" or "bytes": every peer connects through a proxy
 
 
 class Rig:
-    """One running runtime, its books, and the link that its peers go through."""
+    """A running runtime, its journal, and the proxy that its peers connect through."""
 
-    def __init__(self, runtime: Runtime, books: Books, rng: random.Random) -> None:
+    def __init__(self, runtime: Runtime, journal: MemoryJournal, rng: random.Random) -> None:
         self.runtime = runtime
-        self.books = books
+        self.journal = journal
         self.rng = rng
         self.link: Any = None  # a MessageLink or a ByteLink
 
@@ -155,17 +155,17 @@ class Rig:
             if self.pid(process) != pid:
                 return
             await asyncio.sleep(0.01)
-        raise AssertionError(f"{process} does not come back")
+        raise AssertionError(f"{process} was not restarted")
 
     def signal(self, agent: str, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):  # it died of the last round's signal
+        with contextlib.suppress(ProcessLookupError):  # it died from the last round's signal
             os.kill(self.pid(agent), number)
 
     async def send(
-        self, texts: Sequence[str] = TEXTS, *, ids: Sequence[str] | None = None, **question: Any
+        self, texts: Sequence[str] = TEXTS, *, ids: Sequence[str] | None = None, **options: Any
     ) -> list[Outcome]:
-        """All texts, in batches that are all outstanding at once; one outcome each."""
-        question.setdefault("deadline", 60.0)
+        """Sends all texts in concurrent batches; one outcome each."""
+        options.setdefault("deadline", 60.0)
         starts = range(0, len(texts), BATCH)
         parts = await asyncio.gather(
             *(
@@ -174,7 +174,7 @@ class Rig:
                     "receiver",
                     texts[i : i + BATCH],
                     request_ids=None if ids is None else ids[i : i + BATCH],
-                    **question,
+                    **options,
                 )
                 for i in starts
             )
@@ -185,11 +185,11 @@ class Rig:
         """Returns when every agent answers again."""
         for agent in ("sender", "receiver"):
             await self.runtime.direct(agent, "are you there?", deadline=60.0)
-        self.books.admitted.clear()
-        self.books.ends.clear()
+        self.journal.admitted.clear()
+        self.journal.ends.clear()
 
 
-def wiring_of(setup: Setup) -> Deployment:
+def deployment_of(setup: Setup) -> Deployment:
     slow = {"encode_ms": 6.0, "decode_ms": 6.0}
     sends, receives = (
         FakeModel.model_validate(slow | faults) for faults in (setup.sender, setup.receiver)
@@ -202,25 +202,25 @@ def wiring_of(setup: Setup) -> Deployment:
 async def rig(
     setup: Setup, rng: random.Random, *, run_folder: Path | None = None
 ) -> AsyncIterator[Rig]:
-    """A running rig; everything is closed afterwards."""
-    books = Books()
+    """A running rig, closed afterwards."""
+    journal = MemoryJournal()
     with linked(setup.link, rng) as links:
         runtime = Runtime(
-            wiring_of(setup),
+            deployment_of(setup),
             limits=setup.limits,
             timing=TIMING,
-            journal=books,
+            journal=journal,
             run_folder=run_folder,
             admission=setup.admission,
         )
         async with runtime:
-            made = Rig(runtime, books, rng)
+            made = Rig(runtime, journal, rng)
             made.link = links[0] if links else None
             yield made
 
 
 class LinkableBroker(Broker):
-    """A broker whose peers are told the address of a link to it, where ``linked`` says so."""
+    """A broker whose peers connect through a proxy inside ``linked``."""
 
     def start(self) -> None:
         super().start()
@@ -230,13 +230,13 @@ class LinkableBroker(Broker):
 
 
 LINKING: ContextVar[Callable[[str], str] | None] = ContextVar("LINKING", default=None)
-# For good: runtimes that run at the same time differ in what they want.
+# Never undone: concurrent runtimes differ in ``LINKING``, which is a context variable.
 vars(lifecycle)["Broker"] = LinkableBroker
 
 
 @contextlib.contextmanager
 def linked(kind: str, rng: random.Random) -> Iterator[list[Any]]:
-    """In this task, peers of a new runtime are told the address of a link to their broker."""
+    """In this task, the peers of a new runtime connect through a proxy to their broker."""
     links: list[Any] = []
 
     def make(endpoint: str) -> str:
@@ -257,7 +257,7 @@ def linked(kind: str, rng: random.Random) -> Iterator[list[Any]]:
 
 
 async def answers_without_faults(texts: Sequence[str] = TEXTS) -> Answers:
-    """What every row must be answered, from a run in which nothing is broken."""
+    """The correct answer of every row, from a run without faults."""
     async with rig(Setup(), random.Random(0)) as plain:
         outcomes = await plain.send(texts)
     answers: Answers = {}

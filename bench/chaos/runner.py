@@ -1,7 +1,7 @@
-"""The fault that ends everything: the runner's own process is killed.
+"""The fault that kills the runner's own process.
 
-Then its agents must leave, and its journal must name every request that it had admitted and not
-ended, so that whoever comes next asks those again, by the same ids.
+Its agents must then exit, and its journal must name every admitted request that has not ended, so
+that the next run can resend them with the same ids.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import psutil
 from agentwire.telemetry.journal import read_lines, unfinished
 from chaos.rig import TEXTS, Answers, Setup, Tally, rig
 
-LEAVE_S = 2.0
-"""Agents must be gone so long after their runner died."""
+EXIT_S = 2.0
+"""Agents must exit within this time after their runner died."""
 BENCH = Path(__file__).resolve().parents[1]
 PROGRAM = """
 import asyncio, random, sys
@@ -35,12 +35,12 @@ def ids_of(seed: int) -> list[str]:
 
 
 async def child(folder: Path, seed: int) -> None:
-    """The process to be killed: sends all rows, a few at a time, and says what was answered."""
+    """The process to be killed: sends all rows, a few at a time, and prints the answers."""
     from agentwire.runtime import Runtime
-    from chaos.rig import BATCH, TIMING, wiring_of
+    from chaos.rig import BATCH, TIMING, deployment_of
 
     ids = ids_of(seed)
-    async with Runtime(wiring_of(Setup()), run_folder=folder, timing=TIMING) as runtime:
+    async with Runtime(deployment_of(Setup()), run_folder=folder, timing=TIMING) as runtime:
         print("pids", *(info.pid for info in runtime.agents.values()), flush=True)
         for start in range(0, len(TEXTS), BATCH):
             part = slice(start, start + BATCH)
@@ -73,35 +73,35 @@ async def runner_killed(rng: random.Random, tally: Tally, expected: Answers) -> 
         await asyncio.sleep(rng.uniform(0.0, 0.3))
         process.kill()
         killed = time.monotonic()
-        await asyncio.to_thread(_wait_for_the_end_of, pids, killed + 5 * LEAVE_S)
-        stayed = time.monotonic() - killed
+        await asyncio.to_thread(_wait_for_exit, pids, killed + 5 * EXIT_S)
+        exit_s = time.monotonic() - killed
         output = (await process.stdout.read()).decode()
-        said = output[: output.rfind("\n") + 1].splitlines()  # its death may cut the last line
+        printed = output[: output.rfind("\n") + 1].splitlines()  # the last line may be incomplete
         await process.wait()
-        tally.notes["agents that outlived the runner"] += sum(_lives(pid) for pid in pids)
+        tally.notes["agents that outlived the runner"] += sum(_is_running(pid) for pid in pids)
         tally.notes["slowest exit of an agent, ms"] = max(
-            tally.notes["slowest exit of an agent, ms"], round(1000 * stayed)
+            tally.notes["slowest exit of an agent, ms"], round(1000 * exit_s)
         )
-        if stayed > LEAVE_S:
-            tally.complain(f"agents stayed for {stayed:.1f} s after their runner was killed")
+        if exit_s > EXIT_S:
+            tally.add_problem(f"agents ran for {exit_s:.1f} s after their runner was killed")
             tally.wrong += 1
-        await _settle(Path(folder), ids_of(seed), said, tally, expected, rng)
+        await _resend(Path(folder), ids_of(seed), printed, tally, expected, rng)
 
 
-async def _settle(
+async def _resend(
     folder: Path,
     ids: list[str],
-    said: list[str],
+    printed: list[str],
     tally: Tally,
     expected: Answers,
     rng: random.Random,
 ) -> None:
-    """Asks again what the journal names, and what had never been admitted."""
+    """Resends the requests that the journal names, and those never admitted."""
     lines = list(read_lines(folder / "journal.jsonl"))
     ended = {i for line in lines if line["event"] == "finished" for i in line["request_ids"]}
     left = unfinished(lines)
-    answered = {words[1]: words[3] for words in map(str.split, said) if words[0] == "answered"}
-    # Whatever a caller was told has ended is in the journal as ended.
+    answered = {words[1]: words[3] for words in map(str.split, printed) if words[0] == "answered"}
+    # A request that was answered is in the journal as ended.
     tally.lost += len(answered.keys() - ended)
     tally.duplicated += len(ended & set(left))
     tally.wrong += sum(expected[TEXTS[ids.index(i)]][0] != label for i, label in answered.items())
@@ -111,17 +111,17 @@ async def _settle(
     texts = [TEXTS[ids.index(i)] for i in again]
     async with rig(Setup(), rng) as second:
         outcomes = await second.send(texts, ids=again)
-        tally.count(second.books, texts, outcomes, expected)
+        tally.count(second.journal, texts, outcomes, expected)
     tally.requests += len(ids) - len(again)
 
 
-def _wait_for_the_end_of(pids: list[int], until: float) -> None:
-    while any(map(_lives, pids)) and time.monotonic() < until:
+def _wait_for_exit(pids: list[int], until: float) -> None:
+    while any(map(_is_running, pids)) and time.monotonic() < until:
         time.sleep(0.005)
 
 
-def _lives(pid: int) -> bool:
-    """Whether it runs: a zombie does not, which its new parent reaps at leisure."""
+def _is_running(pid: int) -> bool:
+    """Whether the process runs; a zombie that its new parent has not reaped does not."""
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

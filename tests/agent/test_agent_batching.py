@@ -44,7 +44,7 @@ def test_closes_when_the_first_row_has_waited_long_enough() -> None:
     assert batcher.next_event() == math.inf
 
 
-def test_a_message_that_is_a_batch_waits_for_nobody_and_keeps_its_turn() -> None:
+def test_a_batch_of_one_message_does_not_wait_and_keeps_its_turn() -> None:
     batcher = Batcher(3, 10.0)
     for n in range(4):  # four messages of two rows each, in order of arrival
         group = GROUP._replace(message=n + 1)
@@ -72,7 +72,7 @@ def test_a_message_that_is_a_batch_waits_for_nobody_and_keeps_its_turn() -> None
         GROUP._replace(message=1),
     ],
 )
-def test_only_alike_rows_share_a_batch(other: BatchGroup) -> None:
+def test_only_rows_of_the_same_group_share_a_batch(other: BatchGroup) -> None:
     batcher = Batcher(16, 0.0)
     batcher.add(item(0))
     batcher.add(item(1, group=other))
@@ -103,7 +103,7 @@ def test_two_groups_of_one_wire_cannot_starve_another_wire() -> None:
 
 @pytest.mark.parametrize("change", [{"origin": "quiet client"}, {"task": "rare task"}])
 @pytest.mark.parametrize("by_message", [False, True])
-def test_a_flood_on_a_wire_delays_nobody_else_on_it(
+def test_a_flood_on_a_wire_delays_no_other_group_on_it(
     change: dict[str, str], by_message: bool
 ) -> None:
     batcher = Batcher(2, 0.5)
@@ -127,7 +127,7 @@ def test_a_flood_is_served_in_order_of_arrival() -> None:
     assert [numbers(batcher.take(1.0))[0] for _ in range(6)] == list(range(6))
 
 
-def test_solo_rows_are_alone_and_due_at_once() -> None:
+def test_solo_rows_are_computed_alone_at_once() -> None:
     batcher = Batcher(16, 10.0)
     batcher.add(item(0))
     batcher.add(item(1, solo=True))
@@ -138,7 +138,7 @@ def test_solo_rows_are_alone_and_due_at_once() -> None:
     assert numbers(batcher.take(10.0)) == [0]
 
 
-def test_expired_rows_are_handed_back_once() -> None:
+def test_expired_rows_are_returned_once() -> None:
     batcher = Batcher(16, 100.0)
     batcher.add(item(0, deadline=5.0))
     batcher.add(item(1, deadline=3.0))
@@ -152,7 +152,7 @@ def test_expired_rows_are_handed_back_once() -> None:
     assert numbers(batcher.take(100.0)) == [2]
 
 
-def test_cancel_takes_only_rows_of_that_client() -> None:
+def test_cancel_removes_only_rows_of_that_client() -> None:
     batcher = Batcher(16, 0.0)
     batcher.add(item(0))
     batcher.add(item(0, group=GROUP._replace(origin="another client")))
@@ -161,22 +161,22 @@ def test_cancel_takes_only_rows_of_that_client() -> None:
     assert len(batcher) == 2
 
 
-def test_held_groups_wait_without_blocking_others() -> None:
+def test_blocked_groups_do_not_block_others() -> None:
     batcher = Batcher(16, 0.0)
     other = GROUP._replace(wire="a->c")
     batcher.add(item(0))
     batcher.add(item(1, group=other))
 
-    def held(group: BatchGroup) -> bool:
+    def blocked(group: BatchGroup) -> bool:
         return group == GROUP
 
-    assert numbers(batcher.take(1.0, held)) == [1]
-    assert batcher.take(1.0, held) == []
-    assert batcher.next_event(held) == math.inf
+    assert numbers(batcher.take(1.0, blocked)) == [1]
+    assert batcher.take(1.0, blocked) == []
+    assert batcher.next_event(blocked) == math.inf
     assert numbers(batcher.take(1.0)) == [0]
 
 
-def test_a_held_row_still_expires() -> None:
+def test_a_blocked_row_still_expires() -> None:
     batcher = Batcher(16, 0.0)
     batcher.add(item(0, deadline=2.0))
     assert batcher.next_event(lambda group: True) == 2.0

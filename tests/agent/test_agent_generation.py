@@ -59,7 +59,7 @@ def kept(name: bytes, first: int, **kw: Any) -> Any:
 # -- kept payloads --------------------------------------------------------------------------
 
 
-def test_what_was_kept_goes_on_as_if_it_were_encoded_now() -> None:
+def test_a_kept_payload_is_sent_like_a_new_one() -> None:
     bench = sender()
     (note,) = keep(bench, ["a film", "a play"])
     assert (note.texts, note.labels, note.channel, note.reason) == (("", ""), 0, Channel.SOFT, "")
@@ -79,7 +79,7 @@ def test_what_was_kept_goes_on_as_if_it_were_encoded_now() -> None:
     [{"origin": "somebody"}, {"texts": ("ab" * 16,)}, {"texts": ("no hex",)}],
     ids=str,
 )
-def test_what_is_not_there_or_not_yours_is_expired(changes: dict[str, Any]) -> None:
+def test_a_missing_or_foreign_payload_is_expired(changes: dict[str, Any]) -> None:
     bench = sender()
     (note,) = keep(bench, ["a film"])
     bench.handle(replace(kept(note.rows[0].request_id, 5), **changes))
@@ -89,7 +89,7 @@ def test_what_is_not_there_or_not_yours_is_expired(changes: dict[str, Any]) -> N
     assert not bench.take(Soft) and not bench.take(Text)
 
 
-def test_what_was_kept_goes_to_another_receiver_of_the_same_bridge_and_is_encoded_once() -> None:
+def test_a_kept_payload_goes_to_every_receiver_of_its_bridge_and_is_encoded_once() -> None:
     bridges = {"sender->twin": "fake:receiver", "sender->other": "fake:other"}
     bench = sender(
         bridges=tuple(
@@ -130,7 +130,7 @@ def test_what_was_kept_goes_to_another_receiver_of_the_same_bridge_and_is_encode
     assert [n.code for n in bench.take(Nack)] == [NackCode.NO_BRIDGE]
 
 
-def test_time_ends_what_was_kept() -> None:
+def test_kept_payloads_expire() -> None:
     bench = sender()
     (note,) = keep(bench, ["a film"])
     bench.now += KEPT_S + 1
@@ -152,7 +152,7 @@ def test_without_a_bridge_the_text_is_kept_and_relayed() -> None:
     assert [n.code for n in bench.take(Nack)] == [NackCode.NO_BRIDGE]
 
 
-def test_a_retry_as_text_relays_the_text_that_was_kept() -> None:
+def test_a_retry_as_text_relays_the_kept_text() -> None:
     bench = sender()
     (note,) = keep(bench, ["a film"])
     name = note.rows[0].request_id
@@ -162,7 +162,7 @@ def test_a_retry_as_text_relays_the_text_that_was_kept() -> None:
     assert (text.texts, text.reason) == (("a film",), "bad_payload")
 
 
-def test_the_store_is_bounded_and_drops_the_oldest() -> None:
+def test_the_store_is_bounded_and_evicts_the_oldest() -> None:
     store = KeptPayloads(max_bytes=25, seconds=10)
     keys = [KeptKey("c", bytes([n])) for n in range(4)]
     for now, key in enumerate(keys):
@@ -174,7 +174,7 @@ def test_the_store_is_bounded_and_drops_the_oldest() -> None:
 # -- free text ------------------------------------------------------------------------------
 
 
-def test_a_bridge_for_label_words_refuses_free_text_in_words_that_help() -> None:
+def test_a_bridge_for_label_words_refuses_free_text_with_a_helpful_reason() -> None:
     bench = sender()
     bench.handle(encode(["a"], task=FREE.task_id, fallback="error"))
     bench.run()
@@ -187,7 +187,7 @@ def test_a_bridge_for_label_words_refuses_free_text_in_words_that_help() -> None
     assert nack.code is NackCode.UNSUPPORTED and "label words" in nack.reason
 
 
-def test_a_bridge_for_free_text_is_answered_in_free_text() -> None:
+def test_a_bridge_for_free_text_gets_generated_answers() -> None:
     bench = sender(UNIVERSAL)
     bench.handle(encode(["a film"], task=FREE.task_id))
     bench.run()
@@ -201,7 +201,7 @@ def test_a_bridge_for_free_text_is_answered_in_free_text() -> None:
     assert len(result.tokens) == 8
 
 
-def test_an_answer_is_streamed_in_pieces_that_add_up() -> None:
+def test_streamed_pieces_add_up_to_the_answer() -> None:
     bench = receiver()
     wire = direct_wire("receiver")
     bench.handle(Define(STREAMED))
@@ -216,7 +216,7 @@ def test_an_answer_is_streamed_in_pieces_that_add_up() -> None:
     assert len(bench.busy) > len(pieces)  # a long answer counts as progress
 
 
-def test_a_cancelled_row_stops_being_generated() -> None:
+def test_generation_stops_when_the_row_is_cancelled() -> None:
     bench = receiver()
     wire = direct_wire("receiver")
     bench.handle(Define(STREAMED))
@@ -227,7 +227,7 @@ def test_a_cancelled_row_stops_being_generated() -> None:
     assert not bench.take(Piece) and not bench.take(Result)
 
 
-def test_a_conversation_that_is_none_is_refused_alone() -> None:
+def test_an_invalid_conversation_is_refused_alone() -> None:
     bench = receiver()
     wire = direct_wire("receiver")
     chat = replace(FREE, form="chat")
@@ -241,7 +241,7 @@ def test_a_conversation_that_is_none_is_refused_alone() -> None:
     assert all("conversation" in n.reason for n in refused)
 
 
-def test_labels_are_counted_too() -> None:
+def test_tokens_of_labels_are_counted() -> None:
     bench = receiver()
     bench.handle(soft(["a film"]))
     bench.run()

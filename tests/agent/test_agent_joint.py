@@ -1,4 +1,4 @@
-"""Payloads that a receiver holds, and is asked about together: a fake backend and a fake clock."""
+"""Payloads that a receiver keeps and reads together, with a fake backend and a fake clock."""
 
 from dataclasses import replace
 from typing import Any
@@ -29,7 +29,7 @@ def joint(*sets: tuple[str, ...], prompts: tuple[str, ...] = ("any",)) -> Bench:
 
 
 def hold(bench: Bench, text: str, number: int, wire: str = "sender->receiver") -> bytes:
-    """The name under which a payload is held."""
+    """Keeps a payload and returns its name."""
     fingerprint = BOTH[wire == OTHER]
     bench.handle(soft([text], first=number, task=KEEP.task_id, wire=wire, bridge=fingerprint))
     bench.run()
@@ -46,7 +46,7 @@ def ask(*names: bytes, number: int = 9, **changes: Any) -> Text:
     return replace(Text(wire, ASKED.task_id, (row,), (text,), origin="client"), **changes)
 
 
-def test_what_is_held_is_read_in_the_order_that_is_asked() -> None:
+def test_kept_payloads_are_read_in_the_requested_order() -> None:
     bench = joint(BOTH, BOTH[::-1])
     first, second = hold(bench, "a plot", 1), hold(bench, "an actor", 2, OTHER)
     cases = [((first, second), ["a plot", "an actor"]), ((second, first), ["an actor", "a plot"])]
@@ -58,7 +58,7 @@ def test_what_is_held_is_read_in_the_order_that_is_asked() -> None:
         assert labels(result) == [joint_answer(texts, TASK.labels)]
 
 
-def test_an_order_that_no_bridges_were_trained_for_is_refused_in_words_that_help() -> None:
+def test_an_untrained_order_is_refused_with_a_helpful_reason() -> None:
     bench = joint(BOTH)
     first, second = hold(bench, "a", 1), hold(bench, "b", 2, OTHER)
     for names in ((second, first), (first, first), (first,)):
@@ -73,7 +73,7 @@ def test_an_order_that_no_bridges_were_trained_for_is_refused_in_words_that_help
     ("prompts", "code"),
     [(("ab" * 32,), NackCode.PROMPT_MISMATCH), ((TASK.prompt_hash,), None)],
 )
-def test_a_set_is_asked_what_it_was_trained_for(
+def test_a_set_answers_only_prompts_that_it_was_trained_for(
     prompts: tuple[str, ...], code: NackCode | None
 ) -> None:
     bench = joint(BOTH, prompts=prompts)
@@ -93,7 +93,7 @@ def test_a_set_is_asked_what_it_was_trained_for(
     ],
     ids=str,
 )
-def test_names_that_stand_for_nothing(changes: dict[str, Any], code: NackCode) -> None:
+def test_invalid_payload_names(changes: dict[str, Any], code: NackCode) -> None:
     bench = joint(BOTH)
     bench.handle(ask(hold(bench, "a", 1), hold(bench, "b", 2, OTHER), **changes))
     bench.run()
@@ -101,7 +101,7 @@ def test_names_that_stand_for_nothing(changes: dict[str, Any], code: NackCode) -
     assert (nack.code, ids(nack)) == (code, [9]) and not bench.take(Result)
 
 
-def test_rows_that_are_asked_together_share_a_batch_and_credit_comes_back() -> None:
+def test_joint_rows_share_a_batch_and_return_their_credit() -> None:
     bench = joint(BOTH)
     names = [(hold(bench, f"a {n}", n), hold(bench, f"b {n}", 20 + n, OTHER)) for n in range(3)]
     texts = tuple(f"{a.hex()} {b.hex()}" for a, b in names)

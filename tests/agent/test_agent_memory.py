@@ -1,4 +1,4 @@
-"""A device with too little memory: smaller batches, then an error, and larger batches again."""
+"""A device that runs out of memory: smaller batches, then an error, and larger batches again."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from agentwire.wire.messages import Nack, Soft
 
 
 def count_batches(bench: Bench) -> list[int]:
-    """The sizes of the batches that the model is given from now on."""
+    """Records the sizes of the batches from now on."""
     sizes: list[int] = []
     real = bench.backend.encode
 
@@ -24,7 +24,7 @@ def count_batches(bench: Bench) -> list[int]:
     return sizes
 
 
-def test_a_device_that_is_full_gets_smaller_batches_which_grow_again() -> None:
+def test_batches_shrink_when_memory_is_full_and_grow_again() -> None:
     bench = sender(max_batch=16, credit=200, fake=FakeModel(memory_rows=4))
     sizes = count_batches(bench)
     for first in range(0, 192, 16):
@@ -33,8 +33,8 @@ def test_a_device_that_is_full_gets_smaller_batches_which_grow_again() -> None:
     assert sorted(i for message in bench.take(Soft) for i in ids(message)) == list(range(192))
     assert not bench.take(Nack)
     assert sizes[:3] == [16, 8, 4]
-    assert sizes[2 : 2 + GROW_AFTER] == [4] * GROW_AFTER  # none fails until some have fitted
-    assert sizes[2 + GROW_AFTER] == 8  # more are tried then
+    assert sizes[2 : 2 + GROW_AFTER] == [4] * GROW_AFTER  # the limit holds until enough have fitted
+    assert sizes[2 + GROW_AFTER] == 8  # then it grows
 
 
 def test_a_row_that_does_not_fit_alone_is_refused_alone() -> None:
@@ -57,10 +57,10 @@ def test_a_row_that_does_not_fit_alone_is_refused_alone() -> None:
         (ValueError("out of memory"), False),
     ],
 )
-def test_how_engines_say_that_memory_is_short(error: Exception, full: bool) -> None:
+def test_how_engines_report_out_of_memory(error: Exception, full: bool) -> None:
     assert is_out_of_memory(error) is full
 
 
-def test_torch_says_it_in_its_own_class() -> None:
+def test_torch_reports_it_with_its_own_class() -> None:
     torch = pytest.importorskip("torch", reason="`make test` installs torch")
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))

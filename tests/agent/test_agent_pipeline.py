@@ -1,4 +1,4 @@
-"""Two batches under way: what a worker does while the device computes, and in which order."""
+"""Overlapping batches: what a worker does while the device computes, and in which order."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 
 class HeldJob(Generic[T]):
-    """A batch that is done when the test says so."""
+    """A job that finishes when the test says so."""
 
     def __init__(self, compute: Callable[[], T]) -> None:
         self.compute, self.is_done = compute, False
@@ -61,7 +61,7 @@ class HeldJob(Generic[T]):
 
 
 class Device(FakeBackend):
-    """A fake model whose batches take as long as the test likes."""
+    """A fake model whose jobs finish when the test says so."""
 
     def __init__(self, settings: FakeModel) -> None:
         super().__init__("sender", settings)
@@ -92,7 +92,7 @@ class Device(FakeBackend):
 class Rig:
     def __init__(self, **fake: object) -> None:
         self.now, self.sent, self.busy = 100.0, [], []
-        self.left = 0
+        self.long_batches = 0
         spec = AgentSpec(
             name="sender",
             backend="fake",
@@ -110,7 +110,7 @@ class Rig:
             self.sent.append,
             lambda: self.now,
             on_busy=self.busy.append,
-            on_long_batch=self._leave,
+            on_long_batch=self._on_long_batch,
         )
         self.worker.start()
         self.handle(Define(TASK), Define(SUMMARY), Credit(WIRE, 64, 1 << 20))
@@ -120,8 +120,8 @@ class Rig:
     sent: list[Message]
     busy: list[float | None]
 
-    def _leave(self) -> None:
-        self.left += 1
+    def _on_long_batch(self) -> None:
+        self.long_batches += 1
 
     def handle(self, *messages: Message) -> None:
         for message in messages:
@@ -142,13 +142,13 @@ class Rig:
         return found
 
     def names(self) -> list[list[str]]:
-        """The rows of each Soft message that left."""
+        """The rows of each Soft message that was sent."""
         return [
             [row.request_id.decode().rstrip("-") for row in soft.rows] for soft in self.take(Soft)
         ]
 
 
-def test_a_second_batch_begins_before_the_first_is_done_and_no_third() -> None:
+def test_two_batches_run_at_once_and_no_third() -> None:
     rig = Rig()
     rig.ask("a", "b", "c", "d", "e", "f")
     rig.run()
@@ -158,7 +158,7 @@ def test_a_second_batch_begins_before_the_first_is_done_and_no_third() -> None:
     assert rig.worker.next_event() == math.inf  # the third is due, but there is no room
 
 
-def test_replies_leave_in_the_order_in_which_batches_began() -> None:
+def test_replies_are_sent_in_the_order_in_which_batches_began() -> None:
     rig = Rig()
     rig.ask("a", "b", "c", "d", "e", "f")
     rig.run()
@@ -177,7 +177,7 @@ def test_replies_leave_in_the_order_in_which_batches_began() -> None:
     assert not rig.worker.computing
 
 
-def test_the_replies_are_those_of_a_worker_that_does_not_overlap() -> None:
+def test_overlapping_does_not_change_replies() -> None:
     rig = Rig()
     texts = ["one", "two", "three", "four"]
     rows = tuple(Row(text.encode().ljust(16, b"-"), size=len(text)) for text in texts)
@@ -193,7 +193,7 @@ def test_the_replies_are_those_of_a_worker_that_does_not_overlap() -> None:
     assert labels == [answer(text, TASK.labels) for text in texts]
 
 
-def test_a_row_that_is_cancelled_while_it_is_computed_leaves_nothing() -> None:
+def test_a_row_cancelled_while_it_is_computed_gets_no_reply() -> None:
     rig = Rig()
     rig.ask("a", "b")
     rig.run()
@@ -204,7 +204,7 @@ def test_a_row_that_is_cancelled_while_it_is_computed_leaves_nothing() -> None:
     assert rig.worker.idle
 
 
-def test_what_cannot_be_begun_ends_after_what_was_begun() -> None:
+def test_a_batch_that_cannot_overlap_ends_after_running_batches() -> None:
     rig = Rig()
     rig.ask("a", "b")
     rig.ask("c", "d", task=SUMMARY, channel=Channel.TEXT)  # relayed: one call, nothing to begin
@@ -213,7 +213,7 @@ def test_what_cannot_be_begun_ends_after_what_was_begun() -> None:
     assert kinds == [Soft, Text]
 
 
-def test_a_model_that_raises_when_it_begins_answers_row_by_row() -> None:
+def test_a_batch_that_fails_to_begin_is_computed_row_by_row() -> None:
     rig = Rig()
     rig.device.refuses = True
     rig.ask("a", "b")
@@ -221,7 +221,7 @@ def test_a_model_that_raises_when_it_begins_answers_row_by_row() -> None:
     assert rig.names() == [["a", "b"]]
 
 
-def test_a_batch_that_fails_on_the_device_is_tried_row_by_row() -> None:
+def test_a_batch_that_fails_on_the_device_is_computed_row_by_row() -> None:
     rig = Rig(raise_on="bad")
     rig.ask("bad", "good")
     rig.run()
@@ -231,7 +231,7 @@ def test_a_batch_that_fails_on_the_device_is_tried_row_by_row() -> None:
     assert rig.worker.idle
 
 
-def test_busy_tells_of_the_oldest_batch_under_way() -> None:
+def test_on_busy_reports_the_oldest_running_batch() -> None:
     rig = Rig()
     rig.ask("a", "b", "c", "d")
     rig.run()
@@ -244,10 +244,10 @@ def test_busy_tells_of_the_oldest_batch_under_way() -> None:
     rig.device.jobs[1].is_done = True
     rig.run()
     assert rig.busy[-1] is None
-    assert not rig.left  # this thread only waited for the device
+    assert not rig.long_batches  # this thread only waited for the device
 
 
-def test_time_spent_behind_another_batch_is_queue_time() -> None:
+def test_waiting_for_another_batch_is_queue_time() -> None:
     rig = Rig()
     rig.ask("a", "b", "c", "d")
     rig.run()
@@ -269,7 +269,7 @@ class Receiving(Device):
         return job
 
 
-def test_a_payload_is_looked_at_before_the_device_begins_and_a_bad_one_refused_alone() -> None:
+def test_payloads_are_checked_before_the_device_begins() -> None:
     sent: list[Message] = []
     spec = AgentSpec(name="receiver", backend="fake", model="receiver", incoming=(WIRE,))
     device = Receiving(spec.fake)
@@ -301,7 +301,7 @@ def test_a_payload_is_looked_at_before_the_device_begins_and_a_bad_one_refused_a
     assert len(device.jobs) == 1
 
 
-def test_a_batch_is_expected_to_take_what_the_last_one_of_its_kind_took() -> None:
+def test_a_batch_is_expected_to_take_as_long_as_the_last_one_of_its_shape() -> None:
     rig = Rig()
     assert rig.worker.expected_end() == math.inf
     for _ in range(2):

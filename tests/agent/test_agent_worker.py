@@ -1,4 +1,4 @@
-"""The worker with a fake backend, a fake clock, and a list in the place of the bus."""
+"""The worker with a fake backend, a fake clock, and a list instead of the bus."""
 
 import math
 from pathlib import Path
@@ -40,14 +40,14 @@ M = TypeVar("M", bound=Message)
 
 
 class Bench:
-    """One worker on the bench: what it sent is in ``sent``, and time goes by hand."""
+    """One worker with a manual clock; its messages are in ``sent``."""
 
     def __init__(self, spec: AgentSpec) -> None:
         self.now = 100.0
         self.sent: list[Message] = []
         self.busy: list[float | None] = []
-        self.left = 0
-        self.arriving: list[Message] = []  # handed in between computing and sending
+        self.long_batches = 0
+        self.arriving: list[Message] = []  # handled between computing and sending
         self.backend = FakeBackend(spec.model, spec.fake)
         bridges = {
             b.wire: self.backend.add_bridge(Path(b.folder)) if b.folder else None
@@ -61,13 +61,13 @@ class Bench:
             lambda: self.now,
             poll=self._poll,
             on_busy=self.busy.append,
-            on_long_batch=self._leave,
+            on_long_batch=self._on_long_batch,
         )
         self.worker.start()
 
-    def _leave(self) -> None:
+    def _on_long_batch(self) -> None:
         assert self.busy[-1] is not None
-        self.left += 1
+        self.long_batches += 1
 
     def _poll(self) -> None:
         while self.arriving:
@@ -166,7 +166,7 @@ def labels(result: Result) -> list[str]:
 # -- ready ----------------------------------------------------------------------------------
 
 
-def test_starts_with_offers_and_credit_for_each_wire_it_consumes() -> None:
+def test_start_sends_offers_and_credit() -> None:
     spec = AgentSpec(
         name="a",
         backend="fake",
@@ -196,10 +196,10 @@ def test_encodes_a_batch_from_several_messages() -> None:
     assert message.payload.n == 4 and len(message.payload.data) == 4 * 8 * 16 * 2
     assert message.origin == "client" and not message.solo
     assert set(message.stages) == {"queue", "tokenize", "encode", "bridge"}
-    assert bench.busy == [100.0, None] and bench.left == 1
+    assert bench.busy == [100.0, None] and bench.long_batches == 1
 
 
-def test_it_leaves_the_ears_to_the_io_thread_for_long_batches_and_unknown_ones(
+def test_the_io_thread_reads_during_long_and_unknown_batches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bench = sender()
@@ -214,13 +214,13 @@ def test_it_leaves_the_ears_to_the_io_thread_for_long_batches_and_unknown_ones(
         took = seconds
         bench.handle(encode(["a"], first=number))
         bench.run()
-        assert bench.left == left
+        assert bench.long_batches == left
     bench.handle(encode(["a", "b"], first=10))
     bench.run()
-    assert bench.left == 4  # of two rows nobody knows yet
+    assert bench.long_batches == 4  # of two rows nobody knows yet
 
 
-def test_the_message_says_what_is_left_of_the_deadline() -> None:
+def test_a_message_carries_the_remaining_deadline() -> None:
     bench = sender()
     bench.handle(encode(["a"], ms_left=5000))
     bench.run(2.0)
@@ -228,7 +228,7 @@ def test_the_message_says_what_is_left_of_the_deadline() -> None:
     assert message.rows[0].ms_left == 3000
 
 
-def test_a_row_whose_time_is_up_is_refused() -> None:
+def test_an_expired_row_is_refused() -> None:
     bench = sender()
     bench.handle(encode(["late"], ms_left=500), encode(["fine"], first=1))
     bench.run(1.0)
@@ -237,7 +237,7 @@ def test_a_row_whose_time_is_up_is_refused() -> None:
     assert [ids(m) for m in bench.take(Soft)] == [[1]]
 
 
-def test_holds_rows_until_the_offer_is_answered() -> None:
+def test_rows_wait_until_the_offer_is_answered() -> None:
     bench = sender(agree=False)
     bench.handle(encode(["a"]))
     bench.run()
@@ -247,7 +247,7 @@ def test_holds_rows_until_the_offer_is_answered() -> None:
     assert [ids(m) for m in bench.take(Soft)] == [[0]]
 
 
-def test_an_accept_of_another_bridge_is_no_agreement() -> None:
+def test_accepting_another_bridge_is_not_an_agreement() -> None:
     bench = sender(agree=False)
     bench.handle(encode(["a"]), Accept(WIRE, "another"))
     bench.run()
@@ -268,7 +268,7 @@ def test_an_accept_of_another_bridge_is_no_agreement() -> None:
         ),
     ],
 )
-def test_without_soft_tokens_it_relays_or_refuses(
+def test_without_soft_tokens_rows_are_relayed_or_refused(
     folder: str | None, messages: list[Message], kw: dict[str, Any], code: NackCode
 ) -> None:
     bench = sender(folder)
@@ -292,7 +292,7 @@ def test_a_bad_payload_row_is_relayed_alone() -> None:
     assert bench.worker.idle
 
 
-def test_a_bad_payload_row_is_refused_where_the_policy_says_error() -> None:
+def test_a_bad_payload_row_is_refused_with_fallback_error() -> None:
     bench = sender(fake=FakeModel(nan_on="nan"))
     bench.handle(encode(["a", "nan here"], fallback="error"))
     bench.run()
@@ -300,7 +300,7 @@ def test_a_bad_payload_row_is_refused_where_the_policy_says_error() -> None:
     assert (ids(nack), nack.code) == ([1], NackCode.BAD_PAYLOAD)
 
 
-def test_a_row_on_which_the_model_raises_does_not_sink_its_batch() -> None:
+def test_a_row_that_makes_the_model_raise_does_not_fail_its_batch() -> None:
     bench = sender(fake=FakeModel(raise_on="boom"))
     bench.handle(encode(["a", "boom", "c"]))
     bench.run()
@@ -371,7 +371,7 @@ def test_answers_from_text_and_directly() -> None:
     assert (second.texts, second.labels) == (("receiver: hello",), 0)
 
 
-def test_accepts_only_a_bridge_that_fits() -> None:
+def test_only_a_matching_bridge_is_accepted() -> None:
     bench = receiver(agree=False)
     backend = FakeBackend("sender", FakeModel())
     wide = FakeBackend("sender", FakeModel(width=32))
@@ -387,7 +387,7 @@ def test_accepts_only_a_bridge_that_fits() -> None:
     assert bench.take(Accept) == [Accept(WIRE, bridge().fingerprint)]
 
 
-def test_refuses_bad_payload_rows_alone() -> None:
+def test_bad_payload_rows_are_refused_alone() -> None:
     bench = receiver()
     bench.handle(soft(["a", "nan", "c"]))
     bench.run()
@@ -397,7 +397,7 @@ def test_refuses_bad_payload_rows_alone() -> None:
 
 
 @pytest.mark.parametrize("value", [np.inf, 60000.0, 0.0])
-def test_refuses_payloads_out_of_range(value: float) -> None:
+def test_payloads_out_of_range_are_refused(value: float) -> None:
     payload = np.full((1, 8, 16), value, dtype=np.float16)
     bench = receiver()
     bench.handle(soft(["a"], payload=Payload(payload.tobytes(), 1, 8, 16)))
@@ -405,7 +405,7 @@ def test_refuses_payloads_out_of_range(value: float) -> None:
     assert [n.code for n in bench.take(Nack)] == [NackCode.BAD_PAYLOAD]
 
 
-def test_refuses_what_was_not_agreed_on() -> None:
+def test_payloads_that_were_not_agreed_on_are_refused() -> None:
     bench = receiver()
     shape = np.zeros((1, 4, 16), dtype=np.float16)
     bench.handle(
@@ -424,14 +424,14 @@ def test_refuses_what_was_not_agreed_on() -> None:
     assert not bench.take(Result)
 
 
-def test_refuses_a_prompt_that_the_bridge_does_not_know() -> None:
+def test_a_prompt_that_the_bridge_does_not_know_is_refused() -> None:
     bench = receiver(agree=False)
     identity = FakeBackend("sender", FakeModel()).add_bridge(Path("fake:receiver:other"))
     bench.handle(Offer(WIRE, identity), soft(["a"], bridge=identity.fingerprint))
     assert [n.code for n in bench.take(Nack)] == [NackCode.PROMPT_MISMATCH]
 
 
-def test_refuses_a_task_that_the_model_cannot_answer() -> None:
+def test_a_task_that_the_model_cannot_answer_is_refused() -> None:
     bench = receiver()
     bad = TaskSpec("bad", "p", "{text}", ("same", "same"))
     bench.handle(Define(bad), soft(["a"], task=bad.task_id))
@@ -442,7 +442,7 @@ def test_refuses_a_task_that_the_model_cannot_answer() -> None:
 # -- retries, cancellation, closing ---------------------------------------------------------
 
 
-def test_a_row_that_comes_again_is_answered_from_the_cache() -> None:
+def test_a_resent_row_is_answered_from_the_cache() -> None:
     bench = sender()
     bench.handle(encode(["a", "b"]))
     bench.run()
@@ -455,7 +455,7 @@ def test_a_row_that_comes_again_is_answered_from_the_cache() -> None:
     assert again.stages == {} and len(bench.busy) == batches
 
 
-def test_a_result_that_is_asked_for_again_comes_from_the_cache() -> None:
+def test_a_resent_request_gets_the_cached_result() -> None:
     bench = receiver()
     bench.handle(soft(["a", "b"]))
     bench.run()
@@ -475,7 +475,7 @@ def test_the_same_request_on_the_other_channel_is_new_work() -> None:
     assert len(bench.take(Soft)) == 1 and len(bench.take(Text)) == 1
 
 
-def test_a_row_that_waits_is_not_computed_twice() -> None:
+def test_a_resent_row_that_waits_is_computed_once() -> None:
     bench = sender()
     bench.handle(encode(["a", "b"]), encode(["a"], solo=True))
     bench.run()
@@ -495,7 +495,7 @@ def test_cancel_before_and_while_computing() -> None:
     assert not bench.take(Nack) and bench.worker.idle
 
 
-def test_a_row_cancelled_and_sent_again_while_computing_goes_alone() -> None:
+def test_a_row_cancelled_and_resent_while_computing_is_sent_alone() -> None:
     bench = sender()
     bench.handle(encode(["a", "b"]))
     bench.arriving = [
@@ -508,7 +508,7 @@ def test_a_row_cancelled_and_sent_again_while_computing_goes_alone() -> None:
     assert len(bench.busy) == 2 and bench.worker.idle
 
 
-def test_a_closing_worker_finishes_what_it_has() -> None:
+def test_a_closing_worker_finishes_its_rows() -> None:
     bench = sender()
     bench.handle(encode(["a"]))
     bench.worker.closing = True
@@ -518,7 +518,7 @@ def test_a_closing_worker_finishes_what_it_has() -> None:
     assert [(n.code, ids(n)) for n in bench.take(Nack)] == [(NackCode.CLOSING, [1])]
 
 
-def test_credit_comes_back_for_whatever_becomes_of_a_message() -> None:
+def test_credit_is_returned_whatever_happens_to_a_message() -> None:
     bench = sender(max_batch=4, fake=FakeModel(raise_on="boom", nan_on="nan"))
     window = 8
     for n in range(40):
@@ -541,7 +541,7 @@ def test_credit_comes_back_for_whatever_becomes_of_a_message() -> None:
     assert bench.worker.idle
 
 
-def test_more_than_was_granted_is_an_error_of_the_bus() -> None:
+def test_more_than_was_granted_is_a_protocol_error() -> None:
     bench = sender(max_batch=1, agree=False)
     with pytest.raises(RemoteProtocolError):
         for n in range(100):

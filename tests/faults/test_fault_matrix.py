@@ -1,7 +1,7 @@
-"""The short form of the fault matrix: every fault, against real processes and real sockets.
+"""The short form of the fault matrix: every fault once, with real processes and real sockets.
 
-The faults run side by side: most of their time is spent waiting. ``make chaos`` is the long form,
-with many rounds of each, one after the other.
+The faults run concurrently, since they wait most of the time. ``make chaos`` runs many rounds of
+each, one after the other.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import pytest
 from chaos.matrix import names, run_runner, run_together
-from chaos.rig import Answers, Books, Tally, answers_without_faults
+from chaos.rig import Answers, MemoryJournal, Tally, answers_without_faults
 
 from agentwire.errors import NackCode, RequestError
 
@@ -29,7 +29,7 @@ def tallies(expected: Answers) -> Mapping[str, Tally | BaseException]:
 
 
 @pytest.mark.parametrize("fault", names())
-def test_nothing_is_lost_doubled_or_wrong(
+def test_nothing_is_lost_duplicated_or_wrong(
     fault: str, tallies: Mapping[str, Tally | BaseException]
 ) -> None:
     tally = tallies[fault]
@@ -39,22 +39,22 @@ def test_nothing_is_lost_doubled_or_wrong(
     assert tally.clean, tally
 
 
-async def test_a_killed_runner_leaves_no_agent_and_names_what_is_unfinished(
+async def test_a_killed_runner_leaves_no_agents_and_names_unfinished_requests(
     expected: Answers,
 ) -> None:
     tally = await run_runner(1, SEED, expected)
     assert tally.clean, tally
 
 
-async def test_the_books_see_what_they_are_for(expected: Answers) -> None:
-    """A tally that could not fail would prove nothing."""
+async def test_the_journal_see_what_they_are_for(expected: Answers) -> None:
+    """A tally that cannot fail proves nothing."""
     text = next(iter(expected))
-    books, tally = Books(), Tally()
-    books.write("admitted", request_ids=["a", "b"])
-    books.write("finished", request_ids=["a"])
-    books.write("finished", request_ids=["a"])
+    journal, tally = MemoryJournal(), Tally()
+    journal.write("admitted", request_ids=["a", "b"])
+    journal.write("finished", request_ids=["a"])
+    journal.write("finished", request_ids=["a"])
     late = RequestError(NackCode.DEADLINE, "late")
-    tally.count(books, [text, text], [None, late], expected)
+    tally.count(journal, [text, text], [None, late], expected)
     assert (tally.lost, tally.duplicated, tally.wrong) == (2, 1, 1)
-    tally.count(books, [text], [late], expected, frozenset({NackCode.DEADLINE}))
+    tally.count(journal, [text], [late], expected, frozenset({NackCode.DEADLINE}))
     assert tally.errors == {"deadline": 1} and tally.wrong == 1
