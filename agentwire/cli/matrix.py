@@ -23,14 +23,13 @@ from agentwire.evaluation.matrix.cells import (
 from agentwire.evaluation.matrix.report import print_matrix
 from agentwire.evaluation.matrix.run import (
     MatrixRun,
-    check_resumed,
     read_settings,
     run_matrix,
     write_settings,
 )
 from agentwire.evaluation.matrix.summary import substitutions
 from agentwire.evaluation.methods import MethodSpec, get_method
-from agentwire.evaluation.plan import new_folder, pick_methods
+from agentwire.evaluation.plan import check_unchanged, new_folder, pick_methods
 from agentwire.evaluation.report import print_banner
 from agentwire.scenario.choose import require_training_rows
 from agentwire.scenario.fetch import fetch
@@ -183,7 +182,7 @@ def _prepared(
     }
     if options.resume is not None:
         folder = options.resume
-        check_resumed(folder, settings)
+        check_unchanged(folder, read_settings(folder), settings)
     else:
         folder = new_folder(options.out, scenario.name)
         write_settings(folder, settings)

@@ -1,1 +1,1 @@
-"""Runs a scenario's methods over the same rows, and reports what they measured."""
+"""Runs a scenario's methods over the same rows and reports the figures."""

@@ -1,10 +1,10 @@
-"""What a run will do, decided and written down before any model loads: rows, methods, folder."""
+"""Plans a run before any model loads: rows, methods, folder."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from agentwire.task.definitions import load_definition
 from agentwire.task.rows import rows_sha256
 
 CPU_LIMIT = 200
-"""Rows by default where an agent computes on a CPU; all rows elsewhere."""
+"""Default number of rows if any agent computes on a CPU; otherwise all."""
 CONFIG_FILE = "config.json"
 Progress = Callable[[str, float], None]
 
@@ -30,19 +30,17 @@ class RunPlan:
     """A run, ready to start.
 
     Attributes:
-        resolved: what runs here.
-        methods: in order.
         dataset: the whole split.
-        rows: indices of the rows that are scored, in order.
+        rows: indices of the scored rows, in order.
         row_sha256: over those rows.
-        label_words: the word that stands for each class.
-        limit: how many rows were asked for; 0: all.
-        folder: where everything is written.
-        command: what the user typed; goes into result.json.
-        resumed: the folder holds an earlier session of the same run.
-        remote: agents that run on other machines, and where they join.
-        record: write down what the bus takes in, for ``agentwire replay``.
-        metrics_port: where Prometheus may scrape, on loopback; 0: any port; None: nowhere.
+        label_words: the word that is scored for each class.
+        limit: number of rows that the user asked for; 0: all.
+        folder: the run's folder.
+        command: what the user typed.
+        resumed: the folder has an earlier session of the same run.
+        remote: agents on other machines, and where they join.
+        metrics_port: loopback port of Prometheus metrics; 0: any free one; None: no metrics.
+        record: record the bus for ``agentwire replay``.
     """
 
     resolved: Resolved
@@ -64,7 +62,7 @@ class RunPlan:
         return self.folder.name
 
     def settings(self) -> dict[str, Any]:
-        """What must be the same for two sessions to be one run."""
+        """What must be equal in all sessions of one run."""
         choices = self.resolved.choices
         return {
             "scenario": self.resolved.scenario.name,
@@ -100,30 +98,29 @@ def plan_run(
     command: str = "",
     progress: Progress | None = None,
 ) -> RunPlan:
-    """Loads the rows, chooses those to score, and makes (or takes up again) the run's folder.
+    """Loads the rows, chooses those to score, and makes or reopens the run's folder.
 
     Args:
-        methods: names of the methods to run.
-        limit: rows to score; 0: all; None: the scenario's, else 200 on a CPU and all on GPUs, and
-            as before where a run is resumed.
+        limit: rows to score; 0: all. Default: that of the resumed run, else the scenario's, else
+            200 on a CPU and all on GPUs.
         out: folder in which the run's folder is made.
         folder: the run's folder itself; default: a new one in ``out``.
-        resume: folder of an interrupted run to go on with.
-        progress: told about the download of rows.
+        resume: folder of an interrupted run.
+        progress: called while rows are downloaded.
 
     Raises:
-        ScenarioError: no task, or ``resume`` is a folder of something else.
-        DataError, DownloadError: the rows cannot be had.
+        ScenarioError: no task, or ``resume`` is the folder of something else.
+        DataError, DownloadError: the rows cannot be loaded.
     """
     scenario, data = resolved.scenario, resolved.data
     chosen = pick_methods(methods)
     check_methods(resolved.wire.spec, chosen)
     if data is None:
-        hint = "Add a task, or open it from Python: agentwire.open(...)."
+        hint = "Add a task, or use it from Python: agentwire.open(...)."
         if "bench" in scenario.model_fields_set:
             hint = f"It measures speed: `agentwire bench all {resolved.source or '<scenario>'}`."
         raise ScenarioError(
-            f"the scenario {scenario.name} has no `task:`, so there is nothing to score.", hint=hint
+            f"The scenario {scenario.name} has no `task:`, so there is nothing to score.", hint=hint
         )
     earlier = _read_config(resume) if resume else None
     limit = _limit(resolved, limit, earlier)
@@ -142,7 +139,7 @@ def plan_run(
         resumed=resume is not None,
     )
     if earlier is not None:
-        _check_same(plan, earlier)
+        check_unchanged(plan.folder, earlier.get("run", {}), plan.settings())
     _write_config(plan)
     return plan
 
@@ -175,10 +172,10 @@ def new_folder(out: Path, scenario: str) -> Path:
             return folder
     except OSError as error:
         raise InputError(
-            f"the folder for runs, {out}, cannot be written: {error.strerror}.",
+            f"The folder for runs, {out}, cannot be written: {error.strerror}.",
             hint="Give another one with --out.",
         ) from None
-    raise InputError(f"{out} holds too many runs of this second.", hint="Try again.")
+    raise InputError(f"{out} has too many runs of this second.", hint="Try again.")
 
 
 def _write_config(plan: RunPlan) -> None:
@@ -197,7 +194,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ScenarioError(f"{folder} holds no run to resume.", hint=hint) from None
+        raise ScenarioError(f"{folder} has no run to resume.", hint=hint) from None
     except (OSError, ValueError):
         raise ScenarioError(f"{folder / CONFIG_FILE} cannot be read.", hint=hint) from None
     if not (isinstance(content, dict) and isinstance(content.get("limit"), int)):
@@ -206,17 +203,20 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def methods_of(folder: Path) -> list[str]:
-    """The methods that an interrupted run was to do."""
+    """The methods of an interrupted run."""
     return [str(name) for name in _read_config(folder).get("methods", [])]
 
 
-def _check_same(plan: RunPlan, earlier: dict[str, Any]) -> None:
-    before, now = earlier.get("run", {}), plan.settings()
-    changed = [key for key in now if before.get(key) != now[key]]
-    if changed:
-        key = changed[0]
-        raise ScenarioError(
-            f"{plan.folder} cannot be resumed: its {key} was {before.get(key)!r}, "
-            f"now it is {now[key]!r}.",
-            hint="Leave --resume out to start a new run, or restore what has changed.",
-        )
+def check_unchanged(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuses to resume a run or matrix whose settings have changed.
+
+    Raises:
+        ScenarioError: names the first setting that differs.
+    """
+    for key, value in now.items():
+        if before.get(key) != value:
+            raise ScenarioError(
+                f"{folder} cannot be resumed: its {key} was {before.get(key)!r}, now it is "
+                f"{value!r}.",
+                hint="Leave --resume out to start a new run, or restore what has changed.",
+            )

@@ -1,6 +1,6 @@
-"""predictions.jsonl: one line for each row and method, written as the answers arrive.
+"""predictions.jsonl: one line per row and method, written as the answers arrive.
 
-A resumed run reads it back and skips what it holds, so the file is the memory of a run.
+A resumed run reads it and skips the rows in it.
 """
 
 from __future__ import annotations
@@ -19,22 +19,17 @@ FILE = "predictions.jsonl"
 
 
 def choose_rows(total: int, limit: int, seed: int) -> list[int]:
-    """Indices of the rows that a run scores.
+    """Indices of the rows that a run scores, out of ``total``; ``limit`` 0 takes all.
 
-    Rows are ordered by sha256 of ``seed:index`` and the first ``limit`` are taken, so a smaller
-    limit is a subset of a larger one, on every machine and Python.
-
-    Args:
-        total: rows of the split.
-        limit: how many; 0: all.
-        seed: another seed takes other rows.
+    Rows are ordered by sha256 of ``seed:index`` and the first ``limit`` are taken. A smaller limit
+    is a subset of a larger one, on every machine and Python version.
     """
     order = sorted(range(total), key=lambda i: hashlib.sha256(f"{seed}:{i}".encode()).digest())
     return order[:limit] if limit else order
 
 
 def record_of(method: str, row: int, label: str, reply: Reply) -> dict[str, Any]:
-    """One line for a row that was answered."""
+    """The line of an answered row."""
     return {
         "method": method,
         "row": row,
@@ -52,7 +47,7 @@ def record_of(method: str, row: int, label: str, reply: Reply) -> dict[str, Any]
 
 
 def failure_of(method: str, row: int, label: str, code: str, message: str) -> dict[str, Any]:
-    """One line for a row that ended without an answer."""
+    """The line of a row without an answer."""
     return {
         "method": method,
         "row": row,
@@ -70,13 +65,10 @@ def failure_of(method: str, row: int, label: str, code: str, message: str) -> di
 
 
 class Predictions:
-    """The predictions of a run: what an earlier session left, and what this one adds.
-
-    Args:
-        folder: the run's folder.
+    """The predictions in a run's folder: those of earlier sessions and of this one.
 
     Raises:
-        ScenarioError: the file there is not one of predictions.
+        ScenarioError: the file there cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -99,7 +91,7 @@ class Predictions:
             ) from None
 
     def add(self, records: Sequence[dict[str, Any]]) -> None:
-        """Appends lines and flushes; a row that is already there is left as it was."""
+        """Appends lines and flushes; a row that is already there is not changed."""
         for record in records:
             key = (record["method"], record["row"])
             if key not in self._records:
@@ -108,11 +100,11 @@ class Predictions:
         self._file.flush()
 
     def missing(self, method: str, rows: Sequence[int]) -> list[int]:
-        """The rows that this method still has to answer, in order."""
+        """The rows that this method has not answered yet, in order."""
         return [row for row in rows if (method, row) not in self._records]
 
     def of(self, method: str) -> list[dict[str, Any]]:
-        """The records of one method, in the order of their arrival."""
+        """The records of one method in order of arrival."""
         return [r for (name, _), r in self._records.items() if name == method]
 
     def close(self) -> None:

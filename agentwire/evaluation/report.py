@@ -1,7 +1,7 @@
-"""What a run shows a person: the banner of substitutions, the table of methods, the stages.
+"""The report of a run on a terminal: stand-ins, the table of methods, and their stages.
 
-Everything is rendered from a ``RunResult``, so the screen says what result.json says. Every table
-carries the stand-ins in its caption: no figure can be read without knowing what it was measured on.
+Everything is rendered from a ``RunResult``, so the screen agrees with result.json. The caption of
+every table names the stand-ins, so that no figure is read without them.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ STAGE_COLOURS = {
 }
 BAR_WIDTH = 48
 WIDE = 94
-"""Columns that the whole table needs; a narrower one gets the channels below it, no rows/s."""
+"""Columns of the whole table; a narrower one has no rows/s and lists channels below it."""
 
 
 def banner(substitutions: Sequence[Substitution | SubstitutionRecord]) -> RenderableType | None:
-    """The loud notice of what stands in for what, and why; None if nothing does."""
+    """The notice of what stands in for what, and why; None if nothing does."""
     if not substitutions:
         return None
     grid = Table.grid(padding=(0, 1))
@@ -48,7 +48,7 @@ def banner(substitutions: Sequence[Substitution | SubstitutionRecord]) -> Render
         )  # fmt: skip
         subject = item.subject if item.kind == "model" else "dataset"
         grid.add_row(subject, change)
-    note = Text("Every figure below was measured with these, not with what the scenario names.")
+    note = Text("All figures below were measured with the stand-ins.")
     return Panel(
         Group(grid, Text(), note),
         title="[bold]STAND-INS[/bold]",
@@ -93,7 +93,7 @@ def _heading(result: RunResult) -> Text:
     if data.provenance.get("source") == "sample":
         text.append(f"   SAMPLE: {data.provenance.get('note')}", "bold yellow")
     if result.interrupted:
-        text.append("   INTERRUPTED: the figures are of the rows that were done", "bold red")
+        text.append("   INTERRUPTED: the figures cover the finished rows", "bold red")
     text.append("\n")
     for name, agent in result.agents.items():
         text.append(
@@ -151,7 +151,7 @@ def _title(name: str) -> Text:
 
 
 def _legend(result: RunResult, *, wide: bool) -> RenderableType:
-    """Which models did what; on a narrow terminal also the channels."""
+    """The models of each method; on a narrow terminal also the channels."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold", style="dim")
@@ -179,7 +179,7 @@ def _figure(value: float | None) -> str:
 
 
 def speed_up(method: MethodRecord, relay: MethodRecord | None) -> float | None:
-    """How many times lower the p50 latency is than text relay's."""
+    """Text relay's p50 latency divided by this method's."""
     if relay is None or relay is method or not relay.latency_ms or not method.latency_ms:
         return None
     return relay.latency_ms.p50 / max(method.latency_ms.p50, 1e-9)
@@ -218,7 +218,7 @@ def _stages(result: RunResult) -> RenderableType | None:
     table = Table(
         box=None,
         pad_edge=False,
-        title="where a row's time goes (mean ms, waiting for its batch included)",
+        title="time of a row by stage (mean ms, including the wait for its batch)",
         title_justify="left",
         title_style="bold",
         show_header=False,
@@ -236,7 +236,7 @@ def _ordered(stages: dict[str, float]) -> list[tuple[str, float]]:
 
 
 def _bar(stages: dict[str, float], longest: float) -> Text:
-    """A bar to scale, and the figure of each stage under it."""
+    """A bar to scale, with the figure of each stage under it."""
     bar, legend = Text(), Text()
     total, drawn, done = sum(stages.values()), 0, 0.0
     for stage, ms in _ordered(stages):

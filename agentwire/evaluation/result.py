@@ -22,20 +22,20 @@ class Record(BaseModel):
 
 
 class RecordFile(Record):
-    """A record that is a file of its own."""
+    """A record that is written to its own file."""
 
     def write(self, path: Path) -> None:
-        """Writes the file in one step, so that a reader never sees half of it."""
+        """Writes the file atomically."""
         partial = path.with_name(path.name + ".part")
         partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
         os.replace(partial, path)
 
 
 class SubstitutionRecord(Record):
-    """Something that ran in the place of what the scenario names."""
+    """A model or dataset that ran in place of the one that the scenario names."""
 
     kind: Literal["model", "dataset"]
-    subject: str = Field(description="the agent's name; 'task' for the dataset")
+    subject: str = Field(description="name of the agent; 'task' for the dataset")
     wanted: str
     used: str
     reason: str
@@ -46,9 +46,9 @@ class DatasetRecord(Record):
 
     name: str
     split: str
-    rows: int = Field(description="rows that were chosen for this run")
+    rows: int = Field(description="rows of this run")
     rows_in_split: int
-    row_sha256: str = Field(description="over the chosen rows, in order")
+    row_sha256: str = Field(description="sha256 over the rows of this run, in order")
     provenance: dict[str, Any] = Field(description="source, licence, checksum")
     substitute_for: str | None = Field(description="the dataset that the scenario names")
 
@@ -76,38 +76,38 @@ class BridgeRecord(Record):
 
 
 class Latency(Record):
-    """Round trip of a row, seen by the client: it waits for the batch that it is in."""
+    """Round trip of a row at the client, including the wait for its batch."""
 
     p50: float
     p95: float
 
 
 class Channels(Record):
-    """Rows by how their message reached the receiver."""
+    """Rows by the channel of their message."""
 
     soft: int
     text: int
 
 
 class MethodRecord(Record):
-    """What one method reached."""
+    """The figures of one method."""
 
-    label: str = Field(description="for people; names what ran")
+    label: str = Field(description="the models of the method, for people")
     accuracy: float | None = Field(description="None where weights are random")
     correct: int
-    n: int = Field(description="rows with an outcome; a row that failed counts as wrong")
+    n: int = Field(description="rows with an outcome; a failed row counts as wrong")
     wilson95: tuple[float, float] | None
     latency_ms: Latency | None
-    stages_ms: dict[str, float] = Field(description="mean of a row; they add up to its latency")
-    rows_per_s: float | None = Field(description="of this session; None if nothing was measured")
+    stages_ms: dict[str, float] = Field(description="mean per row; they add up to its latency")
+    rows_per_s: float | None = Field(description="in this session; None if it measured no row")
     payload_bytes: float | None = Field(description="mean bytes of one row's message on the bus")
     channels: Channels
-    reasons: dict[str, int] = Field(description="why rows went as text though soft was asked for")
-    errors: dict[str, int] = Field(description="rows without an answer, by cause")
+    reasons: dict[str, int] = Field(description="why rows went as text instead of soft tokens")
+    errors: dict[str, int] = Field(description="rows without an answer by cause")
 
 
 class Hardware(Record):
-    """Where the run was."""
+    """The machine of the run."""
 
     platform: str
     cpu: str
@@ -117,7 +117,7 @@ class Hardware(Record):
 
 
 class Settings(Record):
-    """What the figures depend on."""
+    """Settings that the figures depend on."""
 
     batch_size: int
     in_flight: int
@@ -127,7 +127,7 @@ class Settings(Record):
 
 
 class RunResult(RecordFile):
-    """The whole of result.json."""
+    """The content of result.json."""
 
     schema_version: int = SCHEMA_VERSION
     scenario: str

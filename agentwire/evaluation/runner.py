@@ -1,10 +1,9 @@
-"""Runs a plan: every method over the same rows, through processes and bus.
+"""Runs every method of a plan over the same rows, through processes and the bus.
 
-Methods run one after the other. Each sends its rows in batches of ``batch_size`` with
-``in_flight`` batches outstanding (for each replica of the agent that has most). One warm-up batch
-before each method is not counted: the first batch pays for memory, thread pools and graphs that no
-later one needs. Predictions are written as answers arrive, so Ctrl-C loses no answer, and a resumed
-run sends only the rows that are missing.
+Methods run one after the other. Each sends its rows in batches of ``batch_size`` with ``in_flight``
+batches outstanding per replica. One warm-up batch before each method is not counted: it pays for
+memory, thread pools and graphs. Predictions are written as answers arrive, so Ctrl-C loses no
+answer, and a resumed run sends only the missing rows.
 """
 
 from __future__ import annotations
@@ -31,18 +30,18 @@ from agentwire.runtime.runtime import Runtime
 from agentwire.telemetry.journal import Journal
 
 WARM_UP_ROWS = 4
-"""Rows of a warm-up batch on a CPU; on GPUs it is a whole batch."""
+"""Rows of a warm-up batch on a CPU; on GPUs it is a full batch."""
 NO_SOFT = {NackCode.NO_BRIDGE, NackCode.BRIDGE_MISMATCH, NackCode.PROMPT_MISMATCH}
-"""Reasons for which no message of a wire can ever go as soft tokens."""
+"""Reasons why a wire can never carry soft tokens."""
 FATAL = {NackCode.AGENT_DOWN, NackCode.CLOSING, NackCode.UNAUTHORIZED, NackCode.VERSION}
-"""Causes after which no other row can be answered either."""
+"""Causes after which no other row can be answered."""
 
 
 class RunDisplay(Protocol):
-    """Who is told what happens. Called in the event loop: must not block."""
+    """Shows a run. Methods are called in the event loop and must not block."""
 
     def progress(self, event: ProgressEvent) -> None:
-        """An agent loads, is ready, was lost or starts again."""
+        """An agent loads, is ready, died or restarts."""
 
     def method_started(self, method: MethodSpec, done: int, total: int) -> None:
         """``done`` of ``total`` rows were answered in an earlier session."""
@@ -55,7 +54,7 @@ class RunDisplay(Protocol):
 
 
 class InterruptScope:
-    """Ctrl-C and SIGTERM as the end of a cancel scope, so that closing down stays orderly."""
+    """Turns Ctrl-C and SIGTERM into the end of a cancel scope, for an orderly shutdown."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -63,7 +62,7 @@ class InterruptScope:
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """What runs inside ends at an interrupt; after one, nothing runs inside any more."""
+        """The body is cancelled by an interrupt, or at once if there was one."""
         with anyio.CancelScope() as scope:
             self._scope = scope
             if self.requested:
@@ -74,7 +73,7 @@ class InterruptScope:
                 self._scope = None
 
     async def watch(self) -> None:
-        """Waits for signals until cancelled. Only the main thread can get them."""
+        """Waits for signals until cancelled. Only the main thread receives them."""
         if threading.current_thread() is not threading.main_thread():
             return
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
@@ -87,12 +86,12 @@ class InterruptScope:
 async def run_plan(plan: RunPlan, display: RunDisplay) -> RunResult:
     """Runs every method of the plan and writes the run's folder.
 
-    An interrupt (Ctrl-C, SIGTERM) ends the run early: what was answered is kept, and the result
-    says ``interrupted``.
+    An interrupt (Ctrl-C, SIGTERM) ends the run early: answers are kept and the result is marked
+    ``interrupted``.
 
     Raises:
-        BridgeError: the bridge is refused, so its method would measure text relay.
-        RequestError: an agent is down for good; what was answered is kept.
+        BridgeError: an agent refused the bridge, so its method would measure text relay.
+        RequestError: an agent is down for good; answers are kept.
     """
     run = _Run(plan, display)
     interrupt = InterruptScope()
@@ -102,7 +101,7 @@ async def run_plan(plan: RunPlan, display: RunDisplay) -> RunResult:
             await run.go(interrupt)
             group.cancel_scope.cancel()
     except BaseExceptionGroup as errors:
-        run.result(interrupted=True)  # what was answered until then stays readable
+        run.result(interrupted=True)  # writes the answers so far
         raise first_error(errors) from None
     finally:
         run.close()
@@ -110,7 +109,7 @@ async def run_plan(plan: RunPlan, display: RunDisplay) -> RunResult:
 
 
 def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error that a user is told: one of ours where there is one."""
+    """The error to report: one of agentwire's own if there is any."""
     leaves: list[BaseException] = []
     for error in errors.exceptions:
         leaves.append(first_error(error) if isinstance(error, BaseExceptionGroup) else error)
@@ -131,7 +130,7 @@ class _Run:
         self._clock = time.monotonic()
 
     async def go(self, interrupt: InterruptScope) -> None:
-        """Opens the runtime, runs the methods, closes it; returns early at an interrupt."""
+        """Runs the methods in a runtime; returns early at an interrupt."""
         plan = self._plan
         self._journal.write("run_started", run_id=plan.run_id, resumed=plan.resumed)
         async with AsyncExitStack() as stack:
@@ -184,14 +183,14 @@ class _Run:
         self._display.method_started(method, len(plan.rows) - len(todo), len(plan.rows))
         if todo:
             if method.prepare is not None:
-                await method.prepare(runtime, plan.resolved, self._teller(method))
+                await method.prepare(runtime, plan.resolved, self._preparation(method))
                 self._display.progress(ProgressEvent(method.title, "ready", 1.0))
             await self._warm_up(method, runtime, todo)
             self._journal.write("method_started", method=method.name, rows=len(todo))
             start = time.monotonic()
             try:
                 await self._score(method, runtime, todo)
-            finally:  # an interrupted method has figures too
+            finally:  # an interrupted method also has figures
                 done = len(todo) - len(self._predictions.missing(method.name, todo))
                 if done:
                     self._rates[method.name] = done / max(time.monotonic() - start, 1e-9)
@@ -199,8 +198,8 @@ class _Run:
         record = method_record(method, plan, self._predictions, self._rates.get(method.name))
         self._display.method_finished(method, record)
 
-    def _teller(self, method: MethodSpec) -> Callable[[str, float], None]:
-        """Shows what a method does before its first batch."""
+    def _preparation(self, method: MethodSpec) -> Callable[[str, float], None]:
+        """A callback that shows what a method does before its first batch."""
         return lambda stage, done: self._display.progress(ProgressEvent(method.title, stage, done))
 
     async def _warm_up(self, method: MethodSpec, runtime: Runtime, todo: Sequence[int]) -> None:
@@ -214,7 +213,7 @@ class _Run:
             raise BridgeError(
                 f"wire {wire.spec.name}: the bridge {wire.bridge} cannot be used "
                 f"({replies[0].reason}), so this would measure text relay.",
-                hint="`agentwire bridges verify` checks it; `agentwire train` makes a new one.",
+                hint="Check it with `agentwire bridges verify`, or train it again.",
             )
 
     async def _score(self, method: MethodSpec, runtime: Runtime, todo: Sequence[int]) -> None:

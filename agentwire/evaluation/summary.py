@@ -1,4 +1,4 @@
-"""From predictions to result.json: the figures of each method, and where they were measured."""
+"""Computes result.json from predictions: the figures of each method and the machine."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from agentwire.evaluation.result import (
     Settings,
     SubstitutionRecord,
 )
+from agentwire.scenario.inventory import Inventory
 from agentwire.task.metrics import percentile, wilson_interval
 from agentwire.telemetry.row_tally import RowTally
 
@@ -46,10 +47,10 @@ def summarise(
     """The result of a run so far.
 
     Args:
-        agents: each process, as far as it came up.
-        rates: rows a second of the methods that this session measured.
-        started: ISO time of this session's start.
-        seconds: how long this session took.
+        agents: the processes that started.
+        rates: rows per second of the methods that this session measured.
+        started: ISO time at which this session started.
+        seconds: duration of this session.
     """
     resolved, data = plan.resolved, plan.dataset
     substitutions = [SubstitutionRecord.model_validate(asdict(s)) for s in resolved.substitutions]
@@ -136,7 +137,7 @@ def _bridges(plan: RunPlan) -> list[BridgeRecord]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, agentwire, and what the figures depend on."""
+    """Versions of Python, agentwire and the libraries that the figures depend on."""
     found = {"python": platform.python_version(), "agentwire": agentwire.__version__}
     for package in PACKAGES:
         try:
@@ -147,7 +148,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> Hardware:
-    """This machine. GPUs are named only where torch is loaded already or a driver is there."""
+    """This machine."""
     return Hardware(
         platform=f"{platform.system()} {platform.machine()}",
         cpu=_cpu_name(),
@@ -158,9 +159,7 @@ def hardware() -> Hardware:
 
 
 def gpu_names() -> list[str]:
-    """Names of the GPUs that torch sees; torch is not imported where there can be none."""
-    from agentwire.scenario.inventory import Inventory
-
+    """Names of the GPUs, if torch is already imported."""
     count = Inventory.here().gpus()
     if not count or "torch" not in sys.modules:
         return []

@@ -103,7 +103,7 @@ class Resolved:
     def to_json(self) -> dict[str, Any]:
         """The resolved configuration, as ``runs/<run>/config.json`` holds it."""
         return {
-            "scenario": self.scenario.model_dump(mode="json", by_alias=True),
+            "scenario": json.loads(self.scenario.model_dump_json(by_alias=True)),
             "source": str(self.source) if self.source else None,
             "agents": {name: spec.model_dump(mode="json") for name, spec in self.agents.items()},
             "devices": {name: list(devices) for name, devices in self.devices.items()},

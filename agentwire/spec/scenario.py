@@ -1,7 +1,7 @@
-"""The scenario file: what it may say, checked by pydantic (unknown keys are refused).
+"""The schema of scenario files. Unknown keys are refused.
 
-``load.py`` reads the YAML, follows ``use:`` to agent files and turns every validation error into
-one line with the nearest key. Nothing in here touches disk, network, torch or the environment.
+``scenario/load.py`` reads the YAML and follows ``use:`` to agent files. This module touches neither
+disk nor network, torch or the environment.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 
 MOST_REPLICAS = 64
 MOST_ROUTES = 1024
-"""Wires that may have credit at once (``wire.credit.CreditGate``)."""
+"""Limit of ``wire.credit.CreditGate``."""
 
 
 class SchemaModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # "Infinity" as a string keeps config.json strict JSON, and pydantic reads it back.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
 class ModelChoice(SchemaModel):
@@ -34,18 +35,19 @@ class ModelChoice(SchemaModel):
 
     Attributes:
         model: registry name (``agentwire models list``), hub name, or a local folder.
-        path: local folder with the weights, tried first.
-        weights: ``random`` builds the model's exact shape without weights (speed only).
-        layer: hidden states are read after this many layers, when this agent sends.
-        device: ``auto`` takes a free GPU, else the CPU.
-        devices: of an agent with replicas, the device of each.
+        path: local folder with the weights; used instead of a download.
+        weights: ``random`` builds the model's exact shape with random weights (speed only).
+        layer: the sender's hidden states are read after this many layers.
+        dtype: of the weights.
+        device: ``auto`` takes a free GPU, or the CPU if there is none.
+        devices: the device of each replica.
+        threads: CPU threads of each process; default: a share of the cores.
         backend: what computes the model (docs/engines.md); other packages may add backends.
-        engine: of ``backend: transformers``. ``static`` computes by hand-written forward passes in
-            captured shapes; ``auto`` does so on a GPU, and else (or where the model is not one of
-            those) as transformers do.
-        place: what the agent needs of its machine, where a launcher chooses it.
-        graphs: which shapes the static engine captures when the agent starts.
-        max_wait_ms: how long the first row of a batch waits for company.
+        engine: engine of ``backend: transformers``. ``static`` uses hand-written forward passes in
+            captured shapes. ``auto`` does so on a GPU for the models that it knows.
+        place: what the agent needs of a machine that a launcher chooses.
+        graphs: the shapes that the static engine captures when the agent starts.
+        max_wait_ms: how long the first row of a batch waits for more rows.
         rehearse: the agent keeps its code in the caches between messages, which costs up to a
             third of a core while they come (docs/design/engine.md); default: on a GPU.
     """
@@ -67,11 +69,12 @@ class ModelChoice(SchemaModel):
 
 
 class Agent(ModelChoice):
-    """An agent, and the model that may stand in where its own cannot run.
+    """An agent.
 
     Attributes:
-        replicas: how many processes it is, between which requests are balanced; default: one for
-            each of ``devices``, or one.
+        stand_in: the model that runs where the agent's own model cannot.
+        replicas: number of processes, between which requests are balanced; default: one per entry
+            of ``devices``, or one.
     """
 
     FILE_KEYS: ClassVar = {"use"}
@@ -82,7 +85,7 @@ class Agent(ModelChoice):
 
     @property
     def processes(self) -> int:
-        """How many there are."""
+        """Number of processes."""
         return self.replicas or max(1, len(self.devices))
 
     @model_validator(mode="after")
@@ -91,11 +94,11 @@ class Agent(ModelChoice):
             if choice is None or not choice.devices:
                 continue
             if choice.device != "auto":
-                raise ValueError("give `device` or `devices`, not both")
+                raise ValueError("set `device` or `devices`, not both")
             if len(choice.devices) != self.processes:
                 raise ValueError(
-                    f"{len(choice.devices)} devices for {self.processes} replicas: give one for "
-                    "each"
+                    f"{len(choice.devices)} devices for {self.processes} replicas: set one per "
+                    "replica"
                 )
         return self
 
@@ -104,16 +107,18 @@ class WireSpec(SchemaModel):
     """A directed edge between two agents.
 
     Attributes:
-        bridge: folder name of the bridge, or ``auto``: ``<sender>--<receiver>--<dataset>`` of the
-            models and data that really run. ``auto--m16`` adds ``--m16`` to that name.
-        soft_tokens: M.
-        fallback: where soft tokens cannot be had: relay as ``text``, or end in an ``error``.
-        when_down: where the sender is gone for good (its restart budget is spent): end in an
-            ``error`` at once, or hand the ``text`` itself to the receiver.
-        joint: of a wire that several senders share (``from: [a, b]``), all of them, in the order in
-            which the receiver reads their soft tokens.
-        reads: of such a wire, what each sender reads of a text: all of it, or its ``share``, which
-            is as many words as the others', one after the other.
+        sender: ``from`` in the file.
+        receiver: ``to`` in the file.
+        bridge: folder name of the bridge. ``auto`` names it after the models and data that run:
+            ``<sender>--<receiver>--<dataset>``; ``auto--m16`` appends ``--m16``.
+        soft_tokens: number M of soft tokens.
+        fallback: without soft tokens, send ``text`` or end the request with an ``error``.
+        when_down: when the sender's restart budget is spent, end requests with an ``error`` or hand
+            the ``text`` itself to the receiver.
+        joint: all senders of a joint wire (``from: [a, b]``), in the order in which the receiver
+            reads their soft tokens.
+        reads: each sender of a joint wire reads the ``whole`` text, or its ``share``: one of equal
+            consecutive parts.
     """
 
     sender: Name = Field(alias="from")
@@ -128,26 +133,26 @@ class WireSpec(SchemaModel):
     @model_validator(mode="after")
     def _joins_several(self) -> WireSpec:
         if self.joint and (len({*self.joint}) != len(self.joint) or len(self.joint) < 2):
-            raise ValueError("`from: [...]` takes two senders or more, each once")
+            raise ValueError("`from: [...]` needs at least two senders, each once")
         if self.joint and self.sender not in self.joint:
             raise ValueError(f"{self.sender} is not among {', '.join(self.joint)}")
         if self.reads != "whole" and not self.joint:
-            raise ValueError("`reads` is of a wire with several senders (`from: [a, b]`)")
+            raise ValueError("`reads` is for wires with several senders (`from: [a, b]`)")
         return self
 
     @property
     def place(self) -> int:
-        """Where its soft tokens stand among those that are read together, from 1."""
+        """Place of this sender in ``joint``, from 1."""
         return self.joint.index(self.sender) + 1 if self.joint else 1
 
     @property
     def set_name(self) -> str:
-        """Name of the whole wire, where several senders share it: ``a+b->c``."""
+        """Name of the whole wire with all of its senders: ``a+b->c``."""
         return f"{'+'.join(self.joint or (self.sender,))}->{self.receiver}"
 
     @property
     def auto_bridge(self) -> bool:
-        """Whether the bridge is named after what really runs."""
+        """Whether the bridge is named after the models and data that run."""
         return self.bridge == "auto" or self.bridge.startswith("auto--")
 
     @property
@@ -157,10 +162,10 @@ class WireSpec(SchemaModel):
 
 
 def fanned(wire: Any) -> list[Any]:
-    """The wires that one entry of ``wires:`` stands for.
+    """The wires of one entry of ``wires:``.
 
-    ``to: [a, b]`` is a wire to each, ``from: [a, b]`` one from each, whose soft tokens are read
-    together.
+    ``to: [a, b]`` makes a wire to each receiver. ``from: [a, b]`` makes a wire from each sender,
+    whose soft tokens the receiver reads together.
     """
     if not isinstance(wire, dict):
         return [wire]
@@ -199,23 +204,24 @@ class DataChoice(SchemaModel):
 
 
 class TaskChoice(DataChoice):
-    """What is asked, on which rows, and which data may stand in."""
+    """The task that is scored, and the data that may stand in for its rows."""
 
     stand_in: DataChoice | None = None
 
 
 class TrainSpec(SchemaModel):
-    """How ``agentwire train`` trains the scenario's bridge.
+    """Settings of ``agentwire train``.
 
     Attributes:
         architecture: of the bridge (docs/design/bridge.md).
-        average: decay of the moving average of the weights, which is what is evaluated and shipped.
-        balanced: draw every class equally often instead of every row.
+        average: decay of the moving average of the weights; the average is evaluated and saved.
+        balanced: draw every class equally often, instead of every row.
         diversity: weight of a loss that pushes soft tokens apart (``bridge.diversity``); 0: off.
-        patience: evaluations on held-out rows without a better one that end the training; 0: off.
-        precision: of the frozen receiver; ``auto`` is bfloat16 on a GPU, float32 on a CPU. What is
-            trained is always float32.
-        max_rows: training rows to use; 0: all.
+        patience: training stops after this many evaluations without improvement; 0: off.
+        precision: of the frozen receiver; ``auto`` is bfloat16 on a GPU and float32 on a CPU.
+            Trained weights are always float32.
+        held_out: training rows that choose the step and the settings.
+        max_rows: number of training rows; 0: all.
     """
 
     steps: Annotated[int, Field(ge=1)] = 1500
@@ -256,24 +262,23 @@ BenchMethod = Literal["bridge", "receiver_direct", "receiver_replicas", "text_re
 
 
 class BenchPlan(SchemaModel):
-    """What ``agentwire bench`` measures, and how often.
+    """What ``agentwire bench`` measures.
 
     Attributes:
-        task: dataset whose prompts and labels are used (no rows of it); null: the scenario's.
-        prompt_tokens: instead of the task's prompt, one of so many made-up words, which the bridge
-            must not mind (``prompts: any``).
-        batch_sizes: rows of one message, and of one batch of compute.
-        text_tokens: length of the texts in the sender's tokens. At the first one the batch sizes
-            are compared, at the others only ``length_batch`` rows.
-        generated_tokens: longest message of text relay; null: what the task says.
-        relay_batch_sizes: batch sizes of text relay; null: all. It may take minutes where the
-            others take a second.
-        in_flight: messages outstanding while throughput is measured (for each replica).
+        task: task whose prompts and labels are used, without its rows; null: the scenario's.
+        prompt_tokens: use a prompt of this many arbitrary words instead of the task's; the bridge
+            must accept any prompt (``prompts: any``).
+        batch_sizes: rows of one message and of one batch of compute.
+        text_tokens: lengths of the texts in the sender's tokens. All batch sizes are measured at
+            the first length, and only ``length_batch`` rows at the others.
+        generated_tokens: length limit of text relay's messages; null: the task's.
+        relay_batch_sizes: batch sizes of text relay, which may take minutes; null: all.
+        in_flight: outstanding messages per replica while throughput is measured.
         warm_up: messages of each method and size that are not counted.
-        rounds: how often all of them take turns; figures are medians over rounds.
-        messages: most messages of one latency figure, over all rounds.
-        seconds: of one method and size in one round.
-        latency_seconds: the same where latency is measured; null: ``seconds``.
+        rounds: rounds in which all methods alternate; figures are medians over rounds.
+        messages: limit of the messages behind one latency figure, over all rounds.
+        seconds: time per method and size in one round.
+        latency_seconds: the same for latency; null: ``seconds``.
     """
 
     task: str | None = None
@@ -297,13 +302,13 @@ class BenchPlan(SchemaModel):
 
 
 class BenchSpec(BenchPlan):
-    """The plan of ``agentwire bench``; ``on_cpu`` is the whole plan where an agent has no GPU."""
+    """The plan of ``agentwire bench``; ``on_cpu`` replaces it if any agent runs on the CPU."""
 
     on_cpu: BenchPlan | None = None
 
 
 class LayerChoice(SchemaModel):
-    """A sender's layer in the model that is named, and in the one that may stand in for it."""
+    """A sender's layer in the named model and in its stand-in."""
 
     named: Annotated[int, Field(ge=1)]
     stand_in: Annotated[int, Field(ge=1)]
@@ -312,37 +317,36 @@ class LayerChoice(SchemaModel):
 if TYPE_CHECKING:
 
     class TrainAxes(SchemaModel):
-        """Settings of ``TrainSpec`` as axes: each has a list of values."""
+        """Settings of ``TrainSpec`` as axes, each with a list of values."""
 else:
     _AXES = {
         name: (
-            # ``Annotated`` wants something to annotate with.
+            # ``Annotated`` needs at least one annotation.
             list[
                 Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
             ],
             Field(None, min_length=1),
         )
         for name, field in TrainSpec.model_fields.items()
-        if name != "seed"  # ``matrix.seeds``
+        if name != "seed"  # that axis is ``matrix.seeds``
     }
     TrainAxes = create_model("TrainAxes", __base__=SchemaModel, **_AXES)
 
 
 class MatrixSpec(SchemaModel):
-    """Axes of an experiment: every combination of their values is a cell, with its own bridge.
+    """Axes of an experiment. Each combination of their values is a cell with its own bridge.
 
     Attributes:
         combine: ``product``: every combination. ``one_at_a_time``: layers, soft tokens and train
-            settings vary one at a time around the scenario's own values (wires, tasks and seeds
-            are still combined with each).
-        missing: where a cell's bridge is not here and is not to be trained: ``error``, or ``skip``
-            that cell and say so.
-        seeds: of the bridge's training; figures are means over them.
-        soft_tokens: M of the measured wire.
-        layers: of the measured wire's sender.
-        wires: measured wires by name, ``a->b``; default: the first.
-        tasks: as the scenario's ``task``.
-        train: any setting of ``train``, with a list of values.
+            settings vary one at a time around the scenario's own values; wires, tasks and seeds are
+            combined with each of them.
+        missing: if a cell's bridge is missing and not trained: ``error``, or ``skip`` the cell.
+        seeds: seeds of the bridge's training; figures are means over them.
+        soft_tokens: values of M of the measured wire.
+        layers: layers of the measured wire's sender.
+        wires: names of the measured wires, ``a->b``; default: the first wire.
+        tasks: like the scenario's ``task``.
+        train: settings of ``train``, each with a list of values.
     """
 
     combine: Literal["product", "one_at_a_time"] = "product"
@@ -369,7 +373,7 @@ class MatrixSpec(SchemaModel):
         return self
 
     def axes(self) -> dict[str, list[Any]]:
-        """What varies in the bridge, seeds apart: ``layer``, ``soft_tokens``, ``train.…``."""
+        """Axes of the bridge without seeds: ``layer``, ``soft_tokens``, ``train.…``."""
         train = {f"train.{k}": v for k, v in self.train.model_dump(exclude_none=True).items()}
         return {
             name: values
@@ -383,7 +387,7 @@ class MatrixSpec(SchemaModel):
 
 
 class Scenario(SchemaModel):
-    """One experiment: agents, wires, and (optionally) a task to run through them.
+    """Agents, wires, and optionally a task to score.
 
     Attributes:
         launcher: ``local``: every agent is a process on this machine. ``ray``: agents are placed on
@@ -391,6 +395,12 @@ class Scenario(SchemaModel):
             points of installed packages.
         address: of the Ray cluster; ``auto``: the cluster of this machine; ``local``: a new one on
             this machine.
+        task: what ``agentwire run`` scores; not needed by ``agentwire.open``.
+        batch_size: rows of one message.
+        in_flight: outstanding messages per replica.
+        limit: rows to score; 0: all; default: 200 on a CPU, else all.
+        seed: chooses the rows.
+        deadline_s: seconds until a request fails.
     """
 
     name: Name
@@ -422,7 +432,7 @@ class Scenario(SchemaModel):
 
     @property
     def processes(self) -> list[str]:
-        """Names of all agents' processes: replicas one by one."""
+        """Names of the processes of all agents, each replica by its own."""
         return [p for name, a in self.agents.items() for p in processes_of(name, a.processes)]
 
     @model_validator(mode="after")
@@ -440,12 +450,12 @@ class Scenario(SchemaModel):
                 continue
             if self.matrix.layers:
                 raise ValueError(
-                    f"matrix.layers: wire {name} has several senders, each with a layer of its own"
+                    f"matrix.layers: wire {name} has several senders, each with its own layer"
                 )
             if len(self.matrix.tasks) > 1 and not known[name].auto_bridge:
                 raise ValueError(
-                    f"matrix.tasks: a set of bridges is trained on one task, so wire {name} needs "
-                    "one for each (`bridge: auto` names them)"
+                    f"matrix.tasks: a joint set of bridges is trained on one task, so wire {name} "
+                    "needs a set per task (set `bridge: auto`)"
                 )
         return self
 
@@ -469,12 +479,12 @@ class Scenario(SchemaModel):
         routes = sum(count[w.sender] * count[w.receiver] for w in self.wires) + sum(count.values())
         if routes > MOST_ROUTES:
             raise ValueError(
-                f"{routes} routes between replicas are more than the {MOST_ROUTES} that a bus has: "
-                "give its agents fewer replicas"
+                f"{routes} routes between replicas exceed the limit of {MOST_ROUTES}: use fewer "
+                "replicas"
             )
         for wire in self.wires:
             for sender in wire.joint:
                 others = [w.joint for w in self.wires if w.name == f"{sender}->{wire.receiver}"]
                 if others != [wire.joint]:
-                    raise ValueError(f"wire {wire.set_name} has no part from {sender}")
+                    raise ValueError(f"wire {wire.set_name} lacks its wire from {sender}")
         return self

@@ -469,7 +469,7 @@ def test_a_folder_for_runs_that_cannot_be_written(shell: Shell) -> None:
 def test_nothing_to_resume(shell: Shell) -> None:
     shell.rows({"text": "fine", "label": 1})
     error, _ = shell.refused("run", shell.write(fakes()), "--resume", "runs/none")
-    assert "holds no run to resume" in error
+    assert "has no run to resume" in error
 
 
 @pytest.mark.parametrize("arguments", [["run"], ["run", "x", "--nope"], ["nope"]])

@@ -142,7 +142,7 @@ def test_senders_that_share_a_wire_vary_together(tmp_path: Path) -> None:
     assert names == [f"big-b+big-a--big-b--sst2--m4--seed1.{place}" for place in (1, 2)]
     assert [wire.name for wire in found[4].scenario.wires] == ["ada->bob", "bob->eve", "ada->eve"]
     with pytest.raises(
-        ScenarioError, match=r"bob\+ada->eve has several senders, each with a layer"
+        ScenarioError, match=r"bob\+ada->eve has several senders, each with its own"
     ):
         joined(f"{{{wires}, layers: [1]}}")
     with pytest.raises(ScenarioError, match="a set of bridges is trained on one task"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from scenario_files import FAKE, write
 
 from agentwire.errors import ScenarioError
 from agentwire.scenario.load import load_agent, load_scenario
+from agentwire.scenario.resolve import resolve
 from agentwire.spec.scenario import Scenario
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -205,6 +207,12 @@ def test_words_and_numbers_are_those_of_yaml_1_2(tmp_path: Path) -> None:
     scenario = load_scenario(write(tmp_path, FAKE + "description: on\nlimit: 016\n"))
     assert (scenario.description, scenario.limit) == ("on", 16)
     assert load_scenario(write(tmp_path, FAKE + "description: 1:30\n")).description == "1:30"
+
+
+def test_an_endless_deadline_is_strict_json(tmp_path: Path) -> None:
+    scenario = load_scenario(write(tmp_path, FAKE + "deadline_s: .inf\n"))
+    written = json.dumps(resolve(scenario).to_json(), allow_nan=False)
+    assert Scenario.model_validate(json.loads(written)["scenario"]) == scenario
 
 
 def test_a_recursive_alias_is_refused(tmp_path: Path) -> None:

@@ -1,9 +1,8 @@
-"""A scenario's matrix, expanded: one cell for each combination of its axes.
+"""Expands a scenario's matrix into cells, one for each combination of its axes.
 
-A cell is a scenario of its own, and its bridge has a name of its own: the base name and a suffix
-for every setting that differs from the scenario's own, in the order layer, M, training settings
-(as in ``TrainSpec``), seed (``…--layer8--m16--learning_rate-0.001--seed1``). So the bridge of a
-plain run of the scenario is also that of the cell with the scenario's own values.
+Each cell is a scenario with its own bridge. The bridge is named like that of a plain run, with a
+suffix for every setting that differs from the scenario's own, in the order layer, M, training
+settings (as in ``TrainSpec``), seed: ``…--layer8--m16--learning_rate-0.001--seed1``.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from agentwire.spec.scenario import (
 from agentwire.task.definitions import load_definition
 
 MOST_CELLS = 1000
-"""More than this is a mistake: a list of values too many."""
+"""A larger matrix is probably a mistake."""
 
 AxisValue: TypeAlias = str | int | float | bool
 Point: TypeAlias = dict[str, Any]
@@ -40,11 +39,10 @@ class Cell:
     """One combination.
 
     Attributes:
-        id: unique in the matrix, and the name of a folder.
-        axes: this cell's value of every axis that the matrix has: ``wire``, ``task``, ``layer``,
-            ``soft_tokens``, ``train.…``, ``seed``.
-        scenario: what runs; its first wire is the measured one (the first of several, where senders
-            share one), and it has no matrix.
+        id: unique in the matrix; also the name of the cell's folder.
+        axes: this cell's value of each axis: ``wire``, ``task``, ``layer``, ``soft_tokens``,
+            ``train.…``, ``seed``.
+        scenario: what runs. It has no matrix, and its first wire is the measured one.
     """
 
     id: str
@@ -58,27 +56,25 @@ class Cell:
 
     @property
     def parts(self) -> list[WireSpec]:
-        """That wire from each of its senders."""
+        """The measured wire from each of its senders."""
         return [one for one in self.scenario.wires if one.set_name == self.wire.set_name]
 
 
 def expand(
     scenario: Scenario, choices: Mapping[str, ModelChoice] | None = None
 ) -> tuple[Cell, ...]:
-    """The cells of a scenario's matrix, in its order; seeds vary fastest.
+    """The cells of a scenario's matrix in its order; seeds vary fastest.
 
     Args:
-        scenario: has a matrix.
-        choices: the model that each agent really runs (``Resolved.choices``): a stand-in reads
-            other layers. Default: the named ones.
+        choices: the model that each agent runs (``Resolved.choices``), since a stand-in reads other
+            layers. Default: the named models.
 
     Raises:
-        ScenarioError: no matrix, more cells than anybody means, or a setting that does not go with
-            another (its message names both).
+        ScenarioError: no matrix, too many cells, or settings that contradict each other.
     """
     matrix = scenario.matrix
     if matrix is None:
-        raise ScenarioError(f"the scenario {scenario.name} has no `matrix:`.", hint="Add one.")
+        raise ScenarioError(f"The scenario {scenario.name} has no `matrix:`.", hint="Add one.")
     cells: dict[str, Cell] = {}
     names = matrix.wires or [scenario.wires[0].set_name]
     wires = [next(wire for wire in scenario.wires if wire.set_name == name) for name in names]
@@ -92,8 +88,8 @@ def expand(
             cells.setdefault(cell.id, cell)
             if len(cells) > MOST_CELLS:
                 raise ScenarioError(
-                    f"the matrix of {scenario.name} has more than {MOST_CELLS} cells.",
-                    hint="Take values out, or set `combine: one_at_a_time`.",
+                    f"The matrix of {scenario.name} has more than {MOST_CELLS} cells.",
+                    hint="Remove values, or set `combine: one_at_a_time`.",
                 )
     return tuple(cells.values())
 
@@ -107,7 +103,7 @@ def _base(
     matrix: MatrixSpec,
     choices: Mapping[str, ModelChoice] | None,
 ) -> Point:
-    """The scenario's own values of the axes."""
+    """The scenario's own value of each axis."""
     sender = (choices or scenario.agents)[wire.sender]
     own: Point = {"layer": sender.layer, "soft_tokens": wire.soft_tokens}
     own |= {f"train.{name}": value for name, value in scenario.train.model_dump().items()}
@@ -200,7 +196,7 @@ def _suffix(name: str, value: AxisValue) -> str:
 def _with_layer(
     agents: Mapping[str, Agent], sender: str, layer: int | LayerChoice | None
 ) -> dict[str, Agent]:
-    """The agents; the sender reads another layer, and so does what may stand in for it."""
+    """The agents, with another layer for the sender and its stand-in."""
     if layer is None:
         return dict(agents)
     named, other = (
@@ -223,9 +219,9 @@ def _with_settings(scenario: Scenario, point: Point, seed: int) -> TrainSpec:
     except ValueError as error:
         words = ", ".join(f"{name}: {value}" for name, value in settings.items())
         raise ScenarioError(
-            f"the matrix of {scenario.name}: the settings {words} do not go together: "
+            f"The matrix of {scenario.name}: the settings {words} contradict each other: "
             f"{_reason(error)}.",
-            hint="Take one of these values out of `matrix.train`.",
+            hint="Remove one of these values from `matrix.train`.",
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""What a matrix shows a person: one table over its cells, and what could not be measured."""
+"""The report of a matrix on a terminal: a table over its cells, and what was not measured."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from agentwire.evaluation.matrix.result import CellRecord, MatrixResult, Summary
 from agentwire.evaluation.methods import title_of
 
 NAMES = {"soft_tokens": "M"}
-"""Heads of columns, where an axis has a shorter name."""
+"""Shorter column heads of axes."""
 
 
 def print_matrix(result: MatrixResult, folder: Path, console: Console) -> None:
-    """Prints the table over the cells."""
+    """Prints the report."""
     console.print()
     console.print(_heading(result))
     if result.summary:
@@ -45,7 +45,7 @@ def _heading(result: MatrixResult) -> Text:
         if dataset.provenance.get("source") == "sample":
             text.append(f"   SAMPLE: {dataset.provenance.get('note')}", "bold yellow")
     if result.interrupted:
-        text.append("\n  INTERRUPTED: the figures are of the cells that were done", "bold red")
+        text.append("\n  INTERRUPTED: the figures cover the finished cells", "bold red")
     return text
 
 
@@ -67,7 +67,7 @@ def _table(result: MatrixResult) -> Table:
 
 
 def _ordered(result: MatrixResult, axes: Sequence[str]) -> list[SummaryRow]:
-    """Rows by axes in the scenario's order; a method that does not have an axis goes first."""
+    """Rows by axes in the scenario's order; methods without an axis come first."""
 
     def place(row: SummaryRow) -> list[int]:
         values = [(result.axes[name], row.axes.get(name)) for name in axes]
@@ -100,7 +100,7 @@ def _figures(row: SummaryRow) -> list[Text]:
 
 def _legend(result: MatrixResult) -> Text:
     text = Text(
-        "mean over seeds; the interval (Wilson) is about rows, the spread about seeds", "dim"
+        "means over seeds; Wilson intervals over rows; lowest and highest over seeds", "dim"
     )
     if result.substitutions:
         pairs = ", ".join(f"{s.used} for {s.wanted}" for s in result.substitutions)
@@ -114,18 +114,18 @@ def _skipped(result: MatrixResult) -> Text | None:
         return None
     names = ", ".join(cell.id for cell in cells)
     return Text(
-        f"{len(cells)} of {len(result.cells)} cells were not measured, for want of a bridge "
+        f"{len(cells)} of {len(result.cells)} cells were not measured because they have no bridge "
         f"(--train trains them): {names}",
         style="bold yellow",
     )
 
 
 def _recipes(result: MatrixResult) -> Text | None:
-    """Bridges that were trained with other settings than the matrix asks for."""
+    """Bridges whose training settings differ from the matrix."""
     lines = [_differs(cell) for cell in result.cells if cell.bridge and cell.bridge.recipe_differs]
     if not lines:
         return None
-    return Text("trained with other settings than `train:` says: " + "; ".join(lines), "yellow")
+    return Text("bridges trained with settings other than `train:`: " + "; ".join(lines), "yellow")
 
 
 def _differs(cell: CellRecord) -> str:

@@ -1,7 +1,7 @@
-"""matrix.json: what a matrix measured, cell by cell, and over the seeds of each combination.
+"""matrix.json: the figures of a matrix by cell, and over the seeds of each combination.
 
-As with result.json the keys are stable; ``docs/matrix.md`` explains them, and
-``docs/matrix.schema.json`` is generated from the classes below (a test keeps them equal).
+The keys are stable. ``docs/matrix.md`` explains them, and ``docs/matrix.schema.json`` is generated
+from these classes (a test compares them).
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class CellBridge(Record):
     fingerprint: str = Field(description="sha256 of weights.safetensors")
     layer: int
     soft_tokens: int
-    held_out_accuracy: float = Field(description="on the training rows that chose the step")
+    held_out_accuracy: float = Field(description="on the held-out training rows")
     recipe_differs: list[str] = Field(
-        description="settings in which its card and the cell's `train:` differ"
+        description="settings that differ between its card and the cell's `train:`"
     )
 
 
@@ -49,7 +49,7 @@ class CellRecord(Record):
     axes: Axes
     status: Literal["done", "interrupted", "skipped", "pending"]
     reason: str | None = Field(description="why its bridge was not measured")
-    folder: str | None = Field(description="of its run, inside this one; None: it has none")
+    folder: str | None = Field(description="of its run, inside this folder; None if it did not run")
     bridge: CellBridge | None
     dataset: DatasetRecord | None
     agents: dict[str, AgentRecord]
@@ -58,15 +58,15 @@ class CellRecord(Record):
 
 
 class SummaryRow(Record):
-    """One method at one combination, over its seeds."""
+    """One method at one combination of axes, over its seeds."""
 
-    axes: Axes = Field(description="the seed left out; for a method without a bridge, what it uses")
+    axes: Axes = Field(description="axes that the method depends on, without the seed")
     method: str
     figure: Literal["accuracy", "mean_of_tasks", "all_right"] = Field(
-        description="of a series: the mean over its tasks; rows that are right in every task"
+        description="of a series: mean over its tasks, or rows that are right in every task"
     )
     seeds: list[int]
-    mean: float | None = Field(description="mean accuracy over the seeds; None: random weights")
+    mean: float | None = Field(description="mean accuracy over the seeds; None for random weights")
     std: float | None = Field(description="over the seeds (n - 1); None for fewer than two")
     lowest: float | None
     highest: float | None
@@ -76,7 +76,7 @@ class SummaryRow(Record):
 
 
 class MatrixResult(RecordFile):
-    """The whole of matrix.json."""
+    """The content of matrix.json."""
 
     schema_version: int = SCHEMA_VERSION
     kind: Literal["matrix"] = "matrix"

@@ -1,8 +1,7 @@
-"""Runs the cells of a matrix one after the other, each as a run of its own in ``cells/<cell>/``.
+"""Runs the cells of a matrix one after the other, each as a run in ``cells/<cell>/``.
 
-matrix.json is written after every cell, so whatever ends the process loses at most the batches in
-flight. Taken up again, cells that are done are not run again, and a cell that was interrupted goes
-on where it stopped.
+matrix.json is written after every cell, so a crash loses at most the batches in flight. A resumed
+matrix skips finished cells and continues an interrupted one where it stopped.
 """
 
 from __future__ import annotations
@@ -36,20 +35,20 @@ from agentwire.scenario.fetch import FetchProgress, fetch
 
 CELLS = "cells"
 SETTINGS = "settings.json"
-"""What a resumed matrix must have in common with its first session."""
+"""The file with the settings that must be equal in all sessions of a matrix."""
 
 Train = Callable[[Sequence[CellPlan]], None]
-"""Makes the bridges of cells that can be trained together (``cells.trained_together``)."""
+"""Trains the bridges of cells that can be trained together (``cells.trained_together``)."""
 
 
 class MatrixDisplay(RunDisplay, Protocol):
-    """Who is told what happens: as for a run, and which cell is at work."""
+    """Shows a matrix: its cells, and the run of each."""
 
     def cell_started(self, plan: CellPlan, number: int, total: int) -> None:
         """``number`` counts from 1."""
 
     def cell_finished(self, record: CellRecord, *, reused: bool) -> None:
-        """``reused``: an earlier session had it."""
+        """``reused``: an earlier session measured it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +56,12 @@ class MatrixRun:
     """A matrix, ready to start.
 
     Attributes:
-        name: of the scenario.
-        plans: its cells.
-        resolver: how a cell is resolved again once its bridge is trained.
-        folder: where everything is written.
-        limit: rows of each cell; None: as ``plan_run``.
+        name: name of the scenario.
+        resolver: resolves a cell again after its bridge is trained.
+        folder: the folder of the matrix.
+        limit: rows of each cell; None: see ``plan_run``.
         command: what the user typed.
-        train: makes missing bridges; None: cells without one are passed over.
+        train: trains missing bridges; None: cells without a bridge are skipped.
     """
 
     name: str
@@ -76,10 +74,10 @@ class MatrixRun:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """What ``write_settings`` wrote into the folder of a matrix.
+    """What ``write_settings`` wrote.
 
     Raises:
-        ScenarioError: it is not the folder of one.
+        ScenarioError: this is not the folder of a matrix.
     """
     hint = "Give the folder of an interrupted matrix, such as runs/<time>-<scenario>."
     try:
@@ -87,46 +85,25 @@ def read_settings(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         settings = None
     if not isinstance(settings, dict):
-        raise ScenarioError(f"{folder} holds no matrix to resume.", hint=hint)
+        raise ScenarioError(f"{folder} has no matrix to resume.", hint=hint)
     return settings
 
 
-def check_resumed(folder: Path, run: dict[str, Any]) -> None:
-    """Refuses to go on in the folder of another matrix.
-
-    Args:
-        folder: of the matrix.
-        run: what must be the same.
-
-    Raises:
-        ScenarioError: it is not the folder of a matrix, or of another scenario or other cells.
-    """
-    before = read_settings(folder)
-    for key, value in run.items():
-        if before.get(key) != value:
-            raise ScenarioError(
-                f"{folder} cannot be resumed: its {key} was {before.get(key)!r}, now it is "
-                f"{value!r}.",
-                hint="Leave --resume out to start a new run, or restore what has changed.",
-            )
-
-
 def write_settings(folder: Path, run: dict[str, Any]) -> None:
-    """Writes what ``check_resumed`` compares."""
+    """Writes the settings that a resumed session must share."""
     (folder / SETTINGS).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
 
 
 def run_matrix(run: MatrixRun, display: MatrixDisplay, fetching: FetchProgress) -> MatrixResult:
-    """Trains what is missing and may be trained, and runs what has not been run.
+    """Trains missing bridges if allowed, and runs the unfinished cells.
 
-    An interrupt (Ctrl-C) ends it early: the result says ``interrupted``.
+    An interrupt (Ctrl-C) ends the matrix early; the result is marked ``interrupted``.
 
     Args:
-        display: told what happens.
-        fetching: told about downloads.
+        fetching: called during downloads.
 
     Raises:
-        AgentwireError: a cell cannot run; what was measured until then is in matrix.json.
+        AgentwireError: a cell cannot run; finished cells are in matrix.json.
     """
     session = _Session(run, display, fetching)
     try:
@@ -162,8 +139,10 @@ class _Session:
                 return
 
     def _with_bridge(self, index: int) -> CellPlan:
-        """The plan once more, its bridge trained if it may be, and with it those of later cells
-        that can share the training. A cell before may have trained it already."""
+        """The plan with its bridge, trained if allowed together with those of later cells.
+
+        An earlier cell may have trained it already.
+        """
         plan = self._plans[index]
         if not plan.can_be_trained or self._run.train is None:
             return plan
@@ -215,7 +194,7 @@ class _Session:
         )
 
     def write(self) -> MatrixResult:
-        """Builds and writes matrix.json, of what there is so far."""
+        """Builds and writes matrix.json from the cells so far."""
         run = self._run
         cells = [
             self._records.get(p.cell.id) or record_of_cell(p, None, status="pending", folder=None)
@@ -240,7 +219,7 @@ class _Session:
 
 
 def finished(plan: RunPlan) -> RunResult | None:
-    """The result of an earlier session that did all that is asked; None: there is more to do."""
+    """The result of an earlier session if it is complete, else None."""
     try:
         content = (plan.folder / "result.json").read_bytes()
         result = RunResult.model_validate_json(content)

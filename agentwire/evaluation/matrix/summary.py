@@ -1,4 +1,4 @@
-"""From the runs of the cells to matrix.json: means over seeds, and rows right in a whole series."""
+"""Summarises cells for matrix.json: means over seeds, and rows right in a whole series."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from agentwire.telemetry.journal import read_lines
 
 Combination: TypeAlias = tuple[tuple[str, AxisValue], ...]
 Right: TypeAlias = Mapping[int, bool]
-"""Row of a split -> whether the answer was right."""
+"""Row of a split -> whether its answer was right."""
 
 
 def cell_bridge(plan: CellPlan) -> CellBridge | None:
-    """The bridge of a cell, and how its training differs from what the cell asks for.
+    """The bridge of a cell, and how its training differs from the cell's settings.
 
-    The seed counts only where one was asked for, by an axis or in ``train:``: of the bridges that
-    ship, held-out rows chose it.
+    The seed is compared only if an axis or ``train:`` sets one: shipped bridges have the seed that
+    was best on held-out rows.
     """
     card = plan.resolved.wire.card
     if card is None or not plan.needs_bridge:
@@ -48,7 +48,7 @@ def cell_bridge(plan: CellPlan) -> CellBridge | None:
 
 
 def substitutions(plans: Iterable[CellPlan]) -> list[SubstitutionRecord]:
-    """Everything that stands in somewhere, each once."""
+    """All substitutions of the cells, each once."""
     records = (
         SubstitutionRecord.model_validate(asdict(s))
         for plan in plans
@@ -58,7 +58,7 @@ def substitutions(plans: Iterable[CellPlan]) -> list[SubstitutionRecord]:
 
 
 def all_axes(cells: Iterable[Cell]) -> dict[str, list[AxisValue]]:
-    """The values of each axis, in the order of the cells."""
+    """The values of each axis in the order of the cells."""
     axes: dict[str, list[AxisValue]] = {}
     for cell in cells:
         for name, value in cell.axes.items():
@@ -69,11 +69,10 @@ def all_axes(cells: Iterable[Cell]) -> dict[str, list[AxisValue]]:
 
 
 def summary(cells: Sequence[CellRecord], folder: Path) -> list[SummaryRow]:
-    """One row for each method and combination that has figures, seeds put together.
+    """One row per method and combination of axes with figures, over all seeds.
 
     Args:
-        cells: of the matrix; those without figures are passed over.
-        folder: of the matrix, where the predictions of each cell are.
+        folder: the matrix's folder, with the predictions of each cell.
     """
     groups: dict[tuple[str, Combination], list[CellRecord]] = {}
     for cell in cells:
@@ -86,7 +85,7 @@ def summary(cells: Sequence[CellRecord], folder: Path) -> list[SummaryRow]:
 
 
 def _axes_of(method: str, axes: Axes) -> Axes:
-    """The axes that a method's figures depend on, the seed left out."""
+    """The axes that a method's figures depend on, without the seed."""
     relevant = relevant_axes(get_method(method), axes) if method in METHODS else axes
     return {name: value for name, value in relevant.items() if name != "seed"}
 
@@ -135,11 +134,11 @@ def _row(
     )
 
 
-# -- series: tasks about the same texts, right together -------------------------------------------
+# -- series: tasks about the same texts -----------------------------------------------------------
 
 
 def _series_rows(cells: Sequence[CellRecord], folder: Path) -> Iterator[SummaryRow]:
-    """Two rows for each method and combination that has every task of a series."""
+    """Two rows per method and combination for which all tasks of a series are there."""
     groups: dict[tuple[str, Combination], list[CellRecord]] = {}
     for cell in cells:
         task = definitions().get(cell.dataset.name) if cell.dataset else None
@@ -194,7 +193,7 @@ def _right(folder: Path, cell: CellRecord, method: str) -> Right:
 
 
 def all_right(parts: Sequence[Right]) -> Right:
-    """Rows that every part has, and whether they are right in all of them."""
+    """The rows that all parts have, and whether they are right in each."""
     rows = set(parts[0]).intersection(*parts[1:]) if parts else set()
     return {row: all(part[row] for part in parts) for row in sorted(rows)}
 
@@ -205,9 +204,8 @@ def record_of_cell(
     """A cell for matrix.json.
 
     Args:
-        result: of its run; None: it did not run.
-        status: as ``CellRecord.status``.
-        folder: of its run, relative to the matrix's.
+        result: None if the cell did not run.
+        folder: of its run, relative to the matrix's folder.
     """
     return CellRecord.model_validate(
         {
