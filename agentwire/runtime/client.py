@@ -34,10 +34,11 @@ from agentwire.runtime.ledger import (
     cancels_for,
     split_into_messages,
 )
-from agentwire.runtime.nacks import AfterNack, after_nack
 from agentwire.runtime.pending import EventLog, Outcome, PendingRequests
 from agentwire.runtime.reply import Reply, build_reply, parse_answers
 from agentwire.runtime.request_errors import (
+    AfterNack,
+    after_nack,
     dead_letter_error,
     deadline_error,
     down_error,
@@ -48,7 +49,6 @@ from agentwire.telemetry.metrics import RuntimeMetrics
 from agentwire.wire.codec import encode
 from agentwire.wire.credit import CreditGate
 from agentwire.wire.messages import (
-    DIRECT_PREFIX,
     Channel,
     Credit,
     Define,
@@ -440,7 +440,8 @@ class Client:
         for row in nack.rows:
             request = self._ledger.get(row.request_id)
             if request is not None and request.in_flight:  # otherwise it is sent again anyway
-                rows[_after(nack.code, request)].append(request)
+                action = after_nack(nack.code, channel=request.channel, policy=request.fallback)
+                rows[action].append(request)
         now = self._loop.time()
         pause = nack.retry_after_ms / 1000 or RETRY_S
         self._ledger.retry(rows[AfterNack.LATER], now=now, after=pause)
@@ -506,9 +507,3 @@ class Client:
         for timer in (self._send_timer, self._reconnect_timer):
             if timer is not None:
                 timer.cancel()
-
-
-def _after(code: NackCode, request: Request) -> AfterNack:
-    action = after_nack(code, channel=request.channel, policy=request.fallback)
-    direct = request.wire.startswith(DIRECT_PREFIX)  # has no other channel
-    return AfterNack.FAIL if direct and action is AfterNack.AS_TEXT else action

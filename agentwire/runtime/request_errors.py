@@ -1,10 +1,12 @@
-"""Errors that end a request without an answer."""
+"""Errors that end a request without an answer, and what becomes of a refused row."""
 
 from __future__ import annotations
 
-from typing import Final
+from enum import StrEnum
+from typing import Final, Literal
 
 from agentwire.errors import NackCode, RequestError
+from agentwire.wire.messages import Channel
 
 RETRY_AFTER_S: Final = 1.0
 """Suggested pause while nothing is known of the completion rate."""
@@ -50,3 +52,37 @@ def deadline_error(request_id: bytes, wire: str, *, sent: bool) -> RequestError:
         hint="Send less at once, or raise the deadline.",
         retry_after_s=RETRY_AFTER_S,
     )
+
+
+class AfterNack(StrEnum):
+    FAIL = "fail"  # the Nack is the row's outcome
+    AS_TEXT = "as_text"  # resend on the text channel
+    LATER = "later"  # resend unchanged after a pause
+
+
+# The refusal says nothing about the row itself. A row of an agent that is shutting down goes to its
+# next incarnation; a stale one belonged to an incarnation that is gone.
+_LATER = frozenset({NackCode.OVERLOADED, NackCode.CLOSING, NackCode.STALE_EPOCH})
+# The text channel of the same wire would fail in the same way.
+_FINAL = frozenset(
+    {
+        NackCode.DEADLINE,
+        NackCode.CANCELLED,
+        NackCode.DEAD_LETTER,
+        NackCode.AGENT_DOWN,
+        NackCode.VERSION,
+        NackCode.UNAUTHORIZED,
+        NackCode.UNKNOWN_WIRE,
+        NackCode.UNKNOWN_TASK,
+        NackCode.EXPIRED,
+    }
+)
+
+
+def after_nack(code: NackCode, *, channel: Channel, policy: Literal["text", "error"]) -> AfterNack:
+    """What to do with a row that was refused on ``channel``; ``policy`` is its fallback."""
+    if code in _LATER:
+        return AfterNack.LATER
+    if code in _FINAL or channel is Channel.TEXT or policy == "error":
+        return AfterNack.FAIL
+    return AfterNack.AS_TEXT

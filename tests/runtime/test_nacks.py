@@ -3,7 +3,7 @@ from typing import Literal
 import pytest
 
 from agentwire.errors import NackCode
-from agentwire.runtime.nacks import AfterNack, after_nack
+from agentwire.runtime.request_errors import AfterNack, after_nack
 from agentwire.wire.messages import Channel
 
 SOFT_AND_TEXT_POLICY: dict[NackCode, AfterNack] = {
