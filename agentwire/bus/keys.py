@@ -1,8 +1,8 @@
-"""Key files: pairs of CURVE keys, and the list of public keys that a bus lets in.
+"""Key files: pairs of CURVE keys, and the list of public keys that may connect to a bus.
 
-A pair ``<name>.key`` holds name, public and secret key as JSON and is readable by its user alone;
-``<name>.pub`` holds ``<name> <public key>`` and can be given to anybody. The list ``allowed`` has
-lines of the same form. Names are those of agents: who has llama's key can be llama, nobody else.
+``<name>.key`` holds name, public and secret key as JSON, readable by its user only. ``<name>.pub``
+holds ``<name> <public key>`` and may be given to anybody. The list ``allowed`` has lines of the
+same form. Names are those of agents: only the holder of llama's key can connect as llama.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 @dataclass(frozen=True, slots=True)
 class KeyPair:
-    """One pair; ``secret`` is shown nowhere."""
+    """One pair; ``secret`` is never printed."""
 
     name: str
     public: str
@@ -36,11 +36,7 @@ class KeyPair:
 
 
 class KeyFolder:
-    """Where this user's keys lie.
-
-    Args:
-        folder: made (0700) when the first key is.
-    """
+    """The folder of this user's keys; created (0700) with the first key."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -50,10 +46,10 @@ class KeyFolder:
         return self.folder / ALLOWED
 
     def new(self, name: str) -> KeyPair:
-        """Makes a pair; the secret one can be read by this user alone.
+        """Makes a pair; only this user can read its secret key.
 
         Raises:
-            InputError: the name is not possible or taken, or the folder cannot be written.
+            InputError: the name is invalid or taken, or the folder cannot be written.
         """
         check_name(name)
         public, secret = new_pair()
@@ -66,28 +62,29 @@ class KeyFolder:
             (self.folder / f"{name}.pub").write_text(f"{name} {public}\n")
         except FileExistsError:
             raise InputError(
-                f"There is a key {name} already ({path}).", hint="Give another name, or remove it."
+                f"A key named {name} already exists ({path}).",
+                hint="Choose another name, or remove the file.",
             ) from None
         except OSError as error:
             raise InputError(
-                f"{path} cannot be written: {error.strerror}.", hint="Give a folder with --folder."
+                f"Cannot write {path}: {error.strerror}.", hint="Choose a folder with --folder."
             ) from None
         return KeyPair(name, public, secret)
 
     def names(self) -> list[str]:
-        """Pairs that lie here."""
+        """Names of the pairs in this folder."""
         return sorted(path.stem for path in self.folder.glob("*.key"))
 
     def server(self) -> KeyPair:
-        """The bus's own pair; made if there is none."""
+        """The bus's own pair; created if there is none."""
         path = self.folder / f"{SERVER}.key"
         return read_pair(path) if path.exists() else self.new(SERVER)
 
     def allow(self, name: str, public: str) -> None:
-        """Lets a key in as ``name``; it takes the place of the one that the name had.
+        """Registers a key as ``name``, in place of the key that the name had.
 
         Raises:
-            InputError: not a name or a key, or the key stands for another name.
+            InputError: not a name or a key, or the key is registered under another name.
         """
         check_name(name)
         check_key(public)
@@ -95,12 +92,12 @@ class KeyFolder:
         for other, key in listed.items():
             if key == public and other != name:
                 raise InputError(
-                    f"This key is let in as {other} already.", hint=f"Revoke {other} first."
+                    f"Key already registered as {other}.", hint=f"Revoke {other} first."
                 )
         self._write(listed | {name: public})
 
     def revoke(self, name: str) -> None:
-        """Takes a key off the list: its peer is cut off, and not let in again.
+        """Removes a key from the list: its peer is disconnected and cannot connect again.
 
         Raises:
             InputError: it is not on the list.
@@ -108,7 +105,8 @@ class KeyFolder:
         listed = read_allowed(self.allowed)
         if name not in listed:
             raise InputError(
-                f"No key is let in as {name}.", hint="`agentwire keys list` shows those that are."
+                f"No key is registered as {name}.",
+                hint="`agentwire keys list` shows the registered keys.",
             )
         del listed[name]
         self._write(listed)
@@ -122,7 +120,7 @@ class KeyFolder:
 
 
 class AllowList:
-    """The list of a folder, as it is now: read anew when the file has changed. Thread-safe."""
+    """The list in a file, read again when the file has changed. Thread-safe."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -131,7 +129,7 @@ class AllowList:
         self._names: dict[str, str] = {}  # by key
 
     def name_of(self, key: str) -> str | None:
-        """The name that a public key stands for; None: it is not let in."""
+        """The name that a public key is registered for; None if it is not."""
         with self._lock:
             self._refresh()
             return self._names.get(key)
@@ -143,7 +141,7 @@ class AllowList:
             if stamp != self._stamp:
                 self._names = {key: name for name, key in read_allowed(self._path).items()}
                 self._stamp = stamp
-        except (OSError, InputError):  # a list that cannot be read lets nobody in
+        except (OSError, InputError):  # an unreadable list admits nobody
             self._names, self._stamp = {}, None
 
 
@@ -151,7 +149,7 @@ def read_allowed(path: Path) -> dict[str, str]:
     """Name -> public key.
 
     Raises:
-        InputError: a line is not one of these.
+        InputError: an invalid line.
     """
     if not path.exists():
         return {}
@@ -162,40 +160,40 @@ def read_allowed(path: Path) -> dict[str, str]:
             continue
         if len(words) != 2 or not NAME.fullmatch(words[0]) or not KEY.fullmatch(words[1]):
             raise InputError(
-                f"{path}:{number} is not `<name> <public key>`.", hint="Mend or remove the line."
+                f"{path}:{number} is not `<name> <public key>`.", hint="Fix or remove the line."
             )
         listed[words[0]] = words[1]
     return listed
 
 
 def read_pair(path: Path) -> KeyPair:
-    """A pair from its file.
+    """Reads a pair from its file.
 
     Raises:
-        InputError: there is none, it is not one, or others can read it.
+        InputError: the file is missing, invalid, or readable by others.
     """
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
         values = json.loads(path.read_text(encoding="utf-8"))
         pair = KeyPair(str(values["name"]), str(values["public"]), str(values["secret"]))
         if public_of(pair.secret) != pair.public:
-            raise ValueError("the keys do not belong together")
+            raise ValueError("the keys do not match")
     except OSError as error:
         raise InputError(
-            f"The key {path} cannot be read: {error.strerror}.",
+            f"Cannot read the key {path}: {error.strerror}.",
             hint="`agentwire keys new <name>` makes one.",
         ) from None
-    except Exception:  # whatever is wrong with it, nothing of it may reach a screen
+    except Exception:  # an error message must not show any of its content
         raise InputError(
-            f"{path} holds no pair of keys.", hint="`agentwire keys new <name>` makes one."
+            f"{path} does not hold a pair of keys.", hint="`agentwire keys new <name>` makes one."
         ) from None
     if mode & 0o077:
-        raise InputError(f"The key {path} can be read by others.", hint=f"Run: chmod 600 {path}")
+        raise InputError(f"The key {path} is readable by others.", hint=f"Run: chmod 600 {path}")
     return pair
 
 
 def read_public(text_or_path: str) -> tuple[str, str]:
-    """(name, public key) of a ``.pub`` file; (``""``, key) where the key itself is given.
+    """(name, public key) of a ``.pub`` file, or (``""``, key) of a key.
 
     Raises:
         InputError: neither.
@@ -205,16 +203,20 @@ def read_public(text_or_path: str) -> tuple[str, str]:
     listed = read_allowed(Path(text_or_path))
     if len(listed) != 1:
         raise InputError(
-            f"{text_or_path} is no public key.", hint="Give <name>.pub, or the 40 characters."
+            f"{text_or_path} is not a public key.",
+            hint="Pass <name>.pub, or the 40 characters of the key.",
         )
     return next(iter(listed.items()))
 
 
 def check_name(name: str) -> None:
     if not NAME.fullmatch(name):
-        raise InputError(f"{name!r} is no name.", hint="Use letters, digits, and . _ - within.")
+        raise InputError(
+            f"Invalid key name {name!r}.",
+            hint="Start with a letter or digit; use letters, digits and . _ - after it.",
+        )
 
 
 def check_key(public: str) -> None:
     if not KEY.fullmatch(public):
-        raise InputError("That is no public key.", hint="It has 40 characters (Z85).")
+        raise InputError("Not a public key.", hint="A public key has 40 characters (Z85).")

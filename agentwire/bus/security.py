@@ -1,4 +1,4 @@
-"""Who may reach the bus: a private folder, a secret token, and no open TCP by accident."""
+"""Access to the bus: a private folder, a secret token, and no unencrypted TCP by accident."""
 
 from __future__ import annotations
 
@@ -18,32 +18,30 @@ LOOPBACK_NAMES = ("localhost",)
 
 
 def new_token() -> str:
-    """A fresh secret for one run: 64 hex digits. Never logged, never written to a result."""
+    """A new secret for one run: 64 hex digits. It is never logged or written to a result."""
     return secrets.token_hex(TOKEN_BYTES)
 
 
 def make_run_folder(parent: Path | None = None) -> Path:
-    """A new folder that only this user can enter (0700), for the ipc socket of one run.
+    """A new private folder (0700) for the ipc socket of one run. The caller removes it.
 
-    It lies under the system's temporary folder, because an ipc path may have no more than about
-    107 bytes and a run folder of the user's own may be deep. Each run has its own, since a second
-    bind would silently take over the path of the first. The caller removes it.
+    It is under the system's temporary folder, because an ipc path has at most about 107 bytes. Each
+    run has its own, because a second bind would silently take over the path of the first.
 
     Raises:
         InputError: the folder cannot be made.
     """
     try:
-        folder = Path(tempfile.mkdtemp(prefix="aw-", dir=parent))  # mkdtemp makes it 0700
+        return Path(tempfile.mkdtemp(prefix="aw-", dir=parent))  # mkdtemp sets 0700
     except OSError as error:
         raise InputError(
             f"Cannot make a private folder for the bus: {error.strerror or error}.",
-            hint="Set TMPDIR to a folder that can be written.",
+            hint="Set TMPDIR to a writable folder.",
         ) from None
-    return folder
 
 
 def check_folder(folder: Path) -> None:
-    """Refuses a folder for sockets that others could enter or that is not ours.
+    """Checks that a folder for sockets is private.
 
     Raises:
         InputError: not a folder of this user, or open to group or others.
@@ -52,7 +50,7 @@ def check_folder(folder: Path) -> None:
         info = folder.lstat()
     except OSError as error:
         raise InputError(
-            f"The folder for the bus {folder} cannot be read: {error.strerror or error}.",
+            f"Cannot read the folder for the bus {folder}: {error.strerror or error}.",
             hint="Make one with agentwire.bus.security.make_run_folder().",
         ) from None
     ours = stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid()
@@ -67,8 +65,7 @@ def ipc_endpoint(folder: Path, name: str = "bus") -> str:
     """``ipc://`` address of a socket in ``folder``.
 
     Raises:
-        InputError: the path is longer than the system allows for a socket, or holds ``@``
-            where ZeroMQ would read an abstract socket, which has no file permissions.
+        InputError: the path is longer than the system allows for a socket.
     """
     path = str(folder.absolute() / name)
     if len(os.fsencode(path)) > IPC_PATH_BYTES:
@@ -80,31 +77,31 @@ def ipc_endpoint(folder: Path, name: str = "bus") -> str:
 
 
 def check_endpoint(endpoint: str, *, curve: bool, force: bool = False) -> None:
-    """Refuses endpoints that anybody on the network could talk to.
+    """Refuses endpoints that are open to the network.
 
-    ``ipc://`` and ``inproc://`` are always let through (the folder guards ipc). ``tcp://`` is let
-    through on a loopback address, with CURVE keys, or if forced by hand.
+    ``ipc://`` and ``inproc://`` are allowed (the folder guards ipc). ``tcp://`` is allowed on a
+    loopback address, with CURVE keys, or if forced.
 
     Raises:
-        InputError: another transport, no port, or open tcp beyond this machine.
+        InputError: another transport, or unencrypted tcp beyond this machine.
     """
     scheme, _, rest = endpoint.partition("://")
     if scheme in ("ipc", "inproc") and rest and not rest.startswith("@"):
         return
     if scheme != "tcp" or not rest:
         raise InputError(
-            f"The bus address {endpoint!r} is not usable.",
+            f"Invalid bus address {endpoint!r}.",
             hint="Use ipc:///path/to/socket or tcp://host:port.",
         )
     if not (curve or force or _is_loopback(endpoint)):
         raise InputError(
             f"The bus address {endpoint!r} would be open to the network without encryption.",
-            hint="Give CURVE keys, bind 127.0.0.1, or force plain tcp if the network is trusted.",
+            hint="Use CURVE keys, bind 127.0.0.1, or force plain tcp on a trusted network.",
         )
 
 
 def _is_loopback(endpoint: str) -> bool:
-    """Whether this tcp address can only be reached from this machine. ``*`` is every interface."""
+    """Whether only this machine can reach this tcp address."""
     try:
         host = urlsplit(endpoint).hostname or ""
     except ValueError:

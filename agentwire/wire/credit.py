@@ -1,8 +1,8 @@
 """Credit-based flow control on one hop: the consumer grants, the producer spends.
 
-A message costs one message and its body's bytes. Bytes may be overdrawn by one message: as long as
-any are left, the next message may go, however large it is. Otherwise a message larger than what is
-left would wait for ever. A consumer therefore holds at most its window and one message more.
+A message costs one message and its body's bytes. Bytes may be overdrawn by one message: while any
+are left, the next message may go, however large it is, or a message larger than the rest would
+wait for ever. So a consumer holds at most its window and one message more.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ class CreditGate:
     """Producer side: what may still be sent on each wire.
 
     Args:
-        max_messages, max_bytes: more credit than this at once is refused: nobody needs it, and a
-            peer that grants without end would switch flow control off.
+        max_messages, max_bytes: more credit than this at once is refused: nobody needs it, and
+            endless grants would switch flow control off.
         max_wires: how many wires may hold credit.
     """
 
     def __init__(
         self, *, max_messages: int = 65_536, max_bytes: int = 2**36, max_wires: int = 1024
     ) -> None:
-        self._most_messages = max_messages
-        self._most_bytes = max_bytes
+        self._max_messages = max_messages
+        self._max_bytes = max_bytes
         self._max_wires = max_wires
         self._left: dict[str, tuple[int, int]] = {}  # messages, bytes
 
     def add(self, wire: str, messages: int, bytes: int) -> None:
-        """Takes in a Credit message.
+        """Adds the credit of a Credit message.
 
         Raises:
             RemoteProtocolError: (``malformed``) a negative grant, or more credit than the bounds;
-                what was left stays as it was.
+                the credit stays as it was.
         """
         left_messages, left_bytes = self._left.get(wire, NOTHING)
         all_messages, all_bytes = left_messages + messages, left_bytes + bytes
         if messages < 0 or bytes < 0:
             raise RemoteProtocolError(NackCode.MALFORMED, "credit must not be negative")
-        if all_messages > self._most_messages or all_bytes > self._most_bytes:
+        if all_messages > self._max_messages or all_bytes > self._max_bytes:
             raise RemoteProtocolError(
                 NackCode.MALFORMED,
                 f"credit of {all_messages} messages and {all_bytes} bytes on {wire} is over "
-                f"the bound of {self._most_messages} and {self._most_bytes}",
+                f"the bound of {self._max_messages} and {self._max_bytes}",
             )
         if wire not in self._left and len(self._left) >= self._max_wires:
             raise RemoteProtocolError(
@@ -69,7 +69,7 @@ class CreditGate:
         return messages > 0 and bytes > 0
 
     def take(self, wire: str, size: int) -> bool:
-        """Spends credit on a message with ``size`` bytes of body; False: none, so do not send."""
+        """Spends credit on a message with ``size`` bytes of body; False: there is none."""
         messages, bytes = self._left.get(wire, NOTHING)
         if messages <= 0 or bytes <= 0:
             return False
@@ -77,11 +77,11 @@ class CreditGate:
         return True
 
     def left(self, wire: str) -> Grant:
-        """What is left; bytes below 0 are overdrawn."""
+        """The credit left; negative bytes are overdrawn."""
         return Grant(*self._left.get(wire, NOTHING))
 
     def clear(self, wire: str | None = None) -> None:
-        """Drops all credit of a wire, or of all: the consumer that granted it is gone."""
+        """Drops the credit of a wire, or of all: the consumer that granted it is gone."""
         if wire is None:
             self._left.clear()
         else:
@@ -91,8 +91,8 @@ class CreditGate:
 class CreditWindow:
     """Consumer side of one wire: how much may be on its way or waiting here.
 
-    At every moment ``waiting + granted + not yet granted back = window``. Credit is granted back in
-    batches of half a window, so that a Credit message does not answer every message.
+    Always ``waiting + granted + not yet granted back = window``. Credit is granted back in batches
+    of half a window, so that not every message causes a Credit message.
 
     Args:
         messages, bytes: the window; both 1 or more.
@@ -113,19 +113,19 @@ class CreditWindow:
         return Grant(self._waiting_messages, self._waiting_bytes)
 
     def open(self) -> Grant:
-        """The first grant to a producer, also to a new incarnation of it.
+        """The first grant to a producer, or to a new incarnation of it.
 
-        All that was granted before is void: the new producer does not know of it. What still
-        waits here keeps its place in the window.
+        Earlier grants are void: a new producer does not know of them. What still waits here keeps
+        its place in the window.
         """
         self._granted_messages = self._granted_bytes = 0
-        return self._grant()
+        return self._grant(*self._due())
 
     def arrived(self, size: int) -> None:
         """Counts a message with ``size`` bytes of body.
 
         Raises:
-            RemoteProtocolError: (``overloaded``) the producer sends more than it was granted. The
+            RemoteProtocolError: (``overloaded``) the producer sent more than it was granted. The
                 message was not counted and must be dropped.
         """
         if self._granted_messages < 1 or self._granted_bytes < 1:
@@ -136,7 +136,7 @@ class CreditWindow:
         self._waiting_bytes += size
 
     def consumed(self, size: int) -> Grant | None:
-        """A message that had arrived is done with; the grant to send now, if it is time for one.
+        """Counts a message as consumed; returns the grant to send now, if one is due.
 
         Raises:
             LocalProtocolError: more was consumed than had arrived: a bug on this side.
@@ -147,17 +147,20 @@ class CreditWindow:
             )
         self._waiting_messages -= 1
         self._waiting_bytes -= size
-        due_messages = self._messages - self._waiting_messages - self._granted_messages
-        due_bytes = self._bytes - self._waiting_bytes - self._granted_bytes
-        if 2 * due_messages >= self._messages or 2 * due_bytes >= self._bytes:
-            return self._grant()
+        messages, bytes = self._due()
+        if 2 * messages >= self._messages or 2 * bytes >= self._bytes:
+            return self._grant(messages, bytes)
         return None
 
-    def _grant(self) -> Grant:
-        due_messages = self._messages - self._waiting_messages - self._granted_messages
-        due_bytes = self._bytes - self._waiting_bytes - self._granted_bytes
-        # An overdrawn window (one message over) has nothing to give until that is consumed.
-        grant = Grant(max(0, due_messages), max(0, due_bytes))
+    def _due(self) -> tuple[int, int]:
+        return (
+            self._messages - self._waiting_messages - self._granted_messages,
+            self._bytes - self._waiting_bytes - self._granted_bytes,
+        )
+
+    def _grant(self, messages: int, bytes: int) -> Grant:
+        # An overdrawn window (one message over) grants nothing until that is consumed.
+        grant = Grant(max(0, messages), max(0, bytes))
         self._granted_messages += grant.messages
         self._granted_bytes += grant.bytes
         return grant

@@ -1,16 +1,15 @@
-"""Which requests were seen before: what makes delivery at least once safe to retry.
+"""Which requests were seen before: makes at-least-once delivery safe to retry.
 
-A key must hold all that changes the answer. The request id alone is not enough where a request
-may be asked again in another way: after a refused payload, the same request comes as text.
+A key must hold everything that changes the answer. The request id alone is not enough if a request
+may come again in another way: after a refused payload, the same request comes as text.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from agentwire.errors import LocalProtocolError
 
@@ -19,26 +18,25 @@ T = TypeVar("T")
 
 
 class Seen(StrEnum):
-    NEW = "new"  # noted as in progress now: compute it, then finish() or forget() it
+    NEW = "new"  # now noted as in progress: compute it, then finish() or forget() it
     IN_PROGRESS = "in_progress"  # its answer will come: do nothing
-    DONE = "done"  # answer with the reply that is kept
+    DONE = "done"  # send the kept reply
     FULL = "full"  # too many in progress: refuse it as overloaded
 
 
-@dataclass(frozen=True, slots=True)
-class Lookup(Generic[T]):
-    """What is known of a request; ``reply`` where it is done."""
+class Lookup(NamedTuple, Generic[T]):
+    """What is known of a request; ``reply`` if it is done."""
 
     seen: Seen
     reply: T | None = None
 
 
 class Dedup(Generic[K, T]):
-    """A bounded memory of requests: those in progress, and the replies of the latest finished.
+    """A bounded memory of requests: those in progress, and the latest replies.
 
     Args:
         in_progress: most requests in progress; they are never dropped to make room.
-        replies: most replies kept; the one not asked for the longest goes first.
+        replies: most replies kept; the least recently used goes first.
         reply_bytes: most bytes of replies kept, by the sizes given to ``finish``.
     """
 
@@ -50,7 +48,7 @@ class Dedup(Generic[K, T]):
         self._max_bytes = reply_bytes
         self._in_progress: set[K] = set()
         self._replies: OrderedDict[K, tuple[T, int]] = OrderedDict()
-        self._bytes = 0
+        self.reply_bytes = 0
 
     def begin(self, key: K) -> Lookup[T]:
         """What is known of a request that has arrived; a new one is noted as in progress."""
@@ -77,27 +75,20 @@ class Dedup(Generic[K, T]):
             )
         self._in_progress.discard(key)
         self._replies[key] = (reply, size)
-        self._bytes += size
-        while len(self._replies) > self._max_replies or self._bytes > self._max_bytes:
+        self.reply_bytes += size
+        while len(self._replies) > self._max_replies or self.reply_bytes > self._max_bytes:
             _, (_, dropped) = self._replies.popitem(last=False)
-            self._bytes -= dropped
+            self.reply_bytes -= dropped
 
     def forget(self, key: K) -> None:
-        """The request ended without a reply worth keeping: if it comes again, it is new."""
+        """Forgets a request that ended without a reply worth keeping."""
         self._in_progress.discard(key)
-        kept = self._replies.pop(key, None)
-        if kept is not None:
-            self._bytes -= kept[1]
+        _, size = self._replies.pop(key, (None, 0))
+        self.reply_bytes -= size
 
     @property
     def in_progress(self) -> int:
-        """How many requests are in progress."""
         return len(self._in_progress)
-
-    @property
-    def reply_bytes(self) -> int:
-        """Bytes of all replies kept."""
-        return self._bytes
 
     def __len__(self) -> int:
         """How many replies are kept."""

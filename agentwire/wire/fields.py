@@ -313,6 +313,42 @@ TASK: Mapping[str, Check] = {
 Body: TypeAlias = Literal["none", "model", "task", "bridge", "texts", "payload", "answers"]
 Rows: TypeAlias = Literal["none", "any", "some", "ids"]
 
+_VERSION = integer(1, 2**16 - 1)
+_KEYS: Mapping[str, Check] = {
+    "wire": WIRE,
+    "task": HASH,
+    "bridge": HASH,
+    "origin": ORIGIN,
+    "reason": REASON,
+    "channel": member(*m.Channel),
+    "fallback": member("text", "error"),
+    "mode": member(*m.Mode),
+    "solo": boolean,
+    "soft_tokens": integer(1, LIMITS.soft_tokens),
+    "width": integer(1, LIMITS.width),
+    "dtype": NAME,
+    "stages": durations,
+    "labels": integer(0, LIMITS.labels),
+    "payload_bytes": COUNT,
+    "tokens": counts,
+    "offsets": many(COUNT, 1, LIMITS.rows),
+    "code": member(*NackCode),
+    "retry_after_ms": COUNT,
+    "messages": COUNT,
+    "bytes": integer(0, MAX_I63),
+    "busy_ms": COUNT,
+    "stage": text(LIMITS.reason_bytes, empty=False),
+    "fraction": number(0.0, 1.0),
+    "name": NAME,
+    "role": member(m.Role.AGENT, m.Role.CLIENT),
+    "token": text(LIMITS.token_bytes, PRINTABLE),
+    "versions": many(_VERSION, 1, LIMITS.versions),
+    "version": _VERSION,
+    "ping_ms": integer(1, MAX_U32),
+    "liveness_ms": integer(1, MAX_U32),
+}
+"""Header keys besides COMMON; a key means the same in every message type that has it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -320,114 +356,60 @@ class Layout:
 
     Attributes:
         kind: the message class.
-        header: header keys besides COMMON; each is a field of the class, except that a payload
-            puts its dimensions there.
-        rows: none; any number; one or more; or request ids alone, one or more.
+        header: header keys besides COMMON; each is a field of the class, or of its payload.
+        rows: none; any number; one or more; or one or more request ids.
         body: what the third frame holds.
     """
 
     kind: type[Any]
     header: Mapping[str, Check]
-    rows: Rows = "none"
-    body: Body = "none"
+    rows: Rows
+    body: Body
 
 
-_WORK: Mapping[str, Check] = {"wire": WIRE, "task": HASH, "origin": ORIGIN, "reason": REASON}
-_CHANNEL = member(*m.Channel)
-_VERSION = integer(1, 2**16 - 1)
+def _layout(kind: type[Any], keys: str, *, rows: Rows = "none", body: Body = "none") -> Layout:
+    checks = {key: _KEYS[key] for key in keys.split()}
+    if kind is m.Nack:
+        checks["wire"] = text(LIMITS.wire_bytes, PRINTABLE)  # empty if no wire is concerned
+    return Layout(kind, checks, rows, body)
 
+
+# The order of keys is the order in which they are packed.
 LAYOUTS: Mapping[m.MessageType, Layout] = {
     m.MessageType[layout.kind.__name__.upper()]: layout
     for layout in (
-        Layout(
-            m.Hello,
-            {
-                "name": NAME,
-                "role": member(m.Role.AGENT, m.Role.CLIENT),
-                "token": text(LIMITS.token_bytes, PRINTABLE),
-                "versions": many(_VERSION, 1, LIMITS.versions),
-            },
-            body="model",
-        ),
-        Layout(
-            m.Welcome,
-            {
-                "version": _VERSION,
-                "ping_ms": integer(1, MAX_U32),
-                "liveness_ms": integer(1, MAX_U32),
-            },
-        ),
-        Layout(m.Define, {}, body="task"),
-        Layout(m.Offer, {"wire": WIRE}, body="bridge"),
-        Layout(m.Accept, {"wire": WIRE, "bridge": HASH}),
-        Layout(
+        _layout(m.Hello, "name role token versions", body="model"),
+        _layout(m.Welcome, "version ping_ms liveness_ms"),
+        _layout(m.Define, "", body="task"),
+        _layout(m.Offer, "wire", body="bridge"),
+        _layout(m.Accept, "wire bridge"),
+        _layout(
             m.Encode,
-            {
-                **_WORK,
-                "channel": _CHANNEL,
-                "fallback": member("text", "error"),
-                "solo": boolean,
-                "mode": member(*m.Mode),
-            },
+            "wire task origin reason channel fallback solo mode",
             rows="some",
             body="texts",
         ),
-        Layout(
+        _layout(
             m.Soft,
-            {
-                "wire": WIRE,
-                "task": HASH,
-                "bridge": HASH,
-                "soft_tokens": integer(1, LIMITS.soft_tokens),
-                "width": integer(1, LIMITS.width),
-                "dtype": NAME,
-                "stages": durations,
-                "solo": boolean,
-                "origin": ORIGIN,
-            },
+            "wire task bridge soft_tokens width dtype stages solo origin",
             rows="some",
             body="payload",
         ),
-        Layout(m.Text, {**_WORK, "stages": durations, "solo": boolean}, rows="some", body="texts"),
-        Layout(
+        _layout(m.Text, "wire task origin reason stages solo", rows="some", body="texts"),
+        _layout(
             m.Result,
-            {
-                **_WORK,
-                "channel": _CHANNEL,
-                "labels": integer(0, LIMITS.labels),
-                "payload_bytes": COUNT,
-                "stages": durations,
-                "tokens": counts,
-            },
+            "wire task origin reason channel labels payload_bytes stages tokens",
             rows="some",
             body="answers",
         ),
-        Layout(
-            m.Piece,
-            {"wire": WIRE, "task": HASH, "origin": ORIGIN, "offsets": many(COUNT, 1, LIMITS.rows)},
-            rows="some",
-            body="texts",
-        ),
-        Layout(
-            m.Nack,
-            {
-                "code": member(*NackCode),
-                "reason": REASON,
-                "wire": text(LIMITS.wire_bytes, PRINTABLE),
-                "retry_after_ms": COUNT,
-                "origin": ORIGIN,
-            },
-            rows="any",
-        ),
-        Layout(m.Credit, {"wire": WIRE, "messages": COUNT, "bytes": integer(0, MAX_I63)}),
-        Layout(m.Ping, {"busy_ms": COUNT}),
-        Layout(m.Pong, {"busy_ms": COUNT}),
-        Layout(m.Cancel, {"wire": WIRE, "origin": ORIGIN}, rows="ids"),
-        Layout(
-            m.Progress,
-            {"stage": text(LIMITS.reason_bytes, empty=False), "fraction": number(0.0, 1.0)},
-        ),
-        Layout(m.Goodbye, {"reason": REASON}),
+        _layout(m.Piece, "wire task origin offsets", rows="some", body="texts"),
+        _layout(m.Nack, "code reason wire retry_after_ms origin", rows="any"),
+        _layout(m.Credit, "wire messages bytes"),
+        _layout(m.Ping, "busy_ms"),
+        _layout(m.Pong, "busy_ms"),
+        _layout(m.Cancel, "wire origin", rows="ids"),
+        _layout(m.Progress, "stage fraction"),
+        _layout(m.Goodbye, "reason"),
     )
 }
 

@@ -76,25 +76,24 @@ class Direction(StrEnum):
 _T = MessageType
 _S, _R = Direction.SEND, Direction.RECEIVE
 
+_GOODBYE = {
+    (state, direction, _T.GOODBYE): State.CLOSED
+    for state in (State.GREETING, State.OPEN)
+    for direction in Direction
+}
 TRANSITIONS: Mapping[Side, Mapping[tuple[State, Direction, MessageType], State]] = {
     Side.PEER: {
         (State.START, _S, _T.HELLO): State.GREETING,
         (State.GREETING, _R, _T.WELCOME): State.OPEN,
         (State.GREETING, _R, _T.NACK): State.CLOSED,
-        (State.GREETING, _R, _T.GOODBYE): State.CLOSED,
-        (State.GREETING, _S, _T.GOODBYE): State.CLOSED,
-        (State.OPEN, _R, _T.GOODBYE): State.CLOSED,
-        (State.OPEN, _S, _T.GOODBYE): State.CLOSED,
+        **_GOODBYE,
     },
     Side.BROKER: {
         (State.START, _R, _T.HELLO): State.GREETING,
         (State.START, _S, _T.NACK): State.CLOSED,  # answers a first message that is no Hello
         (State.GREETING, _S, _T.WELCOME): State.OPEN,
         (State.GREETING, _S, _T.NACK): State.CLOSED,
-        (State.GREETING, _R, _T.GOODBYE): State.CLOSED,
-        (State.GREETING, _S, _T.GOODBYE): State.CLOSED,
-        (State.OPEN, _R, _T.GOODBYE): State.CLOSED,
-        (State.OPEN, _S, _T.GOODBYE): State.CLOSED,
+        **_GOODBYE,
     },
 }
 """All steps between states. Messages in ``MAY_SEND`` keep an open session open."""
@@ -153,11 +152,6 @@ class _Refusal(Exception):
     def __init__(self, code: NackCode, reason: str) -> None:
         super().__init__(reason)
         self.code = code
-
-
-def choose_version(offered: Sequence[int]) -> int | None:
-    """The newest version that both sides speak; None if there is none."""
-    return PROTOCOL_VERSION if PROTOCOL_VERSION in offered else None
 
 
 def _clamp(busy_ms: int) -> int:
@@ -226,9 +220,8 @@ class Session:
 
     def welcome(self, now: float) -> list[bytes | memoryview]:
         """Broker: the frames of the Welcome that admits the peer."""
-        version = choose_version(self.hello.versions if self.hello else ())
-        answer = Welcome(version or PROTOCOL_VERSION, self.timing.ping_ms, self.timing.liveness_ms)
-        return self.send(answer, now)
+        timing = self.timing
+        return self.send(Welcome(PROTOCOL_VERSION, timing.ping_ms, timing.liveness_ms), now)
 
     def reject(self, code: NackCode, reason: str, now: float) -> list[bytes | memoryview]:
         """Broker: the frames of the Nack that rejects the peer; closes the session."""
@@ -427,7 +420,7 @@ class Session:
     ) -> list[Event]:
         match message:
             case Hello():
-                if choose_version(message.versions) is None:
+                if PROTOCOL_VERSION not in message.versions:
                     raise _Refusal(
                         NackCode.VERSION, f"this broker speaks only version {PROTOCOL_VERSION}"
                     )

@@ -1,7 +1,7 @@
-"""Payload bytes <-> numpy arrays, without copies, the check of a receiver, and score bytes.
+"""Payload and score bytes <-> arrays, without copies; the receiver's check of soft tokens.
 
-The wire is little-endian. On a little-endian host every array here is a view of the buffer that
-came with the message; nothing is converted.
+The wire is little-endian. On a little-endian host every array here is a view of the message's
+buffer.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from agentwire.errors import LocalProtocolError, NackCode, RemoteProtocolError
 from agentwire.wire.limits import SCORE_BYTES
 from agentwire.wire.messages import Payload
 
-_WIRE_DTYPES = {"float16": np.dtype("<f2")}  # the allow-list; one dtype in protocol version 1
-_SCORES = np.dtype("<f4")
-_SHIFT = 13  # between the places of a float16's and a float32's exponent
-_SIZE = np.uint32(0x7FFF << _SHIFT)  # all but the sign
-_RAISED = np.float32(2.0**112)  # between their exponents' biases
-_INFINITY = 65536.0  # what a float16's bits for it mean here
+_HALF, _SINGLE = np.dtype("<f2"), np.dtype("<f4")
+# Conversion of fp16 bits to fp32; see check_rows.
+_SHIFT = 13  # between the places of the exponents
+_MAGNITUDE = np.uint32(0x7FFF << _SHIFT)  # all bits but the sign
+_BIAS = np.float32(2.0**112)  # between the exponents' biases
+_INFINITY = 65536.0  # what fp16 infinity becomes
 
 
 def to_payload(array: npt.NDArray[np.float16]) -> Payload:
-    """The payload of float16 [n, M, d]; a view of ``array``, so leave it alone afterwards.
+    """The payload of float16 [n, M, d]: a view of ``array``, which must not change afterwards.
 
     Raises:
         LocalProtocolError: another dtype or shape. Nothing is cast silently: fp32 states may
@@ -33,13 +33,11 @@ def to_payload(array: npt.NDArray[np.float16]) -> Payload:
     """
     if array.dtype != np.float16 or array.ndim != 3 or 0 in array.shape:
         raise LocalProtocolError(
-            f"A payload is float16 [n, M, d], not {array.dtype} {list(array.shape)}.",
+            f"A payload must be float16 [n, M, d], not {array.dtype} {list(array.shape)}.",
             hint="Cast and reshape it where it is made.",
         )
     n, soft_tokens, width = array.shape
-    data = np.ascontiguousarray(array, dtype=_WIRE_DTYPES["float16"])
-    view = data.reshape(-1).view(np.uint8).data.toreadonly()
-    return Payload(view, n=n, soft_tokens=soft_tokens, width=width)
+    return Payload(_bytes_of(array, _HALF), n=n, soft_tokens=soft_tokens, width=width)
 
 
 def from_payload(payload: Payload) -> npt.NDArray[np.float16]:
@@ -49,61 +47,60 @@ def from_payload(payload: Payload) -> npt.NDArray[np.float16]:
         RemoteProtocolError: (``bad_payload``) a dtype that is not allowed, or not exactly
             n * M * d values.
     """
-    dtype = _WIRE_DTYPES.get(payload.dtype)
-    if dtype is None:
+    if payload.dtype != "float16":
         raise RemoteProtocolError(NackCode.BAD_PAYLOAD, f"dtype {payload.dtype!r} is not allowed")
     shape = (payload.n, payload.soft_tokens, payload.width)
     if min(shape) < 1:
         raise RemoteProtocolError(NackCode.BAD_PAYLOAD, f"shape {shape} is empty")
     size = memoryview(payload.data).nbytes
-    if size != payload.n * payload.soft_tokens * payload.width * dtype.itemsize:
+    if size != math.prod(shape) * _HALF.itemsize:
         raise RemoteProtocolError(
             NackCode.BAD_PAYLOAD, f"{size} bytes are not {shape} {payload.dtype}"
         )
-    array = np.frombuffer(payload.data, dtype=dtype).reshape(shape)
+    array = np.frombuffer(payload.data, dtype=_HALF).reshape(shape)
     array.flags.writeable = False
     return array
 
 
 def check_rows(array: npt.NDArray[np.float16], rms_range: tuple[float, float]) -> dict[int, str]:
-    """Which rows must not reach a model, and why: row index -> reason. Empty: all are good.
+    """Rows that must not reach a model: row index -> reason. Empty: all are valid.
 
-    A row is good when every value is finite and the RMS of each of its soft tokens lies within
-    ``rms_range`` (both ends included).
+    A row is valid if every value is finite and the RMS of each of its soft tokens lies within
+    ``rms_range`` (ends included).
 
     Args:
         array: float16 [n, M, d].
         rms_range: lowest and highest RMS of one soft token, from the bridge card.
     """
-    # The bits of |x| moved to where fp32 has them are x * 2**-112, subnormals too: exact, and five
-    # times as fast as numpy's own conversion. What is not finite becomes 2**16 or more. fp32 holds
-    # the sum of 65,536 squares of the largest fp16.
+    # The bits of |x| moved to their fp32 places are x * 2**-112, subnormals included: exact, and
+    # five times faster than numpy's conversion. A value that is not finite becomes 2**16 or more.
+    # fp32 can hold the sum of 65,536 squares of the largest fp16.
     bits = np.ascontiguousarray(array).view("<u2").astype(np.uint32)
     bits <<= _SHIFT
-    bits &= _SIZE
+    bits &= _MAGNITUDE
     values = bits.view(np.float32)
-    values *= _RAISED
+    values *= _BIAS
     largest = values.max(axis=2)
     squares = np.einsum("nmd,nmd->nm", values, values)
     rms = np.sqrt(squares / array.shape[2])
-    return _judge(rms, largest < _INFINITY, rms_range)
+    return _invalid_rows(rms, largest < _INFINITY, rms_range)
 
 
 def check_rms(rms: npt.NDArray[np.float32], rms_range: tuple[float, float]) -> dict[int, str]:
-    """As ``check_rows``, where the RMS [n, M] of each soft token was computed elsewhere."""
-    return _judge(rms, np.isfinite(rms), rms_range)
+    """Like ``check_rows``, if the RMS [n, M] of each soft token was computed elsewhere."""
+    return _invalid_rows(rms, np.isfinite(rms), rms_range)
 
 
-def _judge(
+def _invalid_rows(
     rms: npt.NDArray[np.float32], finite: npt.NDArray[np.bool_], rms_range: tuple[float, float]
 ) -> dict[int, str]:
     low, high = rms_range
     if finite.all() and rms.min() >= low and rms.max() <= high:
         return {}
-    good = finite & (rms >= low) & (rms <= high)
+    valid = finite & (rms >= low) & (rms <= high)
     reasons = {}
-    for row in np.flatnonzero(~good.all(axis=1)):
-        token = int(np.flatnonzero(~good[row])[0])
+    for row in np.flatnonzero(~valid.all(axis=1)):
+        token = int(np.flatnonzero(~valid[row])[0])
         if not finite[row, token]:
             reasons[int(row)] = f"soft token {token} is not finite"
         else:
@@ -121,21 +118,25 @@ def to_scores(array: npt.NDArray[np.float32]) -> memoryview:
     """
     if array.dtype != np.float32 or array.ndim != 2 or 0 in array.shape:
         raise LocalProtocolError(
-            f"Scores are float32 [n, L], not {array.dtype} {list(array.shape)}.",
+            f"Scores must be float32 [n, L], not {array.dtype} {list(array.shape)}.",
             hint="Cast and reshape them where they are made.",
         )
-    data = np.ascontiguousarray(array, dtype=_SCORES)
+    return _bytes_of(array, _SINGLE)
+
+
+def _bytes_of(array: npt.NDArray[np.floating], dtype: np.dtype[np.floating]) -> memoryview:
+    data = np.ascontiguousarray(array, dtype=dtype)
     return data.reshape(-1).view(np.uint8).data.toreadonly()
 
 
 def from_scores(scores: bytes | memoryview, n: int, labels: int) -> list[tuple[float, ...]]:
-    """The log-probabilities of a Result, row by row: n rows of L.
+    """The log-probabilities of a Result: n rows of L numbers.
 
-    In plain numbers: they are few, and numpy would take several times as long for them.
+    Plain Python numbers: for so few, numpy would be several times slower.
 
     Raises:
-        RemoteProtocolError: (``malformed``) not n * L values, or one that is NaN or +inf, which
-            no log-probability is. -inf is one: a label that the model rules out.
+        RemoteProtocolError: (``malformed``) not n * L values, or one that is NaN or +inf, which a
+            log-probability cannot be. -inf is allowed: the model rules that label out.
     """
     size = memoryview(scores).nbytes
     if n < 1 or labels < 1 or size != n * labels * SCORE_BYTES:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from bus_messages import TASK, WIRE, encode, hello, result, rows, soft
 from bus_rig import PATIENCE, RUN, Peer, Rig
+from faulty_transport import Direction, Fault, FaultyTransport
 
 from agentwire.bus import events as e
 from agentwire.bus.endpoint import QUEUE_MESSAGES
-from agentwire.bus.memory import Direction, Fault, MemoryTransport
 from agentwire.bus.transport import Frames
 from agentwire.errors import BusClosed, InputError, LocalProtocolError, NackCode
 from agentwire.wire import messages as m
@@ -31,12 +31,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def bus() -> MemoryTransport:
-    return MemoryTransport()
+def bus() -> FaultyTransport:
+    return FaultyTransport()
 
 
 @pytest.fixture
-def rig(folder: Path, bus: MemoryTransport) -> Iterator[Rig]:
+def rig(folder: Path, bus: FaultyTransport) -> Iterator[Rig]:
     with Rig(folder, bus) as rig:
         yield rig
 
@@ -108,7 +108,7 @@ def test_an_older_incarnation_is_told_that_it_was_replaced(rig: Rig) -> None:
     assert new.inbox.of(str) == []
 
 
-def test_forgetting_an_agent_lets_the_next_one_in(rig: Rig, bus: MemoryTransport) -> None:
+def test_forgetting_an_agent_lets_the_next_one_in(rig: Rig, bus: FaultyTransport) -> None:
     rig.agent("llama", 1)
     client = rig.client()
     bus.kill(0)
@@ -120,7 +120,7 @@ def test_forgetting_an_agent_lets_the_next_one_in(rig: Rig, bus: MemoryTransport
     assert again.inbox.wait_for(m.Encode).rows == rows(1, size=1)
 
 
-def test_a_dead_connection_is_noticed_when_it_is_written_to(rig: Rig, bus: MemoryTransport) -> None:
+def test_a_dead_connection_is_noticed_when_it_is_written_to(rig: Rig, bus: FaultyTransport) -> None:
     rig.agent("llama")
     client = rig.client()
     bus.kill(0)
@@ -128,7 +128,7 @@ def test_a_dead_connection_is_noticed_when_it_is_written_to(rig: Rig, bus: Memor
     assert "closed" in rig.events.wait_for(e.PeerLost).reason
 
 
-def test_a_silent_peer_is_lost_on_both_sides(folder: Path, bus: MemoryTransport) -> None:
+def test_a_silent_peer_is_lost_on_both_sides(folder: Path, bus: FaultyTransport) -> None:
     with Rig(folder, bus, timing=SHORT) as rig:
         llama = rig.agent("llama")
         bus.plan(Fault.DROP, Direction.TO_BROKER, count=10_000)
@@ -138,7 +138,7 @@ def test_a_silent_peer_is_lost_on_both_sides(folder: Path, bus: MemoryTransport)
 
 
 def test_pings_keep_a_quiet_peer_alive_and_tell_how_busy_it_is(
-    folder: Path, bus: MemoryTransport
+    folder: Path, bus: FaultyTransport
 ) -> None:
     with Rig(folder, bus, timing=CHATTY) as rig:
         llama = rig.agent("llama")
@@ -150,7 +150,7 @@ def test_pings_keep_a_quiet_peer_alive_and_tell_how_busy_it_is(
         assert rig.events.of(e.PeerLost) == []
 
 
-def test_a_duplicated_message_counts_once(rig: Rig, bus: MemoryTransport) -> None:
+def test_a_duplicated_message_counts_once(rig: Rig, bus: FaultyTransport) -> None:
     llama, client = rig.agent("llama"), rig.client()
     bus.plan(Fault.DUPLICATE, Direction.TO_BROKER, when=is_a(m.Encode))
     client.send(encode(1))
@@ -161,7 +161,7 @@ def test_a_duplicated_message_counts_once(rig: Rig, bus: MemoryTransport) -> Non
 
 
 def test_a_lost_message_ends_the_session_since_nobody_knows_what_it_was(
-    rig: Rig, bus: MemoryTransport
+    rig: Rig, bus: FaultyTransport
 ) -> None:
     llama = rig.agent("llama")
     bus.plan(Fault.DROP, Direction.TO_BROKER, when=is_a(m.Progress))
@@ -171,7 +171,7 @@ def test_a_lost_message_ends_the_session_since_nobody_knows_what_it_was(
     assert rig.events.of(e.PeerProgress) == []
 
 
-def test_a_lost_message_of_the_broker_ends_the_session_too(rig: Rig, bus: MemoryTransport) -> None:
+def test_a_lost_message_of_the_broker_ends_the_session_too(rig: Rig, bus: FaultyTransport) -> None:
     llama, client = rig.agent("llama"), rig.client()
     bus.plan(Fault.DROP, Direction.TO_PEER, when=is_a(m.Encode))
     client.send(encode(1))
@@ -179,7 +179,7 @@ def test_a_lost_message_of_the_broker_ends_the_session_too(rig: Rig, bus: Memory
     assert "were lost" in llama.lost()
 
 
-def test_a_held_message_comes_late_and_out_of_order(rig: Rig, bus: MemoryTransport) -> None:
+def test_a_held_message_comes_late_and_out_of_order(rig: Rig, bus: FaultyTransport) -> None:
     llama, client = rig.agent("llama"), rig.client()
     bus.plan(Fault.HOLD, Direction.TO_BROKER, when=is_a(m.Encode))
     client.send(encode(1))
@@ -212,7 +212,7 @@ def test_close_sends_what_is_queued(rig: Rig) -> None:
     assert [work.texts for work in llama.inbox.of(m.Encode)] == [(str(i),) for i in range(10)]
 
 
-def test_stop_says_goodbye_to_everybody(folder: Path, bus: MemoryTransport) -> None:
+def test_stop_says_goodbye_to_everybody(folder: Path, bus: FaultyTransport) -> None:
     with Rig(folder, bus) as rig:
         llama, client = rig.agent("llama"), rig.client()
         rig.broker.stop()
@@ -222,7 +222,7 @@ def test_stop_says_goodbye_to_everybody(folder: Path, bus: MemoryTransport) -> N
         ] * 2
 
 
-def test_garbage_neither_ends_the_broker_nor_costs_memory(rig: Rig, bus: MemoryTransport) -> None:
+def test_garbage_neither_ends_the_broker_nor_costs_memory(rig: Rig, bus: FaultyTransport) -> None:
     link = bus.connect(rig.broker.endpoint)
     garbage: list[list[bytes]] = [[], [b""], [b"x" * 5000] * 3, [b"\x80", b"\x90", b""], [b""] * 9]
     for frames in garbage:
@@ -250,7 +250,7 @@ def test_a_row_that_does_not_fit_the_wire_is_nacked_at_home(rig: Rig) -> None:
 
 
 def test_a_full_queue_holds_its_sender_up_until_there_is_room(
-    folder: Path, bus: MemoryTransport
+    folder: Path, bus: FaultyTransport
 ) -> None:
     with Rig(folder, bus) as rig:
         rig.broker.expect("llama", 1)
@@ -270,7 +270,7 @@ def test_a_full_queue_holds_its_sender_up_until_there_is_room(
         assert len(rig.events.of(e.PeerProgress)) == QUEUE_MESSAGES + 1
 
 
-def test_a_sender_that_waits_learns_of_the_loss(folder: Path, bus: MemoryTransport) -> None:
+def test_a_sender_that_waits_learns_of_the_loss(folder: Path, bus: FaultyTransport) -> None:
     with Rig(folder, bus) as rig:
         bus.plan(Fault.HOLD, Direction.TO_PEER, count=1000)  # all: one alone would leave a gap
         client = rig.connect(hello("client"))
@@ -315,7 +315,7 @@ def test_answers_from_on_message_do_not_deadlock(rig: Rig) -> None:
     assert mistral.inbox.wait_for(m.Soft).rows == rows(3)
 
 
-def test_a_bug_ends_the_broker_loudly(folder: Path, bus: MemoryTransport) -> None:
+def test_a_bug_ends_the_broker_loudly(folder: Path, bus: FaultyTransport) -> None:
     rig = Rig(folder, bus)
 
     def explode(command: object) -> None:
@@ -338,12 +338,12 @@ def test_a_broker_and_an_endpoint_start_once(rig: Rig) -> None:
         client.endpoint.start()
 
 
-def test_the_folder_must_be_private(tmp_path: Path, bus: MemoryTransport) -> None:
+def test_the_folder_must_be_private(tmp_path: Path, bus: FaultyTransport) -> None:
     tmp_path.chmod(0o755)
     with pytest.raises(InputError, match="not private"):
         Rig(tmp_path, bus)
 
 
-def test_two_brokers_cannot_share_a_folder(rig: Rig, folder: Path, bus: MemoryTransport) -> None:
+def test_two_brokers_cannot_share_a_folder(rig: Rig, folder: Path, bus: FaultyTransport) -> None:
     with pytest.raises(InputError, match="in use"):
         Rig(folder, bus)

@@ -1,4 +1,4 @@
-"""Key files: private halves that nobody else can read, and the list of who is let in."""
+"""Key files: private keys that nobody else can read, and the list of registered keys."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_broken_key_file_shows_nothing_of_itself(keys: KeyFolder) -> None:
     path = keys.folder / "llama.key"
     secret = read_secret(path)
     path.write_text(path.read_text().replace('"public": "', '"public": "x'))
-    with pytest.raises(InputError, match="holds no pair") as error:
+    with pytest.raises(InputError, match="does not hold a pair") as error:
         read_pair(path)
     assert secret not in str(error.value)
 
@@ -69,7 +69,7 @@ def test_the_list_changes_while_it_is_used(keys: KeyFolder) -> None:
     assert listed.name_of(pair.public) is None
     keys.allow("llama", pair.public)
     assert listed.name_of(pair.public) == "llama"
-    with pytest.raises(InputError, match="let in as llama already"):
+    with pytest.raises(InputError, match="already registered as llama"):
         keys.allow("other", pair.public)
     other = keys.new("mistral").public
     keys.allow("llama", other)  # a new key for the same name: the old one is out
@@ -80,7 +80,7 @@ def test_the_list_changes_while_it_is_used(keys: KeyFolder) -> None:
         keys.revoke("llama")
 
 
-def test_a_list_that_cannot_be_read_lets_nobody_in(keys: KeyFolder) -> None:
+def test_an_unreadable_list_admits_nobody(keys: KeyFolder) -> None:
     pair = keys.new("llama")
     keys.allow("llama", pair.public)
     listed = AllowList(keys.allowed)

@@ -41,8 +41,8 @@ def test_an_agent_without_its_keys_is_an_input_error(
     keys.server(), keys.new("llama")
     good = {"--key": str(tmp_path / "llama.key"), "--server": str(tmp_path / "bus.pub")}
     for wrong, words in (
-        ({"--key": str(tmp_path / "none.key")}, "cannot be read"),
-        ({"--server": "nonsense"}, "no public key"),
+        ({"--key": str(tmp_path / "none.key")}, "Cannot read the key"),
+        ({"--server": "nonsense"}, "not a public key"),
     ):
         options = [word for pair in (good | wrong).items() for word in pair]
         with pytest.raises(SystemExit) as ended:
