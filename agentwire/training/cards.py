@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,10 +19,9 @@ from agentwire.bridge.card import (
     part_prompt,
     write_card,
 )
-from agentwire.bridge.module import BridgeModule
 from agentwire.model.sources.lookup import public_name
 from agentwire.task.datasets import TRAIN_SPLIT, Dataset
-from agentwire.training.job import TrainingJob
+from agentwire.training.jobs import TrainingJob
 from agentwire.training.joint import JointBridge
 from agentwire.training.loop import Trained
 from agentwire.wire.messages import ModelIdentity
@@ -32,15 +30,6 @@ RMS_SLACK = 0.05
 """Soft tokens have RMS alpha by construction; fp16 rounding changes it by far less than this."""
 NOT_WRITTEN = "0" * 64
 """Placeholder for the checksum of the weights, which ``store.save`` fills in."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelPair:
-    """The models of a bridge, and the layer of the sender that it reads."""
-
-    sender: ModelIdentity
-    layer: int
-    receiver: ModelIdentity
 
 
 def training_record(
@@ -73,36 +62,49 @@ def write_bridges(
     out: Path,
     job: TrainingJob,
     module: JointBridge,
-    pairs: Sequence[ModelPair],
+    senders: Sequence[ModelIdentity],
+    receiver: ModelIdentity,
     training: CardTraining,
 ) -> None:
-    """Writes one folder per sender: ``out``/<bridge>, or ``out``/<set>.1, ``out``/<set>.2, …
-
-    Args:
-        pairs: the models of each bridge.
-    """
-    names = [public_name(pair.sender.name) for pair in pairs]
-    route = f"{' + '.join(names)} -> {public_name(pairs[0].receiver.name)}"
+    """Writes one folder per sender: ``out``/<bridge>, or ``out``/<set>.1, ``out``/<set>.2, …"""
+    names = [public_name(sender.name) for sender in senders]
+    route = f"{' + '.join(names)} -> {public_name(receiver.name)}"
     hashes = tuple(one.task.prompt_hash for data in job.data for one in data.tasks)
-    if not job.is_set:
-        (bridge,) = module.bridges
+    cards: list[BridgeCard] = []
+    for place, (name, sender, bridge) in enumerate(
+        zip(job.bridges, senders, module.bridges, strict=True), 1
+    ):
+        description = f"{training.dataset}: {route}"
         # The prompt of each task is the receiver's, so a bridge for several may be asked anything.
         prompts = (ANY_PROMPT,) if len(job.data) > 1 else hashes
-        card = _card(job.name, f"{training.dataset}: {route}", bridge, pairs[0], prompts, training)
-        store.save(out / job.name, card, bridge)
-        return
-    cards: list[BridgeCard] = []
-    for place, (pair, bridge) in enumerate(zip(pairs, module.bridges, strict=True), 1):
-        card = _card(
-            job.bridges[place - 1],
-            f"{training.dataset}: {place} of {len(pairs)} read together, {route}; means nothing "
-            "alone",
-            bridge,
-            pair,
-            (part_prompt(job.name, place),),
-            training,
+        if job.is_set:
+            description = (
+                f"{training.dataset}: {place} of {len(senders)} read together, {route}; means "
+                "nothing alone"
+            )
+            prompts = (part_prompt(job.name, place),)
+        shape, alpha = bridge.shape, receiver.embedding_rms
+        card = BridgeCard(
+            name=name,
+            description=description,
+            architecture=bridge.architecture,
+            sender=_card_model(sender),
+            receiver=_card_model(receiver),
+            layer=job.layers[place - 1],
+            soft_tokens=shape.soft_tokens,
+            hidden=shape.hidden,
+            blocks=shape.blocks,
+            heads=shape.heads,
+            feed_forward=shape.feed_forward,
+            parameters=bridge.count_parameters(),
+            rms_range=(round(alpha * (1 - RMS_SLACK), 6), round(alpha * (1 + RMS_SLACK), 6)),
+            prompts=prompts,
+            training=training,
+            weights_sha256=NOT_WRITTEN,
         )
-        cards.append(store.save(out / card.name, card, bridge))
+        cards.append(store.save(out / name, card, bridge))
+    if not job.is_set:
+        return
     # Each card names the weights of all bridges, so the cards are completed last.
     weights = tuple(card.weights_sha256 for card in cards)
     for place, card in enumerate(cards, 1):
@@ -115,35 +117,6 @@ def write_bridges(
             reads=job.wires[0].reads,
         )
         write_card(out / card.name, card.model_copy(update={"joint": joint}))
-
-
-def _card(
-    name: str,
-    description: str,
-    module: BridgeModule,
-    pair: ModelPair,
-    prompts: tuple[str, ...],
-    training: CardTraining,
-) -> BridgeCard:
-    shape, alpha = module.shape, pair.receiver.embedding_rms
-    return BridgeCard(
-        name=name,
-        description=description,
-        architecture=module.architecture,
-        sender=_card_model(pair.sender),
-        receiver=_card_model(pair.receiver),
-        layer=pair.layer,
-        soft_tokens=shape.soft_tokens,
-        hidden=shape.hidden,
-        blocks=shape.blocks,
-        heads=shape.heads,
-        feed_forward=shape.feed_forward,
-        parameters=module.count_parameters(),
-        rms_range=(round(alpha * (1 - RMS_SLACK), 6), round(alpha * (1 + RMS_SLACK), 6)),
-        prompts=prompts,
-        training=training,
-        weights_sha256=NOT_WRITTEN,
-    )
 
 
 def _card_model(identity: ModelIdentity) -> CardModel:

@@ -1,17 +1,49 @@
-"""The state of a training on disk, so that it can resume after a crash."""
+"""The state of a training on disk, so that it can resume after a crash.
+
+Tensors and JSON notes are in one safetensors file, which is replaced atomically. The notes are in
+its header, so both are always of the same step.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from agentwire.training.tensor_file import load_tensors, save_tensors
+from agentwire.config import Config, ensure_writable
 
 VERSION = 3
+
+
+def save_tensors(file: Path, tensors: dict[str, Tensor], notes: Any) -> None:
+    """
+    Raises:
+        CacheError: the folder cannot be written.
+    """
+    ensure_writable(file.parent)
+    partial = file.with_name(f"{file.name}.{os.getpid()}.part")
+    stored = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    save_file(stored, partial, metadata={"notes": json.dumps(notes)})
+    os.replace(partial, file)
+
+
+def load_tensors(file: Path) -> tuple[dict[str, Tensor], Any] | None:
+    """Tensors on the CPU, and notes; None if the file is missing or corrupt."""
+    try:
+        with safe_open(file, framework="pt") as stored:
+            notes = json.loads((stored.metadata() or {})["notes"])
+            return {key: stored.get_tensor(key) for key in stored.keys()}, notes  # noqa: SIM118
+    except (FileNotFoundError, OSError, SafetensorError, ValueError, KeyError):
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +52,11 @@ class Snapshot:
 
     Attributes:
         step: finished steps.
-        seconds: time that they took.
         tensors: weights, averages, optimiser states and best weights of each module.
         notes: history and counters of each module, as JSON.
     """
 
     step: int
-    seconds: float
     tensors: dict[str, Tensor]
     notes: list[dict[str, Any]]
 
@@ -43,13 +73,18 @@ class Checkpoint:
         self.path = path
         self.identity = identity
 
+    @classmethod
+    def of(cls, config: Config, bridge: str, identity: Sequence[object]) -> Checkpoint:
+        """The file in the user cache; its name depends on the identity."""
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        return cls(config.home / "training" / f"{bridge}-{digest[:16]}.safetensors", digest)
+
     def save(self, snapshot: Snapshot) -> None:
         """Replaces the file."""
         state = {
             "version": VERSION,
             "identity": self.identity,
             "step": snapshot.step,
-            "seconds": snapshot.seconds,
             "notes": snapshot.notes,
         }
         random = {"rng/cpu": torch.get_rng_state()}
@@ -71,7 +106,6 @@ class Checkpoint:
             torch.cuda.set_rng_state(cuda, device)
         return Snapshot(
             int(state["step"]),
-            float(state["seconds"]),
             {key: value.to(device) for key, value in tensors.items()},
             list(state["notes"]),
         )

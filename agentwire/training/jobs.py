@@ -1,20 +1,230 @@
-"""Runs training jobs in groups that fit into one pass of the receiver."""
+"""Training jobs: a bridge or a set of bridges, its senders, its receiver and its data."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
+from agentwire.bridge.architectures import ARCHITECTURES
 from agentwire.config import Config
-from agentwire.errors import BridgeError
-from agentwire.training.checkpoint import Checkpoint
+from agentwire.errors import BridgeError, DataError, ScenarioError
+from agentwire.scenario.bridges import set_name
+from agentwire.scenario.resolve import Resolved, training_key
+from agentwire.spec.scenario import DataChoice, TrainSpec, WireSpec
+from agentwire.task.datasets import Dataset, load_rows
+from agentwire.task.definitions import TaskDefinition, definitions, load_definition
+from agentwire.training.rows import refuse_scored_rows, training_rows
+from agentwire.wire.messages import TaskSpec
 
 ROWS_AT_ONCE = {"cpu": 64, "cuda": 1024}
 """Rows of one step, over all bridges that train side by side. On a CPU more rows than fill its
 caches cost memory and gain nothing. A GPU that runs out of memory takes half as many."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledTask:
+    """A task and its labels for the texts of a data set."""
+
+    task: TaskSpec
+    labels: tuple[int, ...]
+    held_out: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """Rows of one data set.
+
+    Attributes:
+        rows: rows to learn from.
+        held_out: rows that choose the step.
+        tasks: what the receiver is asked about these texts: one task, or all tasks of a series.
+    """
+
+    rows: Dataset
+    held_out: Dataset
+    tasks: tuple[LabelledTask, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingJob:
+    """A bridge to train, or a set of bridges whose soft tokens one receiver reads together.
+
+    Attributes:
+        resolved: the scenario; where several scenarios share a bridge, the first of them.
+        name: of the bridge or of the set.
+        layers: the layer that is read, for each sender.
+        data: one data set, or several for a bridge that serves several tasks.
+    """
+
+    resolved: Resolved
+    name: str
+    layers: tuple[int, ...]
+    data: tuple[TrainingData, ...]
+
+    @property
+    def recipe(self) -> TrainSpec:
+        return self.resolved.scenario.train
+
+    @property
+    def wires(self) -> list[WireSpec]:
+        """The wire from each sender, in the order in which the receiver reads soft tokens."""
+        return [part.spec for part in self.resolved.parts]
+
+    @property
+    def is_set(self) -> bool:
+        return bool(self.resolved.wire.spec.joint)
+
+    @property
+    def bridges(self) -> list[str]:
+        """The folder name of each sender's bridge."""
+        if not self.is_set:
+            return [self.name]
+        return [f"{self.name}.{place}" for place in range(1, len(self.layers) + 1)]
+
+    @property
+    def title(self) -> str:
+        layers = ", ".join(map(str, self.layers))
+        return f"{self.name}, layer {layers}, M = {self.wires[0].soft_tokens}"
+
+    def identity(self) -> list[object]:
+        """Everything in the job that the training depends on, apart from the models."""
+        return [
+            self.name,
+            self.layers,
+            [(wire.soft_tokens, wire.reads) for wire in self.wires],
+            [
+                (data.rows.provenance["rows_sha256"], [one.task.task_id for one in data.tasks])
+                for data in self.data
+            ],
+            self.recipe.model_dump(),
+        ]
+
+
+def training_jobs(resolved: Sequence[Resolved], config: Config) -> list[TrainingJob]:
+    """The jobs that train the bridges of these scenarios.
+
+    Scenarios of several tasks that name the same bridge are one job; other scenarios are one each.
+
+    Raises:
+        ValueError: the scenarios cannot be trained together.
+        ScenarioError, DataError: a scenario cannot be trained.
+    """
+    known: dict[tuple[str, int, int, int], tuple[Dataset, Dataset]] = {}
+    if len(resolved) > 1 and len({one.wire.bridge for one in resolved}) == 1:
+        _check_shared(resolved)
+        return [_job(resolved, config, known)]
+    if len({training_key(one) for one in resolved}) > 1:
+        raise ValueError("the scenarios differ in more than settings of one bridge")
+    return [_job([one], config, known) for one in resolved]
+
+
+def _check_shared(resolved: Sequence[Resolved]) -> None:
+    first = resolved[0]
+    ends = (first.wire.spec.sender, first.wire.spec.receiver)
+    for other in resolved[1:]:
+        same = (
+            other.wire.spec == first.wire.spec
+            and other.scenario.train == first.scenario.train
+            and all(other.choices[end] == first.choices[end] for end in ends)
+        )
+        if not same:
+            raise ValueError("the scenarios differ in more than their task")
+
+
+def _job(
+    scenarios: Sequence[Resolved],
+    config: Config,
+    known: dict[tuple[str, int, int, int], tuple[Dataset, Dataset]],
+) -> TrainingJob:
+    """
+    Args:
+        known: rows that were read before, by the settings that choose them; new ones are added.
+    """
+    first = scenarios[0]
+    wire, recipe = first.wire.spec, first.scenario.train
+    choices = [_trainable_data(one) for one in scenarios]
+    layers = tuple(_layer(first, part.spec.sender) for part in first.parts)
+    name = set_name(wire, first.choices, choices[0]) if wire.joint else first.wire.bridge
+    data = []
+    for choice in choices:
+        definition = load_definition(choice.dataset)
+        if definition.series is not None and (wire.joint or len(scenarios) > 1):
+            raise ScenarioError(
+                f"{choice.dataset} belongs to the series {definition.series}, whose tasks share "
+                "one bridge of one sender.",
+                hint="Give the wire one sender and no `bridge:`, or choose another task.",
+            )
+        key = (choice.model_dump_json(), recipe.held_out, recipe.max_rows, recipe.seed)
+        if key not in known:
+            known[key] = training_rows(choice, recipe, config)
+        data.append(training_data(choice, definition, *known[key], config))
+    return TrainingJob(first, name, layers, tuple(data))
+
+
+def _trainable_data(resolved: Resolved) -> DataChoice:
+    if resolved.data is None:
+        raise ScenarioError(
+            "the scenario has no `task:`, so there is nothing to train for.",
+            hint="Add a task with a dataset.",
+        )
+    if any(choice.weights == "random" for choice in resolved.choices.values()):
+        raise ScenarioError(
+            "a bridge between models with random weights cannot learn anything.",
+            hint="Set `weights: pretrained`; `python bench/train_step.py` times the steps.",
+        )
+    ARCHITECTURES.get(resolved.scenario.train.architecture)  # refuse an unknown one now
+    refuse_scored_rows(resolved.data)
+    return resolved.data
+
+
+def _layer(resolved: Resolved, sender: str) -> int:
+    layer = resolved.choices[sender].layer
+    if layer is None:
+        raise ScenarioError(
+            f"the agent {sender} sends but has no `layer`.",
+            hint="Set the layer whose hidden states the bridge reads, e.g. `layer: 16`.",
+        )
+    return layer
+
+
+def training_data(
+    choice: DataChoice,
+    definition: TaskDefinition,
+    rows: Dataset,
+    held_out: Dataset,
+    config: Config,
+) -> TrainingData:
+    """The rows of a data set with the labels of its own task, or of all tasks of its series.
+
+    Rows from a path stand alone, because the path does not say where the rows of the other tasks
+    of the series are.
+
+    Raises:
+        DataError: another task of the series lacks one of these texts.
+    """
+    parts = (rows, held_out)
+    if definition.series is None or choice.path is not None:
+        labels = (tuple(row.label for row in part.rows) for part in parts)
+        return TrainingData(rows, held_out, (LabelledTask(definition.spec(), *labels),))
+    tasks = []
+    for name, task in definitions().items():
+        if task.series == definition.series:
+            split = load_rows(name, rows.split, config=config)
+            known = {row.text: row.label for row in split.rows}
+            tasks.append(LabelledTask(task.spec(), *(_labels(part, known, name) for part in parts)))
+    return TrainingData(rows, held_out, tuple(tasks))
+
+
+def _labels(rows: Dataset, known: dict[str, int], task: str) -> tuple[int, ...]:
+    missing = next((row.text for row in rows.rows if row.text not in known), None)
+    if missing is not None:
+        raise DataError(
+            f"{task} has no row for the text {missing[:40]!r} of {rows.name}.",
+            hint="Tasks of one series must have the same texts.",
+        )
+    return tuple(known[row.text] for row in rows.rows)
 
 
 def side_by_side(batch_sizes: Sequence[int], most: int) -> list[list[int]]:
@@ -61,9 +271,3 @@ def run_in_groups(
             groups[:0] = [numbers[:half], numbers[half:]]
     if failures:
         raise failures[0]
-
-
-def checkpoint_of(config: Config, bridge: str, identity: Sequence[object]) -> Checkpoint:
-    """The checkpoint of one training; its name depends on everything that the training reads."""
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return Checkpoint(config.home / "training" / f"{bridge}-{digest[:16]}.safetensors", digest)

@@ -11,9 +11,8 @@ at half the learning rate, up to three times.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from agentwire.errors import BridgeError
 from agentwire.spec.scenario import TrainSpec
 from agentwire.training.checkpoint import Checkpoint, Snapshot
-from agentwire.training.objective import Objective, Score
+from agentwire.training.objective import Objective
 from agentwire.training.optimise import Step, learning_rate, schedule, under
 
 ROLLBACKS = 3
@@ -29,14 +28,12 @@ ROLLBACKS = 3
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Held-out figures at one step; ``tasks``: the accuracy on each task, if there are several."""
+    """Figures at one step: the training loss since the last evaluation, and held-out figures."""
 
     step: int
     loss: float
     train_loss: float
     accuracy: float
-    seconds: float
-    tasks: tuple[float, ...] = ()
 
     @property
     def rank(self) -> tuple[float, float]:
@@ -51,7 +48,6 @@ class Trained:
     module: nn.Module
     best: Evaluation
     history: tuple[Evaluation, ...]
-    seconds: float
 
 
 @dataclass(slots=True)
@@ -117,8 +113,6 @@ class _Loop:
     ) -> None:
         self.objective, self.report, self.checkpoint = objective, report, checkpoint
         self.stepped = stepped
-        self.started = time.monotonic()
-        self.earlier_seconds = 0.0
         self.states = [_TrainingState(recipe) for recipe in recipes]
         torch.manual_seed(recipes[0].seed)
         for module in objective.modules:
@@ -150,9 +144,6 @@ class _Loop:
                 self.checkpoint.save(self._snapshot(number))
         return [self._finished(s, state) for s, state in enumerate(self.states)]
 
-    def _seconds(self) -> float:
-        return self.earlier_seconds + time.monotonic() - self.started
-
     def _evaluate(self, number: int, means: Sequence[float]) -> None:
         scores = self.objective.evaluate(self.step.averages)
         for s, (state, score, mean) in enumerate(zip(self.states, scores, means, strict=True)):
@@ -161,7 +152,7 @@ class _Loop:
             if not (math.isfinite(mean) and math.isfinite(score.loss)):
                 self._roll_back(s, state, number)
                 continue
-            evaluation = _evaluation(number, score, mean, self._seconds())
+            evaluation = Evaluation(number, score.loss, mean, score.accuracy)
             state.history.append(evaluation)
             state.last_good = self.step.state(s)
             self.report(s, evaluation)
@@ -190,7 +181,7 @@ class _Loop:
             return BridgeError("nothing was trained.", hint="Set `train.steps` to 1 or more.")
         module = self.objective.modules[s]
         module.load_state_dict(state.best_weights)
-        return Trained(module.eval(), state.best, tuple(state.history), self._seconds())
+        return Trained(module.eval(), state.best, tuple(state.history))
 
     # -- checkpoints --------------------------------------------------------------------------
 
@@ -204,14 +195,14 @@ class _Loop:
                 tensors[f"{s}/random"] = self.objective.random[s].state
             notes.append(
                 {
-                    "history": [_plain(e) for e in state.history],
-                    "best": None if state.best is None else _plain(state.best),
+                    "history": [asdict(e) for e in state.history],
+                    "best": None if state.best is None else asdict(state.best),
                     "rollbacks": state.rollbacks,
                     "scale": state.rate_scale,
                     "failed": state.failure is not None,
                 }
             )
-        return Snapshot(number, self._seconds(), tensors, notes)
+        return Snapshot(number, tensors, notes)
 
     def _resume(self) -> int:
         """Restores an earlier session and returns the step that it reached."""
@@ -224,25 +215,10 @@ class _Loop:
             if self.objective.random:
                 self.objective.random[s].state = found.tensors[f"{s}/random"].cpu()
             state.best_weights = under(found.tensors, f"{s}/best/")
-            state.history = [_from_plain(e) for e in note["history"]]
-            state.best = None if note["best"] is None else _from_plain(note["best"])
+            state.history = [Evaluation(**e) for e in note["history"]]
+            state.best = None if note["best"] is None else Evaluation(**note["best"])
             state.rollbacks, state.rate_scale = note["rollbacks"], note["scale"]
             state.last_good = now if state.history else {}
             if note["failed"]:
                 state.failure = BridgeError("the loss was not finite in an earlier session.")
-        self.earlier_seconds = found.seconds
         return found.step
-
-
-def _evaluation(number: int, score: Score, mean: float, seconds: float) -> Evaluation:
-    tasks = score.tasks if len(score.tasks) > 1 else ()
-    return Evaluation(number, score.loss, mean, score.accuracy, seconds, tasks)
-
-
-def _plain(e: Evaluation) -> list[object]:
-    return [e.step, e.loss, e.train_loss, e.accuracy, e.seconds, list(e.tasks)]
-
-
-def _from_plain(values: Sequence[object]) -> Evaluation:
-    *figures, tasks = values
-    return replace(Evaluation(*figures), tasks=tuple(tasks))  # type: ignore[arg-type]

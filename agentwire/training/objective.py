@@ -30,11 +30,10 @@ EVALUATED_ROWS = 2048
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Mean cross-entropy and accuracy on held-out rows; ``tasks``: the accuracy on each task."""
+    """Mean cross-entropy and accuracy on held-out rows."""
 
     loss: float
     accuracy: float
-    tasks: tuple[float, ...] = ()
 
 
 def score(logits: Tensor, labels: Tensor) -> Score:
@@ -184,7 +183,6 @@ class BridgeObjective:
             Score(
                 loss=sum(one.loss for one in tasks) / len(tasks),
                 accuracy=sum(one.accuracy for one in tasks) / len(tasks),
-                tasks=tuple(one.accuracy for one in tasks),
             )
             for tasks in zip(*scores, strict=True)
         ]

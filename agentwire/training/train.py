@@ -18,10 +18,10 @@ from agentwire.scenario.resolve import Resolved
 from agentwire.scenario.shares import texts_for
 from agentwire.task.datasets import Dataset
 from agentwire.training import loop
-from agentwire.training.cards import ModelPair, training_record, write_bridges
+from agentwire.training.cards import training_record, write_bridges
+from agentwire.training.checkpoint import Checkpoint
 from agentwire.training.curve import draw_curve, require_plots
-from agentwire.training.job import TrainingJob, training_jobs
-from agentwire.training.jobs import checkpoint_of, run_in_groups
+from agentwire.training.jobs import TrainingJob, run_in_groups, training_jobs
 from agentwire.training.joint import JointBridge, JointStates
 from agentwire.training.loop import Trained
 from agentwire.training.models import load_agent, new_bridge
@@ -42,26 +42,13 @@ def train_scenario(
     config: Config | None = None,
     plot: Path | None = None,
 ) -> Path:
-    """Trains the bridge of the scenario's first wire and writes it to ``out``/<bridge name>/.
-
-    If several senders share that wire, all their bridges are trained together. A task of a series
-    trains the bridge of the whole series. Only the dataset's training split is read; a held-out
-    part of it chooses the step. A training that was interrupted continues at its last evaluation.
+    """Trains the bridge of one scenario: see ``train_scenarios``.
 
     Args:
-        resolved: the scenario; the models' weights are on this machine.
-        out: folder that holds bridges.
-        progress: receives the stage and the fraction done.
         plot: file for a plot of the loss.
 
     Returns:
         the bridge's folder; for a wire of several senders, the first sender's.
-
-    Raises:
-        ScenarioError: the scenario has no task, or a sender has no layer.
-        DataError: the rows are not available, or they are the rows that are scored.
-        ModelError, DeviceError: a model cannot be loaded.
-        BridgeError: the loss is not finite.
     """
     plots = {resolved.wire.bridge: plot} if plot is not None else {}
     (folder,) = train_scenarios([resolved], out=out, progress=progress, config=config, plots=plots)
@@ -76,24 +63,33 @@ def train_scenarios(
     config: Config | None = None,
     plots: Mapping[str, Path] | None = None,
 ) -> list[Path]:
-    """Trains the bridges of scenarios that differ only in settings of the bridge
-    (``resolve.training_key``), or the one bridge that scenarios of several tasks name.
+    """Trains the bridges of the scenarios' first wires and writes them to ``out``/<bridge name>/.
 
-    Models load once, and each sender reads each text once for all layers. As many bridges as
-    ``jobs.ROWS_AT_ONCE`` allows share each pass of the receiver. Each bridge is written when its
-    training ends. On a CPU each becomes what it would be if trained alone, apart from rounding; on
-    a GPU dropout depends on the bridges beside it.
+    The scenarios differ only in settings of the bridge (``resolve.training_key``), or they name one
+    bridge for several tasks. If several senders share the wire, their bridges are trained together.
+    A task of a series trains the bridge of the whole series.
+
+    Only the dataset's training split is read; a held-out part of it chooses the step. Models load
+    once, and each sender reads each text once. As many bridges as ``jobs.ROWS_AT_ONCE`` allows
+    share each pass of the receiver. On a CPU each becomes what it would be if trained alone, apart
+    from rounding; on a GPU dropout depends on the bridges beside it. A training that was
+    interrupted continues at its last evaluation.
 
     Args:
+        resolved: the models' weights are on this machine.
+        progress: receives the stage and the fraction done.
         plots: files for plots of the losses, by bridge.
 
     Returns:
-        the folder of each bridge, in order; of a shared bridge, its only one.
+        the folder of each bridge, in order (of a set the first sender's); of a shared bridge, its
+        only one.
 
     Raises:
         ValueError: the scenarios cannot be trained together.
+        ScenarioError: a scenario has no task, or a sender has no layer.
+        DataError: the rows are not available, or they are the rows that are scored.
+        ModelError, DeviceError: a model cannot be loaded.
         BridgeError: a loss is not finite; the other bridges are written.
-        ScenarioError, DataError, ModelError, DeviceError: see ``train_scenario``.
     """
     config = config or Config.from_env()
     if plots:
@@ -263,7 +259,7 @@ class _Trainer:
             self.receiver.identity.fingerprint,
             *(job.identity() for job in jobs),
         ]
-        checkpoint = checkpoint_of(self.config, jobs[0].name, identity)
+        checkpoint = Checkpoint.of(self.config, jobs[0].name, identity)
         report = TrainingReport(self.progress, len(jobs), recipes[0].steps, before, len(self.jobs))
         objective = BridgeObjective(modules, self._tasks(jobs), recipes)
         with _fast_products():
@@ -285,11 +281,8 @@ class _Trainer:
     ) -> None:
         seconds = time.monotonic() - self.started
         record = training_record(job, trained, seconds, self.receiver.device, together)
-        pairs = [
-            ModelPair(sender.identity, layer, self.receiver.identity)
-            for sender, layer in zip(self.senders, job.layers, strict=True)
-        ]
-        write_bridges(self.out, job, module, pairs, record)
+        senders = [sender.identity for sender in self.senders]
+        write_bridges(self.out, job, module, senders, self.receiver.identity, record)
         plot = self.plots.get(job.resolved.wire.bridge)
         if plot is not None:
             draw_curve(trained.history, job.title, plot)

@@ -159,7 +159,6 @@ def test_it_learns_and_the_held_out_rows_say_so() -> None:
     assert (loss, accuracy) == pytest.approx((trained.best.loss, trained.best.accuracy))
     assert evaluate(trained.module, receiver, sample_states(90, 3))[1] > 0.85
     assert not trained.module.training
-    assert trained.seconds >= told[-1].seconds > 0
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:
@@ -280,9 +279,9 @@ def test_bridges_of_different_m_and_of_several_tasks_train_side_by_side() -> Non
     done = train_many(BridgeObjective(modules, tasks, specs), specs)
     for one in done:
         assert isinstance(one, Trained)
-        assert len(one.best.tasks) == 2
-        # The two tasks ask for opposite answers to the same states: no bridge can do both.
-        assert one.best.accuracy == pytest.approx(sum(one.best.tasks) / 2)
+        # The two tasks ask for opposite answers to the same states, so no bridge can do both.
+        apart = [evaluate(one.module, reads(turn), held)[1] for turn in (1.0, -1.0)]
+        assert one.best.accuracy == pytest.approx(sum(apart) / 2)
 
 
 def test_they_need_the_same_number_of_steps() -> None:
@@ -372,7 +371,6 @@ def test_a_killed_training_goes_on_where_it_was(tmp_path: Path, dropout: float) 
     assert again.best.loss == pytest.approx(whole.best.loss)
     weights = whole.module.state_dict()
     assert all(torch.equal(weights[k], v) for k, v in again.module.state_dict().items())
-    assert again.seconds >= again.history[1].seconds
     # The result is not written anywhere yet: a crash now costs nothing either.
     assert train(fresh(cache), receiver, cache, held, spec, told.append, saved).best == again.best
     saved.remove()

@@ -10,7 +10,7 @@ from agentwire.training.reporting import TrainingReport, duration
 
 
 def evaluation(step: int, loss: float, accuracy: float) -> Evaluation:
-    return Evaluation(step, loss, loss, accuracy, 1.0)
+    return Evaluation(step, loss, loss, accuracy)
 
 
 def test_members_are_told_as_means_and_one_that_ended_is_left_out() -> None:

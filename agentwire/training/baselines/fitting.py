@@ -17,10 +17,10 @@ from agentwire.spec.scenario import TrainSpec
 from agentwire.task.datasets import Dataset
 from agentwire.training.baselines.baseline import Baseline, Fitted
 from agentwire.training.baselines.context import BaselineContext
+from agentwire.training.checkpoint import load_tensors, save_tensors
 from agentwire.training.loop import Evaluation, Trained, train_many
 from agentwire.training.objective import Objective, RandomStream, Score, score
 from agentwire.training.reporting import TimeLeft
-from agentwire.training.tensor_file import load_tensors, save_tensors
 
 VERSION = 1
 """Increase it when a baseline changes, so that cached results of the old code are ignored."""

@@ -12,7 +12,7 @@ from agentwire.errors import DataError
 from agentwire.spec.scenario import DataChoice
 from agentwire.task.datasets import Dataset, Example, load_rows
 from agentwire.task.definitions import load_definition
-from agentwire.training.job import TrainingData, training_data
+from agentwire.training.jobs import TrainingData, training_data
 
 
 @pytest.fixture
