@@ -18,11 +18,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from agentwire.config import ensure_writable
 from agentwire.errors import DownloadError
 
-Progress = Callable[[str, float], None]
+OnProgress: TypeAlias = Callable[[str, float], None]
 """Called during slow work: (stage, completed fraction, 0 to 1)."""
 
 _PROGRESS = re.compile(r"^Progress (\d+) of (\d+)")
@@ -67,7 +68,7 @@ def pip_download(
     archive: Archive,
     into: Path,
     *,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     pip: Sequence[str] | None = None,
 ) -> Path:
     """Downloads one archive, unless it is already in ``into``.
@@ -133,7 +134,7 @@ def _version(package: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
 
 
-def _run(command: Sequence[str], tell: Progress) -> tuple[int, list[str]]:
+def _run(command: Sequence[str], tell: OnProgress) -> tuple[int, list[str]]:
     """Exit code and last lines. The child process never outlives this call."""
     lines: deque[str] = deque(maxlen=200)
     try:

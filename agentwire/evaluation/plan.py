@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agentwire.agent.launching.placement import Remote
 from agentwire.config import Config
+from agentwire.download import OnProgress
 from agentwire.errors import InputError, ScenarioError
 from agentwire.evaluation.methods import MethodSpec, check_methods, get_method
 from agentwire.evaluation.predictions import choose_rows
@@ -22,7 +23,6 @@ from agentwire.task.rows import rows_sha256
 CPU_LIMIT = 200
 """Default number of rows if any agent computes on a CPU; otherwise all."""
 CONFIG_FILE = "config.json"
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def plan_run(
     folder: Path | None = None,
     resume: Path | None = None,
     command: str = "",
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> RunPlan:
     """Loads the rows, chooses those to score, and makes or reopens the run's folder.
 

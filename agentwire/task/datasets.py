@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from agentwire.config import Config
-from agentwire.download import Progress, sha256_of
+from agentwire.download import OnProgress, sha256_of
 from agentwire.errors import DataError
 from agentwire.task import movie_snippets, passkey, samples
 from agentwire.task.definitions import TaskDefinition, load_definition
@@ -64,7 +64,7 @@ def load_rows(
     config: Config,
     path: str | Path | None = None,
     allow_download: bool = True,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Dataset:
     """The rows of one split of a dataset.
 
@@ -313,7 +313,7 @@ def _class_order(task: TaskDefinition, names: Sequence[str], where: str) -> dict
 
 
 def _from_registry(
-    task: TaskDefinition, split: str, config: Config, progress: Progress | None
+    task: TaskDefinition, split: str, config: Config, progress: OnProgress | None
 ) -> Dataset:
     file = movie_snippets.fetch(config.datasets / task.name, progress)
     return _dataset(

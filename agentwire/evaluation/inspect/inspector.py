@@ -20,7 +20,7 @@ from torch import Tensor
 from agentwire.bridge import store
 from agentwire.bridge.card import BridgeCard
 from agentwire.bridge.resampler import Resampler
-from agentwire.download import Progress
+from agentwire.download import OnProgress
 from agentwire.errors import BridgeError
 from agentwire.evaluation.inspect import payloads as inspection
 from agentwire.model.prompting import MAX_TEXT_TOKENS
@@ -145,7 +145,7 @@ class BridgeInspector:
         soft = self._module(states, mask).half().float()
         return Encoded(soft, inspection.attention(self._module, states, mask))
 
-    def payloads(self, texts: Sequence[str], progress: Progress) -> Tensor:
+    def payloads(self, texts: Sequence[str], progress: OnProgress) -> Tensor:
         """Soft tokens [n, M, d] of many texts."""
         parts: list[Tensor] = []
         for start in range(0, len(texts), BATCH):

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from agentwire.download import Progress
+from agentwire.download import OnProgress
 from agentwire.scenario.resolve import Resolved
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     SendBatch: TypeAlias = Callable[[Runtime, Resolved, Sequence[str]], Awaitable[list[Outcome]]]
     """Sends a batch of texts over the run's wire and returns one outcome per text, in order."""
 
-    Prepare: TypeAlias = Callable[[Runtime, Resolved, Progress], Awaitable[None]]
+    Prepare: TypeAlias = Callable[[Runtime, Resolved, OnProgress], Awaitable[None]]
     """Runs once before the first batch. Progress is called in the event loop."""
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
-from agentwire.download import Progress
+from agentwire.download import OnProgress
 from agentwire.errors import RequestError
 from agentwire.evaluation.methods.base import MethodSpec
 from agentwire.evaluation.methods.local import answer_locally, local_state
@@ -46,7 +46,7 @@ async def _send_zeros(runtime: Runtime, resolved: Resolved, texts: Sequence[str]
     return await answer_locally(state, compute)
 
 
-async def _load_held_out(runtime: Runtime, resolved: Resolved, progress: Progress) -> None:
+async def _load_held_out(runtime: Runtime, resolved: Resolved, progress: OnProgress) -> None:
     context = local_state(runtime, resolved).context
     await anyio.to_thread.run_sync(lambda: context.held_out)
 

@@ -18,7 +18,7 @@ import anyio.from_thread
 import anyio.to_thread
 
 from agentwire.config import Config
-from agentwire.download import Progress
+from agentwire.download import OnProgress
 from agentwire.evaluation.methods.base import MethodSpec
 from agentwire.runtime.reply import Reply
 from agentwire.scenario.resolve import Resolved
@@ -96,7 +96,7 @@ def _reply(scores: Sequence[float], labels: Sequence[str], ms: float) -> Reply:
 def baseline_method(name: str, baseline: Baseline) -> MethodSpec:
     """A baseline as a method."""
 
-    async def prepare(runtime: Runtime, resolved: Resolved, progress: Progress) -> None:
+    async def prepare(runtime: Runtime, resolved: Resolved, progress: OnProgress) -> None:
         from agentwire.training.baselines.fitting import fitted  # imports torch
 
         state = local_state(runtime, resolved)

