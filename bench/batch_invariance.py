@@ -1,9 +1,8 @@
-"""Whether an answer depends on its batch: every row of a split alone, and in batches of 16.
+"""Does an answer depend on its batch? Every row of a split alone, and in batches of 16.
 
 Both go over the bridge of the scenario, through processes and bus. Sums of floating-point numbers
-depend on their order, and the order on how many rows a product has; so scores differ in their last
-digits, and the prediction of a row may differ where its two best labels score alike. Each row that
-differs is recorded with its margin: by how much its best label leads.
+depend on their order, which depends on the number of rows, so scores differ in their last digits. A
+prediction may differ if its two best labels score almost alike; the record has the margins.
 
     python bench/batch_invariance.py [--rows 0] [--out bench/results/batch-invariance-cpu.json]
 """
@@ -11,39 +10,33 @@ differs is recorded with its margin: by how much its best label leads.
 from __future__ import annotations
 
 import argparse
-import shlex
+import asyncio
 import sys
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from overhead import SCENARIO, Scores, over_bus, recorded
-from rich.console import Console
+from overhead import Scores, over_bus
+from records import SCENARIO, chosen_rows, models_of, parser_of, provenance, write
 
-from agentwire.config import Config
-from agentwire.errors import InputError
-from agentwire.evaluation.predictions import choose_rows
-from agentwire.evaluation.summary import hardware, versions
+from agentwire.errors import AgentwireError
 from agentwire.runtime import Runtime
 from agentwire.scenario.fetch import fetch
 from agentwire.scenario.load import load_scenario
 from agentwire.scenario.resolve import resolve
-from agentwire.task.datasets import load_rows
 from agentwire.task.definitions import load_definition
-from agentwire.task.rows import rows_sha256
 
 
 def margins(scores: Scores) -> Scores:
-    """By how much the best label of each row leads, in nats, [n]."""
+    """Lead of the best label of each row, in nats [n]."""
     ordered = np.sort(scores, axis=1)
     lead: Scores = ordered[:, -1] - ordered[:, -2]
     return lead
 
 
 def figures_of(alone: Scores, together: Scores, labels: list[int]) -> dict[str, Any]:
-    """Agreement of the two, and the accuracy of each."""
+    """Agreement of both, and the accuracy of each."""
     first, second = alone.argmax(axis=1), together.argmax(axis=1)
     differ = np.flatnonzero(first != second)
     lead = margins(together)
@@ -60,53 +53,46 @@ def figures_of(alone: Scores, together: Scores, labels: list[int]) -> dict[str, 
     }
 
 
-async def measure(args: argparse.Namespace, console: Console) -> dict[str, Any]:
+async def measure(args: argparse.Namespace) -> dict[str, Any]:
     resolved = fetch(resolve(load_scenario(args.scenario), source=args.scenario, device="cpu"))
-    source = resolved.data
-    if source is None:
-        raise InputError("The scenario has no task.", hint="Give one with a task: and a bridge.")
-    # Otherwise an agent joins rows of several messages to one batch.
+    rows, data = chosen_rows(resolved, args.rows, args.seed)
+    texts = [row.text for row in rows]
+    assert resolved.data is not None
+    task = load_definition(resolved.data.dataset).spec()
+    # By default an agent joins rows of several messages to one batch.
     agents = {n: s.model_copy(update={"batch_by": "message"}) for n, s in resolved.agents.items()}
     resolved = replace(resolved, agents=agents)
-    data = load_rows(source.dataset, source.split, config=Config.from_env())
-    rows = [data.rows[i] for i in choose_rows(len(data), args.rows, args.seed)]
-    texts = [row.text for row in rows]
-    task = load_definition(source.dataset).spec()
     async with Runtime(resolved) as runtime:
         send = over_bus(runtime, resolved, task, 2)
         together = await send(texts, args.batch)
-        console.print(f"{len(rows)} rows in batches of {args.batch}: done")
+        print(f"{len(rows)} rows in batches of {args.batch}: done", file=sys.stderr)
         alone = await send(texts, 1)
-    figures = figures_of(alone, together, [row.label for row in rows])
-    for name, value in figures.items():
-        console.print(f"{name}: {value:,.6g}")
-    card = resolved.wire.card
     return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "bench/batch_invariance.py", *sys.argv[1:]]),
-        "hardware": hardware().model_dump(),
-        "versions": versions(),
+        **provenance(),
         "settings": {
-            "models": {name: choice.model for name, choice in resolved.choices.items()},
-            "bridge": f"{resolved.wire.bridge}, sha256 {card.weights_sha256 if card else ''}",
-            "data": f"{data.name} {data.split}, {len(rows)} rows, sha256 {rows_sha256(rows)}",
-            "threads": {name: spec.threads for name, spec in resolved.agents.items()},
+            **models_of(resolved),
+            "data": data,
             "batch_sizes": [1, args.batch],
             "seed": args.seed,
         },
-        "figures": figures,
+        "figures": figures_of(alone, together, [row.label for row in rows]),
     }
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = parser_of(__doc__)
     parser.add_argument("--scenario", type=Path, default=SCENARIO)
     parser.add_argument("--rows", type=int, default=0, help="0: all")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    return recorded(measure, args)
+    try:
+        record = asyncio.run(measure(args))
+    except AgentwireError as error:
+        print(f"agentwire: {error}", file=sys.stderr)
+        return 2
+    write(record, args.out)
+    return 0
 
 
 if __name__ == "__main__":

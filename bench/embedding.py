@@ -1,9 +1,9 @@
-"""What embedding costs: one message by the bare Python API, by adapters, and by the gateway.
+"""Cost of embedding: one message by the Python API, by adapters, and by the gateway.
 
-All ways ask the same two fake agents (real processes, real bus, models that answer at once), one
-message at a time, in turns: each message goes by every way before the next, and a figure is the
-median over all messages. So what is left is the cost of the way itself. Ways whose libraries are
-not installed are left out, and the record says so.
+All of them send to the same two fake agents (real processes, real bus, models that answer at once),
+one message at a time. Each message goes by every way before the next one, and a figure is the
+median over all messages. Adapters whose libraries are not installed are left out, and the record
+says so.
 
     python bench/embedding.py [--messages 200] [--rounds 5] [--out bench/results/embedding-cpu.json]
 
@@ -17,21 +17,20 @@ import argparse
 import asyncio
 import importlib.util
 import json
-import shlex
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from records import parser_of, provenance, write
+
 import agentwire
 from agentwire.adapters.local import LocalAgents
-from agentwire.evaluation.summary import hardware
 
 LABELS = ["good", "bad"]
 PROMPT = "Is it good?"
@@ -50,7 +49,7 @@ DISTRIBUTIONS = ("langchain-core", "autogen-core", "agent-framework-core", "open
 
 
 def adapters(agents: LocalAgents) -> dict[str, Way]:
-    """The ways that need no HTTP."""
+    """The Python adapters that are installed."""
 
     async def local(text: str) -> str:
         return (await agents.aask(WIRE, [("user", text)], agentwire=ASKED)).text
@@ -92,7 +91,7 @@ def adapters(agents: LocalAgents) -> dict[str, Way]:
 
 
 def over_http(url: str) -> dict[str, Way]:
-    """The ways through the gateway, one kept connection each."""
+    """The gateway, with one connection for each client."""
     import httpx2
 
     http = httpx2.AsyncClient(base_url=url)
@@ -133,16 +132,16 @@ def over_http(url: str) -> dict[str, Way]:
 
 
 async def measure(ways: dict[str, Way], messages: int, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of every message, by way.
+    """Milliseconds of every message by way.
 
     Raises:
-        AssertionError: two ways answer differently.
+        AssertionError: two answers differ.
     """
     taken: dict[str, list[float]] = {name: [] for name in ways}
     order = list(ways)
     for turn in range(-1, rounds):  # the first warms up
         for number in range(messages):
-            order.append(order.pop(0))  # nobody always follows the same one
+            order.append(order.pop(0))  # each follows another one than before
             answers = {}
             for name in order:
                 began = time.perf_counter()
@@ -203,9 +202,7 @@ def record(taken: dict[str, list[float]], options: argparse.Namespace) -> dict[s
     return {
         "benchmark": "embedding",
         "labels": ["FAKE AGENTS that answer at once: real processes and bus, no language model"],
-        "command": "python bench/embedding.py " + shlex.join(sys.argv[1:]),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": hardware().model_dump(),
+        **provenance(),
         "messages": options.messages * options.rounds,
         "versions": versions,
         "ways": ways,
@@ -213,16 +210,15 @@ def record(taken: dict[str, list[float]], options: argparse.Namespace) -> dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = parser_of(__doc__)
     parser.add_argument("--messages", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     result = asyncio.run(run(options))
     for name, way in result["ways"].items():
-        print(f"{name:26} p50 {way['p50_ms']:8.3f} ms   +{way['added_p50_ms']:7.3f} ms")
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        figures = f"p50 {way['p50_ms']:8.3f} ms   {way['added_p50_ms']:+8.3f} ms"
+        print(f"{name:26} {figures}", file=sys.stderr)
+    write(result, options.out)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ def wire_of(sender: str, receiver: str, **settings: Any) -> WireSpec:
     return WireSpec.model_validate({"from": sender, "to": receiver, **settings})
 
 
-def couple(
+def agents_of(
     wire: WireSpec, sends: FakeModel, receives: FakeModel, **settings: Any
 ) -> dict[str, AgentSpec]:
-    """A wire's sender, with a fake bridge, and its receiver. All couples use the same two models.
+    """A wire's sender, with a fake bridge, and its receiver.
 
     Args:
         settings: of both agents (``AgentSpec``); each has one thread.
@@ -57,8 +57,8 @@ def two_agents(
 
     Args:
         wire: its settings, as in a scenario.
-        settings: as for ``couple``.
+        settings: as for ``agents_of``.
     """
     only = wire_of("sender", "receiver", **wire)
-    agents = couple(only, sends, receives, **settings)
+    agents = agents_of(only, sends, receives, **settings)
     return Deployment.of_specs(agents, [only], task=TASK, replicas=dict(replicas or {}))

@@ -1,28 +1,22 @@
-"""Coverage-guided fuzzing of the codec and the session: nothing but the protocol's own errors.
+"""Coverage-guided fuzzing of the codec and the session.
 
     pip install 'agentwire[fuzz]'
     python bench/fuzz.py [--minutes 10] [--seed 0] [--out bench/results/fuzz.json]
 
-Two targets, half the time each: ``codec`` decodes three frames that the fuzzer makes, encodes what
-came out, and decodes that again; ``session`` drives both ends of a session with messages, bytes and
-ticks in any order. The golden messages are the first inputs. A crash, an exception, a growth of
-memory beyond the limit, or a message that does not survive a round trip ends the run with its
-input.
+Two targets take half the time each. ``codec`` decodes frames, encodes the result and decodes it
+again; ``session`` drives both ends of a session with messages, bytes and ticks in any order. The
+golden messages are the first inputs. A crash, an exception other than the protocol's own, memory
+beyond the limit, or a message that does not survive a round trip ends the run with its input.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
-import shlex
 import struct
 import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -31,7 +25,7 @@ TARGETS = ("codec", "session")
 
 
 def seeds(target: str, folder: Path) -> None:
-    """The golden messages, as this program takes them."""
+    """Write the golden messages as inputs of a target."""
     for path in GOLDEN.glob("*.bin"):
         data, packed = path.read_bytes(), b""
         while data:
@@ -44,7 +38,7 @@ def seeds(target: str, folder: Path) -> None:
 
 
 def run_child(target: str, arguments: list[str]) -> None:
-    """In the fuzzed process; does not return."""
+    """Runs in the fuzzed process; does not return."""
     import atheris
 
     with atheris.instrument_imports(include=["agentwire.wire"]):
@@ -54,10 +48,10 @@ def run_child(target: str, arguments: list[str]) -> None:
 
 
 def run_target(target: str, seconds: int, seed: int) -> dict[str, float]:
-    """Runs one target for so long; its figures.
+    """Figures of one target.
 
     Raises:
-        SystemExit: it found something.
+        SystemExit: the fuzzer found something.
     """
     with tempfile.TemporaryDirectory() as folder:
         seeds(target, Path(folder))
@@ -91,31 +85,20 @@ def main() -> int:
     if sys.argv[1:2] == ["--child"]:
         run_child(sys.argv[2], sys.argv[4:])
         return 0
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    from records import parser_of, provenance, write  # the fuzzed process does not need it
+
+    parser = parser_of(__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args, about = parser.parse_args(), provenance()
     seconds = max(1, round(args.minutes * 60 / len(TARGETS)))
     figures: dict[str, float] = {}
     for target in TARGETS:
         found = run_target(target, seconds, args.seed)
-        print(f"{target}: {found}", flush=True)
+        print(f"{target}: {found}", file=sys.stderr, flush=True)
         figures |= {f"{target}_{name}": value for name, value in found.items()}
-    if args.out:
-        from agentwire.evaluation.summary import hardware, versions
-
-        record: dict[str, Any] = {
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": shlex.join(["python", "bench/fuzz.py", *sys.argv[1:]]),
-            "hardware": hardware().model_dump(mode="json"),
-            "versions": versions(),
-            "settings": {"minutes": args.minutes, "seed": args.seed, "targets": list(TARGETS)},
-            "figures": figures,
-        }
-        args.out.write_text(json.dumps(record, indent=2) + "\n")
+    settings = {"minutes": args.minutes, "seed": args.seed, "targets": list(TARGETS)}
+    write({**about, "settings": settings, "figures": figures}, args.out)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What ``fuzz.py`` feeds: in a module of its own, so that the fuzzer can watch what it imports."""
+"""Targets of ``fuzz.py``: a module of its own, whose imports the fuzzer instruments."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from agentwire.wire.events import Outgoing
 from agentwire.wire.session import Session, Side, State
 
 STEPS = 48
-"""Of one session. Without a limit a long input is thousands of pings, and takes a second."""
+"""Limit of one session: a long input would be thousands of pings and take a second."""
 RUN = bytes(range(16))
 HELLO = m.Hello("llama", m.Role.AGENT, token="c0ffee")
 
 
 def frames_of(data: bytes) -> list[bytes]:
-    """Frames, each after its length (uint16): whatever is left is the last."""
+    """Frames, each after its length (uint16); the last one may be short."""
     frames: list[bytes] = []
     while data and len(frames) < 5:
         if len(data) < 2:
@@ -30,7 +30,7 @@ def frames_of(data: bytes) -> list[bytes]:
 
 
 def fuzz_codec(data: bytes) -> None:
-    """Decodes; what decodes must survive a round trip."""
+    """What can be decoded must survive a round trip."""
     try:
         envelope, message, _ = unseal(frames_of(data))
     except RemoteProtocolError:
@@ -52,11 +52,11 @@ def pair(*, opened: bool) -> tuple[Session, Session]:
 
 
 CLOSED, OPEN = pair(opened=False), pair(opened=True)
-"""Copied for each input: shaking hands again would be half of its work."""
+"""Copied for each input, because a handshake would be half of its work."""
 
 
 def fuzz_session(data: bytes) -> None:
-    """One broker's end and one peer's end; each byte says what happens next."""
+    """A broker's and a peer's end; each byte selects the next action."""
     peer, broker = map(copy, CLOSED if data[:1] == b"\0" else OPEN)
     now = 0.0
     rest = data[1:]

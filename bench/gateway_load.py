@@ -1,9 +1,9 @@
-"""The gateway under load: many clients at once, every answer compared with ``agentwire run``.
+"""The gateway under load: many clients, every answer compared with ``agentwire run``.
 
-First ``agentwire run`` scores rows by its bridge method; then ``agentwire serve`` answers the same
-texts for ``--clients`` clients that ask one after the other as fast as they can, for ``--seconds``.
-Some of them send forged handles, and must get 404 and nothing else. Counted: answers by status,
-answers that differ from the run's prediction, rows a second, latency.
+First ``agentwire run`` scores rows with the bridge. Then ``agentwire serve`` answers the same texts
+for ``--clients`` clients, each with one request outstanding, for ``--seconds``. Some requests have
+forged handles and must get 404. Counted: answers by status, answers that differ from the run's
+prediction, rows a second, latency.
 
     python bench/gateway_load.py [--seconds 120] [--out bench/results/gateway-load.json]
 """
@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import json
 import random
-import shlex
 import statistics
 import subprocess
 import sys
@@ -23,29 +22,24 @@ import time
 from collections import Counter
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import httpx2
+from records import SCENARIO, parser_of, provenance, write
 
 from agentwire.config import Config
-from agentwire.evaluation.summary import hardware
 from agentwire.scenario.load import load_scenario
 from agentwire.scenario.resolve import resolve
 from agentwire.task.datasets import load_rows
 
-ROOT = Path(__file__).resolve().parent.parent
-SCENARIO = ROOT / "scenarios" / "llama_to_mistral_sst2.yaml"
 FORGED_EVERY = 50
 CLI = [sys.executable, "-m", "agentwire"]
 
 
 @dataclass
 class Tally:
-    """What the clients saw."""
-
     statuses: Counter[str] = field(default_factory=Counter)
     channels: Counter[str] = field(default_factory=Counter)
     different: int = 0
@@ -53,7 +47,7 @@ class Tally:
 
 
 def predicted(scenario: Path, rows: int, folder: Path) -> tuple[dict[int, str], dict[str, Any]]:
-    """The run's label of each row, and its result.json."""
+    """Predicted label of each row, and result.json."""
     command = [*CLI, "run", str(scenario), "--methods", "bridge", "--limit", str(rows)]
     done = subprocess.run(
         [*command, "--out", str(folder), "--json"], capture_output=True, text=True, check=True
@@ -120,14 +114,13 @@ async def load(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = parser_of(__doc__)
     parser.add_argument("--scenario", type=Path, default=SCENARIO)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--requests", type=int, default=48, help="answered at once; more get 429")
     parser.add_argument("--rows", type=int, default=200)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    options, about = parser.parse_args(), provenance()
     resolved = resolve(load_scenario(options.scenario), source=options.scenario)
     assert resolved.data is not None
     data = load_rows(resolved.data.dataset, resolved.data.split, config=Config.from_env())
@@ -144,10 +137,8 @@ def main() -> None:
             f"{'STAND-IN ' if run['substitutions'] else ''}models: {models}; "
             f"data: {resolved.data.dataset} {resolved.data.split}"
         ],
-        "command": "python bench/gateway_load.py " + shlex.join(sys.argv[1:]),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        **about,
         "versions": {name: metadata.version(name) for name in ("starlette", "uvicorn", "torch")},
-        "hardware": hardware().model_dump(),
         "clients": options.clients,
         "answered at once": options.requests,
         "seconds": options.seconds,
@@ -159,9 +150,7 @@ def main() -> None:
         "p99_ms": round(times[98], 1),
         "in flight at the end": "agentwire_gateway_in_flight 0.0" in metrics and 0,
     }
-    print(json.dumps(result, indent=2))
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    write(result, options.out)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,21 @@
-"""How much one runner carries, by agents that wait as a GPU would compute.
+"""How much one runner carries, with agents that wait as a GPU would compute.
 
-Fake agents in real processes on the real bus; each batch "computes" for ``--compute-ms`` without
-using a core, and carries payloads of the 7B shape (8 x 4096 fp16, 64 KiB a row). So what ends the
-growth is runner and bus (client, broker) and the agents' own work around the model. Ways:
+Fake agents run in real processes on the real bus. Each batch "computes" for ``--compute-ms``
+without using a core and carries payloads of the 7B shape (8 x 4096 fp16, 64 KiB a row), so the
+limits are the runner (client, broker) and the agents' own work around the model. Connections:
 
-* ``ipc``: sender-receiver pairs, processes of this machine.
-* ``tcp``: the same pairs, each agent joined over tcp with CURVE keys, as from a machine of its own.
-* ``idle``: one busy pair among others that have nothing to do: what more wires and agents cost.
-* ``gateway``: pairs behind one ``serve``, asked one text at a time by many HTTP clients.
-* ``ray``: the pairs as Ray actors of one local cluster (where Ray is installed).
+* ``ipc``: sender-receiver pairs as processes of this machine.
+* ``tcp``: the same pairs, each agent joined over tcp with CURVE keys, as from its own machine.
+* ``idle``: one busy pair beside idle ones: the cost of more wires and agents.
+* ``gateway``: pairs behind one ``serve``; many HTTP clients send one text at a time.
+* ``ray``: the pairs as Ray actors of one local cluster (if Ray is installed).
 
     python bench/scaling.py [--ways ipc tcp idle gateway] [--pairs 1 2 4 8] [--seconds 3]
 
-Figures: messages and rows a second, CPU milliseconds that the runner and all agents together spend
-on a message (the callers that ask are part of the runner, but not of a gateway), and the median
-latency. CPU time hardly depends on what else the machine does; rates do. Each call replaces the
-ways that it measured in the record, and keeps the others.
+Figures: messages and rows a second, CPU milliseconds a message of the runner and of all agents
+(callers are part of the runner, but not of a gateway), and the median latency. CPU time hardly
+depends on other load of the machine; rates do. A call replaces the ways that it measures in the
+record and keeps the others.
 """
 
 from __future__ import annotations
@@ -23,31 +23,29 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import shlex
 import statistics
 import sys
 import time
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from records import parser_of, provenance, write
 from scale.load import IN_FLIGHT, Load, ask_gateway, ask_runtime
 from scale.pairs import PAYLOAD_BYTES, OverTcp, deployment
 
 from agentwire.agent.launching.placement import Remote
 from agentwire.benchmark.machine import conditions, load_average
-from agentwire.evaluation.summary import hardware, versions
 from agentwire.runtime import Runtime
 from agentwire.runtime.deployment import Deployment
 
 HERE = Path(__file__).resolve().parent
 WAYS = ("ipc", "tcp", "idle", "gateway", "ray")
-CLIENTS = 32  # of each pair, where HTTP clients ask: two batches
+CLIENTS = 32  # HTTP clients of each pair: two batches
 
 
 def remote_of(way: str, what: Deployment, stack: AsyncExitStack, address: str) -> Remote | None:
-    """How agents join that are no processes of the runner's; None: they are."""
+    """How agents join that are not child processes of the runner, if they are not."""
     if way == "tcp":
         return OverTcp().remote(frozenset(what.agents))
     if way == "ray":
@@ -60,7 +58,7 @@ def remote_of(way: str, what: Deployment, stack: AsyncExitStack, address: str) -
 
 
 async def by_runtime(way: str, pairs: int, idle: int, options: argparse.Namespace) -> Load:
-    """Load on ``pairs`` pairs, beside ``idle`` others."""
+    """Load on ``pairs`` pairs beside ``idle`` others."""
     what = deployment(pairs + idle, options.batch, options.compute_ms)
     async with AsyncExitStack() as stack:
         remote = remote_of(way, what, stack, options.address)
@@ -84,7 +82,6 @@ async def by_gateway(pairs: int, options: argparse.Namespace) -> Load:
 
 
 def figures(load: Load, pairs: int, idle: int) -> dict[str, Any]:
-    """What is published of one load."""
     messages = len(load.milliseconds)
 
     def each(seconds: float | None) -> float | None:
@@ -102,7 +99,7 @@ def figures(load: Load, pairs: int, idle: int) -> dict[str, Any]:
 
 
 def measure(way: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Figures of one way, by number of pairs (``idle``: of other pairs)."""
+    """Figures of one way for each number of pairs (``idle``: of other pairs)."""
     found = []
     for count in options.pairs:
         pairs, idle = (1, count - 1) if way == "idle" else (count, 0)
@@ -116,28 +113,24 @@ def measure(way: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = parser_of(__doc__)
+    parser.set_defaults(out=Path("bench/results/scaling-cpu.json"))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS[:-1]))
     parser.add_argument("--pairs", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--compute-ms", type=float, default=50.0)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--address", default="local", help="of the Ray cluster")
-    parser.add_argument("--out", type=Path, default=Path("bench/results/scaling-cpu.json"))
     options = parser.parse_args()
     record: dict[str, Any] = {"benchmark": "scaling", "ways": {}}
     if options.out.exists():
         record = json.loads(options.out.read_text(encoding="utf-8"))
     for way in options.ways:
-        started, load = datetime.now(UTC).isoformat(timespec="seconds"), load_average()
-        began = time.perf_counter()
+        about, load, began = provenance(), load_average(), time.perf_counter()
         found = measure(way, options)
         record["ways"][way] = {
-            "started": started,
+            **about,
             "seconds": round(time.perf_counter() - began, 1),
-            "command": shlex.join(["python", *sys.argv]),
-            "hardware": hardware().model_dump(),
-            "versions": versions(),
             "labels": [
                 "FAKE MODELS that wait: payloads of the 7B shape, not its accuracy or speed",
                 *conditions(load),
@@ -151,7 +144,7 @@ def main() -> int:
             },
             "figures": found,
         }
-        options.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write(record, options.out)
     return 0
 
 

@@ -16,11 +16,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import functools
-import json
 import logging
 import os
 import random
-import shlex
 import signal
 import statistics
 import sys
@@ -28,7 +26,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -37,10 +34,10 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from chaos.rig import PLENTY, TIMING, Setup, deployment_of
 from fakes import TASK
+from records import parser_of, provenance, write
 
 from agentwire.agent.launching.limits import AgentLimits
 from agentwire.errors import NackCode, RequestError
-from agentwire.evaluation.summary import hardware, versions
 from agentwire.model.fake import answer
 from agentwire.runtime import Runtime
 from agentwire.runtime.ledger import Admission
@@ -307,40 +304,29 @@ RUNS: dict[str, Callable[[argparse.Namespace], Coroutine[Any, Any, Run]]] = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("what", choices=RUNS)
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--messages", type=int, default=1_000_000)
     parser.add_argument("--kill-every", type=float, default=20.0)
     parser.add_argument("--factor", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args, about = parser.parse_args(), provenance()
     logging.getLogger("agentwire").setLevel(logging.ERROR)
     if args.minutes is None:
         args.minutes = 30.0 if args.what == "soak" else 5.0
     figures, phases = asyncio.run(RUNS[args.what](args))
-    for name, value in figures.items():
-        print(f"{name:32} {value:,}")
-    for name, values in phases.items():
-        print(f"{name:32} {values}")
-    if args.out:
-        record: dict[str, Any] = {
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": shlex.join(["python", "bench/stress.py", *sys.argv[1:]]),
-            "hardware": hardware().model_dump(mode="json"),
-            "versions": versions(),
-            "settings": {
-                "models": "fake backend (deterministic, no weights)",
-                "minutes": args.minutes,
-                "seed": args.seed,
-                "load_average": os.getloadavg()[1],
-            },
-            "figures": figures,
-        } | ({"phases": phases} if phases else {})
-        args.out.write_text(json.dumps(record, indent=2) + "\n")
+    record: dict[str, Any] = {
+        **about,
+        "settings": {
+            "models": "fake backend (deterministic, no weights)",
+            "minutes": args.minutes,
+            "seed": args.seed,
+            "load_average": os.getloadavg()[1],
+        },
+        "figures": figures,
+    }
+    write(record | ({"phases": phases} if phases else {}), args.out)
     return 1 if figures["lost"] or figures["wrong"] else 0
 
 

@@ -1,33 +1,29 @@
-"""What training a bridge costs at the 8B and 7B shapes: one step, and the states it reads.
+"""Cost of training a bridge at the 8B and 7B shapes: one step, and the states that it reads.
 
-The same code as ``agentwire train``: the frozen sender's states are cached once, then one step is
-the bridge, the frozen receiver forward and backward, and the optimiser, captured as a CUDA graph.
-With one device both models share it while the states are made; with two each has its own, and the
-step runs on the receiver's. Weights are random, so nothing is learnt: time and memory only.
+The code is that of ``agentwire train``: the frozen sender's states are cached once; one step is the
+bridge, the frozen receiver forward and backward, and the optimiser, captured as a CUDA graph. With
+one device both models share it while states are computed; with two each model has its own, and the
+step runs on the receiver's. Weights are random, so only time and memory mean something.
 
     python bench/train_step.py [--devices cuda:0 cuda:1] [--out bench/results/train-step.json]
 
-``--sender random/tiny-llama --receiver random/tiny-mistral --devices cpu`` tries it out anywhere.
+``--sender random/tiny-llama --receiver random/tiny-mistral --devices cpu`` runs on any machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import json
-import shlex
 import statistics
 import sys
 import time
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
+from records import parser_of, provenance, write
 
 from agentwire.bridge.architectures import BridgeShape
 from agentwire.bridge.resampler import Resampler
-from agentwire.evaluation.summary import hardware, versions
 from agentwire.model.transformers import TransformersBackend
 from agentwire.spec.agent import AgentSpec
 from agentwire.spec.scenario import TrainSpec
@@ -62,7 +58,7 @@ def clear(devices: list[str]) -> None:
     gc.collect()
     for device in devices:
         if device != "cpu":
-            torch.zeros(1, device=device)  # its counters exist once it was used
+            torch.zeros(1, device=device)  # creates the device's counters
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
 
@@ -77,7 +73,7 @@ def wait(device: torch.device) -> None:
 
 
 def states(args: argparse.Namespace, device: str) -> tuple[StateCache, dict[str, Any]]:
-    """The cache, and how fast it was made."""
+    """The cache, and rows a second."""
     sender = backend("sender", args.sender, device)
     texts = [words(args.text_tokens, i) for i in range(args.rows)]
     options = {"layer": args.layer, "max_tokens": args.text_tokens}
@@ -106,7 +102,7 @@ def new_bridge(args: argparse.Namespace, cache: StateCache, receiver: Transforme
 def time_steps(
     args: argparse.Namespace, cache: StateCache, receiver: TransformersBackend, batch: int
 ) -> dict[str, Any]:
-    """Milliseconds of a step: each with its own end, and many in a row as in training."""
+    """Milliseconds of a step: waited for one by one, and many in a row as in training."""
     prompt = words(args.prompt_tokens, 7)
     task = TaskSpec("train-step", prompt, "{text} " + prompt, ("t10", "t20"), RelaySpec())
     receiver.prepare(task)
@@ -120,7 +116,7 @@ def time_steps(
     draw = torch.Generator().manual_seed(0)
     rows = torch.randint(len(cache), (args.steps, batch), generator=draw).to(receiver.device)
     rate = [recipe.learning_rate]
-    for i in range(3):
+    for i in range(min(3, args.steps)):
         step(rate, [[rows[i]]])
     wait(receiver.device)
     single = []
@@ -135,7 +131,7 @@ def time_steps(
     wait(receiver.device)
     each = (time.perf_counter() - begin) * 1e3 / args.steps
     if not torch.isfinite(step.losses).all():
-        raise SystemExit("the loss is not finite")
+        raise SystemExit("The loss is not finite.")
     return {
         "step_ms_p50": round(statistics.median(single), 2),
         "step_ms_p99": round(sorted(single)[int(0.99 * (len(single) - 1))], 2),
@@ -147,7 +143,7 @@ def time_steps(
 
 
 def measure(args: argparse.Namespace, devices: list[str]) -> dict[str, Any]:
-    """Everything on these devices: sender on the first, receiver on the last."""
+    """Sender on the first device, receiver on the last."""
     clear(devices)
     receiver = backend("receiver", args.receiver, devices[-1])
     cache, made = states(args, devices[0])
@@ -176,11 +172,8 @@ def record_of(args: argparse.Namespace, runs: dict[str, Any]) -> dict[str, Any]:
     for count, run in runs.items():
         figures[f"states_rows_per_s/{count}gpu"] = run["states"]["rows_per_s"]
     return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        **provenance(),
         "label": LABEL,
-        "command": shlex.join(["python", "bench/train_step.py", *sys.argv[1:]]),
-        "hardware": hardware().model_dump(),
-        "versions": versions(),
         "settings": {k: v for k, v in vars(args).items() if k != "out"},
         "figures": figures,
         "runs": runs,
@@ -188,12 +181,12 @@ def record_of(args: argparse.Namespace, runs: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = parser_of(__doc__)
     parser.add_argument("--sender", default=LLAMA)
     parser.add_argument("--receiver", default=MISTRAL)
     parser.add_argument("--devices", nargs="+", default=["cuda:0"])
     parser.add_argument(
-        "--counts", type=int, nargs="+", help="use so many of the devices; default: 1, 2, ..."
+        "--counts", type=int, nargs="+", help="numbers of devices; default: 1, 2, ..."
     )
     parser.add_argument("--layer", type=int, default=16)
     parser.add_argument("--hidden", type=int, default=512)
@@ -203,15 +196,11 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=1024)
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 32, 64])
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     runs: dict[str, Any] = {}
     for count in args.counts or range(1, len(args.devices) + 1):
         runs[str(count)] = measure(args, args.devices[:count])
-        text = json.dumps(record_of(args, runs), indent=2) + "\n"
-        if args.out:  # after every part: what is measured is measured
-            args.out.write_text(text, encoding="utf-8")
-    print(text, end="")
+        write(record_of(args, runs), args.out)  # after every part, so that it survives Ctrl-C
     return 0
 
 

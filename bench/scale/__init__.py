@@ -1,1 +1,1 @@
-"""What ``bench/scaling.py`` runs: agents that wait, ways to reach them, and load on them."""
+"""Agents, connections and load of ``bench/scaling.py``."""

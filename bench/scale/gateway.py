@@ -1,4 +1,4 @@
-"""A gateway over pairs, in a process of its own: prints its base URL, serves until SIGTERM.
+"""A gateway over pairs in a process of its own: prints its base URL and serves until SIGTERM.
 
 python bench/scale/gateway.py <pairs> <batch> <compute ms>
 """

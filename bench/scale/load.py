@@ -1,4 +1,4 @@
-"""Load on pairs, and what it costs: by the Python API, and by HTTP."""
+"""Load on pairs by the Python API and by HTTP, and the CPU time that it costs."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ import psutil
 from agentwire.runtime import Runtime
 from agentwire.runtime.pending import replies_of
 
-IN_FLIGHT = 2  # messages of a pair: one is encoded while the one before it is decoded
+IN_FLIGHT = 2  # messages of a pair: one is encoded while another is decoded
 WARM_S = 0.7
 
 
 @dataclass
 class Load:
-    """What was answered within a stretch of time.
+    """What was answered in ``seconds``.
 
     Attributes:
-        milliseconds: of each message, from call to answer.
         rows: of each message.
-        seconds: that it took.
+        milliseconds: of each message, from call to answer.
         runner_s, agents_s: CPU seconds of the runner, and of all agents together (None: they are
             not children of the runner).
     """
@@ -37,7 +36,7 @@ class Load:
 
 
 class Usage:
-    """CPU seconds of a process and of its children since this was made."""
+    """CPU seconds of a process and of its children since construction."""
 
     def __init__(self, root: psutil.Process) -> None:
         self._root = root
@@ -48,7 +47,7 @@ class Usage:
         return _cpu(self._root), sum(_cpu(child) for child in self._children)
 
     def since(self) -> tuple[float, float | None]:
-        """Of the process itself, and of its children together; None: it has none."""
+        """Of the process, and of its children together (None without children)."""
         now = self._now()
         own, theirs = (after - before for before, after in zip(self._before, now, strict=True))
         return own, theirs if self._children else None
@@ -65,10 +64,10 @@ async def measured(
     seconds: float,
     root: psutil.Process,
 ) -> Load:
-    """Lets callers ask until the time is over, first to warm up.
+    """Warm up, then let all callers send for ``seconds``.
 
     Args:
-        callers: each asks until a ``perf_counter`` time, and notes milliseconds.
+        callers: each sends until a ``perf_counter`` time and appends milliseconds.
         root: the runner's process.
     """
     await asyncio.gather(*(ask(time.perf_counter() + WARM_S, []) for ask in callers))

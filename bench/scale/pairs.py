@@ -1,4 +1,4 @@
-"""Sender-receiver pairs of fake agents that wait as a GPU would compute; over ipc, or over tcp."""
+"""Pairs of fake agents that wait as a GPU would compute, over ipc or tcp."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from typing import Final
 
-from fakes import couple, wire_of
+from fakes import agents_of, wire_of
 
 from agentwire.agent.launching.placement import Remote
 from agentwire.bus.access import RemoteAccess
@@ -31,8 +31,8 @@ def deployment(pairs: int, batch: int, compute_ms: float, *, by_message: bool = 
     """``pairs`` senders, each with a receiver of its own.
 
     Args:
-        compute_ms: that each agent waits for a batch.
-        by_message: a message is a batch; else rows of several messages share one.
+        compute_ms: time that each agent waits for a batch.
+        by_message: a message is a batch; otherwise rows of several messages share batches.
     """
     fake = FakeModel(width=WIDTH, encode_ms=compute_ms, decode_ms=compute_ms)
     agents: dict[str, AgentSpec] = {}
@@ -40,22 +40,19 @@ def deployment(pairs: int, batch: int, compute_ms: float, *, by_message: bool = 
     for i in range(pairs):
         wire = wire_of(f"sender-{i}", f"receiver-{i}", fallback="error")
         wires.append(wire)
-        agents |= couple(
+        agents |= agents_of(
             wire,
             fake,
             fake,
             max_batch=batch,
             batch_by="message" if by_message else "rows",
-            place=Placement(cpus=0),  # they only wait: more of them than cores
+            place=Placement(cpus=0),  # they only wait, and there are more of them than cores
         )
     return Deployment.of_specs(agents, wires, task=TASK)
 
 
 class OverTcp:
-    """Starts each agent as its machine would: it joins the bus over tcp with keys of its own.
-
-    A launcher (``agentwire.agent.launching.placement.Launcher``) without a cluster.
-    """
+    """A launcher whose agents join the bus over tcp with CURVE keys, as from other machines."""
 
     def __init__(self) -> None:
         self._public, self._secret = new_pair()
@@ -63,11 +60,9 @@ class OverTcp:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def remote(self, agents: frozenset[str]) -> Remote:
-        """What a runtime needs to take these agents in."""
         return Remote(RemoteAccess("tcp://127.0.0.1:*", self._secret, self), agents, self)
 
     def name_of(self, key: str) -> str | None:
-        """Which agent a public key is of."""
         return self._names.get(key)
 
     def launch(self, spec: AgentSpec, endpoint: str, restarts: int) -> None:
