@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from enum import IntEnum, auto
 from typing import Final, NamedTuple, TypeAlias
 
@@ -93,19 +93,9 @@ MAX_REMEMBERED: Final = 4096
 """Wires and groups whose last turn is remembered; far more than are active at once."""
 
 
-@dataclass(eq=False)
-class _Queue:
-    """Rows of one group by id(item), oldest first."""
-
-    together: dict[int, WorkItem] = field(default_factory=dict)
-    solo: dict[int, WorkItem] = field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        return bool(self.together or self.solo)
-
-    def items(self) -> Iterator[WorkItem]:
-        yield from self.solo.values()
-        yield from self.together.values()
+_QueueKey: TypeAlias = tuple[BatchGroup, bool]
+_Queue: TypeAlias = dict[int, WorkItem]
+"""Rows of one group by id(item), oldest first. Solo rows have a queue of their own."""
 
 
 class Batcher:
@@ -117,31 +107,27 @@ class Batcher:
         self._max_size = max_size
         self._max_wait = max_wait_s
         self.taken: Counter[tuple[Kind, int]] = Counter()
-        self._queues: dict[BatchGroup, _Queue] = {}
+        self._queues: dict[_QueueKey, _Queue] = {}
         self._turn = 0
         self._last_turn: OrderedDict[str | BatchGroup, int] = OrderedDict()  # by wire and group
         self._next_deadline = math.inf
 
     def __len__(self) -> int:
-        return sum(len(q.together) + len(q.solo) for q in self._queues.values())
+        return sum(len(queue) for queue in self._queues.values())
 
     def add(self, item: WorkItem) -> None:
-        queue = self._queues.get(item.group)
-        if queue is None:
-            queue = self._queues[item.group] = _Queue()
-        (queue.solo if item.solo else queue.together)[id(item)] = item
+        self._queues.setdefault((item.group, item.solo), {})[id(item)] = item
         if item.deadline < self._next_deadline:
             self._next_deadline = item.deadline
 
     def remove(self, item: WorkItem) -> bool:
         """Removes a row; False if it does not wait."""
-        queue = self._queues.get(item.group)
-        if queue is None:
-            return False
-        found = queue.together.pop(id(item), None) or queue.solo.pop(id(item), None)
-        if not queue:
-            del self._queues[item.group]
-        return found is not None
+        key = (item.group, item.solo)
+        queue = self._queues.get(key, {})
+        found = queue.pop(id(item), None) is not None
+        if found and not queue:
+            del self._queues[key]
+        return found
 
     def cancel(self, request_ids: Collection[bytes], origin: str) -> list[WorkItem]:
         """Removes and returns the rows of ``origin`` with these ids."""
@@ -153,7 +139,8 @@ class Batcher:
         if now < self._next_deadline:
             return []
         expired = self._remove_where(lambda item: item.deadline <= now)
-        self._next_deadline = min((item.deadline for item in self._all()), default=math.inf)
+        left = (item.deadline for queue in self._queues.values() for item in queue.values())
+        self._next_deadline = min(left, default=math.inf)
         return expired
 
     def take(
@@ -165,20 +152,22 @@ class Batcher:
             now: monotonic seconds; call ``expired`` with it first.
             blocked: whether a group cannot be computed now.
         """
-        due = [
-            group
-            for group, queue in self._queues.items()
-            if self._due(group, queue) <= now and not (blocked and blocked(group))
-        ]
+        due: list[_QueueKey] = []
+        for key, queue in self._queues.items():
+            if self._due(key, queue) <= now and not (blocked and blocked(key[0])):
+                due.append(key)
         if not due:
             return []
-        group = due[0] if len(due) == 1 else min(due, key=self._priority)
-        queue = self._queues[group]
-        size = 1 if queue.solo else self._max_size
-        source = queue.solo or queue.together
-        batch = [source.pop(key) for key in list(source)[:size]]
-        if not queue:
-            del self._queues[group]
+        key = due[0] if len(due) == 1 else min(due, key=self._priority)
+        group, solo = key
+        queue = self._queues[key]
+        size = 1 if solo else self._max_size
+        batch = list(queue.values())[:size]
+        if size < len(queue):
+            for item in batch:
+                del queue[id(item)]
+        else:
+            del self._queues[key]
         self.taken[group.kind, len(batch)] += 1
         self._turn += 1
         for name in (group.wire, _turn_key(group)):
@@ -188,34 +177,33 @@ class Batcher:
             self._last_turn.popitem(last=False)
         return batch
 
-    def _priority(self, group: BatchGroup) -> tuple[int, int, float]:
-        """Smallest first: the last turns of wire and group, then when the batch was due."""
+    def _priority(self, key: _QueueKey) -> tuple[int, int, bool, float]:
+        """Smallest first: last turns of wire and group, solo rows, then when the batch was due."""
+        group, solo = key
         wire = self._last_turn.get(group.wire, -1)
         turn = self._last_turn.get(_turn_key(group), -1)
-        return wire, turn, self._due(group, self._queues[group])
+        return wire, turn, not solo, self._due(key, self._queues[key])
 
     def next_event(self, blocked: Callable[[BatchGroup], bool] | None = None) -> float:
         """When the next batch is due or the next row expires; may be ``math.inf``."""
         when = self._next_deadline
-        for group, queue in self._queues.items():
-            due = self._due(group, queue)
-            if due < when and not (blocked and blocked(group)):
+        for key, queue in self._queues.items():
+            due = self._due(key, queue)
+            if due < when and not (blocked and blocked(key[0])):
                 when = due
         return when
 
-    def _due(self, group: BatchGroup, queue: _Queue) -> float:
-        if queue.solo or len(queue.together) >= self._max_size:
+    def _due(self, key: _QueueKey, queue: _Queue) -> float:
+        group, solo = key
+        if solo or len(queue) >= self._max_size:
             return -math.inf
-        first = next(iter(queue.together.values()))
+        first = next(iter(queue.values()))
         # Where batches are made by message, all rows of the batch are here already.
         return first.message.arrival + (0.0 if group.message else self._max_wait)
 
-    def _all(self) -> Iterator[WorkItem]:
-        for queue in self._queues.values():
-            yield from queue.items()
-
     def _remove_where(self, unwanted: Callable[[WorkItem], bool]) -> list[WorkItem]:
-        removed = [item for item in self._all() if unwanted(item)]
+        rows = [item for queue in self._queues.values() for item in queue.values()]
+        removed = [item for item in rows if unwanted(item)]
         for item in removed:
             self.remove(item)
         return removed

@@ -19,7 +19,7 @@ from agentwire.agent.replies import BatchResults, ComputedRows, FailedRows, Repl
 from agentwire.errors import AgentwireError, NackCode, RemoteProtocolError
 from agentwire.model.backend import Backend, Encoded, Generated, Job, Pipelined, Scored, Watch
 from agentwire.telemetry.logs import TRACES
-from agentwire.wire.messages import BridgeIdentity, Channel, Mode, TaskSpec
+from agentwire.wire.messages import Channel, Mode, TaskSpec
 from agentwire.wire.tensors import check_rms, check_rows
 
 log = logging.getLogger(__name__)
@@ -117,18 +117,13 @@ class Compute:
         if group.mode == Mode.KEPT:
             return self._forward_kept(items, task, fingerprint)
 
-        def encode(batch: Items) -> Encoded:
-            return self._backend.encode(_texts(batch), fingerprint)
+        call = _use_job(items, job, lambda b: self._backend.encode(_texts(b), fingerprint))
+        return self._attempt(items, task, call, self._encoded)
 
-        def reply(batch: Items, encoded: Encoded) -> BatchResults:
-            return self._encoded(batch, encoded, bridge, task)
-
-        return self._attempt(items, _use_job(items, job, encode), reply)
-
-    def _encoded(
-        self, batch: Items, encoded: Encoded, bridge: BridgeIdentity, task: TaskSpec
-    ) -> BatchResults:
+    def _encoded(self, batch: Items, encoded: Encoded, task: TaskSpec) -> BatchResults:
         """Replies with the valid payloads; falls back for the others."""
+        bridge = self._agreements.bridge(batch[0].group.wire)
+        assert bridge is not None
         if encoded.rms is None:
             invalid = check_rows(encoded.payload, bridge.rms_range)
         else:
@@ -182,11 +177,11 @@ class Compute:
             kept = RowReply(text="", reason=reason)
             return [ComputedRows(ReplyType.RESULT, items, [kept] * len(items), {})]
 
-        def reply(batch: Items, relayed: Generated) -> BatchResults:
+        def reply(batch: Items, relayed: Generated, task: TaskSpec) -> BatchResults:
             replies = [RowReply(text=text, reason=reason) for text in relayed.texts]
             return [ComputedRows(ReplyType.TEXT, batch, replies, relayed.stages)]
 
-        return self._attempt(items, lambda b: self._backend.relay(_texts(b), task), reply)
+        return self._attempt(items, task, lambda b: self._backend.relay(_texts(b), task), reply)
 
     # -- as the receiver --------------------------------------------------------------------
 
@@ -205,32 +200,35 @@ class Compute:
         if task.asks_nothing:
             return [ComputedRows(ReplyType.RESULT, items, [_held(item) for item in items], {})]
         if not task.labels:
-            return self._generate(items, lambda b, w: backend.generate_soft(_payload(b), task, w))
+            return self._generate(
+                items, task, lambda b, w: backend.generate_soft(_payload(b), task, w)
+            )
         call = _use_job(items, job, lambda b: backend.score_soft(_payload(b), task))
-        return self._attempt(items, call, _scored)
+        return self._attempt(items, task, call, _scored)
 
     def _answer_text(self, items: Items, task: TaskSpec, job: Job[Any] | None) -> BatchResults:
         backend = self._backend
         if not task.labels:
-            return self._generate(items, lambda b, w: backend.generate(_texts(b), task, w))
+            return self._generate(items, task, lambda b, w: backend.generate(_texts(b), task, w))
         call = _use_job(items, job, lambda b: backend.score_text(_texts(b), task))
-        return self._attempt(items, call, _scored)
+        return self._attempt(items, task, call, _scored)
 
     def _generate(
-        self, items: Items, generate: Callable[[Items, Watch], Generated]
+        self, items: Items, task: TaskSpec, generate: Callable[[Items, Watch], Generated]
     ) -> BatchResults:
         def watched(batch: Items) -> Generated:
             return generate(batch, lambda row, text: self._watch(batch[row], text))
 
-        return self._attempt(items, watched, _generated)
+        return self._attempt(items, task, watched, _generated)
 
     # -- errors -----------------------------------------------------------------------------
 
     def _attempt(
         self,
         items: Items,
+        task: TaskSpec,
         call: Callable[[Items], T],
-        reply: Callable[[Items, T], BatchResults],
+        reply: Callable[[Items, T, TaskSpec], BatchResults],
     ) -> BatchResults:
         """Calls the model on the batch; if it raises, on each row alone.
 
@@ -252,10 +250,10 @@ class Compute:
         if output is not None:
             if self._max_rows < NO_LIMIT and len(items) >= self._max_rows:
                 self._grow()
-            return reply(items, output)
+            return reply(items, output, task)
         # Out here the error is gone, and with it the frames that held the batch's tensors.
         parts = [items[i : i + size] for i in range(0, len(items), size)]
-        return [rows for part in parts for rows in self._attempt(part, call, reply)]
+        return [rows for part in parts for rows in self._attempt(part, task, call, reply)]
 
     def _grow(self) -> None:
         self._full_batches += 1
@@ -290,7 +288,7 @@ def _use_job(items: Items, job: Job[T] | None, call: Callable[[Items], T]) -> Ca
     return result
 
 
-def _scored(batch: Items, scored: Scored) -> BatchResults:
+def _scored(batch: Items, scored: Scored, task: TaskSpec) -> BatchResults:
     scores = np.ascontiguousarray(scored.scores, dtype="<f4")
     counts: Sequence[Tokens] = scored.tokens or [None] * len(batch)
     replies = [
@@ -300,7 +298,7 @@ def _scored(batch: Items, scored: Scored) -> BatchResults:
     return [ComputedRows(ReplyType.RESULT, batch, replies, scored.stages)]
 
 
-def _generated(batch: Items, generated: Generated) -> BatchResults:
+def _generated(batch: Items, generated: Generated, task: TaskSpec) -> BatchResults:
     counts: Sequence[Tokens] = generated.tokens or [None] * len(batch)
     replies = [
         _answer(item, text=text, tokens=tokens)

@@ -91,9 +91,16 @@ def messages(type: ReplyType, pairs: Pairs, stages: Stages, now: float) -> list[
             groups.setdefault(id(pair[0].message), []).append(pair)
         return [_result(group, stages, now) for group in groups.values()]
     make = _soft if type is ReplyType.SOFT else _text
-    together = [pair for pair in pairs if not pair[0].solo]
-    alone = [[pair] for pair in pairs if pair[0].solo]
-    return [make(group, stages, now) for group in [*alone, together] if group]
+    sent: list[Message] = []
+    together = []
+    for pair in pairs:
+        if pair[0].solo:
+            sent.append(make([pair], stages, now))
+        else:
+            together.append(pair)
+    if together:
+        sent.append(make(together, stages, now))
+    return sent
 
 
 def type_of(item: WorkItem, reply: RowReply) -> ReplyType:
@@ -163,10 +170,12 @@ def _channel(item: WorkItem, reply: RowReply) -> Channel:
 
 
 def _tokens(pairs: Pairs) -> bytes:
-    counts = [reply.tokens for _, reply in pairs]
-    if None in counts:
-        return b""
-    return b"".join([struct.pack("<2I", *count) for count in counts if count is not None])
+    packed = b""
+    for _, reply in pairs:
+        if reply.tokens is None:
+            return b""
+        packed += struct.pack("<2I", *reply.tokens)
+    return packed
 
 
 def row_of(item: WorkItem, now: float) -> Row:

@@ -191,7 +191,7 @@ class Service:
                 return ExitCode.DONE
             wait = min(worker.next_event(), self._drain_until) - now
             if not self._inbox and wait > 0:
-                self._wait(min(wait, LONGEST_WAIT_S), worker.is_done if worker.computing else None)
+                self._wait(min(wait, LONGEST_WAIT_S), worker.is_done if worker.running else None)
                 self._handle_inbox()
             else:
                 self._poll()

@@ -146,6 +146,9 @@ class Worker:
             batch of its kind and size was short.
         agreements: shared with another worker that updates them; default: its own.
         reply_bytes: size of the reply cache.
+
+    Attributes:
+        running: batches on the device, oldest first.
     """
 
     def __init__(
@@ -169,7 +172,7 @@ class Worker:
         self._poll = poll
         self._on_busy = on_busy
         self._on_long_batch = on_long_batch
-        self._running: deque[_RunningBatch] = deque()
+        self.running: deque[_RunningBatch] = deque()
         self._durations: dict[tuple[Kind, int], float] = {}  # of the last batch of its shape
         self._kept = KeptPayloads()
         self._validator = Validator(spec, backend, self.agreements, self._kept)
@@ -215,7 +218,7 @@ class Worker:
         """
         if self.is_done():
             return -math.inf
-        full = len(self._running) >= MAX_RUNNING
+        full = len(self.running) >= MAX_RUNNING
         return self._batcher.next_event((lambda group: True) if full else self._is_blocked)
 
     # -- incoming ---------------------------------------------------------------------------
@@ -305,12 +308,14 @@ class Worker:
         Returns:
             Whether there was anything to do.
         """
-        collected = self._collect_done()
+        collected = self.is_done()
+        while self.is_done():
+            self._collect_oldest()
         now = self._clock()
         for item in self._batcher.expired(now):
             reason = f"{self._spec.name} did not compute it in time"
             self._send_failed(FailedRows([item], NackCode.DEADLINE, reason))
-        if len(self._running) >= MAX_RUNNING:
+        if len(self.running) >= MAX_RUNNING:
             return collected
         batch = self._batcher.take(now, self._is_blocked)
         if not batch:
@@ -322,56 +327,45 @@ class Worker:
             return True
         # By the youngest row: the longer wait of the others counts as wire time.
         queue_ms = (now - max([item.message.arrival for item in batch])) * 1000
-        if not self._running:
+        if not self.running:
             self._on_busy(now)
         job = self._compute.begin(batch, task)
         if job is not None:
-            self._running.append(_RunningBatch(batch, task, job, now, queue_ms))
-            self._collect_done()
+            self.running.append(_RunningBatch(batch, task, job, now, queue_ms))
+            while self.is_done():
+                self._collect_oldest()
             return True
-        if self._running:  # batches end in the order in which they began
-            while self._running:
+        if self.running:  # batches end in the order in which they began
+            while self.running:
                 self._collect_oldest()
             self._on_busy(self._clock())
         self._send_results(self._compute_in_thread(batch, task), queue_ms, None)
         return True
-
-    @property
-    def computing(self) -> bool:
-        """Whether the device has batches that ``run_once`` must collect."""
-        return bool(self._running)
 
     def expected_end(self) -> float:
         """When the only batch on the device should be done, by the last batch of its kind and size.
 
         ``math.inf`` if there is none, if there are several, or if it is the first of its shape.
         """
-        if len(self._running) != 1:
+        if len(self.running) != 1:
             return math.inf
-        running = self._running[0]
+        running = self.running[0]
         return running.since + self._durations.get(_shape(running.items), math.inf)
 
     def is_done(self) -> bool:
         """Whether the oldest batch on the device is done."""
-        return bool(self._running) and self._running[0].job.done()
-
-    def _collect_done(self) -> bool:
-        collected = False
-        while self.is_done():
-            self._collect_oldest()
-            collected = True
-        return collected
+        return bool(self.running) and self.running[0].job.done()
 
     def _collect_oldest(self) -> None:
-        running = self._running[0]
-        if len(self._running) == 1:  # otherwise it waited for another batch
+        running = self.running[0]
+        if len(self.running) == 1:  # otherwise it waited for another batch
             self._durations[_shape(running.items)] = self._clock() - running.since
         try:
             results = self._compute.run(running.items, running.task, running.job)
             self._send_results(results, running.queue_ms, running.since)
         finally:
-            self._running.popleft()
-            self._on_busy(self._clock() if self._running else None)
+            self.running.popleft()
+            self._on_busy(self._clock() if self.running else None)
 
     def _send_results(self, results: BatchResults, queue_ms: float, since: float | None) -> None:
         """Handles messages that arrived meanwhile, then sends the replies of a batch.

@@ -154,7 +154,7 @@ def test_two_batches_run_at_once_and_no_third() -> None:
     rig.run()
     assert len(rig.device.jobs) == MAX_RUNNING == 2
     assert rig.names() == []
-    assert rig.worker.computing
+    assert rig.worker.running
     assert rig.worker.next_event() == math.inf  # the third is due, but there is no room
 
 
@@ -174,7 +174,7 @@ def test_replies_are_sent_in_the_order_in_which_batches_began() -> None:
     rig.run()
     assert rig.names() == [["e", "f"]]
     assert rig.worker.idle
-    assert not rig.worker.computing
+    assert not rig.worker.running
 
 
 def test_overlapping_does_not_change_replies() -> None:

@@ -46,7 +46,7 @@ async def test_a_killed_runner_leaves_no_agents_and_names_unfinished_requests(
     assert tally.clean, tally
 
 
-async def test_the_journal_see_what_they_are_for(expected: Answers) -> None:
+async def test_the_tally_detects_failures(expected: Answers) -> None:
     """A tally that cannot fail proves nothing."""
     text = next(iter(expected))
     journal, tally = MemoryJournal(), Tally()

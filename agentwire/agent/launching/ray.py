@@ -41,19 +41,6 @@ Files = Mapping[str, Mapping[str, bytes]]
 """Bridge folder -> file name -> content."""
 
 
-class RunKeys:
-    """The agents of one run by public key, in memory."""
-
-    def __init__(self) -> None:
-        self._names: dict[str, str] = {}
-
-    def add(self, name: str, public: str) -> None:
-        self._names[public] = name
-
-    def name_of(self, key: str) -> str | None:
-        return self._names.get(key)
-
-
 def check_reachable(address: str) -> None:
     """Raises ``OSError`` if nothing listens at ``host:port``. Other addresses are left to Ray."""
     # Ray itself would retry for minutes and then end the process.
@@ -85,7 +72,7 @@ class RayLauncher:
                     f"There is no Ray cluster at {address!r}: {first}",
                     hint="Start one (`ray start --head`) or use --address local.",
                 ) from None
-        self._keys = RunKeys()
+        self._names: dict[str, str] = {}  # agents by public key
         self._public, self._secret = new_pair()
         self._actors: dict[str, Any] = {}
         self._ended: dict[str, Any] = {}
@@ -93,7 +80,7 @@ class RayLauncher:
 
     def place(self, agents: Collection[str]) -> Remote:
         host = ray.util.get_node_ip_address()
-        access = RemoteAccess(f"tcp://{host}:*", self._secret, self._keys)
+        access = RemoteAccess(f"tcp://{host}:*", self._secret, self)
         return Remote(access, frozenset(agents), self)
 
     def close(self) -> None:
@@ -101,11 +88,14 @@ class RayLauncher:
         if self._joined and ray.is_initialized():
             ray.shutdown()
 
+    def name_of(self, key: str) -> str | None:
+        return self._names.get(key)
+
     # -- Launcher ---------------------------------------------------------------------------
 
     def launch(self, spec: AgentSpec, endpoint: str, restarts: int) -> None:
         public, secret = new_pair()
-        self._keys.add(spec.name, public)
+        self._names[public] = spec.name
         bootstrap = AgentBootstrap(
             agent=spec_on_node(spec),
             bus=BusAddress(endpoint=endpoint, run=UNKNOWN_RUN, epoch=0, token=""),
