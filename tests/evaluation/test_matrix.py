@@ -145,7 +145,7 @@ def test_senders_that_share_a_wire_vary_together(tmp_path: Path) -> None:
         ScenarioError, match=r"bob\+ada->eve has several senders, each with its own"
     ):
         joined(f"{{{wires}, layers: [1]}}")
-    with pytest.raises(ScenarioError, match="a set of bridges is trained on one task"):
+    with pytest.raises(ScenarioError, match="a joint set of bridges is trained on one task"):
         joined(f"{{{wires}, tasks: [{{dataset: sst2}}, {{dataset: subj}}]}}", bridge="both")
 
 

@@ -157,8 +157,8 @@ def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
     done = make_cell("m4", {"soft_tokens": 4}, bridge=bridge)
     skipped = make_cell("m8", {"soft_tokens": 8}, status="skipped", methods={}, dataset=None)
     text = shown(make_matrix([done, skipped], summary([done], tmp_path), interrupted=True))
-    assert "1 of 2 cells were not measured, because they have no bridge" in text and "m8" in text
-    assert "trained with other settings than `train:` says: m4 (steps)" in text
+    assert "1 of 2 cells were not measured because they have no bridge" in text and "m8" in text
+    assert "bridges trained with settings other than `train:`: m4 (steps)" in text
     assert "INTERRUPTED" in text
 
 
