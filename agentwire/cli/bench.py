@@ -177,7 +177,6 @@ def bus(
     as_json: AsJson = False,
 ) -> None:
     """Compare the bus with bare ZeroMQ sockets: 64 KiB one way over ipc, messages per second."""
-
     file = _check_out(out or _default_out("bus"))
     console = err()
 
@@ -210,7 +209,6 @@ def _command_line() -> str:
 def _prepare(
     source: Path, changes: dict[str, Any], *, strict: bool, device: str | None
 ) -> BenchSetup:
-
     loaded = load_scenario(source)
     _changed(loaded, False, changes)  # reports bad options before anything is fetched
     inventory = Inventory.here()
@@ -229,7 +227,6 @@ def _prepare(
 
 
 def _run(setup: BenchSetup, benchmark: Benchmark, file: Path) -> BenchRecord:
-
     def keep(record: BenchRecord) -> None:
         record.write(file)
 

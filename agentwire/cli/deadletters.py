@@ -34,7 +34,6 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """List a run's dead letters, the results of retries, and unfinished requests."""
-
     letters = DeadLetters(run).all()
     if as_json:
         print_json([asdict(letter) for letter in letters])
@@ -56,7 +55,6 @@ def show(
 
 def _show_unfinished(run: Path) -> None:
     """Requests without an outcome: the runner was killed, or still runs."""
-
     journal = run / "journal.jsonl"
     for request_id in unfinished(read_lines(journal)) if journal.is_file() else ():
         typer.echo(f"unfinished: {request_id}")
@@ -77,7 +75,6 @@ def retry(
     ] = 300.0,
 ) -> None:
     """Send the dead letters of a run again, except those that a retry answered."""
-
     file = DeadLetters(run)
     letters = pick(file.all(), ids or ())
     if not letters:
@@ -99,7 +96,6 @@ async def _ask(
     resolved: Resolved, file: DeadLetters, letters: list[DeadLetter], deadline: float
 ) -> list[Outcome]:
     """Sends one at a time: each may kill its agent again."""
-
     outcomes: list[Outcome] = []
     async with Runtime(resolved) as runtime:
         for letter in letters:

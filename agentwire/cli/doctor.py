@@ -41,7 +41,6 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Show what this machine has, what scenarios would run here, and what is missing."""
-
     report = {
         "machine": _machine(),
         "cache": _cache(),
@@ -55,7 +54,6 @@ def doctor(
 
 
 def _machine() -> dict[str, Any]:
-
     inventory = Inventory.here()
     gpus: list[dict[str, Any]] = []
     if inventory.gpus():
@@ -112,7 +110,6 @@ def _backend_libraries() -> dict[str, str]:
 
 
 def _cache() -> dict[str, Any]:
-
     home = Config.from_env().home
     try:
         ensure_writable(home)
@@ -123,7 +120,6 @@ def _cache() -> dict[str, Any]:
 
 
 def _holdings() -> dict[str, Any]:
-
     folders = list_bridges(Inventory.here().bridge_folders())
     return {
         "models": known_models(),
@@ -134,7 +130,6 @@ def _holdings() -> dict[str, Any]:
 
 def _scenario(path: Path) -> dict[str, Any]:
     """What one scenario would run here, or its first problem and the next step."""
-
     entry: dict[str, Any] = {"file": str(path), "runs": False}
     try:
         resolved = resolve(
@@ -162,7 +157,6 @@ def _scenario(path: Path) -> dict[str, Any]:
 
 def _on_gpu(spec: AgentSpec) -> str | None:
     """The GPU memory that an agent will take; None on a CPU or where it is unknown."""
-
     if not spec.device.startswith("cuda"):
         return None
     found = estimate(spec)
@@ -179,7 +173,6 @@ def _on_gpu(spec: AgentSpec) -> str | None:
 
 
 def _print(report: dict[str, Any]) -> None:
-
     console = out()
     machine, cache = report["machine"], report["cache"]
     table = Table.grid(padding=(0, 2))
@@ -217,7 +210,6 @@ def _print(report: dict[str, Any]) -> None:
 
 def _scenario_text(scenario: dict[str, Any]) -> Text:
     """What a scenario would run, with stand-ins and the first problem."""
-
     instead = {s["subject"]: s for s in scenario.get("substitutions", ())}
     state = ("runs here", "green") if scenario["runs"] else ("does not run here", "red")
     text = Text.assemble("\n", (scenario["file"], "bold"), ": ", state, "\n")

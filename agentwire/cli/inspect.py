@@ -69,7 +69,6 @@ def inspect(
 
     Without --text, two of the rows are shown.
     """
-
     if plot is not None and rows < 5:
         raise InputError(
             "A t-SNE needs at least 5 rows.", hint="Use --rows 200, or leave --plot out."
@@ -146,7 +145,6 @@ def _inspected(
 
 
 def _draw(payloads: npt.NDArray[np.float32], rows: _Rows, bridge: str, file: Path) -> None:
-
     points = tsne.project(payloads)
     name, split = rows.provenance["name"], rows.provenance["split"]
     title = f"{bridge}\npayloads of {len(rows.texts)} rows of {name} ({split})"
@@ -160,7 +158,6 @@ def _draw(payloads: npt.NDArray[np.float32], rows: _Rows, bridge: str, file: Pat
 
 def _check_plot(file: Path) -> None:
     """Checks what a plot needs before models are loaded."""
-
     if not (find_spec("sklearn") and find_spec("matplotlib")):
         raise InputError(
             "A t-SNE needs scikit-learn and matplotlib.",
@@ -198,7 +195,6 @@ def _rows(card: BridgeCard, name: str | None, inventory: Inventory, n: int) -> _
     Raises:
         DataError: unknown dataset, or none of them is here.
     """
-
     if name is not None:
         load_definition(name)
     wanted = [name] if name is not None else _datasets(card.training.dataset)
@@ -236,7 +232,6 @@ def _rows(card: BridgeCard, name: str | None, inventory: Inventory, n: int) -> _
 
 def _unseen(dataset: str, inventory: Inventory) -> Dataset | None:
     """A split that no bridge trains on; None if none is here."""
-
     for split in SPLITS:
         try:
             return load_rows(dataset, split, config=inventory.config)
@@ -246,13 +241,11 @@ def _unseen(dataset: str, inventory: Inventory) -> Dataset | None:
 
 
 def _some(data: Dataset, n: int) -> list[Example]:
-
     return [data.rows[i] for i in choose_rows(len(data), n, seed=0)]
 
 
 def _datasets(trained_on: str) -> list[str]:
     """The datasets that a card names: ``a``, several as ``a+b``, or a series."""
-
     series = [name for name, task in definitions().items() if task.series == trained_on]
     return series[:1] or trained_on.split("+")
 
@@ -289,7 +282,6 @@ def _load(
 
 
 def _print(result: Inspection, console: Console) -> None:
-
     console.print(
         Text.assemble(
             (result.bridge, "bold"),
@@ -311,7 +303,6 @@ def _print(result: Inspection, console: Console) -> None:
 
 
 def _print_text(view: TextView, console: Console) -> None:
-
     label = f"   ({view.label})" if view.label else ""
     console.print(Text.assemble("\n", (view.text, "cyan"), (label, "dim")))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")

@@ -59,7 +59,6 @@ def run_cells(source: Path, scenario: Scenario, options: MatrixOptions, command:
     Raises:
         BridgeError: a cell has no bridge, and is neither trained nor skipped.
     """
-
     plans = _plans(source, scenario, options, command)
     with MatrixView(err()) as view:
         run = _prepared(source, scenario, plans, options, command, view)
@@ -89,7 +88,6 @@ def train_cells(
         BridgeError: an existing bridge does not fit.
         DataError: a training split is missing; nothing was trained yet.
     """
-
     bridge = (get_method("bridge"),)
     resolver = _resolver(source, options)
     plans = _resolved(scenario, bridge, resolver)
@@ -113,7 +111,6 @@ def train_cells(
 
 
 def _resolver(source: Path, options: MatrixOptions) -> CellResolver:
-
     return CellResolver(Inventory.here(ask_hub=True), source, options.strict, options.device)
 
 
@@ -121,7 +118,6 @@ def _resolved(
     scenario: Scenario, methods: tuple[MethodSpec, ...], resolver: CellResolver
 ) -> tuple[CellPlan, ...]:
     """The planned cells; prints what stands in for what."""
-
     plans = plan_cells(scenario, methods, resolver)
     print_banner(substitutions(plans), err())
     return plans
@@ -130,7 +126,6 @@ def _resolved(
 def _plans(
     source: Path, scenario: Scenario, options: MatrixOptions, command: str
 ) -> tuple[CellPlan, ...]:
-
     names = options.methods
     if names is None and options.resume is not None:
         names = [str(name) for name in read_settings(options.resume).get("methods", [])]
@@ -159,7 +154,6 @@ def _require_rows(
     Raises:
         DataError: a baseline or (with ``train``) a bridge needs rows that are not here.
     """
-
     for plan in plans:
         fits = any(method.prepare is not None for method in plan.methods)
         if fits or (train and plan.can_be_trained):
@@ -174,7 +168,6 @@ def _prepared(
     command: str,
     view: MatrixView,
 ) -> MatrixRun:
-
     settings = {
         "scenario": scenario.name,
         "cells": [plan.cell.id for plan in plans],

@@ -22,7 +22,6 @@ def replay(
 
     The exit code is 1 if they differ.
     """
-
     done = feed(run / FILE_NAME)
     journal = run / "journal.jsonl"
     found = differences(done, journal)

@@ -29,7 +29,6 @@ def report(
     ] = None,
 ) -> None:
     """Show the report of a recorded run again."""
-
     result = read_result(run)
     if svg is None:
         _print(result, run, out())
@@ -49,7 +48,6 @@ def read_result(run: Path) -> RunResult | MatrixResult:
     Raises:
         InputError: there is none, or it is not the result of a run.
     """
-
     file = run / FILE
     kind: type[MatrixResult | RunResult] = MatrixResult
     if not file.is_file():
@@ -69,14 +67,12 @@ def read_result(run: Path) -> RunResult | MatrixResult:
 
 def picture(result: RunResult | MatrixResult, run: Path) -> str:
     """The report as SVG, with the stand-ins above it."""
-
     console = Console(record=True, width=PICTURE_WIDTH, file=io.StringIO(), force_terminal=True)
     _print(result, run, console)
     return console.export_svg(title=result.command)
 
 
 def _print(result: RunResult | MatrixResult, run: Path, console: Console) -> None:
-
     print_banner(result.substitutions, console)
     if isinstance(result, MatrixResult):
         print_matrix(result, run, console)

@@ -56,7 +56,6 @@ def serve(
     Each agent is a model, and so is each wire (`llama->mistral`): the sender reads the text and
     the receiver answers from soft tokens. `llama->mistral:keep` returns a handle for the payload.
     """
-
     from agentwire.gateway.server import ServeOptions, check
     from agentwire.gateway.server import serve as run_server
 

@@ -29,7 +29,6 @@ def top(
     every: Annotated[float, typer.Option("--every", min=0.2, help="Seconds between updates.")] = 1,
 ) -> None:
     """Show a run until it ends; Ctrl-C leaves earlier."""
-
     folder = run or newest(Path("runs"))
     status = read_status(folder)
     if status is None:
@@ -52,7 +51,6 @@ def newest(runs: Path) -> Path:
     Raises:
         InputError: no run has a status.
     """
-
     found = sorted(runs.glob(f"*/{STATUS_FILE}"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise InputError(f"No run in {runs}/ has a status.", hint="Name the folder of a run.")
@@ -61,7 +59,6 @@ def newest(runs: Path) -> Path:
 
 def view(folder: Path, status: dict[str, Any], before: dict[str, Any] | None) -> RenderableType:
     """The tables of one status; ``before`` is an earlier one, for rates."""
-
     age = time.time() - status["time"]
     silent = "running" if age < STALE_S else f"killed, or silent for {age:.0f} s"
     state = "ended" if status.get("ended") else silent
@@ -86,7 +83,6 @@ def view(folder: Path, status: dict[str, Any], before: dict[str, Any] | None) ->
 
 
 def _agents(status: dict[str, Any]) -> RenderableType:
-
     table = Table("agent", "model", "device", "pid", "memory MB", "restarts", box=None)
     for name, info in status["agents"].items():
         restarts = str(status["restarts"].get(name, 0))
@@ -96,7 +92,6 @@ def _agents(status: dict[str, Any]) -> RenderableType:
 
 
 def _memory(pid: int) -> str:
-
     try:
         return f"{psutil.Process(pid).memory_info().rss / 2**20:.0f}" if pid else "-"
     except psutil.Error:
@@ -104,7 +99,6 @@ def _memory(pid: int) -> str:
 
 
 def _wires(status: dict[str, Any], before: dict[str, Any] | None) -> RenderableType:
-
     table = Table("wire", "answered", "a second", "as text", "errors", "credit", box=None)
     wires = sorted({row[0] for row in status["outcomes"]} | set(status["credits"]))
     for wire in wires:
@@ -125,7 +119,6 @@ def _count(status: dict[str, Any], wire: str) -> tuple[int, int]:
 
 
 def _stages(status: dict[str, Any]) -> RenderableType:
-
     table = Table("stage", "mean ms", "p50 <= ms", "p99 <= ms", box=None)
     for stage, histogram in status["stages"].items():
         counts = histogram["counts"]

@@ -1,4 +1,4 @@
-"""Held-out training rows: what chooses steps, layers and rates, so that test rows never do."""
+"""Held-out training rows, which choose steps, layers and rates instead of test rows."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from agentwire.task.rows import normalise, rows_sha256
 
 
 def held_out_split(dataset: Dataset, n: int, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """Training rows and n held-out rows of a training split, the same for the same seed.
+    """Splits a training split into training rows and n held-out rows, depending on the seed.
 
-    The held-out rows are the first n *whole* texts in the order of sha256(seed, words): a text
-    that stands inside another row is not whole. Training rows that stand inside a held-out text
-    are dropped, and so are its repetitions. Both matter for SST-2, whose training split holds
-    phrases cut from its sentences: a phrase of a held-out sentence in training would let the
-    held-out figure measure memory. Both parts keep the source's order.
+    The held-out rows are the first n *whole* texts in the order of sha256(seed, words). A text that
+    is part of another row is not whole. Training rows that are part of a held-out text, or equal to
+    it, are dropped: SST-2's training split contains phrases of its sentences, and a phrase of a
+    held-out sentence in training would let the held-out accuracy measure memory. Both parts keep
+    the source's order.
 
     Raises:
         DataError: ``n`` is not between 1 and half of the rows, or too few texts are whole.
@@ -50,7 +50,7 @@ def held_out_split(dataset: Dataset, n: int, seed: int = 0) -> tuple[Dataset, Da
 
 
 class _Texts:
-    """Texts, searched for whole words by the rarest word of what is looked for."""
+    """An index of texts by word, to find those that contain a given text."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._lines = [f" {text} " for text in texts]
@@ -58,12 +58,12 @@ class _Texts:
         for index, text in enumerate(texts):
             for word in set(text.split()):
                 self._holders.setdefault(word, []).append(index)
-        # A text on two rows that follow each other counts as part of another. Nothing asks for
-        # that, but the bridges that ship were chosen on such splits, so they stay as they are.
+        # A text in two successive rows counts as part of another. There is no reason for that, but
+        # the shipped bridges were chosen on such splits.
         self._doubled = {text for text, after in pairwise(texts) if text == after}
 
     def _holding(self, text: str) -> Iterator[str]:
-        """Those that are ``text``, or that it stands inside."""
+        """The texts that contain ``text`` or are equal to it."""
         places = [self._holders.get(word, ()) for word in text.split()]
         wanted = f" {text} "
         for index in min(places, key=len, default=()):
@@ -71,17 +71,17 @@ class _Texts:
                 yield self._lines[index]
 
     def contain(self, text: str) -> bool:
-        """Whether ``text`` is one of them, or stands inside one of them."""
+        """Whether any of the texts contains ``text`` or is equal to it."""
         return any(True for _ in self._holding(text))
 
     def extend(self, text: str) -> bool:
-        """Whether ``text`` stands inside a longer one of them."""
+        """Whether a longer one of the texts contains ``text``."""
         longer = any(len(line) > len(text) + 2 for line in self._holding(text))
         return longer or text in self._doubled
 
 
 def _whole_texts(words: Sequence[str], n: int, seed: int) -> list[int]:
-    """Indices of the first n different texts, in hash order, that are not part of another."""
+    """Indices of the first n distinct texts in hash order that are not part of another."""
     texts = _Texts(words)
     keys = [hashlib.sha256(f"{seed}:{text}".encode()).digest() for text in words]
     chosen: list[int] = []

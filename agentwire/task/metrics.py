@@ -1,7 +1,4 @@
-"""Statistics of accuracies and latencies: intervals, paired tests, percentiles.
-
-Only the formulas that results are reported with; each names its source.
-"""
+"""Statistics of accuracies and latencies: intervals, paired tests, percentiles."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-import numpy.typing as npt
 
 
 def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -22,7 +18,7 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
     (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n).
 
     Returns:
-        (low, high), fractions in 0..1; (0, 1) where there are no rows.
+        (low, high), fractions in 0..1; (0, 1) without rows.
 
     Raises:
         ValueError: not 0 <= correct <= n, or confidence not in (0, 1).
@@ -38,13 +34,13 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
     middle = p + zz / (2 * n)
     half = z * math.sqrt(p * (1 - p) / n + zz / (4 * n * n))
     low, high = (middle - half) / (1 + zz / n), (middle + half) / (1 + zz / n)
-    # Exact at the ends, where rounding would leave 1e-17.
+    # Exact at the ends, where rounding errors would leave 1e-17.
     return (0.0 if correct == 0 else max(low, 0.0)), (1.0 if correct == n else min(high, 1.0))
 
 
 @dataclass(frozen=True, slots=True)
 class McNemar:
-    """Two methods on the same rows.
+    """Result of an exact McNemar test of two methods on the same rows.
 
     Attributes:
         only_first: rows that only the first got right (b).
@@ -58,10 +54,10 @@ class McNemar:
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
-    """Exact McNemar test of two methods' right-or-wrong on the same rows.
+    """Exact McNemar test of the answers (right or wrong) of two methods on the same rows.
 
     Q. McNemar, Psychometrika 12 (1947), in its exact binomial form: under equal accuracies the
-    discordant rows b + c fall to either side like coin throws, so
+    b + c discordant rows are fair coin tosses, so
     p = min(1, 2 * sum_{k <= min(b, c)} C(b + c, k) / 2^(b + c)).
 
     Raises:
@@ -73,58 +69,7 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     c = sum(1 for x, y in zip(first, second, strict=True) if y and not x)
     n = b + c
     tail = sum(math.comb(n, k) for k in range(min(b, c) + 1))
-    # Integers divide exactly, however many rows there are.
     return McNemar(b, c, min(1.0, 2 * tail / 2**n))
-
-
-@dataclass(frozen=True, slots=True)
-class PairedDifference:
-    """Mean of first - second on the same rows, with a bootstrap percentile interval."""
-
-    difference: float
-    low: float
-    high: float
-
-
-def paired_bootstrap(
-    first: npt.ArrayLike,
-    second: npt.ArrayLike,
-    *,
-    resamples: int = 10_000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> PairedDifference:
-    """Percentile bootstrap of a mean difference over paired rows.
-
-    B. Efron and R. J. Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3: rows
-    (pairs) are drawn with replacement, and the interval is between the quantiles of the resampled
-    means.
-
-    Args:
-        first, second: [n] values of the same rows (right or wrong, latency …).
-        resamples: how often rows are drawn.
-        confidence: of the interval.
-        seed: of the draws; equal seeds give equal intervals.
-
-    Raises:
-        ValueError: the two differ in length, or there are no rows.
-    """
-    x, y = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    if x.shape != y.shape or x.ndim != 1 or not x.size:
-        raise ValueError(f"shapes {x.shape} and {y.shape}: not the same rows")
-    if resamples < 1:
-        raise ValueError(f"resamples={resamples} is not positive")
-    difference = x - y
-    generator = np.random.default_rng(seed)
-    # One resample at a time: [resamples, n] indices of a whole test set would need gigabytes.
-    means = np.fromiter(
-        (difference[generator.integers(0, x.size, x.size)].mean() for _ in range(resamples)),
-        dtype=np.float64,
-        count=resamples,
-    )
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return PairedDifference(float(difference.mean()), float(low), float(high))
 
 
 def percentile(values: Sequence[float], q: float) -> float:

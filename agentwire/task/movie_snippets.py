@@ -1,12 +1,12 @@
-"""Movie-review snippets: the sentiment rows that any machine can get from the package registry.
+"""Movie-review snippets: sentiment rows from the package registry, for machines without the hub.
 
 Source: C. J. Hutto and E. Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis
 of Social Media Text", ICWSM 2014; the ground-truth file in the source archive of vaderSentiment
 3.3.2 (MIT): 10,605 lines ``id <tab> mean rating in [-4, 4] by 20 people <tab> sentence``.
 
-Rows with |mean rating| < 0.5 are neutral and dropped, as SST-2 drops its neutral ones; the sign is
-the label. The split is this project's own: by sha256 of the sentence's words, so it never changes
-and equal sentences always fall together: 80 % train, 5 % validation, 15 % test.
+Neutral rows (|mean rating| < 0.5) are dropped, as in SST-2; the sign is the label. The split is
+this project's own: 80 % train, 5 % validation, 15 % test by sha256 of the sentence's words, so that
+equal sentences are in the same split.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ SPLITS = ("train", "validation", "test")
 NEUTRAL = 0.5
 _INNER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 _MEMBER = f"hutto_ICWSM_2014/{FILE}"
-_LIMIT = 16 << 20  # no member that is read is larger
+_LIMIT = 16 << 20  # bytes; both members are smaller
 
 
 def cached_file(folder: Path) -> Path:
-    """Where the ground-truth file is kept, whether or not it is there."""
+    """Path of the ground-truth file, which may not exist yet."""
     return folder / FILE
 
 
@@ -47,7 +47,7 @@ def fetch(folder: Path, progress: OnProgress | None = None) -> Path:
 
     Raises:
         CacheError: ``folder`` cannot be written.
-        DownloadError: it cannot be downloaded, or is not the expected file.
+        DownloadError: the download failed, or is not the expected file.
     """
     target = cached_file(folder)
     if target.is_file() and sha256_of(target) == FILE_SHA256:
@@ -68,7 +68,7 @@ def fetch(folder: Path, progress: OnProgress | None = None) -> Path:
 
 
 def _extract(archive: Path) -> bytes:
-    """The ground-truth file out of the archive in the archive; nothing else is unpacked."""
+    """The ground-truth file from the archive inside the archive; nothing else is unpacked."""
     try:
         return _member(_member(archive.read_bytes(), _INNER), _MEMBER)
     except (tarfile.TarError, KeyError, EOFError, OSError) as error:
@@ -93,7 +93,7 @@ def parse(file: Path, split: str) -> tuple[Example, ...]:
         DataError: a line is not ``id <tab> rating <tab> text``; names the line.
     """
     rows: list[Example] = []
-    # Not splitlines(): a sentence may hold a character that Unicode counts as a line break.
+    # Not splitlines(): a sentence may contain U+2028 and other Unicode line breaks.
     lines = file.read_bytes().decode("utf-8").replace("\r\n", "\n").removesuffix("\n").split("\n")
     for number, line in enumerate(lines, start=1):
         example = _row(file, number, line)
@@ -109,13 +109,13 @@ def _row(file: Path, number: int, line: str) -> Example | None:
     except ValueError as error:
         raise DataError(
             f"{file}:{number}: not `id <tab> rating <tab> text`.",
-            hint="Remove the file; it is downloaded again.",
+            hint="Remove the file to download it again.",
         ) from error
     return None if abs(mean) < NEUTRAL else Example(text.strip(), int(mean > 0))
 
 
 def split_of(text: str) -> str:
-    """``train``, ``validation`` or ``test``, by the sentence's words alone."""
+    """``train``, ``validation`` or ``test``, depending on the sentence's words only."""
     digest = hashlib.sha256(normalise(text).encode()).digest()
     bucket = int.from_bytes(digest[:8], "big") % 100
     return "train" if bucket < 80 else "validation" if bucket < 85 else "test"

@@ -1,12 +1,11 @@
 """Passkeys hidden in filler text: five digits that a bridge must carry exactly.
 
 Passkey retrieval after A. Mohtashami and M. Jaggi, "Landmark Attention" (2023, arXiv:2305.16300),
-short enough for a sender of 96 tokens. Every text is generated from its split and number, so each
-machine has the same rows; nothing is downloaded.
+in texts of at most 96 tokens. Texts are generated from their split and number, so every machine has
+the same rows without a download.
 
-Each text is asked about five times, once a digit (the tasks ``passkey_1`` … ``passkey_5``): row i
-is the same text in all five, and its label is the digit at that place. Accuracy is then per digit,
-and a passkey is right where row i is right in all five tasks.
+The tasks ``passkey_1`` … ``passkey_5`` each ask for one digit of the same texts: row i is the same
+text in all five. Accuracy is per digit, and a passkey is right if row i is right in all five tasks.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ NEEDLES = (
     "Keep the passkey {key} in mind.",
 )
 FEWEST, MOST = 3, 6
-"""Sentences of filler around the passkey."""
+"""Number of filler sentences around the passkey."""
 
 
 def place_of(task: str) -> int:
@@ -62,11 +61,7 @@ def place_of(task: str) -> int:
 
 
 def generate(split: str, task: str) -> tuple[Example, ...]:
-    """The rows of one split for one task of the series.
-
-    Args:
-        split: ``train``, ``validation`` or ``test``.
-        task: ``passkey_1`` … ``passkey_5``.
+    """The rows of one split for one task of the series (``passkey_1`` … ``passkey_5``).
 
     Raises:
         KeyError: no such split.
@@ -76,7 +71,7 @@ def generate(split: str, task: str) -> tuple[Example, ...]:
 
 
 def _example(split: str, number: int, place: int) -> Example:
-    # A string seed is hashed with sha512 by ``random``: the same on every machine and version.
+    # ``random`` hashes a string seed with sha512, so it is the same on every machine and version.
     generator = random.Random(f"{SERIES}:{split}:{number}")
     digits = [generator.randrange(10) for _ in range(DIGITS)]
     sentences = generator.sample(FILLER, generator.randint(FEWEST, MOST))

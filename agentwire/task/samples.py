@@ -1,9 +1,8 @@
-"""Samples: a few rows a task, written for this project, for machines that cannot get the data set.
+"""Samples: a few rows per task, written for this project, for machines without the dataset.
 
-A sample is no part of the data set whose labels it shares, and no figure on it says anything about
-that data set. It has one split, ``sample``, and no training rows. Every output names it as what it
-is: the split's name, its source ``sample`` and the note below stand in result.json, the notice of
-stand-ins and every table.
+A sample is not part of the dataset whose labels it has, and its figures say nothing about that
+dataset. It has one split, ``sample``, and no training rows. result.json, the notice of stand-ins
+and every table mark it as a sample.
 """
 
 from __future__ import annotations
@@ -16,16 +15,16 @@ LICENCE = "Apache-2.0 (written for agentwire)"
 
 
 def sample_file(task: str) -> Traversable | None:
-    """The JSONL file with a task's sample; None where there is none."""
+    """The JSONL file with a task's sample, if it has one."""
     file = resources.files("agentwire.task") / "samples" / f"{task}.jsonl"
     return file if file.is_file() else None
 
 
 def sample_note(task: str) -> str:
-    """What a task's sample is, for people.
+    """A description of a task's sample.
 
     Raises:
-        KeyError: the task has none.
+        KeyError: the task has no sample.
     """
     file = sample_file(task)
     if file is None:
