@@ -27,13 +27,12 @@ Returns False to end the row because nobody waits for it any more."""
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Soft tokens of a batch of texts.
+    """Soft tokens of a batch: float16 [n, M, d], C-contiguous.
 
     Attributes:
-        payload: float16 [n, M, d], C-contiguous.
         stages: milliseconds of ``tokenize``, ``encode`` (the sender's layers) and ``bridge``.
-        rms: float32 [n, M], of each soft token, if the device computed it. It is finite exactly
-            where all values of the soft token are.
+        rms: float32 [n, M], of each soft token, if the device computed it; finite exactly where all
+            values of the soft token are.
     """
 
     payload: npt.NDArray[np.float16]
@@ -43,10 +42,9 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Label scores of a batch.
+    """Label scores of a batch: float32 [n, L], log-probabilities restricted to the task's L labels.
 
     Attributes:
-        scores: float32 [n, L], log-probabilities restricted to the task's L labels.
         stages: milliseconds of ``decode``, and of ``tokenize`` if texts were read.
         tokens: (tokens read, tokens written) of each row; empty if not counted.
     """
@@ -58,12 +56,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """Generated texts of a batch.
-
-    Attributes:
-        stages: milliseconds of ``tokenize`` and ``generate``.
-        tokens: as in ``Scored``; end tokens are not counted.
-    """
+    """Generated texts of a batch; ``tokens`` as in ``Scored``, without end tokens."""
 
     texts: list[str]
     stages: dict[str, float]
@@ -79,11 +72,7 @@ class Backend(Protocol):
         ...
 
     def add_bridge(self, folder: Path) -> BridgeIdentity:
-        """Loads and verifies a bridge that reads this model's states.
-
-        Raises:
-            BridgeError: missing, corrupt, or made for another model or layer count.
-        """
+        """Loads and verifies a bridge that reads this model's states; raises BridgeError."""
         ...
 
     def prepare(self, task: TaskSpec) -> None:
@@ -170,10 +159,7 @@ class SupportsWarmup(Protocol):
     """A backend that can exercise its path to the device without a batch (``agent.warmup``)."""
 
     def warm_up(self, texts: Sequence[str]) -> None:
-        """Runs the path of a batch of these texts (none: of payloads) at little cost.
-
-        Does nothing while a batch is being computed.
-        """
+        """Runs the path of a batch of these texts (none: payloads), unless a batch is running."""
         ...
 
 

@@ -31,11 +31,7 @@ class ChatMessage:
 
 
 def parse_chat(text: str) -> list[ChatMessage]:
-    """Parses a row of a task with the form ``chat``.
-
-    Raises:
-        RemoteProtocolError: not a JSON array of ``{"role": …, "content": …}``.
-    """
+    """Parses ``[{"role": …, "content": …}]``; raises RemoteProtocolError for anything else."""
 
     def refuse(what: str) -> RemoteProtocolError:
         return RemoteProtocolError(NackCode.MALFORMED, f"not a conversation: {what}")
@@ -113,11 +109,7 @@ def _pieces(tokenizer: Tokenizer, messages: Sequence[ChatMessage]) -> list[tuple
 
 
 def generation_ids(tokenizer: Tokenizer, text: str, task: TaskSpec) -> list[int]:
-    """What a model reads before it generates an answer to one text (``task.form``).
-
-    Raises:
-        RemoteProtocolError: see ``parse_chat`` and ``chat_ids``.
-    """
+    """What a model reads before it answers one text; raises as ``parse_chat`` and ``chat_ids``."""
     if task.form == "chat":
         return chat_ids(tokenizer, parse_chat(text))
     if task.form == "plain":
@@ -133,13 +125,7 @@ def generation_ids(tokenizer: Tokenizer, text: str, task: TaskSpec) -> list[int]
 
 
 def check_length(limit: int | None, rows: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    """
-    Args:
-        limit: tokens of a prompt and its answer; None: unknown.
-
-    Raises:
-        RemoteProtocolError: a row and its answer are longer.
-    """
+    """Raises RemoteProtocolError if a row with its answer exceeds ``limit`` tokens."""
     longest = max(len(row) for row in rows)
     if limit is not None and longest + max_new_tokens > limit:
         raise RemoteProtocolError(

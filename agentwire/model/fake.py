@@ -1,11 +1,11 @@
-"""The fake backend: a deterministic model without weights, and with faults on demand.
+"""The fake backend: a deterministic model without weights, with faults on demand.
 
-A real provider, not a mock: everything above it (agent, bus, runtime, runner) runs against it as
-against a language model, in milliseconds. What it promises:
+Everything above it (agent, bus, runtime, runner) runs with it as with a language model, in
+milliseconds. Its guarantees:
 
 * The answer depends on the text alone, so lost, swapped and shuffled rows show.
-* Soft tokens carry what the answer needs (a hash of the text in the signs of the first 32
-  values), so ``score_soft(encode(text))`` equals ``score_text(text)``, bit for bit.
+* Soft tokens carry what the answer needs: the signs of their first 32 values hold a hash of the
+  text. So ``score_soft(encode(text))`` equals ``score_text(text)`` bit for bit.
 * Results do not depend on the batch.
 """
 
@@ -15,43 +15,47 @@ import hashlib
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from agentwire.bridge.card import read_card
 from agentwire.errors import BridgeError, ScenarioError
-from agentwire.model.backend import Encoded, Generated, ReportProgress, Scored, Watch
+from agentwire.model.backend import Encoded, Generated, Job, ReportProgress, Scored, Watch
 from agentwire.model.chat import parse_chat
+from agentwire.model.timing import ms_since
 from agentwire.spec.agent import AgentSpec, FakeModel
 from agentwire.wire.messages import BridgeIdentity, ModelIdentity, TaskSpec
+
+T = TypeVar("T")
+Made = TypeVar("Made", Encoded, Scored)
 
 HASH_BITS = 32
 SOFT_TOKENS = 8
 BRIDGE_PREFIX = "fake:"
-"""A bridge folder ``fake:<receiver's model>`` is a fake bridge for any prompt; with
-``fake:<receiver's model>:<prompt hash>`` it knows that one prompt only."""
+"""``fake:<receiver's model>`` in place of a folder is a fake bridge for any prompt;
+``fake:<receiver's model>:<prompt hash>`` knows one prompt only."""
 
 
 def fingerprint(model: str) -> str:
-    """Fingerprint of the fake model with this name."""
     return hashlib.sha256(f"fake model {model}".encode()).hexdigest()
 
 
 def bridge_fingerprint(sender: str, folder: str) -> str:
-    """Fingerprint of the fake bridge ``folder`` of the fake model ``sender``."""
     return hashlib.sha256(f"{sender} {folder}".encode()).hexdigest()
 
 
 def text_hash(text: str) -> int:
-    """The 32 bits that an answer depends on."""
+    """The 32 bits that determine an answer."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
 
 def label_scores(digest: int, labels: int) -> npt.NDArray[np.float32]:
-    """Log-probabilities [L] for a text with this hash."""
     logits = np.random.default_rng(digest).normal(scale=2.0, size=labels)
     logits -= logits.max()
     scores: npt.NDArray[np.float32] = (logits - np.log(np.exp(logits).sum())).astype(np.float32)
@@ -64,35 +68,30 @@ def answer(text: str, labels: Sequence[str]) -> str:
 
 
 def joint_answer(texts: Sequence[str], labels: Sequence[str]) -> str:
-    """What a fake model answers to the soft tokens of several texts, in this order."""
+    """A fake model's answer to the soft tokens of several texts, in this order."""
     digest = _combined([text_hash(text) for text in texts])
     return labels[int(label_scores(digest, len(labels)).argmax())]
 
 
 def _combined(digests: Sequence[int]) -> int:
-    """The hash of one text, or one that depends on all and on their order."""
+    """One hash of several texts, which depends on their order."""
     return digests[0] if len(digests) == 1 else text_hash(" ".join(map(str, digests)))
 
 
 class OutOfMemoryError(RuntimeError):
-    """Named and worded as torch's, which a backend without torch cannot raise."""
+    """Has the name of torch's error, which this module cannot import."""
 
 
 class FakeBackend:
     """A fake language model behind the ``Backend`` protocol.
 
-    Args:
-        name: of the model; its fingerprint is derived from it.
-        settings: sizes, delays and faults.
-        device: what the identity says.
-
-    Faults fire on texts that hold the trigger; a receiver that gets soft tokens cannot see the
-    text, so there they fire on the payload of exactly that text.
+    Faults fire on texts that contain the trigger. With soft tokens, where the text is not visible,
+    they fire on the payload of exactly that text.
     """
 
     def __init__(self, name: str, settings: FakeModel, device: str = "cpu") -> None:
         self._settings = settings
-        self._identity = ModelIdentity(
+        self.identity = ModelIdentity(
             name=name,
             fingerprint=fingerprint(name),
             width=settings.width,
@@ -105,7 +104,7 @@ class FakeBackend:
 
     @classmethod
     def load(cls, spec: AgentSpec, progress: ReportProgress) -> FakeBackend:
-        """Builds the backend of ``spec``, as slowly as ``spec.fake.load_ms`` asks for."""
+        """Builds an agent's backend within ``spec.fake.load_ms``."""
         steps = 4
         for step in range(steps):
             progress("load", step / steps)
@@ -113,25 +112,16 @@ class FakeBackend:
         progress("load", 1.0)
         return cls(spec.model, spec.fake, spec.device)
 
-    @property
-    def identity(self) -> ModelIdentity:
-        return self._identity
-
     def add_bridge(self, folder: Path) -> BridgeIdentity:
-        """Takes a fake bridge (``fake:<model>[:<prompt hash>]``) or a real one's card.
-
-        Raises:
-            BridgeError: the folder has no readable card, or it was made for another sender.
-        """
+        """Accepts a fake bridge, or a real bridge's folder of which it reads only the card."""
         identity = (
             self._fake_bridge(folder.name)
             if folder.name.startswith(BRIDGE_PREFIX)
-            else (read_card(folder).identity())
+            else read_card(folder).identity()
         )
-        if identity.sender != self._identity.fingerprint:
+        if identity.sender != self.identity.fingerprint:
             raise BridgeError(
-                f"The bridge {identity.name} was made for another sender than "
-                f"{self._identity.name}.",
+                f"The bridge {identity.name} is not for the sender {self.identity.name}.",
                 hint="Train one for this pair with `agentwire train`.",
             )
         self._bridges[identity.fingerprint] = identity
@@ -140,38 +130,33 @@ class FakeBackend:
     def _fake_bridge(self, name: str) -> BridgeIdentity:
         _, receiver, *prompts = name.split(":")
         return BridgeIdentity(
-            name=f"{self._identity.name}--{receiver}",
-            fingerprint=bridge_fingerprint(self._identity.name, name),
-            sender=self._identity.fingerprint,
+            name=f"{self.identity.name}--{receiver}",
+            fingerprint=bridge_fingerprint(self.identity.name, name),
+            sender=self.identity.fingerprint,
             receiver=fingerprint(receiver),
-            layer=max(1, self._identity.layers // 2),
+            layer=max(1, self.identity.layers // 2),
             soft_tokens=SOFT_TOKENS,
-            width=self._identity.width,
+            width=self.identity.width,
             prompts=tuple(prompts) or ("any",),
             rms_range=(0.5, 2.0),
         )
 
     def prepare(self, task: TaskSpec) -> None:
-        """Checks the labels.
-
-        Raises:
-            ScenarioError: two labels are the same.
-        """
         if len(set(task.labels)) != len(task.labels):
             raise ScenarioError(
                 f"The labels of {task.name} are not distinct.",
-                hint="Give each class a word of its own.",
+                hint="Give each class its own word.",
             )
 
     def encode(self, texts: Sequence[str], bridge: str) -> Encoded:
-        """Soft tokens, float16 [n, M, d], of RMS 1."""
+        """Soft tokens with RMS 1."""
         start = time.perf_counter()
         self._faults(texts)
         time.sleep(self._settings.encode_ms / 1000)
         identity = self._bridges[bridge]
         shape = (len(texts), identity.soft_tokens, identity.width)
         payload = np.stack([self._soft_tokens(t, shape[1] * shape[2]) for t in texts])
-        stages = {"tokenize": 0.0, "encode": _ms_since(start), "bridge": 0.0}
+        stages = {"tokenize": 0.0, "encode": ms_since(start), "bridge": 0.0}
         return Encoded(payload.reshape(shape), stages)
 
     def _soft_tokens(self, text: str, size: int) -> npt.NDArray[np.float16]:
@@ -185,7 +170,6 @@ class FakeBackend:
         return values.astype(np.float16)
 
     def score_soft(self, payload: npt.NDArray[np.float16], task: TaskSpec) -> Scored:
-        """Label scores, float32 [n, L], from the hash that the signs carry."""
         start = time.perf_counter()
         digests = _digests(payload)
         settings = self._settings
@@ -193,56 +177,55 @@ class FakeBackend:
         if settings.crash_on and text_hash(settings.crash_on) in digests:
             _crash()
         if settings.raise_on and text_hash(settings.raise_on) in digests:
-            raise RuntimeError("the fake model was told to raise on this payload")
+            raise RuntimeError("the fake model raises on this payload")
         if settings.hang_on and text_hash(settings.hang_on) in digests:
             _hang()
         time.sleep(settings.decode_ms / 1000)
         scores = np.stack([label_scores(d, len(task.labels)) for d in digests])
         read = [(payload.shape[1] + len(task.prompt.split()), 1)] * len(payload)
-        return Scored(scores, {"decode": _ms_since(start)}, read)
+        return Scored(scores, {"decode": ms_since(start)}, read)
 
     def score_text(self, texts: Sequence[str], task: TaskSpec) -> Scored:
-        """Label scores, float32 [n, L], from the hashes of the texts."""
         start = time.perf_counter()
         self._faults(texts)
         time.sleep(self._settings.decode_ms / 1000)
         scores = np.stack([label_scores(text_hash(t), len(task.labels)) for t in texts])
         read = [(len(t.split()) + len(task.prompt.split()), 1) for t in texts]
-        return Scored(scores, {"tokenize": 0.0, "decode": _ms_since(start)}, read)
+        return Scored(scores, {"tokenize": 0.0, "decode": ms_since(start)}, read)
 
     def relay(self, texts: Sequence[str], task: TaskSpec) -> Generated:
-        """The texts themselves, or the first words of each where the task asks for a summary."""
+        """The texts, or the first words of each for a summary."""
         start = time.perf_counter()
         if task.relay.verbatim:
             return Generated(list(texts), {"tokenize": 0.0, "generate": 0.0})
         self._faults(texts)
         time.sleep(self._settings.encode_ms / 1000)
         short = [" ".join(text.split()[: task.relay.max_new_tokens]) for text in texts]
-        return Generated(short, {"tokenize": 0.0, "generate": _ms_since(start)})
+        return Generated(short, {"tokenize": 0.0, "generate": ms_since(start)})
 
     def generate(
         self, texts: Sequence[str], task: TaskSpec, watch: Watch | None = None
     ) -> Generated:
-        """``<model>: <text>``, cut to the task's length in words; of a chat, its last message."""
+        """``<model>: <text>``, cut to the task's length in words. Of a chat, the last message."""
         self._faults(texts)
         said = texts
         if task.form == "chat":
             said = [parse_chat(text)[-1].content for text in texts]
         read = [len(text.split()) for text in texts]
-        return self._write([f"{self._identity.name}: {text}" for text in said], read, task, watch)
+        return self._write([f"{self.identity.name}: {text}" for text in said], read, task, watch)
 
     def generate_soft(
         self, payload: npt.NDArray[np.float16], task: TaskSpec, watch: Watch | None = None
     ) -> Generated:
         """``<model>: soft <hash of the text>``."""
-        answers = [f"{self._identity.name}: soft {digest:08x}" for digest in _digests(payload)]
+        answers = [f"{self.identity.name}: soft {digest:08x}" for digest in _digests(payload)]
         read = [payload.shape[1] + len(task.prompt.split())] * len(payload)
         return self._write(answers, read, task, watch)
 
     def _write(
         self, answers: Sequence[str], read: Sequence[int], task: TaskSpec, watch: Watch | None
     ) -> Generated:
-        """Says each answer word by word, as a language model says it token by token."""
+        """Reports each answer word by word."""
         start = time.perf_counter()
         time.sleep(self._settings.decode_ms / 1000)
         written = []
@@ -257,7 +240,7 @@ class FakeBackend:
                     break
             written.append(words)
         counts = [(n, len(words)) for n, words in zip(read, written, strict=True)]
-        stages = {"tokenize": 0.0, "generate": _ms_since(start)}
+        stages = {"tokenize": 0.0, "generate": ms_since(start)}
         return Generated([" ".join(words) for words in written], stages, counts)
 
     def _allocate(self, rows: int, full: bool) -> None:
@@ -273,13 +256,13 @@ class FakeBackend:
             if settings.crash_on and settings.crash_on in text:
                 _crash()
             if settings.raise_on and settings.raise_on in text:
-                raise RuntimeError("the fake model was told to raise on this text")
+                raise RuntimeError("the fake model raises on this text")
             if settings.hang_on and settings.hang_on in text:
                 _hang()
 
 
 def _digests(payload: npt.NDArray[np.float16]) -> list[int]:
-    """The hashes that the signs of n payloads carry; each may be of several texts."""
+    """The hashes in the signs of n payloads, each of one or more texts."""
     texts = max(1, payload.shape[1] // SOFT_TOKENS)
     signs = payload.reshape(len(payload), texts, -1)[:, :, :HASH_BITS] < 0
     weights = 1 << np.arange(HASH_BITS, dtype=np.uint64)
@@ -295,5 +278,60 @@ def _hang() -> None:
         time.sleep(60)
 
 
-def _ms_since(start: float) -> float:
-    return (time.perf_counter() - start) * 1000
+class FakeJob(Job[T]):
+    """A batch that is done at a monotonic time in seconds."""
+
+    def __init__(self, end: float, made: T) -> None:
+        self._end = end
+        self._made = made
+
+    def done(self) -> bool:
+        return time.monotonic() >= self._end
+
+    def wait(self) -> None:
+        time.sleep(max(0.0, self._end - time.monotonic()))
+
+    def result(self) -> T:
+        self.wait()
+        return self._made
+
+
+class FakeDevice(FakeBackend):
+    """A ``FakeBackend`` that is also ``Pipelined``: its delays pass on a device, batch after batch.
+
+    It stands in for a GPU, so that the agent's pipeline can be tested, and the time that processes
+    and bus add can be measured, where there is no GPU (``bench/hops.py``).
+    """
+
+    def __init__(self, name: str, settings: FakeModel, device: str = "cpu") -> None:
+        # The delays belong to the device; this thread computes without them.
+        super().__init__(
+            name, settings.model_copy(update={"encode_ms": 0.0, "decode_ms": 0.0}), device
+        )
+        self._encode_ms, self._decode_ms = settings.encode_ms, settings.decode_ms
+        self._free_at = 0.0
+        self._counts: Counter[str] = Counter()
+
+    def begin_encode(self, texts: Sequence[str], bridge: str) -> Job[Encoded]:
+        stages = {"encode": self._encode_ms}
+        return self._begin("encode", stages, lambda: self.encode(texts, bridge))
+
+    def begin_score_soft(self, payload: npt.NDArray[np.float16], task: TaskSpec) -> Job[Scored]:
+        stages = {"decode": self._decode_ms}
+        return self._begin("soft", stages, lambda: self.score_soft(payload, task))
+
+    def begin_score_text(self, texts: Sequence[str], task: TaskSpec) -> Job[Scored]:
+        stages = {"decode": self._decode_ms}
+        return self._begin("text", stages, lambda: self.score_text(texts, task))
+
+    def summary(self) -> str:
+        return ", ".join(f"{what} {count}" for what, count in sorted(self._counts.items()))
+
+    def _begin(
+        self, what: str, stages: dict[str, float], make: Callable[[], Made]
+    ) -> FakeJob[Made]:
+        """Makes the answer at once; the job is done when the device's time has passed."""
+        self._counts[what] += 1
+        begin = max(self._free_at, time.monotonic())
+        self._free_at = begin + sum(stages.values()) / 1000
+        return FakeJob(self._free_at, replace(make(), stages=stages))

@@ -22,12 +22,7 @@ REPLACEMENT = "\ufffd"  # a tokenizer's output for bytes that are not yet a whol
 
 
 class Sampler:
-    """Logits processor that keeps only a sampled token of each row, so greedy decoding takes it.
-
-    Args:
-        rows: n.
-        decoding: temperature above 0, top_p, seed.
-    """
+    """Logits processor that leaves one sampled token in each row for greedy decoding to take."""
 
     def __init__(self, rows: int, decoding: Decoding, device: torch.device) -> None:
         self._temperature = decoding.temperature / 1000
@@ -50,9 +45,7 @@ class Answers:
     """What each row of a batch has generated so far.
 
     Args:
-        rows: n.
         ends: ids of tokens that end an answer.
-        watch: see ``model.backend.Watch``.
 
     Attributes:
         written: tokens of each row without the end token.
@@ -135,37 +128,16 @@ def end_ids(generation_config: Any, tokenizer: Tokenizer) -> frozenset[int]:
     return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
 
 
-def continue_text(
-    model: Any,
-    tokenizer: Tokenizer,
-    decoding: Decoding,
-    watch: Watch | None,
-    *,
-    max_new_tokens: int,
-    rows: int,
-    pad: int,
-    **inputs: Any,
-) -> Answers:
-    """Generates for n rows.
-
-    Args:
-        inputs: ``input_ids`` [n, T] or ``inputs_embeds`` [n, T, d], and what else the library's
-            ``generate`` takes.
-    """
+def continue_text(model: Any, answers: Answers, decoding: Decoding, **inputs: Any) -> None:
+    """Generates into ``answers``; ``inputs`` are those of the library's ``generate``."""
     from transformers import LogitsProcessorList, StoppingCriteriaList
 
-    ends = end_ids(model.generation_config, tokenizer)
-    answers = Answers(tokenizer, rows, ends, decoding, watch)
     processors = LogitsProcessorList()
     if decoding.temperature:
-        processors.append(Sampler(rows, decoding, model.device))
+        processors.append(Sampler(len(answers.written), decoding, model.device))
     model.generate(
         **inputs,
-        max_new_tokens=max_new_tokens,
         do_sample=False,
-        pad_token_id=pad,
-        eos_token_id=sorted(ends),
         logits_processor=processors,
         stopping_criteria=StoppingCriteriaList([answers]),
     )
-    return answers

@@ -48,10 +48,9 @@ def pad_id(tokenizer: Tokenizer) -> int:
 
 
 def opening_ids(tokenizer: Tokenizer) -> list[int]:
-    """What a sender reads before every text: BOS, or padding where there is none.
+    """What a sender reads before every text: BOS, or padding if there is none.
 
-    A causal model puts very large activations on its first token. It gets one that is no word, and
-    the bridge never sees it.
+    A causal model puts very large activations on its first token; the bridge never sees it.
     """
     return start_ids(tokenizer) or [pad_id(tokenizer)]
 
@@ -62,11 +61,10 @@ def text_ids(
     glue: str = "",
     max_tokens: int | None = MAX_TEXT_TOKENS,
 ) -> list[list[int]]:
-    """Ids of each text, cut at ``max_tokens``, without special tokens; never empty.
+    """Ids of each text, cut at ``max_tokens``, without special tokens.
 
-    Texts come from outside. Text that looks like a control token (``<|im_end|>``) is read as plain
-    characters, so that no text can end its turn. A text without tokens becomes one BOS or EOS, so
-    that attention has something to read.
+    Text that looks like a control token (``<|im_end|>``) is read as plain characters, so that no
+    text can end its turn. A text without tokens becomes one BOS or EOS, which attention can read.
 
     Args:
         glue: the space that ends the preceding words; most tokenizers join it to the next word.
@@ -91,10 +89,9 @@ class CompiledTask:
 
     Attributes:
         prompt: ids that follow the soft tokens.
-        prompt_labels: L ids, scored after ``prompt``.
         before, after: ids around a text that the model reads itself.
         glue: a space that precedes the text, or nothing.
-        text_labels: L ids, scored after ``after``.
+        prompt_labels, text_labels: L ids, scored after ``prompt`` and after ``after``.
     """
 
     prompt: tuple[int, ...]
@@ -137,11 +134,7 @@ def label_ids(tokenizer: Tokenizer, prompt: str, labels: Sequence[str]) -> tuple
 
 
 def compile_task(tokenizer: Tokenizer, task: TaskSpec) -> CompiledTask:
-    """Token ids of ``task`` in this model.
-
-    Raises:
-        ScenarioError: ``text_prompt`` lacks ``{text}``, or two labels share their first token.
-    """
+    """Token ids of ``task``; raises ScenarioError for unusable prompts and labels."""
     if task.text_prompt.count("{text}") != 1:
         raise ScenarioError(
             f"the text prompt of task {task.name!r} must hold {{text}} exactly once.",

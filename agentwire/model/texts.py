@@ -41,11 +41,6 @@ def until_end(row: Sequence[int], ends: Collection[int]) -> list[int]:
 class TextReader:
     """Reads batches of texts, each batch after one prompt.
 
-    Args:
-        model: a transformers model with an LM head.
-        ends: ids of tokens that end a continuation.
-        pad: id of the padding token.
-
     Attributes:
         inference_only: the model will not be trained, so its LM head may be repacked for speed.
     """
@@ -64,12 +59,7 @@ class TextReader:
 
     @torch.inference_mode()
     def last_states(self, before: Sequence[int], rows: Sequence[Sequence[int]]) -> Tensor:
-        """States [n, d] of each text's last token.
-
-        Args:
-            before: ids that precede every text.
-            rows: ids of each text, at least one each.
-        """
+        """States [n, d] of each text's last token; ``before`` precedes every text."""
         prefix = self._prefix(before)
         if self._can_pack(before, rows, 0):
             return last_packed_states(self._model, prefix, rows)
@@ -85,11 +75,7 @@ class TextReader:
     def continued(
         self, before: Sequence[int], rows: Sequence[Sequence[int]], limit: int
     ) -> list[list[int]]:
-        """Greedy continuations of at most ``limit`` tokens, without the end token.
-
-        Args:
-            before, rows: as in ``last_states``.
-        """
+        """Greedy continuations of at most ``limit`` tokens, without the end token."""
         if self._can_pack(before, rows, limit) and plain_greedy(self._model):
             prefix = self._prefix(before)
             return continue_greedily(

@@ -12,11 +12,7 @@ def ms_since(start: float) -> float:
 
 
 class Stopwatch:
-    """Time of each stage.
-
-    Args:
-        synchronize: called at the end of a stage, to wait for a device that computes it.
-    """
+    """Time of each stage; ``synchronize`` waits for the device that computes it."""
 
     def __init__(self, synchronize: Callable[[], None] = lambda: None) -> None:
         self.stages: dict[str, float] = {}

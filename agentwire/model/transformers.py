@@ -52,11 +52,7 @@ RELOAD = "Remove the folder and run `agentwire models pull` again."
 
 
 def weights_folder(spec: AgentSpec) -> Path:
-    """The local folder with an agent's weights.
-
-    Raises:
-        ModelError: they are not on this machine.
-    """
+    """The local folder with an agent's weights; raises ModelError if they are not here."""
     if spec.folder is None:
         raise ModelError(
             f"the weights of {spec.model} are not on this machine.",
@@ -99,11 +95,7 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Any
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a local folder.
-
-    Raises:
-        ModelError: there is none, or it is broken.
-    """
+    """The tokenizer of a local folder; raises ModelError."""
     from transformers import AutoTokenizer
 
     try:
@@ -118,11 +110,7 @@ def _unloadable(what: str, folder: Path, error: Exception) -> ModelError:
 
 
 def torch_device(name: str) -> torch.device:
-    """The torch device with this name.
-
-    Raises:
-        DeviceError: this machine does not have it.
-    """
+    """The torch device with this name; raises DeviceError if this machine lacks it."""
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -138,10 +126,9 @@ def torch_device(name: str) -> torch.device:
 
 
 def trunk(model: Any, layers: int) -> Any:
-    """The first ``layers`` layers of ``model``, as a model that shares its weights.
+    """The first ``layers`` layers of ``model`` without final norm, sharing its weights.
 
-    Its ``last_hidden_state`` equals ``hidden_states[layers]`` of the whole model; the final norm is
-    left out.
+    Its ``last_hidden_state`` equals ``hidden_states[layers]`` of the whole model.
 
     Raises:
         ModelError: the model has no ``layers`` and ``norm``, or too few layers.
@@ -202,7 +189,6 @@ class PreparedTask:
     """The static parts of a task on the model's device.
 
     Attributes:
-        ids: the task in the model's tokens.
         start: embeddings [0 or 1, d] of BOS.
         prompt: embeddings [P, d] of what follows the soft tokens.
         prompt_head, text_head: the label tokens after the prompt and after the text prompt.
@@ -216,14 +202,7 @@ class PreparedTask:
 
 
 class TransformersBackend:
-    """A causal language model behind the ``Backend`` protocol.
-
-    Args:
-        model: a transformers model with an LM head, in eval mode.
-        tokenizer: its tokenizer.
-        identity: sent in Hello.
-        device: where the model is.
-    """
+    """A causal language model with an LM head, in eval mode, behind the ``Backend`` protocol."""
 
     def __init__(
         self, model: Any, tokenizer: Tokenizer, identity: ModelIdentity, device: torch.device
@@ -241,11 +220,7 @@ class TransformersBackend:
 
     @classmethod
     def load(cls, spec: AgentSpec, progress: ReportProgress) -> TransformersBackend:
-        """Loads an agent's model.
-
-        Raises:
-            ModelError, DeviceError: see ``weights_folder``, ``load_model`` and ``torch_device``.
-        """
+        """Loads an agent's model; raises ModelError or DeviceError."""
         random = spec.weights == "random"
         if random:
             random_weights.shape(spec.model)  # refuses unknown ones before anything is built
@@ -358,11 +333,7 @@ class TransformersBackend:
         self.prepared(task)
 
     def prepared(self, task: TaskSpec) -> PreparedTask:
-        """The task's static parts, computed once while the task is in use.
-
-        Raises:
-            ScenarioError: see ``compile_task``.
-        """
+        """The task's static parts, computed once while the task is in use."""
         return self._tasks.get(task.task_id, lambda: self._compiled(task))
 
     def _compiled(self, task: TaskSpec) -> PreparedTask:
@@ -460,18 +431,9 @@ class TransformersBackend:
         ids = [[self._pad] * (longest - len(row)) + row for row in rows]
         mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
         clock.lap("tokenize")
-        answers = continue_text(
-            self.model,
-            self.tokenizer,
-            task.decoding,
-            watch,
-            max_new_tokens=task.max_new_tokens,
-            rows=len(rows),
-            pad=self._pad,
-            input_ids=torch.tensor(ids, device=self.device),
-            attention_mask=torch.tensor(mask, device=self.device),
-        )
-        return self._generated(answers, [len(row) for row in rows], clock)
+        read = [len(row) for row in rows]
+        inputs = {"input_ids": torch.tensor(ids, device=self.device)}
+        return self._answer(task, watch, clock, read, torch.tensor(mask), inputs)
 
     @torch.inference_mode()
     def generate_soft(
@@ -479,23 +441,33 @@ class TransformersBackend:
     ) -> Generated:
         clock = self._stopwatch()
         soft = torch.from_numpy(np.array(payload)).to(self.device)
-        inputs = self.soft_inputs(soft, task)
-        n, length = inputs.shape[:2]
-        answers = continue_text(
-            self.model,
-            self.tokenizer,
-            task.decoding,
-            watch,
-            max_new_tokens=task.max_new_tokens,
-            rows=n,
-            pad=self._pad,
-            inputs_embeds=inputs,
-            attention_mask=torch.ones(n, length, dtype=torch.long, device=self.device),
-        )
-        return self._generated(answers, [length] * n, clock)
+        embeds = self.soft_inputs(soft, task)
+        n, length = embeds.shape[:2]
+        mask = torch.ones(n, length, dtype=torch.long)
+        return self._answer(task, watch, clock, [length] * n, mask, {"inputs_embeds": embeds})
 
-    def _generated(self, answers: Answers, read: list[int], clock: Stopwatch) -> Generated:
-        written = [len(row) for row in answers.written]
+    def _answer(
+        self,
+        task: TaskSpec,
+        watch: Watch | None,
+        clock: Stopwatch,
+        read: list[int],
+        mask: Tensor,
+        inputs: dict[str, Tensor],
+    ) -> Generated:
+        ends = end_ids(self.model.generation_config, self.tokenizer)
+        answers = Answers(self.tokenizer, len(read), ends, task.decoding, watch)
+        continue_text(
+            self.model,
+            answers,
+            task.decoding,
+            attention_mask=mask.to(self.device),
+            max_new_tokens=task.max_new_tokens,
+            pad_token_id=self._pad,
+            eos_token_id=sorted(ends),
+            **inputs,
+        )
         texts = answers.texts()
         clock.lap("generate")
+        written = [len(row) for row in answers.written]
         return Generated(texts, clock.stages, list(zip(read, written, strict=True)))

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from agentwire.model.backend import Pipelined
-from agentwire.model.fake import FakeBackend
-from agentwire.model.fake_device import FakeDevice
+from agentwire.model.fake import FakeBackend, FakeDevice
 from agentwire.spec.agent import FakeModel
 from agentwire.wire.messages import TaskSpec
 

@@ -55,7 +55,7 @@ def test_results_do_not_depend_on_the_batch() -> None:
 def test_faults() -> None:
     sender = backend(raise_on="boom", nan_on="poison")
     name = bridge(sender)
-    with pytest.raises(RuntimeError, match="told to raise"):
+    with pytest.raises(RuntimeError, match="fake model raises"):
         sender.encode(["fine", "boom here"], name)
     payload = sender.encode(["fine", "some poison"], name).payload
     assert np.isfinite(payload[0]).all() and not np.isfinite(payload[1]).all()
@@ -65,7 +65,7 @@ def test_a_receiver_knows_the_payload_of_exactly_its_trigger() -> None:
     sender, receiver = backend(), FakeBackend("receiver", FakeModel(raise_on="boom"))
     name = bridge(sender)
     receiver.score_soft(sender.encode(["boom here"], name).payload, TASK)
-    with pytest.raises(RuntimeError, match="told to raise"):
+    with pytest.raises(RuntimeError, match="fake model raises"):
         receiver.score_soft(sender.encode(["boom"], name).payload, TASK)
 
 

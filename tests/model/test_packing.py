@@ -49,13 +49,17 @@ def test_neighbours_share_a_sequence_up_to_its_size(
     assert list(groups_of(lengths, limit=10)) == groups
 
 
+def test_a_group_may_have_a_limit_of_rows() -> None:
+    assert list(groups_of([1] * 5, limit=9, rows=2)) == [[0, 1], [2, 3], [4]]
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma"])
 @pytest.mark.parametrize("most", [8, 512])
 @torch.inference_mode()
 def test_packed_states_are_the_padded_ones(
     family: str, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(groups_of, "__defaults__", (most,))
+    monkeypatch.setattr(groups_of, "__defaults__", (most, None))
     short = tiny(family)
     ids = torch.randint(64, (5, 13))
     mask = torch.arange(12)[None, :] < torch.tensor([7, 12, 0, 3, 1])[:, None]

@@ -14,7 +14,6 @@ from agentwire.model.vllm.inputs import (
     MAX_LABELS,
     RequestLimits,
     check_labels,
-    groups,
     ids_prompt,
     label_scores,
     soft_prompts,
@@ -102,9 +101,3 @@ def test_more_labels_than_vllm_scores_are_refused() -> None:
     check_labels(range(MAX_LABELS))
     with pytest.raises(ScenarioError, match="129 labels"):
         check_labels(range(MAX_LABELS + 1))
-
-
-def test_groups_fit_one_step() -> None:
-    assert groups([4, 4, 4, 9, 1], tokens=9, rows=8) == [[0, 1], [2], [3], [4]]
-    assert groups([1] * 5, tokens=9, rows=2) == [[0, 1], [2, 3], [4]]
-    assert groups([], tokens=9, rows=2) == []

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from agentwire.model.backend import Backend, ReportProgress
-from agentwire.model.fake import BRIDGE_PREFIX, FakeBackend, bridge_fingerprint, fingerprint
-from agentwire.model.fake_device import FakeDevice
+from agentwire.model.fake import (
+    BRIDGE_PREFIX,
+    FakeBackend,
+    FakeDevice,
+    bridge_fingerprint,
+    fingerprint,
+)
 from agentwire.spec.agent import AgentSpec
 from agentwire.spec.backends import BackendKind, SyntheticBridges
 

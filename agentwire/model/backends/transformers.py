@@ -25,7 +25,8 @@ def _load(spec: AgentSpec, progress: ReportProgress) -> Backend:
     plain = TransformersBackend.load(spec, progress)
     if not is_static(spec):
         return plain.for_inference()
-    from agentwire.model.static.engine import StaticBackend, UnsupportedModel
+    from agentwire.model.static.decoder import UnsupportedModel
+    from agentwire.model.static.engine import StaticBackend
 
     try:
         return StaticBackend(plain, spec, progress)

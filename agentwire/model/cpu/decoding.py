@@ -21,16 +21,10 @@ from agentwire.model.cpu.reading import PackedPass, read_packed
 class RowCache:
     """Keys and values of n rows of different lengths, as a transformers decoder takes them.
 
-    Args:
-        before: tokens of the prefix.
-        lengths: tokens of each text.
-        room: tokens that each may grow by.
-        device: of the model.
-
     Attributes:
         live: rows that are still running: the first ``live`` of the cache.
-        next: [n] position of each row's next token.
-        used: positions that the longest row has after that token.
+        next: [n], position of each row's next token.
+        used: positions of the longest row, that token included.
     """
 
     def __init__(
@@ -97,10 +91,7 @@ class RowCache:
 
 
 def plain_greedy(model: Any) -> bool:
-    """Whether greedy decoding of this model takes the largest logit.
-
-    A checkpoint's generation config may ask for penalties or forbid tokens.
-    """
+    """Whether the generation config allows plain greedy decoding: no penalties, no bans."""
     config = model.generation_config
     neutral: dict[str, Collection[Any]] = {
         "repetition_penalty": (None, 1.0),
@@ -136,11 +127,9 @@ def continue_greedily(
     """The next tokens of each text, up to the first of ``ends`` (excluded) or ``limit``.
 
     Args:
-        model: a transformers model with an LM head for which ``can_pack_behind`` and
-            ``plain_greedy`` hold, and ``fits_window`` for the longest row with its continuation.
+        model: ``can_pack_behind`` and ``plain_greedy`` hold for it, and ``fits_window`` for the
+            longest row with its continuation.
         head: its LM head: states [n, d] -> logits [n, V].
-        prefix: what precedes every text.
-        rows: token ids of each text, at least one each.
     """
     before = len(prefix.ids) if prefix else 0
     cache = RowCache(before, [len(row) for row in rows], limit, model.device)

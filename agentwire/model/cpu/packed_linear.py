@@ -38,10 +38,7 @@ class PackedLinear(nn.Module):
 
 
 def pack_linears(model: Any) -> int:
-    """Replaces the linear layers of a CPU model's decoder if ``can_pack``; returns how many.
-
-    Their plain weights are freed. The LM head keeps its weights, whose rows are read one by one.
-    """
+    """Replaces the decoder's linear layers if ``can_pack``, and frees their weights; how many."""
     decoder = model.get_decoder()
     found = [
         (parent, name, child)

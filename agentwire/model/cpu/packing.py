@@ -17,12 +17,14 @@ PACKED_TOKENS = 192  # of one sequence, unless one text alone is longer
 _PROBE = (3, 5)  # lengths of the two texts of ``can_pack``
 
 
-def groups_of(lengths: Sequence[int], limit: int = PACKED_TOKENS) -> Iterator[list[int]]:
-    """Consecutive indices with at most ``limit`` tokens together, or one longer text."""
+def groups_of(
+    lengths: Sequence[int], limit: int = PACKED_TOKENS, rows: int | None = None
+) -> Iterator[list[int]]:
+    """Consecutive indices of at most ``rows`` texts with at most ``limit`` tokens (or one text)."""
     group: list[int] = []
     size = 0
     for index, length in enumerate(lengths):
-        if group and size + length > limit:
+        if group and (size + length > limit or len(group) == rows):
             yield group
             group, size = [], 0
         group.append(index)
@@ -35,7 +37,6 @@ def packed_states(short: Any, ids: Tensor, mask: Tensor) -> Tensor:
     """Hidden states [n, T, width] of the texts' tokens; zero behind a text's end.
 
     Args:
-        short: a trunk (``transformers.trunk``).
         ids: right-padded [n, 1+T], starting with an opening token.
         mask: [n, T], True for the text's tokens.
     """

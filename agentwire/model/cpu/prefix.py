@@ -15,12 +15,7 @@ import torch
 
 
 class Prefix:
-    """The first tokens of many rows.
-
-    Args:
-        model: a transformers model with an LM head.
-        ids: their token ids; at least one.
-    """
+    """The first tokens (at least one) of many rows."""
 
     def __init__(self, model: Any, ids: Sequence[int]) -> None:
         self.ids = tuple(ids)

@@ -23,11 +23,9 @@ _PROBE = (3, 5)  # lengths of its two texts
 
 @dataclass(frozen=True, slots=True)
 class PackedPass:
-    """The result of one forward pass over some texts of a batch.
+    """One forward pass over some texts of a batch: which, and their lengths in tokens.
 
     Attributes:
-        rows: which texts of the batch.
-        sizes: their lengths in tokens.
         states: [T, d], the last layer's, one text after another.
         cache: keys and values of the prefix and of these T tokens, for one row.
     """
@@ -54,13 +52,9 @@ def read_packed(
     rows: Sequence[Sequence[int]],
     limit: int = PACKED_TOKENS,
 ) -> Iterator[PackedPass]:
-    """Reads each text after ``prefix``.
+    """Reads each text (ids, not empty) after ``prefix``, in passes of about ``limit`` tokens.
 
-    Args:
-        model: a transformers model with an LM head. ``fits_window`` must hold for the longest text
-            with its prefix.
-        rows: token ids of each text, at least one each.
-        limit: tokens of one pass, unless a single text is longer.
+    ``fits_window`` must hold for the longest text with its prefix.
     """
     before = len(prefix.ids) if prefix else 0
     for group in groups_of([len(row) for row in rows], limit):
@@ -100,11 +94,8 @@ def _mask(before: int, sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 @torch.inference_mode()
 def can_pack_behind(model: Any) -> bool:
-    """Whether this model reads packed texts separately, each after the prefix. Found by a probe.
-
-    A model may ignore the mask or the positions that it is given, or keep what it has read in
-    another form.
-    """
+    """Whether this model reads packed texts separately, each after the prefix. Found by a probe:
+    some models ignore a mask or positions, or cache in another form."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     if not fits_window(model, _PROBE_PREFIX + max(_PROBE)):
         return False

@@ -57,10 +57,6 @@ Tell = Callable[[str, float], None]
 def convert(model: RegistryModel, gguf: Path, folder: Path, tell: Tell) -> None:
     """Writes a Hugging Face folder (which must exist) from the GGUF file of ``model``.
 
-    Args:
-        gguf: the file, already checked against its sha256.
-        tell: called with ``convert`` and a fraction.
-
     Raises:
         ModelError: the file does not hold what the registry says.
     """
@@ -87,11 +83,7 @@ def _write_json(file: Path, value: object) -> None:
 
 
 def hf_name(gguf_name: str, layout: str) -> str | None:
-    """The Hugging Face name of a GGUF tensor; None if it is not needed.
-
-    Raises:
-        ModelError: this layout has no such tensor.
-    """
+    """The Hugging Face name of a GGUF tensor; None if it is not needed. Raises ModelError."""
     match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.weight", gguf_name)
     part = match[2] if match else gguf_name
     if part in _SKIPPED:
@@ -108,8 +100,7 @@ def write_weights(
 ) -> None:
     """Streams every tensor as bfloat16 into a safetensors file.
 
-    Format: 8 bytes little-endian header length, the JSON header, the tensors
-    (https://github.com/huggingface/safetensors#format).
+    Format: https://github.com/huggingface/safetensors#format.
     """
     named = [(hf_name(tensor.name, model.layout), tensor) for tensor in source.tensors]
     wanted = sorted((name, tensor) for name, tensor in named if name is not None)
@@ -141,10 +132,7 @@ def _values(
 
 
 def _unpermuted(weight: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.float32]:
-    """Rows of a q or k projection, reordered for Hugging Face's rotary embedding.
-
-    GGUF files of Llama interleave the two halves of each head's rotary dimensions.
-    """
+    """Undoes GGUF's interleaving of the two halves of each head's rotary dimensions."""
     rows, columns = weight.shape
     halves = weight.reshape(heads, rows // heads // 2, 2, columns)
     return halves.swapaxes(1, 2).reshape(rows, columns)

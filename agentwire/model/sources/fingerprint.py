@@ -38,11 +38,7 @@ _HINT = "Name a folder with config.json, tokenizer files and *.safetensors."
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Names of a folder's weight files, sorted; from its index if there is one.
-
-    Raises:
-        ModelError: there are none, one is missing, or all are pickles.
-    """
+    """Names of a folder's weight files, sorted; raises ModelError if any is missing or a pickle."""
     index = folder / _INDEX
     if index.is_file():
         try:
@@ -68,11 +64,7 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def published_files(folder: Path) -> list[str]:
-    """The files that make up a model's identity, sorted by name.
-
-    Raises:
-        ModelError: no config.json, or see ``weight_files``.
-    """
+    """The files that make up a model's identity, sorted; raises ModelError if incomplete."""
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json.", hint=_HINT)
     tokenizer = [name for name in _TOKENIZER if (folder / name).is_file()]
@@ -80,11 +72,7 @@ def published_files(folder: Path) -> list[str]:
 
 
 def fingerprint(folder: Path, *, config: Config | None = None) -> str:
-    """The model's fingerprint: hex sha256, 64 digits.
-
-    Args:
-        folder: as returned by ``locate`` or ``fetch``.
-        config: where results are cached; None: from the environment.
+    """The model's fingerprint: hex sha256, cached under ``config`` (None: from the environment).
 
     Raises:
         ModelError: the folder holds no model, or a converted model was changed.

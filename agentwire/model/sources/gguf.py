@@ -27,13 +27,7 @@ _BLOCK_VALUES = 1 << 22  # values dequantized at a time (16 MiB of float32)
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor is.
-
-    Attributes:
-        shape: rows first, as in PyTorch; the file has it reversed.
-        kind: number of the GGML quantization type.
-        offset: bytes from the start of the file's tensor data.
-    """
+    """Where a tensor is: shape (rows first), GGML type, and byte offset in the tensor data."""
 
     name: str
     shape: tuple[int, ...]
@@ -42,15 +36,7 @@ class TensorInfo:
 
 
 class GgufFile:
-    """A memory-mapped GGUF file (version 2 or 3, little-endian).
-
-    Attributes:
-        metadata: values by key; arrays are lists.
-        tensors: in the file's order.
-
-    Raises:
-        ModelError: not such a file, or truncated.
-    """
+    """A memory-mapped GGUF file (version 2 or 3, little-endian); raises ModelError."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -39,8 +39,6 @@ class Located:
     """Where a model's weights are, or why they are not here.
 
     Attributes:
-        name: as asked for.
-        kind: where such a model comes from.
         folder: the local folder; None if not on this machine.
         fetchable: whether ``fetch`` may get it (registry; hub unless offline).
         detail: a phrase for people, e.g. ``in the cache`` or ``not downloaded yet (93 MB)``.
@@ -60,11 +58,10 @@ class Located:
 def locate(
     name: str, *, config: Config, path: str | Path | None = None, allow_hub: bool = True
 ) -> Located:
-    """Where the weights of ``name`` are. Cheap: uses no network and reads only small files.
+    """Where the weights of ``name`` are. Uses no network and reads only small files.
 
     Args:
         name: registry name, local folder, or hub name (``owner/model``).
-        config: cache folder and switches.
         path: local folder, tried first; if it holds no model, ``name`` decides.
         allow_hub: whether to look into the hub's local cache.
 
@@ -81,12 +78,7 @@ def locate(
 
 
 def fetch(name: str, *, config: Config, progress: OnProgress | None = None) -> Path:
-    """The local folder of a model, downloaded and converted if need be.
-
-    Args:
-        name: as for ``locate``.
-        config: cache folder and switches.
-        progress: called with the stage (``download``, ``convert``) and a fraction.
+    """The local folder of a model (see ``locate``), downloaded and converted if need be.
 
     Raises:
         ModelError: unknown name, not on this machine, gated, or the conversion failed.

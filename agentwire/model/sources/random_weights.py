@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from agentwire.bridge.architectures import BridgeShape
 from agentwire.errors import BridgeError, ModelError
-from agentwire.model.sources.registry import HUB_MODELS, config_of
+from agentwire.model.sources.registry import HUB_MODELS, read_data
 from agentwire.wire.messages import BridgeIdentity, ModelIdentity
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ BRIDGE_HIDDEN: Final = 512
 EMBEDDING_STD: Final = 0.02
 RMS_SLACK: Final = 0.05
 
-_TINY = config_of("random-tiny")
+_TINY = read_data("random-tiny")
 SHAPES: Final[Mapping[str, Mapping[str, Any]]] = {
     **{name: model.config for name, model in HUB_MODELS.items()},
     "random/tiny-llama": {**_TINY, "model_type": "llama"},
@@ -38,11 +38,7 @@ SHAPES: Final[Mapping[str, Mapping[str, Any]]] = {
 
 
 def shape(name: str) -> Mapping[str, Any]:
-    """The config of this model.
-
-    Raises:
-        ModelError: its shape is unknown.
-    """
+    """The config of this model; raises ModelError if its shape is unknown."""
     if name not in SHAPES:
         raise ModelError(
             f"{name} cannot have random weights: its shape is unknown.",
@@ -71,11 +67,7 @@ def identity(name: str, dtype: str, device: str) -> ModelIdentity:
 
 
 def build(name: str, dtype: torch.dtype, device: torch.device) -> Any:
-    """A transformers model of this shape, in eval mode, with weights drawn on the device.
-
-    Raises:
-        ModelError: the shape is not known.
-    """
+    """A transformers model of this shape, in eval mode, with weights drawn on the device."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -112,7 +104,6 @@ def random_bridge(
 
     Raises:
         BridgeError: the sender has fewer layers.
-        ModelError: the receiver's shape is unknown.
     """
     import torch
 

@@ -15,11 +15,7 @@ _SPACE = "\u2581"  # how sentencepiece writes a space
 def tokenizer_json(
     model: RegistryModel, metadata: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The contents of tokenizer.json and tokenizer_config.json.
-
-    Args:
-        model: the registry model; its layout determines the algorithm.
-        metadata: of the GGUF file.
+    """The contents of tokenizer.json and tokenizer_config.json, from a GGUF file's metadata.
 
     Raises:
         ModelError: the vocabulary has another size than the registry says.
@@ -123,11 +119,8 @@ def _sentencepiece(tokens: Sequence[str], metadata: Mapping[str, Any]) -> dict[s
 
 
 def implied_merges(vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
-    """The merges of a BPE vocabulary that is sorted by merge order.
-
-    Every split of a token into two known tokens is a merge. Earlier tokens merge first; within one
-    token, the longer left half first.
-    """
+    """The merges of a BPE vocabulary that is sorted by merge order: every split of a token into
+    two known tokens. Earlier tokens merge first; within a token, the longer left half."""
     merges: list[tuple[str, str]] = []
     for token in vocabulary:  # in the order of ids
         pairs = [

@@ -18,11 +18,9 @@ from agentwire.spec.agent import GraphSpec
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """Sizes that are captured.
+    """Batch sizes and row lengths that are captured, rising.
 
     Attributes:
-        rows: batch sizes, rising.
-        tokens: tokens of a row, rising.
         max_tokens: rows * tokens of the largest shape; larger products are not captured.
     """
 
@@ -57,10 +55,7 @@ def _smallest(sizes: Sequence[int], wanted: int) -> int | None:
 
 
 def fill(packed: npt.NDArray[np.int64], rows: Sequence[Sequence[int]]) -> None:
-    """Writes ragged ids into [n, T + 1]: zeros behind a row, its length in the last column.
-
-    Unused rows have length 1.
-    """
+    """Writes ragged ids into [n, T + 1]: zeros behind a row, then its length (1: unused)."""
     packed[:] = 0
     packed[:, -1] = 1
     for line, row in zip(packed, rows, strict=False):

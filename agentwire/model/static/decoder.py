@@ -34,12 +34,9 @@ class UnsupportedModel(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Weights of one layer.
+    """Weights of one layer: qkv [(H + 2 G) * D, d], gate_up [2 * I, d]; window in slots.
 
-    Attributes:
-        qkv: [(H + 2 G) * D, d]; gate_up: [2 * I, d].
-        window: slots that a query attends to; None: all.
-        query_norm, key_norm, after_attention, after_mlp: additional norms of Gemma 3.
+    The norms at the end are those that Gemma 3 has in addition.
     """
 
     before_attention: Tensor
@@ -67,9 +64,7 @@ Cache = Sequence[KeyValue]
 class StaticDecoder:
     """The decoder of a causal language model (Llama, Mistral, Qwen, Gemma 3 and their like).
 
-    Args:
-        model: in eval mode; its projections become views of fused weights.
-        ops: the operations between the products.
+    The model's projections become views of fused weights.
 
     Raises:
         UnsupportedModel: the model has a feature that this pass lacks.
@@ -175,12 +170,7 @@ class StaticDecoder:
     # -- forward passes ---------------------------------------------------------------------
 
     def trunk(self, ids: Tensor, layers: int, prefix: Prefix) -> Tensor:
-        """Hidden states [n, T, d] after ``layers`` layers, without the final norm.
-
-        Args:
-            ids: [n, T], padded on the right.
-            prefix: of at least the first ``layers`` layers.
-        """
+        """Hidden states [n, T, d] of ``ids`` [n, T] after ``layers`` layers, without final norm."""
         residual, delta = self._run(self.embed(ids), layers, prefix)
         return (residual + delta).view(*ids.shape, -1)
 
@@ -198,9 +188,7 @@ class StaticDecoder:
     def step(self, tokens: Tensor, positions: Tensor, cache: Cache) -> Tensor:
         """Normed states [n, d] of one more token in each row; stores it in ``cache``.
 
-        Args:
-            tokens: [n] ids.
-            positions: [n], their positions; later slots of the cache are not attended to.
+        Later slots of the cache than ``positions`` [n] are not attended to.
         """
         x = self.embed(tokens[:, None])
         residual, delta = self._run(x, len(self.layers), (), cache=cache, start=positions)

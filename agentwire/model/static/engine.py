@@ -30,7 +30,7 @@ from agentwire.model.backend import Encoded, Generated, Job, ReportProgress, Sco
 from agentwire.model.lru import LruCache
 from agentwire.model.prompting import opening_ids, template_ids, text_ids
 from agentwire.model.static.buckets import Buckets, fill
-from agentwire.model.static.decoder import POSITIONS, Prefix, StaticDecoder, UnsupportedModel
+from agentwire.model.static.decoder import POSITIONS, Prefix, StaticDecoder
 from agentwire.model.static.graphs import GraphDevice, Runner, RunnerJob
 from agentwire.model.static.greedy import Generation
 from agentwire.model.static.ops import PlainOps
@@ -65,7 +65,6 @@ class StaticBackend:
     Args:
         plain: the loaded model; it runs what has no captured shape.
         spec: the agent: which shapes are captured, and the largest batch.
-        progress: called with ``graphs`` and a fraction.
 
     Raises:
         UnsupportedModel: ``StaticDecoder`` cannot compute the model.
@@ -213,11 +212,7 @@ class StaticBackend:
     # -- receiver ---------------------------------------------------------------------------
 
     def prepare(self, task: TaskSpec) -> None:
-        """Compiles the task and captures it for the payloads that this agent's wires bring.
-
-        Raises:
-            ScenarioError: see ``compile_task``.
-        """
+        """Compiles the task and captures it for the payloads that this agent's wires bring."""
         self.plain.prepare(task)
         if not task.labels:
             return
@@ -416,6 +411,3 @@ def _encoded(
     payload = output[:, :values].reshape(-1, *size)
     rms = np.ascontiguousarray(output[:, values:]).view(np.float32)
     return Encoded(payload.copy(), stages, rms)
-
-
-__all__ = ["StaticBackend", "UnsupportedModel", "ops_for"]

@@ -36,13 +36,9 @@ WARM_UPS = 2
 class GraphDevice:
     """A device's streams, and the memory that its graphs share (no two run at once).
 
-    Args:
-        device: where to compute.
-        graphs: whether to capture CUDA graphs; never done on a CPU.
-
     Attributes:
+        graphs: whether CUDA graphs are captured; never on a CPU.
         running: batches that were launched and not collected.
-        total: bytes of memory.
     """
 
     def __init__(self, device: torch.device, *, graphs: bool) -> None:
@@ -73,11 +69,7 @@ class GraphDevice:
 
 
 class Program:
-    """One computation of static shape, captured when it is made.
-
-    Args:
-        compute: reads the same memory at every call, and returns its result.
-    """
+    """One computation of static shape, captured when it is made; ``compute`` reads fixed memory."""
 
     def __init__(self, device: GraphDevice, compute: Callable[[], Tensor]) -> None:
         self._device = device
@@ -124,13 +116,7 @@ class Program:
 
 
 class Staging:
-    """Memory and events for one batch on its way through a runner.
-
-    Attributes:
-        host_in: inputs on the host, written by the caller.
-        host_out: the output on the host.
-        express: a program that copies this batch's inputs and output itself.
-    """
+    """Memory and events for one batch; ``express`` is a program that does its copies itself."""
 
     def __init__(self, device: GraphDevice, inputs: Sequence[Tensor]) -> None:
         self.host_in = [device.host(tensor) for tensor in inputs]
@@ -153,13 +139,7 @@ class Staging:
 
 @dataclass(eq=False)
 class Runner:
-    """A program with its static inputs, and reusable staging memory for each batch in flight.
-
-    Attributes:
-        inputs: device tensors that the program reads.
-        free: staging memory that no batch uses.
-        express: the express staging memory, while it is free.
-    """
+    """A program with its static inputs, and reusable staging memory for each batch in flight."""
 
     device: GraphDevice
     inputs: list[Tensor]
@@ -176,11 +156,7 @@ class Runner:
         *,
         express: bool = False,
     ) -> Runner:
-        """Captures ``compute``, which reads ``inputs``.
-
-        Args:
-            express: capture a second graph that contains the copies as well.
-        """
+        """Captures ``compute``, which reads ``inputs``; with ``express`` also with its copies."""
         runner = cls(device, inputs, Program(device, compute))
         if express and device.graphs:
             try:
@@ -197,11 +173,7 @@ class Runner:
         return self.free.pop() if self.free else Staging(self.device, self.inputs)
 
     def launch(self, staging: Staging, bind: Callable[[], None] | None = None) -> None:
-        """Starts the computation of what was written to ``staging``; returns at once.
-
-        Args:
-            bind: called on the compute stream before the program.
-        """
+        """Starts the computation of ``staging``; ``bind`` runs before it on the compute stream."""
         self.device.running += 1
         if staging.express is not None:
             self._launch_express(staging, staging.express, bind)
@@ -289,8 +261,7 @@ class RunnerJob(Generic[T]):
     """A batch that was launched (``backend.Job``).
 
     Args:
-        read: makes the result from the output on the host and the milliseconds that it took. The
-            host's memory is reused afterwards.
+        read: makes the result from the output on the host, which is reused, and the milliseconds.
     """
 
     def __init__(

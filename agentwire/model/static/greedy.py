@@ -23,12 +23,10 @@ CHECK_EVERY = 8  # steps between checks whether all rows have ended
 
 
 class Generation:
-    """Continues texts of one static shape.
+    """Continues texts of one static shape (rows, tokens) after ``prefix``.
 
     Args:
         head: the LM head: states [n, d] -> logits [n, V].
-        shape: rows and tokens of a row.
-        prefix: what every row reads first.
         limit: longest continuation in tokens.
         ends: ids that end a row; none: every row has its full length.
     """

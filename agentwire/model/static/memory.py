@@ -18,13 +18,7 @@ COPIES = 2  # graphs keep one set of intermediate tensors, and the warm-up leave
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Bytes on the device.
-
-    Attributes:
-        weights: of the model.
-        graphs: intermediate tensors of the largest captured shape.
-        shapes: number of shapes captured for encoding.
-    """
+    """Bytes for weights and intermediate tensors, and how many shapes are captured for encoding."""
 
     weights: int
     graphs: int

@@ -61,7 +61,6 @@ class PlainOps:
             qkv: [n, T, (H + 2 G) * D].
             cache: keys and values [n, S, G, D] to write to: ``prefix`` first, then the T tokens;
                 with ``start``, the T tokens from slot ``start[row]`` on.
-            heads: H.
             prefix: keys and values [P, G, D] that precede every row.
             start: [n], position of each row's first token; None: P.
 
@@ -85,11 +84,7 @@ class PlainOps:
         return _rotated(query, cos, sin)
 
     def attend(self, q: Tensor, cache: KeyValue, scale: float, window: int | None) -> Tensor:
-        """Causal attention of queries [n, T, H, D], which are the last T of S slots.
-
-        Args:
-            window: slots that each query attends to, its own included; None: all before it.
-        """
+        """Causal attention of queries [n, T, H, D], the last T of S slots; each sees ``window``."""
         keys, values = cache
         t, s = q.shape[1], keys.shape[1]
         at = torch.arange(s - t, s, device=q.device)[:, None]
@@ -132,9 +127,6 @@ def flash_attend(q: Tensor, cache: KeyValue, scale: float) -> Tensor:
     """``attend`` without a window, by FlashAttention 2 (Dao, 2023, arXiv:2307.08691).
 
     It aligns its causal mask to the last slot, which a prefix needs.
-
-    Raises:
-        RuntimeError: it does not support this device, dtype or head size.
     """
     keys, values = cache
     mixed: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(

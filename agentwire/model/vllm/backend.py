@@ -26,6 +26,7 @@ from agentwire.bridge.module import BridgeModule
 from agentwire.errors import ModelError
 from agentwire.model.backend import Encoded, Generated, ReportProgress, Scored, Watch
 from agentwire.model.chat import generation_ids
+from agentwire.model.cpu.packing import groups_of
 from agentwire.model.generation import Answers, end_ids
 from agentwire.model.lru import LruCache
 from agentwire.model.prompting import (
@@ -45,7 +46,6 @@ from agentwire.model.vllm.engine import Engine, import_vllm
 from agentwire.model.vllm.inputs import (
     RequestLimits,
     check_labels,
-    groups,
     ids_prompt,
     label_scores,
     soft_prompts,
@@ -56,16 +56,7 @@ from agentwire.wire.messages import BridgeIdentity, ModelIdentity, TaskSpec
 
 
 class VllmBackend:
-    """A vLLM engine behind the ``Backend`` protocol.
-
-    Args:
-        engine: a running one.
-        tokenizer: the model's.
-        identity: sent in Hello.
-        limits: what one request may hold.
-        dtype: of the model's embeddings.
-        ends: ids of tokens that end an answer.
-    """
+    """A vLLM engine behind the ``Backend`` protocol; ``ends`` are ids that end an answer."""
 
     def __init__(
         self,
@@ -91,8 +82,7 @@ class VllmBackend:
         """Starts an engine with an agent's model.
 
         Raises:
-            ModelError, DeviceError: vLLM is missing, does not fit the device, or cannot run the
-                model; or the weights are not on this machine.
+            ModelError, DeviceError: weights or vLLM are missing, or vLLM cannot run the model here.
         """
         if spec.weights == "random":
             raise ModelError(
@@ -127,12 +117,7 @@ class VllmBackend:
     # -- sender -----------------------------------------------------------------------------
 
     def add_bridge(self, folder: Path) -> BridgeIdentity:
-        """Loads a bridge that reads this model; it runs beside the engine, in fp32.
-
-        Raises:
-            BridgeError: corrupt, or made for another sender.
-            ModelError: this model's layers cannot be read.
-        """
+        """Loads a bridge that reads this model; it runs beside the engine, in fp32."""
         loaded = store.load(folder)
         check_sender(loaded.card, self.identity)
         model = self._engine.model
@@ -151,7 +136,7 @@ class VllmBackend:
         clock.lap("tokenize")
         tokens, count = self._engine.step_limits
         found: list[torch.Tensor] = []
-        for group in groups([len(row) for row in rows], tokens, count):
+        for group in groups_of([len(row) for row in rows], tokens, count):
             batch = [rows[i] for i in group]
             with tap.open():
                 self._engine.run([ids_prompt(row) for row in batch], temperature=0, max_tokens=1)
@@ -178,11 +163,7 @@ class VllmBackend:
         return self._tasks.get(task.task_id, compiled)
 
     def score_soft(self, payload: npt.NDArray[np.float16], task: TaskSpec) -> Scored:
-        """Label scores of checked payloads.
-
-        Raises:
-            RemoteProtocolError: see ``RequestLimits.check_soft``.
-        """
+        """Label scores of payloads that ``RequestLimits.check_soft`` accepts."""
         clock = Stopwatch()
         ids = self._compiled(task)
         prompts, read = self._soft_prompts(payload, ids, 1)
@@ -293,11 +274,7 @@ class VllmBackend:
 
 
 def _read_config(folder: Path, tokenizer: Tokenizer) -> tuple[Any, frozenset[int]]:
-    """The text model's config, and the tokens that end a text.
-
-    Raises:
-        ModelError: the folder holds no model.
-    """
+    """The text model's config and the tokens that end a text; raises ModelError."""
     from transformers import AutoConfig, GenerationConfig
 
     try:

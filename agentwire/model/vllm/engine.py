@@ -75,11 +75,7 @@ def import_vllm(device: str) -> Any:
 
 
 class Engine:
-    """A running engine. Used by one thread.
-
-    Args:
-        llm: a ``vllm.LLM`` of this process.
-    """
+    """A running engine (``vllm.LLM``), used by one thread."""
 
     def __init__(self, llm: Any) -> None:
         self._llm = llm
@@ -87,10 +83,7 @@ class Engine:
 
     @classmethod
     def start(cls, spec: AgentSpec, folder: Path, *, length: int | None) -> Engine:
-        """Loads the model of ``spec``.
-
-        Args:
-            length: tokens that the model can read, if known.
+        """Loads the model of ``spec``; ``length``: tokens that the model can read, if known.
 
         Raises:
             ModelError, DeviceError: see ``import_vllm``; or vLLM does not support this model.
@@ -147,11 +140,7 @@ class Engine:
         return int(scheduler.max_num_batched_tokens), int(scheduler.max_num_seqs)
 
     def run(self, prompts: Sequence[Mapping[str, Any]], **sampling: Any) -> list[Any]:
-        """Completions (``vllm.CompletionOutput``) of checked prompts, in their order.
-
-        Args:
-            sampling: fields of ``vllm.SamplingParams``.
-        """
+        """Completions of checked prompts, in order; ``sampling`` as in ``vllm.SamplingParams``."""
         with _exit_on_error():
             done = self._llm.generate(list(prompts), _parameters(sampling), use_tqdm=False)
         return [output.outputs[0] for output in done]
@@ -164,9 +153,8 @@ class Engine:
     ) -> None:
         """Runs prompts step by step.
 
-        Args:
-            take: called after each step that added a token to a row, with the row and all its
-                tokens so far; returns whether the row should go on.
+        After each step that added a token to a row, ``take`` gets the row and all its tokens so
+        far, and returns whether the row should go on.
         """
         engine = self._llm.llm_engine
         with _exit_on_error():

@@ -23,23 +23,14 @@ MAX_LABELS = 128  # vLLM's limit on the log-probabilities of one request
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """What one request may hold.
-
-    Attributes:
-        width: d of the model's embeddings.
-        vocabulary: number of token ids.
-        length: tokens of a prompt and its answer together.
-    """
+    """What a request may hold: embeddings of ``width``, ids below ``vocabulary``, and tokens."""
 
     width: int
     vocabulary: int
     length: int
 
     def check_ids(self, rows: Sequence[Sequence[int]], answer: int) -> None:
-        """Checks prompts of token ids.
-
-        Args:
-            answer: tokens that may be generated after each.
+        """Checks prompts of token ids, each with ``answer`` tokens to generate.
 
         Raises:
             RemoteProtocolError: TOO_LARGE; MALFORMED for an empty row or an id out of range.
@@ -53,12 +44,7 @@ class RequestLimits:
                 )
 
     def check_soft(self, payload: npt.NDArray[Any], around: int, answer: int) -> None:
-        """Checks soft tokens.
-
-        Args:
-            payload: [n, M, d].
-            around: tokens before and after the soft ones.
-            answer: tokens that may be generated after each.
+        """Checks payloads [n, M, d] with ``around`` other tokens and ``answer`` tokens to generate.
 
         Raises:
             RemoteProtocolError: TOO_LARGE; BAD_PAYLOAD for a wrong shape or values not finite.
@@ -86,10 +72,9 @@ def soft_prompts(
     after: Sequence[int],
     dtype: torch.dtype,
 ) -> list[dict[str, Any]]:
-    """``[before][M soft tokens][after]`` for each of n checked payloads, float16 [n, M, d].
+    """``[before][M soft tokens][after]`` for n checked payloads, float16 [n, M, d].
 
-    Embeddings are always mixed with token ids: an engine with embeddings alone fails where it
-    needs ids.
+    Mixed with token ids, because an engine with embeddings alone fails where it needs ids.
     """
     n, m, d = payload.shape
     embeds = torch.zeros(n, len(before) + m + len(after), d, dtype=dtype)
@@ -109,10 +94,7 @@ class LogProbability(Protocol):
 
 
 def check_labels(labels: Sequence[object]) -> None:
-    """
-    Raises:
-        ScenarioError: more labels than vLLM scores in one request.
-    """
+    """Raises ScenarioError for more labels than vLLM scores in one request."""
     if len(labels) > MAX_LABELS:
         raise ScenarioError(
             f"the task has {len(labels)} labels; vLLM scores at most {MAX_LABELS}.",
@@ -123,11 +105,9 @@ def check_labels(labels: Sequence[object]) -> None:
 def label_scores(
     answers: Sequence[Mapping[int, LogProbability]], labels: Sequence[int]
 ) -> npt.NDArray[np.float32]:
-    """Log-probabilities restricted to L labels, float32 [n, L].
+    """Log-probabilities restricted to L label tokens, float32 [n, L].
 
-    Args:
-        answers: for each row, token id -> log-probability over the whole vocabulary.
-        labels: token ids, in the task's order.
+    ``answers`` holds each row's log-probabilities over the whole vocabulary.
     """
     raw = np.array([[answer[label].logprob for label in labels] for answer in answers], np.float64)
     raw -= raw.max(axis=1, keepdims=True)
@@ -135,21 +115,3 @@ def label_scores(
         np.float32
     )
     return scores
-
-
-def groups(lengths: Sequence[int], tokens: int, rows: int) -> list[list[int]]:
-    """Consecutive indices that one step of the engine can take.
-
-    Args:
-        lengths: tokens of each row; none is longer than ``tokens``.
-        tokens, rows: limits of one step.
-    """
-    found: list[list[int]] = []
-    size = 0
-    for index, length in enumerate(lengths):
-        if not found or size + length > tokens or len(found[-1]) >= rows:
-            found.append([])
-            size = 0
-        found[-1].append(index)
-        size += length
-    return found

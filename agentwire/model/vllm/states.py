@@ -23,13 +23,10 @@ from agentwire.errors import ModelError
 class StateTap:
     """Captures the states after ``layer`` layers of a vLLM model.
 
-    Args:
-        model: the model inside the engine.
-        layer: 1 to the number of layers. The states equal transformers' ``hidden_states[layer]``,
-            without the final norm after the last layer.
+    They equal transformers' ``hidden_states[layer]``, without the final norm after the last layer.
 
     Raises:
-        ModelError: it has no stacked layers that pass on states and residual.
+        ModelError: the model has no stacked layers that pass on states and residual.
     """
 
     def __init__(self, model: Any, layer: int) -> None:
@@ -71,11 +68,7 @@ class StateTap:
 
     @torch.inference_mode()
     def states(self, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-        """States [len(row), width] of each row of ids, captured in one step.
-
-        Raises:
-            RuntimeError: the engine computed something else, or in another order.
-        """
+        """States [len(row), width] of each row of ids; raises RuntimeError if another batch ran."""
         device = next(self._decoder.parameters()).device
         ids = torch.tensor([token for row in rows for token in row], device=device)
         expected = self._decoder.embed_input_ids(ids)
@@ -88,11 +81,7 @@ class StateTap:
 
 
 def decoder_of(model: Any) -> Any:
-    """The stack of layers inside a vLLM model.
-
-    Raises:
-        ModelError: there is none that can be read.
-    """
+    """The stack of layers inside a vLLM model; raises ModelError."""
     inner = getattr(model, "language_model", model)
     decoder = getattr(inner, "model", None)
     needed = ("layers", "end_layer", "embed_input_ids")
