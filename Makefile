@@ -1,9 +1,9 @@
 # make demo     two language models, one bus, one bridge: the shipped scenario, end to end
 # make test     every test that this machine can run (models are downloaded once to the user cache)
-# make fuzz     the codec and the session, coverage-guided, 10 minutes
-# make soak     1,000,000 messages, or 30 minutes, an agent killed every 20 s
-# make load     twice the bus's capacity is offered: goodput, latency, refusals
-# make chaos    every fault, 20 rounds each at random moments: nothing lost, doubled or wrong
+# make fuzz     coverage-guided fuzzing of codec and session, 10 minutes
+# make soak     1,000,000 messages or 30 minutes; an agent is killed every 20 s
+# make load     overload with twice the bus's capacity: goodput, latency, refusals
+# make chaos    every fault at random moments, 20 rounds: nothing lost, doubled or wrong
 # make test-frameworks   adapters and examples against the real frameworks (its own environments)
 # make test-ray   the Ray launcher on a cluster of three nodes on this machine (its own environment)
 # make test-vllm   the vLLM backend on vLLM's CPU build (`make vllm`: its own environment, 3 GB)
