@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from records import SCENARIO, chosen_rows, models_of, parser_of, provenance, turns, write
+from records import SCENARIO, chosen_rows, models_of, parser_of, provenance, write
 
+from agentwire.benchmark.plan import turns
 from agentwire.errors import AgentwireError, InputError
 from agentwire.model.transformers import TransformersBackend
 from agentwire.runtime import Runtime
@@ -106,7 +107,7 @@ async def compare(
     scores: dict[str, Scores] = {}
     for scorer in scorers.values():
         await scorer(texts[: 2 * batch_size], batch_size)
-    for round_, name in turns(list(scorers), rounds):
+    for round_, name in turns([list(scorers)], rounds):
         start = time.perf_counter()
         scores[name] = await scorers[name](texts, batch_size)
         rates[name].append(len(texts) / (time.perf_counter() - start))

@@ -1,4 +1,4 @@
-"""What every program of bench/ shares: command line, provenance, the record, rounds in turns."""
+"""What the programs of bench/ share: command line, provenance, records, rows of a scenario."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from agentwire.config import Config
 from agentwire.errors import InputError
@@ -20,7 +19,6 @@ from agentwire.task.datasets import load_rows
 from agentwire.task.rows import Example, rows_sha256
 
 SCENARIO = Path(__file__).resolve().parent.parent / "scenarios" / "llama_to_mistral_sst2.yaml"
-T = TypeVar("T")
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
@@ -49,14 +47,6 @@ def write(record: dict[str, Any], out: Path | None) -> None:
         print(text, end="")
     else:
         out.write_text(text, encoding="utf-8")
-
-
-def turns(names: Sequence[T], rounds: int) -> Iterator[tuple[int, T]]:
-    """(round, name): every name once a round; the first one changes every round."""
-    for number in range(rounds):
-        first = number % len(names)
-        for name in [*names[first:], *names[:first]]:
-            yield number, name
 
 
 def chosen_rows(resolved: Resolved, count: int, seed: int) -> tuple[list[Example], str]:

@@ -37,6 +37,7 @@ from agentwire.benchmark.buspeers import (
     PeerJob,
 )
 from agentwire.benchmark.machine import conditions, load_average
+from agentwire.benchmark.plan import turns
 from agentwire.benchmark.record import BusRecord
 from agentwire.bus.access import RemoteAccess
 from agentwire.bus.broker import Broker
@@ -234,15 +235,15 @@ def compare(
 
     kinds = list(measures)
     try:
-        for number in range(rounds):
-            first = number % len(kinds)
-            found: dict[str, Figures] = {}
-            for kind in kinds[first:] + kinds[:first]:
-                found[kind] = measures[kind](messages)
-                tell(number, kind, found[kind])
-            for kind in kinds:
-                seen[kind].append(found[kind])
-            keep(record(interrupted=number + 1 < rounds))
+        found: dict[str, Figures] = {}
+        for number, kind in turns([kinds], rounds):
+            found[kind] = measures[kind](messages)
+            tell(number, kind, found[kind])
+            if len(found) == len(kinds):
+                for name, figures in found.items():
+                    seen[name].append(figures)
+                found = {}
+                keep(record(interrupted=number + 1 < rounds))
     except KeyboardInterrupt:
         return record(interrupted=True)
     return record(interrupted=False)

@@ -14,9 +14,7 @@ import itertools
 from collections.abc import Sequence
 
 from agentwire.benchmark.drive import MessageStats, Send
-from agentwire.errors import RequestError
-from agentwire.runtime.pending import Outcome
-from agentwire.runtime.reply import Reply
+from agentwire.runtime.pending import Outcome, replies_of
 from agentwire.runtime.runtime import Runtime
 
 REPLICA = "replica"
@@ -25,10 +23,9 @@ REPLICA = "replica"
 
 def bridge(runtime: Runtime, sender: str, receiver: str) -> Send:
     async def send(texts: Sequence[str]) -> MessageStats:
-        outcomes = await runtime.send_batch(
-            sender, receiver, texts, channel="soft", fallback="error"
+        return _stats_of(
+            await runtime.send_batch(sender, receiver, texts, channel="soft", fallback="error")
         )
-        return _stats_of(outcomes)
 
     return send
 
@@ -56,11 +53,5 @@ def _stats_of(outcomes: Sequence[Outcome]) -> MessageStats:
     Raises:
         RequestError: a row has no answer.
     """
-    slowest: Reply | None = None
-    for outcome in outcomes:
-        if isinstance(outcome, RequestError):
-            raise outcome
-        if slowest is None or outcome.latency_ms > slowest.latency_ms:
-            slowest = outcome
-    assert slowest is not None  # a message has a row
+    slowest = max(replies_of(outcomes), key=lambda reply: reply.latency_ms)
     return MessageStats(slowest.stages, slowest.payload_bytes)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from agentwire.spec.scenario import BenchMethod, BenchPlan
 
+T = TypeVar("T")
 Kind = Literal["latency", "throughput"]
 Benchmark = Literal["latency", "throughput", "all"]
 
@@ -36,40 +37,25 @@ def measurements_of(plan: BenchPlan, benchmark: Benchmark) -> list[list[Measurem
     process are measured at the first length only.
     """
     first, *longer = dict.fromkeys(plan.text_tokens)
+    everywhere = [m for m in plan.methods if m not in ("text_relay", "in_process")]
     groups: list[list[Measurement]] = []
     if benchmark in ("latency", "all"):
         groups.append([Measurement("latency", m, 1, first) for m in plan.methods])
-        groups += [
-            [Measurement("latency", m, 1, t) for m in _at_lengths(plan.methods)] for t in longer
-        ]
+        groups += [[Measurement("latency", m, 1, t) for m in everywhere] for t in longer]
     if benchmark in ("throughput", "all"):
         for size in sorted(set(plan.batch_sizes)):
-            methods = [m for m in plan.methods if _is_measured(m, size, plan)]
+            with_relay = plan.relay_batch_sizes is None or size in plan.relay_batch_sizes
+            methods = [m for m in plan.methods if m != "text_relay" or with_relay]
             groups.append([Measurement("throughput", m, size, first) for m in methods])
-        for tokens in longer:
-            methods = _at_lengths(plan.methods)
-            groups.append(
-                [Measurement("throughput", m, plan.length_batch, tokens) for m in methods]
-            )
+        size = plan.length_batch
+        groups += [[Measurement("throughput", m, size, t) for m in everywhere] for t in longer]
     return [group for group in groups if group]
 
 
-def _is_measured(method: BenchMethod, size: int, plan: BenchPlan) -> bool:
-    return (
-        method != "text_relay" or plan.relay_batch_sizes is None or size in plan.relay_batch_sizes
-    )
-
-
-def _at_lengths(methods: Sequence[BenchMethod]) -> list[BenchMethod]:
-    return [m for m in methods if m not in ("text_relay", "in_process")]
-
-
-def turns(
-    groups: Sequence[Sequence[Measurement]], rounds: int
-) -> Iterator[tuple[int, Measurement]]:
-    """(round, measurement): each once a round; the first of a group changes every round."""
+def turns(groups: Sequence[Sequence[T]], rounds: int) -> Iterator[tuple[int, T]]:
+    """(round, item): each once a round; the first of a group changes every round."""
     for number in range(rounds):
         for group in groups:
             start = number % len(group)
-            for one in [*group[start:], *group[:start]]:
-                yield number, one
+            for item in [*group[start:], *group[:start]]:
+                yield number, item

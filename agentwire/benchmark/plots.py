@@ -126,14 +126,12 @@ def _throughput(record: BenchRecord, axes: Any, cells: list[MeasurementRecord]) 
     axes.yaxis.set_major_formatter("{x:,g}")
     axes.yaxis.set_minor_formatter("")
     axes.set_xticks(sizes, [str(size) for size in sizes])
-    axes.set_xlabel("batch size")
-    axes.set_ylabel("samples/s (log)")
-    axes.set_title(f"Throughput, texts of {record.settings['text_tokens'][0]} tokens")
+    title = f"Throughput, texts of {record.settings['text_tokens'][0]} tokens"
+    axes.set(xlabel="batch size", ylabel="samples/s (log)", title=title)
     axes.legend(fontsize=8)
 
 
 def _stages(record: BenchRecord, axes: Any, cells: list[MeasurementRecord]) -> None:
-    first = record.settings["text_tokens"][0]
     shown = cells[::-1]
     names = [STYLES[c.method][0] for c in shown]
     left = [0.0] * len(shown)
@@ -145,9 +143,8 @@ def _stages(record: BenchRecord, axes: Any, cells: list[MeasurementRecord]) -> N
     for y, cell in enumerate(shown):
         if cell.latency_ms is not None:
             axes.text(left[y], y, f" {cell.latency_ms.p50:,.1f} ms", va="center", fontsize=8)
-    axes.set_xlim(0, max(left) * 1.15)
-    axes.set_xlabel("milliseconds, medians")
-    axes.set_title(f"Latency of one text of {first} tokens, by stage")
+    title = f"Latency of one text of {record.settings['text_tokens'][0]} tokens, by stage"
+    axes.set(xlim=(0, max(left) * 1.15), xlabel="milliseconds, medians", title=title)
     axes.legend(fontsize=8)
 
 
@@ -161,9 +158,11 @@ def _lengths(record: BenchRecord, axes: Any, cells: list[MeasurementRecord]) -> 
     axes.plot(lengths, receiver, label="receiver", color="#00a878", marker="D")
     axes.set_xticks(lengths)
     axes.set_ylim(0)
-    axes.set_xlabel("text length, tokens of the sender")
-    axes.set_ylabel("milliseconds, medians, batch 1")
-    axes.set_title("Latency against text length")
+    axes.set(
+        xlabel="text length, tokens of the sender",
+        ylabel="milliseconds, medians, batch 1",
+        title="Latency against text length",
+    )
     axes.legend(loc="upper left", fontsize=8)
     payload = axes.twinx()
     payload.plot(
