@@ -85,3 +85,6 @@ class JointStates:
         """States [b, width, d] and masks [b, width] of these rows, one of each per sender."""
         states, masks = zip(*(part.gather(rows, width) for part in self.parts), strict=True)
         return states, masks
+
+
+States = StateCache | JointStates

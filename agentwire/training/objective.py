@@ -19,8 +19,7 @@ from torch.nn import functional as F
 from agentwire.bridge.module import BridgeModule
 from agentwire.spec.scenario import TrainSpec
 from agentwire.training.diversity import diversity_loss
-from agentwire.training.joint import JointBridge
-from agentwire.training.states import States
+from agentwire.training.joint import JointBridge, States
 
 LogitsFromSoft = Callable[[Tensor], Tensor]
 """Soft tokens [n, M, d] -> label logits [n, L], differentiable: the frozen receiver."""
@@ -162,7 +161,7 @@ class BridgeObjective:
         with self.random[s]():
             if rate and isinstance(mask, tuple):  # one mask per sender
                 mask = tuple(drop_tokens(one, rate) for one in mask)
-            elif rate:
+            elif rate and isinstance(mask, Tensor):
                 mask = drop_tokens(mask, rate)
             soft: Tensor = self.modules[s](states, mask)
         return soft

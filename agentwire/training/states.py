@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,21 +94,6 @@ def evenly(caches: Sequence[StateCache]) -> StateCache:
     flat = torch.cat([cache.flat[:: cache.flat.shape[0] // size][:size] for cache in caches])
     zero = torch.zeros(1, dtype=torch.long, device=flat.device)
     return StateCache(flat, zero, zero + flat.shape[0], zero)
-
-
-class States(Protocol):
-    """States of the training rows: of one sender (``StateCache``) or several (``JointStates``)."""
-
-    @property
-    def flat(self) -> Tensor: ...
-    @property
-    def lengths(self) -> Tensor: ...
-    @property
-    def labels(self) -> Tensor: ...
-    @property
-    def longest(self) -> int: ...
-    def __len__(self) -> int: ...
-    def gather(self, rows: Tensor, width: int) -> tuple[Any, Any]: ...
 
 
 def cache_states(

@@ -97,10 +97,10 @@ def alone(module: Resampler, cache: StateCache, spec: TrainSpec) -> BridgeObject
 
 
 def run(spec: TrainSpec, logits=receiver, seed: int = 0) -> tuple[Trained, list[Evaluation]]:  # type: ignore[no-untyped-def]
-    told: list[Evaluation] = []
+    reported: list[Evaluation] = []
     cache = sample_states(200, 1)
-    trained = train(fresh(cache, seed), logits, cache, sample_states(90, 2), spec, told.append)
-    return trained, told
+    trained = train(fresh(cache, seed), logits, cache, sample_states(90, 2), spec, reported.append)
+    return trained, reported
 
 
 def test_the_rate_warms_up_and_decays_to_a_hundredth() -> None:
@@ -149,11 +149,11 @@ def test_dropped_tokens_are_a_random_part_of_the_text() -> None:
     assert drop_tokens(mask, 0.99).any(dim=1).all()
 
 
-def test_it_learns_and_the_held_out_rows_say_so() -> None:
-    trained, told = run(recipe())
-    assert list(trained.history) == told
-    assert [e.step for e in told] == [30, 60, 90, 120]
-    assert told[-1].train_loss < 0.5 * told[0].train_loss
+def test_it_learns() -> None:
+    trained, reported = run(recipe())
+    assert list(trained.history) == reported
+    assert [e.step for e in reported] == [30, 60, 90, 120]
+    assert reported[-1].train_loss < 0.5 * reported[0].train_loss
     assert trained.best.accuracy > 0.9  # chance is a third
     loss, accuracy = evaluate(trained.module, receiver, sample_states(90, 2))
     assert (loss, accuracy) == pytest.approx((trained.best.loss, trained.best.accuracy))
@@ -189,8 +189,8 @@ def test_the_best_step_is_returned_not_the_last() -> None:
 
 
 def test_of_equal_accuracies_the_lower_loss_wins() -> None:
-    trained, told = run(recipe(steps=150))
-    ties = [e for e in told if e.accuracy == trained.best.accuracy]
+    trained, reported = run(recipe(steps=150))
+    ties = [e for e in reported if e.accuracy == trained.best.accuracy]
     assert trained.best.loss == min(e.loss for e in ties)
 
 
@@ -256,7 +256,7 @@ def side_by_side(specs: list[TrainSpec]) -> list[Trained]:
     return [one for one in done if isinstance(one, Trained)]
 
 
-def test_neighbours_change_nothing() -> None:
+def test_a_training_does_not_depend_on_those_beside_it() -> None:
     plain = {"steps": 40, "token_dropout": 0.0, "dropout": 0.0}
     specs = [recipe(**plain), recipe(**plain, seed=1, learning_rate=1e-3)]
     together = side_by_side(specs)
@@ -339,8 +339,8 @@ def test_early_stopping_ends_a_training_that_does_not_get_better() -> None:
     def constant(soft: torch.Tensor) -> torch.Tensor:
         return soft.sum(dim=(1, 2), keepdim=False)[:, None] * torch.zeros(1, CLASSES)
 
-    told = run(recipe(steps=600, patience=2), logits=constant)[1]
-    assert [e.step for e in told] == [30, 60, 90]
+    reported = run(recipe(steps=600, patience=2), logits=constant)[1]
+    assert [e.step for e in reported] == [30, 60, 90]
 
 
 # -- crashes ------------------------------------------------------------------------------------
@@ -351,7 +351,7 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_a_killed_training_goes_on_where_it_was(tmp_path: Path, dropout: float) -> None:
+def test_a_killed_training_resumes(tmp_path: Path, dropout: float) -> None:
     spec = recipe(steps=120, token_dropout=dropout)
     whole = run(spec)[0]
     cache, held = sample_states(200, 1), sample_states(90, 2)
@@ -364,20 +364,22 @@ def test_a_killed_training_goes_on_where_it_was(tmp_path: Path, dropout: float) 
     with pytest.raises(Killed):
         train(fresh(cache), receiver, cache, held, spec, dies, saved)
     assert saved.path.is_file()
-    told: list[Evaluation] = []
-    again = train(fresh(cache, seed=9), receiver, cache, held, spec, told.append, saved)
-    assert [e.step for e in told] == [90, 120]
+    reported: list[Evaluation] = []
+    again = train(fresh(cache, seed=9), receiver, cache, held, spec, reported.append, saved)
+    assert [e.step for e in reported] == [90, 120]
     assert [e.step for e in again.history] == [30, 60, 90, 120]
     assert again.best.loss == pytest.approx(whole.best.loss)
     weights = whole.module.state_dict()
     assert all(torch.equal(weights[k], v) for k, v in again.module.state_dict().items())
     # The result is not written anywhere yet: a crash now costs nothing either.
-    assert train(fresh(cache), receiver, cache, held, spec, told.append, saved).best == again.best
+    assert (
+        train(fresh(cache), receiver, cache, held, spec, reported.append, saved).best == again.best
+    )
     saved.remove()
     assert not saved.path.exists()
 
 
-def test_the_checkpoint_of_another_training_is_not_taken_up(tmp_path: Path) -> None:
+def test_the_checkpoint_of_another_training_is_ignored(tmp_path: Path) -> None:
     cache, held = sample_states(100, 1), sample_states(50, 2)
     path = tmp_path / "training.safetensors"
 
@@ -395,7 +397,7 @@ def test_the_checkpoint_of_another_training_is_not_taken_up(tmp_path: Path) -> N
     assert Checkpoint(path, "one").load(CPU) is None
 
 
-def test_a_loss_that_breaks_later_goes_back_and_on(tmp_path: Path) -> None:
+def test_a_loss_that_becomes_nan_is_rolled_back(tmp_path: Path) -> None:
     cache, held = sample_states(200, 1), sample_states(90, 2)
     calls = 0
 
@@ -413,7 +415,7 @@ def test_a_loss_that_breaks_later_goes_back_and_on(tmp_path: Path) -> None:
     assert all(torch.isfinite(v).all() for v in trained.module.state_dict().values())
 
 
-def test_a_loss_that_keeps_breaking_fails_and_its_neighbours_do_not() -> None:
+def test_a_loss_that_stays_nan_fails_without_affecting_others() -> None:
     cache, held = sample_states(200, 1), sample_states(90, 2)
     specs = [recipe(steps=180), recipe(steps=180)]
     calls = 0

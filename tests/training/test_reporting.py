@@ -1,4 +1,4 @@
-"""What is told while bridges train."""
+"""What is messages while bridges train."""
 
 from __future__ import annotations
 
@@ -13,32 +13,34 @@ def evaluation(step: int, loss: float, accuracy: float) -> Evaluation:
     return Evaluation(step, loss, loss, accuracy)
 
 
-def test_members_are_told_as_means_and_one_that_ended_is_left_out() -> None:
-    told: list[tuple[str, float]] = []
-    report = TrainingReport(lambda *news: told.append(news), 3, steps=100, before=3, total=6)
-    for member, loss in enumerate((1.0, 2.0, 3.0)):
-        report.evaluated(member, evaluation(50, loss, 0.5))
-    assert [text for text, _ in told] == [
+def test_bridges_are_reported_as_means_without_those_that_ended() -> None:
+    messages: list[tuple[str, float]] = []
+    report = TrainingReport(
+        lambda *message: messages.append(message), 3, steps=100, before=3, total=6
+    )
+    for bridge, loss in enumerate((1.0, 2.0, 3.0)):
+        report.evaluated(bridge, evaluation(50, loss, 0.5))
+    assert [text for text, _ in messages] == [
         "step 50: loss 2.000 ▁, held-out 0.500 (bridges 4 to 6 of 6)"
     ]
-    assert told[0][1] == pytest.approx(0.28 + 0.72 * 0.75)
-    for step in (70, 80):  # the last member has ended
-        for member in (0, 1):
-            report.evaluated(member, evaluation(step, 0.5, 0.9))
-    assert told[-1][0].startswith("step 80: loss 0.500")
+    assert messages[0][1] == pytest.approx(0.28 + 0.72 * 0.75)
+    for step in (70, 80):  # the last bridge has ended
+        for bridge in (0, 1):
+            report.evaluated(bridge, evaluation(step, 0.5, 0.9))
+    assert messages[-1][0].startswith("step 80: loss 0.500")
 
 
-def test_between_evaluations_it_says_how_long_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_left_is_reported_between_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(reporting.time, "monotonic", lambda: now[0])
-    told: list[str] = []
-    report = TrainingReport(lambda text, _: told.append(text), 1, steps=1500)
+    messages: list[str] = []
+    report = TrainingReport(lambda text, _: messages.append(text), 1, steps=1500)
     for number in range(101, 201):  # an earlier session had done 100 steps
         now[0] += 0.5
         report.stepped(number)
-    assert len(told) == 2
-    assert told[0].endswith(" of 1,500 steps, about 11 min left")
-    assert int(told[1].split()[0]) - int(told[0].split()[0]) == 40
+    assert len(messages) == 2
+    assert messages[0].endswith(" of 1,500 steps, about 11 min left")
+    assert int(messages[1].split()[0]) - int(messages[0].split()[0]) == 40
 
 
 def test_durations_for_people() -> None:

@@ -72,10 +72,12 @@ def test_long_texts_are_cut(sender: TransformersBackend) -> None:
 
 
 def test_progress_ends_at_one(sender: TransformersBackend) -> None:
-    told: list[float] = []
-    cache_states(sender, TEXTS, LABELS, layer=1, max_tokens=8, batch_size=4, progress=told.append)
-    assert told == sorted(told)
-    assert told[-1] == 1.0
+    fractions: list[float] = []
+    cache_states(
+        sender, TEXTS, LABELS, layer=1, max_tokens=8, batch_size=4, progress=fractions.append
+    )
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
 
 
 def test_states_beyond_fp16_stay_finite(

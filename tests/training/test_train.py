@@ -87,10 +87,10 @@ def trained(resolved: Resolved, out: Path) -> Path:
 def test_a_bridge_is_trained_and_its_card_says_how(
     prepared: Callable[..., Resolved], tmp_path: Path, tiny_llama: Path, tiny_gemma: Path
 ) -> None:
-    told: list[tuple[str, float]] = []
+    reported: list[tuple[str, float]] = []
     resolved = prepared()
     folder = train_scenario(
-        resolved, out=tmp_path / "out", progress=lambda *news: told.append(news)
+        resolved, out=tmp_path / "out", progress=lambda *message: reported.append(message)
     )
     assert folder == tmp_path / "out" / "tiny-llama--tiny-gemma--movie_snippets"
     card = store.load(folder).card
@@ -105,9 +105,9 @@ def test_a_bridge_is_trained_and_its_card_says_how(
     assert training.held_out_accuracy > 0.75  # single words give the class away
     assert training.recipe == resolved.scenario.train.model_dump()
     assert training.provenance["rows_sha256"]
-    fractions = [fraction for _, fraction in told]
+    fractions = [fraction for _, fraction in reported]
     assert fractions == sorted(fractions) and fractions[-1] == 1.0
-    assert any(stage.startswith("step 150: loss") for stage, _ in told)
+    assert any(stage.startswith("step 150: loss") for stage, _ in reported)
 
 
 def test_a_card_names_no_path_of_this_machine(
@@ -157,7 +157,7 @@ def no_rows_load(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"agents": {"ada": {"model": "{llama}", "device": "cpu"}}}, ScenarioError, "no `layer`"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_before_a_model_loads(
+def test_untrainable_scenarios_are_refused_before_a_model_loads(
     prepared: Callable[..., Resolved],
     tmp_path: Path,
     tiny_llama: Path,
@@ -174,18 +174,18 @@ def test_what_cannot_be_trained_is_refused_before_a_model_loads(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_layer_that_is_not_there_is_refused_before_the_states_are_computed(
+def test_a_missing_layer_is_refused_before_states_are_computed(
     prepared: Callable[..., Resolved], tmp_path: Path, tiny_llama: Path
 ) -> None:
-    told: list[str] = []
+    reported: list[str] = []
     ada = {"model": str(tiny_llama), "layer": 5, "device": "cpu"}
     with pytest.raises(ModelError, match="layer 5 does not exist in a model with 4 layers"):
         train_scenario(
             prepared(agents={"ada": ada}),
             out=tmp_path / "out",
-            progress=lambda stage, fraction: told.append(stage),
+            progress=lambda stage, fraction: reported.append(stage),
         )
-    assert "the sender's states" not in told
+    assert "the sender's states" not in reported
 
 
 def test_heads_that_do_not_divide_the_width_are_refused_in_the_scenario() -> None:
@@ -214,7 +214,7 @@ def rows(tmp_path: Path, config: Config) -> Dataset:
     return load_rows("movie_snippets", "train", config=config, path=tmp_path)
 
 
-def test_a_sample_is_random_in_the_sources_order_and_says_what_it_is(rows: Dataset) -> None:
+def test_a_sample_is_random_keeps_the_order_and_has_provenance(rows: Dataset) -> None:
     part = sample(rows, 30, seed=0)
     places = [rows.rows.index(row) for row in part.rows]
     assert len(places) == 30 and places == sorted(places) and places[-1] > 40
@@ -235,7 +235,7 @@ def test_training_leaves_the_models_as_they_were(
     assert torch.is_grad_enabled()
 
 
-def test_a_stopped_training_goes_on(prepared: Callable[..., Resolved], tmp_path: Path) -> None:
+def test_an_interrupted_training_resumes(prepared: Callable[..., Resolved], tmp_path: Path) -> None:
     class Stopped(Exception):
         pass
 
@@ -243,15 +243,15 @@ def test_a_stopped_training_goes_on(prepared: Callable[..., Resolved], tmp_path:
         if stage.startswith("step 150"):
             raise Stopped
 
-    resolved, told = prepared(), []
+    resolved, reported = prepared(), []
     with pytest.raises(Stopped):
         train_scenario(resolved, out=tmp_path / "out", progress=stops)
     saved = list((tmp_path / "home" / "training").glob("*.safetensors"))
     assert [file.name.rpartition("-")[0] for file in saved] == [resolved.wire.bridge]
     folder = train_scenario(
-        resolved, out=tmp_path / "out", progress=lambda stage, _: told.append(stage)
+        resolved, out=tmp_path / "out", progress=lambda stage, _: reported.append(stage)
     )
-    assert [stage.split(":")[0] for stage in told if stage.startswith("step")] == ["step 150"]
+    assert [stage.split(":")[0] for stage in reported if stage.startswith("step")] == ["step 150"]
     assert not any((tmp_path / "home" / "training").iterdir())
     whole = trained(prepared(), tmp_path / "again")
     assert store.verify(folder).weights_sha256 == store.verify(whole).weights_sha256
@@ -305,7 +305,7 @@ def alone(
     return scenarios, [store.load(trained(one, tmp_path / "alone")) for one in scenarios]
 
 
-def no_news(stage: str, fraction: float) -> None:
+def ignore(stage: str, fraction: float) -> None:
     pass
 
 
@@ -329,7 +329,7 @@ def assert_the_same(folders: list[Path], expected: list[store.Bridge]) -> None:
         )
 
 
-def test_side_by_side_each_becomes_the_bridge_that_it_is_alone(
+def test_training_side_by_side_gives_the_same_bridges_as_alone(
     alone: tuple[list[Resolved], list[store.Bridge]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -341,19 +341,19 @@ def test_side_by_side_each_becomes_the_bridge_that_it_is_alone(
         "agentwire.training.models.TransformersBackend.load",
         lambda spec, progress: loaded.append(spec.name) or load(spec, progress),
     )
-    told: list[tuple[str, float]] = []
+    reported: list[tuple[str, float]] = []
     folders = train_scenarios(
-        scenarios, out=tmp_path / "together", progress=lambda *news: told.append(news)
+        scenarios, out=tmp_path / "together", progress=lambda *message: reported.append(message)
     )
     assert_the_same(folders, expected)
     assert sorted(loaded) == ["ada", "bob"]
-    fractions = [fraction for _, fraction in told]
+    fractions = [fraction for _, fraction in reported]
     assert fractions == sorted(fractions) and fractions[-1] == 1.0
-    assert any(stage.endswith("(bridges 1 to 4 of 4)") for stage, _ in told)
+    assert any(stage.endswith("(bridges 1 to 4 of 4)") for stage, _ in reported)
     assert store.load(folders[0]).card.training.device == "cpu, 4 side by side"
 
 
-def test_side_by_side_a_stopped_training_goes_on(
+def test_interrupted_trainings_side_by_side_resume(
     alone: tuple[list[Resolved], list[store.Bridge]], tmp_path: Path
 ) -> None:
     scenarios, expected = alone
@@ -365,16 +365,16 @@ def test_side_by_side_a_stopped_training_goes_on(
     with pytest.raises(KeyboardInterrupt):
         train_scenarios(scenarios, out=tmp_path / "out", progress=stops)
     assert len(list((tmp_path / "home" / "training").iterdir())) == 1
-    told: list[str] = []
+    reported: list[str] = []
     folders = train_scenarios(
-        scenarios, out=tmp_path / "out", progress=lambda stage, _: told.append(stage)
+        scenarios, out=tmp_path / "out", progress=lambda stage, _: reported.append(stage)
     )
-    assert [s.split(":")[0] for s in told if s.startswith("step")] == ["step 8", "step 12"]
+    assert [s.split(":")[0] for s in reported if s.startswith("step")] == ["step 8", "step 12"]
     assert_the_same(folders, expected)
     assert not any((tmp_path / "home" / "training").iterdir())
 
 
-def test_where_memory_does_not_last_half_as_many_train_at_once(
+def test_out_of_memory_halves_the_trainings_side_by_side(
     alone: tuple[list[Resolved], list[store.Bridge]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -390,12 +390,12 @@ def test_where_memory_does_not_last_half_as_many_train_at_once(
         return train_many(objective, recipes, *rest, **more)
 
     monkeypatch.setattr("agentwire.training.loop.train_many", small)
-    folders = train_scenarios(scenarios, out=tmp_path / "out", progress=no_news)
+    folders = train_scenarios(scenarios, out=tmp_path / "out", progress=ignore)
     assert tried == [4, 2, 2]
     assert_the_same(folders, expected)
 
 
-def test_one_that_fails_does_not_cost_the_others(
+def test_a_failed_training_does_not_affect_the_others(
     prepared: Callable[..., Resolved], tmp_path: Path
 ) -> None:
     scenarios = [
@@ -407,17 +407,43 @@ def test_one_that_fails_does_not_cost_the_others(
     ]
     scenarios[0].scenario.train.__dict__["learning_rate"] = float("inf")
     with pytest.raises(BridgeError, match="bad: the loss is not finite"):
-        train_scenarios(scenarios, out=tmp_path / "out", progress=no_news)
+        train_scenarios(scenarios, out=tmp_path / "out", progress=ignore)
     assert store.verify(tmp_path / "out" / "good").training.step
     assert not (tmp_path / "out" / "bad").exists()
 
 
-def test_what_differs_in_more_than_its_bridge_is_refused(
+def test_a_bridge_that_several_tasks_name_is_trained_on_all_of_them(
+    prepared: Callable[..., Resolved], tmp_path: Path
+) -> None:
+    tiny.write_rows(tmp_path / "more" / "train.jsonl", 300, seed=3)
+    tiny.write_rows(tmp_path / "more" / "test.jsonl", 40, seed=4)
+    scenarios = [
+        prepared(
+            train={"steps": 2, "max_rows": 100},
+            wires=[{"from": "ada", "to": "bob", "soft_tokens": 4, "bridge": "universal"}],
+            task={"dataset": dataset, "path": str(tmp_path / folder)},
+        )
+        for dataset, folder in (("movie_snippets", "rows"), ("sst2", "more"))
+    ]
+    (folder,) = train_scenarios(scenarios, out=tmp_path / "out", progress=ignore)
+    card = store.load(folder).card
+    assert (card.name, card.prompts) == ("universal", ("any",))
+    assert card.training.dataset == "movie_snippets+sst2"
+    assert (card.training.rows, card.training.held_out) == (200, 64 + 300 // 8)
+    assert list(card.training.provenance) == ["movie_snippets", "sst2"]
+    longer = prepared(
+        train={"steps": 3}, wires=[{"from": "ada", "to": "bob", "bridge": "universal"}]
+    )
+    with pytest.raises(ValueError, match="more than their task"):
+        train_scenarios([scenarios[0], longer], out=tmp_path / "out", progress=ignore)
+
+
+def test_scenarios_that_cannot_train_together_are_refused(
     prepared: Callable[..., Resolved], tmp_path: Path
 ) -> None:
     pair = [prepared(train={"steps": steps}) for steps in (1, 2)]
     with pytest.raises(ValueError, match="differ"):
-        train_scenarios(pair, out=tmp_path / "out", progress=no_news)
+        train_scenarios(pair, out=tmp_path / "out", progress=ignore)
 
 
 @pytest.mark.parametrize(
@@ -434,7 +460,7 @@ def test_groups_of_trainings(sizes: list[int], groups: list[list[int]]) -> None:
     assert side_by_side(sizes, 64) == groups
 
 
-def test_the_loss_is_drawn(prepared: Callable[..., Resolved], tmp_path: Path) -> None:
+def test_the_loss_is_plotted(prepared: Callable[..., Resolved], tmp_path: Path) -> None:
     picture = tmp_path / "pictures" / "loss.png"
     train_scenario(
         prepared(train={"steps": 3, "evaluate_every": 1}),
@@ -445,7 +471,7 @@ def test_the_loss_is_drawn(prepared: Callable[..., Resolved], tmp_path: Path) ->
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_line_of_bars() -> None:
+def test_sparkline() -> None:
     assert sparkline([3.0, 2.0, 1.0]) == "█▅▁"
     assert sparkline([]) == ""
     assert sparkline([1.0, 1.0]) == "▁▁"

@@ -31,10 +31,10 @@ from agentwire.scenario.resolve import Resolved, resolve
 from agentwire.scenario.shares import shares, texts_for
 from agentwire.spec.scenario import Scenario, TrainSpec
 from agentwire.task.definitions import load_definition
-from agentwire.training.joint import JointBridge, JointStates
+from agentwire.training.joint import JointBridge, JointStates, States
 from agentwire.training.loop import Trained, train_many
 from agentwire.training.objective import BridgeObjective, TrainingTask
-from agentwire.training.states import StateCache, States
+from agentwire.training.states import StateCache
 from agentwire.training.train import train_scenario, train_scenarios
 
 SET = "tiny-llama+tiny-gemma--tiny-gemma--movie_snippets"
@@ -152,9 +152,11 @@ def test_a_set_of_one_learns_exactly_as_an_ordinary_bridge() -> None:
 async def test_a_set_is_trained_its_cards_say_so_and_a_run_reads_both(
     build: Build, tmp_path: Path
 ) -> None:
-    told: list[tuple[str, float]] = []
+    reported: list[tuple[str, float]] = []
     folder = train_scenario(
-        build(reads="share"), out=tmp_path / "out", progress=lambda *news: told.append(news)
+        build(reads="share"),
+        out=tmp_path / "out",
+        progress=lambda *message: reported.append(message),
     )
     folders = [folder, *others_of(folder)]
     assert [f.name for f in folders] == [f"{SET}.1", f"{SET}.2"]
@@ -169,7 +171,7 @@ async def test_a_set_is_trained_its_cards_say_so_and_a_run_reads_both(
         assert card.prompts == (part_prompt(SET, place),)
         assert card.training.held_out_accuracy > 0.75 and card.soft_tokens == 4
     assert cards[0].weights_sha256 != cards[1].weights_sha256
-    fractions = [fraction for _, fraction in told]
+    fractions = [fraction for _, fraction in reported]
     assert fractions == sorted(fractions) and fractions[-1] == 1.0
 
     resolved = build(required=True, reads="share")
@@ -197,12 +199,12 @@ async def test_a_set_is_trained_its_cards_say_so_and_a_run_reads_both(
     assert {bridge.name for bridge in result.bridges} == {f"{SET}.1", f"{SET}.2"}
 
 
-def test_a_set_among_others_becomes_what_it_is_alone(build: Build, tmp_path: Path) -> None:
+def test_a_set_trained_beside_others_is_the_same_as_alone(build: Build, tmp_path: Path) -> None:
     short = {"steps": 8, "evaluate_every": 4, "max_rows": 64, "dropout": 0.1, "token_dropout": 0.1}
-    orders = [build(train={**short, "seed": seed}, bridge=f"auto--s{seed}") for seed in (3, 4)]
-    both = train_scenarios(orders, out=tmp_path / "both", progress=lambda stage, fraction: None)
+    scenarios = [build(train={**short, "seed": seed}, bridge=f"auto--s{seed}") for seed in (3, 4)]
+    both = train_scenarios(scenarios, out=tmp_path / "both", progress=lambda stage, fraction: None)
     assert [folder.name for folder in both] == [f"{SET}--s{seed}.1" for seed in (3, 4)]
-    alone = trained(orders[1], tmp_path / "alone")
+    alone = trained(scenarios[1], tmp_path / "alone")
     for ours, theirs in zip(
         (both[1], *others_of(both[1])), (alone, *others_of(alone)), strict=True
     ):
@@ -213,7 +215,7 @@ def test_a_set_among_others_becomes_what_it_is_alone(build: Build, tmp_path: Pat
             torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-3)
 
 
-def test_what_is_not_one_set_is_refused_with_what_to_train(build: Build, tmp_path: Path) -> None:
+def test_bridges_of_different_sets_are_refused(build: Build, tmp_path: Path) -> None:
     short = {"steps": 2, "max_rows": 32}
     with pytest.raises(MissingBridge, match="needs bridges that were trained together") as caught:
         build(required=True)
@@ -225,26 +227,26 @@ def test_what_is_not_one_set_is_refused_with_what_to_train(build: Build, tmp_pat
     trained(build(train={**short, "seed": 5}), tmp_path / "other")
     shutil.rmtree(second)
     shutil.copytree(tmp_path / "other" / second.name, second)
-    with pytest.raises(BridgeError, match="not of one training"):
+    with pytest.raises(BridgeError, match="were not trained together"):
         build(required=True)
     assert not build().agents["bob"].joint  # not required: nothing is read together
     alone = read_card(first).model_copy(update={"joint": None})
     (tmp_path / "out" / "alone.1").mkdir()
     store.save(tmp_path / "out" / "alone.1", alone, store.load(first).module)
-    with pytest.raises(BridgeError, match="was trained alone"):
+    with pytest.raises(BridgeError, match="was trained for one sender only"):
         build(required=True, bridge="alone")
 
 
-def test_one_of_a_set_is_no_bridge_of_a_plain_wire(build: Build, tmp_path: Path) -> None:
+def test_a_bridge_of_a_set_is_refused_on_a_plain_wire(build: Build, tmp_path: Path) -> None:
     trained(build(train={"steps": 2, "max_rows": 32}), tmp_path / "out")
     scenario = build().scenario
     plain = scenario.model_dump(mode="json", by_alias=True, exclude={"matrix"})
     plain["wires"] = [{"from": "ada", "to": "bob", "soft_tokens": 4, "bridge": f"{SET}.1"}]
-    with pytest.raises(BridgeError, match="one of a set for 2 senders"):
+    with pytest.raises(BridgeError, match="belongs to a set for 2 senders"):
         resolve(Scenario.model_validate(plain), inventory=Inventory(Config.from_env()))
 
 
-def test_methods_of_one_sender_do_not_score_a_wire_of_several(build: Build) -> None:
+def test_methods_for_one_sender_are_refused_on_a_wire_of_several(build: Build) -> None:
     resolved = build()
     with pytest.raises(ScenarioError, match="text_relay supports one sender only") as caught:
         plan_run(resolved, config=Config.from_env(), methods=["bridge", "text_relay"])

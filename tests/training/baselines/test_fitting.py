@@ -148,7 +148,7 @@ def test_other_rows_layers_and_recipes_are_other_baselines(
     assert cache_file(context, "probe_attention") != same
 
 
-def test_a_damaged_file_is_fitted_again(context: BaselineContext) -> None:
+def test_a_corrupt_cache_file_is_fitted_again(context: BaselineContext) -> None:
     learn(context, "probe_mean")
     file = cache_file(context, "probe_mean")
     whole = file.read_bytes()
