@@ -9,14 +9,10 @@ from typing import Final
 from fakes import agents_of, wire_of
 
 from agentwire.agent.launching.placement import Remote
-from agentwire.bus.access import RemoteAccess
-from agentwire.bus.curve import new_pair
+from agentwire.agent.launching.run_keys import RunKeys
 from agentwire.runtime.deployment import Deployment
 from agentwire.spec.agent import (
-    AgentBootstrap,
     AgentSpec,
-    BusAddress,
-    CurveKeys,
     FakeModel,
     Placement,
 )
@@ -55,24 +51,14 @@ class OverTcp:
     """A launcher whose agents join the bus over tcp with CURVE keys, as from other machines."""
 
     def __init__(self) -> None:
-        self._public, self._secret = new_pair()
-        self._names: dict[str, str] = {}
+        self._keys = RunKeys()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def remote(self, agents: frozenset[str]) -> Remote:
-        return Remote(RemoteAccess("tcp://127.0.0.1:*", self._secret, self), agents, self)
-
-    def name_of(self, key: str) -> str | None:
-        return self._names.get(key)
+        return Remote(self._keys.access("tcp://127.0.0.1:*"), agents, self)
 
     def launch(self, spec: AgentSpec, endpoint: str, restarts: int) -> None:
-        public, secret = new_pair()
-        self._names[public] = spec.name
-        bootstrap = AgentBootstrap(
-            agent=spec,
-            bus=BusAddress(endpoint=endpoint, run="00" * 16, epoch=0, token=""),
-            keys=CurveKeys(public=public, secret=secret, server=self._public),
-        )
+        bootstrap = self._keys.bootstrap(spec, endpoint)
         child = subprocess.Popen(
             [sys.executable, "-m", "agentwire.agent.process"],
             stdin=subprocess.PIPE,

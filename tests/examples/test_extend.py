@@ -122,6 +122,18 @@ def test_backend(workspace: Workspace) -> None:
     assert methods["bridge"]["payload_bytes"] == 8 * 2
 
 
+def test_launcher(workspace: Workspace) -> None:
+    scenario = values(blocks("backend.md", "yaml")[0]) | values(blocks("launcher.md", "yaml")[0])
+    workspace.write("scenario.yaml", scenario)
+    workspace.write("rows.jsonl", json.dumps({"text": "a warm film", "label": 1}))
+    workspace.install("my_backend", "backend.md")
+    refused = workspace.run("validate", "scenario.yaml")
+    assert "launcher: Input should be 'local' or 'ray'" in refused
+    workspace.install("my_launcher", "launcher.md")
+    methods = workspace.run("run", "scenario.yaml")["methods"]
+    assert [entry["accuracy"] for entry in methods.values()] == [1.0, 1.0]
+
+
 @dataclass(frozen=True)
 class TinyRun:
     """A run of two tiny models with the own architecture and the own methods, in one command."""

@@ -28,13 +28,11 @@ from ray.exceptions import RayActorError, RayError
 
 from agentwire.agent.launching.failure import ExitCode
 from agentwire.agent.launching.placement import Remote
-from agentwire.bus.access import RemoteAccess
-from agentwire.bus.curve import new_pair
+from agentwire.agent.launching.run_keys import RunKeys
 from agentwire.errors import AgentwireError, InputError
-from agentwire.spec.agent import AgentBootstrap, AgentSpec, BusAddress, CurveKeys
+from agentwire.spec.agent import AgentBootstrap, AgentSpec
 
 log = logging.getLogger(__name__)
-UNKNOWN_RUN: Final = "00" * 16
 CONNECT_TIMEOUT_S: Final = 10.0
 STOP_TIMEOUT_S: Final = 3.0
 Files = Mapping[str, Mapping[str, bytes]]
@@ -72,35 +70,24 @@ class RayLauncher:
                     f"There is no Ray cluster at {address!r}: {first}",
                     hint="Start one (`ray start --head`) or use --address local.",
                 ) from None
-        self._names: dict[str, str] = {}  # agents by public key
-        self._public, self._secret = new_pair()
+        self._keys = RunKeys()
         self._actors: dict[str, Any] = {}
         self._ended: dict[str, Any] = {}
         self._lock = threading.Lock()
 
     def place(self, agents: Collection[str]) -> Remote:
         host = ray.util.get_node_ip_address()
-        access = RemoteAccess(f"tcp://{host}:*", self._secret, self)
-        return Remote(access, frozenset(agents), self)
+        return Remote(self._keys.access(f"tcp://{host}:*"), frozenset(agents), self)
 
     def close(self) -> None:
         """Disconnects from the cluster, unless the caller had connected before."""
         if self._joined and ray.is_initialized():
             ray.shutdown()
 
-    def name_of(self, key: str) -> str | None:
-        return self._names.get(key)
-
     # -- Launcher ---------------------------------------------------------------------------
 
     def launch(self, spec: AgentSpec, endpoint: str, restarts: int) -> None:
-        public, secret = new_pair()
-        self._names[public] = spec.name
-        bootstrap = AgentBootstrap(
-            agent=spec_on_node(spec),
-            bus=BusAddress(endpoint=endpoint, run=UNKNOWN_RUN, epoch=0, token=""),
-            keys=CurveKeys(public=public, secret=secret, server=self._public),
-        )
+        bootstrap = self._keys.bootstrap(spec_on_node(spec), endpoint)
         try:
             actor = (
                 ray.remote(AgentActor)
