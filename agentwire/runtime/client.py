@@ -196,8 +196,8 @@ class Client:
         # The agent at the other end of the wire may still have copies in its queue.
         self._cancel(requeued.again)
         for request in requeued.dead_letters:
-            if (pending := self._pending.get(request.request_id)) is not None:
-                self._on_dead_letter(request, pending.task, agent, reason)
+            task = self._pending.outstanding[request.request_id].task
+            self._on_dead_letter(request, task, agent, reason)
             error = dead_letter_error(request.request_id, agent, reason)
             self._pending.fail([request], error)
         self._send_waiting()
@@ -251,7 +251,7 @@ class Client:
         ids = list(request_ids or (os.urandom(16) for _ in texts))
         now, trace_id = self._loop.time(), os.urandom(16)
         task_id = task.task_id
-        known = {i: reply for i in ids if (reply := self._pending.recent_reply(i)) is not None}
+        known = {i: reply for i in ids if (reply := self._pending.replies.get(i)) is not None}
         new: dict[bytes, Request] = {}
         for request_id, text, process in zip(ids, texts, via or [""] * len(texts), strict=True):
             old = self._ledger.get(request_id) or new.get(request_id)
@@ -278,7 +278,7 @@ class Client:
                     via=process,
                 )
         timer = self._admit(list(new.values()), task, deadline_s)
-        waiting = {i: p for i in ids if (p := self._pending.get(i)) is not None}
+        waiting = {i: p for i in ids if (p := self._pending.outstanding.get(i)) is not None}
         if on_piece is not None and waiting:
             waiting[ids[0]].on_piece = on_piece
         if new:
@@ -318,9 +318,8 @@ class Client:
         requests = [r for i in request_ids if (r := self._ledger.settle(i)) is not None]
         if requests:
             self._cancel(requests)
-            self._pending.fail(
-                requests, RequestError(NackCode.CANCELLED, "Cancelled by the caller.")
-            )
+            error = RequestError(NackCode.CANCELLED, "Cancelled by the caller.")
+            self._pending.fail(requests, error)
             self._send_waiting()
 
     def _define(self, task: TaskSpec) -> None:
@@ -409,7 +408,7 @@ class Client:
 
     def _on_pieces(self, pieces: Piece) -> None:
         for row, offset, text in zip(pieces.rows, pieces.offsets, pieces.texts, strict=True):
-            pending = self._pending.get(row.request_id)
+            pending = self._pending.outstanding.get(row.request_id)
             if pending is not None and pending.task_id == pieces.task and pending.on_piece:
                 pending.on_piece(offset, text)
 
@@ -417,7 +416,7 @@ class Client:
         task: TaskSpec | None = None
         expected: list[int] = []
         for i, row in enumerate(result.rows):
-            pending = self._pending.get(row.request_id)
+            pending = self._pending.outstanding.get(row.request_id)
             if pending is not None and pending.task_id == result.task:
                 task = pending.task
                 expected.append(i)

@@ -77,7 +77,7 @@ class Lifecycle:
         self.deployment = target if isinstance(target, Deployment) else Deployment.of(target)
         self.agents: dict[str, AgentInfo] = {}
         self.metrics = RuntimeMetrics(self._state)
-        # All of these exist from ``start`` on.
+        # These are set by ``start``.
         self._cluster: Cluster | None = None
         self._client: Client | None = None
         self._broker: Broker | None = None
@@ -281,7 +281,6 @@ class Lifecycle:
                 pass
 
     def _on_agent_event(self, event: AgentEvent) -> None:
-        client = self._client
         match event:
             case AgentStarted(name, epoch, pid):
                 self._log("agent_started", agent=name, epoch=epoch, pid=pid)
@@ -295,19 +294,16 @@ class Lifecycle:
                     pid, model.name, model.device, model.fingerprint, epoch, restarts, model.width
                 )
                 self.progress(ProgressEvent(name, "ready", 1.0))
-                if client is not None:
-                    client.agent_ready(name)
+                self.client.agent_ready(name)
             case AgentDied(name, epoch, pid, reason, crashed, restart_in):
                 self._log("agent_died", agent=name, epoch=epoch, pid=pid, reason=reason)
                 self.metrics.restarts[name] += restart_in is not None
-                if client is not None:
-                    client.agent_died(name, reason, crashed=crashed)
+                self.client.agent_died(name, reason, crashed=crashed)
                 if restart_in is not None:
                     self.progress(ProgressEvent(name, "lost", 0.0, reason))
             case AgentDown(name, reason, _):
                 self._log("agent_down", agent=name, reason=reason)
-                if client is not None:
-                    client.agent_down(name, reason)
+                self.client.agent_down(name, reason)
                 self.progress(ProgressEvent(name, "down", 0.0, reason))
 
     def _store_dead_letter(self, request: Request, task: TaskSpec, agent: str, reason: str) -> None:

@@ -91,20 +91,13 @@ class PendingRequests:
         self._journal = journal
         self._metrics = metrics or RuntimeMetrics()
         self.rate = CompletionRate()
-        self._pending: dict[bytes, Pending] = {}
-        self._replies: OrderedDict[bytes, Reply] = OrderedDict()
-
-    def recent_reply(self, request_id: bytes) -> Reply | None:
-        return self._replies.get(request_id)
-
-    def get(self, request_id: bytes) -> Pending | None:
-        """The request, if it is outstanding."""
-        return self._pending.get(request_id)
+        self.outstanding: dict[bytes, Pending] = {}
+        self.replies: OrderedDict[bytes, Reply] = OrderedDict()
 
     def add(self, requests: Sequence[Request], task: TaskSpec) -> None:
         """Registers the admitted requests of one call."""
         for request in requests:
-            self._pending[request.request_id] = Pending(task, request.task)
+            self.outstanding[request.request_id] = Pending(task, request.task)
         first = requests[0]
         self._write(
             "admitted",
@@ -118,11 +111,11 @@ class PendingRequests:
     def complete(self, answered: Sequence[tuple[Request, Reply]]) -> None:
         """Ends requests with their replies."""
         for request, reply in answered:
-            self._replies[request.request_id] = reply
+            self.replies[request.request_id] = reply
             self._metrics.record_reply(request.route, reply.reason, reply.stages, reply.latency_ms)
             self._end(request, reply)
-        while len(self._replies) > MAX_REPLIES:
-            self._replies.popitem(last=False)
+        while len(self.replies) > MAX_REPLIES:
+            self.replies.popitem(last=False)
         if answered:
             self.rate.record(len(answered))
             requests = [request for request, _ in answered]
@@ -151,7 +144,7 @@ class PendingRequests:
                 pending.waiters.remove(waiter)
 
     def _end(self, request: Request, outcome: Outcome) -> None:
-        pending = self._pending.pop(request.request_id)
+        pending = self.outstanding.pop(request.request_id)
         pending.outcome = outcome
         for waiter in pending.waiters:
             waiter.request_ended()

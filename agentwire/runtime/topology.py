@@ -11,9 +11,9 @@ together (``agent.kept``).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Protocol, Unpack
+from typing import Final, Protocol, TypeVar, Unpack
 
 from agentwire.errors import NackCode, RequestError, ScenarioError
 from agentwire.runtime.call_options import (
@@ -30,6 +30,7 @@ from agentwire.runtime.reply import KeptPayload, Reply
 from agentwire.spec.scenario import WireSpec
 from agentwire.wire.messages import Channel, Mode, TaskSpec, direct_wire
 
+K = TypeVar("K")
 MAX_READS: Final = 3
 """How often senders read a text, if the agent that has their payloads dies before it was asked."""
 
@@ -74,11 +75,7 @@ async def fan_out(
         except RequestError as error:
             return error
 
-    outcomes: dict[str, Outcome] = {}
-    for _ in range(MAX_READS):
-        left = [receiver for receiver in by_receiver if not _is_final(outcomes.get(receiver))]
-        if not left:
-            break
+    async def attempt(left: list[str]) -> dict[str, Outcome]:
         try:
             kept = await runtime.keep(
                 sender,
@@ -90,11 +87,11 @@ async def fan_out(
                 deadline=max(1e-3, end - loop.time()),
             )
         except RequestError as error:
-            outcomes |= dict.fromkeys(left, error)
-            break
+            return dict.fromkeys(left, error)
         answers = await asyncio.gather(*(send(kept, receiver) for receiver in left))
-        outcomes |= dict(zip(left, answers, strict=True))
-    return {receiver: outcomes[receiver] for receiver in by_receiver}
+        return dict(zip(left, answers, strict=True))
+
+    return await _repeat(list(by_receiver), attempt)
 
 
 def _check_same_bridge(deployment: Deployment, sender: str, receivers: Sequence[str]) -> None:
@@ -137,13 +134,10 @@ class FanIn:
                 )
         loop = asyncio.get_running_loop()
         end = loop.time() + check_deadline(deadline, self.deployment.deadline_s)
-        outcomes: dict[int, Outcome] = {}
-        for _ in range(MAX_READS):
-            left = [i for i in range(len(rows)) if not _is_final(outcomes.get(i))]
-            if not left:
-                break
-            outcomes |= await self._attempt({i: rows[i] for i in left}, end)
-        return [outcomes[i] for i in range(len(rows))]
+        outcomes = await _repeat(
+            list(range(len(rows))), lambda left: self._attempt({i: rows[i] for i in left}, end)
+        )
+        return list(outcomes.values())
 
     async def _attempt(self, rows: Mapping[int, Row], end: float) -> dict[int, Outcome]:
         loop = asyncio.get_running_loop()
@@ -248,7 +242,17 @@ class FanIn:
         )
 
 
-def _is_final(outcome: Outcome | None) -> bool:
-    """An expired payload died with the agent that had it, so the text can be read again."""
-    expired = isinstance(outcome, RequestError) and outcome.code is NackCode.EXPIRED
-    return outcome is not None and not expired
+async def _repeat(
+    keys: Sequence[K], attempt: Callable[[list[K]], Awaitable[dict[K, Outcome]]]
+) -> dict[K, Outcome]:
+    """Outcomes by key. Expired payloads died with the agent that had them, so they are retried."""
+    outcomes: dict[K, Outcome] = {}
+    left = list(keys)
+    for _ in range(MAX_READS):
+        outcomes |= await attempt(left) if left else {}
+        left = [key for key in left if _is_expired(outcomes[key])]
+    return {key: outcomes[key] for key in keys}
+
+
+def _is_expired(outcome: Outcome) -> bool:
+    return isinstance(outcome, RequestError) and outcome.code is NackCode.EXPIRED
