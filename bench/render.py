@@ -1,6 +1,6 @@
 """Render the tables of README and docs/ from the records in bench/results.
 
-A table stands between two markers, and everything between them is replaced:
+A table stands between two markers on lines of their own. Everything between them is replaced:
 
     <!-- table: KIND RECORD [ARGUMENTS] -->
     <!-- /table -->
@@ -27,7 +27,8 @@ from rendering.markdown import Record, Records, source
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "bench" / "results"
 FIGURES = ROOT / "docs" / "figures"
-MARKED = re.compile(r"(<!-- table: (.*?) -->).*?(<!-- /table -->)", re.DOTALL)
+BEGIN, END = r"^(<!-- table: (.*) -->)$", r"^(<!-- /table -->)$"
+MARKED = re.compile(rf"{BEGIN}(?s:.*?){END}", re.MULTILINE)
 OF_ONE: dict[str, Callable[..., str]] = {
     **accuracy.TABLES,
     **studies.TABLES,
@@ -73,7 +74,7 @@ def renewed(text: str, records: Records) -> str:
     Raises:
         ValueError: a marker is not closed, or a table cannot be made.
     """
-    if text.count("<!-- table: ") != text.count("<!-- /table -->"):
+    if len(re.findall(BEGIN, text, re.MULTILINE)) != len(re.findall(END, text, re.MULTILINE)):
         raise ValueError("every `<!-- table: … -->` needs one `<!-- /table -->`")
     return MARKED.sub(lambda found: f"{found[1]}\n{rendered(found[2], records)}\n{found[3]}", text)
 
