@@ -11,7 +11,7 @@ from typing import Final
 from agentwire.agent.launching.failure import ExitCode
 from agentwire.agent.service import Inbox, Service, connect, load
 from agentwire.bus.access import PeerKeys
-from agentwire.bus.zmq import ZmqTransport
+from agentwire.bus.transport import transport_for
 from agentwire.errors import BusClosed, InputError
 from agentwire.spec.agent import AgentSpec, BusAddress
 from agentwire.wire.session import UNKNOWN_RUN
@@ -46,7 +46,7 @@ def join(
     while True:
         address = BusAddress(endpoint=endpoint, run=UNKNOWN_RUN.hex(), epoch=new_epoch(), token="")
         inbox = Inbox()
-        peer = connect(spec.name, address, inbox, ZmqTransport(keys=keys))
+        peer = connect(spec.name, address, inbox, transport_for(endpoint, keys=keys))
         started = time.monotonic()
         service = Service(spec, peer, inbox, stop_requested=stop_requested)
         try:

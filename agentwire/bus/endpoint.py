@@ -1,14 +1,12 @@
 """A peer's connection to the broker: one socket, one session, and an IO thread.
 
-A message leaves in the thread that sends it: waking the IO thread would cost more than the rest of
-a send. Only messages that cannot leave at once (no session yet, or the broker does not read) wait
-for the IO thread. ``_send_lock`` keeps the order: a message is numbered and written before the
-next one is numbered. It is never held during the owner's callbacks.
+A message leaves in the thread that sends it; only what cannot leave at once (no session yet, or the
+broker does not read) waits for the IO thread. ``_send_lock`` keeps the order: a message is written
+before the next one is numbered. It is never held during the owner's callbacks.
 
-An owner with a thread of its own may read in it (``poll``), which saves waking that thread for
-each message. The IO thread then only takes over when nobody has read for ``TAKEOVER_S``, so that
-heartbeats do not depend on the owner. An owner that is about to compute calls ``hand_over``, and
-the IO thread reads at once.
+An owner may read in its own thread (``poll``). The IO thread then takes over when nobody has read
+for ``TAKEOVER_S``, so that heartbeats do not depend on the owner, or after ``hand_over`` at once.
+docs/design/bus.md has the reasons.
 """
 
 from __future__ import annotations
@@ -191,11 +189,7 @@ class Endpoint:
         return True
 
     def announce(self, hello: Hello) -> None:
-        """Sends the second Hello, with the model: this agent is ready.
-
-        Raises:
-            BusClosed: as for ``send``.
-        """
+        """Sends the second Hello, with the model: this agent is ready. Raises as ``send``."""
         self.send(replace(hello, token=self._address.token))
 
     def close(self, reason: str = "", timeout: float = 2.0) -> None:
@@ -266,20 +260,14 @@ class Endpoint:
         return False
 
     def hand_over(self) -> None:
-        """The polling thread is about to compute: the IO thread reads until the next ``poll``.
-
-        Costs one wake-up of that thread, and nothing if it reads already.
-        """
+        """The polling thread is about to compute: the IO thread reads until the next ``poll``."""
         if self._owner_reads:
             self._handed_over, self._owner_reads = True, False
             self._io_wake.set()
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """Files that become readable when ``poll`` has something to do; known after ``start``.
-
-        Empty if the transport has none.
-        """
+        """Files that become readable when ``poll`` has something to do; may be empty."""
         return () if self._link is None else self._link.descriptors
 
     def wake(self) -> None:
@@ -352,13 +340,7 @@ class Endpoint:
         return self._process(link)
 
     def _process(self, link: Link) -> bool:
-        """Receives what has arrived, ticks the session if due, writes what waits.
-
-        It is called often, so it does only what is due.
-
-        Returns:
-            False: more may have arrived than was received.
-        """
+        """Receives, ticks and writes what is due; False if more may have arrived."""
         before = self._received
         drained = self._receive(link)
         now = self._last_read = time.monotonic()
@@ -434,11 +416,8 @@ class Endpoint:
                 self._on_message(message, time.monotonic())
 
     def _number_queued(self) -> list[Message]:
-        """Numbers queued messages; under _send_lock. Stops at one that does not fit the wire.
-
-        Returns:
-            What the owner has to be told about that one.
-        """
+        """Numbers queued messages; under _send_lock. Stops at one that does not fit the wire, and
+        returns what the owner has to be told about it."""
         while self._session.state is State.OPEN and len(self._unsent) < QUEUE_MESSAGES:
             with self._queue_changed:
                 if not self._queue:

@@ -67,13 +67,17 @@ def ipc_endpoint(folder: Path, name: str = "bus") -> str:
     Raises:
         InputError: the path is longer than the system allows for a socket.
     """
-    path = str(folder.absolute() / name)
+    return f"ipc://{check_ipc_path(str(folder.absolute() / name))}"
+
+
+def check_ipc_path(path: str) -> Path:
+    """Raises InputError if a socket path is longer than the system allows."""
     if len(os.fsencode(path)) > IPC_PATH_BYTES:
         raise InputError(
             f"The socket path {path} is longer than {IPC_PATH_BYTES} bytes.",
             hint="Use a shorter folder: make_run_folder() makes one under TMPDIR.",
         )
-    return f"ipc://{path}"
+    return Path(path)
 
 
 def check_endpoint(endpoint: str, *, curve: bool, force: bool = False) -> None:

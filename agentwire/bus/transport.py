@@ -28,7 +28,17 @@ class Sent(Enum):
     GONE = auto()  # there is no such peer (any more)
 
 
-class Listener(Protocol):
+class _Closable(Protocol):
+    def wake(self) -> None:
+        """Makes ``wait`` return. Thread-safe; does nothing after ``close``."""
+        ...
+
+    def close(self, linger: float) -> None:
+        """Closes the socket; taken messages are delivered within ``linger`` seconds or dropped."""
+        ...
+
+
+class Listener(_Closable, Protocol):
     """The broker's side: one socket, many peers, each with an identity chosen by the transport.
 
     Attributes:
@@ -54,16 +64,8 @@ class Listener(Protocol):
         """Hands one message to the transport. Never blocks."""
         ...
 
-    def wake(self) -> None:
-        """Makes ``wait`` return. Thread-safe; does nothing after ``close``."""
-        ...
 
-    def close(self, linger: float) -> None:
-        """Closes the socket; taken messages are delivered within ``linger`` seconds or dropped."""
-        ...
-
-
-class Link(Protocol):
+class Link(_Closable, Protocol):
     """An endpoint's side: one socket to one broker. Calls of ``send`` in turn keep their order.
 
     Attributes:
@@ -82,10 +84,6 @@ class Link(Protocol):
         ...
 
     def send(self, frames: Frames) -> Sent: ...
-
-    def wake(self) -> None: ...
-
-    def close(self, linger: float) -> None: ...
 
 
 @runtime_checkable

@@ -1,19 +1,9 @@
 """The ZeroMQ transport: a ROUTER for the broker, a DEALER for each peer.
 
-Decisions:
-
-* Each socket has its own context with one IO thread: nothing is process-global, and closing one
-  bus cannot hang on the sockets of another. Links from the broker's own process share its context
-  (``inproc``): their messages need neither IO threads nor system calls.
-* The ROUTER chooses the peers' identities (a DEALER sets none), so no peer can take another's
-  identity: the ROUTER's identities start with a zero byte, which a chosen one may not.
-* Our own frames are copied when they are sent. Zero-copy sends were slower up to 1 MiB a frame (the
-  release callback needs the GIL and a wake-up), and after a copying send the caller may reuse its
-  buffer at once, without a MessageTracker. So ``copy_threshold`` (64 KiB, exactly one payload of
-  the 7B shape) does not apply.
-* Large received frames stay where ZeroMQ put them, as read-only views, and are forwarded from
-  there: ZeroMQ counts their holders, so this needs no callback.
-* A message is sent whole or not at all: with NOBLOCK, ZeroMQ refuses at the first frame only.
+Each socket has its own context with one IO thread, so closing one bus cannot hang on the sockets of
+another; links from the broker's own process share its context (``inproc``). Sent frames are copied
+and large received ones are not. docs/design/bus.md has the reasons. A message is sent whole or not
+at all: with NOBLOCK, ZeroMQ refuses at the first frame only.
 """
 
 from __future__ import annotations
@@ -32,7 +22,7 @@ import zmq
 
 from agentwire.bus.access import PeerKeys, RemoteAccess
 from agentwire.bus.curve import CurveAuthenticator, guard, present
-from agentwire.bus.security import IPC_PATH_BYTES, check_endpoint
+from agentwire.bus.security import check_endpoint, check_ipc_path
 from agentwire.bus.transport import Frame, Frames, PeerId, Sent
 from agentwire.errors import InputError
 from agentwire.wire.limits import LIMITS
@@ -42,9 +32,8 @@ HIGH_WATER = 64  # messages for each peer; a backstop behind credit
 HANDSHAKE_MS = 5_000
 CLOSING_S = 0.005
 LAST_READ_S = 0.05  # for peers to read the last messages
-MESSAGE_FRAMES = 3  # header, rows, body
 COPIED_BYTES = 4096  # a received frame up to this size becomes bytes, a larger one a view
-KEPT_FRAMES = MESSAGE_FRAMES + 1  # enough for the codec to see that there are too many
+KEPT_FRAMES = 4  # one more than a message has: enough for the codec to refuse it
 # Plain integers: operators of pyzmq's enumerations are Python code, which is slow when cold.
 READABLE, WRITABLE, EVENTS = int(zmq.POLLIN), int(zmq.POLLOUT), int(zmq.EVENTS)
 NOW, MORE_NOW = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
@@ -54,7 +43,6 @@ Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 
 
 def libzmq_version() -> str:
-    """Version of the ZeroMQ library below pyzmq."""
     return str(zmq.zmq_version())
 
 
@@ -394,20 +382,9 @@ class ZmqTransport:
 
 
 def ipc_path(endpoint: str) -> Path | None:
-    """The file of an ``ipc://`` endpoint; None for other transports.
-
-    Raises:
-        InputError: longer than the system allows for a socket.
-    """
-    scheme, _, rest = endpoint.partition("://")
-    if scheme != "ipc":
-        return None
-    if len(os.fsencode(rest)) > IPC_PATH_BYTES:
-        raise InputError(
-            f"The socket path {rest} is longer than {IPC_PATH_BYTES} bytes.",
-            hint="Use a shorter folder: security.make_run_folder() makes one under TMPDIR.",
-        )
-    return Path(rest)
+    """The file of an ``ipc://`` endpoint; None for other transports. Raises as check_ipc_path."""
+    scheme, _, path = endpoint.partition("://")
+    return check_ipc_path(path) if scheme == "ipc" else None
 
 
 def clear_stale_path(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 A message is three frames (after the transport's routing frames)::
 
-    header  msgpack map, at most 4 KiB: the COMMON keys of ``fields`` and the type's own
+    header  msgpack map: the COMMON keys of ``fields`` and the type's own
     rows    msgpack list, one entry a row: [request id, ms left or nil, trace id, size]
     body    by type: fp16 payload, UTF-8 text, fp32 scores, or a msgpack map
 
@@ -126,10 +126,8 @@ def _encode(message: Message, envelope: Envelope) -> list[bytes | memoryview]:
     body, sizes = _pack_body(message, layout, n)
     rows = _pack_rows(ids, layout, sizes)
     packed = _pack(header.of(message, envelope, n, crc32(body, crc32(rows))))
-    if len(packed) > LIMITS.header_bytes:
-        raise too_large(f"header: has {len(packed)} bytes; the limit is {LIMITS.header_bytes}")
-    if len(rows) > LIMITS.rows_bytes:
-        raise too_large(f"rows: take {len(rows)} bytes; the limit is {LIMITS.rows_bytes}")
+    _check_size("header", packed, LIMITS.header_bytes)
+    _check_size("rows", rows, LIMITS.rows_bytes)
     return [packed, rows, body]
 
 
@@ -204,8 +202,7 @@ def _pack_texts(texts: Sequence[object], n: int) -> tuple[bytes, list[int]]:
             raise Misfit(error.code, f"texts: {error}") from None
         parts.append(str(part).encode())
     body = b"".join(parts)
-    if len(body) > LIMITS.text_bytes:
-        raise too_large(f"texts: have {len(body)} bytes; the limit is {LIMITS.text_bytes}")
+    _check_size("texts", body, LIMITS.text_bytes)
     return body, [len(part) for part in parts]
 
 
@@ -230,9 +227,7 @@ def _pack_record(value: object, layout: Layout) -> bytes:
         values["relay"] = fields.plain(values["relay"], fields.RELAY)
         values["decoding"] = fields.plain(values["decoding"], fields.DECODING)
     body = _pack(values)
-    limit = HEADER_OF[layout.kind].body_limit
-    if len(body) > limit:
-        raise too_large(f"{layout.body}: has {len(body)} bytes; the limit is {limit}")
+    _check_size(layout.body, body, HEADER_OF[layout.kind].body_limit)
     return body
 
 
@@ -290,13 +285,10 @@ def _check_frames(
     header: Header,
     checksum: int,
     n: int,
-    values: Mapping[str, Any],
+    values: dict[str, Any],
 ) -> None:
-    if len(rows) > LIMITS.rows_bytes:
-        raise too_large(f"rows: frame has {len(rows)} bytes; limit {LIMITS.rows_bytes}")
-    most = header.body_limit
-    if len(body) > most:
-        raise too_large(f"body: has {len(body)} bytes; limit {most}")
+    _check_size("rows", rows, LIMITS.rows_bytes)
+    _check_size("body", body, header.body_limit)
     if crc32(body, crc32(rows)) != checksum:
         # A payload of the wrong length is reported as such, although its checksum is wrong too.
         if header.layout.body == "payload":
@@ -313,10 +305,7 @@ def _read_header(header: Any) -> tuple[Header, dict[str, Any]]:
     if type(version) is not int:
         raise malformed("header: has no version")
     if version != PROTOCOL_VERSION:
-        raise Misfit(
-            NackCode.VERSION,
-            f"protocol version {version} is not supported; this side speaks {PROTOCOL_VERSION}",
-        )
+        raise Misfit(NackCode.VERSION, f"version {version}, but only {PROTOCOL_VERSION} is spoken")
     number = header.get("t")
     # In a dict True equals 1; in the protocol it is not a number.
     known = HEADER_NUMBERED.get(number) if type(number) is int else None
@@ -386,6 +375,11 @@ def _view(buffer: Frame) -> memoryview:
     return view.cast("B").toreadonly() if view.nbytes else memoryview(b"")
 
 
+def _check_size(what: str, data: Frame, limit: int) -> None:
+    if len(data) > limit:
+        raise too_large(f"{what}: has {len(data)} bytes; the limit is {limit}")
+
+
 def _check_entries(entries: Any, layout: Layout) -> None:
     if not isinstance(entries, list):
         raise malformed("rows: must be a list")
@@ -437,13 +431,10 @@ def _check_payload(data: memoryview, n: int, soft_tokens: int, width: int, dtype
     size = DTYPE_BYTES.get(dtype)
     if size is None:
         raise Misfit(NackCode.BAD_PAYLOAD, f"payload: dtype must be one of {list(DTYPE_BYTES)}")
-    if len(data) > LIMITS.payload_bytes:
-        raise too_large(f"payload: {len(data)} bytes; the limit is {LIMITS.payload_bytes}")
+    _check_size("payload", data, LIMITS.payload_bytes)
     if len(data) != n * soft_tokens * width * size:
-        raise Misfit(
-            NackCode.BAD_PAYLOAD,
-            f"payload: {len(data)} bytes are not {n} x {soft_tokens} x {width} {dtype}",
-        )
+        shape = f"{n} x {soft_tokens} x {width} {dtype}"
+        raise Misfit(NackCode.BAD_PAYLOAD, f"payload: {len(data)} bytes are not {shape}")
 
 
 def _check_scores(data: memoryview, n: int, labels: int) -> None:
@@ -521,8 +512,7 @@ def _has_all_pairs(frame: bytes, header: dict[str, Any]) -> bool:
 
 
 def _unpack(frame: memoryview, limit: int, what: str) -> Any:
-    if len(frame) > limit:
-        raise too_large(f"{what}: has {len(frame)} bytes; the limit is {limit}")
+    _check_size(what, frame, limit)
     try:
         return msgpack.unpackb(
             frame,

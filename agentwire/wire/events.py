@@ -38,14 +38,11 @@ class SessionOpened:
 
 @dataclass(slots=True)
 class MessageReceived:
-    """A message for the layer above, among them an agent's second Hello.
-
-    Attributes:
-        sealed: broker: the frames as they came, for ``Session.send`` to the next hop.
-    """
+    """A message for the layer above, among them an agent's second Hello."""
 
     message: Message
     envelope: Envelope
+    # broker: the frames as received, for ``Session.send`` to the next hop
     sealed: Sealed | None = field(default=None, compare=False, repr=False)
 
 
@@ -53,8 +50,7 @@ class MessageReceived:
 class MessageRefused:
     """A message was refused and dropped. The Nack that answers it follows as ``Outgoing``.
 
-    Attributes:
-        rows, wire, origin: whose requests it carried, as far as they could be trusted.
+    ``rows``, ``wire`` and ``origin`` are those of its requests, as far as they can be trusted.
     """
 
     code: NackCode
@@ -85,16 +81,12 @@ class PeerBusy:
 
 @dataclass(frozen=True, slots=True)
 class PeerLeft:
-    """The peer ended the session on purpose: by Goodbye, or by a Nack to the Hello.
-
-    Attributes:
-        code: the code of that Nack; None after a Goodbye.
-    """
+    """The peer ended the session on purpose: by Goodbye, or by a Nack to the Hello."""
 
     name: str
     epoch: int
     reason: str
-    code: NackCode | None = None
+    code: NackCode | None = None  # of that Nack; None after a Goodbye
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ The path of a request on a wire ``sender -> receiver``::
     client --Encode--> sender --Soft | Text--> receiver --Piece* Result | Nack--> client
 
 A wire whose name starts with ``@`` is *direct* (client -> one agent): the client sends ``Text``,
-and the agent answers it.
+and the agent answers it. docs/protocol.md describes every field.
 """
 
 from __future__ import annotations
@@ -89,25 +89,15 @@ Stages: TypeAlias = Mapping[str, float]
 
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
-    """The model that a peer runs.
+    """The model that a peer runs."""
 
-    Attributes:
-        name: registry or hub name.
-        fingerprint: hex sha256 over the source files as published (docs/protocol.md).
-        width: size of the embedding space, d.
-        layers: number of transformer layers.
-        embedding_rms: RMS of the model's own scaled input embeddings.
-        dtype: of the weights in memory, e.g. ``float32``.
-        device: where it runs, e.g. ``cuda:0``.
-    """
-
-    name: str
-    fingerprint: str
-    width: int
+    name: str  # in the registry or on the hub
+    fingerprint: str  # hex sha256 over the source files as published
+    width: int  # of the embedding space, d
     layers: int
-    embedding_rms: float
-    dtype: str
-    device: str
+    embedding_rms: float  # of the model's own scaled input embeddings
+    dtype: str  # of the weights in memory, e.g. float32
+    device: str  # e.g. cuda:0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,27 +105,20 @@ class BridgeIdentity:
     """What both ends must agree on before the first payload.
 
     Attributes:
-        name: folder name of the bridge.
-        fingerprint: hex sha256 of weights.safetensors.
-        sender, receiver: fingerprints of the two models.
-        layer: hidden states are read after this many layers of the sender.
-        soft_tokens: M.
-        width: d of the receiver.
         prompts: hashes of the prompts it was trained for (``TaskSpec.prompt_hash``), or
             ``any`` (every prompt with labels), or ``free_text`` (every prompt with a generated
             answer).
-        rms_range: lowest and highest RMS of one soft token that the receiver accepts.
     """
 
-    name: str
-    fingerprint: str
-    sender: str
-    receiver: str
-    layer: int
-    soft_tokens: int
-    width: int
+    name: str  # of the bridge's folder
+    fingerprint: str  # hex sha256 of weights.safetensors
+    sender: str  # fingerprint of the sender's model
+    receiver: str  # fingerprint of the receiver's model
+    layer: int  # hidden states are read after this many layers of the sender
+    soft_tokens: int  # M
+    width: int  # d of the receiver
     prompts: tuple[str, ...]
-    rms_range: tuple[float, float]
+    rms_range: tuple[float, float]  # lowest and highest RMS of one soft token
 
     @property
     def payload_bytes(self) -> int:
@@ -145,15 +128,10 @@ class BridgeIdentity:
 
 @dataclass(frozen=True, slots=True)
 class RelaySpec:
-    """How a sender turns its text into the message of the text channel.
+    """How a sender turns its text into the message of the text channel."""
 
-    Attributes:
-        template: what the sender is asked, with ``{text}``; empty: the text crosses verbatim.
-        max_new_tokens: longest message, in the sender's tokens.
-    """
-
-    template: str = ""
-    max_new_tokens: int = 48
+    template: str = ""  # what the sender is asked, with {text}; empty: the text crosses verbatim
+    max_new_tokens: int = 48  # of the sender
 
     @property
     def verbatim(self) -> bool:
@@ -162,21 +140,13 @@ class RelaySpec:
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How a receiver generates text. Integers, so that every language hashes the same task.
+    """How a receiver generates text. Integers, so that every language hashes the same task."""
 
-    Attributes:
-        temperature: in thousandths; 0: greedy.
-        top_p: nucleus in thousandths of the probability mass; 1000: everything.
-        seed: for sampling, if temperature is above 0.
-        stop: the answer ends before any of these.
-        stream: send generated text in Pieces before the Result.
-    """
-
-    temperature: int = 0
-    top_p: int = 1000
+    temperature: int = 0  # in thousandths; 0: greedy
+    top_p: int = 1000  # nucleus in thousandths of the probability mass
     seed: int = 0
-    stop: tuple[str, ...] = ()
-    stream: bool = False
+    stop: tuple[str, ...] = ()  # the answer ends before any of these
+    stream: bool = False  # send generated text in Pieces before the Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,13 +154,10 @@ class TaskSpec:
     """What a receiver is asked. ``Define`` sends it once; messages then name its ``task_id``.
 
     Attributes:
-        name: for people; part of the identity.
         prompt: what follows the soft tokens in the receiver's input.
         text_prompt: what a receiver reads if the message is text; holds ``{text}`` once.
         labels: label words, scored at the first answer position. Empty: generated text.
-        relay: how the sender makes a text message.
         max_new_tokens: longest generated answer; 0 for classification.
-        decoding: how free text is generated.
         form: what a text is when the model reads it itself. ``text``: put into ``text_prompt`` and
             into the model's chat template, if it has one; ``plain``: without the template;
             ``chat``: a JSON array of ``{"role", "content"}``, rendered in the template; ``kept``:
@@ -277,34 +244,22 @@ class MessageType(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """First message of every incarnation of a peer.
-
-    Attributes:
-        name: agent or client name.
-        token: hex secret of the run; "" if CURVE identifies the peer.
-        model: what the agent runs; None for clients, and until it is loaded.
-        versions: protocol versions spoken, newest first.
-    """
+    """First message of every incarnation of a peer; an agent's second one names its model."""
 
     name: str
     role: Role
-    token: str = ""
+    token: str = ""  # hex secret of the run; "" if CURVE identifies the peer
     model: ModelIdentity | None = None
-    versions: tuple[int, ...] = (PROTOCOL_VERSION,)
+    versions: tuple[int, ...] = (PROTOCOL_VERSION,)  # newest first
 
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The broker's answer to ``Hello``: version and heartbeats of this session.
-
-    Attributes:
-        ping_ms: send a Ping after this long without traffic.
-        liveness_ms: the peer is lost after this long without traffic.
-    """
+    """The broker's answer to ``Hello``: version and heartbeats of this session."""
 
     version: int
-    ping_ms: int
-    liveness_ms: int
+    ping_ms: int  # send a Ping after this long without traffic
+    liveness_ms: int  # the peer is lost after this long without traffic
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,14 +296,9 @@ class Credit:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Heartbeat, answered by Pong; any traffic counts as an answer.
+    """Heartbeat, answered by Pong; any traffic counts as an answer."""
 
-    Attributes:
-        busy_ms: how long the sender's compute loop has worked without finishing a batch; 0 when
-            idle. The progress deadline (a hung model behind a healthy socket) uses it.
-    """
-
-    busy_ms: int = 0
+    busy_ms: int = 0  # since the sender's compute loop last finished a batch; 0 when idle
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,11 +366,7 @@ class Soft:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Sender -> receiver (text channel), or client -> agent on a direct wire.
-
-    Attributes:
-        reason: why text and not soft tokens; "" if text was asked for.
-    """
+    """Sender -> receiver (text channel), or client -> agent on a direct wire."""
 
     wire: str
     task: str
@@ -482,18 +428,13 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Nack:
-    """A refusal of these rows; without rows: of a message or an offer.
-
-    Attributes:
-        wire: the wire; "" if none is concerned.
-        retry_after_ms: for ``overloaded``: when to try again.
-    """
+    """A refusal of these rows; without rows: of a message or an offer."""
 
     code: NackCode
     reason: str
-    wire: str = ""
+    wire: str = ""  # "" if none is concerned
     rows: tuple[Row, ...] = ()
-    retry_after_ms: int = 0
+    retry_after_ms: int = 0  # for overloaded
     origin: str = ""
 
 
@@ -515,17 +456,11 @@ Message: TypeAlias = (
 
 
 class Envelope(NamedTuple):
-    """What every message carries besides itself.
+    """What every message carries besides itself."""
 
-    Attributes:
-        run: 16-byte id of the run.
-        seq: sequence number of the sender's messages in this incarnation, from 0, no gaps.
-        epoch: incarnation of the sender; a new process takes a higher one.
-    """
-
-    run: bytes
-    seq: int
-    epoch: int
+    run: bytes  # 16-byte id of the run
+    seq: int  # of the sender's messages in this incarnation, from 0, no gaps
+    epoch: int  # incarnation of the sender; a new process takes a higher one
 
 
 def body_bytes(work: WorkMessage) -> int:

@@ -197,6 +197,7 @@ class Session:
         self._run = run
         self._epoch = epoch
         self._keyed = keyed
+        self._forwards = side is Side.BROKER
         # Message classes of the open session that mean nothing to the session itself.
         self._plain_in: frozenset[type[Message]] = frozenset()
         self._plain_out: frozenset[type[Message]] = frozenset()
@@ -212,9 +213,7 @@ class Session:
     def open(self, now: float) -> list[bytes | memoryview]:
         """Peer: the frames of the Hello that opens the session."""
         if self.hello is None:
-            raise LocalProtocolError(
-                "The broker does not send a Hello.", hint="Wait for HelloReceived."
-            )
+            raise LocalProtocolError("The broker sends no Hello.", hint="Wait for HelloReceived.")
         self._started = self._received = now
         return self.send(self.hello, now)
 
@@ -329,9 +328,7 @@ class Session:
             and envelope.run == self._run
         ):  # the usual case: the next message for the layer above
             self._undecoded, self._next_in, self._received = 0, envelope.seq + 1, now
-            return [
-                MessageReceived(message, envelope, sealed if self.side is Side.BROKER else None)
-            ]
+            return [MessageReceived(message, envelope, sealed if self._forwards else None)]
         self._set_plain_messages()
         try:
             self._check_envelope(envelope, message)
@@ -413,7 +410,7 @@ class Session:
             if problem:
                 raise _Refusal(NackCode.UNAUTHORIZED, problem)
             self.hello = message
-        return [MessageReceived(message, envelope, sealed if self.side is Side.BROKER else None)]
+        return [MessageReceived(message, envelope, sealed if self._forwards else None)]
 
     def _change_state(
         self, message: Message, envelope: Envelope, after: State, now: float
