@@ -1,7 +1,7 @@
 """Agents on a Ray cluster of three nodes on this machine: real raylets and actors, fake models.
 
-One test runs the small pair. One node holds nothing but the runner; agents are placed on the others
-by their labels.
+One test runs the small pair. The head node only has the runner. Agents are placed on the other
+nodes by their labels.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ pytest.importorskip("ray", reason="Ray is not installed here: make test-ray")
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.timeout(300),
-    # Ray leaves sockets and files to the interpreter's end.
+    # Ray closes sockets and files only when the interpreter exits.
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -47,7 +47,7 @@ LIMITS = AgentLimits(load_s=180, progress_s=60, restarts=RestartPolicy(restarts=
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Head without CPUs, and two nodes with one label each."""
+    """A head without CPUs, and two nodes with one label each."""
     with pytest.MonkeyPatch.context() as patch:
         # On a busy machine Ray's helper processes take longer to start than it waits by default.
         patch.setenv("RAY_agent_register_timeout_ms", "180000")
@@ -86,7 +86,12 @@ def scenario(cluster: Any, **receiver: Any) -> Scenario:
     )
 
 
-def runtime(cluster: Any, fake: dict[str, Any] | None = None, **receiver: Any) -> Runtime:
+def runtime(
+    cluster: Any,
+    fake: dict[str, Any] | None = None,
+    limits: AgentLimits = LIMITS,
+    **receiver: Any,
+) -> Runtime:
     from agentwire.agent.launching.ray import RayLauncher
     from agentwire.runtime.deployment import Deployment
     from agentwire.spec.agent import FakeModel
@@ -97,7 +102,7 @@ def runtime(cluster: Any, fake: dict[str, Any] | None = None, **receiver: Any) -
     agents["receiver"] = agents["receiver"].model_copy(update={"fake": settings})
     built = Deployment(agents=agents, wires=deployment.wires)
     remote = RayLauncher(cluster.address).place(agents)
-    return Runtime(built, limits=LIMITS, remote=remote)
+    return Runtime(built, limits=limits, remote=remote)
 
 
 def assert_right(outcomes: list[Outcome]) -> None:
@@ -107,8 +112,8 @@ def assert_right(outcomes: list[Outcome]) -> None:
         assert outcome.label == answer(text, LABELS)
 
 
-async def without(room: str) -> None:
-    """Returns when Ray has seen that the node with this label is gone."""
+async def node_removed(room: str) -> None:
+    """Returns when Ray has noticed that the node with this label is gone."""
     import ray
 
     for _ in range(600):
@@ -116,14 +121,14 @@ async def without(room: str) -> None:
         if room not in alive:
             return
         await asyncio.sleep(0.1)
-    raise AssertionError(f"{alive} are still there")
+    raise AssertionError(f"nodes still alive: {alive}")
 
 
-async def test_the_same_file_says_the_same_on_a_cluster_and_on_one_machine(cluster: Any) -> None:
+async def test_a_cluster_gives_the_same_answers_as_one_machine(cluster: Any) -> None:
     wanted = scenario(cluster, place={"labels": {"room": "b"}})
     async with agentwire.open(wanted) as wire:
         assert set(wire.agents) == {"sender", "receiver"}
-        assert {info.pid for info in wire.agents.values()} == {0}  # none is a process of ours
+        assert {info.pid for info in wire.agents.values()} == {0}  # not child processes
         assert wire.remote_endpoint.startswith("tcp://")
         there = await wire.send_batch("sender", "receiver", TEXTS, **ASKED)
     async with agentwire.open(wanted.model_copy(update={"launcher": "local"})) as wire:
@@ -134,7 +139,7 @@ async def test_the_same_file_says_the_same_on_a_cluster_and_on_one_machine(clust
         assert (a.label, dict(a.scores), a.channel) == (b.label, dict(b.scores), b.channel)
 
 
-async def test_replicas_are_actors_of_their_own(cluster: Any) -> None:
+async def test_each_replica_is_an_actor(cluster: Any) -> None:
     wanted = scenario(cluster, replicas=2, place={"labels": {"room": "b"}})
     async with agentwire.open(wanted) as wire:
         assert set(wire.agents) == {"sender", "receiver.1", "receiver.2"}
@@ -150,7 +155,7 @@ async def test_replicas_are_actors_of_their_own(cluster: Any) -> None:
 
 @pytest.mark.real
 def test_the_small_pair_predicts_the_same_on_a_cluster(cluster: Any, tmp_path: Path) -> None:
-    """``agentwire run`` as its user calls it: one scenario file, both launchers, real models."""
+    """``agentwire run`` on the command line: one scenario file, both launchers, real models."""
     for model in ("smollm2-135m-instruct", "gemma-3-270m"):
         if not locate(model, config=Config.from_env()).present:
             pytest.skip(f"{model} is not in the cache (`agentwire models pull {model}`)")
@@ -171,7 +176,7 @@ def test_the_small_pair_predicts_the_same_on_a_cluster(cluster: Any, tmp_path: P
             [*command, *options], capture_output=True, text=True, timeout=280, check=False
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        for alarm in ("starts again", "will be retried"):  # it ended in order
+        for alarm in ("starts again", "will be retried"):  # an orderly end
             assert alarm not in done.stdout + done.stderr
         agents = json.loads(done.stdout)["agents"]
         assert {agent["restarts"] for agent in agents.values()} == {0}
@@ -183,12 +188,12 @@ def test_the_small_pair_predicts_the_same_on_a_cluster(cluster: Any, tmp_path: P
     for key, line in here.items():
         other = there[key]
         assert (line["predicted"], line["channel"]) == (other["predicted"], other["channel"])
-        # Another number of threads adds up in another order.
+        # The order of summation depends on the number of threads.
         assert line["scores"] == pytest.approx(other["scores"], abs=1e-3)
 
 
-async def test_a_killed_process_is_started_again_by_ray(cluster: Any) -> None:
-    """A request that kills its agent twice ends in an error, all others are answered."""
+async def test_ray_restarts_a_killed_process(cluster: Any) -> None:
+    """A request that kills its agent twice becomes a dead letter; all others are answered."""
     async with runtime(cluster, {"crash_on": "poison"}) as wire:
         first = wire.agents["receiver"].epoch
         with pytest.raises(RequestError) as caught:
@@ -199,13 +204,13 @@ async def test_a_killed_process_is_started_again_by_ray(cluster: Any) -> None:
         assert wire.agents["receiver"].restarts == 2
 
 
-async def test_a_node_killed_in_mid_run_loses_no_row(cluster: Any) -> None:
+async def test_a_killed_node_loses_no_row(cluster: Any) -> None:
     victim = cluster.add_node(num_cpus=2, labels={"room": "victim"})
     fake = {"decode_ms": 150.0}
-    # Only the victim will do, until another node comes that will do as well.
+    # Only the victim matches until the other node is added.
     place = {"labels": {"room": "in(victim, refuge)"}}
     async with runtime(cluster, fake, place=place) as wire:
-        refuge = cluster.add_node(num_cpus=2, labels={"room": "refuge"})  # in the main thread only
+        refuge = cluster.add_node(num_cpus=2, labels={"room": "refuge"})
         assert_right(await wire.send_batch("sender", "receiver", TEXTS, deadline=200, **ASKED))
         first = wire.agents["receiver"].epoch
         sending = [
@@ -215,23 +220,22 @@ async def test_a_node_killed_in_mid_run_loses_no_row(cluster: Any) -> None:
         await asyncio.sleep(0.4)
         assert not any(task.done() for task in sending)
         await asyncio.to_thread(cluster.remove_node, victim, allow_graceful=False)
-        await without("victim")
+        await node_removed("victim")
         for task in sending:
             assert_right(await task)
         assert wire.agents["receiver"].epoch > first
     cluster.remove_node(refuge)
 
 
-async def test_what_no_node_has_is_said(cluster: Any) -> None:
-    # Long enough for the sender to come, on a busy machine too.
+async def test_an_agent_that_fits_no_node_fails_with_a_reason(cluster: Any) -> None:
+    # Long enough for the sender to start on a busy machine.
     limits = AgentLimits(load_s=60, restarts=RestartPolicy(restarts=0))
-    wire = runtime(cluster, place={"resources": {"moon": 1}})
-    wire._limits = limits
+    wire = runtime(cluster, limits=limits, place={"resources": {"moon": 1}})
     with pytest.raises(AgentwireError, match="receiver is gone: it did not connect within 60 s"):
         await wire.start()
 
 
-async def test_what_the_user_can_mend_comes_back_as_that(cluster: Any) -> None:
+async def test_an_input_error_reaches_the_user(cluster: Any) -> None:
     from agentwire.agent.launching.ray import RayLauncher
     from agentwire.runtime.deployment import Deployment
     from agentwire.spec.agent import AgentSpec
