@@ -27,8 +27,9 @@ from agentwire.agent.worker import Worker
 from agentwire.bus.endpoint import Endpoint
 from agentwire.bus.transport import Transport
 from agentwire.bus.zmq import ipc_path
+from agentwire.download import OnProgress
 from agentwire.errors import BridgeError, BusClosed, InputError, LocalProtocolError
-from agentwire.model.backend import Backend, Pipelined, ReportProgress, SharesCpu
+from agentwire.model.backend import Backend, Pipelined, SharesCpu
 from agentwire.spec.agent import AgentBootstrap, AgentSpec, BusAddress, warms_up
 from agentwire.spec.backends import BACKENDS
 from agentwire.telemetry.counts import BatchSizes, write_counts
@@ -249,7 +250,7 @@ class Service:
         elif self._cpu_sharing is not None:
             self._cpu_sharing.begin()
 
-    def _report(self) -> ReportProgress:
+    def _report(self) -> OnProgress:
         last = ("", -math.inf)
 
         def report(stage: str, fraction: float) -> None:
@@ -274,9 +275,7 @@ def cpu_sharing_of(bootstrap: AgentBootstrap) -> CpuSharing | None:
 Loaded: TypeAlias = tuple[Backend, dict[str, BridgeIdentity | None]]
 
 
-def load(
-    spec: AgentSpec, progress: ReportProgress, cpu_sharing: CpuSharing | None = None
-) -> Loaded:
+def load(spec: AgentSpec, progress: OnProgress, cpu_sharing: CpuSharing | None = None) -> Loaded:
     """Loads the agent's model, and its bridges by wire.
 
     Raises:
@@ -317,7 +316,7 @@ def connect(
     return endpoint
 
 
-def load_backend(spec: AgentSpec, progress: ReportProgress) -> Backend:
+def load_backend(spec: AgentSpec, progress: OnProgress) -> Backend:
     """Loads the agent's model with its backend; an ``InputError`` if that is impossible."""
     backend: Backend = BACKENDS.get(spec.backend).load(spec, progress)
     return backend

@@ -1,7 +1,6 @@
-"""The interface between an agent and its model.
+"""The interface between an agent and its model, with numpy arrays on both sides.
 
-A backend is used by one thread. Arrays that cross this interface are numpy arrays, so that neither
-the agent loop nor its tests need torch.
+A backend is used by one thread.
 """
 
 from __future__ import annotations
@@ -18,8 +17,6 @@ from agentwire.wire.messages import BridgeIdentity, ModelIdentity, TaskSpec
 
 T = TypeVar("T", covariant=True)
 
-ReportProgress = Callable[[str, float], None]
-"""Called during slow operations with a stage and a fraction in 0..1."""
 Watch = Callable[[int, str], bool]
 """Called after each generation step for each unfinished row: (row, new text, possibly empty).
 Returns False to end the row because nobody waits for it any more."""
@@ -69,11 +66,9 @@ class Backend(Protocol):
     @property
     def identity(self) -> ModelIdentity:
         """Which model this is; sent in Hello."""
-        ...
 
     def add_bridge(self, folder: Path) -> BridgeIdentity:
         """Loads and verifies a bridge that reads this model's states; raises BridgeError."""
-        ...
 
     def prepare(self, task: TaskSpec) -> None:
         """Compiles the task's prompts and label tokens.
@@ -81,23 +76,18 @@ class Backend(Protocol):
         Raises:
             ScenarioError: two labels share their first token, or a prompt is not usable.
         """
-        ...
 
     def encode(self, texts: Sequence[str], bridge: str) -> Encoded:
         """Soft tokens for n texts, through the bridge with this fingerprint."""
-        ...
 
     def score_soft(self, payload: npt.NDArray[np.float16], task: TaskSpec) -> Scored:
         """Label scores for n checked payloads, float16 [n, M, d]."""
-        ...
 
     def score_text(self, texts: Sequence[str], task: TaskSpec) -> Scored:
         """Label scores for n texts that this model reads itself."""
-        ...
 
     def relay(self, texts: Sequence[str], task: TaskSpec) -> Generated:
         """The text-channel message for each of n texts (``task.relay``)."""
-        ...
 
     def generate(
         self, texts: Sequence[str], task: TaskSpec, watch: Watch | None = None
@@ -108,13 +98,11 @@ class Backend(Protocol):
             RemoteProtocolError: a text is too long for this model, or a conversation does not fit
                 its chat template.
         """
-        ...
 
     def generate_soft(
         self, payload: npt.NDArray[np.float16], task: TaskSpec, watch: Watch | None = None
     ) -> Generated:
         """Free-text answers for n checked payloads, float16 [n, M, d]."""
-        ...
 
 
 class Job(Protocol[T]):
@@ -122,15 +110,12 @@ class Job(Protocol[T]):
 
     def done(self) -> bool:
         """Whether ``result`` would return at once."""
-        ...
 
     def wait(self) -> None:
         """Blocks until the batch is done. May be called from any thread."""
-        ...
 
     def result(self) -> T:
         """Waits for the result and returns it; may be called once. Raises what the model raised."""
-        ...
 
 
 @runtime_checkable
@@ -151,7 +136,6 @@ class Pipelined(Protocol):
 
     def summary(self) -> str:
         """Batches by the path they took, for the log."""
-        ...
 
 
 @runtime_checkable
@@ -160,7 +144,6 @@ class SupportsWarmup(Protocol):
 
     def warm_up(self, texts: Sequence[str]) -> None:
         """Runs the path of a batch of these texts (none: payloads), unless a batch is running."""
-        ...
 
 
 @runtime_checkable
@@ -169,4 +152,3 @@ class SharesCpu(Protocol):
 
     def set_thread_source(self, threads: Callable[[], int]) -> None:
         """Makes the model call ``threads`` before each layer for the number of threads to use."""
-        ...

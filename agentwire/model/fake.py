@@ -25,8 +25,9 @@ import numpy as np
 import numpy.typing as npt
 
 from agentwire.bridge.card import read_card
+from agentwire.download import OnProgress
 from agentwire.errors import BridgeError, ScenarioError
-from agentwire.model.backend import Encoded, Generated, Job, ReportProgress, Scored, Watch
+from agentwire.model.backend import Encoded, Generated, Job, Scored, Watch
 from agentwire.model.chat import parse_chat
 from agentwire.model.timing import ms_since
 from agentwire.spec.agent import AgentSpec, FakeModel
@@ -103,7 +104,7 @@ class FakeBackend:
         self._bridges: dict[str, BridgeIdentity] = {}
 
     @classmethod
-    def load(cls, spec: AgentSpec, progress: ReportProgress) -> FakeBackend:
+    def load(cls, spec: AgentSpec, progress: OnProgress) -> FakeBackend:
         """Builds an agent's backend within ``spec.fake.load_ms``."""
         steps = 4
         for step in range(steps):
@@ -144,8 +145,7 @@ class FakeBackend:
     def prepare(self, task: TaskSpec) -> None:
         if len(set(task.labels)) != len(task.labels):
             raise ScenarioError(
-                f"The labels of {task.name} are not distinct.",
-                hint="Give each class its own word.",
+                f"The labels of {task.name} are not distinct.", hint="Give each class its own word."
             )
 
     def encode(self, texts: Sequence[str], bridge: str) -> Encoded:
@@ -172,15 +172,8 @@ class FakeBackend:
     def score_soft(self, payload: npt.NDArray[np.float16], task: TaskSpec) -> Scored:
         start = time.perf_counter()
         digests = _digests(payload)
-        settings = self._settings
-        self._allocate(len(digests), text_hash(settings.memory_on) in digests)
-        if settings.crash_on and text_hash(settings.crash_on) in digests:
-            _crash()
-        if settings.raise_on and text_hash(settings.raise_on) in digests:
-            raise RuntimeError("the fake model raises on this payload")
-        if settings.hang_on and text_hash(settings.hang_on) in digests:
-            _hang()
-        time.sleep(settings.decode_ms / 1000)
+        self._check_faults(len(digests), lambda trigger: text_hash(trigger) in digests)
+        time.sleep(self._settings.decode_ms / 1000)
         scores = np.stack([label_scores(d, len(task.labels)) for d in digests])
         read = [(payload.shape[1] + len(task.prompt.split()), 1)] * len(payload)
         return Scored(scores, {"decode": ms_since(start)}, read)
@@ -243,22 +236,24 @@ class FakeBackend:
         stages = {"tokenize": 0.0, "generate": ms_since(start)}
         return Generated([" ".join(words) for words in written], stages, counts)
 
-    def _allocate(self, rows: int, full: bool) -> None:
-        most = self._settings.memory_rows
-        if (most and rows > most) or (full and self._settings.memory_on):
-            raise OutOfMemoryError("CUDA out of memory. The fake device tried to allocate a lot.")
-
     def _faults(self, texts: Sequence[str]) -> None:
+        self._check_faults(len(texts), lambda trigger: any(trigger in text for text in texts))
+
+    def _check_faults(self, rows: int, present: Callable[[str], bool]) -> None:
+        """Fails as the settings say if a trigger is present in a batch of this many rows."""
         settings = self._settings
-        full = bool(settings.memory_on) and any(settings.memory_on in text for text in texts)
-        self._allocate(len(texts), full)
-        for text in texts:
-            if settings.crash_on and settings.crash_on in text:
-                _crash()
-            if settings.raise_on and settings.raise_on in text:
-                raise RuntimeError("the fake model raises on this text")
-            if settings.hang_on and settings.hang_on in text:
-                _hang()
+
+        def fires(trigger: str) -> bool:
+            return bool(trigger) and present(trigger)
+
+        if (settings.memory_rows and rows > settings.memory_rows) or fires(settings.memory_on):
+            raise OutOfMemoryError("CUDA out of memory. The fake device tried to allocate a lot.")
+        if fires(settings.crash_on):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fires(settings.raise_on):
+            raise RuntimeError("the fake model raises on this batch")
+        while fires(settings.hang_on):
+            time.sleep(60)
 
 
 def _digests(payload: npt.NDArray[np.float16]) -> list[int]:
@@ -267,15 +262,6 @@ def _digests(payload: npt.NDArray[np.float16]) -> list[int]:
     signs = payload.reshape(len(payload), texts, -1)[:, :, :HASH_BITS] < 0
     weights = 1 << np.arange(HASH_BITS, dtype=np.uint64)
     return [_combined([int(d) for d in row]) for row in (signs * weights).sum(axis=2)]
-
-
-def _crash() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _hang() -> None:
-    while True:
-        time.sleep(60)
 
 
 class FakeJob(Job[T]):

@@ -1,9 +1,8 @@
 """Free-text generation: sampled or greedy, with stop strings, reported token by token.
 
-The library's ``generate`` runs the decoder; two hooks add what agentwire needs. A logits processor
-samples each row with its own generator, so an answer depends on its seed and not on the batch. A
-stopping criterion collects the tokens, reports new text, and ends rows that are finished or no
-longer wanted.
+The library's ``generate`` runs the decoder. A logits processor samples each row with its own
+generator, so an answer does not depend on the batch. A stopping criterion collects tokens, reports
+new text, and ends rows that are finished or no longer wanted.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """From prompts and label words to token ids, the same for every method.
 
-A label is scored by the first token of its word when the word follows the prompt. Labels that share
-this token are refused.
+A label is scored by the first token of its word after the prompt; labels must not share it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Reads texts after a common prompt: states to score from, and greedy continuations.
 
-On a CPU the texts of a batch are packed into one sequence (``cpu.reading``, ``cpu.decoding``). On a
-GPU, which is limited by launches and not by padding, and for models that cannot be packed, they are
-padded. Both give the same results.
+Texts are packed on a CPU (``cpu.reading``, ``cpu.decoding``), and padded on a GPU, which is limited
+by launches, and for models that cannot be packed. The results are the same.
 """
 
 from __future__ import annotations

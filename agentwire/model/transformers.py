@@ -1,9 +1,9 @@
 """The transformers backend: one causal language model on one device.
 
 It computes only what is needed. A sender runs the layers that its bridge reads, without LM head. A
-receiver's input ``[BOS][M soft tokens][prompt]`` has a fixed length, so it needs no padding and no
-mask, and the LM head is applied to the last position and the label words only. Padding is on the
-right, where a causal model cannot see it, so results do not depend on the batch.
+receiver's input ``[BOS][M soft tokens][prompt]`` has a fixed length and needs no mask, and the LM
+head is applied to the last position and the label words only. Padding is on the right, where a
+causal model cannot see it, so results do not depend on the batch.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from agentwire.bridge import store
 from agentwire.bridge.card import check_sender
 from agentwire.bridge.module import BridgeModule
+from agentwire.download import OnProgress
 from agentwire.errors import DeviceError, ModelError
-from agentwire.model.backend import Encoded, Generated, ReportProgress, Scored, Watch
+from agentwire.model.backend import Encoded, Generated, Scored, Watch
 from agentwire.model.chat import check_length, generation_ids
 from agentwire.model.cpu.packed_linear import pack_linears
 from agentwire.model.cpu.packing import can_pack, packed_states
@@ -154,16 +155,11 @@ def trunk(model: Any, layers: int) -> Any:
     return short
 
 
-def embedding_rms(model: Any) -> float:
-    """RMS of the model's input embeddings as its layers see them, on a sample of the vocabulary.
-
-    Gemma's embedding module multiplies by sqrt(d), so the module is called instead of its table.
-    """
-    table = model.get_input_embeddings()
-    count = table.weight.shape[0]
-    ids = torch.arange(0, count, max(1, count // 4096), device=table.weight.device)
+def sampled_rms(embed: Callable[[Tensor], Tensor], count: int, device: torch.device) -> float:
+    """RMS of a sample of input embeddings as the layers see them: Gemma scales them by sqrt(d)."""
+    ids = torch.arange(0, count, max(1, count // 4096), device=device)
     with torch.inference_mode():
-        return float(table(ids).float().pow(2).mean().sqrt())
+        return float(embed(ids).float().pow(2).mean().sqrt())
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +215,7 @@ class TransformersBackend:
         self._texts = TextReader(model, ends=ends, pad=self._pad)
 
     @classmethod
-    def load(cls, spec: AgentSpec, progress: ReportProgress) -> TransformersBackend:
+    def load(cls, spec: AgentSpec, progress: OnProgress) -> TransformersBackend:
         """Loads an agent's model; raises ModelError or DeviceError."""
         random = spec.weights == "random"
         if random:
@@ -233,7 +229,7 @@ class TransformersBackend:
         if folder is None:
             progress("weights", 0.3)
             model = random_weights.build(spec.model, dtype, device)
-            tokenizer: Tokenizer = random_weights.tokenizer(spec.model)
+            tokenizer: Tokenizer = random_weights.RandomTokenizer(spec.model)
             identity = random_weights.identity(spec.model, spec.dtype, str(device))
         else:
             progress("tokenizer", 0.1)
@@ -241,12 +237,14 @@ class TransformersBackend:
             progress("weights", 0.3)
             model = load_model(folder, dtype=dtype, device=device)
             progress("fingerprint", 0.9)
+            table = model.get_input_embeddings()
+            count, width = table.weight.shape
             identity = ModelIdentity(
                 name=spec.model,
                 fingerprint=fingerprint(folder),
-                width=model.get_input_embeddings().weight.shape[1],
+                width=width,
                 layers=model.config.get_text_config().num_hidden_layers,
-                embedding_rms=embedding_rms(model),
+                embedding_rms=sampled_rms(table, count, device),
                 dtype=spec.dtype,
                 device=str(device),
             )
@@ -275,8 +273,6 @@ class TransformersBackend:
         if self.device.type != "cuda":
             return Stopwatch()
         return Stopwatch(lambda: torch.cuda.synchronize(self.device))
-
-    # -- sender -----------------------------------------------------------------------------
 
     def add_bridge(self, folder: Path) -> BridgeIdentity:
         """Loads a bridge that reads this model; it runs on this model's device, in fp32.
@@ -326,8 +322,6 @@ class TransformersBackend:
         soft = module(states, mask).half().cpu().numpy()
         clock.lap("bridge")
         return Encoded(np.ascontiguousarray(soft), clock.stages)
-
-    # -- receiver ---------------------------------------------------------------------------
 
     def prepare(self, task: TaskSpec) -> None:
         self.prepared(task)
@@ -403,8 +397,6 @@ class TransformersBackend:
         clock.lap("decode")
         read = [len(prepared.ids.before) + len(row) for row in rows]
         return Scored(scores, clock.stages, [(n, 1) for n in read])
-
-    # -- text -------------------------------------------------------------------------------
 
     def relay(self, texts: Sequence[str], task: TaskSpec) -> Generated:
         if task.relay.verbatim:

@@ -55,7 +55,7 @@ def test_nothing_ends_a_generated_text() -> None:
 
 
 def test_one_word_is_one_token_and_reads_the_same_again() -> None:
-    tokenizer = random_weights.tokenizer("random/tiny-llama")
+    tokenizer = random_weights.RandomTokenizer("random/tiny-llama")
     ids = tokenizer(["a warm film", "t5 t6"])["input_ids"]
     assert [len(row) for row in ids] == [3, 2]
     assert ids[1] == [5, 6]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from agentwire.model.backend import Backend, ReportProgress
+from agentwire.download import OnProgress
+from agentwire.model.backend import Backend
 from agentwire.model.fake import (
     BRIDGE_PREFIX,
     FakeBackend,
@@ -14,7 +15,7 @@ from agentwire.spec.agent import AgentSpec
 from agentwire.spec.backends import BackendKind, SyntheticBridges
 
 
-def _load(spec: AgentSpec, progress: ReportProgress) -> Backend:
+def _load(spec: AgentSpec, progress: OnProgress) -> Backend:
     return (FakeDevice if spec.fake.pipelined else FakeBackend).load(spec, progress)
 
 

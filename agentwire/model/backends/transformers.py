@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 
+from agentwire.download import OnProgress
 from agentwire.errors import ModelError
-from agentwire.model.backend import Backend, ReportProgress
+from agentwire.model.backend import Backend
 from agentwire.spec.agent import AgentSpec
 from agentwire.spec.backends import BackendKind
 
@@ -19,7 +20,7 @@ def is_static(spec: AgentSpec) -> bool:
     return spec.engine == "static" or (spec.engine == "auto" and spec.device.startswith("cuda"))
 
 
-def _load(spec: AgentSpec, progress: ReportProgress) -> Backend:
+def _load(spec: AgentSpec, progress: OnProgress) -> Backend:
     from agentwire.model.transformers import TransformersBackend
 
     plain = TransformersBackend.load(spec, progress)

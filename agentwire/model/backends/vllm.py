@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from agentwire.model.backend import Backend, ReportProgress
+from agentwire.download import OnProgress
+from agentwire.model.backend import Backend
 from agentwire.model.vllm.engine import INSTALL
 from agentwire.spec.agent import AgentSpec
 from agentwire.spec.backends import BackendKind, Library
 
 
-def _load(spec: AgentSpec, progress: ReportProgress) -> Backend:
+def _load(spec: AgentSpec, progress: OnProgress) -> Backend:
     from agentwire.model.vllm.backend import VllmBackend
 
     return VllmBackend.load(spec, progress)

@@ -1,9 +1,8 @@
 """Greedy continuation of texts of different lengths, without padding.
 
-The library's ``generate`` pads every row to the longest, copies its cache at each step, and keeps
-computing rows that have ended. Here texts are read packed (``reading``). Each row writes its keys
-and values to its own next position of a cache that is allocated once. A row that ends is replaced
-by the last row still running. The tokens are the same.
+The library's ``generate`` pads rows, copies its cache at each step, and keeps computing rows that
+have ended. Here texts are read packed (``reading``), each row writes to its own next position of a
+cache that is allocated once, and a row that ends is replaced by the last one. The tokens are equal.
 """
 
 from __future__ import annotations
@@ -74,8 +73,6 @@ class RowCache:
         self.next[: self.live] += 1
         self.used = int(self.next[: self.live].max()) + 1
 
-    # -- called by the decoder ----------------------------------------------------------------
-
     def update(
         self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
@@ -93,25 +90,18 @@ class RowCache:
 def plain_greedy(model: Any) -> bool:
     """Whether the generation config allows plain greedy decoding: no penalties, no bans."""
     config = model.generation_config
-    neutral: dict[str, Collection[Any]] = {
-        "repetition_penalty": (None, 1.0),
-        "encoder_repetition_penalty": (None, 1.0),
-        "no_repeat_ngram_size": (None, 0),
-        "encoder_no_repeat_ngram_size": (None, 0),
-        "min_length": (None, 0),
-        "min_new_tokens": (None, 0),
-        "num_beams": (None, 1),
-        "guidance_scale": (None, 1, 1.0),
-        "bad_words_ids": (None,),
-        "suppress_tokens": (None,),
-        "begin_suppress_tokens": (None,),
-        "sequence_bias": (None,),
-        "forced_bos_token_id": (None,),
-        "forced_eos_token_id": (None,),
-        "exponential_decay_length_penalty": (None,),
-        "watermarking_config": (None,),
+    neutral: dict[tuple[int | None, ...], str] = {
+        (None, 1): "repetition_penalty encoder_repetition_penalty num_beams guidance_scale",
+        (None, 0): "no_repeat_ngram_size encoder_no_repeat_ngram_size min_length min_new_tokens",
+        (None,): "bad_words_ids suppress_tokens begin_suppress_tokens sequence_bias "
+        "forced_bos_token_id forced_eos_token_id exponential_decay_length_penalty "
+        "watermarking_config",
     }
-    return all(getattr(config, name, None) in values for name, values in neutral.items())
+    return all(
+        getattr(config, name, None) in values
+        for values, names in neutral.items()
+        for name in names.split()
+    )
 
 
 @torch.inference_mode()

@@ -1,9 +1,8 @@
-"""Linear layers of a CPU model whose weights are laid out for oneDNN's matrix products.
+"""Linear layers whose weights are laid out for oneDNN's matrix products.
 
-With few rows, as in text generation, a product waits for its weights. oneDNN reads them faster from
-a blocked layout than BLAS does from a plain one. Results are fp32, summed in another order, and do
-not depend on the number of threads. The operation is the one that torch's compiler uses for a
-frozen linear layer. It has no gradient, so models that are trained keep their plain layers.
+With few rows, as in text generation, a product waits for its weights, and oneDNN reads them faster
+from a blocked layout. Results are fp32, summed in another order, for any number of threads. The
+operation, torch's own for a frozen layer, has no gradient.
 """
 
 from __future__ import annotations

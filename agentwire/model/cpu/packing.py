@@ -1,7 +1,7 @@
-"""Texts of a batch packed one after another into one sequence, instead of padded to the longest.
+"""Texts of a batch packed into one sequence, instead of padded to the longest.
 
-A CPU is always busy, so padding costs as much as text. Among 16 film reviews the longest has nearly
-twice the mean length. Positions restart with each text; transformers separates the texts there.
+A CPU is always busy, so padding costs as much as text: among 16 film reviews the longest has nearly
+twice the mean length. Positions restart with each text, which tells transformers to separate them.
 Sequences are kept short, because attention between texts is computed although it is masked.
 """
 

@@ -1,8 +1,7 @@
 """Keys and values of a prompt's static part, computed once and shared by all rows.
 
-An instruct model's chat template and question precede the text and are the same for every row. They
-are often longer than the text. All text methods use this, so a comparison with soft tokens is one
-of channels.
+A chat template and question are often longer than the text. All text methods share them, so a
+comparison with soft tokens is one of channels.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""Reads texts after a common prompt, one after another in one sequence instead of padded.
+"""Reads texts after a common prompt, packed into one sequence (see ``packing``).
 
-As in ``packing``, padding would cost as much as text on a CPU. Here the sequence follows a
-``Prefix`` that every text sees, so the attention mask is explicit: each token sees the prefix and
-the earlier tokens of its own text.
+The attention mask is explicit: each token sees the prefix and its own text.
 """
 
 from __future__ import annotations
@@ -47,10 +45,7 @@ def fits_window(model: Any, length: int) -> bool:
 
 
 def read_packed(
-    model: Any,
-    prefix: Prefix | None,
-    rows: Sequence[Sequence[int]],
-    limit: int = PACKED_TOKENS,
+    model: Any, prefix: Prefix | None, rows: Sequence[Sequence[int]], limit: int = PACKED_TOKENS
 ) -> Iterator[PackedPass]:
     """Reads each text (ids, not empty) after ``prefix``, in passes of about ``limit`` tokens.
 

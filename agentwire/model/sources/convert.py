@@ -1,12 +1,9 @@
 """Converts a registry model from GGUF to a Hugging Face folder: safetensors, config, tokenizer.
 
-Run as ``python -m agentwire.model.sources.convert NAME GGUF FOLDER`` in a child process; it prints
-progress as JSON lines ``{"stage": …, "fraction": …}``.
-
-``from_pretrained(gguf_file=…)`` is not used: it reads the file's metadata three times (96 s for a
-vocabulary of 262,144 tokens on two cores; 6 s here), and its result differs between releases of
-transformers. This module makes the same folder everywhere, without torch. The result equals what
-transformers 5.23 makes of these files, tensor by tensor and token by token.
+Run as ``python -m agentwire.model.sources.convert NAME GGUF FOLDER``; prints progress as JSON lines
+``{"stage": …, "fraction": …}``. ``from_pretrained(gguf_file=…)`` is not used: it needs 96 s for a
+vocabulary of 262,144 tokens on two cores (6 s here), and its result differs between releases. The
+result equals what transformers 5.23 makes of these files, tensor by tensor and token by token.
 """
 
 from __future__ import annotations
@@ -23,32 +20,10 @@ import numpy.typing as npt
 
 from agentwire.errors import AgentwireError, ModelError
 from agentwire.model.sources.gguf import GgufFile, TensorInfo
-from agentwire.model.sources.registry import MODELS, RegistryModel
+from agentwire.model.sources.registry import MODELS, RegistryModel, read_data
 from agentwire.model.sources.tokenizer_json import tokenizer_json
 
-_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-# Norms around attention and feed-forward differ: Llama has two, Gemma 3 has four.
-_LAYOUT_NAMES = {
-    "llama": {"ffn_norm": "post_attention_layernorm"},
-    "gemma3": {
-        "post_attention_norm": "post_attention_layernorm",
-        "ffn_norm": "pre_feedforward_layernorm",
-        "post_ffw_norm": "post_feedforward_layernorm",
-    },
-}
+_NAMES = read_data("gguf-names")  # GGUF -> Hugging Face: common ones, and those of a layout
 _SKIPPED = {"rope_freqs"}  # computed from the config
 
 Tell = Callable[[str, float], None]
@@ -79,16 +54,13 @@ def _write_json(file: Path, value: object) -> None:
     file.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-# -- weights --------------------------------------------------------------------------------
-
-
 def hf_name(gguf_name: str, layout: str) -> str | None:
     """The Hugging Face name of a GGUF tensor; None if it is not needed. Raises ModelError."""
     match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.weight", gguf_name)
     part = match[2] if match else gguf_name
     if part in _SKIPPED:
         return None
-    name = {**_NAMES, **_LAYOUT_NAMES[layout]}.get(part)
+    name = {**_NAMES["common"], **_NAMES[layout]}.get(part)
     if match is None or name is None:
         raise ModelError(f"The GGUF tensor {gguf_name!r} is unknown.", hint="Report this as a bug.")
     prefix = "" if match[1] is None else f"model.layers.{match[1]}."

@@ -1,11 +1,11 @@
 """A model's fingerprint: sha256 over its files as published, never over a converted copy.
 
-* A registry model: the sha256 of its GGUF file. The converted folder holds it in ``source.json``,
-  with the sha256 of each converted file, so a changed folder is noticed.
+* A registry model: the sha256 of its GGUF file, kept in the converted folder's ``source.json`` with
+  the sha256 of each converted file.
 * Any other folder: sha256 over the lines ``<sha256 of file>  <file name>`` of its weights,
   config.json and tokenizer files, sorted by name (the output of ``sha256sum``).
 
-Hashing gigabytes takes a while, so results are cached by size and modification time of every file.
+Results are cached by size and modification time of every file.
 """
 
 from __future__ import annotations

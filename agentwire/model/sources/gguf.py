@@ -1,8 +1,7 @@
 """Reads GGUF files: metadata in one pass, and tensors dequantized in blocks of rows.
 
-Supports what the registry's models need. Format:
-https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The ``gguf`` package (``gguf.quants``)
-decodes the quantized blocks.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The ``gguf`` package decodes the
+quantized blocks.
 """
 
 from __future__ import annotations

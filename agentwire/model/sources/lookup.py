@@ -103,9 +103,6 @@ def public_name(name: str) -> str:
     return Path(name).expanduser().resolve().name if local else name
 
 
-# -- looking --------------------------------------------------------------------------------
-
-
 def _by_name(name: str, config: Config, allow_hub: bool) -> Located:
     if name in MODELS:
         model = MODELS[name]
@@ -161,13 +158,8 @@ def _on_hub(name: str, config: Config, allow_hub: bool) -> Located:
         published_files(folder)
         return Located(name, "hub", folder, True, "in the hub's cache")
     if config.offline:
-        return Located(
-            name, "hub", None, False, "not in the hub's cache, and the hub is switched off"
-        )
+        return Located(name, "hub", None, False, "not in the hub's cache, and offline")
     return Located(name, "hub", None, True, "not downloaded yet (hub)")
-
-
-# -- getting --------------------------------------------------------------------------------
 
 
 def _fetch_hub(name: str, config: Config) -> Path:
@@ -268,14 +260,8 @@ def _member(archive: Path, name: str) -> Iterator[bytes]:
 def _run_conversion(model: RegistryModel, gguf: Path, folder: Path, tell: OnProgress) -> None:
     """Converts in a child process, so that this one's memory stays small."""
     tell("convert", 0.0)
-    command = [
-        sys.executable,
-        "-m",
-        "agentwire.model.sources.convert",
-        model.name,
-        str(gguf),
-        str(folder),
-    ]
+    arguments = (model.name, str(gguf), str(folder))
+    command = [sys.executable, "-m", "agentwire.model.sources.convert", *arguments]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         with subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True
@@ -291,9 +277,8 @@ def _run_conversion(model: RegistryModel, gguf: Path, folder: Path, tell: OnProg
         if process.returncode == 0:
             return
         errors.seek(0)
-        reason = (
-            errors.read().strip().splitlines() or ["the process was killed (out of memory?)"]
-        )[-1]
+        lines = errors.read().strip().splitlines()
+    reason = lines[-1] if lines else "the process was killed (out of memory?)"
     missing = "No module named" in reason
     raise ModelError(
         f"{model.name} cannot be converted: {reason.rstrip('.')}.",

@@ -143,18 +143,18 @@ class RandomTokenizer:
     pad_token_id: int | None = 0
     chat_template: Any = None
 
-    def __init__(self, vocabulary: int, bos: int | None) -> None:
-        self._vocabulary = vocabulary
-        self.bos_token_id = bos
+    def __init__(self, name: str) -> None:
+        config = shape(name)
+        self._vocabulary: int = config["vocab_size"]
+        self.bos_token_id: int | None = config["bos_token_id"]
 
     def __call__(self, text: str | Sequence[str], **options: Any) -> dict[str, Any]:
         most = options.get("max_length") if options.get("truncation") else None
-        if isinstance(text, str):
-            return {"input_ids": self._ids(text)[:most]}
-        return {"input_ids": [self._ids(one)[:most] for one in text]}
 
-    def _ids(self, text: str) -> list[int]:
-        return [self._id(word) for word in text.split()]
+        def ids(one: str) -> list[int]:
+            return [self._id(word) for word in one.split()[:most]]
+
+        return {"input_ids": ids(text) if isinstance(text, str) else [ids(one) for one in text]}
 
     def _id(self, word: str) -> int:
         if word[:1] == "t" and word[1:].isdecimal():
@@ -166,8 +166,3 @@ class RandomTokenizer:
 
     def decode(self, token_ids: Any, **options: Any) -> str:
         return " ".join(f"t{int(token)}" for token in token_ids)
-
-
-def tokenizer(name: str) -> RandomTokenizer:
-    config = shape(name)
-    return RandomTokenizer(config["vocab_size"], config["bos_token_id"])

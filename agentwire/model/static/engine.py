@@ -1,13 +1,9 @@
 """The static engine: a language model on a GPU that runs batches as CUDA graphs of fixed shape.
 
-It is built on the transformers backend, which loads the model and runs every batch that has no
-captured shape: texts longer than the longest bucket, batches larger than the largest, too many
-tasks. Which of the two ran is counted and shows in the stages: only the plain path reports
-``bridge`` separately.
-
-What the wires need is captured before the agent is ready: the sender's layers with the bridge, and
-the receiver's forward pass for the scenario's task. Reading and generating text is captured at its
-first use in each shape.
+The transformers backend below it loads the model and runs every batch without a captured shape.
+Which of the two ran is counted and shows in the stages: only the plain path reports ``bridge``.
+What the wires need is captured before the agent is ready; reading and generating text is captured
+at its first use in each shape.
 """
 
 from __future__ import annotations
@@ -25,8 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from agentwire.download import OnProgress
 from agentwire.errors import DeviceError
-from agentwire.model.backend import Encoded, Generated, Job, ReportProgress, Scored, Watch
+from agentwire.model.backend import Encoded, Generated, Job, Scored, Watch
 from agentwire.model.lru import LruCache
 from agentwire.model.prompting import opening_ids, template_ids, text_ids
 from agentwire.model.static.buckets import Buckets, fill
@@ -37,7 +34,7 @@ from agentwire.model.static.ops import PlainOps
 from agentwire.model.timing import ms_since
 from agentwire.model.transformers import LabelHead, PreparedTask, TransformersBackend
 from agentwire.spec.agent import AgentSpec
-from agentwire.wire.messages import BridgeIdentity, ModelIdentity, TaskSpec
+from agentwire.wire.messages import BridgeIdentity, TaskSpec
 
 log = logging.getLogger(__name__)
 
@@ -70,10 +67,9 @@ class StaticBackend:
         UnsupportedModel: ``StaticDecoder`` cannot compute the model.
     """
 
-    def __init__(
-        self, plain: TransformersBackend, spec: AgentSpec, progress: ReportProgress
-    ) -> None:
+    def __init__(self, plain: TransformersBackend, spec: AgentSpec, progress: OnProgress) -> None:
         self.plain = plain
+        self.identity = plain.identity
         self.decoder = StaticDecoder(plain.model, ops_for(plain.device))
         self.device = GraphDevice(plain.device, graphs=spec.graphs.enabled)
         self.counts: Counter[str] = Counter()
@@ -86,10 +82,6 @@ class StaticBackend:
         self._generations: LruCache[tuple[Any, ...], Generation] = LruCache(RUNNERS)
         self._prefixes: LruCache[tuple[int, ...], Prefix] = LruCache(PREFIXES)
         self._warmup_runner: Runner | None = None
-
-    @property
-    def identity(self) -> ModelIdentity:
-        return self.plain.identity
 
     def summary(self) -> str:
         ran = ", ".join(f"{what} {count}" for what, count in sorted(self.counts.items()))
@@ -115,17 +107,9 @@ class StaticBackend:
         self.counts[f"{what} eager"] += 1
         if self.counts[f"{what} eager"] == 1:
             log.warning(
-                "%s: %d rows of %d tokens have no captured shape (rows %s, tokens %s, at most %d "
-                "together); they run without a graph.",
-                what,
-                rows,
-                tokens,
-                self._buckets.rows,
-                self._buckets.tokens,
-                self._buckets.max_tokens,
+                f"{what}: {rows} rows of {tokens} tokens have no captured shape "
+                f"({self._buckets}); they run without a graph."
             )
-
-    # -- sender -----------------------------------------------------------------------------
 
     def add_bridge(self, folder: Path) -> BridgeIdentity:
         """As ``TransformersBackend.add_bridge``; captures layers and bridge in every shape.
@@ -208,8 +192,6 @@ class StaticBackend:
     def encode(self, texts: Sequence[str], bridge: str) -> Encoded:
         job = self.begin_encode(texts, bridge)
         return self.plain.encode(texts, bridge) if job is None else job.result()
-
-    # -- receiver ---------------------------------------------------------------------------
 
     def prepare(self, task: TaskSpec) -> None:
         """Compiles the task and captures it for the payloads that this agent's wires bring."""
@@ -313,8 +295,6 @@ class StaticBackend:
     def score_text(self, texts: Sequence[str], task: TaskSpec) -> Scored:
         job = self.begin_score_text(texts, task)
         return self.plain.score_text(texts, task) if job is None else job.result()
-
-    # -- text -------------------------------------------------------------------------------
 
     def relay(self, texts: Sequence[str], task: TaskSpec) -> Generated:
         if task.relay.verbatim:

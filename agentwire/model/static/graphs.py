@@ -1,18 +1,14 @@
 """Captured computations, and the transfer of their inputs and outputs between host and device.
 
-A ``Program`` is one computation of static shape: a CUDA graph, or a plain call on a CPU. ``launch``
-returns at once. Inputs and outputs are copied through pinned memory on separate streams, so that
-the copies of one batch overlap with the computation of another:
+A ``Program`` is a CUDA graph, or a plain call on a CPU. Copies go through pinned memory on separate
+streams, so that those of one batch overlap with the computation of another:
 
     upload stream:     host -> device of batch n+1
     compute stream:    graph of batch n, its output copied aside
     download stream:   device -> host of batch n-1
 
-Each step waits only for the data that it needs: the graph for its input, the download for the
-graph, and the host for the download.
-
-Without another batch there is nothing to overlap with. A runner of few rows therefore has a second
-graph that contains both copies (``express``): one launch and one event instead of three streams.
+Without another batch there is nothing to overlap with: a runner of few rows has a second graph that
+contains both copies (``express``), with one launch and one event instead of three streams.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Greedy generation with a static cache: one program reads the texts, one computes a step.
 
-Rows are padded on the right. A row's first new token overwrites its padding in the cache, so a step
-needs no mask and has the same shape at any length. Steps are launched without waiting for the
-device.
+Rows are padded on the right, and a row's new tokens overwrite its padding in the cache, so a step
+needs no mask and has one shape. Steps are launched without waiting for the device.
 """
 
 from __future__ import annotations

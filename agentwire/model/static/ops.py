@@ -1,8 +1,7 @@
 """The small operations between a decoder's matrix products, in plain torch.
 
-``triton_ops.FusedOps`` has the same methods as Triton kernels. This class is the reference that it
-is tested against, and is used where there is no Triton. Shapes: n rows of T tokens; H query heads
-and G key-value heads of D values; S slots of keys and values.
+The reference for ``triton_ops.FusedOps``, used where there is no Triton. Shapes: n rows of T
+tokens; H query heads and G key-value heads of D values; S slots of keys and values.
 """
 
 from __future__ import annotations

@@ -1,12 +1,8 @@
 """The vLLM backend: a vLLM engine as sender and as receiver.
 
-A receiver gets its soft tokens as prompt embeddings and returns log-probabilities of the label
-tokens only. A sender's states are captured inside the engine, at the layer that its bridge reads
-(``vllm.states``). Tokenizer, prompts, labels and bridge are those of the transformers backend, so
-both backends compute the same thing.
-
-Sampled answers (temperature above 0) come from vLLM's sampler. They have the same distribution as
-those of the transformers backend and repeat for the same seed, but they are not the same answers.
+A receiver gets soft tokens as prompt embeddings and returns log-probabilities of the label tokens.
+A sender's states are captured inside the engine (``vllm.states``). Sampled answers come from vLLM's
+sampler: distributed as those of the transformers backend, and repeatable, but not the same.
 """
 
 from __future__ import annotations
@@ -23,8 +19,9 @@ import torch
 from agentwire.bridge import store
 from agentwire.bridge.card import check_sender
 from agentwire.bridge.module import BridgeModule
+from agentwire.download import OnProgress
 from agentwire.errors import ModelError
-from agentwire.model.backend import Encoded, Generated, ReportProgress, Scored, Watch
+from agentwire.model.backend import Encoded, Generated, Scored, Watch
 from agentwire.model.chat import generation_ids
 from agentwire.model.cpu.packing import groups_of
 from agentwire.model.generation import Answers, end_ids
@@ -78,7 +75,7 @@ class VllmBackend:
         self._tasks: LruCache[str, CompiledTask] = LruCache(MAX_PREPARED_TASKS)
 
     @classmethod
-    def load(cls, spec: AgentSpec, progress: ReportProgress) -> VllmBackend:
+    def load(cls, spec: AgentSpec, progress: OnProgress) -> VllmBackend:
         """Starts an engine with an agent's model.
 
         Raises:
@@ -114,8 +111,6 @@ class VllmBackend:
         progress("ready", 1.0)
         return cls(engine, tokenizer, identity, limits, getattr(torch, spec.dtype), ends)
 
-    # -- sender -----------------------------------------------------------------------------
-
     def add_bridge(self, folder: Path) -> BridgeIdentity:
         """Loads a bridge that reads this model; it runs beside the engine, in fp32."""
         loaded = store.load(folder)
@@ -149,8 +144,6 @@ class VllmBackend:
         soft = module(states, mask.to(states.device)).half().cpu().numpy()
         clock.lap("bridge")
         return Encoded(np.ascontiguousarray(soft), clock.stages)
-
-    # -- receiver ---------------------------------------------------------------------------
 
     def prepare(self, task: TaskSpec) -> None:
         self._compiled(task)
@@ -198,8 +191,6 @@ class VllmBackend:
             prompts, temperature=0, max_tokens=1, logprob_token_ids=list(labels)
         )
         return label_scores([answer.logprobs[0] for answer in answers], labels)
-
-    # -- text -------------------------------------------------------------------------------
 
     def relay(self, texts: Sequence[str], task: TaskSpec) -> Generated:
         if task.relay.verbatim:

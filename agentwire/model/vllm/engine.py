@@ -1,11 +1,8 @@
 """A vLLM engine in this process: how it is started, and how requests run through it.
 
-The engine runs in the agent's own process (``uni`` executor): the agent is supervised already, and
-hooks on the model need it here. Environment variables that vLLM reads are set before it is imported
-(``config.set_defaults``).
-
-After an exception the engine's scheduler still counts work that was never done, so it cannot be
-used again. The agent then exits, and its supervisor starts another.
+It runs in the agent's own process (``uni`` executor), which is supervised already, and where hooks
+reach the model. After an exception its scheduler counts work that was never done, so the agent
+exits and is restarted.
 """
 
 from __future__ import annotations

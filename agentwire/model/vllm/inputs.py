@@ -1,8 +1,7 @@
 """Checks and builds what a vLLM engine reads, and extracts label scores. Needs no vLLM.
 
-An engine shares its batches among all requests and trusts its input. A soft token that is not
-finite spoils later answers of other requests, and one of the wrong width hangs the next request.
-So every request is checked before the engine sees it.
+An engine trusts its input: a soft token that is not finite spoils later answers of other requests,
+and one of the wrong width hangs the next request. So every request is checked first.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
 """Captures one layer's hidden states in a vLLM engine of this process, in eager mode.
 
-A hook on a decoder layer sees the tokens of all requests of a step in one long row. To know which
-token belongs to which text, the engine's input embeddings are captured as well and compared with
-those of the requested ids. So no text can get the states of another.
-
-While only states are wanted, later layers are skipped, as in a pipeline stage. Such a request ends
-with its first step, so nothing reads the keys and values that are missing.
+A hook sees the tokens of all requests of a step in one long row. The engine's input embeddings are
+captured as well and compared with those of the requested ids, so no text gets another's states.
+Later layers are skipped, as in a pipeline stage: such a request ends with its first step, so
+nothing reads the keys and values that are missing.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from agentwire.errors import ModelError
+from agentwire.model.transformers import sampled_rms
 
 
 class StateTap:
@@ -94,10 +93,9 @@ def decoder_of(model: Any) -> Any:
 
 
 def embedding_rms(model: Any) -> float:
-    """RMS of the model's own input embeddings as its layers see them (Gemma scales them)."""
+    """RMS of the model's input embeddings."""
     decoder = decoder_of(model)
-    weight = decoder.embed_tokens.weight
-    count = min(decoder.config.vocab_size, weight.shape[0])
-    ids = torch.arange(0, count, max(1, count // 4096), device=weight.device)
-    with torch.inference_mode():
-        return float(decoder.embed_input_ids(ids).float().pow(2).mean().sqrt())
+    table = decoder.embed_tokens.weight
+    # The table of embeddings may be padded.
+    count = min(decoder.config.vocab_size, table.shape[0])
+    return sampled_rms(decoder.embed_input_ids, count, table.device)
