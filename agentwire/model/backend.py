@@ -71,11 +71,7 @@ class Backend(Protocol):
         """Loads and verifies a bridge that reads this model's states; raises BridgeError."""
 
     def prepare(self, task: TaskSpec) -> None:
-        """Compiles the task's prompts and label tokens.
-
-        Raises:
-            ScenarioError: two labels share their first token, or a prompt is not usable.
-        """
+        """Compiles the task's prompts and label tokens; raises ScenarioError if unusable."""
 
     def encode(self, texts: Sequence[str], bridge: str) -> Encoded:
         """Soft tokens for n texts, through the bridge with this fingerprint."""

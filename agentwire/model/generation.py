@@ -41,10 +41,7 @@ class Sampler:
 
 
 class Answers:
-    """What each row of a batch has generated so far.
-
-    Args:
-        ends: ids of tokens that end an answer.
+    """What each row of a batch has generated so far; ``ends`` are ids of end tokens.
 
     Attributes:
         written: tokens of each row without the end token.

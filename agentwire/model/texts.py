@@ -96,8 +96,7 @@ class TextReader:
     ) -> list[list[int]]:
         """By the library. Rows must end at the same place, so padding precedes the text.
 
-        Padding is masked and does not count as a position, but a sliding window counts it. Where
-        the window is shorter than the longest row, padding goes first and no prefix is shared.
+        A sliding window counts padding: if too short, padding goes first and no prefix is shared.
         """
         longest = max(len(row) for row in rows)
         shares = fits_window(self._model, len(before) + longest + limit)

@@ -63,11 +63,7 @@ def weights_folder(spec: AgentSpec) -> Path:
 
 
 def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Any:
-    """A causal language model from a local folder, in eval mode, without gradients.
-
-    Raises:
-        ModelError: transformers cannot load the folder, or weights are missing.
-    """
+    """A causal language model from a local folder, for inference; raises ModelError."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as hf_logging
 
@@ -278,8 +274,7 @@ class TransformersBackend:
         """Loads a bridge that reads this model; it runs on this model's device, in fp32.
 
         Raises:
-            BridgeError: corrupt, or made for another sender.
-            ModelError: this model's layers cannot be read.
+            BridgeError, ModelError: corrupt, for another sender, or no such layers.
         """
         if str(folder).startswith(random_weights.BRIDGE_PREFIX):
             identity, module = random_weights.random_bridge(str(folder), self.identity, self.device)

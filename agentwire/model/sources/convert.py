@@ -30,11 +30,7 @@ Tell = Callable[[str, float], None]
 
 
 def convert(model: RegistryModel, gguf: Path, folder: Path, tell: Tell) -> None:
-    """Writes a Hugging Face folder (which must exist) from the GGUF file of ``model``.
-
-    Raises:
-        ModelError: the file does not hold what the registry says.
-    """
+    """Writes a Hugging Face folder (which must exist) from a GGUF file; raises ModelError."""
     source = GgufFile(gguf)
     tell("convert", 0.05)
     write_weights(model, source, folder / "model.safetensors", lambda f: tell("convert", 0.9 * f))

@@ -100,11 +100,7 @@ def bridge_folder(receiver: str, soft_tokens: int, layer: int) -> str:
 def random_bridge(
     folder: str, sender: ModelIdentity, device: torch.device
 ) -> tuple[BridgeIdentity, Resampler]:
-    """The bridge that ``bridge_folder`` names: 10.5 M parameters at width 4096.
-
-    Raises:
-        BridgeError: the sender has fewer layers.
-    """
+    """The bridge that ``bridge_folder`` names: 10.5 M parameters at width 4096."""
     import torch
 
     from agentwire.bridge.resampler import Resampler

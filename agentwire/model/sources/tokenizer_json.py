@@ -15,11 +15,7 @@ _SPACE = "\u2581"  # how sentencepiece writes a space
 def tokenizer_json(
     model: RegistryModel, metadata: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The contents of tokenizer.json and tokenizer_config.json, from a GGUF file's metadata.
-
-    Raises:
-        ModelError: the vocabulary has another size than the registry says.
-    """
+    """Contents of tokenizer.json and tokenizer_config.json from a GGUF file's metadata."""
     tokens: list[str] = metadata.get("tokenizer.ggml.tokens", [])
     if len(tokens) != model.vocabulary:
         raise ModelError(

@@ -112,11 +112,7 @@ class StaticBackend:
             )
 
     def add_bridge(self, folder: Path) -> BridgeIdentity:
-        """As ``TransformersBackend.add_bridge``; captures layers and bridge in every shape.
-
-        Raises:
-            DeviceError: the device has too little memory for the shapes.
-        """
+        """As ``TransformersBackend.add_bridge``; captures every shape, or raises DeviceError."""
         identity = self.plain.add_bridge(folder)
         module = self.plain.bridge(identity.fingerprint)
         prefix = self._prefix(opening_ids(self.plain.tokenizer))

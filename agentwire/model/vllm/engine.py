@@ -46,8 +46,7 @@ def import_vllm(device: str) -> Any:
     """Imports vLLM with the settings for this device.
 
     Raises:
-        ModelError: it is not installed, or cannot be imported.
-        DeviceError: it was built for other devices.
+        ModelError, DeviceError: it is missing, broken, or built for other devices.
     """
     if device == "cpu":
         config.set_defaults(CPU_ENVIRONMENT)

@@ -29,11 +29,7 @@ class RequestLimits:
     length: int
 
     def check_ids(self, rows: Sequence[Sequence[int]], answer: int) -> None:
-        """Checks prompts of token ids, each with ``answer`` tokens to generate.
-
-        Raises:
-            RemoteProtocolError: TOO_LARGE; MALFORMED for an empty row or an id out of range.
-        """
+        """Checks prompts of token ids, each with ``answer`` tokens to generate."""
         check_length(self.length, rows, answer)
         for row in rows:
             if not row or min(row) < 0 or max(row) >= self.vocabulary:
