@@ -118,11 +118,8 @@ def make_task(
     *,
     stream: bool = False,
 ) -> TaskSpec:
-    """The task of one call: the scenario's (``default``), changed by the call's options.
-
-    Raises:
-        ScenarioError: neither the call nor the scenario has a prompt, or the call gives both labels
-            and ``generate``.
+    """The task of one call: the scenario's (``default``), changed by the call's options. Raises a
+    ScenarioError if neither has a prompt, or if options contradict each other.
     """
     prompt, labels, generate = options.get("prompt"), options.get("labels"), options.get("generate")
     if labels is not None and generate is not None:
@@ -188,11 +185,7 @@ def check_deadline(deadline: float | None, default: float) -> float:
 
 
 def parse_request_ids(request_ids: Sequence[str] | None, count: int) -> list[bytes] | None:
-    """16 bytes for each of ``count`` requests; None if the caller gave no ids.
-
-    Raises:
-        ScenarioError: their number is wrong, or one is not 32 hex digits.
-    """
+    """The ids of ``count`` requests as bytes; None if the caller gave none."""
     if request_ids is None:
         return None
     if len(request_ids) != count:
@@ -210,13 +203,8 @@ def parse_request_ids(request_ids: Sequence[str] | None, count: int) -> list[byt
 def row_contents(
     sender: str, receiver: str, texts: Sequence[str | KeptPayload]
 ) -> tuple[list[str], Mode, list[str] | None]:
-    """What the rows of a message carry for these texts.
-
-    Returns:
-        Texts or ids of kept payloads; the mode; and for kept payloads the process that has each.
-
-    Raises:
-        ScenarioError: both texts and kept payloads, or a payload kept for another wire.
+    """What the rows of a message carry: the texts, or the ids of kept payloads and the processes
+    that have them. Raises a ScenarioError for a mixture, or a payload kept for another wire.
     """
     plain = [text for text in texts if isinstance(text, str)]
     if len(plain) == len(texts):

@@ -88,10 +88,8 @@ class DeadLetters:
         self._append(entry)
 
     def all(self) -> list[DeadLetter]:
-        """Every dead letter, oldest first, with the outcome of its latest retry.
-
-        Raises:
-            InputError: the run does not exist, or its file is corrupt.
+        """Every dead letter, oldest first; raises an InputError if there is no such run, or if its
+        file is corrupt.
         """
         if not self.path.parent.is_dir():
             raise InputError(
@@ -129,9 +127,7 @@ class DeadLetters:
 
 def pick(letters: Collection[DeadLetter], ids: Collection[str]) -> list[DeadLetter]:
     """The letters without an answer; with ``ids``, only those whose ids start with one of them.
-
-    Raises:
-        InputError: an id matches no letter.
+    Raises an InputError for an id that matches no letter.
     """
     for prefix in ids:
         if not any(letter.request_id.startswith(prefix) for letter in letters):

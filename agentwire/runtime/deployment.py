@@ -162,11 +162,7 @@ class Deployment:
         return routes
 
     def wire(self, sender: str, receiver: str) -> WireSpec:
-        """The wire between two agents.
-
-        Raises:
-            ScenarioError: no such agent, or no such wire.
-        """
+        """The wire between two agents; raises a ScenarioError if there is none."""
         name = f"{sender}->{receiver}"
         wire = self.wires.get(name)
         if wire is None:
@@ -210,20 +206,14 @@ class Deployment:
         return declared if {*declared} == {*senders} else tuple(senders)
 
     def check_agent(self, agent: str) -> None:
-        """
-        Raises:
-            ScenarioError: no such agent.
-        """
+        """Raises a ScenarioError if there is no such agent."""
         if agent not in self.agents:
             raise ScenarioError(
                 f"There is no agent {agent!r}.", hint=suggestion(agent, self.agents, "Agents")
             )
 
     def check_bridge(self, wire: str, bridge: str | None) -> None:
-        """
-        Raises:
-            ScenarioError: ``bridge`` is given, and the wire has another one or none.
-        """
+        """Raises a ScenarioError if ``bridge`` is given and the wire has another one or none."""
         used = self.bridges.get(wire)
         if bridge is not None and bridge != used:
             raise ScenarioError(

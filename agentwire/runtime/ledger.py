@@ -211,7 +211,8 @@ class Ledger:
             raise overloaded_error(len(self._requests))
         self._bytes += size
         for message in messages:
-            self._requests.update((request.request_id, request) for request in message)
+            for request in message:
+                self._requests[request.request_id] = request
             if fallback_wire is not None:
                 _move(message, fallback_wire)
             self._queue(message[0]).append(tuple(message))
@@ -231,11 +232,8 @@ class Ledger:
         return None
 
     def _allowed_routes(self, wire: str, via: str = "") -> list[str]:
-        return [
-            route
-            for route, processes in self._routes[wire].items()
-            if not via or via == route or via in processes
-        ]
+        routes = self._routes[wire]
+        return [r for r in routes if via == r or via in routes[r]] if via else list(routes)
 
     def fallback_wire(self, wire: str) -> str | None:
         """The direct wire that texts of ``wire`` may take; None if there is none that works."""
@@ -285,7 +283,7 @@ class Ledger:
         return any(self._is_open(route) for route in self._routes[wire])
 
     def _is_open(self, route: str) -> bool:
-        return all(process in self._ready for process in self._processes[route])
+        return self._ready.issuperset(self._processes[route])
 
     def ready(self, agent: str) -> None:
         """An incarnation of the agent is ready to work."""
@@ -430,6 +428,8 @@ class Ledger:
 
     def next_event(self, now: float) -> float:
         """The end of the first pause after ``now``; ``math.inf`` if there is none."""
+        if not self._suspects and not any(self._waiting.values()):
+            return math.inf
         pauses = [r.not_before for r in self._suspects.values() if not r.in_flight]
         pauses += [_not_before(waiting[0]) for waiting in self._waiting.values() if waiting]
         return min((pause for pause in pauses if pause > now), default=math.inf)

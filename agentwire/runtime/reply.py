@@ -113,10 +113,8 @@ class ProgressEvent:
 
 
 def parse_answers(result: Result, task: TaskSpec) -> list[dict[str, float]] | list[str]:
-    """The scores by label, or the generated text, of each row.
-
-    Raises:
-        RemoteProtocolError: the result does not match the task or its own rows.
+    """The scores by label, or the generated text, of each row; raises a RemoteProtocolError if the
+    result does not match the task or its own rows.
     """
     if not task.labels:
         if len(result.texts) != len(result.rows):

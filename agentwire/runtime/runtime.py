@@ -65,9 +65,8 @@ def open(
 
     Args:
         scenario: a YAML file, or a Scenario built in Python.
-        run_folder: keeps the journal and the agents' logs; by default they are discarded.
         strict: refuse stand-in models and data.
-        progress: called in the event loop while agents start.
+        run_folder, progress: as for ``Runtime``.
 
     Raises:
         InputError: the scenario is invalid, or cannot run on this machine.
@@ -91,8 +90,7 @@ class Runtime:
         timing: heartbeats of the bus.
         admission: limits on outstanding requests; more are refused as overloaded.
         remote: agents that run on other machines (``agentwire agent``), and where they connect.
-        record: record the bus's input for ``agentwire replay``. This doubles the broker's work for
-            each message.
+        record: record the bus's input for ``agentwire replay``; doubles the broker's work.
     """
 
     def __init__(
@@ -231,14 +229,8 @@ class Runtime:
     ) -> list[Outcome]:
         """As ``send`` for texts that share messages: one outcome each, in order.
 
-        The outcome of a text without an answer is a RequestError.
-
-        Args:
-            request_ids: one for each text.
-
-        Raises:
-            RequestError: nothing was admitted: an agent is down, or too much is outstanding.
-            ScenarioError, BusClosed: as for ``send``.
+        The outcome of a text without an answer is a RequestError. It is raised instead if nothing
+        was admitted, because an agent is down or too much is outstanding.
         """
         return await self._send(sender, receiver, texts, options, request_ids=request_ids)
 
@@ -282,15 +274,12 @@ class Runtime:
     ) -> AsyncIterator[list[Reply]]:
         """As ``send`` for many texts: yields batches of replies, in order.
 
-        Closing the iterator early (``contextlib.aclosing``) cancels the outstanding requests.
+        Closing the iterator early (``contextlib.aclosing``) cancels the outstanding requests. The
+        first text without an answer raises its RequestError; ``send_batch`` returns all errors.
 
         Args:
             batch_size: texts of one message; default: the scenario's.
             in_flight: messages that may be outstanding; default: the scenario's.
-
-        Raises:
-            RequestError: of the first text without an answer. ``send_batch`` returns all errors.
-            ScenarioError, BusClosed: as for ``send``.
         """
         rest, size = iter(texts), batch_size or self._lifecycle.deployment.batch_size
         most = in_flight or self._lifecycle.deployment.in_flight
@@ -484,11 +473,7 @@ class Runtime:
     # -- requests ---------------------------------------------------------------------------
 
     async def resend(self, letter: DeadLetter, *, deadline: float | None = None) -> Outcome:
-        """Sends a dead letter again under its id, so that an existing answer is not recomputed.
-
-        Raises:
-            ScenarioError, BusClosed: as for ``send``.
-        """
+        """Sends a dead letter again under its id, so that an existing answer is not recomputed."""
         deployment = self._lifecycle.deployment
         wires = deployment.agents_by_wire
         if letter.wire not in wires:

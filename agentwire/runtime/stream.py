@@ -55,10 +55,8 @@ def _diverged() -> RequestError:
 async def stream_answer(
     submit: Callable[[OnPiece], Awaitable[list[Outcome]]],
 ) -> AsyncGenerator[str | Reply]:
-    """Yields the new part of each piece, then the reply; closing it early cancels the request.
-
-    Args:
-        submit: sends one request and reports the pieces of its answer.
+    """Yields the new part of each piece, then the reply. ``submit`` sends the request; closing the
+    iterator early cancels it.
 
     Raises:
         RequestError: the request failed, or its answer contradicts the text already streamed.
