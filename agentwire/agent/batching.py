@@ -47,7 +47,7 @@ class BatchGroup(NamedTuple):
     reason: str = ""  # why the text channel was used
     bridge: str = ""  # fingerprint of the bridge that made the payload (SOFT)
     message: int = 0  # number of the message where batches are made by message
-    mode: str = "forward"  # of an ENCODE row (``messages.Mode``)
+    mode: str = ""  # of an ENCODE row (``messages.Mode``)
 
 
 WorkKey: TypeAlias = tuple[bytes, Kind, str, str, str, str]

@@ -292,7 +292,12 @@ def _scored(batch: Items, scored: Scored, task: TaskSpec) -> BatchResults:
     scores = np.ascontiguousarray(scored.scores, dtype="<f4")
     counts: Sequence[Tokens] = scored.tokens or [None] * len(batch)
     replies = [
-        _answer(item, scores=row.tobytes(), tokens=tokens)
+        RowReply(
+            scores=row.tobytes(),
+            reason=item.group.reason,
+            payload_bytes=item.message.payload_bytes,
+            tokens=tokens,
+        )
         for item, row, tokens in zip(batch, scores, counts, strict=True)
     ]
     return [ComputedRows(ReplyType.RESULT, batch, replies, scored.stages)]
@@ -301,7 +306,12 @@ def _scored(batch: Items, scored: Scored, task: TaskSpec) -> BatchResults:
 def _generated(batch: Items, generated: Generated, task: TaskSpec) -> BatchResults:
     counts: Sequence[Tokens] = generated.tokens or [None] * len(batch)
     replies = [
-        _answer(item, text=text, tokens=tokens)
+        RowReply(
+            text=text,
+            reason=item.group.reason,
+            payload_bytes=item.message.payload_bytes,
+            tokens=tokens,
+        )
         for item, text, tokens in zip(batch, generated.texts, counts, strict=True)
     ]
     return [ComputedRows(ReplyType.RESULT, batch, replies, generated.stages)]
@@ -314,19 +324,6 @@ def _failed(items: Items, error: Exception) -> FailedRows:
     if isinstance(error, RemoteProtocolError):
         code = error.code  # the row itself is invalid
     return FailedRows(items, code, _describe(error))
-
-
-def _answer(
-    item: WorkItem,
-    *,
-    text: str | None = None,
-    scores: bytes | None = None,
-    tokens: Tokens = None,
-) -> RowReply:
-    size = item.message.payload_bytes
-    return RowReply(
-        text=text, scores=scores, reason=item.group.reason, payload_bytes=size, tokens=tokens
-    )
 
 
 def _held(item: WorkItem) -> RowReply:

@@ -79,12 +79,18 @@ class Validator:
             closing: this agent accepts nothing more.
         """
         inbound = _inbound(message, arrival)
+        payload: npt.NDArray[np.float16] | None = None
+        rms_range: tuple[float, float] | None = None
         try:
-            group = self._group(message, closing)
-            payload, rms_range = self._payload(message)
+            group, task = self._group(message, closing)
+            if isinstance(message, Soft):
+                payload = from_payload(message.payload)
+                shape = (message.payload.soft_tokens, message.payload.width)
+                bridge = self._agreements.check_payload(message.wire, message.bridge, shape, task)
+                rms_range = bridge.rms_range
         except RemoteProtocolError as error:
             return inbound, [], [_nack(error, message, message.rows)]
-        joint = group.kind is Kind.TEXT and self._tasks[group.task].form == "kept"
+        joint = group.kind is Kind.TEXT and task.form == "kept"
         items: list[WorkItem] = []
         nacks: list[Nack] = []
         for i, row in enumerate(message.rows):
@@ -107,71 +113,50 @@ class Validator:
             items.append(item)
         return inbound, items, nacks
 
-    def _group(self, message: Encode | Soft | Text, closing: bool) -> BatchGroup:
-        """The group of the message's rows.
+    def _group(self, message: Encode | Soft | Text, closing: bool) -> tuple[BatchGroup, TaskSpec]:
+        """The group of the message's rows, and their task.
 
         Raises:
             RemoteProtocolError: this agent cannot do what they ask for.
         """
-        name, wire, task_id, origin = (
-            self._spec.name,
-            message.wire,
-            message.task,
-            message.origin,
-        )
+        name, wire, task_id = self._spec.name, message.wire, message.task
         if closing:
             raise RemoteProtocolError(NackCode.CLOSING, f"{name} is shutting down")
-        if not self._accepts(message):
+        if isinstance(message, Encode):
+            accepted = self._agreements.sends_on(wire)
+        else:
+            direct = isinstance(message, Text) and wire == self._direct_wire
+            accepted = direct or self._agreements.receives_on(wire)
+        if not accepted:
             raise RemoteProtocolError(NackCode.UNKNOWN_WIRE, f"{name} is not an end of {wire}")
         task = self._tasks.get(task_id)
         if task is None:
             raise RemoteProtocolError(NackCode.UNKNOWN_TASK, f"task {task_id[:12]} is not defined")
         self._tasks.move_to_end(task_id)
-        number = next(self._message_numbers) if self._spec.batch_by == "message" else 0
-        if isinstance(message, Encode):
-            return BatchGroup(
-                Kind.ENCODE,
-                wire,
-                task_id,
-                origin,
-                message.channel.value,
-                message.fallback,
-                message.reason,
-                message=number,
-                mode=message.mode.value,
-            )
-        if task_id in self._unusable:
+        if task_id in self._unusable and not isinstance(message, Encode):
             raise RemoteProtocolError(NackCode.UNSUPPORTED, self._unusable[task_id])
-        if isinstance(message, Text):
-            channel, reason = Channel.TEXT.value, message.reason
-            return BatchGroup(
-                Kind.TEXT, wire, task_id, origin, channel, reason=reason, message=number
-            )
-        channel, bridge = Channel.SOFT.value, message.bridge
-        return BatchGroup(Kind.SOFT, wire, task_id, origin, channel, bridge=bridge, message=number)
-
-    def _accepts(self, message: Encode | Soft | Text) -> bool:
+        kind, channel, fallback, reason, bridge, mode = Kind.SOFT, Channel.SOFT, "", "", "", ""
         if isinstance(message, Encode):
-            return self._agreements.sends_on(message.wire)
-        if isinstance(message, Text) and message.wire == self._direct_wire:
-            return True
-        return self._agreements.receives_on(message.wire)
-
-    def _payload(
-        self, message: Encode | Soft | Text
-    ) -> tuple[npt.NDArray[np.float16] | None, tuple[float, float] | None]:
-        """Payload [n, M, d] of a Soft message, its values unchecked, and the allowed RMS.
-
-        Raises:
-            RemoteProtocolError: the payload is not what was agreed on.
-        """
-        if not isinstance(message, Soft):
-            return None, None
-        payload = from_payload(message.payload)
-        shape = (message.payload.soft_tokens, message.payload.width)
-        task = self._tasks[message.task]
-        bridge = self._agreements.check_payload(message.wire, message.bridge, shape, task)
-        return payload, bridge.rms_range
+            kind, channel, fallback = Kind.ENCODE, message.channel, message.fallback
+            reason, mode = message.reason, message.mode.value
+        elif isinstance(message, Text):
+            kind, channel, reason = Kind.TEXT, Channel.TEXT, message.reason
+        else:
+            bridge = message.bridge
+        number = next(self._message_numbers) if self._spec.batch_by == "message" else 0
+        group = BatchGroup(
+            kind,
+            wire,
+            task_id,
+            message.origin,
+            channel.value,
+            fallback,
+            reason,
+            bridge,
+            number,
+            mode,
+        )
+        return group, task
 
     def _join(self, item: WorkItem) -> None:
         """Makes a row that names kept payloads one that reads them together.

@@ -267,18 +267,9 @@ class Worker:
             for message in messages(type_of(item, reply), [(item, reply)], {}, self._clock()):
                 self._outbox.send(message)
         elif lookup.seen is Seen.FULL:
-            group = item.group
-            reason = f"{self._spec.name} holds as many rows as it can"
-            self._outbox.send(
-                Nack(
-                    NackCode.OVERLOADED,
-                    reason,
-                    group.wire,
-                    (item.row,),
-                    OVERLOADED_MS,
-                    group.origin,
-                )
-            )
+            code, reason = NackCode.OVERLOADED, f"{self._spec.name} holds as many rows as it can"
+            wire, origin = item.group.wire, item.group.origin
+            self._outbox.send(Nack(code, reason, wire, (item.row,), OVERLOADED_MS, origin))
         elif known is None or self._batcher.remove(known):
             # New, or a newer copy that replaces a waiting row.
             self._pending[item.key] = item
