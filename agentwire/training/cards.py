@@ -35,11 +35,7 @@ NOT_WRITTEN = "0" * 64
 def training_record(
     job: TrainingJob, trained: Trained, seconds: float, device: torch.device, together: int
 ) -> CardTraining:
-    """What a card says about a training that ends now.
-
-    Args:
-        together: jobs that trained side by side.
-    """
+    """What a card says about a training that ends now, one of ``together`` side by side."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     provenance = {data.rows.name: _public_provenance(data.rows) for data in job.data}
     return CardTraining(

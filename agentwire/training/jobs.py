@@ -111,6 +111,7 @@ def training_jobs(resolved: Sequence[Resolved], config: Config) -> list[Training
         ValueError: the scenarios cannot be trained together.
         ScenarioError, DataError: a scenario cannot be trained.
     """
+    # Rows by the settings that choose them, so that jobs share them.
     known: dict[tuple[str, int, int, int], tuple[Dataset, Dataset]] = {}
     if len(resolved) > 1 and len({one.wire.bridge for one in resolved}) == 1:
         _check_shared(resolved)
@@ -121,16 +122,13 @@ def training_jobs(resolved: Sequence[Resolved], config: Config) -> list[Training
 
 
 def _check_shared(resolved: Sequence[Resolved]) -> None:
-    first = resolved[0]
-    ends = (first.wire.spec.sender, first.wire.spec.receiver)
-    for other in resolved[1:]:
-        same = (
-            other.wire.spec == first.wire.spec
-            and other.scenario.train == first.scenario.train
-            and all(other.choices[end] == first.choices[end] for end in ends)
-        )
-        if not same:
-            raise ValueError("the scenarios differ in more than their task")
+    def shared(one: Resolved) -> tuple[object, ...]:
+        wire = one.wire.spec
+        models = (one.choices[wire.sender], one.choices[wire.receiver])
+        return (wire, one.scenario.train, models)
+
+    if any(shared(one) != shared(resolved[0]) for one in resolved):
+        raise ValueError("the scenarios differ in more than their task")
 
 
 def _job(
@@ -138,10 +136,6 @@ def _job(
     config: Config,
     known: dict[tuple[str, int, int, int], tuple[Dataset, Dataset]],
 ) -> TrainingJob:
-    """
-    Args:
-        known: rows that were read before, by the settings that choose them; new ones are added.
-    """
     first = scenarios[0]
     wire, recipe = first.wire.spec, first.scenario.train
     choices = [_trainable_data(one) for one in scenarios]
@@ -228,10 +222,7 @@ def _labels(rows: Dataset, known: dict[str, int], task: str) -> tuple[int, ...]:
 
 
 def side_by_side(batch_sizes: Sequence[int], most: int) -> list[list[int]]:
-    """Splits trainings, in order, into groups of at most ``most`` rows per step.
-
-    A training with a larger batch gets a group of its own.
-    """
+    """Splits trainings, in order, into groups of at most ``most`` rows per step, or of one."""
     groups: list[list[int]] = []
     room = 0
     for number, rows in enumerate(batch_sizes):
@@ -250,10 +241,7 @@ def run_in_groups(
 ) -> None:
     """Trains all jobs, as many side by side as fit; half as many where memory runs out.
 
-    Args:
-        batch_sizes: one per job.
-        device: of the receiver.
-        train: trains and writes the jobs with these numbers and returns the failures.
+    ``train`` trains and writes the jobs with these numbers and returns the failures.
 
     Raises:
         BridgeError: the first failure, after all jobs have been tried.

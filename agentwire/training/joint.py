@@ -19,11 +19,7 @@ from agentwire.training.states import StateCache
 
 
 class JointBridge(nn.Module):
-    """Several bridges into one receiver, as one module.
-
-    Args:
-        parts: in the order in which the receiver reads their soft tokens; all of one width.
-    """
+    """Several bridges into one receiver, in the order in which it reads their soft tokens."""
 
     def __init__(self, parts: Sequence[BridgeModule]) -> None:
         super().__init__()
@@ -48,12 +44,7 @@ class JointBridge(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class JointStates:
-    """Hidden states of the same rows in several senders, which may read different texts.
-
-    Attributes:
-        parts: one per sender.
-        labels: [n] class ids.
-    """
+    """Hidden states of the same rows, one part per sender. Senders may read different texts."""
 
     parts: tuple[StateCache, ...]
     labels: Tensor

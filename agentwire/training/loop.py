@@ -77,7 +77,7 @@ class _TrainingState:
 def train_many(
     objective: Objective,
     recipes: Sequence[TrainSpec],
-    report: Callable[[int, Evaluation], None] = lambda s, evaluation: None,
+    report: Callable[[Sequence[Evaluation]], None] = lambda evaluations: None,
     checkpoint: Checkpoint | None = None,
     stepped: Callable[[int], None] = lambda number: None,
 ) -> list[Trained | BridgeError]:
@@ -86,7 +86,7 @@ def train_many(
     Args:
         objective: modules and data.
         recipes: one per module; ``steps`` and ``evaluate_every`` must be the same for all.
-        report: called with every evaluation of every module.
+        report: called with the evaluations of all modules that still train.
         checkpoint: where the state is saved after each evaluation. A saved state of the same
             training is resumed. Remove it when the result is safe.
         stepped: called with the number of every finished step (on a GPU: every submitted step).
@@ -107,7 +107,7 @@ class _Loop:
         self,
         objective: Objective,
         recipes: Sequence[TrainSpec],
-        report: Callable[[int, Evaluation], None],
+        report: Callable[[Sequence[Evaluation]], None],
         checkpoint: Checkpoint | None,
         stepped: Callable[[int], None],
     ) -> None:
@@ -146,6 +146,7 @@ class _Loop:
 
     def _evaluate(self, number: int, means: Sequence[float]) -> None:
         scores = self.objective.evaluate(self.step.averages)
+        evaluations = []
         for s, (state, score, mean) in enumerate(zip(self.states, scores, means, strict=True)):
             if state.ended:
                 continue
@@ -155,11 +156,13 @@ class _Loop:
             evaluation = Evaluation(number, score.loss, mean, score.accuracy)
             state.history.append(evaluation)
             state.last_good = self.step.state(s)
-            self.report(s, evaluation)
+            evaluations.append(evaluation)
             if state.best is None or evaluation.rank > state.best.rank:
                 state.best = evaluation
                 average = self.step.averages[s].state_dict()
                 state.best_weights = {k: v.detach().clone() for k, v in average.items()}
+        if evaluations:
+            self.report(evaluations)
 
     def _roll_back(self, s: int, state: _TrainingState, number: int) -> None:
         """Returns to the last good evaluation at half the rate. Fails if there is none."""

@@ -45,9 +45,6 @@ class RandomStream:
     """Random numbers of one module, so that its training does not depend on the others.
 
     This works on a CPU only: a CUDA graph draws from one generator and captures its position.
-
-    Attributes:
-        state: of the generator, [bytes].
     """
 
     def __init__(self, seed: int, device: torch.device) -> None:
@@ -114,13 +111,7 @@ def drop_tokens(mask: Tensor, rate: float) -> Tensor:
 
 
 class BridgeObjective:
-    """S bridges into one receiver, trained on one task or on several.
-
-    Args:
-        modules: the bridges, with statistics and alpha set.
-        tasks: each adds its mean loss with the same weight.
-        recipes: one per bridge.
-    """
+    """S calibrated bridges into one receiver. The mean losses of all tasks have equal weight."""
 
     def __init__(
         self,

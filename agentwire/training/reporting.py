@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -47,11 +48,9 @@ class TrainingReport:
     """Reports the progress of bridges that train side by side.
 
     Args:
-        progress: receives the messages.
-        bridges: how many train.
-        steps: of each.
-        before: bridges of the same call that are trained already.
-        total: bridges of the call.
+        bridges: how many train now.
+        before: how many of the same call are trained already.
+        total: how many the call trains.
     """
 
     def __init__(
@@ -60,24 +59,17 @@ class TrainingReport:
         self.progress, self.bridges, self.steps = progress, bridges, steps
         self.before, self.total = before, total
         self.losses: list[float] = []
-        self.evaluations: dict[int, Evaluation] = {}
-        self.last = bridges - 1
         self.time_left = TimeLeft(steps)
 
-    def evaluated(self, bridge: int, evaluation: Evaluation) -> None:
-        """Collects the evaluation of one bridge and reports means once all bridges have one."""
-        if any(other.step != evaluation.step for other in self.evaluations.values()):
-            self.last = max(self.evaluations)  # bridges after it have ended
-            self.evaluations.clear()
-        self.evaluations[bridge] = evaluation
-        if bridge < self.last:
-            return
-        self.losses.append(fmean(e.train_loss for e in self.evaluations.values()))
-        accuracy = fmean(e.accuracy for e in self.evaluations.values())
+    def evaluated(self, evaluations: Sequence[Evaluation]) -> None:
+        """Reports the means over the bridges that still train."""
+        step = evaluations[0].step
+        self.losses.append(fmean(e.train_loss for e in evaluations))
+        accuracy = fmean(e.accuracy for e in evaluations)
         self._report(
-            f"step {evaluation.step}: loss {self.losses[-1]:.3f} {sparkline(self.losses)}, "
+            f"step {step}: loss {self.losses[-1]:.3f} {sparkline(self.losses)}, "
             f"held-out {accuracy:.3f}{self._which()}",
-            evaluation.step,
+            step,
         )
 
     def stepped(self, number: int) -> None:

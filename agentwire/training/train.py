@@ -42,14 +42,7 @@ def train_scenario(
     config: Config | None = None,
     plot: Path | None = None,
 ) -> Path:
-    """Trains the bridge of one scenario: see ``train_scenarios``.
-
-    Args:
-        plot: file for a plot of the loss.
-
-    Returns:
-        the bridge's folder; for a wire of several senders, the first sender's.
-    """
+    """Trains the bridge of one scenario and returns its folder: see ``train_scenarios``."""
     plots = {resolved.wire.bridge: plot} if plot is not None else {}
     (folder,) = train_scenarios([resolved], out=out, progress=progress, config=config, plots=plots)
     return folder
@@ -73,7 +66,7 @@ def train_scenarios(
     once, and each sender reads each text once. As many bridges as ``jobs.ROWS_AT_ONCE`` allows
     share each pass of the receiver. On a CPU each becomes what it would be if trained alone, apart
     from rounding; on a GPU dropout depends on the bridges beside it. A training that was
-    interrupted continues at its last evaluation.
+    interrupted resumes at its last evaluation.
 
     Args:
         resolved: the models' weights are on this machine.

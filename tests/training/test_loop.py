@@ -84,7 +84,7 @@ def train(
     """Trains one bridge on one task."""
     task = TrainingTask(logits, [cache], [held_out])
     objective = BridgeObjective([module], [task], [spec])
-    (done,) = train_many(objective, [spec], lambda s, now: report(now), checkpoint)
+    (done,) = train_many(objective, [spec], lambda evaluations: report(evaluations[0]), checkpoint)
     if isinstance(done, BridgeError):
         raise done
     return done

@@ -18,15 +18,12 @@ def test_bridges_are_reported_as_means_without_those_that_ended() -> None:
     report = TrainingReport(
         lambda *message: messages.append(message), 3, steps=100, before=3, total=6
     )
-    for bridge, loss in enumerate((1.0, 2.0, 3.0)):
-        report.evaluated(bridge, evaluation(50, loss, 0.5))
+    report.evaluated([evaluation(50, loss, 0.5) for loss in (1.0, 2.0, 3.0)])
     assert [text for text, _ in messages] == [
         "step 50: loss 2.000 ▁, held-out 0.500 (bridges 4 to 6 of 6)"
     ]
     assert messages[0][1] == pytest.approx(0.28 + 0.72 * 0.75)
-    for step in (70, 80):  # the last bridge has ended
-        for bridge in (0, 1):
-            report.evaluated(bridge, evaluation(step, 0.5, 0.9))
+    report.evaluated([evaluation(80, 0.5, 0.9)] * 2)  # the last bridge has ended
     assert messages[-1][0].startswith("step 80: loss 0.500")
 
 

@@ -111,16 +111,18 @@ class BaselineContext:
 
     @cached_property
     def train_states(self) -> StateCache:
-        return self.states_of_rows(self.sender, self.rows, "states of the training rows")
+        return self.states_of_rows(self.rows, "states of the training rows")
 
     @cached_property
     def held_out_states(self) -> StateCache:
-        return self.states_of_rows(self.sender, self.held_out, "states of the held-out rows")
+        return self.states_of_rows(self.held_out, "states of the held-out rows")
 
-    def states_of_rows(self, sender: TransformersBackend, rows: Dataset, stage: str) -> StateCache:
+    def states_of_rows(
+        self, rows: Dataset, stage: str, sender: TransformersBackend | None = None
+    ) -> StateCache:
         """The states that the bridge reads, with the rows' labels."""
         return cache_states(
-            sender,
+            sender or self.sender,
             [row.text for row in rows.rows],
             [row.label for row in rows.rows],
             layer=self.layer,

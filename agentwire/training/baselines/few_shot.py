@@ -27,10 +27,6 @@ def few_shot_task(task: TaskSpec, rows: Sequence[Example], shots: int, seed: int
     """``task`` with ``shots`` solved training examples of each class before its text prompt.
 
     Examples are in random order, so that the answer is not biased towards the last class.
-
-    Args:
-        rows: training rows; at least one of each class.
-        seed: of the choice and of the order.
     """
     draw = random.Random(f"{seed}:{shots}")
     classes: dict[int, list[Example]] = {}

@@ -113,9 +113,9 @@ def train(
     steps = recipes[0].steps
     time_left = TimeLeft(steps)
 
-    def report(s: int, evaluation: Evaluation) -> None:
-        message = f"{stage}: held-out {evaluation.accuracy:.3f}"
-        context.progress(message, evaluation.step / steps)
+    def report(evaluations: Sequence[Evaluation]) -> None:
+        best = max(evaluations, key=lambda one: one.rank)
+        context.progress(f"{stage}: held-out {best.accuracy:.3f}", best.step / steps)
 
     def stepped(number: int) -> None:
         message = time_left.stepped(number)

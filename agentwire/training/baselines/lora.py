@@ -24,12 +24,7 @@ def adapted_layers(model: Any) -> list[tuple[str, nn.Linear]]:
 
 
 class Adapter(nn.Module):
-    """The trained matrices: A [in, r] and B [r, out] per layer. B starts at zero.
-
-    Args:
-        model: the frozen model.
-        rank: r.
-    """
+    """The trained matrices: A [in, r] and B [r, out] per layer of ``model``. B starts at zero."""
 
     def __init__(self, model: Any, rank: int = 16, scale: float = 32.0) -> None:
         super().__init__()

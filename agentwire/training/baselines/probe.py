@@ -62,17 +62,12 @@ def mean_pooled(cache: StateCache, scaler: Scaler) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Logistic:
-    """Multinomial logistic regression on z-scores of its features.
+    """Multinomial logistic regression on z-scores of its features."""
 
-    Attributes:
-        mean, std: of the training features.
-        weight: [d, L]. bias: [L].
-    """
-
-    mean: Tensor
+    mean: Tensor  # [d], like std: of the training features
     std: Tensor
-    weight: Tensor
-    bias: Tensor
+    weight: Tensor  # [d, L]
+    bias: Tensor  # [L]
 
     def __call__(self, features: Tensor) -> Tensor:
         """Logits [n, L] of features [n, d]."""

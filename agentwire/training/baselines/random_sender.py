@@ -25,7 +25,7 @@ def _fit(context: BaselineContext) -> Fitted:
     sender, receiver, recipe = context.random_sender, context.receiver, context.recipe
     receiver.prepare(context.task)
     states, held_out = (
-        context.states_of_rows(sender, rows, "states of the random sender").to(receiver.device)
+        context.states_of_rows(rows, "states of the random sender", sender).to(receiver.device)
         for rows in (context.rows, context.held_out)
     )
     torch.manual_seed(recipe.seed)
