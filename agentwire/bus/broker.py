@@ -191,12 +191,14 @@ class Broker:
                 listener.wait(self._pause())
                 drained = self._receive(listener)
                 self._take_commands()
-                core.retry()
+                if core.blocked:
+                    core.retry()
                 now = time.monotonic()
                 # Everything that has arrived is read before any peer counts as lost: one that
                 # closed may have sent its last results and Goodbye.
                 if drained or now - core.ticked > MAX_TICK_DELAY:
-                    for peer, reason in core.take_broken():
+                    while core.broken:
+                        peer, reason = core.broken.popitem()
                         if recorder is not None:
                             recorder.broke(peer, reason)
                         core.disconnect(peer, reason)
@@ -206,7 +208,7 @@ class Broker:
             if recorder is not None:
                 recorder.ended(core.metrics())
             core.say_goodbye("the run has ended", time.monotonic())
-            while core.waiting() and time.monotonic() < self._stop_at:
+            while core.blocked and time.monotonic() < self._stop_at:
                 listener.wait(RETRY_FULL)
                 core.retry()
         except BaseException as error:
@@ -218,9 +220,9 @@ class Broker:
 
     def _pause(self) -> float:
         """Seconds until something is due."""
-        if self._core.has_broken():
+        if self._core.broken:
             return 0.0
-        if self._core.waiting():
+        if self._core.blocked:
             return RETRY_FULL
         return max(0.0, self._core.due_at() - time.monotonic())
 

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from agentwire.bus.events import BrokerEvent
 from agentwire.bus.flow import RoutingLimits
@@ -29,6 +30,7 @@ from agentwire.wire.session import Session, Side, State, Timing
 BROKER_EPOCH = 1  # a broker lives as long as its run
 OUTBOX_MESSAGES = 4096  # for a peer that does not read; then it is disconnected
 SWEEP_EVERY = 0.5  # s
+_TICK_AT = attrgetter("tick_at")
 
 
 @dataclass(slots=True)
@@ -63,6 +65,10 @@ class BrokerCore:
     Attributes:
         write: hands one message to the transport.
         ticked: when ``tick`` was last called.
+        blocked: peers whose messages wait because they do not read; ``retry`` writes them.
+        broken: connections that broke during a write, and why. They stay open for reading until
+            the broker has read all that has arrived and calls ``disconnect``: a peer that closed
+            may have sent its last results before.
     """
 
     def __init__(
@@ -89,9 +95,8 @@ class BrokerCore:
         self._router = Router(wires=wires, token=token, agents=agents, limits=limits)
         self._lock = threading.Lock()  # around the router: metrics() reads it from other threads
         self._open: dict[PeerId, Connection] = {}
-        # Connections that broke during a write. They stay open for reading until the broker has
-        # read all that has arrived: a peer that closed may have sent its last results before.
-        self._broken: dict[PeerId, str] = {}
+        self.blocked: set[PeerId] = set()
+        self.broken: dict[PeerId, str] = {}
 
     def metrics(self) -> Mapping[str, int]:
         with self._lock:
@@ -136,7 +141,7 @@ class BrokerCore:
 
     def due_at(self) -> float:
         """When ``tick`` has something to do."""
-        ticks = min((each.tick_at for each in self._open.values()), default=float("inf"))
+        ticks = min(map(_TICK_AT, self._open.values()), default=float("inf"))
         return min(ticks, self._swept + SWEEP_EVERY)
 
     def tick(self, now: float) -> None:
@@ -151,11 +156,6 @@ class BrokerCore:
             self._swept = now
             self._disconnect_revoked()
             self._decide(self._router.sweep)
-
-    def take_broken(self) -> list[tuple[PeerId, str]]:
-        """Connections that broke, and why; each once. The broker then disconnects them."""
-        broken, self._broken = list(self._broken.items()), {}
-        return broken
 
     # -- decisions --------------------------------------------------------------------------
 
@@ -234,21 +234,17 @@ class BrokerCore:
 
     # -- output -----------------------------------------------------------------------------
 
-    def waiting(self) -> bool:
-        """Whether any message waits to be written."""
-        return any(connection.outbox for connection in self._open.values())
-
     def retry(self) -> None:
         """Writes what waits, as far as the peers read."""
-        for peer, connection in self._open.items():
-            while connection.outbox:
-                sent = self.write(peer, connection.outbox[0])
-                if sent is Sent.FULL:
-                    break
+        for peer in list(self.blocked):
+            outbox = self._open[peer].outbox
+            while outbox and (sent := self.write(peer, outbox[0])) is not Sent.FULL:
                 if sent is Sent.GONE:
                     self._break(peer, "the connection was closed")
                     break
-                connection.outbox.popleft()
+                outbox.popleft()
+            if not outbox:
+                self.blocked.discard(peer)
 
     def say_goodbye(self, reason: str, now: float) -> None:
         """Sends Goodbye in every open session."""
@@ -256,12 +252,9 @@ class BrokerCore:
             if connection.session.state is State.OPEN:
                 self._write(peer, connection, connection.session.send(Goodbye(reason), now))
 
-    def has_broken(self) -> bool:
-        return bool(self._broken)
-
     def _write(self, peer: PeerId, connection: Connection, frames: list[Frame]) -> None:
         """Writes now, or later if the peer does not read fast enough."""
-        if peer in self._broken:
+        if peer in self.broken:
             return
         if not connection.outbox:
             sent = self.write(peer, frames)
@@ -274,12 +267,16 @@ class BrokerCore:
             self._break(peer, f"it did not read {OUTBOX_MESSAGES} messages")
             return
         connection.outbox.append(frames)
+        if peer in self._open:
+            self.blocked.add(peer)
 
     def _break(self, peer: PeerId, reason: str) -> None:
         if peer in self._open:
-            self._broken[peer] = reason
+            self.broken[peer] = reason
             self._open[peer].outbox.clear()
+            self.blocked.discard(peer)
 
     def _drop(self, peer: PeerId) -> None:
         self._open.pop(peer, None)
-        self._broken.pop(peer, None)
+        self.broken.pop(peer, None)
+        self.blocked.discard(peer)

@@ -364,8 +364,9 @@ class Endpoint:
             now = time.monotonic()
             with self._send_lock:
                 events = self._session.receive(frames, now, self._busy_ms(now))
-                self._keep_outgoing(events)
-            first = events[0] if len(events) == 1 else None
+                first = events[0] if len(events) == 1 else None
+                if not isinstance(first, MessageReceived):
+                    self._keep_outgoing(events)
             if isinstance(first, MessageReceived) and not isinstance(first.message, Nack):
                 self._on_message(first.message, now)  # the usual case
             else:

@@ -70,11 +70,8 @@ class ProducerQueue:
 
     def __init__(self, messages: int, bytes: int) -> None:
         self._window = CreditWindow(messages, bytes)
-        self._items: deque[Queued] = deque()
+        self.items: deque[Queued] = deque()
         self._due: Grant | None = self._window.open()
-
-    def __len__(self) -> int:
-        return len(self._items)
 
     def push(self, item: Queued) -> None:
         """Appends a message.
@@ -83,7 +80,7 @@ class ProducerQueue:
             RemoteProtocolError: (``overloaded``) the producer had no credit for it.
         """
         self._window.arrived(item.size)
-        self._items.append(item)
+        self.items.append(item)
 
     def pass_through(self, size: int) -> None:
         """Counts a message that is forwarded at once; only valid while the queue is empty.
@@ -103,7 +100,7 @@ class ProducerQueue:
         self._release(size)
 
     def pop(self) -> Queued:
-        item = self._items.popleft()
+        item = self.items.popleft()
         self._release(item.size)
         return item
 
@@ -111,9 +108,9 @@ class ProducerQueue:
         """Removes and returns the messages for which ``unwanted`` holds."""
         removed: list[Queued] = []
         kept: deque[Queued] = deque()
-        for item in self._items:
+        for item in self.items:
             (removed if unwanted(item) else kept).append(item)
-        self._items = kept
+        self.items = kept
         for item in removed:
             self._release(item.size)
         return removed
@@ -140,6 +137,7 @@ class Hop:
 
     Attributes:
         queues: the queue of each producer, by name.
+        credit: what the consumer granted.
     """
 
     def __init__(self, wire: str, consumer: str, producer: str = "") -> None:
@@ -147,38 +145,21 @@ class Hop:
         self.consumer = consumer
         self.producer = producer
         self.queues: dict[str, ProducerQueue] = {}
-        self._credit = CreditGate(max_wires=1)
-
-    def grant(self, messages: int, size: int) -> None:
-        """Adds credit from the consumer.
-
-        Raises:
-            RemoteProtocolError: (``malformed``) a negative or absurd grant.
-        """
-        self._credit.add(self.wire, messages, size)
-
-    @property
-    def has_credit(self) -> bool:
-        """Whether the consumer takes a message now."""
-        return self._credit.allows(self.wire)
+        self.credit = CreditGate(max_wires=1)
 
     def next(self) -> Queued | None:
         """The next message, round robin over the producers, if the consumer takes one now."""
-        if not self._credit.allows(self.wire):
+        if not self.credit.allows(self.wire):
             return None
         for name, queue in self.queues.items():
-            if queue:
+            if queue.items:
                 self.queues[name] = self.queues.pop(name)  # to the end
                 return queue.pop()
         return None
 
-    def spend(self, size: int) -> None:
-        """Spends credit on a message that goes to the consumer now."""
-        self._credit.take(self.wire, size)
-
     def clear(self) -> list[Queued]:
         """The consumer's incarnation is gone: voids its credit, and removes all work."""
-        self._credit.clear()
+        self.credit.clear()
         return [item for queue in self.queues.values() for item in queue.remove(lambda item: True)]
 
     def take_grants(self) -> Iterator[tuple[str, Grant]]:
@@ -296,7 +277,9 @@ class Flow:
         size, queue = body_bytes(work), hop.queues[peer.name]
         if self.queued_bytes + size > self._limits.total_bytes:
             return self.reject(peer, hop, work, NackCode.OVERLOADED, "the bus is full")
-        consumer = self._peers.ready_agent(hop.consumer) if hop.has_credit and not queue else None
+        consumer = None
+        if not queue.items and hop.credit.allows(hop.wire):
+            consumer = self._peers.ready_agent(hop.consumer)
         try:
             if consumer is not None and all_in_time(work):
                 # While credit is left nothing waits, so the message needs no place in the queue.
@@ -319,7 +302,7 @@ class Flow:
     ) -> list[Instruction]:
         queue = hop.queues[producer.name]
         queue.pass_through(size)
-        hop.spend(size)
+        hop.credit.take(hop.wire, size)
         self._counters["forwarded"] += 1
         out: list[Instruction] = [Send(consumer.id, work, sealed)]
         grant = queue.take_grant()
@@ -361,7 +344,7 @@ class Flow:
         hop = self._hops.get((credit.wire, peer.name))
         if hop is None or not peer.ready:
             return None
-        hop.grant(credit.messages, credit.bytes)
+        hop.credit.add(hop.wire, credit.messages, credit.bytes)
         return self._forward([hop], now)
 
     def cancel(self, client: Peer, wire: str, ids: frozenset[bytes]) -> list[Instruction]:
@@ -410,7 +393,7 @@ class Flow:
         if work is None:
             out += self._expire(item)
         else:
-            hop.spend(item.size)
+            hop.credit.take(hop.wire, item.size)
             self._counters["forwarded"] += 1
             # Rows with less time left have to be packed anew.
             unchanged = work.rows is item.work.rows

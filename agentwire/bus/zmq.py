@@ -14,7 +14,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -99,6 +99,7 @@ class _Socket:
         # Without the layer that pyzmq puts above them for other kinds of sockets.
         plain: Any = super(zmq.Socket, self._socket)
         self._get, self._send_one, self._recv_one = plain.get, plain.send, plain.recv
+        self._on_first_frame: Callable[[zmq.Frame], None] | None = None  # of each message
         self._known_empty = False  # nothing had arrived, and the socket was not used since
         self._likely_readable = False
         self._socket.set(zmq.SNDHWM, HIGH_WATER)
@@ -152,16 +153,16 @@ class _Socket:
             received = self._recv_one(NOW, copy=False)
         except zmq.Again:
             return None
-        self._note_sender(received)
-        frames = [_content(received)]
-        while received.more:  # all parts arrive together
-            received = self._recv_one(NOW, copy=False)
+        if self._on_first_frame is not None:
+            self._on_first_frame(received)
+        frames: list[Frame] = []
+        while True:
             if len(frames) < kept:
-                frames.append(_content(received))
-        return frames
-
-    def _note_sender(self, frame: zmq.Frame) -> None:
-        """Called with the first frame of each message."""
+                small = len(received) <= COPIED_BYTES
+                frames.append(received.bytes if small else received.buffer.toreadonly())
+            if not received.more:
+                return frames
+            received = self._recv_one(NOW, copy=False)  # all parts arrive together
 
     def _send_all(self, frames: Sequence[Frame]) -> None:
         """Sends one message whole, or raises ``zmq.Again`` and sends nothing."""
@@ -174,11 +175,6 @@ class _Socket:
                 send(source, flags, copy=False)
             else:
                 send(frame, flags)
-
-
-def _content(frame: zmq.Frame) -> Frame:
-    """Bytes if the frame is small, otherwise a view of ZeroMQ's buffer."""
-    return frame.bytes if len(frame) <= COPIED_BYTES else frame.buffer.toreadonly()
 
 
 class ZmqListener(_Socket):
@@ -196,6 +192,7 @@ class ZmqListener(_Socket):
         self._bind(INPROC)  # before the keys: only this process can reach it
         if remote is not None:
             # Options apply to later binds only: the ipc socket stays without keys.
+            self._on_first_frame = self._read_key
             self._authenticator = CurveAuthenticator(self._context, remote.allowed)
             guard(self._socket, remote.secret)
             self.remote_endpoint = self._bind(remote.endpoint)
@@ -247,12 +244,11 @@ class ZmqListener(_Socket):
         if path is not None:
             path.unlink(missing_ok=True)  # ZeroMQ does not remove it
 
-    def _note_sender(self, frame: zmq.Frame) -> None:
-        if self._authenticator is not None:
-            try:
-                self.last_key = str(frame.get("User-Id"))
-            except zmq.ZMQError:
-                self.last_key = ""  # it came by ipc
+    def _read_key(self, frame: zmq.Frame) -> None:
+        try:
+            self.last_key = str(frame.get("User-Id"))
+        except zmq.ZMQError:
+            self.last_key = ""  # it came by ipc
 
     def receive(self) -> tuple[PeerId, list[Frame]] | None:
         frames = self._receive_all(KEPT_FRAMES + 1)

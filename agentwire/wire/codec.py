@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import msgpack
@@ -56,6 +57,7 @@ PACKER_BYTES = 16 * 1024  # grows for a larger definition
 SHORT_MAP, SHORT_MAP_MARK = 15, 0x80  # msgpack marks a map of up to 15 pairs by one byte
 STAGES_KEY = b"\xa6stages"  # as a msgpack string
 _NO_ID = bytes(fields.ID_BYTES)
+_ROW_OF = partial(tuple.__new__, Row)  # without the check of Row._make, which was done before
 
 Frame = bytes | memoryview
 
@@ -260,14 +262,16 @@ def unseal(frames: Sequence[bytes | memoryview]) -> tuple[Envelope, Message, Sea
         envelope = tuple.__new__(Envelope, (take("r"), take("s"), take("e")))
         wire, origin = values.get("wire", ""), values.get("origin", "")
         _check_frames(rows_frame, body, header, checksum, n, values)
-        entries = _unpack_rows(rows_frame)
+        entries = _unpack_plain(rows_frame, LIMITS.rows_bytes)
+        if type(entries) is not list:
+            entries = _unpack(rows_frame, LIMITS.rows_bytes, "rows")
         _check_entries(entries, layout)
         if len(entries) != n:
             raise malformed(f"rows: has {len(entries)} entries, the header says {n}")
         if layout.rows == "ids":
             values["request_ids"] = tuple(entries)
         elif layout.rows != "none":
-            rows = values["rows"] = tuple([tuple.__new__(Row, entry) for entry in entries])
+            rows = values["rows"] = tuple(map(_ROW_OF, entries))
         if header.counted:
             _check_counts(values.get("offsets"), values.get("tokens"), n)
         _read_body(body, layout, values, n)
@@ -339,8 +343,6 @@ def _read_body(body: memoryview, layout: Layout, values: dict[str, Any], n: int)
 
 
 def _read_texts(body: memoryview, rows: Sequence[Row]) -> tuple[str, ...]:
-    if sum([row.size for row in rows]) != len(body):
-        raise malformed("body: the sizes of the rows do not add up to the text")
     texts, start = [], 0
     for row in rows:
         try:
@@ -348,6 +350,8 @@ def _read_texts(body: memoryview, rows: Sequence[Row]) -> tuple[str, ...]:
         except UnicodeDecodeError:
             raise malformed("body: a text is not UTF-8") from None
         start += row.size
+    if start != len(body):
+        raise malformed("body: the sizes of the rows do not add up to the text")
     return tuple(texts)
 
 
@@ -473,12 +477,6 @@ def _unpack_header(frame: Frame) -> Any:
     if type(header) is dict and type(frame) is bytes and _has_all_pairs(frame, header):
         return header
     return _unpack(_view(frame), LIMITS.header_bytes, "header")
-
-
-def _unpack_rows(frame: memoryview) -> Any:
-    """Like ``_unpack``, for a list of lists of plain values."""
-    rows = _unpack_plain(frame, LIMITS.rows_bytes)
-    return rows if type(rows) is list else _unpack(frame, LIMITS.rows_bytes, "rows")
 
 
 def _unpack_plain(frame: Frame, limit: int) -> Any:

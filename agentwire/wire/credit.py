@@ -119,7 +119,9 @@ class CreditWindow:
         its place in the window.
         """
         self._granted_messages = self._granted_bytes = 0
-        return self._grant(*self._due())
+        return self._grant(
+            self._messages - self._waiting_messages, self._bytes - self._waiting_bytes
+        )
 
     def arrived(self, size: int) -> None:
         """Counts a message with ``size`` bytes of body.
@@ -147,16 +149,11 @@ class CreditWindow:
             )
         self._waiting_messages -= 1
         self._waiting_bytes -= size
-        messages, bytes = self._due()
+        messages = self._messages - self._waiting_messages - self._granted_messages
+        bytes = self._bytes - self._waiting_bytes - self._granted_bytes
         if 2 * messages >= self._messages or 2 * bytes >= self._bytes:
             return self._grant(messages, bytes)
         return None
-
-    def _due(self) -> tuple[int, int]:
-        return (
-            self._messages - self._waiting_messages - self._granted_messages,
-            self._bytes - self._waiting_bytes - self._granted_bytes,
-        )
 
     def _grant(self, messages: int, bytes: int) -> Grant:
         # An overdrawn window (one message over) grants nothing until that is consumed.

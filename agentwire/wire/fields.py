@@ -465,6 +465,7 @@ class Header:
         constant = [name for name in self._table if name not in CHANGING]
         changing = [name for name in layout.header if name in CHANGING]
         self._constant = itemgetter(*constant)
+        self._changing_names = changing
         self._changing = tuple((name, self._table[name]) for name in changing)
         self._changing_sent = tuple((name, self._sent_table[name]) for name in changing)
         self._nothing = dict.fromkeys(["s", "c", *changing])
@@ -498,7 +499,7 @@ class Header:
             known = self._sent.get(key)
         except TypeError:  # a list or a map, which cannot be a key
             known = None
-        if known is None or not _fits(seq, MAX_I63):
+        if known is None or not (type(seq) is int and 0 <= seq <= MAX_I63):
             common = (m.PROTOCOL_VERSION, self.number, run, seq, epoch, n, checksum)
             values = dict(zip(self._table, common + self._read_all(message), strict=True))
             found = checked(values, self._sent_table)
@@ -522,11 +523,13 @@ class Header:
         except TypeError:  # a list or a map, which no constant field may hold
             return checked(values, self._table)
         seq, checksum = values["s"], values["c"]
-        if known is None or not (_fits(seq, MAX_I63) and _fits(checksum, MAX_U32)):
+        if known is None or not (
+            type(seq) is type(checksum) is int and 0 <= seq <= MAX_I63 and 0 <= checksum <= MAX_U32
+        ):
             found = checked(values, self._table)
             self._keep(self._received, key, found)
             return found
-        changing = [(field, values[field[0]]) for field in self._changing]
+        changing = zip(self._changing, map(values.get, self._changing_names), strict=True)
         return _renew(known, seq, checksum, changing)
 
     def _keep(
@@ -538,10 +541,6 @@ class Header:
         if len(known) >= CACHE_SIZE:
             known.clear()
         known[key] = found | self._nothing
-
-
-def _fits(value: object, most: int) -> bool:
-    return type(value) is int and 0 <= value <= most
 
 
 def _renew(

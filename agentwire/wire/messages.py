@@ -20,6 +20,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from operator import attrgetter
 from typing import Literal, NamedTuple, TypeAlias
 
 from agentwire.errors import NackCode
@@ -463,8 +464,11 @@ class Envelope(NamedTuple):
     epoch: int  # incarnation of the sender; a new process takes a higher one
 
 
+_SIZE = attrgetter("size")
+
+
 def body_bytes(work: WorkMessage) -> int:
     """What a message costs in byte credit: the bytes of its body."""
     if isinstance(work, Soft):
         return len(work.payload.data)
-    return sum([row.size for row in work.rows])
+    return sum(map(_SIZE, work.rows))
