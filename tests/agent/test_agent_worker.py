@@ -307,7 +307,7 @@ def test_a_row_that_makes_the_model_raise_does_not_fail_its_batch() -> None:
     assert sorted(i for m in bench.take(Soft) for i in ids(m)) == [0, 2]
     (nack,) = bench.take(Nack)
     assert (ids(nack), nack.code) == ([1], NackCode.MODEL_ERROR)
-    assert "raises on this text" in nack.reason
+    assert "the fake model raises" in nack.reason
 
 
 def test_the_text_channel() -> None:

@@ -61,7 +61,7 @@ async def test_status_metrics_and_logs_show_what_happened(tmp_path: Path) -> Non
     raised = next(line for line in lines if "raised" in line["message"])
     admitted = [line for line in read_lines(run / "journal.jsonl") if line["event"] == "admitted"]
     assert raised["trace_ids"] == [admitted[-1]["trace_id"]] != ["0" * 32]
-    assert raised["agent"] == "sender" and "told to raise" in raised["error"]
+    assert raised["agent"] == "sender" and "the fake model raises" in raised["error"]
 
 
 def _app() -> object:

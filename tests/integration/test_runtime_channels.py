@@ -139,7 +139,7 @@ async def test_a_model_that_raises_on_a_row() -> None:
         outcomes = await wire.send_batch("sender", "receiver", texts, relay="verbatim")
         bad = outcomes.pop(3)
         assert isinstance(bad, RequestError) and bad.code is NackCode.MODEL_ERROR
-        assert "told to raise" in bad.message
+        assert "the fake model raises" in bad.message
         assert [o.label for o in outcomes if isinstance(o, Reply)] == expected(TEXTS[:6])
     async with fake_runtime(sender={"raise_on": "boom"}) as wire:
         reply = await wire.send("sender", "receiver", "boom", relay="verbatim")
