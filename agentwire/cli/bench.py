@@ -101,31 +101,24 @@ def _measure(benchmark: Benchmark) -> Callable[..., None]:
     def command(
         scenario: ScenarioFile,
         methods: Annotated[
-            str | None, typer.Option("--methods", help="Methods to measure, separated by commas.")
+            str | None, typer.Option(help="Methods to measure, separated by commas.")
         ] = None,
-        batch_sizes: Annotated[
-            str | None, typer.Option("--batch-sizes", help="Rows of a message: 1,4,16.")
-        ] = None,
+        batch_sizes: Annotated[str | None, typer.Option(help="Rows of a message: 1,4,16.")] = None,
         text_tokens: Annotated[
-            str | None, typer.Option("--text-tokens", help="Lengths of the texts: 48,256.")
+            str | None, typer.Option(help="Lengths of the texts: 48,256.")
         ] = None,
         rounds: Annotated[
-            int | None, typer.Option("--rounds", help="Rounds; all methods alternate in each.")
+            int | None, typer.Option(help="Rounds; all methods alternate in each.")
         ] = None,
         seconds: Annotated[
-            float | None, typer.Option("--seconds", help="Seconds per method and size in a round.")
+            float | None, typer.Option(help="Seconds per method and size in a round.")
         ] = None,
-        latency_seconds: Annotated[
-            float | None, typer.Option("--latency-seconds", help="The same for latency.")
-        ] = None,
+        latency_seconds: Annotated[float | None, typer.Option(help="The same for latency.")] = None,
         in_flight: Annotated[
-            int | None,
-            typer.Option("--in-flight", help="Outstanding messages (throughput)."),
+            int | None, typer.Option(help="Outstanding messages (throughput).")
         ] = None,
         out: ResultFile = None,
-        plots: Annotated[
-            Path | None, typer.Option("--plots", help="Folder for plots as PNG and SVG.")
-        ] = None,
+        plots: Annotated[Path | None, typer.Option(help="Folder for plots as PNG and SVG.")] = None,
         as_json: AsJson = False,
         strict: NoStandIns = False,
         device: Device = None,
@@ -167,12 +160,8 @@ for _name, _help in (
 
 @app.command("bus")
 def bus(
-    rounds: Annotated[
-        int, typer.Option("--rounds", min=1, help="Rounds; both alternate in each.")
-    ] = 5,
-    messages: Annotated[
-        int, typer.Option("--messages", min=100, help="Messages per phase of a round.")
-    ] = 400,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; both alternate in each.")] = 5,
+    messages: Annotated[int, typer.Option(min=100, help="Messages per phase of a round.")] = 400,
     out: ResultFile = None,
     as_json: AsJson = False,
 ) -> None:

@@ -68,11 +68,9 @@ def retry(
         typer.Option("--id", help="Only this request: its id, or the start of it."),
     ] = None,
     scenario: Annotated[
-        Path | None, typer.Option("--scenario", help="Scenario file; default: the run's own.")
+        Path | None, typer.Option(help="Scenario file; default: the run's own.")
     ] = None,
-    deadline: Annotated[
-        float, typer.Option("--deadline", min=0.1, help="Seconds for each request.")
-    ] = 300.0,
+    deadline: Annotated[float, typer.Option(min=0.1, help="Seconds for each request.")] = 300.0,
 ) -> None:
     """Send the dead letters of a run again, except those that a retry answered."""
     file = DeadLetters(run)

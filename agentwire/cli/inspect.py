@@ -45,23 +45,17 @@ def inspect(
         list[str] | None, typer.Option("--text", help="Text to look at (may be repeated).")
     ] = None,
     rows: Annotated[
-        int, typer.Option("--rows", min=0, help="Rows for cosines, ranks and the plot; 0: none.")
+        int, typer.Option(min=0, help="Rows for cosines, ranks and the plot; 0: none.")
     ] = 200,
     dataset: Annotated[
-        str | None,
-        typer.Option("--dataset", help="Dataset of the rows; default: the bridge's own."),
+        str | None, typer.Option(help="Dataset of the rows; default: the bridge's own.")
     ] = None,
-    top: Annotated[
-        int, typer.Option("--top", min=1, max=50, help="Nearest tokens per soft token.")
-    ] = 5,
+    top: Annotated[int, typer.Option(min=1, max=50, help="Nearest tokens per soft token.")] = 5,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="Plot a t-SNE of the rows' payloads as PNG.")
+        Path | None, typer.Option(help="Plot a t-SNE of the rows' payloads as PNG.")
     ] = None,
     device: Annotated[
-        str,
-        typer.Option(
-            "--device", help="Device of both models: cpu, cuda:0, …", callback=check_device
-        ),
+        str, typer.Option(help="Device of both models: cpu, cuda:0, …", callback=check_device)
     ] = "cpu",
     as_json: AsJson = False,
 ) -> None:

@@ -24,9 +24,7 @@ PICTURE_WIDTH = 112
 
 def report(
     run: RunFolder,
-    svg: Annotated[
-        Path | None, typer.Option("--svg", help="Write the report as SVG to this file.")
-    ] = None,
+    svg: Annotated[Path | None, typer.Option(help="Write the report as SVG to this file.")] = None,
 ) -> None:
     """Show the report of a recorded run again."""
     result = read_result(run)

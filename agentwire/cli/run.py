@@ -40,47 +40,40 @@ def run(
     limit: Annotated[
         int | None,
         typer.Option(
-            "--limit",
             min=0,
             help="Rows to score; 0: all. Default: 200 on a CPU, else all.",
             show_default=False,
         ),
     ] = None,
     methods: Annotated[
-        str | None, typer.Option("--methods", help="Methods to run, separated by commas.")
+        str | None, typer.Option(help="Methods to run, separated by commas.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json.")] = False,
     strict: NoStandIns = False,
     train: Annotated[bool, typer.Option("--train", help="Train a missing bridge first.")] = False,
     resume: Annotated[
-        Path | None, typer.Option("--resume", help="Continue the interrupted run in this folder.")
+        Path | None, typer.Option(help="Continue the interrupted run in this folder.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder of all runs.")] = Path("runs"),
+    out: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
     device: Device = None,
     listen: Annotated[
-        str | None,
-        typer.Option("--listen", help="Address at which --remote agents join: tcp://address:port."),
+        str | None, typer.Option(help="Address at which --remote agents join: tcp://address:port.")
     ] = None,
     remote: Annotated[
-        str | None,
-        typer.Option("--remote", help="Agents on other machines, separated by commas."),
+        str | None, typer.Option(help="Agents on other machines, separated by commas.")
     ] = None,
     record: Annotated[
         bool, typer.Option("--record", help="Record the bus for `agentwire replay`.")
     ] = False,
     metrics_port: Annotated[
         int | None,
-        typer.Option(
-            "--metrics-port", min=0, help="Loopback port of Prometheus metrics; 0: any free one."
-        ),
+        typer.Option(min=0, help="Loopback port of Prometheus metrics; 0: any free one."),
     ] = None,
     launcher: Annotated[
-        str | None,
-        typer.Option("--launcher", help="local (processes here) or ray (a cluster)."),
+        str | None, typer.Option(help="local (processes here) or ray (a cluster).")
     ] = None,
     address: Annotated[
-        str | None,
-        typer.Option("--address", help="Address of the Ray cluster: auto, local or host:port."),
+        str | None, typer.Option(help="Address of the Ray cluster: auto, local or host:port.")
     ] = None,
 ) -> None:
     """Run a scenario: every method over the same rows, through real processes and the bus.

@@ -21,31 +21,21 @@ from agentwire.scenario.resolve import resolve
 
 def serve(
     scenario: ScenarioFile,
-    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="Port; 0: any free one.")
-    ] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 8000,
     keys: Annotated[
         Path | None,
-        typer.Option(
-            "--keys", help="File of API keys, `name key` per line; or set AGENTWIRE_API_KEYS."
-        ),
+        typer.Option(help="File of API keys, `name key` per line; or set AGENTWIRE_API_KEYS."),
     ] = None,
     open_to_all: Annotated[
         bool, typer.Option("--open", help="Serve without API keys on a public address.")
     ] = False,
-    requests: Annotated[
-        int, typer.Option("--requests", min=1, help="Requests at a time; more get 429.")
-    ] = 256,
-    timeout: Annotated[
-        float, typer.Option("--timeout", min=0.1, help="Seconds until a request fails.")
-    ] = 300.0,
+    requests: Annotated[int, typer.Option(min=1, help="Requests at a time; more get 429.")] = 256,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until a request fails.")] = 300.0,
     handle_ttl: Annotated[
-        float, typer.Option("--handle-ttl", min=1, help="Seconds until a latent handle expires.")
+        float, typer.Option(min=1, help="Seconds until a latent handle expires.")
     ] = 1800.0,
-    body_bytes: Annotated[
-        int, typer.Option("--body-bytes", min=1024, help="Largest request body.")
-    ] = 1024 * 1024,
+    body_bytes: Annotated[int, typer.Option(min=1024, help="Largest request body.")] = 1024 * 1024,
     strict: NoStandIns = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON line when ready.")

@@ -26,7 +26,7 @@ def top(
         Path | None, typer.Argument(help="Folder of a run; default: the newest in runs/.")
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Show it once and exit.")] = False,
-    every: Annotated[float, typer.Option("--every", min=0.2, help="Seconds between updates.")] = 1,
+    every: Annotated[float, typer.Option(min=0.2, help="Seconds between updates.")] = 1,
 ) -> None:
     """Show a run until it ends; Ctrl-C leaves earlier."""
     folder = run or newest(Path("runs"))

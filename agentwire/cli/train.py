@@ -30,13 +30,12 @@ BRIDGES = Path("bridges")
 def train(
     scenario: ScenarioFile,
     out: Annotated[
-        Path, typer.Option("--out", help="Folder in which the bridge's folder is made.")
+        Path, typer.Option(help="Folder in which the bridge's folder is made.")
     ] = BRIDGES,
     strict: NoStandIns = False,
     device: Device = None,
     plot: Annotated[
-        Path | None,
-        typer.Option("--plot", help="Plot the loss as PNG; of a matrix, one file per bridge."),
+        Path | None, typer.Option(help="Plot the loss as PNG; of a matrix, one file per bridge.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -86,7 +86,7 @@ def test_an_interrupted_matrix_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
     again = run(tmp_path, *arguments, "--resume", f"runs/{folder.name}", "--json")
     assert again.returncode == 0, again.stderr
-    assert f"{CELLS[0]}: bridge" in again.stderr and "(done before)" in again.stderr
+    assert f"{CELLS[0]}: bridge" in again.stderr and "(measured before)" in again.stderr
     result = json.loads(again.stdout)
     assert [cell["status"] for cell in result["cells"]] == ["done"] * 4
     records = predictions(tmp_path)

@@ -81,7 +81,7 @@ def test_missing_bridges_are_named_then_trained_then_measured(
     payloads = [cell["methods"]["bridge"]["payload_bytes"] for cell in result["cells"]]
     assert payloads == [2 * 48 * 2, 4 * 48 * 2]
 
-    # A cell without its bridge is passed over where the scenario says so, and trained by `train`.
+    # A cell without its bridge is skipped if the scenario says so, and trained by `train`.
     scenario["matrix"] = {"soft_tokens": [4, 8], "missing": "skip"}
     file.write_text(json.dumps(scenario))
     skipped = agentwire(tmp_path, "run", "sweep.yaml", "--json")
@@ -89,7 +89,7 @@ def test_missing_bridges_are_named_then_trained_then_measured(
     result = json.loads(skipped.stdout)
     assert [c["status"] for c in result["cells"]] == ["done", "skipped"]
     assert "there is no bridge" in result["cells"][1]["reason"]
-    assert "passed over" in skipped.stderr
+    assert "are skipped" in skipped.stderr
 
     made = agentwire(tmp_path, "train", "sweep.yaml", "--json", "--plot", "loss.png")
     assert made.returncode == 0, made.stderr
