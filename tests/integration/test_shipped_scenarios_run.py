@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 NOT_RUN = {
     "throughput": "it measures speed: tests/integration/test_bench_command.py",
     "llama_to_mistral_sst2_vllm": "it needs vLLM: tests/vllm_cpu",
+    "baselines": "it needs training rows",
+    "universal_unseen": "it needs the rows of emotion and subj",
 }
 FILES = [f for f in sorted((ROOT / "scenarios").glob("*.yaml")) if f.stem not in NOT_RUN]
 ROWS = 4
