@@ -24,14 +24,6 @@ ANY_PROMPT: Final = "any"
 FREE_TEXT: Final = "free_text"
 
 
-def knows_prompt(bridge: BridgeIdentity, task: TaskSpec) -> bool:
-    """Whether the bridge was trained for the task's prompt and labels.
-
-    A task that asks nothing is known to every bridge: the later request is checked instead.
-    """
-    return task.asks_nothing or covers_prompt(bridge.prompts, task)
-
-
 def covers_prompt(prompts: Collection[str], task: TaskSpec) -> bool:
     """Whether a task is covered by ``BridgeIdentity.prompts``.
 
@@ -85,8 +77,8 @@ class Agreements:
             return NackCode.NO_BRIDGE
         if not self._answers.get(wire, True):
             return NackCode.BRIDGE_MISMATCH
-        # A kept payload is for a later request, whose prompt is checked then.
-        if mode == Mode.KEEP or knows_prompt(bridge, task):
+        # A payload that is only kept is for a later request, whose prompt is checked then.
+        if mode == Mode.KEEP or task.asks_nothing or covers_prompt(bridge.prompts, task):
             return None
         return NackCode.PROMPT_MISMATCH if task.labels else NackCode.UNSUPPORTED
 
@@ -141,7 +133,7 @@ class Agreements:
                 f"payload rows have shape {shape[0]} x {shape[1]}, but {bridge.soft_tokens} x "
                 f"{bridge.width} was agreed on",
             )
-        if not knows_prompt(bridge, task):
+        if not (task.asks_nothing or covers_prompt(bridge.prompts, task)):
             if not task.labels:
                 raise RemoteProtocolError(NackCode.UNSUPPORTED, no_free_text(bridge))
             raise RemoteProtocolError(

@@ -84,11 +84,6 @@ class WorkItem:
     streamed: int = 0  # bytes of the answer that were sent as Pieces
 
 
-def _turn_key(group: BatchGroup) -> BatchGroup:
-    """What takes turns within a wire: the group without its message number."""
-    return group._replace(message=0) if group.message else group
-
-
 MAX_REMEMBERED: Final = 4096
 """Wires and groups whose last turn is remembered; far more than are active at once."""
 
@@ -170,7 +165,9 @@ class Batcher:
             del self._queues[key]
         self.taken[group.kind, len(batch)] += 1
         self._turn += 1
-        for name in (group.wire, _turn_key(group)):
+        if group.message:  # all messages of a group take turns together
+            group = group._replace(message=0)
+        for name in (group.wire, group):
             self._last_turn[name] = self._turn
             self._last_turn.move_to_end(name)
         if len(self._last_turn) > MAX_REMEMBERED:
@@ -181,7 +178,7 @@ class Batcher:
         """Smallest first: last turns of wire and group, solo rows, then when the batch was due."""
         group, solo = key
         wire = self._last_turn.get(group.wire, -1)
-        turn = self._last_turn.get(_turn_key(group), -1)
+        turn = self._last_turn.get(group._replace(message=0), -1)
         return wire, turn, not solo, self._due(key, self._queues[key])
 
     def next_event(self, blocked: Callable[[BatchGroup], bool] | None = None) -> float:

@@ -37,7 +37,7 @@ MAX_TASKS: Final = 1024
 
 
 class Validator:
-    """Validates messages, and knows the tasks that they name."""
+    """Validates messages; ``tasks`` holds the tasks that they name, by id."""
 
     def __init__(
         self, spec: AgentSpec, backend: Backend, agreements: Agreements, kept: KeptPayloads
@@ -47,7 +47,7 @@ class Validator:
         self._kept = kept
         self._backend = backend
         self._agreements = agreements
-        self._tasks: OrderedDict[str, TaskSpec] = OrderedDict()
+        self.tasks: OrderedDict[str, TaskSpec] = OrderedDict()
         self._unusable: dict[str, str] = {}  # task id -> why the model cannot answer it
         self._message_numbers = itertools.count(1)
         self._joint = JointReader(spec.joint)
@@ -60,14 +60,11 @@ class Validator:
         except InputError as error:
             # A sender may relay texts for a task that it cannot answer. A request gets a Nack.
             self._unusable[task.task_id] = str(error)
-        self._tasks[task.task_id] = task
-        self._tasks.move_to_end(task.task_id)
-        if len(self._tasks) > MAX_TASKS:
-            oldest, _ = self._tasks.popitem(last=False)
+        self.tasks[task.task_id] = task
+        self.tasks.move_to_end(task.task_id)
+        if len(self.tasks) > MAX_TASKS:
+            oldest, _ = self.tasks.popitem(last=False)
             self._unusable.pop(oldest, None)
-
-    def task(self, task_id: str) -> TaskSpec | None:
-        return self._tasks.get(task_id)
 
     def validate(
         self, message: Encode | Soft | Text, arrival: float, *, closing: bool
@@ -129,10 +126,10 @@ class Validator:
             accepted = direct or self._agreements.receives_on(wire)
         if not accepted:
             raise RemoteProtocolError(NackCode.UNKNOWN_WIRE, f"{name} is not an end of {wire}")
-        task = self._tasks.get(task_id)
+        task = self.tasks.get(task_id)
         if task is None:
             raise RemoteProtocolError(NackCode.UNKNOWN_TASK, f"task {task_id[:12]} is not defined")
-        self._tasks.move_to_end(task_id)
+        self.tasks.move_to_end(task_id)
         if task_id in self._unusable and not isinstance(message, Encode):
             raise RemoteProtocolError(NackCode.UNSUPPORTED, self._unusable[task_id])
         kind, channel, fallback, reason, bridge, mode = Kind.SOFT, Channel.SOFT, "", "", "", ""
@@ -167,7 +164,7 @@ class Validator:
         group, arrival = item.group, item.message.arrival
         joint = self._joint.read(
             item.text,
-            self._tasks[group.task],
+            self.tasks[group.task],
             lambda request_id: self._kept.get(KeptKey(group.origin, request_id), arrival),
         )
         item.group = group._replace(

@@ -128,6 +128,11 @@ class _RunningBatch:
     since: float
     queue_ms: float
 
+    @property
+    def shape(self) -> tuple[Kind, int]:
+        """Batches of the same kind and size should take the same time."""
+        return self.items[0].group.kind, len(self.items)
+
 
 class Worker:
     """One agent's work.
@@ -201,7 +206,7 @@ class Worker:
 
     def task(self, task_id: str) -> TaskSpec | None:
         """The task with this id, if it is defined here."""
-        return self._validator.task(task_id)
+        return self._validator.tasks.get(task_id)
 
     def start(self) -> None:
         """Sends the agent's offers and the first credit of its wires."""
@@ -311,7 +316,7 @@ class Worker:
         batch = self._batcher.take(now, self._is_blocked)
         if not batch:
             return collected
-        task = self._validator.task(batch[0].group.task)
+        task = self._validator.tasks.get(batch[0].group.task)
         if task is None:
             reason = "the task is no longer defined"
             self._send_failed(FailedRows(batch, NackCode.UNKNOWN_TASK, reason))
@@ -341,7 +346,7 @@ class Worker:
         if len(self.running) != 1:
             return math.inf
         running = self.running[0]
-        return running.since + self._durations.get(_shape(running.items), math.inf)
+        return running.since + self._durations.get(running.shape, math.inf)
 
     def is_done(self) -> bool:
         """Whether the oldest batch on the device is done."""
@@ -350,7 +355,7 @@ class Worker:
     def _collect_oldest(self) -> None:
         running = self.running[0]
         if len(self.running) == 1:  # otherwise it waited for another batch
-            self._durations[_shape(running.items)] = self._clock() - running.since
+            self._durations[running.shape] = self._clock() - running.since
         try:
             results = self._compute.run(running.items, running.task, running.job)
             self._send_results(results, running.queue_ms, running.since)
@@ -376,7 +381,7 @@ class Worker:
 
     def _compute_in_thread(self, batch: list[WorkItem], task: TaskSpec) -> BatchResults:
         """Computes a batch in this thread, which reads no messages meanwhile."""
-        shape = _shape(batch)
+        shape = (batch[0].group.kind, len(batch))
         if self._durations.get(shape, math.inf) >= SHORT_BATCH_S:
             self._on_long_batch()
         start = self._clock()
@@ -392,7 +397,7 @@ class Worker:
         self._on_busy(now)  # a long answer makes progress
         self._poll()
         group = item.group
-        task = self._validator.task(group.task)
+        task = self._validator.tasks.get(group.task)
         if text and task is not None and task.decoding.stream and not item.cancelled:
             rows = (row_of(item, now),)
             self._outbox.send(
@@ -406,7 +411,7 @@ class Worker:
             return False
         if self._outbox.is_blocked(group.wire):
             return True
-        task = self._validator.task(group.task)
+        task = self._validator.tasks.get(group.task)
         if group.channel != Channel.SOFT or task is None:
             return False
         agreements = self.agreements
@@ -467,8 +472,3 @@ class Worker:
             grant = window.consumed(inbound.size)
             if grant is not None:
                 self._outbox.send(Credit(inbound.wire, grant.messages, grant.bytes))
-
-
-def _shape(items: list[WorkItem]) -> tuple[Kind, int]:
-    """Batches of the same kind and size should take the same time."""
-    return items[0].group.kind, len(items)

@@ -1,6 +1,6 @@
 import pytest
 
-from agentwire.agent.agreements import Agreements, knows_prompt
+from agentwire.agent.agreements import Agreements, covers_prompt
 from agentwire.errors import NackCode
 from agentwire.wire.messages import Accept, BridgeIdentity, Mode, ModelIdentity, Nack, TaskSpec
 
@@ -47,13 +47,9 @@ def test_an_answer_about_another_bridge_is_ignored() -> None:
     assert not agreements.is_accepted(WIRE) and not agreements.is_accepted("a->c")
 
 
-def test_a_bridge_knows_its_prompts() -> None:
-    task = TaskSpec(name="t", prompt="p", text_prompt="{text} p", labels=("a", "b"))
+def test_prompts_of_a_bridge() -> None:
     other = TaskSpec(name="t", prompt="q", text_prompt="{text} q", labels=("a", "b"))
-
-    def bridge(*prompts: str) -> BridgeIdentity:
-        return BridgeIdentity("b", "0", "1", "2", 1, 8, 16, prompts, (0.5, 2.0))
-
-    assert knows_prompt(bridge(task.prompt_hash), task)
-    assert not knows_prompt(bridge(task.prompt_hash), other)
-    assert knows_prompt(bridge("any"), other)
+    assert covers_prompt((LABELS.prompt_hash,), LABELS)
+    assert not covers_prompt((LABELS.prompt_hash,), other)
+    assert covers_prompt(("any",), other)
+    assert not covers_prompt(("any",), FREE) and covers_prompt(("free_text",), FREE)
