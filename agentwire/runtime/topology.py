@@ -1,11 +1,9 @@
 """Fan-out (one sender, several receivers) and fan-in (several senders, one receiver).
 
-Fan-out: the sender reads the text once and keeps the soft tokens (mode ``keep``), then each
-receiver is asked about the kept payload. All wires must therefore have the same bridge.
-
-Fan-in: each sender's payload goes to the receiver, which holds it (task ``KEEP``). Then the
-receiver is asked about all of them, in the declared order. This needs bridges that were trained
-together (``agent.kept``).
+Fan-out: the sender reads the text once and keeps the payload, then each receiver is asked about it.
+All wires must therefore have the same bridge. Fan-in: the receiver holds the payloads of all
+senders and is asked about all of them, in the declared order. This needs bridges that were trained
+together.
 """
 
 from __future__ import annotations
