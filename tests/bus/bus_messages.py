@@ -1,4 +1,4 @@
-"""Messages and peers that the tests of the bus share."""
+"""Messages and peers for the tests of the bus."""
 
 from __future__ import annotations
 

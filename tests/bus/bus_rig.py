@@ -1,4 +1,4 @@
-"""A broker and endpoints for tests, over any transport, with every event and message kept."""
+"""A broker and endpoints over any transport; records every event and message."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Kept:
-    """What happened, and a way to wait for it."""
+    """A list of events, with a way to wait for one."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -56,7 +56,7 @@ class Kept:
 
 
 class Peer:
-    """An endpoint with what it heard."""
+    """An endpoint and the messages it received."""
 
     def __init__(self, address: BusAddress, said: m.Hello, transport: Transport | None) -> None:
         self.inbox = Kept()

@@ -1,4 +1,4 @@
-"""A peer made of nothing but a ZeroMQ socket: it can say what no endpoint would."""
+"""A peer on a bare ZeroMQ socket: it can send what an endpoint would not."""
 
 from __future__ import annotations
 

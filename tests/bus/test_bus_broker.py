@@ -1,4 +1,4 @@
-"""Broker and endpoints with their real threads, over the in-process transport and its faults."""
+"""Broker and endpoints with their threads, over an in-process transport with faults."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_one_request_through_threads(rig: Rig) -> None:
     assert rig.broker.metrics()["forwarded"] == 2
 
 
-def test_what_is_sent_before_the_welcome_leaves_after_it(rig: Rig) -> None:
+def test_messages_sent_before_the_welcome_leave_after_it(rig: Rig) -> None:
     rig.broker.expect("llama", 1)
     llama = rig.connect(hello("llama"))
     for fraction in (0.0, 0.5, 1.0):
@@ -82,7 +82,7 @@ def test_what_is_sent_before_the_welcome_leaves_after_it(rig: Rig) -> None:
         (hello("llama"), {}, "stale_epoch"),
     ],
 )
-def test_who_is_refused_learns_why(
+def test_a_rejected_peer_gets_the_reason(
     rig: Rig, said: m.Hello, changes: dict[str, object], word: str
 ) -> None:
     peer = rig.connect(said, **changes)
@@ -93,14 +93,14 @@ def test_who_is_refused_learns_why(
     assert rig.broker.metrics()["peers"] == 0
 
 
-def test_a_peer_of_another_run_gets_no_answer_that_it_could_believe(rig: Rig) -> None:
+def test_a_peer_of_another_run_cannot_accept_the_answer(rig: Rig) -> None:
     peer = rig.connect(hello("client"), run=b"\1" * 16)
     rig.count("dropped.stranger")
     assert peer.inbox.items == []
     assert rig.broker.metrics()["peers"] == 0
 
 
-def test_an_older_incarnation_is_told_that_it_was_replaced(rig: Rig) -> None:
+def test_a_replaced_incarnation_gets_a_nack(rig: Rig) -> None:
     old = rig.agent("mistral", 1)
     new = rig.agent("mistral", 2)
     assert "replaced by epoch 2" in old.lost()
@@ -108,7 +108,7 @@ def test_an_older_incarnation_is_told_that_it_was_replaced(rig: Rig) -> None:
     assert new.inbox.of(str) == []
 
 
-def test_forgetting_an_agent_lets_the_next_one_in(rig: Rig, bus: FaultyTransport) -> None:
+def test_after_disconnect_the_next_incarnation_is_admitted(rig: Rig, bus: FaultyTransport) -> None:
     rig.agent("llama", 1)
     client = rig.client()
     bus.kill(0)
@@ -120,7 +120,7 @@ def test_forgetting_an_agent_lets_the_next_one_in(rig: Rig, bus: FaultyTransport
     assert again.inbox.wait_for(m.Encode).rows == rows(1, size=1)
 
 
-def test_a_dead_connection_is_noticed_when_it_is_written_to(rig: Rig, bus: FaultyTransport) -> None:
+def test_a_dead_connection_is_noticed_by_a_write(rig: Rig, bus: FaultyTransport) -> None:
     rig.agent("llama")
     client = rig.client()
     bus.kill(0)
@@ -137,7 +137,7 @@ def test_a_silent_peer_is_lost_on_both_sides(folder: Path, bus: FaultyTransport)
         assert "silent" in llama.lost()
 
 
-def test_pings_keep_a_quiet_peer_alive_and_tell_how_busy_it_is(
+def test_pings_keep_a_quiet_peer_alive_and_report_busy_time(
     folder: Path, bus: FaultyTransport
 ) -> None:
     with Rig(folder, bus, timing=CHATTY) as rig:
@@ -150,7 +150,7 @@ def test_pings_keep_a_quiet_peer_alive_and_tell_how_busy_it_is(
         assert rig.events.of(e.PeerLost) == []
 
 
-def test_a_duplicated_message_counts_once(rig: Rig, bus: FaultyTransport) -> None:
+def test_a_duplicated_message_is_processed_once(rig: Rig, bus: FaultyTransport) -> None:
     llama, client = rig.agent("llama"), rig.client()
     bus.plan(Fault.DUPLICATE, Direction.TO_BROKER, when=is_a(m.Encode))
     client.send(encode(1))
@@ -160,9 +160,7 @@ def test_a_duplicated_message_counts_once(rig: Rig, bus: FaultyTransport) -> Non
     assert rig.broker.metrics()["dropped.duplicate"] == 1
 
 
-def test_a_lost_message_ends_the_session_since_nobody_knows_what_it_was(
-    rig: Rig, bus: FaultyTransport
-) -> None:
+def test_a_lost_message_ends_the_brokers_session(rig: Rig, bus: FaultyTransport) -> None:
     llama = rig.agent("llama")
     bus.plan(Fault.DROP, Direction.TO_BROKER, when=is_a(m.Progress))
     llama.send(m.Progress("x", 0.1))
@@ -171,7 +169,7 @@ def test_a_lost_message_ends_the_session_since_nobody_knows_what_it_was(
     assert rig.events.of(e.PeerProgress) == []
 
 
-def test_a_lost_message_of_the_broker_ends_the_session_too(rig: Rig, bus: FaultyTransport) -> None:
+def test_a_lost_message_ends_the_endpoints_session(rig: Rig, bus: FaultyTransport) -> None:
     llama, client = rig.agent("llama"), rig.client()
     bus.plan(Fault.DROP, Direction.TO_PEER, when=is_a(m.Encode))
     client.send(encode(1))
@@ -179,7 +177,7 @@ def test_a_lost_message_of_the_broker_ends_the_session_too(rig: Rig, bus: Faulty
     assert "were lost" in llama.lost()
 
 
-def test_a_held_message_comes_late_and_out_of_order(rig: Rig, bus: FaultyTransport) -> None:
+def test_a_delayed_message_ends_the_session(rig: Rig, bus: FaultyTransport) -> None:
     llama, client = rig.agent("llama"), rig.client()
     bus.plan(Fault.HOLD, Direction.TO_BROKER, when=is_a(m.Encode))
     client.send(encode(1))
@@ -190,7 +188,7 @@ def test_a_held_message_comes_late_and_out_of_order(rig: Rig, bus: FaultyTranspo
     assert llama.inbox.of(m.Encode) == []
 
 
-def test_goodbye_is_told_as_such(rig: Rig) -> None:
+def test_goodbye_is_reported_as_peer_left(rig: Rig) -> None:
     llama = rig.agent("llama")
     llama.endpoint.close("all done")
     gone = rig.events.wait_for(e.PeerLeft)
@@ -212,7 +210,7 @@ def test_close_sends_what_is_queued(rig: Rig) -> None:
     assert [work.texts for work in llama.inbox.of(m.Encode)] == [(str(i),) for i in range(10)]
 
 
-def test_stop_says_goodbye_to_everybody(folder: Path, bus: FaultyTransport) -> None:
+def test_stop_sends_goodbye_to_every_peer(folder: Path, bus: FaultyTransport) -> None:
     with Rig(folder, bus) as rig:
         llama, client = rig.agent("llama"), rig.client()
         rig.broker.stop()
@@ -222,7 +220,7 @@ def test_stop_says_goodbye_to_everybody(folder: Path, bus: FaultyTransport) -> N
         ] * 2
 
 
-def test_garbage_neither_ends_the_broker_nor_costs_memory(rig: Rig, bus: FaultyTransport) -> None:
+def test_garbage_does_not_stop_the_broker_or_use_memory(rig: Rig, bus: FaultyTransport) -> None:
     link = bus.connect(rig.broker.endpoint)
     garbage: list[list[bytes]] = [[], [b""], [b"x" * 5000] * 3, [b"\x80", b"\x90", b""], [b""] * 9]
     for frames in garbage:
@@ -237,7 +235,7 @@ def test_garbage_neither_ends_the_broker_nor_costs_memory(rig: Rig, bus: FaultyT
     llama.inbox.wait_for(m.Encode)
 
 
-def test_a_row_that_does_not_fit_the_wire_is_nacked_at_home(rig: Rig) -> None:
+def test_a_row_that_does_not_fit_the_wire_is_refused_locally(rig: Rig) -> None:
     llama, client = rig.agent("llama"), rig.client()
     client.send(m.Encode(WIRE, TASK.task_id, m.Channel.SOFT, "text", rows(1), ("\udc80",)))
     nack = client.inbox.wait_for(m.Nack)
@@ -249,7 +247,7 @@ def test_a_row_that_does_not_fit_the_wire_is_nacked_at_home(rig: Rig) -> None:
     assert client.inbox.wait_for(m.Nack, lambda n: n.rows != rows(1)).rows == rows(2)
 
 
-def test_a_full_queue_holds_its_sender_up_until_there_is_room(
+def test_a_full_queue_blocks_its_sender_until_there_is_room(
     folder: Path, bus: FaultyTransport
 ) -> None:
     with Rig(folder, bus) as rig:
@@ -270,7 +268,9 @@ def test_a_full_queue_holds_its_sender_up_until_there_is_room(
         assert len(rig.events.of(e.PeerProgress)) == QUEUE_MESSAGES + 1
 
 
-def test_a_sender_that_waits_learns_of_the_loss(folder: Path, bus: FaultyTransport) -> None:
+def test_a_blocked_sender_gets_an_error_if_the_broker_is_lost(
+    folder: Path, bus: FaultyTransport
+) -> None:
     with Rig(folder, bus) as rig:
         bus.plan(Fault.HOLD, Direction.TO_PEER, count=1000)  # all: one alone would leave a gap
         client = rig.connect(hello("client"))
@@ -315,7 +315,7 @@ def test_answers_from_on_message_do_not_deadlock(rig: Rig) -> None:
     assert mistral.inbox.wait_for(m.Soft).rows == rows(3)
 
 
-def test_a_bug_ends_the_broker_loudly(folder: Path, bus: FaultyTransport) -> None:
+def test_a_bug_in_the_broker_is_raised_by_stop(folder: Path, bus: FaultyTransport) -> None:
     rig = Rig(folder, bus)
 
     def explode(command: object) -> None:

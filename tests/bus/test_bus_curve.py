@@ -1,4 +1,4 @@
-"""tcp with CURVE: who has no key on the list gets nothing, and nobody reads along."""
+"""tcp with CURVE: only listed keys are admitted, and the traffic is encrypted."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def curve(site: Site, pair: KeyPair, server: str = "") -> dict[str, bytes]:
     }
 
 
-def test_without_a_key_nothing_is_got(site: Site) -> None:
+def test_a_peer_without_a_key_gets_no_answer(site: Site) -> None:
     with raw(site) as peer:
         peer.try_to_say(hello("client", token=TOKEN))  # even with the run's own secret
         peer.try_to_say(hello("llama", token=TOKEN))
@@ -96,14 +96,14 @@ def test_without_a_key_nothing_is_got(site: Site) -> None:
     assert site.rig.broker.metrics()["peers"] == 0
 
 
-def test_with_an_unknown_key_nothing_is_got(site: Site) -> None:
+def test_a_peer_with_an_unknown_key_gets_no_answer(site: Site) -> None:
     with raw(site, **curve(site, site.pair("llama", allowed=False))) as peer:
         peer.try_to_say(hello("llama"))
         assert peer.silent(0.5)
     assert site.rig.broker.metrics()["peers"] == 0
 
 
-def test_a_revoked_key_is_cut_off_and_let_in_no_more(site: Site) -> None:
+def test_a_revoked_key_is_disconnected_and_not_admitted_again(site: Site) -> None:
     pair = site.pair("llama")
     llama = site.join(pair)
     site.rig.events.wait_for(PeerConnected)
@@ -118,7 +118,7 @@ def test_a_revoked_key_is_cut_off_and_let_in_no_more(site: Site) -> None:
     assert llama.name == "llama"
 
 
-def test_a_key_stands_for_one_name(site: Site) -> None:
+def test_a_key_is_valid_for_one_name(site: Site) -> None:
     pair = site.pair("llama")
     for name in ("mistral", "client"):
         thief = site.join(pair, name=name)
@@ -127,7 +127,7 @@ def test_a_key_stands_for_one_name(site: Site) -> None:
     assert "unauthorized" in other.lost()
 
 
-def test_an_incarnation_that_is_over_does_not_come_back(site: Site) -> None:
+def test_an_ended_incarnation_is_not_admitted_again(site: Site) -> None:
     pair = site.pair("llama")
     site.join(pair, epoch=5)
     site.rig.events.wait_for(PeerConnected)
@@ -136,7 +136,7 @@ def test_an_incarnation_that_is_over_does_not_come_back(site: Site) -> None:
     site.rig.events.wait_for(PeerConnected, lambda event: event.epoch == 6)
 
 
-def test_a_false_server_gets_nothing(site: Site, tmp_path: Path) -> None:
+def test_a_false_server_gets_no_message(site: Site, tmp_path: Path) -> None:
     """Who connects checks the bus's key as well."""
     false = KeyFolder(tmp_path / "false").server()
     with raw(site, **curve(site, site.pair("llama"), server=false.public)) as peer:
@@ -210,7 +210,7 @@ def test_open_tcp_beyond_this_machine_needs_keys(tmp_path: Path) -> None:
     folder.rmdir()
 
 
-def test_a_hello_without_token_and_key_is_turned_away(site: Site) -> None:
+def test_a_hello_without_token_and_key_is_rejected(site: Site) -> None:
     with RawPeer(site.rig.broker.endpoint) as peer:
         peer.send(peer.frames(hello("llama", token=""), run=UNKNOWN_RUN))
         nack = peer.hear(m.Nack)

@@ -83,7 +83,7 @@ def repacked(frames: list[bytes], **changes: object) -> list[bytes]:
         ({"c": 0}, NackCode.CHECKSUM),
     ],
 )
-def test_a_wrong_hello_is_turned_away(rig: Rig, changes: dict[str, object], code: NackCode) -> None:
+def test_a_wrong_hello_is_rejected(rig: Rig, changes: dict[str, object], code: NackCode) -> None:
     with RawPeer(rig.broker.endpoint) as peer:
         peer.send(repacked(peer.frames(hello("client")), **changes))
         refused(peer.hear(m.Nack), code)
@@ -91,7 +91,7 @@ def test_a_wrong_hello_is_turned_away(rig: Rig, changes: dict[str, object], code
     check_that_it_serves(rig)
 
 
-def test_who_does_not_say_hello_is_turned_away_and_costs_nothing(rig: Rig) -> None:
+def test_a_peer_that_sends_no_hello_is_rejected_and_not_stored(rig: Rig) -> None:
     rng = random.Random(5)
     with RawPeer(rig.broker.endpoint) as peer:
         for frames in (
@@ -211,7 +211,7 @@ def test_damaged_messages_are_refused_and_the_session_goes_on(rig: Rig, peer: Ra
     assert refusals == len(broken)
 
 
-def test_what_a_role_may_not_say_is_refused(rig: Rig, peer: RawPeer) -> None:
+def test_messages_a_role_may_not_send_are_refused(rig: Rig, peer: RawPeer) -> None:
     for message in (soft(1, origin="client"), result(1), m.Offer(WIRE, bridge())):
         peer.say(message)
         refused(peer.hear(m.Nack), NackCode.UNAUTHORIZED)
@@ -220,7 +220,7 @@ def test_what_a_role_may_not_say_is_refused(rig: Rig, peer: RawPeer) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 60_000.0, 0.0])
-def test_payloads_that_are_no_soft_tokens_never_reach_a_model(value: float) -> None:
+def test_invalid_soft_tokens_never_reach_a_model(value: float) -> None:
     values = np.full((2, 2, 16), 1.0, dtype=np.float16)
     values[1, 1, 3 if np.isfinite(value) else 0 :] = value
     values[1, 1] = value if not np.isfinite(value) or value == 0 else values[1, 1]
@@ -252,7 +252,7 @@ def test_a_false_checksum_of_a_payload_is_refused(rig: Rig) -> None:
 # -- size -----------------------------------------------------------------------------------
 
 
-def test_an_oversized_frame_cuts_its_sender_off() -> None:
+def test_an_oversized_frame_disconnects_its_sender() -> None:
     folder = make_run_folder()
     with Rig(folder, ZmqTransport(frame_bytes=200_000)) as rig:
         with RawPeer(rig.broker.endpoint) as peer:
@@ -263,7 +263,7 @@ def test_an_oversized_frame_cuts_its_sender_off() -> None:
     folder.rmdir()
 
 
-def test_a_message_without_end_is_thrown_away_with_its_connection(rig: Rig) -> None:
+def test_an_endless_message_is_dropped_with_its_connection(rig: Rig) -> None:
     import zmq
 
     part = b"x" * 65_536
@@ -319,7 +319,7 @@ def test_a_flood_of_strangers_leaves_nothing_behind(rig: Rig) -> None:
     check_that_it_serves(rig)
 
 
-def test_a_peer_that_does_not_read_is_cut_off(rig: Rig, peer: RawPeer) -> None:
+def test_a_peer_that_does_not_read_is_disconnected(rig: Rig, peer: RawPeer) -> None:
     """Answers to it wait in a bounded queue; then it is lost, and others never noticed."""
     for number in range(12_000):
         peer.say(m.Ping())
@@ -329,7 +329,7 @@ def test_a_peer_that_does_not_read_is_cut_off(rig: Rig, peer: RawPeer) -> None:
     assert "did not read" in lost.reason
 
 
-def test_too_many_clients_are_turned_away(rig: Rig) -> None:
+def test_too_many_clients_are_rejected(rig: Rig) -> None:
     limit = 64
     peers = [RawPeer(rig.broker.endpoint) for _ in range(limit + 1)]
     try:

@@ -18,7 +18,7 @@ def keys(tmp_path: Path) -> KeyFolder:
     return KeyFolder(tmp_path / "keys")
 
 
-def test_a_new_pair_is_private_and_its_own(keys: KeyFolder) -> None:
+def test_a_new_pair_is_private_and_unique(keys: KeyFolder) -> None:
     pair = keys.new("llama")
     path = keys.folder / "llama.key"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -33,7 +33,7 @@ def test_a_new_pair_is_private_and_its_own(keys: KeyFolder) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a b", "a/b", ".hidden", "x" * 80])
-def test_names_that_are_none(keys: KeyFolder, name: str) -> None:
+def test_invalid_names_are_refused(keys: KeyFolder, name: str) -> None:
     with pytest.raises(InputError):
         keys.new(name)
 
@@ -53,7 +53,7 @@ def read_secret(path: Path) -> str:
     return str(json.loads(path.read_text())["secret"])
 
 
-def test_a_broken_key_file_shows_nothing_of_itself(keys: KeyFolder) -> None:
+def test_errors_about_a_key_file_do_not_show_its_content(keys: KeyFolder) -> None:
     keys.new("llama")
     path = keys.folder / "llama.key"
     secret = read_secret(path)

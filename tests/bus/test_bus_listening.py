@@ -1,4 +1,4 @@
-"""Endpoints whose owner listens itself, links inside the broker's process."""
+"""Endpoints whose owner polls, and links inside the broker's process."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def folder() -> Iterator[Path]:
 
 
 class Listening:
-    """An agent whose own thread listens."""
+    """An agent that polls in the test's thread."""
 
     def __init__(self, rig: Rig, name: str) -> None:
         rig.broker.expect(name, 1)
@@ -58,15 +58,15 @@ class Listening:
     def works(self) -> list[m.Encode]:
         return [message for message in self.heard if isinstance(message, m.Encode)]
 
-    def attend_until(self, count: int) -> None:
-        """Listens until so many pieces of work have come."""
+    def poll_until(self, count: int) -> None:
+        """Polls until so many pieces of work have arrived."""
         deadline = time.monotonic() + PATIENCE
         while len(self.works()) < count:
             assert time.monotonic() < deadline
             self.endpoint.poll(0.2)
 
 
-def test_who_attends_hears_in_its_own_thread_and_in_order(folder: Path) -> None:
+def test_a_polling_thread_gets_messages_itself_and_in_order(folder: Path) -> None:
     with Rig(folder) as rig:
         rig.agent("mistral")
         llama = Listening(rig, "llama")
@@ -75,15 +75,15 @@ def test_who_attends_hears_in_its_own_thread_and_in_order(folder: Path) -> None:
         llama.threads.clear()
         for i in range(20):
             client.send(encode(i))
-            llama.attend_until(i + 1)
+            llama.poll_until(i + 1)
             llama.endpoint.send(m.Credit("llama->mistral", 1, 1000))
         assert [work.rows for work in llama.works()] == [rows(i, size=1) for i in range(20)]
         assert threading.get_ident() in llama.threads
         llama.endpoint.close()
 
 
-def test_an_owner_that_is_away_is_stood_in_for(folder: Path) -> None:
-    """Once it has attended and then computes for long: heartbeats and messages go on."""
+def test_the_io_thread_reads_for_an_owner_that_does_not_poll(folder: Path) -> None:
+    """Heartbeats and messages go on while an owner that has polled computes."""
     with Rig(folder, timing=QUICK) as rig:
         rig.agent("mistral")
         llama = Listening(rig, "llama")
@@ -101,10 +101,10 @@ def test_an_owner_that_is_away_is_stood_in_for(folder: Path) -> None:
         llama.endpoint.close()
 
 
-def test_who_leaves_is_stood_in_for_at_once_and_takes_over_again(
+def test_after_hand_over_the_io_thread_reads_until_the_next_poll(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoints, "TAKEOVER_S", 10 * PATIENCE)  # nobody looks in by himself
+    monkeypatch.setattr(endpoints, "TAKEOVER_S", 10 * PATIENCE)  # no takeover by time-out
     with Rig(folder) as rig:
         rig.agent("mistral")
         llama = Listening(rig, "llama")
@@ -120,19 +120,19 @@ def test_who_leaves_is_stood_in_for_at_once_and_takes_over_again(
             while len(llama.works()) <= 2 * i:
                 assert time.monotonic() < deadline
                 time.sleep(TAKEOVER_S / 50)
-                llama.endpoint.poll(0.0)  # a look does not take over
+                llama.endpoint.poll(0.0)  # a poll of 0 s does not take over
             assert own not in llama.threads
             llama.endpoint.poll(1e-6)
             llama.threads.clear()
             client.send(encode(2 * i + 1))
-            llama.attend_until(2 * i + 2)
+            llama.poll_until(2 * i + 2)
             assert llama.threads == {own}
             llama.endpoint.send(m.Credit("llama->mistral", 2, 1000))
         assert [work.rows for work in llama.works()] == [rows(i, size=1) for i in range(40)]
         llama.endpoint.close()
 
 
-def test_attend_ends_with_what_is_computed_with_a_nudge_and_with_the_bus(folder: Path) -> None:
+def test_poll_ends_when_done_when_woken_and_with_the_bus(folder: Path) -> None:
     rig = Rig(folder)
     llama = Listening(rig, "llama")
     looks = iter(range(1000))
@@ -152,8 +152,8 @@ def test_attend_ends_with_what_is_computed_with_a_nudge_and_with_the_bus(folder:
     llama.endpoint.close("", 1.0)
 
 
-def test_messages_sent_while_attending_leave_behind_those_before(folder: Path) -> None:
-    """What is sent from inside ``on_message`` waits for the end of the turn, not for ever."""
+def test_messages_sent_from_on_message_leave_after_earlier_ones(folder: Path) -> None:
+    """They wait only until ``on_message`` has returned."""
     with Rig(folder) as rig:
         rig.agent("mistral")
         llama = Listening(rig, "llama")
@@ -175,15 +175,15 @@ def test_messages_sent_while_attending_leave_behind_those_before(folder: Path) -
 
         llama.endpoint._on_message = answer
         client.send(encode(1))
-        llama.attend_until(1)
+        llama.poll_until(1)
         client.inbox.wait_for(m.Nack, lambda nack: nack.rows[0].request_id == rows(1)[0].request_id)
         llama.endpoint.close()
 
 
-# -- inside the process ---------------------------------------------------------------------
+# -- in-process links -----------------------------------------------------------------------
 
 
-def test_a_client_of_the_broker_s_own_process_is_as_any_other(folder: Path) -> None:
+def test_an_in_process_client_is_like_any_other(folder: Path) -> None:
     with Rig(folder) as rig:
         rig.transport = rig.broker.in_process  # type: ignore[assignment]
         client = rig.client()
@@ -199,7 +199,7 @@ def test_a_client_of_the_broker_s_own_process_is_as_any_other(folder: Path) -> N
         rig.events.wait_for(e.PeerLeft, lambda event: event.name == "client")
 
 
-def test_a_broker_that_stops_takes_the_links_inside_with_it(folder: Path) -> None:
+def test_a_stopping_broker_closes_its_in_process_links(folder: Path) -> None:
     rig = Rig(folder)
     rig.transport = rig.broker.in_process  # type: ignore[assignment]
     client = rig.client()
@@ -211,14 +211,14 @@ def test_a_broker_that_stops_takes_the_links_inside_with_it(folder: Path) -> Non
     assert time.monotonic() - start < PATIENCE / 2
 
 
-def test_a_broker_that_others_are_led_around_has_no_inside(folder: Path) -> None:
+def test_a_broker_with_another_address_offers_no_in_process_link(folder: Path) -> None:
     with Rig(folder) as rig:
         assert rig.broker.in_process is not None
         rig.broker.endpoint = "ipc:///somewhere/else"
         assert rig.broker.in_process is None
 
 
-def test_a_closed_listener_takes_no_links_and_cuts_those_it_has(folder: Path) -> None:
+def test_a_closed_listener_refuses_links_and_closes_existing_ones(folder: Path) -> None:
     listener = ZmqTransport().listen(ipc_endpoint(folder))
     link = listener.connect("")
     other = ZmqTransport().listen("tcp://127.0.0.1:0")
@@ -232,10 +232,10 @@ def test_a_closed_listener_takes_no_links_and_cuts_those_it_has(folder: Path) ->
     other.close(0)
 
 
-# -- an asyncio loop that listens -----------------------------------------------------------
+# -- an asyncio loop that reads -------------------------------------------------------------
 
 
-async def test_a_loop_hears_what_arrives_in_its_own_thread(folder: Path) -> None:
+async def test_an_event_loop_reads_in_its_own_thread(folder: Path) -> None:
     loop = asyncio.get_running_loop()
     with Rig(folder) as rig:
         llama, mistral = rig.agent("llama"), rig.agent("mistral")
@@ -258,7 +258,7 @@ async def test_a_loop_hears_what_arrives_in_its_own_thread(folder: Path) -> None
             transport=rig.broker.in_process,
         )
         client.start()
-        hearing = LoopReader(loop, client)
+        reader = LoopReader(loop, client)
         await asyncio.wait_for(credit.wait(), PATIENCE)
         client.send(m.Define(TASK))
         threads.clear()
@@ -271,8 +271,8 @@ async def test_a_loop_hears_what_arrives_in_its_own_thread(folder: Path) -> None
             mistral.send(result(i, origin=work.origin))
             assert (await asyncio.wait_for(results.get(), PATIENCE)).rows == rows(i)
         assert threading.get_ident() in threads
-        hearing.close()
-        hearing.close()
+        reader.close()
+        reader.close()
         client.send(encode(50))  # from now on its own thread listens
         work = await asyncio.to_thread(
             llama.inbox.wait_for, m.Encode, lambda w: w.rows == rows(50, size=1)
@@ -282,20 +282,20 @@ async def test_a_loop_hears_what_arrives_in_its_own_thread(folder: Path) -> None
         await asyncio.to_thread(client.close)
 
 
-async def test_a_loop_that_is_blocked_does_not_lose_the_bus(folder: Path) -> None:
+async def test_a_blocked_event_loop_does_not_lose_the_bus(folder: Path) -> None:
     with Rig(folder, timing=QUICK) as rig:
         lost = Kept()
         client = Endpoint(
             rig.address(), hello("client"), on_message=lambda m, at: None, on_lost=lost.add
         )
         client.start()
-        hearing = LoopReader(asyncio.get_running_loop(), client)
+        reader = LoopReader(asyncio.get_running_loop(), client)
         await asyncio.sleep(0.1)
         time.sleep(3 * QUICK.liveness_ms / 1000)  # noqa: ASYNC251  # that is what is tested
         await asyncio.sleep(0.1)
         assert not lost.items
         assert not rig.events.of(e.PeerLost)
-        hearing.close()
+        reader.close()
         client.close()
 
 
@@ -306,7 +306,7 @@ class NoReaders(asyncio.SelectorEventLoop):
         raise NotImplementedError
 
 
-def test_where_a_loop_cannot_watch_files_the_thread_listens(folder: Path) -> None:
+def test_the_io_thread_reads_if_the_loop_cannot_watch_files(folder: Path) -> None:
     loop = NoReaders()
     with Rig(folder) as rig:
         heard = Kept()

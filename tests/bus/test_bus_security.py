@@ -17,7 +17,7 @@ from agentwire.bus.security import (
 from agentwire.errors import InputError
 
 
-def test_a_run_folder_is_private_and_its_own(tmp_path: Path) -> None:
+def test_a_run_folder_is_private_and_unique(tmp_path: Path) -> None:
     first, second = make_run_folder(tmp_path), make_run_folder(tmp_path)
     assert first != second
     assert stat.S_IMODE(first.stat().st_mode) == 0o700
@@ -36,7 +36,7 @@ def test_folders_that_others_can_enter_are_refused(tmp_path: Path, mode: int) ->
         check_folder(tmp_path)
 
 
-def test_links_files_and_nothing_are_no_folders(tmp_path: Path) -> None:
+def test_links_files_and_missing_folders_are_refused(tmp_path: Path) -> None:
     private = make_run_folder(tmp_path)
     link, file = tmp_path / "link", tmp_path / "file"
     link.symlink_to(private)
@@ -86,7 +86,7 @@ def test_open_tcp_needs_curve_or_force(endpoint: str) -> None:
 
 
 @pytest.mark.parametrize("endpoint", CLOSED)
-def test_what_stays_on_this_machine_is_let_through(endpoint: str) -> None:
+def test_local_addresses_are_allowed(endpoint: str) -> None:
     check_endpoint(endpoint, curve=False)
 
 

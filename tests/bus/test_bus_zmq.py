@@ -79,7 +79,7 @@ def test_messages_cross_whole_in_both_directions(listener: ZmqListener, link: Zm
     assert until(link.receive, link.wait) == frames
 
 
-def test_no_arrival_is_missed_whatever_was_done_to_the_socket_before(
+def test_no_arrival_is_missed_after_any_use_of_the_socket(
     listener: ZmqListener, link: ZmqLink
 ) -> None:
     """Who waits asks the socket only where it may have changed: sends and empty reads change it."""
@@ -123,7 +123,7 @@ def test_a_buffer_may_change_as_soon_as_it_was_sent(listener: ZmqListener, link:
         assert arrived(listener)[1][2] == b"a" * size
 
 
-def test_an_unknown_peer_is_gone_not_dropped_in_silence(listener: ZmqListener) -> None:
+def test_a_message_to_an_unknown_peer_is_not_dropped_silently(listener: ZmqListener) -> None:
     assert listener.send(b"\0nobody", [b"a", b"b", b"c"]) is Sent.GONE
 
 
@@ -153,14 +153,14 @@ def test_a_peer_that_does_not_read_is_full_and_nothing_is_lost(
     assert got == [str(i).encode() for i in range(taken)]
 
 
-def test_endless_messages_are_cut(listener: ZmqListener, link: ZmqLink) -> None:
+def test_frames_beyond_the_limit_are_dropped(listener: ZmqListener, link: ZmqLink) -> None:
     say(link, *[b"x"] * 1000)
     say(link, b"next")
     assert len(arrived(listener)[1]) == KEPT_FRAMES
     assert arrived(listener)[1] == [b"next"]
 
 
-def test_a_frame_over_the_limit_cuts_its_peer_off(folder: Path) -> None:
+def test_a_frame_over_the_limit_disconnects_its_peer(folder: Path) -> None:
     transport = ZmqTransport(frame_bytes=1000)
     listener = transport.listen(ipc_endpoint(folder))
     link, good = transport.connect(listener.endpoint), transport.connect(listener.endpoint)
@@ -186,7 +186,7 @@ def test_wait_ends_by_wake_from_another_thread_and_wakes_add_up_to_one() -> None
     wakeup.set()
 
 
-def test_a_large_frame_goes_on_from_where_it_came(listener: ZmqListener, folder: Path) -> None:
+def test_a_large_frame_is_forwarded_without_a_copy(listener: ZmqListener, folder: Path) -> None:
     """What a broker hands on is neither copied nor changed, and lives as long as it is needed."""
     first, second = (ZmqTransport().connect(listener.endpoint) for _ in range(2))
     try:
@@ -283,7 +283,7 @@ def test_wake_before_wait_is_not_lost(listener: ZmqListener) -> None:
     assert time.monotonic() - start < PATIENCE
 
 
-def test_a_living_socket_is_not_stolen(listener: ZmqListener) -> None:
+def test_a_socket_in_use_is_not_taken_over(listener: ZmqListener) -> None:
     with pytest.raises(InputError, match="in use"):
         ZmqTransport().listen(listener.endpoint)
 
@@ -295,7 +295,7 @@ def test_the_socket_of_a_dead_broker_is_replaced(folder: Path) -> None:
     ZmqTransport().listen(ipc_endpoint(folder)).close(0)
 
 
-def test_a_file_in_the_way_is_kept(folder: Path) -> None:
+def test_a_file_at_the_socket_path_is_kept(folder: Path) -> None:
     (folder / "bus").write_text("mine")
     with pytest.raises(InputError, match="in use"):
         ZmqTransport().listen(ipc_endpoint(folder))
@@ -350,7 +350,7 @@ def test_many_requests_cross_the_bus(folder: Path) -> None:
         assert rig.broker.metrics()["forwarded"] == 2 * n
 
 
-def test_each_threads_messages_keep_their_order_on_either_way_out(folder: Path) -> None:
+def test_each_threads_messages_keep_their_order(folder: Path) -> None:
     """Some leave in their own thread, some wait for the IO thread: no one overtakes another."""
     threads, each = 4, 150
     with Rig(folder) as rig:
@@ -378,7 +378,7 @@ def test_each_threads_messages_keep_their_order_on_either_way_out(folder: Path) 
         assert not rig.events.of(e.PeerLost)
 
 
-def test_a_callback_that_waits_for_a_sender_does_not_lock_it_out(folder: Path) -> None:
+def test_a_callback_that_waits_for_a_sender_does_not_deadlock(folder: Path) -> None:
     """The owner's own lock, held while it sends and wanted by on_message: no deadlock."""
     own = threading.Lock()
     heard = []
@@ -410,7 +410,7 @@ def test_a_callback_that_waits_for_a_sender_does_not_lock_it_out(folder: Path) -
         endpoint.close()
 
 
-def test_a_killed_link_is_noticed_and_its_successor_let_in(folder: Path) -> None:
+def test_a_killed_link_is_noticed_and_its_successor_admitted(folder: Path) -> None:
     with Rig(folder) as rig:
         client = rig.client()
         first = rig.agent("llama", 1)

@@ -1,4 +1,4 @@
-"""The broker's decisions about credit: what waits, what is refused, whose turn it is."""
+"""The broker's decisions about credit: queueing, refusals and fairness."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_more_than_was_granted_is_overloaded() -> None:
     assert bus.router.gauges()["queued_messages"] == 4
 
 
-def test_a_senders_excess_is_told_to_the_client_whose_rows_it_was() -> None:
+def test_a_sender_over_its_credit_ends_the_rows_at_their_client() -> None:
     bus = Bus().open()
     for i in range(4):
         assert bus.say("llama", soft(i)) == []

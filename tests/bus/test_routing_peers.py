@@ -1,4 +1,4 @@
-"""The broker's decisions about peers: who is let in, what a request is, who may say what."""
+"""The broker's decisions about peers: admission, requests, and what each may send."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from agentwire.errors import NackCode
 from agentwire.wire import messages as m
 from agentwire.wire.events import HelloReceived, MessageRefused
 
-# -- who is let in ------------------------------------------------------------------------
+# -- admission ----------------------------------------------------------------------------
 
 
-def test_an_expected_agent_is_let_in_and_becomes_ready_with_its_second_hello() -> None:
+def test_an_expected_agent_is_admitted_and_ready_after_its_second_hello() -> None:
     bus = Bus()
     assert bus.expect("llama", 7) == []
     assert bus.arrive("llama", 7) == [
@@ -78,7 +78,7 @@ def test_a_client_is_granted_the_room_of_its_queues() -> None:
         (HelloReceived(m.Hello("me", m.Role.BROKER, TOKEN), 1), NackCode.UNAUTHORIZED),
     ],
 )
-def test_who_is_not_let_in(event: HelloReceived, code: NackCode) -> None:
+def test_peers_that_are_not_admitted(event: HelloReceived, code: NackCode) -> None:
     bus = Bus()
     bus.expect("mistral", 3)
     out = bus.event("x", event)
@@ -121,7 +121,7 @@ def test_a_newer_incarnation_replaces_the_older() -> None:
     assert codes(bus.arrive("mistral", 1)) == [NackCode.STALE_EPOCH]
 
 
-def test_a_live_incarnation_cannot_be_doubled() -> None:
+def test_a_connected_incarnation_cannot_connect_twice() -> None:
     bus = Bus()
     bus.join("mistral", "client")
     assert codes(bus.arrive("mistral", 1, id="thief")) == [NackCode.STALE_EPOCH]
@@ -182,7 +182,7 @@ def test_origin_cannot_be_forged() -> None:
 
 
 @pytest.mark.parametrize("origin", ["", "nobody", "llama"])
-def test_what_belongs_to_no_live_client_is_dropped(origin: str) -> None:
+def test_messages_for_no_connected_client_are_dropped(origin: str) -> None:
     bus = Bus().open()
     bus.say("mistral", WIDE)
     assert bus.say("mistral", result(1, origin=origin)) == []
@@ -194,7 +194,7 @@ def test_what_belongs_to_no_live_client_is_dropped(origin: str) -> None:
     assert bus.router.counters["dropped.orphan"] == 4
 
 
-# -- who may say what ---------------------------------------------------------------------
+# -- what each may send -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

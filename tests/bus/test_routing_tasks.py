@@ -1,4 +1,4 @@
-"""The broker's decisions about tasks that are defined and bridges that are offered."""
+"""The broker's decisions about task definitions and bridge offers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_work_for_an_unknown_task_is_refused_and_its_credit_given_back() -> None
     assert out[1][-1] == send("client", m.Credit(WIRE, 2, 2))
 
 
-def test_the_task_that_was_not_named_for_longest_is_forgotten_first() -> None:
+def test_the_least_recently_used_task_is_dropped_first() -> None:
     bus = Bus().open()
     bus.say("client", m.Define(other_task("a")))
     bus.say("client", m.Define(other_task("b")))
@@ -59,7 +59,7 @@ def test_the_task_that_was_not_named_for_longest_is_forgotten_first() -> None:
     assert names == ["b", "film", "c"]
 
 
-def test_an_offer_waits_for_the_receiver_and_its_answer_goes_back() -> None:
+def test_an_offer_waits_for_the_receiver_and_its_answer_reaches_the_sender() -> None:
     bus = Bus()
     bus.join("llama")
     offer, accept = m.Offer(WIRE, bridge()), m.Accept(WIRE, "b" * 64)
@@ -73,7 +73,7 @@ def test_an_offer_waits_for_the_receiver_and_its_answer_goes_back() -> None:
     ]
 
 
-def test_a_refused_offer_is_told_to_the_sender_and_the_owner() -> None:
+def test_a_refused_offer_is_reported_to_sender_and_owner() -> None:
     bus = Bus()
     bus.join("llama", "mistral")
     bus.say("llama", m.Offer(WIRE, bridge()))
@@ -84,7 +84,7 @@ def test_a_refused_offer_is_told_to_the_sender_and_the_owner() -> None:
     ]
 
 
-def test_offers_follow_the_incarnations() -> None:
+def test_offers_are_repeated_to_new_receivers_and_end_with_their_sender() -> None:
     bus = Bus()
     bus.join("llama", "mistral")
     offer = m.Offer(WIRE, bridge())

@@ -1,4 +1,4 @@
-"""The broker's decisions over time: deadlines, cancellation, loss; and on anything at all."""
+"""The broker's decisions about deadlines, cancellation and loss; and on random input."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from agentwire.wire.codec import Sealed
 # -- time, cancellation, loss -------------------------------------------------------------
 
 
-def test_deadlines_go_on_in_the_queue() -> None:
+def test_deadlines_run_while_work_is_queued() -> None:
     bus = Bus().open()
     bus.say("client", encode(1, ms_left=1000), now=10.0)
     (out, *_) = bus.say("llama", WIDE, now=10.4)
     assert out == send("llama", as_from(encode(1, ms_left=600)))
 
 
-def test_work_and_results_go_on_as_they_came_unless_their_time_has_changed() -> None:
+def test_messages_are_forwarded_sealed_unless_their_deadline_changed() -> None:
     bus = Bus().open()
     seal = Sealed({}, b"", b"")
     bus.say("mistral", WIDE)
@@ -46,7 +46,7 @@ def test_work_and_results_go_on_as_they_came_unless_their_time_has_changed() -> 
     assert timeless == act.Send(b"llama", as_from(encode(3)), seal)
 
 
-def test_late_work_is_answered_and_costs_the_consumer_nothing() -> None:
+def test_expired_work_is_answered_and_costs_no_credit() -> None:
     bus = Bus().open()
     bus.say("client", encode(1, ms_left=100), now=10.0)
     bus.say("client", encode(2), now=10.0)
@@ -55,7 +55,7 @@ def test_late_work_is_answered_and_costs_the_consumer_nothing() -> None:
     assert send("llama", as_from(encode(2))) in out
 
 
-def test_late_work_is_swept_out_while_nobody_takes_it() -> None:
+def test_a_sweep_answers_expired_work() -> None:
     bus = Bus().open()
     bus.say("client", encode(1, ms_left=100), now=10.0)
     bus.say("client", encode(2, ms_left=5000), now=10.0)
@@ -78,7 +78,7 @@ def test_cancelled_work_leaves_the_queue_and_only_the_clients_own() -> None:
     assert bus.router.gauges()["queued_messages"] == 2
 
 
-def test_what_a_lost_agent_had_queued_is_dropped_and_its_producers_get_their_room() -> None:
+def test_a_lost_agents_queue_is_dropped_and_its_room_granted() -> None:
     bus = Bus().open()
     bus.say("client", encode(1))
     bus.say("client", encode(2))
@@ -96,14 +96,14 @@ def test_what_a_lost_agent_had_queued_is_dropped_and_its_producers_get_their_roo
     assert send("new", as_from(encode(4))) in bus.say("new", WIDE)
 
 
-def test_a_dead_process_is_forgotten_once() -> None:
+def test_a_dead_process_is_disconnected_once() -> None:
     bus = Bus().open()
     assert act.Emit(e.PeerLost("mistral", 1, "the process ended")) in bus.disconnect("mistral", 1)
     assert bus.disconnect("mistral", 1) == []
     assert codes(bus.arrive("mistral", 1)) == [NackCode.STALE_EPOCH]
 
 
-def test_forgetting_an_old_incarnation_leaves_the_new_one_alone() -> None:
+def test_disconnecting_an_old_incarnation_keeps_the_new_one() -> None:
     bus = Bus()
     bus.join("mistral", epoch=2)
     assert bus.disconnect("mistral", 1) == []
@@ -116,7 +116,7 @@ def test_goodbye_is_not_a_loss() -> None:
     assert act.Emit(e.PeerLeft("mistral", 1, "done")) in out
 
 
-def test_a_client_that_leaves_takes_its_work_with_it() -> None:
+def test_the_work_of_a_client_that_leaves_is_dropped() -> None:
     bus = Bus().open()
     bus.say("client", encode(1))
     bus.lose("client", "silent")
@@ -124,7 +124,7 @@ def test_a_client_that_leaves_takes_its_work_with_it() -> None:
     assert bus.say("llama", WIDE) == []
 
 
-def test_busy_is_told_until_it_is_over() -> None:
+def test_busy_time_is_reported_until_it_is_zero() -> None:
     bus = Bus().open()
     seen = [bus.event("llama", e.PeerBusy("llama", 1, ms)) for ms in (0, 1500, 2500, 0, 0)]
     assert seen == [
@@ -137,7 +137,7 @@ def test_busy_is_told_until_it_is_over() -> None:
 
 
 @pytest.mark.parametrize("wires", [{"a->a": ("a", "a")}, {"@a": ("a", "b")}])
-def test_impossible_wires(wires: dict[str, tuple[str, str]]) -> None:
+def test_invalid_wires_are_refused(wires: dict[str, tuple[str, str]]) -> None:
     with pytest.raises(LocalProtocolError, match="Invalid wire"):
         Router(wires=wires, token=TOKEN)
 

@@ -113,6 +113,6 @@ async def test_it_joins_a_running_bus_and_gets_its_answers(runtime: Runtime) -> 
 
 
 @pytest.mark.integration
-async def test_it_is_turned_away_without_the_token(runtime: Runtime) -> None:
+async def test_it_is_rejected_without_the_token(runtime: Runtime) -> None:
     _, errors, status = await asyncio.to_thread(talk, runtime, token="no", questions=[])
     assert status == 1 and "turned away: unauthorized" in errors

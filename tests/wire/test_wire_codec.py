@@ -1,4 +1,4 @@
-"""The codec: every message round-trips, and no bytes do anything but decode or be refused."""
+"""The codec: every message round-trips, and any bytes either decode or are refused."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_every_type_round_trips(kind: type) -> None:
 @pytest.mark.parametrize(
     "kind", [m.Encode, m.Soft, m.Text, m.Result], ids=lambda kind: kind.__name__
 )
-def test_what_goes_on_sealed_is_the_same_message_of_another_peer(kind: type) -> None:
+def test_a_resealed_message_is_the_same_from_another_peer(kind: type) -> None:
     @settings(max_examples=40, deadline=None)
     @given(by_type[kind], envelopes, envelopes)
     def hand_on(message: m.Message, first: m.Envelope, second: m.Envelope) -> None:
@@ -86,7 +86,7 @@ def test_what_goes_on_sealed_is_the_same_message_of_another_peer(kind: type) -> 
     hand_on()
 
 
-def test_what_was_damaged_on_the_way_is_still_found_at_its_end() -> None:
+def test_damage_before_resealing_is_still_detected() -> None:
     _, _, seal = unseal(encode(SOFT, ENVELOPE))
     header, rows, body = reseal(seal, ENVELOPE, "client")
     flipped = bytes([bytes(body)[0] ^ 1]) + bytes(body)[1:]
@@ -99,7 +99,7 @@ def test_a_sealed_header_that_grows_over_its_limit_is_not_sent() -> None:
         reseal(seal, ENVELOPE, "n" * LIMITS.header_bytes)
 
 
-def test_no_type_and_no_field_is_forgotten() -> None:
+def test_every_type_and_field_has_a_layout() -> None:
     kinds = set(typing.get_args(m.Message))
     assert set(by_type) == kinds == set(fields.TYPE_OF)
     assert set(fields.LAYOUTS) == set(m.MessageType)
@@ -154,7 +154,7 @@ def test_payloads_and_scores_are_not_copied() -> None:
     assert isinstance(scores, memoryview) and scores.obj is data
 
 
-def test_a_view_of_a_wider_type_crosses_as_its_bytes() -> None:
+def test_a_view_of_a_wider_type_is_sent_as_bytes() -> None:
     data = memoryview(bytes(12)).cast("H")
     message = decode(encode(dataclasses.replace(SOFT, payload=m.Payload(data, 1, 2, 3)), ENVELOPE))
     assert message[1] == SOFT
@@ -271,7 +271,7 @@ BRIDGE = m.BridgeIdentity(
     ],
     ids=lambda message: type(message).__name__,
 )  # fmt: skip
-def test_what_does_not_fit_is_not_sent(message: m.Message) -> None:
+def test_messages_that_do_not_fit_are_not_sent(message: m.Message) -> None:
     with pytest.raises(LocalProtocolError, match="does not fit the wire"):
         encode(message, ENVELOPE)
 
@@ -279,7 +279,7 @@ def test_what_does_not_fit_is_not_sent(message: m.Message) -> None:
 @pytest.mark.parametrize(
     "envelope", [m.Envelope(b"", 0, 0), m.Envelope(RUN, -1, 0), m.Envelope(RUN, 0, 2**63)]
 )
-def test_an_envelope_has_its_limits_too(envelope: m.Envelope) -> None:
+def test_an_envelope_out_of_range_is_not_sent(envelope: m.Envelope) -> None:
     with pytest.raises(LocalProtocolError):
         encode(m.Ping(), envelope)
 
@@ -348,7 +348,7 @@ def test_rows_that_break_a_rule_are_refused(rows: object) -> None:
     assert refusal(rewrite([frames[0], second, frames[2]], c=crc)).code is NackCode.MALFORMED
 
 
-def test_text_must_be_utf8_and_cut_where_the_rows_say() -> None:
+def test_text_must_be_utf8_and_match_the_sizes_of_its_rows() -> None:
     frames = encode(TEXT, ENVELOPE)
     for body in (b"\xff\xfe", b"h", b"hi!", b""):
         assert refusal(sealed(frames, body=body)).code is NackCode.MALFORMED
@@ -381,7 +381,7 @@ def test_scores_of_another_size_are_refused() -> None:
     assert refusal(rewrite(frames, labels=0)).code is NackCode.MALFORMED
 
 
-def test_sizes_belong_to_text_alone() -> None:
+def test_only_text_has_sizes() -> None:
     rows = [[b"a" * 16, 1500, bytes(16), 5]]
     assert refusal(sealed(encode(SOFT, ENVELOPE), rows=rows)).code is NackCode.MALFORMED
     assert refusal(sealed(encode(RESULT, ENVELOPE), rows=rows)).code is NackCode.MALFORMED
@@ -530,7 +530,7 @@ def test_a_truncated_or_extended_message_is_refused(
     assert got in (None, (ENVELOPE, message))
 
 
-def test_a_client_that_knows_only_the_docs_is_understood() -> None:
+def test_frames_built_from_the_docs_alone_decode() -> None:
     """Built by hand, in another order and with other integer sizes than the encoder's."""
     body = "Öde.".encode()
     rows = msgpack.packb([[b"i" * 16, None, bytes(16), len(body)]])

@@ -1,4 +1,4 @@
-"""Credit: a consumer is never overrun, and a producer is never left waiting for nothing."""
+"""Credit: a consumer is never overrun, and a producer never waits without a reason."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_nothing_may_be_sent_before_a_grant() -> None:
     assert gate.left(WIRE) == Grant(0, 0)
 
 
-def test_a_message_spends_itself_and_its_bytes_on_its_own_wire() -> None:
+def test_a_message_costs_one_message_and_its_bytes_on_its_own_wire() -> None:
     gate = CreditGate()
     gate.add(WIRE, 2, 100)
     assert gate.take(WIRE, 30)
@@ -31,7 +31,7 @@ def test_a_message_spends_itself_and_its_bytes_on_its_own_wire() -> None:
     assert not gate.take(WIRE, 0)
 
 
-def test_the_last_bytes_carry_one_message_of_any_size_and_then_none() -> None:
+def test_bytes_may_be_overdrawn_by_one_message() -> None:
     gate = CreditGate()
     gate.add(WIRE, 5, 10)
     assert gate.take(WIRE, 1000)
@@ -53,7 +53,7 @@ def test_a_grant_out_of_bounds_changes_nothing(messages: int, size: int) -> None
     assert gate.left(WIRE) == Grant(1, 0)
 
 
-def test_a_peer_cannot_grant_on_wires_without_end() -> None:
+def test_the_number_of_wires_with_credit_is_bounded() -> None:
     gate = CreditGate(max_wires=2)
     gate.add("a", 1, 1)
     gate.add("b", 1, 1)
@@ -62,7 +62,7 @@ def test_a_peer_cannot_grant_on_wires_without_end() -> None:
     gate.add("a", 1, 1)
 
 
-def test_credit_dies_with_the_consumer_that_gave_it() -> None:
+def test_credit_ends_with_its_consumer() -> None:
     gate = CreditGate()
     gate.add("a", 1, 1)
     gate.add("b", 1, 1)
@@ -111,7 +111,7 @@ def test_a_new_producer_is_granted_what_is_free() -> None:
     assert window.consumed(500) == Grant(1, 70)
 
 
-def test_misuse_on_this_side_is_told() -> None:
+def test_local_misuse_raises() -> None:
     window = CreditWindow(1, 1)
     with pytest.raises(LocalProtocolError):
         window.consumed(0)

@@ -32,7 +32,7 @@ def test_a_forgotten_request_may_be_tried_again() -> None:
     seen.forget(B)
 
 
-def test_the_reply_not_asked_for_the_longest_goes_first() -> None:
+def test_the_least_recently_used_reply_is_dropped_first() -> None:
     seen: Dedup[bytes, str] = Dedup(replies=2)
     for key in (A, B):
         seen.begin(key)
@@ -66,7 +66,7 @@ def test_requests_in_progress_are_bounded_and_never_dropped() -> None:
     assert seen.begin(C).seen is Seen.NEW
 
 
-def test_a_reply_needs_a_request() -> None:
+def test_finish_needs_a_request_in_progress() -> None:
     seen: Dedup[bytes, str] = Dedup()
     with pytest.raises(LocalProtocolError):
         seen.finish(A, "x")

@@ -1,4 +1,4 @@
-"""The wire is frozen: the encoder, the golden files and docs/protocol.md say the same bytes.
+"""The wire is frozen: the encoder, the golden files and docs/protocol.md show the same bytes.
 
 A failure here means that peers of two builds no longer understand each other. Do not overwrite the
 files: raise PROTOCOL_VERSION.
@@ -33,12 +33,12 @@ def shown_in_docs() -> dict[str, list[bytes]]:
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_the_encoder_writes_what_it_always_wrote(name: str) -> None:
+def test_the_encoder_writes_the_golden_bytes(name: str) -> None:
     assert packed(name) == (GOLDEN / f"{name}.bin").read_bytes()
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_what_was_written_is_still_read(name: str) -> None:
+def test_the_golden_bytes_decode(name: str) -> None:
     message, envelope = MESSAGES[name]
     frames = frames_of((GOLDEN / f"{name}.bin").read_bytes())
     got_envelope, got = decode(frames)
@@ -75,7 +75,7 @@ def test_the_docs_name_every_type_field_code_and_limit() -> None:
         assert f"| `{name}` | {getattr(LIMITS, name):,} |" in text
 
 
-def test_the_docs_name_every_state_and_who_may_say_what() -> None:
+def test_the_docs_name_every_state_and_what_each_role_may_send() -> None:
     text = PROTOCOL.read_text()
     for state in State:
         assert state.name in text

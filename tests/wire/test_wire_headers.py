@@ -1,4 +1,4 @@
-"""Headers whose constant part was seen before are checked as those that come first."""
+"""Headers whose constant part is cached are checked like the first ones."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def changed(message: m.Message, **values: object) -> list[bytes]:
         {"stages": [["encode", 1.0]]},
     ],
 )
-def test_what_equals_a_known_header_but_is_another_type_is_refused(
+def test_a_header_equal_to_a_known_one_but_of_other_types_is_refused(
     values: dict[str, object],
 ) -> None:
     for _ in range(2):
@@ -63,7 +63,7 @@ def test_what_equals_a_known_header_but_is_another_type_is_refused(
     assert decode(changed(SOFT, s=8, stages={"encode": 3}))[0].seq == 8
 
 
-def test_a_known_header_keeps_nothing_that_changes() -> None:
+def test_cached_headers_hold_no_changing_values() -> None:
     for number in range(3):
         envelope = m.Envelope(bytes(16), number, 3)
         soft = m.Soft(
@@ -100,7 +100,7 @@ def header_of(message: m.Message, **packed: bytes) -> list[bytes]:
     "reason",
     ["", "æstages\x01", "stages", "\ufffdstages", "xstages\x01"],
 )
-def test_a_stage_given_twice_is_refused_whatever_the_rest_says(reason: str) -> None:
+def test_a_stage_given_twice_is_refused(reason: str) -> None:
     text = m.Text(
         "a->b", "0" * 64, (ROW,), ("hello",), reason=reason, stages={"a": 1.0}, origin="c"
     )
@@ -121,7 +121,7 @@ def test_a_key_given_twice_is_refused_in_short_and_in_long_headers() -> None:
             decode([mark + rest + again, *frames[1:]])
 
 
-def test_unusual_but_valid_writing_of_a_header_is_understood() -> None:
+def test_an_unusual_but_valid_encoding_of_a_header_decodes() -> None:
     frames = header_of(SOFT)
     header = msgpack.unpackb(frames[0])
     long_keys = b"".join(

@@ -1,4 +1,4 @@
-"""Credit, dedup and sessions under any order of events: hypothesis plays, a model referees."""
+"""Credit, dedup and sessions under random orders of events, compared with a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions in pairs: what one sends goes straight into the other, and time is a number."""
+"""Pairs of sessions: each receives what the other sends, and time is a number."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_hello_and_welcome_open_both_ends() -> None:
     assert (pair.peer.timing.ping_ms, pair.peer.timing.liveness_ms) == (1000, 5000)
 
 
-def test_a_rejected_peer_learns_why_and_both_ends_are_closed() -> None:
+def test_a_rejected_peer_gets_the_reason_and_both_ends_close() -> None:
     pair = Pair(open_=False)
     pair.broker.receive(pair.peer.open(0.0), 0.0)
     frames = pair.broker.reject(NackCode.UNAUTHORIZED, "wrong token", 0.0)
@@ -115,9 +115,7 @@ def test_a_peer_that_speaks_newer_versions_too_gets_the_common_one() -> None:
         (m.Welcome(2, 5000, 5000), NackCode.MALFORMED),
     ],
 )
-def test_a_welcome_that_cannot_be_is_answered_by_goodbye(
-    welcome: m.Welcome, code: NackCode
-) -> None:
+def test_an_invalid_welcome_is_answered_by_goodbye(welcome: m.Welcome, code: NackCode) -> None:
     pair = Pair(open_=False)
     pair.broker.receive(pair.peer.open(0.0), 0.0)
     pair.broker.welcome(0.0)
@@ -138,7 +136,7 @@ def test_nothing_but_hello_opens_a_session() -> None:
     assert pair.broker.receive(raw(AGENT, 1), 0.0) == []
 
 
-def test_the_second_hello_says_ready() -> None:
+def test_the_second_hello_reaches_the_layer_above() -> None:
     pair = Pair()
     ready = dataclasses.replace(AGENT, model=MODEL)
     assert pair.broker.receive(pair.peer.send(ready, 1.0), 1.0) == [
@@ -154,7 +152,7 @@ def test_the_second_hello_says_ready() -> None:
         dataclasses.replace(AGENT, role=m.Role.CLIENT, model=MODEL),
     ],
 )
-def test_a_second_hello_is_the_same_peer_with_a_model(hello: m.Hello) -> None:
+def test_a_second_hello_must_be_the_same_peer_with_a_model(hello: m.Hello) -> None:
     pair = Pair()
     with pytest.raises(LocalProtocolError):
         pair.peer.send(hello, 1.0)
@@ -163,13 +161,13 @@ def test_a_second_hello_is_the_same_peer_with_a_model(hello: m.Hello) -> None:
     assert pair.broker.hello == AGENT
 
 
-def test_a_client_says_hello_once() -> None:
+def test_a_client_sends_hello_once() -> None:
     pair = Pair(CLIENT)
     with pytest.raises(LocalProtocolError, match="HELLO"):
         pair.peer.send(dataclasses.replace(CLIENT, model=MODEL), 1.0)
 
 
-def test_a_handshake_that_does_not_end_is_lost() -> None:
+def test_an_unfinished_handshake_is_lost() -> None:
     pair = Pair(open_=False)
     pair.peer.open(0.0)
     assert pair.peer.tick(29.0) == (30.0, [])
@@ -182,7 +180,7 @@ def test_a_handshake_that_does_not_end_is_lost() -> None:
 
 @settings(deadline=None)
 @given(any_message, st.sampled_from([AGENT, CLIENT]))
-def test_what_one_end_may_send_the_other_accepts_and_the_rest_neither(
+def test_each_end_accepts_exactly_what_the_other_may_send(
     message: m.Message, hello: m.Hello
 ) -> None:
     kind = TYPE_OF[type(message)]
@@ -216,7 +214,7 @@ def test_no_closed_state_leads_anywhere_and_every_state_can_be_reached() -> None
                 assert step(side, m.Role.AGENT, State.CLOSED, direction, kind) is None
 
 
-def test_the_broker_hands_on_what_it_received_with_its_own_number_and_epoch() -> None:
+def test_the_broker_forwards_with_its_own_number_and_epoch() -> None:
     sender, receiver = Pair(), Pair()
     payload = m.Payload(bytes(8), 1, 2, 2)
     soft = m.Soft("a->b", "0" * 64, "1" * 64, (m.Row(b"r" * 16),), payload, origin="client")
@@ -241,7 +239,7 @@ def test_a_message_that_cannot_be_sent_uses_no_number() -> None:
 # -- order, incarnation, run ----------------------------------------------------------------
 
 
-def test_a_number_that_came_already_is_dropped_unanswered() -> None:
+def test_a_duplicate_is_dropped_without_an_answer() -> None:
     pair = Pair()
     frames = pair.peer.send(CREDIT, 1.0)
     assert isinstance(pair.broker.receive(frames, 1.0)[0], MessageReceived)
@@ -249,7 +247,7 @@ def test_a_number_that_came_already_is_dropped_unanswered() -> None:
     assert pair.broker.receive(raw(AGENT, 0), 1.0) == [DuplicateDropped(0)]
 
 
-def test_a_peer_that_its_key_identifies_learns_the_run() -> None:
+def test_a_keyed_peer_learns_the_run_from_the_welcome() -> None:
     for keyed in (True, False):
         peer = Session(Side.PEER, run=UNKNOWN_RUN, epoch=3, now=0.0, hello=AGENT)
         broker = Session(Side.BROKER, run=RUN, epoch=1, now=0.0, keyed=keyed)
@@ -279,7 +277,7 @@ def test_a_repeated_message_is_no_sign_of_life() -> None:
     assert events == [PeerLost("broker", 1, "silent for 5000 ms", silent=True)]
 
 
-def test_a_broker_that_knows_nothing_of_the_connection_ends_the_peers_session() -> None:
+def test_a_broker_that_does_not_know_the_connection_ends_the_peers_session() -> None:
     pair = Pair()
     stranger = Session(Side.BROKER, run=RUN, epoch=1, now=9.0)
     (nack,) = frames_of(stranger.receive(pair.peer.send(m.Ping(), 9.0), 9.0))
@@ -288,7 +286,7 @@ def test_a_broker_that_knows_nothing_of_the_connection_ends_the_peers_session() 
     assert pair.peer.state is State.CLOSED
 
 
-def test_a_peer_cannot_end_the_brokers_session_so() -> None:
+def test_a_peer_cannot_end_the_brokers_session_that_way() -> None:
     pair = Pair()
     nack = m.Nack(NackCode.UNAUTHORIZED, "who are you?")
     assert pair.broker.receive(raw(nack, 0), 1.0) == [DuplicateDropped(0)]
@@ -304,7 +302,7 @@ def test_a_lost_message_ends_the_session() -> None:
     assert pair.broker.receive(lost[0], 1.0) == []
 
 
-def test_a_number_from_nowhere_does_not_move_the_session() -> None:
+def test_a_number_too_far_ahead_is_refused() -> None:
     pair = Pair()
     events = pair.broker.receive(raw(CREDIT, MAX_GAP + 2), 1.0)
     assert isinstance(events[0], MessageRefused) and events[0].code is NackCode.MALFORMED
@@ -328,7 +326,7 @@ def test_another_run_is_refused() -> None:
 # -- refusals -------------------------------------------------------------------------------
 
 
-def test_a_damaged_message_is_refused_answered_and_no_gap() -> None:
+def test_a_damaged_message_is_answered_and_leaves_no_gap() -> None:
     pair = Pair()
     row = m.Row(b"r" * 16)
     text = m.Text("a->b", "0" * 64, (row,), ("hi",), origin="client")
@@ -345,7 +343,7 @@ def test_a_damaged_message_is_refused_answered_and_no_gap() -> None:
     assert isinstance(pair.broker.receive(pair.peer.send(CREDIT, 1.0), 1.0)[0], MessageReceived)
 
 
-def test_a_refused_message_names_the_requests_that_it_carried() -> None:
+def test_a_refusal_names_the_requests_of_the_message() -> None:
     pair = Pair(CLIENT)
     row = m.Row(b"r" * 16)
     soft = m.Soft("a->b", "0" * 64, "1" * 64, (row,), m.Payload(bytes(4), 1, 1, 2))
@@ -354,7 +352,7 @@ def test_a_refused_message_names_the_requests_that_it_carried() -> None:
     assert (refused.wire, refused.rows) == ("a->b", (row,))
 
 
-def test_the_nack_to_a_refused_message_says_whose_it_was() -> None:
+def test_the_nack_to_a_refused_message_names_its_client() -> None:
     # Refused by its checksum, by its epoch, and by the sender's role: each time the client that
     # waits for these rows can be told.
     row = m.Row(b"r" * 16)
@@ -402,7 +400,7 @@ def test_receive_never_raises(frames: list[bytes], state: str) -> None:
         max_size=6,
     ),
 )
-def test_no_sound_message_at_the_wrong_time_raises(
+def test_valid_messages_at_the_wrong_time_never_raise(
     state: str, hello: m.Hello, steps: list[tuple[m.Message, int, int, bytes]]
 ) -> None:
     pair = Pair(hello, open_=state == "open")
@@ -446,13 +444,13 @@ def test_a_silent_peer_is_lost_once() -> None:
     assert pair.broker.receive(pair.peer.send(CREDIT, 9.0), 9.0) == []
 
 
-def test_the_next_deadline_is_the_nearer_of_ping_and_loss() -> None:
+def test_the_next_tick_is_the_earlier_of_ping_and_loss() -> None:
     pair = Pair()
     pair.broker.tick(4.5)
     assert pair.broker.tick(4.6) == (5.0, [])
 
 
-def test_a_busy_side_reports_even_while_messages_come_in() -> None:
+def test_a_busy_side_reports_even_while_messages_arrive() -> None:
     pair = Pair()
     for tenth in range(1, 10):
         pair.peer.receive(pair.broker.send(CREDIT, tenth / 10), tenth / 10)

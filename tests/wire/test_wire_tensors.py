@@ -77,13 +77,13 @@ def test_a_payload_has_exactly_its_bytes_and_an_allowed_dtype(payload: Payload) 
     assert caught.value.code is NackCode.BAD_PAYLOAD
 
 
-def test_good_rows_have_no_reason() -> None:
+def test_valid_rows_have_no_reason() -> None:
     assert check_rows(soft_tokens(), RANGE) == {}
     assert check_rows(soft_tokens(), (1.0, 1.0)) == {}  # the ends belong to the range
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_value_that_is_not_finite_spoils_its_row_alone(value: float) -> None:
+def test_a_value_that_is_not_finite_invalidates_only_its_row(value: float) -> None:
     array = soft_tokens()
     array[1, 1, 3] = value
     assert check_rows(array, RANGE) == {1: "soft token 1 is not finite"}
@@ -99,7 +99,7 @@ def test_each_soft_token_must_be_in_the_range_not_their_mean() -> None:
     assert "soft token 1 has RMS 3" in reasons[2]
 
 
-def test_an_rms_that_was_computed_elsewhere_is_judged_alike() -> None:
+def test_check_rms_agrees_with_check_rows() -> None:
     rms = np.array([[1.0, 1.9], [np.nan, 1.0], [1.0, np.inf], [0.1, 1.0]], np.float32)
     reasons = check_rms(rms, RANGE)
     assert set(reasons) == {1, 2, 3}
@@ -134,7 +134,7 @@ def test_scores_round_trip() -> None:
     np.testing.assert_array_equal(array, np.array(from_scores(data, 2, 2), np.float32))
 
 
-def test_a_label_may_be_impossible_but_not_unknown() -> None:
+def test_a_score_may_be_minus_infinity_but_not_nan() -> None:
     assert from_scores(np.array([-np.inf, 0], "<f4").tobytes(), 1, 2)[0][0] == -np.inf
     for value in (np.nan, np.inf):
         with pytest.raises(RemoteProtocolError, match="NaN"):
