@@ -15,11 +15,11 @@ import numpy.typing as npt
 
 from agentwire.agent.agreements import Agreements, no_free_text
 from agentwire.agent.batching import BatchGroup, Kind, WorkItem
-from agentwire.agent.replies import BatchResults, ComputedRows, FailedRows, ReplyType, RowReply
+from agentwire.agent.replies import BatchResults, ComputedRows, FailedRows, RowReply
 from agentwire.errors import AgentwireError, NackCode, RemoteProtocolError
 from agentwire.model.backend import Backend, Encoded, Generated, Job, Pipelined, Scored, Watch
 from agentwire.telemetry.logs import TRACES
-from agentwire.wire.messages import Channel, Mode, TaskSpec
+from agentwire.wire.messages import Channel, Mode, Result, Soft, TaskSpec, Text
 from agentwire.wire.tensors import check_rms, check_rows
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ class Compute:
                 )
                 for i in valid
             ]
-            type = ReplyType.RESULT if keep else ReplyType.SOFT
+            type = Result if keep else Soft
             results.append(ComputedRows(type, [batch[i] for i in valid], replies, encoded.stages))
         if invalid:
             code, reason = NackCode.BAD_PAYLOAD, next(iter(invalid.values()))
@@ -162,7 +162,7 @@ class Compute:
             soft.append((item, RowReply(kept.payload.tobytes(), (m, d), fingerprint)))
         if soft:
             rows, replies = [i for i, _ in soft], [r for _, r in soft]
-            results.append(ComputedRows(ReplyType.SOFT, rows, replies, {}))
+            results.append(ComputedRows(Soft, rows, replies, {}))
         return results
 
     def _fall_back(self, code: NackCode, items: Items, task: TaskSpec, reason: str) -> BatchResults:
@@ -175,11 +175,11 @@ class Compute:
         if items[0].group.mode == Mode.KEEP:
             # Nothing is sent now: the text is kept, and relayed on request.
             kept = RowReply(text="", reason=reason)
-            return [ComputedRows(ReplyType.RESULT, items, [kept] * len(items), {})]
+            return [ComputedRows(Result, items, [kept] * len(items), {})]
 
         def reply(batch: Items, relayed: Generated, task: TaskSpec) -> BatchResults:
             replies = [RowReply(text=text, reason=reason) for text in relayed.texts]
-            return [ComputedRows(ReplyType.TEXT, batch, replies, relayed.stages)]
+            return [ComputedRows(Text, batch, replies, relayed.stages)]
 
         return self._attempt(items, task, lambda b: self._backend.relay(_texts(b), task), reply)
 
@@ -198,7 +198,7 @@ class Compute:
     def _answer_soft(self, items: Items, task: TaskSpec, job: Job[Any] | None) -> BatchResults:
         backend = self._backend
         if task.asks_nothing:
-            return [ComputedRows(ReplyType.RESULT, items, [_held(item) for item in items], {})]
+            return [ComputedRows(Result, items, [_held(item) for item in items], {})]
         if not task.labels:
             return self._generate(
                 items, task, lambda b, w: backend.generate_soft(_payload(b), task, w)
@@ -300,7 +300,7 @@ def _scored(batch: Items, scored: Scored, task: TaskSpec) -> BatchResults:
         )
         for item, row, tokens in zip(batch, scores, counts, strict=True)
     ]
-    return [ComputedRows(ReplyType.RESULT, batch, replies, scored.stages)]
+    return [ComputedRows(Result, batch, replies, scored.stages)]
 
 
 def _generated(batch: Items, generated: Generated, task: TaskSpec) -> BatchResults:
@@ -314,7 +314,7 @@ def _generated(batch: Items, generated: Generated, task: TaskSpec) -> BatchResul
         )
         for item, text, tokens in zip(batch, generated.texts, counts, strict=True)
     ]
-    return [ComputedRows(ReplyType.RESULT, batch, replies, generated.stages)]
+    return [ComputedRows(Result, batch, replies, generated.stages)]
 
 
 def _failed(items: Items, error: Exception) -> FailedRows:

@@ -98,14 +98,6 @@ class KeptPayloads:
             self._bytes -= kept.size
 
 
-@dataclass(frozen=True, slots=True)
-class JointPayload:
-    """Several payloads read as one: float16 [sum of M, d], and the name of the bridge set."""
-
-    bridge_set: str
-    payload: npt.NDArray[np.float16]
-
-
 class JointReader:
     """Concatenates kept payloads whose bridges were trained together, in the order of training.
 
@@ -117,15 +109,27 @@ class JointReader:
 
     def read(
         self, names: str, task: TaskSpec, find: Callable[[bytes], KeptPayload | None]
-    ) -> JointPayload:
-        """The payloads of these names: request ids in hex, separated by spaces.
+    ) -> tuple[str, npt.NDArray[np.float16]]:
+        """The bridge set and the payloads (float16 [sum of M, d]) of these names.
+
+        Args:
+            names: request ids in hex, separated by spaces.
 
         Raises:
             RemoteProtocolError: the names are malformed, a payload is missing, or the bridges were
                 not trained together for this task.
         """
-        parts = [_payload(name, find) for name in _parse_names(names)]
-        found = self._sets.get(tuple(kept.bridge for kept, _ in parts))
+        bridges: list[str] = []
+        parts: list[npt.NDArray[np.float16]] = []
+        for name in _parse_names(names):
+            kept = find(name)
+            if kept is None or kept.payload is None:
+                raise RemoteProtocolError(
+                    NackCode.EXPIRED, "a payload is not kept here or has expired"
+                )
+            bridges.append(kept.bridge)
+            parts.append(kept.payload)
+        found = self._sets.get(tuple(bridges))
         if found is None:
             raise RemoteProtocolError(
                 NackCode.BRIDGE_MISMATCH,
@@ -138,7 +142,7 @@ class JointReader:
             raise RemoteProtocolError(
                 code, f"the bridges {found.name} are not trained for {task.name}"
             )
-        return JointPayload(found.name, np.concatenate([payload for _, payload in parts]))
+        return found.name, np.concatenate(parts)
 
 
 def _parse_names(names: str) -> list[bytes]:
@@ -149,12 +153,3 @@ def _parse_names(names: str) -> list[bytes]:
     if not 0 < len(ids) <= MAX_JOINT:
         raise RemoteProtocolError(NackCode.MALFORMED, "invalid payload names")
     return ids
-
-
-def _payload(
-    request_id: bytes, find: Callable[[bytes], KeptPayload | None]
-) -> tuple[KeptPayload, npt.NDArray[np.float16]]:
-    kept = find(request_id)
-    if kept is None or kept.payload is None:
-        raise RemoteProtocolError(NackCode.EXPIRED, "a payload is not kept here or has expired")
-    return kept, kept.payload

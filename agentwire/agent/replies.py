@@ -6,7 +6,6 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum, auto
 from typing import TypeAlias
 
 from agentwire.agent.batching import Kind, WorkItem
@@ -43,19 +42,11 @@ class RowReply:
         return len(self.payload or b"") + text + len(self.scores or b"")
 
 
-class ReplyType(Enum):
-    """The message that carries a reply."""
-
-    SOFT = auto()
-    TEXT = auto()
-    RESULT = auto()
-
-
 @dataclass(frozen=True, slots=True)
 class ComputedRows:
     """Rows with their replies, in the same order; ``stages`` in milliseconds."""
 
-    type: ReplyType
+    type: ReplyType  # of the message that carries them
     items: Sequence[WorkItem]
     replies: Sequence[RowReply]
     stages: Stages
@@ -70,6 +61,7 @@ class FailedRows:
     reason: str
 
 
+ReplyType: TypeAlias = type[Soft] | type[Text] | type[Result]
 BatchResults: TypeAlias = list[ComputedRows | FailedRows]
 Pairs: TypeAlias = Sequence[tuple[WorkItem, RowReply]]
 
@@ -85,12 +77,12 @@ def messages(type: ReplyType, pairs: Pairs, stages: Stages, now: float) -> list[
         stages: milliseconds that this agent spent on them.
         now: monotonic seconds; remaining deadlines count from here.
     """
-    if type is ReplyType.RESULT:
+    if type is Result:
         groups: dict[int, list[tuple[WorkItem, RowReply]]] = {}
         for pair in pairs:
             groups.setdefault(id(pair[0].message), []).append(pair)
         return [_result(group, stages, now) for group in groups.values()]
-    make = _soft if type is ReplyType.SOFT else _text
+    make = _soft if type is Soft else _text
     sent: list[Message] = []
     together = []
     for pair in pairs:
@@ -106,8 +98,8 @@ def messages(type: ReplyType, pairs: Pairs, stages: Stages, now: float) -> list[
 def type_of(item: WorkItem, reply: RowReply) -> ReplyType:
     """The message type of a cached reply."""
     if item.group.mode == Mode.KEEP or item.group.kind is not Kind.ENCODE:
-        return ReplyType.RESULT
-    return ReplyType.TEXT if reply.payload is None else ReplyType.SOFT
+        return Result
+    return Text if reply.payload is None else Soft
 
 
 def _soft(pairs: Pairs, stages: Stages, now: float) -> Soft:

@@ -162,16 +162,13 @@ class Validator:
             RemoteProtocolError: they are not kept here, or were not trained together.
         """
         group, arrival = item.group, item.message.arrival
-        joint = self._joint.read(
+        bridge_set, item.payload = self._joint.read(
             item.text,
             self.tasks[group.task],
             lambda request_id: self._kept.get(KeptKey(group.origin, request_id), arrival),
         )
-        item.group = group._replace(
-            kind=Kind.SOFT, channel=Channel.SOFT.value, bridge=joint.bridge_set
-        )
+        item.group = group._replace(kind=Kind.SOFT, channel=Channel.SOFT.value, bridge=bridge_set)
         item.key = (item.row.request_id, *item.group[:5])
-        item.payload = joint.payload
 
     def _find_text(self, item: WorkItem) -> None:
         """Replaces the name of a kept payload by its text.
