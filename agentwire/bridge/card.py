@@ -1,4 +1,4 @@
-"""The bridge card: what a trained bridge is, for whom, and how it came about (card.yaml)."""
+"""The bridge card (card.yaml): what a trained bridge is, its models, and its training."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ MAX_CARD_BYTES = 256 * 1024
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Prompt = Sha256 | Literal["any"]
-"""What the wire carries: ``TaskSpec.prompt_hash``, or any prompt."""
-# As on the wire; small enough that no card can ask for a module that this machine cannot build.
+"""``TaskSpec.prompt_hash`` of a prompt, or ``any``."""
+# Limits of the wire; a card cannot ask for a module that is too large to build.
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Layers = Annotated[int, Field(ge=1, le=1024)]
 Blocks = Annotated[int, Field(ge=1, le=64)]
@@ -32,7 +32,7 @@ class CardPart(BaseModel):
 
 
 class CardModel(CardPart):
-    """A model that the bridge was trained with."""
+    """A model that the bridge was trained for."""
 
     model: str
     fingerprint: Sha256
@@ -41,14 +41,14 @@ class CardModel(CardPart):
 
 
 class CardTraining(CardPart):
-    """How the bridge was trained, and what it reached on held-out *training* rows.
+    """How the bridge was trained, and its accuracy on held-out *training* rows.
 
     Attributes:
-        dataset: name of the data set; of a universal bridge, those of all tasks, joined by ``+``.
-        rows: training rows, held-out rows not among them.
-        held_out: rows that chose the step.
-        held_out_accuracy: fraction right on them at ``step``.
-        recipe: every setting of the run (``scenario.schema.TrainSpec``).
+        dataset: name of the dataset; of a universal bridge, all of them, joined by ``+``.
+        rows: training rows without held-out rows.
+        held_out: number of rows that selected the step.
+        held_out_accuracy: fraction correct on them at ``step``.
+        recipe: all settings of the training (``spec.scenario.TrainSpec``).
         provenance: source and checksum of the data.
     """
 
@@ -67,15 +67,15 @@ class CardTraining(CardPart):
 
 
 class CardJoint(CardPart):
-    """Of a bridge that was trained together with others: what the set is. Alone it means nothing.
+    """The set of a bridge that was trained together with others and is only used with them.
 
     Attributes:
         name: of the set.
-        place: of this one's soft tokens among those of all, from 1.
+        place: position of this bridge's soft tokens among those of the set, from 1.
         senders: the models that the set reads, in that order.
-        parts: fingerprints of all its bridges, in that order.
+        parts: fingerprints of its bridges, in that order.
         prompts: what the set was trained for.
-        reads: what each sender read of a text (``scenario.schema.WireSpec.reads``).
+        reads: what each sender reads of a text (``spec.scenario.WireSpec.reads``).
     """
 
     name: Annotated[str, Field(min_length=1, max_length=128)]
@@ -87,7 +87,7 @@ class CardJoint(CardPart):
 
 
 def part_prompt(name: str, place: int) -> str:
-    """The only prompt that one bridge of a set knows: none, so that nobody asks it alone."""
+    """Prompt hash of one bridge of a set: of no real prompt, so that it is never used alone."""
     return hashlib.sha256(f"bridge {place} of {name}, never alone".encode()).hexdigest()
 
 
@@ -115,17 +115,19 @@ class BridgeCard(CardPart):
     @model_validator(mode="after")
     def _is_consistent(self) -> BridgeCard:
         if self.layer > self.sender.layers:
-            raise ValueError(f"layer {self.layer} of a sender with {self.sender.layers} layers")
+            raise ValueError(
+                f"layer {self.layer} does not exist in a sender with {self.sender.layers} layers"
+            )
         if self.hidden % self.heads:
             raise ValueError(f"{self.heads} heads do not divide the inner width {self.hidden}")
         if not 0 < self.rms_range[0] < self.rms_range[1]:
-            raise ValueError("rms_range must be two rising positive numbers")
+            raise ValueError("rms_range must be two positive numbers, the smaller first")
         if self.joint is not None:
             place, parts = self.joint.place, self.joint.parts
             if place > len(parts) or parts[place - 1] != self.weights_sha256:
-                raise ValueError("joint.parts does not name these weights at their place")
+                raise ValueError("joint.parts must hold weights_sha256 at position joint.place")
             if self.prompts != (part_prompt(self.joint.name, place),):
-                raise ValueError("a bridge of a set knows no prompt alone")
+                raise ValueError("a bridge of a set must have only the prompt of part_prompt")
         return self
 
     @property
@@ -147,7 +149,7 @@ class BridgeCard(CardPart):
         )
 
     def identity(self) -> BridgeIdentity:
-        """What is agreed on the wire before the first payload."""
+        """What both ends of a wire agree on before the first payload."""
         return BridgeIdentity(
             name=self.name,
             fingerprint=self.weights_sha256,
@@ -165,13 +167,13 @@ def read_card(folder: Path) -> BridgeCard:
     """Reads and checks ``folder``/card.yaml.
 
     Raises:
-        BridgeError: no such file, not YAML, or not a card.
+        BridgeError: missing, not YAML, or not a card.
     """
     path = folder / CARD_FILE
     retrain = "Train it again with `agentwire train`, or restore the folder."
     try:
         if path.stat().st_size > MAX_CARD_BYTES:
-            raise BridgeError(f"{path} is larger than a bridge card can be.", hint=retrain)
+            raise BridgeError(f"{path} exceeds the size limit of a bridge card.", hint=retrain)
         raw = read_document(path).value
     except FileNotFoundError:
         raise BridgeError(f"{folder} holds no {CARD_FILE}.", hint=retrain) from None
@@ -191,7 +193,7 @@ def read_card(folder: Path) -> BridgeCard:
 
 def write_card(folder: Path, card: BridgeCard) -> None:
     """Writes card.yaml, keys in the order of the class."""
-    # Keys that came later are left out where they say nothing: older cards stay as they were.
+    # Newer keys are left out at their default, so that older cards stay as they were.
     defaults = {"architecture": DEFAULT, "joint": None}
     without = {key for key, value in defaults.items() if getattr(card, key) == value}
     write_document(folder / CARD_FILE, card.model_dump(mode="json", exclude=without))
@@ -200,12 +202,12 @@ def write_card(folder: Path, card: BridgeCard) -> None:
 def check_sender(card: BridgeCard, model: ModelIdentity) -> None:
     """
     Raises:
-        BridgeError: the bridge reads other weights, or its card gives its sender another shape.
+        BridgeError: the bridge is for other weights, or its card gives the sender another shape.
     """
     if card.sender.fingerprint != model.fingerprint:
         raise BridgeError(
             f"the bridge {card.name} reads {card.sender.model}, not the weights of "
-            f"{model.name} that are here.",
+            f"{model.name} on this machine.",
             hint="Train one with `agentwire train`, or name another under `bridge:`.",
         )
     if (card.sender.width, card.sender.layers) != (model.width, model.layers):

@@ -1,4 +1,4 @@
-"""The bridge: a Perceiver Resampler from a sender's hidden states to M soft tokens.
+"""The default bridge: a Perceiver Resampler from a sender's hidden states to M soft tokens.
 
 Source: "Telepathy: Cross-Model Communication via Soft Tokens", section on the bridge; the block is
 that of Flamingo (Alayrac et al., 2022, arXiv:2204.14198, section 3.1.1) with keys and values taken
@@ -37,7 +37,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def attend(self, latents: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        """[n, M, h] latents over [n, T, h] states; ``mask`` [n, T] is True where a token is."""
+        """Latents [n, M, h] attend over states [n, T, h]; ``mask`` [n, T] is True for tokens."""
         n, m, h = latents.shape
         query = self.query(self.norm_latents(latents))
         key, value = self.key_value(self.norm_states(states)).chunk(2, dim=-1)
@@ -59,8 +59,7 @@ class Block(nn.Module):
 class Resampler(BridgeModule):
     """Hidden states [n, T, sender_width] and a mask [n, T] -> soft tokens [n, M, width].
 
-    Each soft token leaves with RMS ``alpha``, the RMS of the receiver's own input embeddings, so
-    that it lies on the shell where the receiver's words lie.
+    Each soft token has RMS ``alpha``, like the receiver's own input embeddings.
     """
 
     architecture: ClassVar[str] = DEFAULT
@@ -88,7 +87,7 @@ class Resampler(BridgeModule):
         self.alpha.fill_(alpha)
 
     def standardise(self, states: Tensor) -> Tensor:
-        """Per-feature z-scores with the training set's statistics, clamped."""
+        """Per-feature z-scores by the training set's statistics, clamped."""
         z = (states.to(self.mean.dtype) - self.mean) / self.std
         return z.clamp(-CLAMP_SIGMAS, CLAMP_SIGMAS)
 

@@ -1,8 +1,7 @@
-"""Bridges on disk: ``<folder>/card.yaml`` and ``<folder>/weights.safetensors``, nothing else.
+"""Bridges on disk: ``<folder>/card.yaml`` and ``<folder>/weights.safetensors``.
 
-safetensors only: the format holds no code. The header is checked against the card's shape before
-any weight is used, so a hostile file can neither run code nor ask for memory that the card does
-not name.
+The safetensors format holds no code. The header is checked against the card's shape before any
+weight is read, so a hostile file can neither run code nor allocate more memory than its card says.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def build(card: BridgeCard) -> BridgeModule:
 
 
 def weights_sha256(folder: Path) -> str:
-    """Hex sha256 of the weights file: the bridge's fingerprint."""
+    """Hex sha256 of the weights file, which is the bridge's fingerprint."""
     try:
         with (folder / WEIGHTS_FILE).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -53,15 +52,15 @@ def weights_sha256(folder: Path) -> str:
 
 
 def verify(folder: Path) -> BridgeCard:
-    """Checks card, checksum and tensor shapes without building the module.
+    """Checks card, checksum and tensor shapes without allocating the module.
 
     Raises:
-        BridgeError: anything is missing, corrupt, or does not fit the card.
+        BridgeError: something is missing, corrupt, or does not match the card.
     """
     card = read_card(folder)
     path = folder / WEIGHTS_FILE
     if path.is_file() and path.stat().st_size > MAX_WEIGHTS_BYTES:
-        raise BridgeError(f"{path} is larger than any bridge can be.", hint=RESTORE)
+        raise BridgeError(f"{path} exceeds the size limit of a bridge.", hint=RESTORE)
     if weights_sha256(folder) != card.weights_sha256:
         raise BridgeError(
             f"{path} does not match the checksum in its card: it is corrupt or was replaced.",
@@ -96,8 +95,7 @@ def load(folder: Path) -> LoadedBridge:
     """Verifies a bridge and builds its module.
 
     Raises:
-        BridgeError: see ``verify``; also where a weight is not finite, or the statistics are not
-            those of any data.
+        BridgeError: see ``verify``; or a weight is not finite, or a statistic is not positive.
     """
     card = verify(folder)
     module = build(card)
@@ -114,13 +112,12 @@ def load(folder: Path) -> LoadedBridge:
 
 
 def save(folder: Path, card: BridgeCard, module: BridgeModule) -> BridgeCard:
-    """Writes weights in fp16 and the card with their checksum; an older bridge is replaced last.
+    """Writes the weights in fp16, then the card with their checksum.
 
-    The standardisation statistics stay fp32: a feature's standard deviation can exceed what fp16
-    holds.
+    The statistics stay fp32: a feature's standard deviation can exceed the range of fp16.
 
     Returns:
-        the card as written.
+        The card as written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     statistics = {name for name, _ in module.named_buffers()}

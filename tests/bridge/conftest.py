@@ -1,4 +1,4 @@
-"""One thread for torch: these models are so small that more threads only wait for each other."""
+"""One thread for torch: with such small models more threads only wait for each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""card.yaml: what is read is what was written, and nothing else is a card."""
+"""Reading, writing and validating card.yaml."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def part(name: str, **values: Any) -> Callable[[dict[str, Any]], None]:
         (changed(name=""), "name"),
         (changed(name="x" * 129), "name"),
         (changed(layer=0), "layer"),
-        (changed(layer=7), "layer 7 of a sender with 6 layers"),
+        (changed(layer=7), "layer 7 does not exist in a sender with 6"),
         (changed(layer="three"), "layer"),
         (changed(soft_tokens=0), "soft_tokens"),
         (changed(soft_tokens=513), "soft_tokens"),
@@ -80,7 +80,7 @@ def part(name: str, **values: Any) -> Callable[[dict[str, Any]], None]:
         (changed(training=None), "training"),
     ],
 )
-def test_a_bad_card_is_refused_and_says_where(
+def test_a_bad_card_is_refused_with_the_key(
     tmp_path: Path, spoil: Callable[[dict[str, Any]], None], where: str
 ) -> None:
     raw = small_card().model_dump(mode="json")
@@ -104,7 +104,7 @@ def test_a_bad_card_is_refused_and_says_where(
         b"a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nname: *c",
     ],
 )
-def test_what_is_no_card_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_not_cards_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / CARD_FILE).write_bytes(content)
     assert CARD_FILE in refused(tmp_path)
 

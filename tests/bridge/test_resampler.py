@@ -60,13 +60,13 @@ def test_a_row_does_not_depend_on_its_batch() -> None:
         assert torch.allclose(alone[0], together[i], atol=1e-6)
 
 
-def test_order_of_tokens_is_the_senders_business() -> None:
+def test_the_order_of_states_does_not_matter() -> None:
     # No positions of its own: the sender's states carry them.
     module, (states, mask) = small_module(), batch(8)
     assert torch.allclose(module(states.flip(1), mask), module(states, mask), atol=1e-5)
 
 
-def test_outliers_end_at_the_clamp() -> None:
+def test_outliers_are_clamped() -> None:
     module, (states, mask) = small_module(), batch(3)
     edge = module.mean[4] + CLAMP_SIGMAS * module.std[4]
     states[0, 1, 4] = edge
@@ -97,7 +97,7 @@ def test_parameter_counts_of_the_two_shapes_in_use(shape: BridgeShape, parameter
     assert module.count_parameters() == parameters
 
 
-def test_statistics_and_alpha_are_not_trained_but_kept() -> None:
+def test_statistics_and_alpha_are_stored_but_not_trained() -> None:
     module = small_module()
     assert {"mean", "std", "alpha"} <= set(module.state_dict())
     assert not {"mean", "std", "alpha"} & {name for name, _ in module.named_parameters()}

@@ -1,4 +1,4 @@
-"""Bridges on disk: what was saved is loaded, and no file from elsewhere runs code or is trusted."""
+"""Bridges on disk: saving, loading, and refusing corrupt or hostile files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def reseal(folder: Path, card: BridgeCard | None = None) -> None:
-    """Writes the checksum of whatever lies there into the card, as an attacker would."""
+    """Writes the checksum of the current weights into the card, as an attacker would."""
     digest = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
     card = card or read_card(folder)
     write_card(folder, card.model_copy(update={"weights_sha256": digest}))
@@ -43,7 +43,7 @@ def refused(folder: Path, call: Callable[[Path], object] = store.load) -> str:
     return error.value.message
 
 
-def test_a_bridge_comes_back_in_fp16_precision(folder: Path) -> None:
+def test_a_saved_bridge_loads_with_fp16_precision(folder: Path) -> None:
     module, loaded = small_module(), store.load(folder)
     assert loaded.card == store.verify(folder) == read_card(folder)
     assert loaded.card.weights_sha256 == store.weights_sha256(folder)
@@ -190,7 +190,7 @@ def filled(key: str, value: float) -> Callable[[Tensors], None]:
         (integers, "I64"),
     ],
 )
-def test_other_tensors_than_the_card_describes(
+def test_tensors_that_the_card_does_not_describe_are_refused(
     folder: Path, change: Callable[[Tensors], None], words: str
 ) -> None:
     tensors = load_file(folder / WEIGHTS_FILE)
@@ -212,7 +212,7 @@ def test_other_tensors_than_the_card_describes(
         ("alpha", 0.0, "alpha is not positive"),
     ],
 )
-def test_weights_that_cannot_be_weights(folder: Path, key: str, value: float, words: str) -> None:
+def test_impossible_weights_are_refused(folder: Path, key: str, value: float, words: str) -> None:
     tensors = load_file(folder / WEIGHTS_FILE)
     filled(key, value)(tensors)
     save_file(tensors, folder / WEIGHTS_FILE)
@@ -220,13 +220,13 @@ def test_weights_that_cannot_be_weights(folder: Path, key: str, value: float, wo
     assert words in refused(folder)
 
 
-def test_a_card_of_another_shape(folder: Path) -> None:
+def test_a_card_with_another_shape_is_refused(folder: Path) -> None:
     for changes in ({"blocks": 3}, {"hidden": 32}, {"soft_tokens": 5}, {"feed_forward": 3}):
         reseal(folder, small_card(**changes))
         assert "does not have the tensors" in refused(folder)
 
 
-def test_verifying_builds_nothing_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verifying_allocates_no_module(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     devices: list[str] = []
 
     class Watched(Resampler):

@@ -1,4 +1,4 @@
-"""Which captured shape a batch runs in."""
+"""The choice of a captured shape for a batch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BUCKETS = Buckets((1, 4, 16), (16, 48, 512), 2048)
         (1, 513, None),
     ],
 )
-def test_the_smallest_that_holds_the_batch(
+def test_a_batch_gets_the_smallest_shape_that_holds_it(
     rows: int, tokens: int, shape: tuple[int, int] | None
 ) -> None:
     assert BUCKETS.choose(rows, tokens) == shape
@@ -49,7 +49,7 @@ def test_no_bucket_is_larger_than_the_agents_largest_batch() -> None:
     assert buckets.choose_rows(25) is None
 
 
-def test_rows_are_padded_behind_and_carry_their_length() -> None:
+def test_rows_are_padded_on_the_right_with_their_length() -> None:
     packed = np.full((3, 5), 9, dtype=np.int64)
     fill(packed, [[5, 6, 7], [8]])
     assert packed.tolist() == [[5, 6, 7, 0, 3], [8, 0, 0, 0, 1], [0, 0, 0, 0, 1]]

@@ -79,7 +79,7 @@ def receiver() -> StaticBackend:
 
 
 @pytest.mark.parametrize("texts", [TEXTS, TEXTS[:1], TEXTS[1:]])
-def test_payloads_are_those_of_the_plain_backend(
+def test_payloads_equal_the_plain_backends(
     sender: StaticBackend, bridge: str, texts: list[str]
 ) -> None:
     mine, plain = sender.encode(texts, bridge), sender.plain.encode(texts, bridge)
@@ -93,7 +93,7 @@ def test_payloads_are_those_of_the_plain_backend(
 
 
 @pytest.mark.parametrize("task", [TASK, SAME_SHAPE, OTHER_SHAPE, TASK])
-def test_scores_are_those_of_the_plain_backend(
+def test_scores_equal_the_plain_backends(
     sender: StaticBackend, bridge: str, receiver: StaticBackend, task: TaskSpec
 ) -> None:
     payload = sender.encode(TEXTS, bridge).payload
@@ -106,14 +106,14 @@ def test_scores_are_those_of_the_plain_backend(
         assert mine.tokens == plain.tokens
 
 
-def test_tasks_of_one_shape_share_what_is_captured(receiver: StaticBackend) -> None:
+def test_tasks_of_one_shape_share_a_graph(receiver: StaticBackend) -> None:
     receiver.prepare(TASK)
     before = len(receiver._runners.values)
     receiver.prepare(SAME_SHAPE)
     assert len(receiver._runners.values) == before
 
 
-def test_relayed_texts_are_those_of_the_plain_backend(sender: StaticBackend) -> None:
+def test_relayed_texts_equal_the_plain_backends(sender: StaticBackend) -> None:
     mine, plain = sender.relay(TEXTS, TASK), sender.plain.relay(TEXTS, TASK)
     assert mine.texts == plain.texts
     assert [len(text.split()) for text in mine.texts] == [11, 11, 11]
@@ -121,7 +121,7 @@ def test_relayed_texts_are_those_of_the_plain_backend(sender: StaticBackend) -> 
     assert sender.relay(TEXTS, verbatim).texts == TEXTS
 
 
-def test_a_row_ends_where_the_model_ends_it(sender: StaticBackend) -> None:
+def test_a_row_ends_at_the_end_token(sender: StaticBackend) -> None:
     full = sender.relay(TEXTS, TASK).texts[0].split()
     end = next(i for i, word in enumerate(full) if word not in full[:i] and i > 0)
     config = sender.plain.model.generation_config
@@ -131,7 +131,7 @@ def test_a_row_ends_where_the_model_ends_it(sender: StaticBackend) -> None:
     assert ended.relay(TEXTS, TASK).texts[0].split() == full[:end]
 
 
-def test_what_has_no_captured_shape_is_computed_eagerly_and_counted(
+def test_batches_without_a_captured_shape_run_eagerly_and_are_counted(
     sender: StaticBackend, bridge: str, receiver: StaticBackend, caplog: pytest.LogCaptureFixture
 ) -> None:
     long = [words(49)]
@@ -154,9 +154,7 @@ def test_texts_of_any_length_are_answered(sender: StaticBackend, bridge: str) ->
     np.testing.assert_allclose(found, sender.plain.encode(texts, bridge).payload, atol=2e-4)
 
 
-def test_jobs_keep_their_own_results_until_they_are_taken(
-    sender: StaticBackend, bridge: str
-) -> None:
+def test_jobs_keep_their_results_until_collected(sender: StaticBackend, bridge: str) -> None:
     assert isinstance(sender, Pipelined)
     batches = [[words(7 + i, i), words(3, 50 + i)] for i in range(4)]
     alone = [sender.encode(batch, bridge).payload for batch in batches]
@@ -183,7 +181,7 @@ def test_free_text_comes_from_the_plain_backend(receiver: StaticBackend) -> None
     assert seen
 
 
-def test_progress_names_the_shapes(tmp_path: Path) -> None:
+def test_progress_reports_the_shapes(tmp_path: Path) -> None:
     told: list[str] = []
     load(LLAMA, told).add_bridge(Path(random_weights.bridge_folder(MISTRAL, 8, 2)))
     assert told.count("shapes") == 5  # four shapes, and the end
@@ -203,7 +201,7 @@ def test_too_little_memory_for_the_shapes_says_which_setting_to_lower(
     assert "max_tokens" in error.value.hint
 
 
-def test_its_summary_counts_both_ways(sender: StaticBackend, bridge: str) -> None:
+def test_the_summary_counts_both_paths(sender: StaticBackend, bridge: str) -> None:
     before = sender.counts.copy()
     sender.encode(TEXTS, bridge)
     sender.encode([words(60)], bridge)

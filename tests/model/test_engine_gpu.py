@@ -99,7 +99,7 @@ def test_kernels_equal_plain_operations(device: str, head: int) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_graphs_give_what_the_model_gives(device: str) -> None:
+def test_graphs_equal_the_plain_model(device: str) -> None:
     sender, receiver = backend(LLAMA, device), backend(MISTRAL, device)
     bridge = sender.add_bridge(Path(random_weights.bridge_folder(MISTRAL, 8, 2))).fingerprint
     receiver.prepare(TASK)
@@ -127,7 +127,7 @@ def test_graphs_give_what_the_model_gives(device: str) -> None:
     assert sender.counts["encode eager"] == receiver.counts["soft eager"] == 0
 
 
-def test_a_row_alone_gets_the_result_that_it_gets_beside_others() -> None:
+def test_a_single_row_gets_the_same_result_as_in_a_batch() -> None:
     sender = backend(LLAMA, DEVICES[0])
     bridge = sender.add_bridge(Path(random_weights.bridge_folder(MISTRAL, 8, 2))).fingerprint
     texts = [words(20 + i, i) for i in range(6)]
@@ -140,7 +140,7 @@ def test_a_row_alone_gets_the_result_that_it_gets_beside_others() -> None:
         np.testing.assert_array_equal(job.result().payload, payload)
 
 
-def test_batches_in_flight_keep_their_own_results() -> None:
+def test_batches_in_flight_do_not_mix_results() -> None:
     sender = backend(LLAMA, DEVICES[0])
     bridge = sender.add_bridge(Path(random_weights.bridge_folder(MISTRAL, 8, 2))).fingerprint
     batches = [[words(20 + i, i), words(3 + i, 50 + i)] for i in range(12)]

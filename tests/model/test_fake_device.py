@@ -1,4 +1,4 @@
-"""The fake backend whose delays pass beside the thread."""
+"""The fake device: a pipelined fake backend."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TASK = TaskSpec("t", "Answer:", "{text}\nAnswer:", ("good", "bad", "mixed"))
 TEXTS = ["one", "two", "three"]
 
 
-def test_its_answers_are_the_plain_backend_s() -> None:
+def test_the_fake_device_answers_like_the_fake_backend() -> None:
     device, plain = FakeDevice("a", FakeModel()), FakeBackend("a", FakeModel())
     assert isinstance(device, Pipelined) and not isinstance(plain, Pipelined)
     bridge = device.add_bridge(Path("fake:b")).fingerprint
@@ -29,7 +29,7 @@ def test_its_answers_are_the_plain_backend_s() -> None:
     assert device.summary() == "encode 1, soft 1, text 1"
 
 
-def test_work_is_begun_at_once_and_done_in_turn() -> None:
+def test_jobs_start_at_once_and_finish_in_order() -> None:
     device = FakeDevice("a", FakeModel(encode_ms=60_000.0, decode_ms=60_000.0))
     bridge = device.add_bridge(Path("fake:b")).fingerprint
     jobs = [device.begin_encode(TEXTS, bridge), device.begin_score_text(TEXTS, TASK)]

@@ -1,4 +1,4 @@
-"""What an agent will take of its GPU, before anything is loaded."""
+"""Estimates of GPU memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_weights_of_the_named_models(model: str, parameters: int) -> None:
     assert found.weights == pytest.approx(2 * parameters, rel=1e-3)
 
 
-def test_graphs_take_what_their_largest_shape_takes() -> None:
+def test_graph_memory_is_that_of_the_largest_shape() -> None:
     small, large = (
         estimate(
             spec(

@@ -61,7 +61,7 @@ def test_faults() -> None:
     assert np.isfinite(payload[0]).all() and not np.isfinite(payload[1]).all()
 
 
-def test_a_receiver_knows_the_payload_of_exactly_its_trigger() -> None:
+def test_a_receiver_fails_on_the_payload_of_its_trigger_only() -> None:
     sender, receiver = backend(), FakeBackend("receiver", FakeModel(raise_on="boom"))
     name = bridge(sender)
     receiver.score_soft(sender.encode(["boom here"], name).payload, TASK)

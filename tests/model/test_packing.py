@@ -1,4 +1,4 @@
-"""Packed texts: the same states as padded ones, and only where the model keeps texts apart."""
+"""Packed texts give the same states as padded ones, and models that mix them are detected."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def tiny(family: str) -> Any:
         ([5, 5, 5, 5, 5], [[0, 1], [2, 3], [4]]),
     ],
 )
-def test_neighbours_share_a_sequence_up_to_its_size(
+def test_consecutive_texts_share_a_sequence_up_to_a_limit(
     lengths: list[int], groups: list[list[int]]
 ) -> None:
     assert list(groups_of(lengths, limit=10)) == groups
@@ -56,7 +56,7 @@ def test_a_group_may_have_a_limit_of_rows() -> None:
 @pytest.mark.parametrize("family", ["llama", "gemma"])
 @pytest.mark.parametrize("most", [8, 512])
 @torch.inference_mode()
-def test_packed_states_are_the_padded_ones(
+def test_packed_states_equal_padded_ones(
     family: str, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(groups_of, "__defaults__", (most, None))
@@ -73,7 +73,7 @@ def test_real_models_can_pack(family: str) -> None:
 
 
 class Leaky(nn.Module):
-    """Every token sees all before it, whatever its position says."""
+    """Ignores positions: every token attends to all before it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,5 +86,5 @@ class Leaky(nn.Module):
         return SimpleNamespace(last_hidden_state=self.table(input_ids).cumsum(dim=1))
 
 
-def test_a_model_that_mixes_packed_texts_is_found_out() -> None:
+def test_a_model_that_mixes_packed_texts_is_detected() -> None:
     assert not can_pack(Leaky())

@@ -81,7 +81,7 @@ def test_texts_have_no_special_tokens_around_them(tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_what_looks_like_a_control_token_is_plain_text(tokenizer: Any, attack: str) -> None:
+def test_text_that_looks_like_a_control_token_is_plain_text(tokenizer: Any, attack: str) -> None:
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     (row,) = text_ids(tokenizer, [attack])
     assert row and not special & set(row)
@@ -102,13 +102,13 @@ def test_a_long_text_is_cut_and_the_next_call_is_not(tokenizer: Any) -> None:
     assert len(plain_ids(tokenizer, long)) > MAX_TEXT_TOKENS
 
 
-def test_a_text_without_tokens_stands_as_one(tokenizer: Any) -> None:
+def test_an_empty_text_becomes_one_token(tokenizer: Any) -> None:
     assert text_ids(tokenizer, ["", "x"])[0] == [tokenizer.bos_token_id]
     assert text_ids(NoStart(eos=7), [""]) == [[7]]
     assert text_ids(NoStart(eos=None), [""]) == [[0]]
 
 
-def test_a_text_is_the_same_alone_and_among_others(tokenizer: Any) -> None:
+def test_a_text_does_not_depend_on_its_batch(tokenizer: Any) -> None:
     texts = ["a", "a warm film " * 600, "", "the dull cast", *ATTACKS]
     assert text_ids(tokenizer, texts, " ") == [text_ids(tokenizer, [t], " ")[0] for t in texts]
 
@@ -122,7 +122,7 @@ def test_any_characters_are_read(tokenizer: Any) -> None:
 # -- prompts --------------------------------------------------------------------------------
 
 
-def test_a_prompt_is_put_into_the_chat_template_where_there_is_one(chatty: Any, plain: Any) -> None:
+def test_a_prompt_uses_the_chat_template_if_there_is_one(chatty: Any, plain: Any) -> None:
     assert chat_or_plain(plain, "Say {text}.") == "Say {text}."
     asked = chat_or_plain(chatty, "Say {text}.")
     assert asked == "<s><|im_start|>user\nSay {text}.<|im_end|>\n<|im_start|>assistant\n"
@@ -171,7 +171,7 @@ def test_labels_after_a_line_break_stand_alone() -> None:
         label_ids(letters, "Q:", ["ab", "cd"])
 
 
-def test_labels_that_cannot_be_told_apart_or_have_no_token(tokenizer: Any) -> None:
+def test_labels_with_a_shared_first_token_or_without_tokens_are_refused(tokenizer: Any) -> None:
     for words in (["negative", "negative "], ["positive", "positive", "x"]):
         with pytest.raises(ScenarioError, match="begin with the same token") as error:
             label_ids(tokenizer, "\nSentiment:", words)
@@ -193,13 +193,13 @@ class Merging(NoStart):
         return {"input_ids": ids}
 
 
-def test_a_label_that_merges_with_the_prompt_is_taken_on_its_own() -> None:
+def test_a_label_that_merges_with_the_prompt_is_tokenized_alone() -> None:
     with pytest.raises(ScenarioError):  # the joining space is each word's first token
         label_ids(Merging(None), "Q:", ["ab", "cd"])
     assert label_ids(Merging(None), "Q:\n", ["ab", "cd"]) == (ord("a"), ord("c"))
 
 
-def test_a_text_prompt_holds_the_text_once(tokenizer: Any) -> None:
+def test_a_text_prompt_needs_one_text_placeholder(tokenizer: Any) -> None:
     for prompt in ("no place", "{text} and {text}"):
         with pytest.raises(ScenarioError, match="exactly once") as error:
             compile_task(tokenizer, TaskSpec("t", "Q:", prompt, ("a", "b")))

@@ -1,5 +1,4 @@
-"""Random weights: the exact shapes, the same numbers each time, and nothing that could pass for a
-trained model."""
+"""Random weights: exact shapes, the same numbers each time, and a name that says so."""
 
 from __future__ import annotations
 
@@ -48,13 +47,13 @@ def test_rotary_tables_are_those_of_the_configuration() -> None:
     assert torch.equal(model.get_decoder().rotary_emb.inv_freq, expected)
 
 
-def test_nothing_ends_a_generated_text() -> None:
+def test_generation_runs_to_its_full_length() -> None:
     model = random_weights.build("random/tiny-llama", torch.float32, CPU)
     output = model.generate(torch.tensor([[1, 5]]), max_new_tokens=40, do_sample=False)
     assert output.shape == (1, 42)
 
 
-def test_one_word_is_one_token_and_reads_the_same_again() -> None:
+def test_a_word_is_one_token_and_decodes_to_itself() -> None:
     tokenizer = random_weights.RandomTokenizer("random/tiny-llama")
     ids = tokenizer(["a warm film", "t5 t6"])["input_ids"]
     assert [len(row) for row in ids] == [3, 2]
@@ -68,7 +67,7 @@ def test_one_word_is_one_token_and_reads_the_same_again() -> None:
     assert tokenizer.eos_token_id is None
 
 
-def test_a_random_bridge_has_the_size_that_the_shapes_call_for() -> None:
+def test_a_random_bridge_has_the_right_size() -> None:
     sender = random_weights.identity(LLAMA, "bfloat16", "cpu")
     folder = random_weights.bridge_folder(MISTRAL, 8, 16)
     identity, module = random_weights.random_bridge(folder, sender, CPU)
@@ -98,6 +97,6 @@ def test_an_unknown_shape_names_those_that_are_known() -> None:
     assert LLAMA in str(error.value)
 
 
-def test_its_name_says_that_the_weights_are_random() -> None:
+def test_the_identity_says_that_the_weights_are_random() -> None:
     assert "random weights" in random_weights.identity(LLAMA, "bfloat16", "cuda:0").name
     assert random_weights.fingerprint(LLAMA) != random_weights.fingerprint(MISTRAL)

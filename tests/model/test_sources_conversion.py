@@ -1,4 +1,4 @@
-"""The conversion from GGUF, on a tiny file that the gguf package wrote, and on the real ones."""
+"""The conversion from GGUF, of a tiny file and of the real ones."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_a_llama_file_becomes_a_folder(tmp_path: Path) -> None:
     assert (config["bos_token"], config["eos_token"]) == ("<bos>", "<eos>")
 
 
-def test_gemmas_norms_lose_their_one_and_its_spaces_are_spelled(tmp_path: Path) -> None:
+def test_gemmas_norm_offset_and_spaces_are_converted(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
     source = write_gguf(tmp_path / "tiny.gguf", "gemma3")

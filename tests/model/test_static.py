@@ -1,4 +1,4 @@
-"""The forward pass by hand against the transformers model that it was made from."""
+"""The static forward pass against the transformers model that it is made from."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_only_the_last_position_of_ragged_rows_is_computed(model: Any) -> None:
 
 
 @torch.inference_mode()
-def test_a_longer_prefix_is_as_if_each_row_had_read_it(model: Any) -> None:
+def test_a_prefix_equals_reading_it_in_each_row(model: Any) -> None:
     head, tail = IDS[:1, :9], IDS[:, 9:]
     whole = torch.cat([head.expand(3, -1), tail], dim=1)
     last = torch.full((3,), tail.shape[1] - 1)
@@ -108,7 +108,7 @@ def test_the_model_still_computes_the_same_with_fused_weights(model: Any) -> Non
     assert projection.data_ptr() == decoder.layers[0].qkv.data_ptr()  # shared, not copied
 
 
-def test_what_it_does_not_compute_is_refused() -> None:
+def test_unsupported_models_are_refused() -> None:
     model = random_weights.build("random/tiny-llama", torch.float32, CPU)
     model.config.hidden_act = "relu"
     with pytest.raises(UnsupportedModel, match="relu"):

@@ -1,4 +1,4 @@
-"""Packed reading and writing of texts against padded: the same states and tokens, less computed."""
+"""Packed reading and generation against padded: same states and tokens, less computation."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def expected_states(model: Any, before: list[int]) -> torch.Tensor:
 
 @torch.inference_mode()
 def expected_tokens(model: Any, most: int, ends: set[int]) -> list[list[int]]:
-    """Greedy decoding without cache, batch or any other means."""
+    """Greedy decoding without cache or batch."""
     texts = []
     for row in ROWS:
         written: list[int] = []
@@ -88,7 +88,7 @@ def expected_tokens(model: Any, most: int, ends: set[int]) -> list[list[int]]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("before", [BEFORE, []], ids=["prefix", "no prefix"])
-def test_packed_states_are_those_of_each_text_alone(family: str, before: list[int]) -> None:
+def test_packed_states_equal_those_of_each_text_alone(family: str, before: list[int]) -> None:
     model = tiny(family)
     reader = TextReader(model, ends=[1], pad=2)
     assert reader.packs
@@ -120,7 +120,7 @@ def test_texts_beyond_a_sliding_window_are_padded() -> None:
 
 
 class Deaf(nn.Module):
-    """A model that ignores the mask it is given: every token sees all before it."""
+    """Ignores the mask: every token attends to all before it."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class Deaf(nn.Module):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_is_asked_whether_it_keeps_texts_apart(family: str) -> None:
+def test_a_probe_detects_models_that_mix_packed_texts(family: str) -> None:
     assert can_pack_behind(tiny(family))
     assert not can_pack_behind(Deaf(tiny(family)))
     assert not can_pack_behind(tiny("gemma", sliding_window=4))
@@ -146,7 +146,7 @@ def test_a_model_is_asked_whether_it_keeps_texts_apart(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_writing_is_greedy_decoding(family: str) -> None:
+def test_packed_generation_is_greedy_decoding(family: str) -> None:
     model = tiny(family)
     free = expected_tokens(model, 12, set())
     reader = TextReader(model, ends=[], pad=2)
@@ -162,7 +162,7 @@ def test_packed_writing_is_greedy_decoding(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_and_padded_write_the_same(family: str) -> None:
+def test_packed_and_padded_generation_agree(family: str) -> None:
     model = tiny(family)
     ends = {t for row in expected_tokens(model, 5, set()) for t in row[3:4]}
     packed = TextReader(model, ends=ends, pad=2)
@@ -171,7 +171,7 @@ def test_packed_and_padded_write_the_same(family: str) -> None:
     assert packed.continued(BEFORE, ROWS, 9) == padded.continued(BEFORE, ROWS, 9)
 
 
-def test_nothing_is_computed_for_rows_that_ended() -> None:
+def test_ended_rows_are_not_computed() -> None:
     model = tiny("llama")
     free = expected_tokens(model, 8, set())
     ends = {free[1][0], free[4][2]}
@@ -191,7 +191,7 @@ def test_nothing_is_computed_for_rows_that_ended() -> None:
     assert len(batches) == min(8, max(lengths) + 1)
 
 
-def test_a_model_with_penalties_is_left_to_the_library() -> None:
+def test_a_model_with_penalties_uses_the_library() -> None:
     model = tiny("llama")
     assert plain_greedy(model)
     model.generation_config.repetition_penalty = 1.3
@@ -209,7 +209,7 @@ def test_a_model_with_penalties_is_left_to_the_library() -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_packed_layer_is_the_layer(bias: bool) -> None:
+def test_a_packed_layer_equals_the_plain_layer(bias: bool) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(48, 80, bias=bias)
     if not can_pack(linear):

@@ -1,4 +1,4 @@
-"""The transformers backend on tiny models of two families: what it skips changes no number."""
+"""The transformers backend, on tiny models of two families."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_trunk_runs_no_later_layer_and_no_head(model: TransformersBackend) -> 
     assert calls == ["layer 0", "layer 1"]
 
 
-def test_a_trunk_shares_weights_and_leaves_the_model_whole(model: TransformersBackend) -> None:
+def test_a_trunk_shares_weights_and_does_not_change_the_model(model: TransformersBackend) -> None:
     ids, _ = model.tokens(["a warm film"])
     before = model.model(input_ids=ids).logits
     short = trunk(model.model, 1)
@@ -115,7 +115,7 @@ def test_a_trunk_shares_weights_and_leaves_the_model_whole(model: TransformersBa
 
 
 @pytest.mark.parametrize("layers", [0, -1, 9])
-def test_a_layer_that_is_not_there(model: TransformersBackend, layers: int) -> None:
+def test_a_missing_layer_is_refused(model: TransformersBackend, layers: int) -> None:
     with pytest.raises(ModelError, match=f"layer {layers} does not exist in a model with") as error:
         trunk(model.model, layers)
     assert error.value.hint
@@ -196,7 +196,7 @@ def test_a_verbatim_relay_is_the_text_itself(model: TransformersBackend) -> None
 # -- scores are those of the whole model ----------------------------------------------------
 
 
-def test_score_soft_equals_the_whole_model_written_by_hand(model: TransformersBackend) -> None:
+def test_score_soft_equals_a_full_forward_pass(model: TransformersBackend) -> None:
     soft = payload(model, 3)
     task = compile_task(model.tokenizer, TASK)
     embed = model.model.get_input_embeddings()
@@ -214,7 +214,7 @@ def test_score_soft_equals_the_whole_model_written_by_hand(model: TransformersBa
     assert np.abs(scores[:, 0] - scores[:, 1]).max() > 0.01  # these models do not say nothing
 
 
-def test_score_text_equals_the_whole_model_written_by_hand(model: TransformersBackend) -> None:
+def test_score_text_equals_a_full_forward_pass(model: TransformersBackend) -> None:
     task = compile_task(model.tokenizer, TASK)
     scores = model.score_text(RAGGED, TASK).scores
     for row, text in zip(scores, RAGGED, strict=True):
@@ -231,14 +231,14 @@ def test_gradients_reach_the_soft_tokens_and_no_weight(model: TransformersBacken
     assert all(p.grad is None for p in model.model.parameters())
 
 
-def test_a_payload_that_cannot_be_written_to_is_read(model: TransformersBackend) -> None:
+def test_a_read_only_payload_is_accepted(model: TransformersBackend) -> None:
     soft = payload(model, 2)
     frozen = np.frombuffer(soft.tobytes(), np.float16).reshape(soft.shape)
     scores = model.score_soft(frozen, TASK).scores
     assert np.array_equal(scores, model.score_soft(soft, TASK).scores)
 
 
-def test_a_label_head_is_the_lm_head_cut_down() -> None:
+def test_a_label_head_equals_the_lm_heads_rows() -> None:
     torch.manual_seed(0)
     last, head = torch.randn(5, 8) * 9, torch.nn.Linear(8, 20)
     index = torch.tensor([3, 17, 4])
@@ -256,7 +256,7 @@ def test_a_label_head_is_the_lm_head_cut_down() -> None:
 # -- tasks ----------------------------------------------------------------------------------
 
 
-def test_a_task_is_compiled_once_and_only_so_many_are_kept(
+def test_tasks_are_compiled_once_and_the_cache_is_bounded(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = TransformersBackend.load(tiny.spec("llama", tiny_llama), quiet)
@@ -275,7 +275,7 @@ def test_a_task_is_compiled_once_and_only_so_many_are_kept(
     assert compiled == ["t0", "t1", "t2", "t3", "t1"]  # t1 was the one not used for longest
 
 
-def test_a_task_that_cannot_be_asked(model: TransformersBackend) -> None:
+def test_an_unusable_task_is_refused(model: TransformersBackend) -> None:
     with pytest.raises(ScenarioError):
         model.prepare(TaskSpec("t", "Q:", "no place for it", ("a", "b")))
 
@@ -347,7 +347,7 @@ def test_the_bridge_does_not_see_the_start_token(model: TransformersBackend) -> 
         ({"sender": {"layers": 9}}, "9 layers"),
     ],
 )
-def test_a_bridge_for_another_sender(
+def test_a_bridge_for_another_sender_is_refused(
     llama: TransformersBackend,
     gemma: TransformersBackend,
     tmp_path: Path,
@@ -363,7 +363,7 @@ def test_a_bridge_for_another_sender(
 
 
 @pytest.mark.parametrize("device", ["cuda:0", "cuda:7", "gpu", "cuda:x"])
-def test_a_device_that_is_not_there(
+def test_a_missing_device_is_refused(
     tiny_llama: Path, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
@@ -434,7 +434,7 @@ def one_tensor_of_another_shape(folder: Path) -> None:
         one_tensor_of_another_shape,
     ],
 )
-def test_a_broken_folder(broken: Path, spoil: Any) -> None:
+def test_a_broken_model_folder_is_refused(broken: Path, spoil: Any) -> None:
     spoil(broken)
     with pytest.raises(ModelError) as error:
         TransformersBackend.load(tiny.spec("a", broken), quiet)
@@ -442,13 +442,13 @@ def test_a_broken_folder(broken: Path, spoil: Any) -> None:
     assert "\n" not in error.value.message
 
 
-def test_weights_that_are_not_here(tiny_llama: Path, tmp_path: Path) -> None:
+def test_missing_weights_are_reported(tiny_llama: Path, tmp_path: Path) -> None:
     for folder in (None, str(tmp_path / "nowhere")):
         with pytest.raises(ModelError):
             TransformersBackend.load(tiny.spec("a", tiny_llama, folder=folder), quiet)
 
 
-def test_loading_tells_its_stages_up_to_ready(tiny_llama: Path) -> None:
+def test_loading_reports_its_stages(tiny_llama: Path) -> None:
     told: list[tuple[str, float]] = []
     TransformersBackend.load(tiny.spec("a", tiny_llama), lambda *news: told.append(news))
     assert told[-1] == ("ready", 1.0)
@@ -476,7 +476,7 @@ def test_a_task_that_was_scored_can_be_trained_for(llama: TransformersBackend) -
     assert soft.grad is not None
 
 
-def test_only_so_many_prefixes_are_kept(tiny_gemma: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_prefix_cache_is_bounded(tiny_gemma: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = TransformersBackend.load(tiny.spec("g", tiny_gemma), quiet)
     made: list[int] = []
     monkeypatch.setattr(model._texts._prefixes, "_limit", 2)

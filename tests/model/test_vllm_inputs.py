@@ -1,4 +1,4 @@
-"""What is checked before a vLLM engine sees it, and what is built. Needs no vLLM."""
+"""Checks and prompts for a vLLM engine. Needs no vLLM."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def refused(payload: Any, around: int = 4) -> RemoteProtocolError:
     return caught.value
 
 
-def test_sound_soft_tokens_pass() -> None:
+def test_valid_soft_tokens_pass() -> None:
     ROOM.check_soft(soft(), around=8, answer=1)  # 8 + 3 + 1: exactly full
 
 

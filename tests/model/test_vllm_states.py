@@ -1,5 +1,4 @@
-"""The tap on a vLLM model, on a stand-in for its decoder that hands on states and residual as
-vLLM's do. The real decoders are tested in tests/vllm."""
+"""The state tap on a stub of a vLLM decoder; tests/vllm_cpu has the real ones."""
 
 from __future__ import annotations
 
@@ -58,7 +57,7 @@ def run(decoder: Decoder, *rows: list[int]) -> Tensor:
     return decoder(torch.tensor([token for row in rows for token in row]))
 
 
-def test_states_of_each_row_and_no_layer_behind_them(decoder: Decoder) -> None:
+def test_states_of_each_row_and_no_later_layer(decoder: Decoder) -> None:
     tap = StateTap(SimpleNamespace(model=decoder), 2)
     rows = [[1, 2, 3], [4], [5, 6]]
     with tap.open():
@@ -78,7 +77,7 @@ def test_the_last_layer_can_be_read(decoder: Decoder) -> None:
     assert torch.equal(tap.states([[1, 2]])[0], expected)
 
 
-def test_another_order_is_noticed(decoder: Decoder) -> None:
+def test_another_order_of_texts_is_detected(decoder: Decoder) -> None:
     tap = StateTap(SimpleNamespace(model=decoder), 1)
     with tap.open():
         run(decoder, [3, 4], [1, 2])
@@ -86,7 +85,7 @@ def test_another_order_is_noticed(decoder: Decoder) -> None:
         tap.states([[1, 2], [3, 4]])
 
 
-def test_two_steps_are_noticed(decoder: Decoder) -> None:
+def test_a_batch_in_two_steps_is_detected(decoder: Decoder) -> None:
     tap = StateTap(SimpleNamespace(model=decoder), 1)
     with tap.open():
         run(decoder, [1])
@@ -95,7 +94,7 @@ def test_two_steps_are_noticed(decoder: Decoder) -> None:
         tap.states([[1], [2]])
 
 
-def test_what_cannot_be_read_is_refused(decoder: Decoder) -> None:
+def test_unreadable_models_and_layers_are_refused(decoder: Decoder) -> None:
     with pytest.raises(ModelError, match="layer 4 does not exist in a model with 3"):
         StateTap(SimpleNamespace(model=decoder), 4)
     with pytest.raises(ModelError, match="not a decoder"):

@@ -1,4 +1,4 @@
-"""Where vLLM is not installed these tests are skipped: `make test-vllm` runs them."""
+"""Skips these tests if vLLM is not installed; `make test-vllm` runs them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""vLLM beside transformers on the small pair, in one process: the engines themselves.
+"""vLLM against transformers on the small pair, in one process, with a few texts and bad input.
 
-Whole splits through processes and bus are `bench/vllm_agreement.py`; here a few texts, and what
-would harm an engine.
+`bench/vllm_agreement.py` compares whole splits through processes and bus.
 """
 
 from __future__ import annotations
@@ -91,7 +90,7 @@ def probabilities(scored: Any) -> Any:
     return np.exp(scored.scores)
 
 
-def test_both_engines_say_the_same_of_themselves(
+def test_both_engines_have_the_same_identity(
     sender: tuple[Any, Any], receiver: tuple[Any, Any]
 ) -> None:
     for ours, theirs in (sender, receiver):
@@ -105,7 +104,7 @@ def test_both_engines_say_the_same_of_themselves(
         assert a.embedding_rms == pytest.approx(b.embedding_rms, rel=1e-5)
 
 
-def test_a_sender_hands_out_the_same_soft_tokens(sender: tuple[Any, Any], payload: Any) -> None:
+def test_a_sender_makes_the_same_soft_tokens(sender: tuple[Any, Any], payload: Any) -> None:
     ours, _ = sender
     bridge = ours.add_bridge(BRIDGE).fingerprint
     batch = ours.encode(TEXTS, bridge).payload
@@ -123,7 +122,7 @@ def test_more_texts_than_one_step_takes(sender: tuple[Any, Any]) -> None:
     np.testing.assert_allclose(ours.encode(texts, fingerprint).payload, expected, atol=0.02)
 
 
-def test_a_receiver_scores_soft_tokens_alike(receiver: tuple[Any, Any], payload: Any) -> None:
+def test_a_receiver_scores_soft_tokens_the_same(receiver: tuple[Any, Any], payload: Any) -> None:
     ours, theirs = receiver
     found, expected = ours.score_soft(payload, TASK), theirs.score_soft(payload, TASK)
     np.testing.assert_allclose(probabilities(found), probabilities(expected), atol=OFF)
@@ -131,7 +130,7 @@ def test_a_receiver_scores_soft_tokens_alike(receiver: tuple[Any, Any], payload:
     assert np.ptp(probabilities(found)[:, 1]) > 0.2  # other soft tokens, other answers
 
 
-def test_bad_soft_tokens_stop_before_the_engine(receiver: tuple[Any, Any], payload: Any) -> None:
+def test_bad_soft_tokens_do_not_reach_the_engine(receiver: tuple[Any, Any], payload: Any) -> None:
     ours, _ = receiver
     before = ours.score_soft(payload, TASK).scores
     for spoil in (np.nan, np.inf):
@@ -153,7 +152,7 @@ def test_bad_soft_tokens_stop_before_the_engine(receiver: tuple[Any, Any], paylo
 def test_a_cached_prefix_does_not_mix_up_soft_tokens(
     receiver: tuple[Any, Any], payload: Any
 ) -> None:
-    """Their ids are all the same placeholder: a cache by ids alone would answer for another row."""
+    """Soft tokens share one placeholder id: a cache keyed by ids alone would mix up rows."""
     ours, theirs = receiver
     # Long enough to fill whole blocks of the cache.
     long = [np.tile(payload[i : i + 1], (1, 40, 1)) for i in (0, 1, 0)]
@@ -164,7 +163,7 @@ def test_a_cached_prefix_does_not_mix_up_soft_tokens(
 
 
 @pytest.mark.parametrize("role", ["sender", "receiver"])
-def test_text_is_scored_relayed_and_continued_alike(
+def test_text_is_scored_relayed_and_continued_the_same(
     role: str, request: pytest.FixtureRequest
 ) -> None:
     ours, theirs = request.getfixturevalue(role)
@@ -179,12 +178,12 @@ def test_text_is_scored_relayed_and_continued_alike(
     assert found.tokens == expected.tokens
 
 
-def test_soft_tokens_are_continued_alike(receiver: tuple[Any, Any], payload: Any) -> None:
+def test_soft_tokens_are_continued_the_same(receiver: tuple[Any, Any], payload: Any) -> None:
     ours, theirs = receiver
     assert ours.generate_soft(payload, FREE).texts == theirs.generate_soft(payload, FREE).texts
 
 
-def test_answers_are_watched_stopped_and_drawn(receiver: tuple[Any, Any]) -> None:
+def test_answers_are_streamed_stopped_and_sampled(receiver: tuple[Any, Any]) -> None:
     ours, _ = receiver
     pieces: dict[int, str] = {0: "", 1: ""}
 
