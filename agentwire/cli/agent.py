@@ -44,11 +44,7 @@ def agent(
 
 
 def spec_of(scenario: Path, name: str, device: str | None) -> AgentSpec:
-    """The agent as this machine runs it.
-
-    Raises:
-        ScenarioError: the scenario has no such agent.
-    """
+    """The agent as this machine runs it."""
     loaded = load_scenario(scenario)
     if name not in loaded.processes:
         raise ScenarioError(

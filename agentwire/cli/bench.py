@@ -53,11 +53,7 @@ def _numbers(text: str | None, flag: str) -> list[int] | None:
 
 
 def _changed(scenario: Scenario, on_cpu: bool, changes: dict[str, Any]) -> BenchPlan:
-    """The scenario's plan for this machine, with the options of the command line.
-
-    Raises:
-        ScenarioError: the schema refuses a value.
-    """
+    """The scenario's plan for this machine, with the options of the command line."""
     spec = scenario.bench
     plan = spec.on_cpu if on_cpu and spec.on_cpu is not None else spec
     values = {k: v for k, v in changes.items() if v is not None}
@@ -77,11 +73,7 @@ def _default_out(benchmark: str) -> Path:
 
 
 def _check_out(out: Path) -> Path:
-    """Checks that the results can be written before anything is measured.
-
-    Raises:
-        InputError: they cannot be written.
-    """
+    """Checks that the results can be written before anything is measured."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("a", encoding="utf-8"):

@@ -8,7 +8,7 @@ from rich.table import Table
 from agentwire.benchmark.drive import Burst
 from agentwire.benchmark.plan import Measurement
 from agentwire.benchmark.record import BenchRecord, BusRecord, MeasurementRecord
-from agentwire.cli.terminal import StepProgress
+from agentwire.cli.terminal import StepProgress, print_death
 from agentwire.runtime.reply import ProgressEvent
 
 
@@ -31,7 +31,7 @@ class BenchView:
 
     def progress(self, event: ProgressEvent) -> None:
         if event.stage in {"lost", "down"}:
-            self._console.print(f"{event.agent}: {event.stage} {event.detail}", markup=False)
+            print_death(self._console, event.agent, event.stage, event.detail)
         elif self._steps is not None:
             self._steps.update(event.agent, event.stage, event.fraction)
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -16,26 +15,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agentwire.bridge.card import BridgeCard, CardModel
+from agentwire.bridge.card import CardModel
 from agentwire.cli.bridges import find
 from agentwire.cli.options import AsJson, check_device
 from agentwire.cli.terminal import out, steps
-from agentwire.errors import BridgeError, DataError, InputError
+from agentwire.errors import BridgeError, InputError
 from agentwire.evaluation.inspect import tsne
-from agentwire.evaluation.predictions import choose_rows
+from agentwire.evaluation.inspect.rows import InspectedRows, choose
 from agentwire.scenario.inventory import Inventory
 from agentwire.spec.agent import AgentSpec
 from agentwire.spec.scenario import ModelChoice
-from agentwire.task.datasets import Dataset, load_rows
-from agentwire.task.definitions import definitions, load_definition
-from agentwire.task.rows import Example
 
 if TYPE_CHECKING:
     from agentwire.evaluation.inspect.inspector import Inspection, SoftTokenView, TextView
     from agentwire.model.transformers import TransformersBackend
 
-SPLITS = ("test", "validation", "sample")
-"""Splits to take rows from, in this order; never the one that the bridge was trained on."""
 SHOWN_WORDS = 6
 
 
@@ -100,7 +94,7 @@ def _inspected(
     card = store.verify(folder)
     inventory = Inventory.here()
     with steps() as shown:
-        some = _rows(card, dataset, inventory, rows or 2) if rows or not texts else None
+        some = choose(card, dataset, inventory.config, rows or 2) if rows or not texts else None
         sender, receiver = (
             _load(model, inventory, device, shown.update) for model in (card.sender, card.receiver)
         )
@@ -138,7 +132,7 @@ def _inspected(
         )
 
 
-def _draw(payloads: npt.NDArray[np.float32], rows: _Rows, bridge: str, file: Path) -> None:
+def _draw(payloads: npt.NDArray[np.float32], rows: InspectedRows, bridge: str, file: Path) -> None:
     points = tsne.project(payloads)
     name, split = rows.provenance["name"], rows.provenance["split"]
     title = f"{bridge}\npayloads of {len(rows.texts)} rows of {name} ({split})"
@@ -159,89 +153,6 @@ def _check_plot(file: Path) -> None:
         )
     if not file.absolute().parent.is_dir():
         raise InputError(f"{file.parent} is not a folder.", hint="Name another file with --plot.")
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """Texts to look at.
-
-    Attributes:
-        texts: what the sender reads.
-        labels: of each text, for people.
-        classes: of each text, as index into ``names``.
-        names: classes of the dataset; of several datasets, their names.
-        provenance: where the rows come from.
-    """
-
-    texts: list[str]
-    labels: list[str]
-    classes: list[int]
-    names: tuple[str, ...]
-    provenance: dict[str, Any]
-
-
-def _rows(card: BridgeCard, name: str | None, inventory: Inventory, n: int) -> _Rows:
-    """Rows of the bridge's datasets, or of the named one, that the bridge was not trained on.
-
-    Of several datasets, each gives as many rows. All tasks of a series have the same texts, so the
-    first represents them.
-
-    Raises:
-        DataError: unknown dataset, or none of them is here.
-    """
-    if name is not None:
-        load_definition(name)
-    wanted = [name] if name is not None else _datasets(card.training.dataset)
-    found = [data for dataset in wanted if (data := _unseen(dataset, inventory)) is not None]
-    if not found:
-        raise DataError(
-            f"Only training rows of {', '.join(wanted)} are here.",
-            hint="Use --dataset (see `agentwire data list`), or --text with --rows 0.",
-        )
-    if len(found) == 1:
-        (data,) = found
-        rows = _some(data, n)
-        labels = [data.labels[row.label] for row in rows]
-        classes = [row.label for row in rows]
-        provenance = {"name": data.name, "split": data.split, **data.provenance}
-        return _Rows([row.text for row in rows], labels, classes, data.labels, provenance)
-    parts = [_some(data, -(-n // len(found))) for data in found]
-    several = [
-        (row.text, f"{data.name}: {data.labels[row.label]}", number)
-        for number, (data, part) in enumerate(zip(found, parts, strict=True))
-        for row in part
-    ]
-    return _Rows(
-        texts=[text for text, _, _ in several],
-        labels=[label for _, label, _ in several],
-        classes=[number for _, _, number in several],
-        names=tuple(data.name for data in found),
-        provenance={
-            "name": "+".join(data.name for data in found),
-            "split": "+".join(dict.fromkeys(data.split for data in found)),
-            "parts": {data.name: {"split": data.split, **data.provenance} for data in found},
-        },
-    )
-
-
-def _unseen(dataset: str, inventory: Inventory) -> Dataset | None:
-    """A split that no bridge trains on; None if none is here."""
-    for split in SPLITS:
-        try:
-            return load_rows(dataset, split, config=inventory.config)
-        except DataError:
-            continue
-    return None
-
-
-def _some(data: Dataset, n: int) -> list[Example]:
-    return [data.rows[i] for i in choose_rows(len(data), n, seed=0)]
-
-
-def _datasets(trained_on: str) -> list[str]:
-    """The datasets that a card names: ``a``, several as ``a+b``, or a series."""
-    series = [name for name, task in definitions().items() if task.series == trained_on]
-    return series[:1] or trained_on.split("+")
 
 
 def _load(

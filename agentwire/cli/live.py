@@ -8,7 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from agentwire.cli.terminal import StepProgress
+from agentwire.cli.terminal import StepProgress, print_death
 from agentwire.evaluation.methods import MethodSpec
 from agentwire.evaluation.result import MethodRecord
 from agentwire.runtime.reply import ProgressEvent
@@ -57,11 +57,9 @@ class LiveView:
             self._loading = None
 
     def progress(self, event: ProgressEvent) -> None:
-        """An agent loads, is ready, was lost or starts again."""
+        """An agent loads, is ready, died or restarts."""
         if event.stage in {"lost", "down"}:
-            words = {"lost": "died and starts again", "down": "is down"}[event.stage]
-            why = f" ({event.detail})" if event.detail else ""
-            self._console.print(f"{event.agent} {words}{why}", style="yellow", markup=False)
+            print_death(self._console, event.agent, event.stage, event.detail)
         elif self._loading is not None:
             self._loading.update(event.agent, event.stage, event.fraction)
         elif self._task is not None:  # a baseline is trained before its first row

@@ -54,11 +54,7 @@ class MatrixOptions:
 
 
 def run_cells(source: Path, scenario: Scenario, options: MatrixOptions, command: str) -> None:
-    """Runs the unfinished cells of a matrix and prints the table of all.
-
-    Raises:
-        BridgeError: a cell has no bridge, and is neither trained nor skipped.
-    """
+    """Runs the unfinished cells of a matrix and prints the table of all."""
     plans = _plans(source, scenario, options, command)
     with MatrixView(err()) as view:
         run = _prepared(source, scenario, plans, options, command, view)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from agentwire.cli.terminal import print_death
 from agentwire.evaluation.matrix.cells import CellPlan
 from agentwire.evaluation.matrix.result import CellRecord
 from agentwire.evaluation.methods import MethodSpec
@@ -118,11 +119,9 @@ class MatrixView:
     # -- the run of a cell: ``evaluation.runner.RunDisplay``
 
     def progress(self, event: ProgressEvent) -> None:
-        """An agent loads, is ready, was lost or starts again."""
+        """An agent loads, is ready, died or restarts."""
         if event.stage in {"lost", "down"}:
-            words = {"lost": "died and starts again", "down": "is down"}[event.stage]
-            why = f" ({event.detail})" if event.detail else ""
-            self._console.print(f"{event.agent} {words}{why}", style="yellow", markup=False)
+            print_death(self._console, event.agent, event.stage, event.detail)
         else:
             self._show(f"{event.stage} {event.agent}", event.fraction)
 

@@ -12,11 +12,7 @@ from agentwire.errors import DeviceError
 
 
 def check_device(device: str | None) -> str | None:
-    """The device as given.
-
-    Raises:
-        DeviceError: not the name of a device.
-    """
+    """The device as given."""
     if device is not None and not re.fullmatch(r"auto|cpu|cuda:\d+", device):
         raise DeviceError(
             f"--device {device}: unknown kind of device.",

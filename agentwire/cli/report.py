@@ -41,11 +41,7 @@ def report(
 
 
 def read_result(run: Path) -> RunResult | MatrixResult:
-    """result.json or matrix.json of a run's folder.
-
-    Raises:
-        InputError: there is none, or it is not the result of a run.
-    """
+    """result.json or matrix.json of a run's folder."""
     file = run / FILE
     kind: type[MatrixResult | RunResult] = MatrixResult
     if not file.is_file():

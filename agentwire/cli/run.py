@@ -193,11 +193,7 @@ def _plan(
 
 
 def launched_by(scenario: Scenario, launcher: str | None, address: str | None) -> Scenario:
-    """The scenario with the launcher that the options name.
-
-    Raises:
-        ScenarioError: unknown launcher, or an address without Ray.
-    """
+    """The scenario with the launcher that the options name."""
     changes = {"launcher": launcher, "address": address}
     given = {name: value for name, value in changes.items() if value is not None}
     if launcher is not None and launcher not in LAUNCHERS:
@@ -212,11 +208,7 @@ def launched_by(scenario: Scenario, launcher: str | None, address: str | None) -
 
 
 def remote_of(listen: str | None, names: list[str] | None, known: list[str]) -> Remote | None:
-    """The agents on other machines, and the address at which they join.
-
-    Raises:
-        ScenarioError: one option without the other, or an unknown agent.
-    """
+    """The agents on other machines, and the address at which they join."""
     if listen is None and names is None:
         return None
     if listen is None or not names:

@@ -37,6 +37,13 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def print_death(console: Console, agent: str, stage: str, detail: str) -> None:
+    """Prints that an agent process died; ``stage`` is ``lost`` or ``down``."""
+    words = {"lost": "died and restarts", "down": "is down"}[stage]
+    why = f" ({detail})" if detail else ""
+    console.print(f"{agent} {words}{why}", style="yellow", markup=False)
+
+
 class StepProgress:
     """Progress of slow steps: bars on a terminal, one line per step in a log."""
 

@@ -46,11 +46,7 @@ def top(
 
 
 def newest(runs: Path) -> Path:
-    """The run whose status was written last.
-
-    Raises:
-        InputError: no run has a status.
-    """
+    """The run whose status was written last."""
     found = sorted(runs.glob(f"*/{STATUS_FILE}"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise InputError(f"No run in {runs}/ has a status.", hint="Name the folder of a run.")

@@ -78,11 +78,7 @@ class RunPlan:
 
 
 def pick_methods(names: Sequence[str]) -> tuple[MethodSpec, ...]:
-    """The methods of these names, in this order, each once.
-
-    Raises:
-        ScenarioError: no such method.
-    """
+    """The methods of these names, in this order, each once."""
     return tuple(get_method(name) for name in dict.fromkeys(names))
 
 
@@ -208,11 +204,7 @@ def methods_of(folder: Path) -> list[str]:
 
 
 def check_unchanged(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuses to resume a run or matrix whose settings have changed.
-
-    Raises:
-        ScenarioError: names the first setting that differs.
-    """
+    """Refuses to resume a run or matrix whose settings have changed."""
     for key, value in now.items():
         if before.get(key) != value:
             raise ScenarioError(

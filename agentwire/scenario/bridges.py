@@ -75,11 +75,7 @@ def synthetic_bridge(wire: WireSpec, choices: Mapping[str, ModelChoice]) -> str 
 
 
 def random_bridge(wire: WireSpec, choices: Mapping[str, ModelChoice]) -> str | None:
-    """The bridge of a wire between models with random weights; None for others.
-
-    Raises:
-        BridgeError: one end alone is random, or the sender has no ``layer``.
-    """
+    """The bridge of a wire between models with random weights; None for others."""
     ends = [choices[wire.sender], choices[wire.receiver]]
     if all(end.weights != "random" for end in ends):
         return None
@@ -211,11 +207,7 @@ def _check_joint(card: BridgeCard, wire: WireSpec) -> None:
 
 
 def check_set(wires: Sequence[WireSpec], cards: Sequence[BridgeCard]) -> None:
-    """Refuses bridges of a joint wire that were not trained together.
-
-    Raises:
-        BridgeError: they are of different trainings.
-    """
+    """Refuses bridges of a joint wire that were not trained together."""
     for card in cards:  # empty if the bridges are fake or missing
         if card.joint is None or card.joint.parts != tuple(c.weights_sha256 for c in cards):
             raise BridgeError(
@@ -226,11 +218,7 @@ def check_set(wires: Sequence[WireSpec], cards: Sequence[BridgeCard]) -> None:
 
 
 def check_data(card: BridgeCard, wire: WireSpec, data: DataChoice | None) -> None:
-    """Refuses to score a bridge on sentences that it was trained on under another name.
-
-    Raises:
-        BridgeError: its training data and ``data`` share sentences.
-    """
+    """Refuses to score a bridge on sentences that it was trained on under another name."""
     if data is None:
         return
     for trained_on in card.training.dataset.split("+"):  # a universal bridge has several

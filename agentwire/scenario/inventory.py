@@ -195,11 +195,7 @@ class Inventory:
     # -- data
 
     def data_problem(self, choice: DataChoice) -> str | None:
-        """Why these rows are not available here; None if they are.
-
-        Raises:
-            DataError: no such dataset, or a ``path`` that does not exist.
-        """
+        """Why these rows are not available here; None if they are."""
         place = datasets.where(choice.dataset, choice.split, config=self.config, path=choice.path)
         if not place and choice.path is None:
             return self._why_no_data(choice)

@@ -130,11 +130,7 @@ def where(dataset: str, split: str, *, config: Config, path: str | Path | None =
 def require_split(
     dataset: str, split: str, *, config: Config, path: str | Path | None = None
 ) -> None:
-    """Raises what ``load_rows`` would raise for a split that is nowhere, before any download.
-
-    Raises:
-        DataError: unknown dataset, or the split is nowhere.
-    """
+    """Raises what ``load_rows`` would raise for a split that is nowhere, before any download."""
     if path is None and not where(dataset, split, config=config):
         task = load_definition(dataset)
         if split in task.rows:

@@ -87,11 +87,7 @@ def _member(data: bytes, name: str) -> bytes:
 
 
 def parse(file: Path, split: str) -> tuple[Example, ...]:
-    """The rows of one split, in the file's order.
-
-    Raises:
-        DataError: a line is not ``id <tab> rating <tab> text``; names the line.
-    """
+    """The rows of one split, in the file's order."""
     rows: list[Example] = []
     # Not splitlines(): a sentence may contain U+2028 and other Unicode line breaks.
     lines = file.read_bytes().decode("utf-8").replace("\r\n", "\n").removesuffix("\n").split("\n")

@@ -61,11 +61,7 @@ def place_of(task: str) -> int:
 
 
 def generate(split: str, task: str) -> tuple[Example, ...]:
-    """The rows of one split for one task of the series (``passkey_1`` … ``passkey_5``).
-
-    Raises:
-        KeyError: no such split.
-    """
+    """The rows of one split for one task of the series (``passkey_1`` … ``passkey_5``)."""
     place = place_of(task)
     return tuple(_example(split, number, place) for number in range(SPLITS[split]))
 

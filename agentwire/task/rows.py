@@ -91,11 +91,7 @@ def _example(where: str, value: object, classes: int, labels: Sequence[str]) -> 
 def checked(
     where: str, text: object, label: object, classes: int, labels: Sequence[str] = ()
 ) -> Example:
-    """A row from outside as an ``Example``.
-
-    Raises:
-        DataError: no text, or a label that the task does not have; names ``where``.
-    """
+    """A row from outside as an ``Example``."""
     if not isinstance(text, str) or not text.strip():
         raise DataError(f"{where}: the row has no `text`.", hint=_HINT)
     if not text.isascii() and _SURROGATE.search(text):

@@ -21,11 +21,7 @@ def sample_file(task: str) -> Traversable | None:
 
 
 def sample_note(task: str) -> str:
-    """A description of a task's sample.
-
-    Raises:
-        KeyError: the task has no sample.
-    """
+    """A description of a task's sample."""
     file = sample_file(task)
     if file is None:
         raise KeyError(task)

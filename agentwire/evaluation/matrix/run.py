@@ -74,11 +74,7 @@ class MatrixRun:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """What ``write_settings`` wrote.
-
-    Raises:
-        ScenarioError: this is not the folder of a matrix.
-    """
+    """What ``write_settings`` wrote."""
     hint = "Give the folder of an interrupted matrix, such as runs/<time>-<scenario>."
     try:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))

@@ -11,13 +11,12 @@ import torch
 
 from agentwire.bridge.card import read_card
 from agentwire.cli.app import main
-from agentwire.cli.inspect import _rows as inspected_rows
 from agentwire.config import Config
 from agentwire.errors import BridgeError
 from agentwire.evaluation.inspect import payloads as inspection
 from agentwire.evaluation.inspect.inspector import BridgeInspector, attention_by_word
+from agentwire.evaluation.inspect.rows import choose
 from agentwire.model.transformers import TransformersBackend
-from agentwire.scenario.inventory import Inventory
 
 pytestmark = pytest.mark.integration
 TEXT = "a wonderful  film,\nmoving and warm"
@@ -154,7 +153,7 @@ def test_every_bridge_that_ships_has_rows_to_look_at_on_a_bare_machine(
     # The snippets would be downloaded; the others are samples, or generated.
     tiny.write_rows(tmp_path / "data" / "movie_snippets" / "test.jsonl", 8, seed=3)
     bare = Config(home=tmp_path / "home", data=tmp_path / "data", offline=True)
-    rows = inspected_rows(read_card(shipped), None, Inventory(bare), 8)
+    rows = choose(read_card(shipped), None, bare, 8)
     assert len(rows.texts) == len(rows.labels) == len(rows.classes) >= 8
     assert "train" not in rows.provenance["split"]
     trained_on = read_card(shipped).training.dataset
@@ -164,13 +163,13 @@ def test_every_bridge_that_ships_has_rows_to_look_at_on_a_bare_machine(
 def test_a_bridge_for_several_tasks_is_shown_rows_of_each(tmp_path: Path) -> None:
     (shipped,) = (folder for folder in SHIPPED if folder.name.endswith("--universal"))
     bare = Config(home=tmp_path / "home", offline=True)
-    rows = inspected_rows(read_card(shipped), None, Inventory(bare), 10)
+    rows = choose(read_card(shipped), None, bare, 10)
     assert rows.names == ("sst2", "trec", "banking77", "ag_news")
     assert rows.classes == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3  # as many of each, 10 or more
     assert rows.labels[0].startswith("sst2: ") and rows.labels[-1].startswith("ag_news: ")
     notes = [part["note"] for part in rows.provenance["parts"].values()]
     assert [note.split(" of ")[-1] for note in notes] == list(rows.names)  # each named as a sample
-    only = inspected_rows(read_card(shipped), "trec", Inventory(bare), 10)
+    only = choose(read_card(shipped), "trec", bare, 10)
     assert only.provenance["name"] == "trec" and len(only.names) == 6
 
 

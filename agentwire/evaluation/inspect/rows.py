@@ -1,0 +1,100 @@
+"""Chooses rows for the inspection of a bridge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from agentwire.bridge.card import BridgeCard
+from agentwire.config import Config
+from agentwire.errors import DataError
+from agentwire.evaluation.predictions import choose_rows
+from agentwire.task.datasets import Dataset, load_rows
+from agentwire.task.definitions import definitions, load_definition
+from agentwire.task.rows import Example
+
+SPLITS = ("test", "validation", "sample")
+"""Splits to take rows from, in this order; never the one that the bridge was trained on."""
+
+
+@dataclass(frozen=True, slots=True)
+class InspectedRows:
+    """Texts for inspection.
+
+    Attributes:
+        texts: what the sender reads.
+        labels: of each text, for people.
+        classes: of each text, as index into ``names``.
+        names: classes of the dataset; of several datasets, their names.
+        provenance: where the rows come from.
+    """
+
+    texts: list[str]
+    labels: list[str]
+    classes: list[int]
+    names: tuple[str, ...]
+    provenance: dict[str, Any]
+
+
+def choose(card: BridgeCard, name: str | None, config: Config, n: int) -> InspectedRows:
+    """Rows of the bridge's datasets, or of the named one, that the bridge was not trained on.
+
+    Of several datasets, each gives as many rows. All tasks of a series have the same texts, so the
+    first represents them.
+
+    Raises:
+        DataError: unknown dataset, or none of them is here.
+    """
+    if name is not None:
+        load_definition(name)
+    wanted = [name] if name is not None else _datasets(card.training.dataset)
+    found = [data for dataset in wanted if (data := _unseen(dataset, config)) is not None]
+    if not found:
+        raise DataError(
+            f"Only training rows of {', '.join(wanted)} are here.",
+            hint="Use --dataset (see `agentwire data list`), or --text with --rows 0.",
+        )
+    if len(found) == 1:
+        (data,) = found
+        rows = _some(data, n)
+        labels = [data.labels[row.label] for row in rows]
+        classes = [row.label for row in rows]
+        provenance = {"name": data.name, "split": data.split, **data.provenance}
+        return InspectedRows([row.text for row in rows], labels, classes, data.labels, provenance)
+    parts = [_some(data, -(-n // len(found))) for data in found]
+    several = [
+        (row.text, f"{data.name}: {data.labels[row.label]}", number)
+        for number, (data, part) in enumerate(zip(found, parts, strict=True))
+        for row in part
+    ]
+    return InspectedRows(
+        texts=[text for text, _, _ in several],
+        labels=[label for _, label, _ in several],
+        classes=[number for _, _, number in several],
+        names=tuple(data.name for data in found),
+        provenance={
+            "name": "+".join(data.name for data in found),
+            "split": "+".join(dict.fromkeys(data.split for data in found)),
+            "parts": {data.name: {"split": data.split, **data.provenance} for data in found},
+        },
+    )
+
+
+def _unseen(dataset: str, config: Config) -> Dataset | None:
+    """A split that no bridge trains on; None if none is here."""
+    for split in SPLITS:
+        try:
+            return load_rows(dataset, split, config=config)
+        except DataError:
+            continue
+    return None
+
+
+def _some(data: Dataset, n: int) -> list[Example]:
+    return [data.rows[i] for i in choose_rows(len(data), n, seed=0)]
+
+
+def _datasets(trained_on: str) -> list[str]:
+    """The datasets that a card names: ``a``, several as ``a+b``, or a series."""
+    series = [name for name, task in definitions().items() if task.series == trained_on]
+    return series[:1] or trained_on.split("+")
