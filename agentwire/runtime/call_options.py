@@ -14,8 +14,8 @@ from agentwire.wire.messages import Channel, Decoding, Mode, RelaySpec, TaskSpec
 
 ChannelName: TypeAlias = Channel | Literal["soft", "text"]
 Fallback: TypeAlias = Literal["text", "error"]
-Relay: TypeAlias = Literal["summary", "verbatim"]
-Form: TypeAlias = Literal["text", "plain", "chat"]
+RelayMode: TypeAlias = Literal["summary", "verbatim"]
+TextForm: TypeAlias = Literal["text", "plain", "chat"]
 
 GENERATED_TOKENS: Final = 64
 """Default length limit of a free-text answer."""
@@ -90,7 +90,7 @@ class CallOptions(TypedDict, total=False):
     labels: Sequence[str] | None
     generate: Generate | None
     deadline: float | None
-    form: Form | None
+    form: TextForm | None
 
 
 class KeepOptions(TypedDict, total=False):
@@ -108,13 +108,13 @@ class WireOptions(CallOptions, total=False):
     bridge: str | None
     fallback: Fallback | None
     channel: ChannelName | None
-    relay: Relay | None
+    relay: RelayMode | None
 
 
 def make_task(
     default: TaskSpec | None,
     options: CallOptions,
-    relay: Relay | None = None,
+    relay: RelayMode | None = None,
     *,
     stream: bool = False,
 ) -> TaskSpec:

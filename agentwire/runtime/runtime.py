@@ -29,10 +29,10 @@ from agentwire.runtime.call_options import (
     CallOptions,
     ChannelName,
     Fallback,
-    Form,
     Generate,
     KeepOptions,
-    Relay,
+    RelayMode,
+    TextForm,
     WireOptions,
     check_deadline,
     make_task,
@@ -46,7 +46,7 @@ from agentwire.runtime.lifecycle import Lifecycle
 from agentwire.runtime.pending import EventLog, Outcome, replies_of
 from agentwire.runtime.reply import AgentInfo, KeptPayload, ProgressEvent, Reply
 from agentwire.runtime.stream import stream_answer
-from agentwire.runtime.topology import FanIn, Receivers, Row, fan_out
+from agentwire.runtime.topology import FanIn, Receivers, SenderTexts, fan_out
 from agentwire.scenario.load import load_scenario
 from agentwire.scenario.resolve import Resolved, resolve
 from agentwire.spec.scenario import Scenario
@@ -175,8 +175,8 @@ class Runtime:
         fallback: Fallback | None = None,
         request_id: str | None = None,
         channel: ChannelName | None = None,
-        relay: Relay | None = None,
-        form: Form | None = None,
+        relay: RelayMode | None = None,
+        form: TextForm | None = None,
     ) -> Reply:
         """Sends one text from one agent to another and waits for the answer.
 
@@ -400,7 +400,7 @@ class Runtime:
         self,
         senders: Sequence[str],
         receiver: str,
-        rows: Sequence[Row],
+        rows: Sequence[SenderTexts],
         **options: Unpack[WireOptions],
     ) -> list[Outcome]:
         """As ``fan_in`` for rows that share messages; one outcome a row, in order.

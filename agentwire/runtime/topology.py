@@ -34,7 +34,7 @@ MAX_READS: Final = 3
 
 Receivers = Sequence[str] | Mapping[str, WireOptions]
 """Names of receivers, or the options of each, which override those of the call."""
-Row = Sequence[str | KeptPayload]
+SenderTexts = Sequence[str | KeptPayload]
 """A text or a kept payload for each sender."""
 
 
@@ -122,7 +122,7 @@ class FanIn:
     wires: Sequence[WireSpec]  # from each sender, in the order in which the receiver reads them
     task: TaskSpec
 
-    async def batch(self, rows: Sequence[Row], deadline: float | None) -> list[Outcome]:
+    async def batch(self, rows: Sequence[SenderTexts], deadline: float | None) -> list[Outcome]:
         """One outcome a row, in order."""
         for row in rows:
             if len(row) != len(self.wires):
@@ -137,7 +137,7 @@ class FanIn:
         )
         return list(outcomes.values())
 
-    async def _attempt(self, rows: Mapping[int, Row], end: float) -> dict[int, Outcome]:
+    async def _attempt(self, rows: Mapping[int, SenderTexts], end: float) -> dict[int, Outcome]:
         loop = asyncio.get_running_loop()
         begun = loop.time()
         outcomes: dict[int, Outcome] = {}
@@ -164,7 +164,7 @@ class FanIn:
                 outcomes[i] = self._combine(replies, answer, ms)
         return outcomes
 
-    async def _hold(self, rows: Mapping[int, Row], end: float) -> dict[int, list[Outcome]]:
+    async def _hold(self, rows: Mapping[int, SenderTexts], end: float) -> dict[int, list[Outcome]]:
         """Makes every sender read, and one process of the receiver hold all payloads of a row."""
 
         async def read(position: int, holders: Sequence[str]) -> list[Outcome]:
