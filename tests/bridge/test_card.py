@@ -113,7 +113,7 @@ def test_missing_too_large_or_a_folder(tmp_path: Path) -> None:
     assert "holds no card.yaml" in refused(tmp_path)
     assert "holds no card.yaml" in refused(tmp_path / "nowhere")
     (tmp_path / CARD_FILE).write_bytes(b"#" * (MAX_CARD_BYTES + 1))
-    assert "larger than" in refused(tmp_path)
+    assert "exceeds the size limit" in refused(tmp_path)
     (tmp_path / CARD_FILE).unlink()
     (tmp_path / CARD_FILE).mkdir()
     assert "cannot be read" in refused(tmp_path)
