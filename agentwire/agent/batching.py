@@ -23,7 +23,7 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from agentwire.agent.kept import KeptPayload
+from agentwire.agent.kept import KeptRow
 from agentwire.wire.messages import Row, Stages
 
 
@@ -79,7 +79,7 @@ class WorkItem:
     text: str = ""
     payload: npt.NDArray[np.float16] | None = None
     rms_range: tuple[float, float] | None = None  # allowed for the payload; None: checked before
-    kept: KeptPayload | None = None  # what the row names instead of a text
+    kept: KeptRow | None = None  # what the row names instead of a text
     cancelled: bool = False
     streamed: int = 0  # bytes of the answer that were sent as Pieces
 

@@ -32,7 +32,7 @@ class KeptKey(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class KeptPayload:
+class KeptRow:
     """One kept row.
 
     Attributes:
@@ -60,7 +60,7 @@ class KeptPayloads:
     def __init__(self, max_bytes: int = KEPT_BYTES, seconds: float = KEPT_S) -> None:
         self._max_bytes = max_bytes
         self._seconds = seconds
-        self._items: OrderedDict[KeptKey, KeptPayload] = OrderedDict()
+        self._items: OrderedDict[KeptKey, KeptRow] = OrderedDict()
         self._bytes = 0
 
     def __len__(self) -> int:
@@ -77,14 +77,14 @@ class KeptPayloads:
         reason: str = "",
     ) -> None:
         self._drop(key)
-        kept = self._items[key] = KeptPayload(text, payload, bridge, reason, now + self._seconds)
+        kept = self._items[key] = KeptRow(text, payload, bridge, reason, now + self._seconds)
         self._bytes += kept.size
         for oldest in list(self._items):
             if self._items[oldest].until > now and self._bytes <= self._max_bytes:
                 break
             self._drop(oldest)
 
-    def get(self, key: KeptKey, now: float) -> KeptPayload | None:
+    def get(self, key: KeptKey, now: float) -> KeptRow | None:
         """The entry, or None if it is missing or expired."""
         kept = self._items.get(key)
         if kept is not None and kept.until <= now:
@@ -108,7 +108,7 @@ class JointReader:
         self._sets = {one.bridges: one for one in sets}
 
     def read(
-        self, names: str, task: TaskSpec, find: Callable[[bytes], KeptPayload | None]
+        self, names: str, task: TaskSpec, find: Callable[[bytes], KeptRow | None]
     ) -> tuple[str, npt.NDArray[np.float16]]:
         """The bridge set and the payloads (float16 [sum of M, d]) of these names.
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from agentwire.agent.agreements import Agreements
 from agentwire.agent.batching import BatchGroup, Inbound, Kind, WorkItem
-from agentwire.agent.kept import JointReader, KeptKey, KeptPayload, KeptPayloads
+from agentwire.agent.kept import JointReader, KeptKey, KeptPayloads, KeptRow
 from agentwire.errors import InputError, NackCode, RemoteProtocolError
 from agentwire.model.backend import Backend
 from agentwire.spec.agent import AgentSpec
@@ -176,7 +176,7 @@ class Validator:
         Raises:
             RemoteProtocolError: it is not kept here.
         """
-        kept: KeptPayload | None = None
+        kept: KeptRow | None = None
         try:
             key = KeptKey(item.group.origin, bytes.fromhex(item.text))
             kept = self._kept.get(key, item.message.arrival)

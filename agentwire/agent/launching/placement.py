@@ -75,11 +75,8 @@ class Cluster(Protocol):
 class LocalMachine:
     """``launcher: local``: every agent is a child process."""
 
-    def __init__(self, address: str = "") -> None:
-        pass
+    def __init__(self, address: str) -> None: ...
 
-    def place(self, agents: Collection[str]) -> None:
-        return None
+    def place(self, agents: Collection[str]) -> None: ...
 
-    def close(self) -> None:
-        pass
+    def close(self) -> None: ...
