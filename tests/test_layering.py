@@ -234,7 +234,7 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 def test_importing_it_loads_no_heavy_library(module: str) -> None:
     heavy = ["torch", "transformers", "safetensors.torch", "datasets"]
     if module == "agentwire":
-        heavy += ["zmq", "numpy"]
+        heavy += ["zmq", "numpy", "prometheus_client"]
     code = f"import {module}, sys; print([m for m in {heavy!r} if m in sys.modules])"
     done = run_python(code)
     assert done.returncode == 0, done.stderr
