@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from agentwire.bus.access import RemoteAccess
-from agentwire.bus.core import BrokerCore
+from agentwire.bus.core import BrokerCore, BusConfig
 from agentwire.bus.events import BrokerEvent, BrokerFailed
 from agentwire.bus.flow import RoutingLimits
 from agentwire.bus.instructions import Command
@@ -75,22 +75,18 @@ class Broker:
         self._transport = transport
         self._recorder = recorder
         self._on_event = on_event
-        limits, timing, agents = limits or RoutingLimits(), timing or Timing(), sorted(agents)
+        limits, timing = limits or RoutingLimits(), timing or Timing()
+        config = BusConfig(run, wires, token, sorted(agents), limits, timing)
         now = time.monotonic()
         self._core = BrokerCore(
-            run=run,
-            wires=wires,
-            token=token,
-            agents=agents,
-            limits=limits,
-            timing=timing,
+            config,
             on_event=on_event,
             clock=time.monotonic if recorder is None else recorder.clock,
             now=now,
             key_name=None if remote is None else lambda key: remote.allowed.name_of(key) or "",
         )
         if recorder is not None:
-            recorder.started(run, wires, agents, limits, timing, now)
+            recorder.started(config, now)
         self._commands: queue.Queue[Command] = queue.Queue(COMMANDS)
         self._listener: Listener | None = None
         self._thread: threading.Thread | None = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 
@@ -33,6 +33,18 @@ SWEEP_EVERY = 0.5  # s
 _TICK_AT = attrgetter("tick_at")
 
 
+@dataclass(frozen=True, slots=True)
+class BusConfig:
+    """What defines a bus; see ``Broker`` for each value."""
+
+    run: bytes
+    wires: Mapping[str, tuple[str, str]]
+    token: str
+    agents: list[str]
+    limits: RoutingLimits
+    timing: Timing
+
+
 @dataclass(slots=True)
 class Connection:
     """One connection.
@@ -53,9 +65,6 @@ class BrokerCore:
     """Belongs to one thread; ``metrics`` may be called from others.
 
     Args:
-        run: 16-byte id of the run.
-        wires, token, agents, limits: as for ``Router``.
-        timing: heartbeats of the sessions.
         on_event: called with each event for the owner.
         clock: monotonic seconds.
         now: the time at which it starts.
@@ -73,13 +82,8 @@ class BrokerCore:
 
     def __init__(
         self,
+        config: BusConfig,
         *,
-        run: bytes,
-        wires: Mapping[str, tuple[str, str]],
-        token: str,
-        agents: Iterable[str],
-        limits: RoutingLimits,
-        timing: Timing,
         on_event: Callable[[BrokerEvent], None],
         clock: Callable[[], float],
         now: float,
@@ -87,12 +91,13 @@ class BrokerCore:
     ) -> None:
         self.write: Callable[[PeerId, Frames], Sent] = lambda peer, frames: Sent.GONE
         self.ticked = self._swept = now
-        self._run = run
-        self._timing = timing
+        self._config = config
         self._on_event = on_event
         self._clock = clock
         self._key_name = key_name
-        self._router = Router(wires=wires, token=token, agents=agents, limits=limits)
+        self._router = Router(
+            wires=config.wires, token=config.token, agents=config.agents, limits=config.limits
+        )
         self._lock = threading.Lock()  # around the router: metrics() reads it from other threads
         self._open: dict[PeerId, Connection] = {}
         self.blocked: set[PeerId] = set()
@@ -116,10 +121,10 @@ class BrokerCore:
             return
         session = Session(
             Side.BROKER,
-            run=self._run,
+            run=self._config.run,
             epoch=BROKER_EPOCH,
             now=now,
-            timing=self._timing,
+            timing=self._config.timing,
             keyed=bool(key),
         )
         connection = Connection(session, now, key)

@@ -74,20 +74,12 @@ class ProducerQueue:
         self._due: Grant | None = self._window.open()
 
     def push(self, item: Queued) -> None:
-        """Appends a message.
-
-        Raises:
-            RemoteProtocolError: (``overloaded``) the producer had no credit for it.
-        """
+        """Appends a message; raises RemoteProtocolError if the producer had no credit for it."""
         self._window.arrived(item.size)
         self.items.append(item)
 
     def pass_through(self, size: int) -> None:
-        """Counts a message that is forwarded at once; only valid while the queue is empty.
-
-        Raises:
-            RemoteProtocolError: (``overloaded``) the producer had no credit for it.
-        """
+        """Counts a message that is forwarded at once; raises as ``push``."""
         self._window.arrived(size)
         self._release(size)
 
@@ -283,32 +275,20 @@ class Flow:
         try:
             if consumer is not None and all_in_time(work):
                 # While credit is left nothing waits, so the message needs no place in the queue.
-                return self._pass_through(peer, consumer, hop, work, size, sealed)
+                queue.pass_through(size)
+                hop.credit.take(hop.wire, size)
+                self._counters["forwarded"] += 1
+                out: list[Instruction] = [Send(consumer.id, work, sealed)]
+                grant = queue.take_grant()
+                if grant is not None:
+                    out.append(Send(peer.id, Credit(hop.wire, grant.messages, grant.bytes)))
+                return out
             queue.push(Queued(work, size, now, sealed))
         except RemoteProtocolError as error:
             return self.refuse(peer, work, error.code, f"{work.wire}: {error}")
         self.queued_messages += 1
         self.queued_bytes += size
         return self._forward([hop], now)
-
-    def _pass_through(
-        self,
-        producer: Peer,
-        consumer: Peer,
-        hop: Hop,
-        work: WorkMessage,
-        size: int,
-        sealed: Sealed | None,
-    ) -> list[Instruction]:
-        queue = hop.queues[producer.name]
-        queue.pass_through(size)
-        hop.credit.take(hop.wire, size)
-        self._counters["forwarded"] += 1
-        out: list[Instruction] = [Send(consumer.id, work, sealed)]
-        grant = queue.take_grant()
-        if grant is not None:
-            out.append(Send(producer.id, Credit(hop.wire, grant.messages, grant.bytes)))
-        return out
 
     def reject(
         self, peer: Peer, hop: Hop, work: WorkMessage, code: NackCode, reason: str
@@ -336,11 +316,8 @@ class Flow:
         return [Send(client.id, Nack(code, reason, work.wire, work.rows, retry, client.name))]
 
     def credit(self, peer: Peer, credit: Credit, now: float) -> list[Instruction] | None:
-        """Adds a consumer's credit; None if this peer consumes nothing on that wire.
-
-        Raises:
-            RemoteProtocolError: (``malformed``) a negative or absurd grant.
-        """
+        """Adds a consumer's credit; None if this peer consumes nothing on that wire. Raises as
+        ``CreditGate.add``."""
         hop = self._hops.get((credit.wire, peer.name))
         if hop is None or not peer.ready:
             return None

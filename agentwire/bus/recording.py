@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from agentwire.bus.flow import RoutingLimits
+from agentwire.bus.core import BusConfig
 from agentwire.bus.instructions import Command
 from agentwire.bus.transport import Frames, PeerId
 from agentwire.errors import RemoteProtocolError
@@ -31,7 +31,6 @@ from agentwire.wire.messages import (
     Soft,
     Text,
 )
-from agentwire.wire.session import Timing
 
 FILE_NAME: Final = "bus.jsonl"
 TOKEN: Final = "recorded"
@@ -59,21 +58,17 @@ class BusRecorder:
         self._readings.append(now)
         return now
 
-    def started(
-        self,
-        run: bytes,
-        wires: Mapping[str, tuple[str, str]],
-        agents: list[str],
-        limits: RoutingLimits,
-        timing: Timing,
-        now: float,
-    ) -> None:
+    def started(self, config: BusConfig, now: float) -> None:
         self._begin(
             bus={
-                "run": run.hex(), "wires": {name: list(ends) for name, ends in wires.items()},
-                "agents": agents, "limits": asdict(limits), "timing": asdict(timing), "now": now,
+                "run": config.run.hex(),
+                "wires": {name: list(ends) for name, ends in config.wires.items()},
+                "agents": config.agents,
+                "limits": asdict(config.limits),
+                "timing": asdict(config.timing),
+                "now": now,
             }
-        )  # fmt: skip
+        )
 
     def received(self, peer: PeerId, frames: Frames, key: str) -> None:
         self._begin(peer=peer.hex(), key=key, frames=self._without_content(frames))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agentwire.bus.core import BrokerCore
+from agentwire.bus.core import BrokerCore, BusConfig
 from agentwire.bus.flow import RoutingLimits
 from agentwire.bus.instructions import Command
 from agentwire.bus.recording import TOKEN, body_of
@@ -31,7 +31,6 @@ class Replayed:
     """The outcome of a replay.
 
     Attributes:
-        entries: lines of the recording.
         answered: request ids (hex) for which the broker forwarded a Result.
         refused: request ids -> codes of the Nacks that the broker forwarded.
         metrics: the broker's figures at the end.
@@ -54,12 +53,14 @@ class _Replay:
         self._done = done
         self._readings: Iterator[float] = iter(())
         self.core = BrokerCore(
-            run=bytes.fromhex(bus["run"]),
-            wires={name: (ends[0], ends[1]) for name, ends in bus["wires"].items()},
-            token=TOKEN,
-            agents=bus["agents"],
-            limits=RoutingLimits(**bus["limits"]),
-            timing=Timing(**bus["timing"]),
+            BusConfig(
+                bytes.fromhex(bus["run"]),
+                {name: (ends[0], ends[1]) for name, ends in bus["wires"].items()},
+                TOKEN,
+                bus["agents"],
+                RoutingLimits(**bus["limits"]),
+                Timing(**bus["timing"]),
+            ),
             on_event=lambda event: None,
             clock=lambda: next(self._readings),
             now=bus["now"],

@@ -26,15 +26,7 @@ from dataclasses import replace
 from agentwire.bus.directory import Directory, Peer
 from agentwire.bus.events import PeerConnected, PeerProgress, PeerReady
 from agentwire.bus.flow import Flow, RoutingLimits, WireTable
-from agentwire.bus.instructions import (
-    Admit,
-    Command,
-    Disconnect,
-    Emit,
-    Instruction,
-    Reject,
-    Send,
-)
+from agentwire.bus.instructions import Admit, Command, Disconnect, Emit, Instruction, Reject, Send
 from agentwire.bus.offers import Offers
 from agentwire.bus.transport import PeerId
 from agentwire.errors import NackCode, RemoteProtocolError
@@ -109,12 +101,9 @@ class Router:
     def handle(
         self, id: PeerId, event: Event, now: float, key_name: str | None = None
     ) -> list[Instruction]:
-        """What to do about an event of a peer's session.
+        """What to do about an event of a peer's session, at ``now`` (monotonic seconds).
 
-        Args:
-            now: seconds of any monotonic clock.
-            key_name: for HelloReceived: the name that the connection's key is registered for;
-                None if the connection uses no key.
+        ``key_name``: for HelloReceived, the name of the connection's key; None if it uses no key.
         """
         peer = self._peers.get(id)
         if isinstance(event, MessageReceived) and peer is not None:  # the usual case
@@ -299,13 +288,12 @@ class Router:
 
     def _end_refused_rows(self, peer: Peer, refused: MessageRefused) -> list[Instruction]:
         """An agent's refused message still ends its rows, if it is known whose they are."""
-        code, reason, wire, rows, origin = (
-            refused.code, refused.reason, refused.wire, refused.rows, refused.origin
-        )  # fmt: skip
-        self.counters[f"refused.{code}"] += 1
+        self.counters[f"refused.{refused.code}"] += 1
+        wire, rows = refused.wire, refused.rows
         if peer.role is not Role.AGENT or not rows or not self._is_end_of(wire, peer):
             return []
-        return self._nack_client(Nack(code, reason, wire, rows, 0, origin))
+        nack = Nack(refused.code, refused.reason, wire, rows, origin=refused.origin)
+        return self._nack_client(nack)
 
     def _is_end_of(self, wire: str, peer: Peer) -> bool:
         return peer.name in (self._wires.sender(wire), self._wires.receiver(wire))

@@ -62,11 +62,7 @@ def check_folder(folder: Path) -> None:
 
 
 def ipc_endpoint(folder: Path, name: str = "bus") -> str:
-    """``ipc://`` address of a socket in ``folder``.
-
-    Raises:
-        InputError: the path is longer than the system allows for a socket.
-    """
+    """``ipc://`` address of a socket in ``folder``. Raises as ``check_ipc_path``."""
     return f"ipc://{check_ipc_path(str(folder.absolute() / name))}"
 
 
