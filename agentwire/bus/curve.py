@@ -62,7 +62,6 @@ class CurveAuthenticator:
         self._socket.set(zmq.LINGER, 0)
         self._socket.bind(ZAP_ADDRESS)
         self._closing = threading.Event()
-        self.refused = 0
         self._thread = threading.Thread(target=self._run, name="agentwire-keys", daemon=True)
         self._thread.start()
 
@@ -85,5 +84,4 @@ class CurveAuthenticator:
             key = z85.encode(frames[6]).decode()
         if key and self._allowed.name_of(key) is not None:
             return [ZAP_VERSION, request, b"200", b"OK", key.encode(), b""]
-        self.refused += 1
         return [ZAP_VERSION, request, b"400", b"unknown key", b"", b""]

@@ -66,14 +66,12 @@ class Undecodable(RemoteProtocolError):
     """Frames that are not a message, with as much of it as can be trusted.
 
     Attributes:
-        envelope: set if the header was valid.
         wire, origin: as in the header; "" if there is none.
         rows: whose requests the message carried, if the checksum matched.
     """
 
     def __init__(self, code: NackCode, message: str) -> None:
         super().__init__(code, message)
-        self.envelope: Envelope | None = None
         self.wire = ""
         self.origin = ""
         self.rows: tuple[Row, ...] = ()
@@ -249,7 +247,7 @@ def decode(frames: Sequence[bytes | memoryview]) -> tuple[Envelope, Message]:
 
 def unseal(frames: Sequence[bytes | memoryview]) -> tuple[Envelope, Message, Sealed]:
     """Like ``decode``, and returns what ``reseal`` needs to forward the message."""
-    envelope, wire, origin, rows = None, "", "", ()
+    wire, origin, rows = "", "", ()
     try:
         if len(frames) != 3:
             raise malformed(f"has {len(frames)} frames, not 3")
@@ -278,8 +276,7 @@ def unseal(frames: Sequence[bytes | memoryview]) -> tuple[Envelope, Message, Sea
         return envelope, layout.kind(**values), Sealed(packed, frames[1], frames[2])
     except Misfit as error:
         refused = Undecodable(error.code, str(error))
-        refused.envelope, refused.wire = envelope, wire
-        refused.origin, refused.rows = origin, rows
+        refused.wire, refused.origin, refused.rows = wire, origin, rows
         raise refused from None
 
 

@@ -80,12 +80,9 @@ class CreditGate:
         """The credit left; negative bytes are overdrawn."""
         return Grant(*self._left.get(wire, NOTHING))
 
-    def clear(self, wire: str | None = None) -> None:
-        """Drops the credit of a wire, or of all: the consumer that granted it is gone."""
-        if wire is None:
-            self._left.clear()
-        else:
-            self._left.pop(wire, None)
+    def clear(self) -> None:
+        """Drops all credit: the consumer that granted it is gone."""
+        self._left.clear()
 
 
 class CreditWindow:
@@ -106,11 +103,6 @@ class CreditWindow:
         self._messages, self._bytes = messages, bytes
         self._waiting_messages = self._waiting_bytes = 0  # arrived, not consumed
         self._granted_messages = self._granted_bytes = 0  # granted, not used
-
-    @property
-    def waiting(self) -> Grant:
-        """What arrived and is not consumed."""
-        return Grant(self._waiting_messages, self._waiting_bytes)
 
     def open(self) -> Grant:
         """The first grant to a producer, or to a new incarnation of it.

@@ -162,11 +162,9 @@ class Session:
     """One end of a connection between a peer and the broker.
 
     Args:
-        side: which end this is.
         run: 16-byte id of the run; messages of another run are refused. A peer that does not
             know it passes ``UNKNOWN_RUN`` and learns it from the Welcome.
         epoch: incarnation of this end, sent with every message.
-        now: current time in seconds.
         hello: peer side: the message that ``open`` sends; also fixes the role.
         timing: time limits. A peer takes ping and liveness from the broker's Welcome instead.
         keyed: broker side: the transport identified the peer by its key, so that its Hello may
@@ -424,11 +422,15 @@ class Session:
                 self.hello, self.state = message, after
                 return [HelloReceived(message, envelope.epoch)]
             case Welcome():
-                problem = self._welcome_problem(message)
-                if problem is not None:
+                code, problem = NackCode.MALFORMED, ""
+                if message.version not in (self.hello.versions if self.hello else ()):
+                    code, problem = NackCode.VERSION, f"version {message.version} was not offered"
+                elif message.liveness_ms <= message.ping_ms:
+                    problem = "liveness_ms must be above ping_ms"
+                if problem:
                     # Nothing can follow, so neither end should wait for the handshake's limit.
-                    goodbye = Outgoing(self.send(Goodbye(str(problem)), now))
-                    return [goodbye, self._left(str(problem), problem.code)]
+                    goodbye = Outgoing(self.send(Goodbye(problem), now))
+                    return [goodbye, self._left(problem, code)]
                 self.timing = Timing(message.ping_ms, message.liveness_ms, self.timing.handshake_ms)
                 self.state, self._reported = after, now
                 return [SessionOpened(message)]
@@ -437,13 +439,6 @@ class Session:
             case Goodbye():
                 return [self._left(message.reason)]
         raise _Refusal(NackCode.UNAUTHORIZED, "the session is not open")
-
-    def _welcome_problem(self, welcome: Welcome) -> _Refusal | None:
-        if welcome.version not in (self.hello.versions if self.hello else ()):
-            return _Refusal(NackCode.VERSION, f"version {welcome.version} was not offered")
-        if welcome.liveness_ms <= welcome.ping_ms:
-            return _Refusal(NackCode.MALFORMED, "liveness_ms must be above ping_ms")
-        return None
 
     def _second_hello_problem(self, hello: Hello) -> str:
         first = self.hello
