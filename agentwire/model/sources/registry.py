@@ -24,28 +24,33 @@ class ArchivePart:
 
 
 @dataclass(frozen=True, slots=True)
-class RegistryModel:
-    """A model from the package registry.
+class KnownModel:
+    """A model that is known by name.
 
     Attributes:
-        parts: of the GGUF file, in order.
+        config: contents of config.json.
+        parts: of the GGUF file, in order; none: the model comes from the hub.
+        file: published name of the GGUF file.
         sha256: of the GGUF file; the model's fingerprint.
         layout: how the GGUF file names and orders tensors.
     """
 
     name: str
-    parts: tuple[ArchivePart, ...]
-    file: str
-    sha256: str
     licence: str
-    layout: Literal["llama", "gemma3"]
     parameters: int
-    width: int
-    layers: int
-    vocabulary: int
-    chat: bool
-    note: str
     config: Mapping[str, Any] = field(repr=False)
+    parts: tuple[ArchivePart, ...] = ()
+    file: str = ""
+    sha256: str = ""
+    layout: Literal["llama", "gemma3"] = "llama"
+
+    @property
+    def width(self) -> int:
+        return int(self.config["hidden_size"])
+
+    @property
+    def layers(self) -> int:
+        return int(self.config["num_hidden_layers"])
 
     @property
     def download_bytes(self) -> int:
@@ -58,21 +63,6 @@ class RegistryModel:
         return {"_from_model_config": True, **{key: self.config[key] for key in keys}}
 
 
-@dataclass(frozen=True, slots=True)
-class HubModel:
-    """A model of the hub (``gated``: needs a login), with its shape for ``weights: random``."""
-
-    name: str
-    licence: str
-    gated: bool
-    parameters: int
-    width: int
-    layers: int
-    vocabulary: int
-    note: str
-    config: Mapping[str, Any] = field(repr=False)
-
-
 def read_data(name: str) -> dict[str, Any]:
     """Contents of ``models/<name>.json``."""
     file = files("agentwire.model.sources") / "models" / f"{name}.json"
@@ -80,17 +70,18 @@ def read_data(name: str) -> dict[str, Any]:
     return data
 
 
-def _registry_model(name: str) -> RegistryModel:
+def _known(name: str) -> KnownModel:
     data = read_data(name)
-    parts = [ArchivePart(Archive(**part["archive"]), part["member"]) for part in data.pop("parts")]
-    return RegistryModel(**data, parts=tuple(parts))
+    parts = data.pop("parts", ())
+    return KnownModel(
+        **data, parts=tuple(ArchivePart(Archive(**p["archive"]), p["member"]) for p in parts)
+    )
 
 
-SMOLLM2 = _registry_model("smollm2-135m-instruct")
-GEMMA3 = _registry_model("gemma-3-270m")
-MODELS: Mapping[str, RegistryModel] = {model.name: model for model in (SMOLLM2, GEMMA3)}
+SMOLLM2 = _known("smollm2-135m-instruct")
+GEMMA3 = _known("gemma-3-270m")
+MODELS: Mapping[str, KnownModel] = {model.name: model for model in (SMOLLM2, GEMMA3)}
 """Models of the package registry, by name."""
-
-_HUB = [HubModel(**read_data(n)) for n in ("llama-3.1-8b-instruct", "mistral-7b-instruct-v0.3")]
-HUB_MODELS: Mapping[str, HubModel] = {model.name: model for model in _HUB}
+_HUB = (_known("llama-3.1-8b-instruct"), _known("mistral-7b-instruct-v0.3"))
+HUB_MODELS: Mapping[str, KnownModel] = {model.name: model for model in _HUB}
 """Hub models with a known shape; scenarios may name any other as well."""

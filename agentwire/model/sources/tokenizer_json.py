@@ -6,20 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentwire.errors import ModelError
-from agentwire.model.sources.registry import RegistryModel, read_data
+from agentwire.model.sources.registry import KnownModel, read_data
 
 _CONTROL, _USER_DEFINED = 3, 4
 _SPACE = "\u2581"  # how sentencepiece writes a space
 
 
 def tokenizer_json(
-    model: RegistryModel, metadata: Mapping[str, Any]
+    model: KnownModel, metadata: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Contents of tokenizer.json and tokenizer_config.json from a GGUF file's metadata."""
     tokens: list[str] = metadata.get("tokenizer.ggml.tokens", [])
-    if len(tokens) != model.vocabulary:
+    if len(tokens) != (vocabulary := int(model.config["vocab_size"])):
         raise ModelError(
-            f"{model.name} has {len(tokens):,} tokens, expected {model.vocabulary:,}.",
+            f"{model.name} has {len(tokens):,} tokens, expected {vocabulary:,}.",
             hint="Run `agentwire models pull` again.",
         )
     make = _byte_level if model.layout == "llama" else _sentencepiece

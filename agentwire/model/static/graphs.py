@@ -200,8 +200,7 @@ class Runner:
 
     def _launch_streams(self, staging: Staging, bind: Callable[[], None] | None) -> None:
         device = self.device
-        assert device.compute is not None and device.upload is not None
-        assert device.download is not None
+        assert device.compute and device.upload and device.download
         with torch.cuda.stream(device.upload):
             for there, given in zip(staging.on_device, staging.host_in, strict=True):
                 there.copy_(given, non_blocking=True)
