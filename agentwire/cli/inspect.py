@@ -156,7 +156,10 @@ def _check_plot(file: Path) -> None:
 
 
 def _load(
-    model: CardModel, inventory: Inventory, device: str, told: Callable[[str, str, float], None]
+    model: CardModel,
+    inventory: Inventory,
+    device: str,
+    on_progress: Callable[[str, str, float], None],
 ) -> TransformersBackend:
     """One of the bridge's models, downloaded if necessary."""
     from agentwire.model.transformers import TransformersBackend
@@ -164,7 +167,7 @@ def _load(
     location = inventory.locate(ModelChoice(model=model.model))
 
     def report(stage: str, fraction: float) -> None:
-        told(model.model, stage, fraction)
+        on_progress(model.model, stage, fraction)
 
     folder = location.folder
     if folder is None and not location.fetchable:

@@ -73,8 +73,12 @@ def _objects(file: Path) -> Iterator[tuple[str, object]]:
                     yield where, json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
                 except UnicodeDecodeError as error:
                     raise DataError(f"{where}: not UTF-8 text.", hint=_HINT) from error
-                except (ValueError, RecursionError) as error:
-                    reason = getattr(error, "msg", "nested too deep")
+                except RecursionError as error:
+                    raise DataError(
+                        f"{where}: not valid JSON (nested too deeply).", hint=_HINT
+                    ) from error
+                except ValueError as error:
+                    reason = getattr(error, "msg", "a number has too many digits")
                     raise DataError(f"{where}: not valid JSON ({reason}).", hint=_HINT) from error
     except OSError as error:
         raise DataError(

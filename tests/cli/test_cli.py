@@ -1,4 +1,4 @@
-"""The command line: every bad input ends with exit code 2, one clear line and a next step."""
+"""The command line: bad input gives exit code 2, one clear line and a next step."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SCENARIO: dict[str, Any] = {
 
 
 class Shell:
-    """Runs commands in a folder of its own, with nothing cached and no package index."""
+    """Runs commands in an own folder with an empty cache and no package index."""
 
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.folder, self._capsys = folder, capsys
@@ -93,7 +93,7 @@ def fakes(**changes: Any) -> dict[str, Any]:
 
 
 def make_bridge(folder: Path, weights: bytes = b"", **changes: Any) -> Path:
-    """A bridge between the two registry models, as the card has it."""
+    """A bridge between the two registry models."""
     (folder / "mine").mkdir(parents=True)
     card = BridgeCard(
         name="mine",
@@ -338,7 +338,7 @@ def test_rows_that_are_not_there(shell: Shell) -> None:
 def test_training_on_a_machine_without_rows_says_where_to_put_them(
     shell: Shell, command: str, dataset: str, labels: str
 ) -> None:
-    """No model is fetched first (there is no index here), no run is begun, no sample trained on."""
+    """No model is downloaded first, no run starts, and no sample is used for training."""
     typed = command.format(SHIPPED.parent)
     error, step = shell.refused(*typed.split())
     assert f"The split 'train' of {dataset} was not found" in error
@@ -353,7 +353,7 @@ def test_training_on_a_machine_without_rows_says_where_to_put_them(
 def test_training_takes_the_rows_from_the_folder_that_it_named(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the rows there the next thing that lacks is a model."""
+    """With the rows in place, the model is missing next."""
     folder = shell.folder / "data" / "trec"
     folder.mkdir(parents=True)
     (folder / "train.jsonl").write_text('{"text": "Who?", "label": 3}\n', encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The options that join two machines: what is wrong is said before anything starts."""
+"""The options that connect two machines are checked before anything starts."""
 
 from __future__ import annotations
 

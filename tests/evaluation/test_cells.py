@@ -1,4 +1,4 @@
-"""Cells on a machine: which methods each one measures, and what a missing bridge means."""
+"""Planned cells: the methods of each, and missing bridges."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ REAL = FAKE.replace(", backend: fake", ", layer: 2")
 
 
 class Here(Inventory):
-    """A machine on which any model's weights are."""
+    """A machine with the weights of every model."""
 
     def gpus(self) -> int:
         return 0

@@ -1,4 +1,4 @@
-"""What a matrix expands to: cells, their scenarios, and the names of their bridges."""
+"""Expanding a matrix: cells, their scenarios, and the names of their bridges."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def cells(folder: Path, matrix: str, **models: str) -> tuple[Cell, ...]:
 
 
 def names(found: tuple[Cell, ...]) -> list[str]:
-    """Bridge names, all models as named."""
+    """The bridge names with the named models."""
     return [
         bridge_name(cell.wire, dict(cell.scenario.agents), cell.scenario.task) for cell in found
     ]

@@ -1,4 +1,4 @@
-"""``agentwire run`` of a matrix: real processes and bus, fake models, one folder, one table."""
+"""``agentwire run`` of a matrix with real processes, the real bus and fake models."""
 
 from __future__ import annotations
 

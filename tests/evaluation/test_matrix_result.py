@@ -1,4 +1,4 @@
-"""matrix.json and its table: means over seeds, series, cells that were passed over."""
+"""matrix.json and its table: means over seeds, series, skipped cells."""
 
 from __future__ import annotations
 

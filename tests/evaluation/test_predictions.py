@@ -1,4 +1,4 @@
-"""Which rows are scored, and the file that a resumed run reads back."""
+"""The choice of rows, and the file that a resumed run reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees: every figure is there, fits the screen, and carries the stand-ins."""
+"""The report shows every figure, fits the screen and names the stand-ins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``agentwire report``: a recorded run, shown again and drawn."""
+"""``agentwire report`` on the screen and as SVG."""
 
 from __future__ import annotations
 

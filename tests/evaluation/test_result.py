@@ -1,4 +1,4 @@
-"""result.json: its keys are a promise, and docs/result.schema.json is generated from the code."""
+"""result.json has stable keys; docs/result.schema.json is generated from the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``agentwire run`` end to end: real processes, the real bus, fake models."""
+"""``agentwire run`` end to end with real processes, the real bus and fake models."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @contextmanager
 def running(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A run in a process group of its own, as a terminal would start it."""
+    """A run in its own process group, as a terminal starts it."""
     with subprocess.Popen(
         command("run", *arguments),
         cwd=folder,
@@ -85,7 +85,7 @@ def only_run(folder: Path) -> Path:
 
 
 def predictions(folder: Path) -> list[dict[str, Any]]:
-    """The predictions of the only run, as far as they are written."""
+    """The predictions written so far by the only run."""
     files = list(folder.glob("runs/*/predictions.jsonl"))
     return list(read_lines(files[0])) if files else []
 

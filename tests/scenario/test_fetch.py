@@ -1,4 +1,4 @@
-"""Weights are fetched by the machine that loads them, and by no other."""
+"""Only the machine that loads a model downloads its weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from agentwire.spec.scenario import ModelChoice, Scenario
 
 
 class Machine(Inventory):
-    """A machine with no weights yet, which writes down what it fetches."""
+    """A machine without weights that records what it downloads."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(Config(home=folder))

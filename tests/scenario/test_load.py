@@ -1,4 +1,4 @@
-"""Scenario files: what they mean, and that every mistake ends in one line that helps."""
+"""Scenario files: their meaning, and a helpful one-line error for every mistake."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scenarios of models with random weights: what joins them, and what refuses them."""
+"""Scenarios with random weights: their bridges, and what is refused."""
 
 from __future__ import annotations
 

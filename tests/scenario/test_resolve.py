@@ -1,4 +1,4 @@
-"""What really runs: named models, stand-ins, devices, threads and bridges, on made-up machines."""
+"""``resolve`` on simulated machines: models, stand-ins, devices, threads and bridges."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HUB = WeightsLocation(None, kind="hub", fetchable=True, detail="not downloaded y
 
 
 class Machine(Inventory):
-    """A machine with so many GPUs and cores, these models, these datasets."""
+    """A machine with the given GPUs, cores, models and datasets."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Machine(Inventory):
 
 
 def scenario(**changes: Any) -> Scenario:
-    """The shape of the shipped scenario."""
+    """A scenario like the shipped ones."""
     return Scenario.model_validate(
         {
             "name": "test",

@@ -1,4 +1,4 @@
-"""Bridge folders: found by name, and hostile or damaged weights refused before anything loads."""
+"""Bridge folders are found by name; damaged or hostile weights are refused before loading."""
 
 from __future__ import annotations
 

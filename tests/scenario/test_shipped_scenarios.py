@@ -1,4 +1,4 @@
-"""Every scenario that ships: valid, and all that a bare machine needs can be had there."""
+"""Every shipped scenario is valid and runs on a machine without data or models."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FILES = sorted((ROOT / "scenarios").glob("*.yaml"))
 SMALL = {"smollm2-135m-instruct", "gemma-3-270m"}
 WITHOUT_DOWNLOAD = {"sample", "generated"}
 STUDIES = {"baselines", "fan_in", "universal_unseen"}
-"""They need the real rows, or bridges that are to be trained first."""
+"""They need the real rows or bridges that are not shipped."""
 FOR_ALL = [file for file in FILES if file.stem not in STUDIES]
 
 
@@ -70,7 +70,7 @@ def test_its_name_is_its_files(file: Path) -> None:
 
 
 def measured(file: Path, bare: Bare) -> list[str]:
-    """Bridges that this scenario's cells measure here; of a matrix only those that are there."""
+    """The bridges that a scenario measures here, without those of skipped cells."""
     scenario = load_scenario(file)
     if scenario.task is None:
         return []
@@ -102,7 +102,7 @@ def test_what_measures_speed_names_the_command_that_does(bare: Bare, tmp_path: P
     "file", [file for file in FILES if "_to_" in file.stem], ids=lambda file: file.stem
 )
 def test_its_recipe_is_that_of_the_bridge_that_ships(file: Path, bare: Bare) -> None:
-    """``agentwire train`` of it makes the bridge that was measured; which seed ships is chosen."""
+    """``agentwire train`` repeats the training of the shipped bridge, except for the seed."""
     scenario = load_scenario(file)
     assert scenario.task is not None
     sender, receiver = (
@@ -123,7 +123,7 @@ def test_its_recipe_is_that_of_the_bridge_that_ships(file: Path, bare: Bare) -> 
 
 
 def differing(file: Path, bare: Bare) -> dict[str, list[str]]:
-    """Cells -> settings in which the bridge that ships was trained otherwise than the file says."""
+    """Cell -> training settings that differ between the shipped bridge and the file."""
     scenario = load_scenario(file)
     plans = plan_cells(scenario, pick_methods(scenario.methods), CellResolver(bare, source=file))
     bridges = {plan.cell.id: cell_bridge(plan) for plan in plans}
@@ -136,7 +136,7 @@ def test_recipes_of_matrices_are_those_of_their_bridges(bare: Bare) -> None:
 
 
 def test_only_the_larger_m_of_passkeys_has_another_recipe(bare: Bare) -> None:
-    """One `train:` is for both Ms: that of 16; the other bridge is named as trained otherwise."""
+    """`train:` is the recipe for M = 16; the bridge for M = 128 is reported as different."""
     found = differing(ROOT / "scenarios" / "passkey.yaml", bare)
     small = {cell: names for cell, names in found.items() if cell.endswith("--m16")}
     large = {cell: names for cell, names in found.items() if cell.endswith("--m128")}
@@ -145,7 +145,7 @@ def test_only_the_larger_m_of_passkeys_has_another_recipe(bare: Bare) -> None:
 
 
 def test_a_seed_that_was_asked_for_is_another_setting(bare: Bare, tmp_path: Path) -> None:
-    """Passkey's bridge is that of seed 2: held-out rows chose it, unless the file asks for one."""
+    """Passkey's shipped bridge has seed 2, chosen on held-out rows, unless the file sets a seed."""
     text = (ROOT / "scenarios" / "passkey.yaml").read_text(encoding="utf-8")
     file = tmp_path / "scenarios" / "passkey.yaml"
     for part in ("agents", "bridges"):

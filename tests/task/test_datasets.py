@@ -1,4 +1,4 @@
-"""Rows by name, from folders, a stand-in for the hub library, and a cached registry file."""
+"""Rows from folders, a fake hub library, and a cached registry file."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_what_is_nowhere_says_what_was_tried(tmp_path: Path, config: Config) -> 
 
 
 class Table:
-    """As much of ``datasets.Dataset`` as is used."""
+    """The used part of ``datasets.Dataset``."""
 
     def __init__(self, columns: dict[str, list[Any]], names: list[str]) -> None:
         self._columns = columns
@@ -171,7 +171,7 @@ class Table:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A stand-in for the library; returns what it answers and was asked for."""
+    """A fake library; returns its answers and the calls to it."""
     state: dict[str, Any] = {}
 
     def load_dataset(name: str, config: str | None, *, split: str) -> Table:
@@ -255,7 +255,7 @@ def test_too_many_held_out_rows_are_refused(n: int) -> None:
 
 
 def split_by_searching_everything(words: list[str], n: int, seed: int) -> tuple[set[int], set[int]]:
-    """What ``held_out_split`` promises, without an index: kept and held-out row numbers."""
+    """A slow reference of ``held_out_split``: kept and held-out row numbers."""
     lines = "".join(f"\n {text} " for text in words) + "\n"
     order = sorted(
         range(len(words)), key=lambda i: hashlib.sha256(f"{seed}:{words[i]}".encode()).digest()
@@ -274,7 +274,7 @@ def split_by_searching_everything(words: list[str], n: int, seed: int) -> tuple[
 
 @pytest.mark.parametrize("seed", range(12))
 def test_the_index_finds_what_searching_every_row_finds(seed: int) -> None:
-    """Few words, short texts, repetitions (also on rows that follow each other), and no words."""
+    """Few words, short texts, repetitions (also in successive rows), and texts without words."""
     draw = random.Random(seed)
     texts = [" ".join(draw.choices("abcdef", k=draw.randint(1, 5))) for _ in range(90)]
     texts += [" ".join(draw.choices("uvwxyz", k=9)) for _ in range(12)]

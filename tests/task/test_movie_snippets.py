@@ -72,7 +72,7 @@ def archive_of(data: bytes) -> dict[str, bytes]:
 
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that stands for the downloaded archive; the test writes it."""
+    """The path of the downloaded archive, which the test writes."""
     archive = tmp_path / "cache" / "archive.tar.gz"
     archive.parent.mkdir()
     monkeypatch.setattr(movie_snippets, "pip_download", lambda *args, **kwargs: archive)

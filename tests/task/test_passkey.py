@@ -1,4 +1,4 @@
-"""Generated passkeys: the same texts for every digit, the same rows on every machine."""
+"""Generated passkeys: equal texts for all digits, equal rows on all machines."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_rows_never_change() -> None:
 
 
 def test_rows_are_the_recorded_ones(bare: Config) -> None:
-    """A published figure names these rows: changing the generator changes what was measured."""
+    """Published figures are about these rows, so the generator must not change."""
     recorded = "c2bcc830661bfb98737926c1b86cdc0c4cc8d2725ab5ca99ae3c1579a8a19cc0"
     assert load_rows("passkey_1", "test", config=bare).provenance["rows_sha256"] == recorded
 

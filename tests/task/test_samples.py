@@ -1,4 +1,4 @@
-"""Rows that come with the package: marked as a sample, every class covered, no training split."""
+"""The package's samples: marked as such, every class covered, no training split."""
 
 from __future__ import annotations
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from pydantic import ValidationError
+
 from agentwire.errors import ScenarioError
 from agentwire.spec.scenario import (
     Agent,
@@ -216,15 +218,10 @@ def _with_settings(scenario: Scenario, point: Point, seed: int) -> TrainSpec:
     }
     try:
         return TrainSpec.model_validate({**scenario.train.model_dump(), **settings, "seed": seed})
-    except ValueError as error:
+    except ValidationError as error:
         words = ", ".join(f"{name}: {value}" for name, value in settings.items())
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise ScenarioError(
-            f"The matrix of {scenario.name}: the settings {words} contradict each other: "
-            f"{_reason(error)}.",
+            f"The matrix of {scenario.name}: the settings {words} contradict each other: {reason}.",
             hint="Remove one of these values from `matrix.train`.",
         ) from None
-
-
-def _reason(error: ValueError) -> str:
-    first: Sequence[Any] = getattr(error, "errors", list)()
-    return str(first[0]["msg"]).removeprefix("Value error, ") if first else str(error)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agentwire.evaluation.matrix.result import CellRecord, MatrixResult, SummaryRow
+from agentwire.evaluation.matrix.result import MatrixResult, SummaryRow
 from agentwire.evaluation.methods import title_of
 
 NAMES = {"soft_tokens": "M"}
@@ -122,11 +122,11 @@ def _skipped(result: MatrixResult) -> Text | None:
 
 def _recipes(result: MatrixResult) -> Text | None:
     """Bridges whose training settings differ from the matrix."""
-    lines = [_differs(cell) for cell in result.cells if cell.bridge and cell.bridge.recipe_differs]
+    lines = [
+        f"{cell.id} ({', '.join(cell.bridge.recipe_differs)})"
+        for cell in result.cells
+        if cell.bridge and cell.bridge.recipe_differs
+    ]
     if not lines:
         return None
     return Text("bridges trained with settings other than `train:`: " + "; ".join(lines), "yellow")
-
-
-def _differs(cell: CellRecord) -> str:
-    return f"{cell.id} ({', '.join(cell.bridge.recipe_differs if cell.bridge else [])})"
