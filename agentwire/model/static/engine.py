@@ -96,7 +96,7 @@ class StaticBackend:
 
     def _runner(self, inputs: list[Tensor], compute: Callable[[], Tensor]) -> Runner:
         express = self._spec.graphs.express and len(inputs[0]) <= EXPRESS_ROWS
-        return Runner.of(self.device, inputs, compute, express=express)
+        return Runner(self.device, inputs, compute, express=express)
 
     def _prefix(self, ids: Sequence[int]) -> Prefix:
         key = tuple(ids)
@@ -183,7 +183,7 @@ class StaticBackend:
     def _capture_warmup(self) -> None:
         if self._warmup_runner is None and self.device.graphs:
             packed = torch.ones(1, 2, dtype=torch.long, device=self.decoder.device)
-            self._warmup_runner = Runner.of(self.device, [packed], packed.float, express=True)
+            self._warmup_runner = Runner(self.device, [packed], packed.float, express=True)
 
     def encode(self, texts: Sequence[str], bridge: str) -> Encoded:
         job = self.begin_encode(texts, bridge)

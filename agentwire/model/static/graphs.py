@@ -17,7 +17,6 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import psutil
@@ -133,40 +132,39 @@ class Staging:
         return float(self.began.elapsed_time(self.computed)) if on_device else self.took
 
 
-@dataclass(eq=False)
 class Runner:
-    """A program with its static inputs, and reusable staging memory for each batch in flight."""
+    """A program with its static inputs, and reusable staging memory for each batch in flight.
 
-    device: GraphDevice
-    inputs: list[Tensor]
-    program: Program
-    free: list[Staging] = field(default_factory=list)
-    express: Staging | None = None
+    Args:
+        inputs: device tensors that ``compute`` reads.
+        express: capture a second graph that contains the copies as well.
+    """
 
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         device: GraphDevice,
         inputs: list[Tensor],
         compute: Callable[[], Tensor],
         *,
         express: bool = False,
-    ) -> Runner:
-        """Captures ``compute``, which reads ``inputs``; with ``express`` also with its copies."""
-        runner = cls(device, inputs, Program(device, compute))
+    ) -> None:
+        self.device = device
+        self._inputs = inputs
+        self._program = Program(device, compute)
+        self._free: list[Staging] = []
+        self._express: Staging | None = None  # while no batch uses it
         if express and device.graphs:
             try:
-                runner.express = _express(device, inputs, compute)
+                self._express = _express(device, inputs, compute)
             except RuntimeError as error:  # for example a driver that cannot capture copies
                 log.warning("No graph with its copies inside: %s.", error)
-        return runner
 
     def staging(self) -> Staging:
         """Staging memory for a batch; write its inputs to ``host_in``."""
-        if self.express is not None and not self.device.running:
-            staging, self.express = self.express, None
+        if self._express is not None and not self.device.running:
+            staging, self._express = self._express, None
             return staging
-        return self.free.pop() if self.free else Staging(self.device, self.inputs)
+        return self._free.pop() if self._free else Staging(self.device, self._inputs)
 
     def launch(self, staging: Staging, bind: Callable[[], None] | None = None) -> None:
         """Starts the computation of ``staging``; ``bind`` runs before it on the compute stream."""
@@ -176,12 +174,12 @@ class Runner:
         elif self.device.is_cuda:
             self._launch_streams(staging, bind)
         else:
-            for static, given in zip(self.inputs, staging.host_in, strict=True):
+            for static, given in zip(self._inputs, staging.host_in, strict=True):
                 static.copy_(given)
             if bind is not None:
                 bind()
             begin = time.perf_counter()
-            staging.host_out = self.program.launch().clone()
+            staging.host_out = self._program.launch().clone()
             staging.took = (time.perf_counter() - begin) * 1e3
 
     def _launch_express(
@@ -208,11 +206,11 @@ class Runner:
         with torch.cuda.stream(device.compute):
             device.compute.wait_event(staging.uploaded)
             staging.began.record(device.compute)
-            for static, there in zip(self.inputs, staging.on_device, strict=True):
+            for static, there in zip(self._inputs, staging.on_device, strict=True):
                 static.copy_(there, non_blocking=True)
             if bind is not None:
                 bind()
-            output = self.program.launch()
+            output = self._program.launch()
             if staging.kept is None or staging.host_out is None:
                 staging.kept, staging.host_out = torch.empty_like(output), device.host(output)
             staging.kept.copy_(output, non_blocking=True)  # the next batch may overwrite it
@@ -226,9 +224,9 @@ class Runner:
         """Makes staging memory available again, after its result was read."""
         self.device.running -= 1
         if staging.express is not None:
-            self.express = staging
+            self._express = staging
         else:
-            self.free.append(staging)
+            self._free.append(staging)
 
 
 def _express(

@@ -73,7 +73,7 @@ class Generation:
             self._index.add_(1)
             return take(states)
 
-        self._runner = Runner(device, [packed], Program(device, read))
+        self._runner = Runner(device, [packed], read)
         # The step is captured from a state in which it stays inside the cache.
         self._index.zero_()
         self._position.fill_(before + 1)

@@ -120,15 +120,3 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float)
         enable_gqa=True,
     )
     return mixed.transpose(1, 2)
-
-
-def flash_attend(q: Tensor, cache: KeyValue, scale: float) -> Tensor:
-    """``attend`` without a window, by FlashAttention 2 (Dao, 2023, arXiv:2307.08691).
-
-    It aligns its causal mask to the last slot, which a prefix needs.
-    """
-    keys, values = cache
-    mixed: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(
-        q.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), 0.0, True, scale=scale
-    )[0]
-    return mixed.transpose(1, 2)

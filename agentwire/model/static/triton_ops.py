@@ -11,7 +11,7 @@ import triton  # type: ignore[import-not-found,unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
-from agentwire.model.static.ops import KeyValue, PlainOps, Rotary, flash_attend
+from agentwire.model.static.ops import KeyValue, PlainOps, Rotary
 
 GATED_BLOCK = 1024
 SLOTS_BLOCK = 32
@@ -79,7 +79,12 @@ class FusedOps(PlainOps):
     def attend(self, q: Tensor, cache: KeyValue, scale: float, window: int | None) -> Tensor:
         if (window is not None and window < cache[0].shape[1]) or q.dtype == torch.float32:
             return super().attend(q, cache, scale, window)
-        return flash_attend(q, cache, scale)
+        # FlashAttention 2 (Dao, 2023, arXiv:2307.08691) aligns its causal mask to the last slot.
+        keys, values = (tensor.transpose(1, 2) for tensor in cache)
+        mixed: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(
+            q.transpose(1, 2), keys, values, 0.0, True, scale=scale
+        )[0]
+        return mixed.transpose(1, 2)
 
     def attend_one(
         self, q: Tensor, cache: KeyValue, lengths: Tensor, scale: float, window: int | None

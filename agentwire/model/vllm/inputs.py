@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -82,12 +82,6 @@ def soft_prompts(
     ]
 
 
-class LogProbability(Protocol):
-    """vLLM's record of one token."""
-
-    logprob: float
-
-
 def check_labels(labels: Sequence[object]) -> None:
     """Raises ScenarioError for more labels than vLLM scores in one request."""
     if len(labels) > MAX_LABELS:
@@ -98,11 +92,11 @@ def check_labels(labels: Sequence[object]) -> None:
 
 
 def label_scores(
-    answers: Sequence[Mapping[int, LogProbability]], labels: Sequence[int]
+    answers: Sequence[Mapping[int, Any]], labels: Sequence[int]
 ) -> npt.NDArray[np.float32]:
     """Log-probabilities restricted to L label tokens, float32 [n, L].
 
-    ``answers`` holds each row's log-probabilities over the whole vocabulary.
+    ``answers`` holds each row's ``vllm.Logprob`` by token id, over the whole vocabulary.
     """
     raw = np.array([[answer[label].logprob for label in labels] for answer in answers], np.float64)
     raw -= raw.max(axis=1, keepdims=True)
