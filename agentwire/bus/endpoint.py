@@ -20,6 +20,7 @@ from dataclasses import replace
 from agentwire.bus.transport import Connector, Frame, Link, Sent, transport_for
 from agentwire.errors import BusClosed, LocalProtocolError, NackCode
 from agentwire.spec.agent import BusAddress
+from agentwire.wire import messages as m
 from agentwire.wire.events import (
     Event,
     MessageReceived,
@@ -27,18 +28,6 @@ from agentwire.wire.events import (
     Outgoing,
     PeerLeft,
     PeerLost,
-)
-from agentwire.wire.messages import (
-    Credit,
-    Encode,
-    Goodbye,
-    Hello,
-    Message,
-    Nack,
-    Role,
-    Soft,
-    Text,
-    body_bytes,
 )
 from agentwire.wire.session import Session, Side, State, Timing
 
@@ -79,9 +68,9 @@ class Endpoint:
     def __init__(
         self,
         address: BusAddress,
-        hello: Hello,
+        hello: m.Hello,
         *,
-        on_message: Callable[[Message, float], None],
+        on_message: Callable[[m.Message, float], None],
         on_lost: Callable[[str], None],
         timing: Timing | None = None,
         transport: Connector | None = None,
@@ -89,7 +78,7 @@ class Endpoint:
         self.busy_since: float | None = None
         self.final = False
         self._address = address
-        self._role = hello.role
+        self._is_client = hello.role is m.Role.CLIENT
         self._on_message = on_message
         self._on_lost = on_lost
         self._transport = transport
@@ -114,7 +103,7 @@ class Endpoint:
         self._send_lock = threading.Lock()  # guards the session and _unsent
         self._unsent: deque[list[Frame]] = deque()  # numbered; written by the IO thread
         self._queue_changed = threading.Condition()  # guards the queue and _ended
-        self._queue: deque[Message] = deque()
+        self._queue: deque[m.Message] = deque()
         self._ended: str | None = None  # why nothing can be sent any more
         self._close_at: float | None = None
         self._goodbye = ""
@@ -139,7 +128,7 @@ class Endpoint:
         self._thread = threading.Thread(target=self._run, name="agentwire-endpoint", daemon=True)
         self._thread.start()
 
-    def send(self, message: Message) -> None:
+    def send(self, message: m.Message) -> None:
         """Sends a message, or queues it. Thread-safe; keeps the order of each calling thread.
 
         Messages queued before the broker's Welcome leave after it. The queue holds 256 messages:
@@ -170,7 +159,7 @@ class Endpoint:
         if self._link is not None and not reading:
             self._link.wake()
 
-    def _send_now(self, message: Message) -> bool:
+    def _send_now(self, message: m.Message) -> bool:
         """Writes a message in the caller's thread; False if it has to be queued."""
         link = self._link
         if link is None:
@@ -188,7 +177,7 @@ class Endpoint:
                 link.wake()
         return True
 
-    def announce(self, hello: Hello) -> None:
+    def announce(self, hello: m.Hello) -> None:
         """Sends the second Hello, with the model: this agent is ready. Raises as ``send``."""
         self.send(replace(hello, token=self._address.token))
 
@@ -326,7 +315,7 @@ class Endpoint:
         if self._queue or self._unsent:
             return False
         with self._send_lock:
-            self._unsent.append(self._session.send(Goodbye(self._goodbye), time.monotonic()))
+            self._unsent.append(self._session.send(m.Goodbye(self._goodbye), time.monotonic()))
         return True
 
     # -- the thread that reads --------------------------------------------------------------
@@ -367,7 +356,7 @@ class Endpoint:
                 first = events[0] if len(events) == 1 else None
                 if not isinstance(first, MessageReceived):
                     self._keep_outgoing(events)
-            if isinstance(first, MessageReceived) and not isinstance(first.message, Nack):
+            if isinstance(first, MessageReceived) and not isinstance(first.message, m.Nack):
                 self._on_message(first.message, now)  # the usual case
             else:
                 self._handle(events, now)
@@ -389,13 +378,13 @@ class Endpoint:
     def _handle(self, events: list[Event], now: float) -> None:
         for event in events:
             match event:
-                case MessageReceived(Nack(NackCode.STALE_EPOCH, reason, rows=())):
+                case MessageReceived(m.Nack(NackCode.STALE_EPOCH, reason, rows=())):
                     self.final = True
                     self._lose(f"another incarnation replaced this one: {reason}")
                 case MessageReceived(message):
                     self._on_message(message, now)
-                case MessageRefused(code, reason, wire, rows) if rows and self._role is Role.CLIENT:
-                    self._on_message(Nack(code, reason, wire, rows), now)
+                case MessageRefused(code, reason, wire, rows) if rows and self._is_client:
+                    self._on_message(m.Nack(code, reason, wire, rows), now)
                 case PeerLeft(reason=reason, code=code):
                     why = f"refused ({code}): {reason}" if code else f"it said Goodbye: {reason}"
                     self.final = True
@@ -416,7 +405,7 @@ class Endpoint:
             for message in replies:
                 self._on_message(message, time.monotonic())
 
-    def _number_queued(self) -> list[Message]:
+    def _number_queued(self) -> list[m.Message]:
         """Numbers queued messages; under _send_lock. Stops at one that does not fit the wire, and
         returns what the owner has to be told about it."""
         while self._session.state is State.OPEN and len(self._unsent) < QUEUE_MESSAGES:
@@ -431,20 +420,20 @@ class Endpoint:
                 return self._reject_unsendable(message, error)
         return []
 
-    def _reject_unsendable(self, message: Message, error: LocalProtocolError) -> list[Message]:
+    def _reject_unsendable(self, message: m.Message, error: LocalProtocolError) -> list[m.Message]:
         """The rows of a message that cannot be sent must still end, so the client gets a Nack."""
         rows = getattr(message, "rows", ())
         if not rows:
             raise error
-        replies: list[Message] = []
-        nack = Nack(NackCode.MALFORMED, str(error), getattr(message, "wire", ""), rows)
-        if self._role is Role.CLIENT:
+        replies: list[m.Message] = []
+        nack = m.Nack(NackCode.MALFORMED, str(error), getattr(message, "wire", ""), rows)
+        if self._is_client:
             replies.append(nack)
         else:
             nack = replace(nack, origin=getattr(message, "origin", ""))
             self._unsent.append(self._session.send(nack, time.monotonic()))
-        if isinstance(message, Encode | Soft | Text):  # its credit was not used
-            replies.append(Credit(message.wire, 1, body_bytes(message)))
+        if isinstance(message, m.Encode | m.Soft | m.Text):  # its credit was not used
+            replies.append(m.Credit(message.wire, 1, m.body_bytes(message)))
         return replies
 
     def _write(self, link: Link) -> None:

@@ -21,16 +21,8 @@ from agentwire.bus.core import BusConfig
 from agentwire.bus.instructions import Command
 from agentwire.bus.transport import Frames, PeerId
 from agentwire.errors import RemoteProtocolError
+from agentwire.wire import messages as m
 from agentwire.wire.codec import decode, encode
-from agentwire.wire.messages import (
-    Encode,
-    Hello,
-    Message,
-    Piece,
-    Result,
-    Soft,
-    Text,
-)
 
 FILE_NAME: Final = "bus.jsonl"
 TOKEN: Final = "recorded"
@@ -113,7 +105,7 @@ class BusRecorder:
         except (RemoteProtocolError, ValueError):
             # Invalid frames are replaced by other invalid frames, without what they might hold.
             return [_text(bytes(frame[:1]) * 2) for frame in frames][:4]
-        content = isinstance(kept, Encode | Soft | Text | Result | Piece)
+        content = isinstance(kept, m.Encode | m.Soft | m.Text | m.Result | m.Piece)
         return [_text(header), _text(rows), len(body) if content else _text(body)]
 
 
@@ -126,17 +118,17 @@ def body_of(size: int) -> bytes:
     return bytes(size)
 
 
-def blank(message: Message, token: str) -> Message:
+def blank(message: m.Message, token: str) -> m.Message:
     """The message with zeros as its content, and without the run's token."""
     match message:
-        case Hello():
+        case m.Hello():
             return replace(message, token=TOKEN if message.token == token else "other")
-        case Encode() | Text() | Piece():
+        case m.Encode() | m.Text() | m.Piece():
             return replace(message, texts=tuple("\0" * len(t.encode()) for t in message.texts))
-        case Soft():
+        case m.Soft():
             payload = message.payload._replace(data=bytes(len(message.payload.data)))
             return replace(message, payload=payload)
-        case Result():
+        case m.Result():
             texts = tuple("\0" * len(t.encode()) for t in message.texts)
             return replace(message, scores=bytes(len(message.scores)), texts=texts)
     return message
