@@ -104,7 +104,7 @@ def _die_with_parent() -> None:
 
 
 def set_timer_slack() -> None:
-    """Makes sleeps of microseconds accurate on Linux, for ``Endpoint.attend``."""
+    """Makes sleeps of microseconds accurate on Linux, for ``Endpoint.poll``."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, TIMER_SLACK_NS, 0, 0, 0)
