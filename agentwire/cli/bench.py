@@ -28,7 +28,7 @@ from agentwire.evaluation.report import print_banner
 from agentwire.scenario.fetch import fetch
 from agentwire.scenario.inventory import Inventory
 from agentwire.scenario.load import load_scenario
-from agentwire.scenario.resolve import resolve
+from agentwire.scenario.resolve import Resolver
 from agentwire.spec.scenario import BenchPlan, Scenario
 
 app = typer.Typer(
@@ -193,14 +193,7 @@ def _prepare(
     loaded = load_scenario(source)
     _changed(loaded, False, changes)  # reports bad options before anything is fetched
     inventory = Inventory.here()
-    resolved = resolve(
-        loaded,
-        source=source,
-        inventory=inventory,
-        strict=strict,
-        device=device,
-        require_bridges=True,
-    )
+    resolved = Resolver(inventory, source, strict, device).resolve(loaded, bridges=True)
     plan = _changed(loaded, resolved.on_cpu, changes)
     print_banner(resolved.substitutions, err())
     with steps() as shown:

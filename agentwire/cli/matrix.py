@@ -14,7 +14,6 @@ from agentwire.cli.terminal import err, out
 from agentwire.config import ensure_writable
 from agentwire.evaluation.matrix.cells import (
     CellPlan,
-    CellResolver,
     check_bridges,
     plan_cell,
     plan_cells,
@@ -33,7 +32,7 @@ from agentwire.evaluation.plan import check_unchanged, new_folder, pick_methods
 from agentwire.evaluation.report import print_banner
 from agentwire.scenario.choose import require_training_rows
 from agentwire.scenario.fetch import fetch
-from agentwire.scenario.inventory import Inventory
+from agentwire.scenario.resolve import Resolver
 from agentwire.spec.scenario import Scenario
 
 
@@ -44,20 +43,18 @@ class MatrixOptions:
     limit: int | None = None
     methods: Sequence[str] | None = None
     as_json: bool = False
-    strict: bool = False
     train: bool = False
     resume: Path | None = None
     out: Path = field(default=Path("runs"))
-    device: str | None = None
     bridges: Path = field(default=Path("bridges"))
     plot: Path | None = None
 
 
-def run_cells(source: Path, scenario: Scenario, options: MatrixOptions, command: str) -> None:
+def run_cells(resolver: Resolver, scenario: Scenario, options: MatrixOptions, command: str) -> None:
     """Runs the unfinished cells of a matrix and prints the table of all."""
-    plans = _plans(source, scenario, options, command)
+    plans = _plans(resolver, scenario, options, command)
     with MatrixView(err()) as view:
-        run = _prepared(source, scenario, plans, options, command, view)
+        run = _prepared(resolver, scenario, plans, options, command, view)
         try:
             result = run_matrix(run, view, view.fetching)
         except Exception:
@@ -73,7 +70,7 @@ def run_cells(source: Path, scenario: Scenario, options: MatrixOptions, command:
 
 
 def train_cells(
-    source: Path, scenario: Scenario, options: MatrixOptions, command: str
+    resolver: Resolver, scenario: Scenario, options: MatrixOptions, command: str
 ) -> list[Path]:
     """Trains every missing bridge of a matrix; their folders.
 
@@ -85,9 +82,8 @@ def train_cells(
         DataError: a training split is missing; nothing was trained yet.
     """
     bridge = (get_method("bridge"),)
-    resolver = _resolver(source, options)
     plans = _resolved(scenario, bridge, resolver)
-    check_bridges(plans, train=True, skip=False, source=source)
+    check_bridges(plans, train=True, skip=False, source=resolver.source)
     _require_rows(plans, resolver, command, train=True)
     made: list[Path] = []
     with MatrixView(err()) as view:
@@ -106,12 +102,8 @@ def train_cells(
 # -- plans ---------------------------------------------------------------------------
 
 
-def _resolver(source: Path, options: MatrixOptions) -> CellResolver:
-    return CellResolver(Inventory.here(ask_hub=True), source, options.strict, options.device)
-
-
 def _resolved(
-    scenario: Scenario, methods: tuple[MethodSpec, ...], resolver: CellResolver
+    scenario: Scenario, methods: tuple[MethodSpec, ...], resolver: Resolver
 ) -> tuple[CellPlan, ...]:
     """The planned cells; prints what stands in for what."""
     plans = plan_cells(scenario, methods, resolver)
@@ -120,16 +112,15 @@ def _resolved(
 
 
 def _plans(
-    source: Path, scenario: Scenario, options: MatrixOptions, command: str
+    resolver: Resolver, scenario: Scenario, options: MatrixOptions, command: str
 ) -> tuple[CellPlan, ...]:
     names = options.methods
     if names is None and options.resume is not None:
         names = [str(name) for name in read_settings(options.resume).get("methods", [])]
     methods = pick_methods(names or scenario.methods)
-    resolver = _resolver(source, options)
     plans = _resolved(scenario, methods, resolver)
     skip = scenario.matrix is not None and scenario.matrix.missing == "skip"
-    skipped = check_bridges(plans, train=options.train, skip=skip, source=source)
+    skipped = check_bridges(plans, train=options.train, skip=skip, source=resolver.source)
     again = f"{command} --train" if options.train else command
     _require_rows(plans, resolver, again, train=options.train)
     if skipped:
@@ -144,7 +135,7 @@ def _plans(
 
 
 def _require_rows(
-    plans: Sequence[CellPlan], resolver: CellResolver, command: str, *, train: bool
+    plans: Sequence[CellPlan], resolver: Resolver, command: str, *, train: bool
 ) -> None:
     """
     Raises:
@@ -157,7 +148,7 @@ def _require_rows(
 
 
 def _prepared(
-    source: Path,
+    resolver: Resolver,
     scenario: Scenario,
     plans: tuple[CellPlan, ...],
     options: MatrixOptions,
@@ -178,7 +169,7 @@ def _prepared(
     return MatrixRun(
         name=scenario.name,
         plans=plans,
-        resolver=_resolver(source, options),
+        resolver=resolver,
         folder=folder,
         limit=options.limit,
         command=command,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +30,7 @@ from agentwire.scenario.choose import require_training_rows
 from agentwire.scenario.fetch import fetch
 from agentwire.scenario.inventory import Inventory
 from agentwire.scenario.load import load_scenario
-from agentwire.scenario.resolve import Resolved, resolve
+from agentwire.scenario.resolve import Resolver
 from agentwire.spec.launchers import LAUNCHERS
 from agentwire.spec.scenario import Scenario
 
@@ -81,6 +81,7 @@ def run(
     A scenario with a matrix runs cell by cell, each with its own bridge, and ends in one table.
     """
     loaded = launched_by(load_scenario(scenario), launcher, address)
+    resolver = Resolver(Inventory.here(ask_hub=True), scenario, strict, device)
     names = names_in(methods)
     command = _command(scenario, limit, methods, strict, device)
     if loaded.matrix is not None:
@@ -88,30 +89,27 @@ def run(
             limit=limit,
             methods=names,
             as_json=as_json,
-            strict=strict,
             train=train,
             resume=resume,
             out=out,
-            device=device,
         )
-        run_cells(scenario, loaded, options, command)
+        run_cells(resolver, loaded, options, command)
         return
-    request = _Request(
-        scenario,
-        loaded,
-        command,
-        methods=names if names is not None else methods_of(resume) if resume else [*loaded.methods],
-        strict=strict,
-        device=device,
-        inventory=Inventory.here(ask_hub=True),
-    )
+    if names is None:
+        names = methods_of(resume) if resume else [*loaded.methods]
     agents = remote_of(listen, names_in(remote), loaded.processes)
-    plan = replace(
-        _plan(request, limit=limit, train=train, resume=resume, out=out, remote=agents),
+    plan = _plan(
+        resolver,
+        loaded,
+        names,
+        command,
+        limit=limit,
+        train=train,
+        resume=resume,
+        out=out,
         remote=agents,
-        metrics_port=metrics_port,
-        record=record,
     )
+    plan = replace(plan, remote=agents, metrics_port=metrics_port, record=record)
     result = _execute(plan, scenario)
     if as_json:
         typer.echo(result.model_dump_json(indent=2))
@@ -122,31 +120,11 @@ def run(
         raise typer.Exit(130)
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """What is run, and with which options it is resolved."""
-
-    source: Path
-    scenario: Scenario
-    command: str
-    methods: Sequence[str]
-    strict: bool
-    device: str | None
-    inventory: Inventory
-
-    def resolved(self, *, bridges: bool) -> Resolved:
-        return resolve(
-            self.scenario,
-            source=self.source,
-            inventory=self.inventory,
-            strict=self.strict,
-            device=self.device,
-            require_bridges=bridges,
-        )
-
-
 def _plan(
-    request: _Request,
+    resolver: Resolver,
+    scenario: Scenario,
+    methods: Sequence[str],
+    command: str,
     *,
     limit: int | None,
     train: bool,
@@ -155,39 +133,27 @@ def _plan(
     remote: Remote | None,
 ) -> RunPlan:
     """Checks and fetches everything before a process starts; trains a bridge if asked to."""
-    chosen = pick_methods(request.methods)
+    chosen = pick_methods(methods)
     needs_bridge = any(method.needs_bridge for method in chosen)
     # Baselines are trained in this process, which needs the weights of every agent.
     trains = any(method.prepare is not None for method in chosen)
     elsewhere = remote.agents if remote is not None and not trains else ()
-    if train and needs_bridge and request.resolved(bridges=False).wire.folder is None:
-        train_bridge(
-            request.source,
-            request.scenario,
-            BRIDGES,
-            strict=request.strict,
-            device=request.device,
-            command=f"{request.command} --train",
-        )
-    resolved = request.resolved(bridges=needs_bridge)
+    if train and needs_bridge and resolver.resolve(scenario, bridges=False).wire.folder is None:
+        train_bridge(resolver, scenario, BRIDGES, command=f"{command} --train")
+    resolved = resolver.resolve(scenario, bridges=needs_bridge)
     print_banner(resolved.substitutions, err())
-    config = request.inventory.config
+    inventory = resolver.inventory
     if trains:
-        require_training_rows(resolved.data, config, request.command)
+        require_training_rows(resolved.data, inventory.config, command)
     with steps() as shown:
         return plan_run(
-            fetch(
-                resolved,
-                inventory=request.inventory,
-                progress=shown.update,
-                elsewhere=elsewhere,
-            ),
-            config=config,
-            methods=request.methods,
+            fetch(resolved, inventory=inventory, progress=shown.update, elsewhere=elsewhere),
+            config=inventory.config,
+            methods=methods,
             limit=limit,
             out=out,
             resume=resume,
-            command=request.command,
+            command=command,
             progress=lambda stage, fraction: shown.update("rows", stage, fraction),
         )
 

@@ -21,7 +21,7 @@ from agentwire.scenario.choose import require_training_rows
 from agentwire.scenario.fetch import fetch
 from agentwire.scenario.inventory import Inventory
 from agentwire.scenario.load import load_scenario
-from agentwire.scenario.resolve import resolve
+from agentwire.scenario.resolve import Resolver
 from agentwire.spec.scenario import Scenario
 
 BRIDGES = Path("bridges")
@@ -45,10 +45,11 @@ def train(
     words += ["--strict"] if strict else []
     command = shlex.join([*words, *(["--device", device] if device else [])])
     loaded = load_scenario(scenario)
+    resolver = Resolver(Inventory.here(ask_hub=True), scenario, strict, device)
     if loaded.matrix is not None:
-        options = MatrixOptions(strict=strict, device=device, bridges=out, plot=plot)
+        options = MatrixOptions(bridges=out, plot=plot)
         with _resume_hint(command):
-            made = train_cells(scenario, loaded, options, command)
+            made = train_cells(resolver, loaded, options, command)
         if as_json:
             print_json([{"bridge": folder.name, "folder": str(folder)} for folder in made])
         elif made:
@@ -58,9 +59,7 @@ def train(
             stdout().print("every bridge of the matrix exists: nothing to train")
         return
     with _resume_hint(command):
-        folder = train_bridge(
-            scenario, loaded, out, strict=strict, device=device, plot=plot, command=command
-        )
+        folder = train_bridge(resolver, loaded, out, plot=plot, command=command)
     if as_json:
         print_json({"bridge": folder.name, "folder": str(folder)})
     else:
@@ -87,12 +86,10 @@ def others_of(folder: Path) -> list[Path]:
 
 
 def train_bridge(
-    source: Path,
+    resolver: Resolver,
     scenario: Scenario,
     out: Path,
     *,
-    strict: bool,
-    device: str | None,
     command: str,
     plot: Path | None = None,
 ) -> Path:
@@ -101,20 +98,12 @@ def train_bridge(
     Args:
         command: what was typed, for errors that say how to continue.
     """
-    inventory = Inventory.here(ask_hub=True)
-    resolved = resolve(
-        scenario,
-        source=source,
-        inventory=inventory,
-        strict=strict,
-        device=device,
-        require_bridges=False,
-    )
+    resolved = resolver.resolve(scenario, bridges=False)
     print_banner(resolved.substitutions, err())
-    require_training_rows(resolved.data, inventory.config, command)
+    require_training_rows(resolved.data, resolver.inventory.config, command)
     ensure_writable(out)
     with steps() as shown:
-        ready = fetch(resolved, inventory=inventory, progress=shown.update)
+        ready = fetch(resolved, inventory=resolver.inventory, progress=shown.update)
         from agentwire.training.train import train_scenario  # imports torch
 
         return train_scenario(

@@ -198,6 +198,33 @@ def resolve(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Resolver:
+    """``resolve`` with the options of a command.
+
+    Attributes:
+        source: the scenario file.
+        strict: refuse every substitution.
+        device: device of all agents.
+    """
+
+    inventory: Inventory
+    source: Path | None = None
+    strict: bool = False
+    device: str | None = None
+
+    def resolve(self, scenario: Scenario, *, bridges: bool | Collection[str]) -> Resolved:
+        """``bridges``: whether wires must have their bridge, or the names of those that must."""
+        return resolve(
+            scenario,
+            source=self.source,
+            inventory=self.inventory,
+            strict=self.strict,
+            device=self.device,
+            require_bridges=bridges,
+        )
+
+
 # -- devices and processes ---------------------------------------------------------------------
 
 

@@ -11,7 +11,6 @@ from agentwire.config import Config
 from agentwire.errors import BridgeError, MissingBridge, ScenarioError
 from agentwire.evaluation.matrix.cells import (
     CellPlan,
-    CellResolver,
     check_bridges,
     plan_cells,
     trained_together,
@@ -20,6 +19,7 @@ from agentwire.evaluation.matrix.cells import (
 from agentwire.evaluation.plan import pick_methods
 from agentwire.scenario.inventory import Inventory, WeightsLocation
 from agentwire.scenario.load import load_scenario
+from agentwire.scenario.resolve import Resolver
 from agentwire.spec.scenario import ModelChoice
 
 TASK = "task: {dataset: movie_snippets, path: rows.jsonl}\n"
@@ -41,7 +41,7 @@ class Here(Inventory):
 
 def plans(folder: Path, text: str, methods: list[str]) -> tuple[CellPlan, ...]:
     write_rows(folder, 4)
-    machine = CellResolver(Here(Config(home=folder / "home", offline=True)))
+    machine = Resolver(Here(Config(home=folder / "home", offline=True)))
     return plan_cells(load_scenario(write(folder, text)), pick_methods(methods), machine)
 
 
@@ -101,7 +101,7 @@ def test_a_bridge_that_does_not_fit_is_never_passed_over(tmp_path: Path) -> None
     (broken / "card.yaml").write_text("name: x\n")
     write_rows(tmp_path, 4)
     file = write(tmp_path, REAL + TASK + "matrix: {seeds: [0, 1]}\n")
-    machine = CellResolver(Here(Config(home=tmp_path / "home", offline=True)), source=file)
+    machine = Resolver(Here(Config(home=tmp_path / "home", offline=True)), source=file)
     found = plan_cells(load_scenario(file), pick_methods(["bridge"]), machine)
     with pytest.raises(BridgeError, match=r"cell seed0: .* is not a bridge card"):
         check_bridges(found, train=True, skip=True, source=file)

@@ -9,13 +9,13 @@ import pytest
 from agentwire.bridge.card import read_card
 from agentwire.config import Config
 from agentwire.errors import ScenarioError
-from agentwire.evaluation.matrix.cells import CellResolver, check_bridges, plan_cells
+from agentwire.evaluation.matrix.cells import check_bridges, plan_cells
 from agentwire.evaluation.matrix.expand import expand
 from agentwire.evaluation.matrix.summary import cell_bridge
 from agentwire.evaluation.plan import pick_methods, plan_run
 from agentwire.scenario.inventory import Inventory
 from agentwire.scenario.load import load_scenario
-from agentwire.scenario.resolve import resolve
+from agentwire.scenario.resolve import Resolver, resolve
 from agentwire.spec.scenario import Scenario
 from agentwire.task.datasets import where
 
@@ -76,7 +76,7 @@ def measured(file: Path, bare: Bare) -> list[str]:
         return []
     if scenario.matrix is None:
         return [resolve(scenario, source=file, inventory=bare).wire.bridge]
-    machine = CellResolver(bare, source=file)
+    machine = Resolver(bare, source=file)
     plans = plan_cells(scenario, pick_methods(scenario.methods), machine)
     skip = scenario.matrix.missing == "skip"
     passed_over = check_bridges(plans, train=False, skip=skip, source=file)
@@ -125,7 +125,7 @@ def test_its_recipe_is_that_of_the_bridge_that_ships(file: Path, bare: Bare) -> 
 def differing(file: Path, bare: Bare) -> dict[str, list[str]]:
     """Cell -> training settings that differ between the shipped bridge and the file."""
     scenario = load_scenario(file)
-    plans = plan_cells(scenario, pick_methods(scenario.methods), CellResolver(bare, source=file))
+    plans = plan_cells(scenario, pick_methods(scenario.methods), Resolver(bare, source=file))
     bridges = {plan.cell.id: cell_bridge(plan) for plan in plans}
     return {cell: bridge.recipe_differs for cell, bridge in bridges.items() if bridge is not None}
 

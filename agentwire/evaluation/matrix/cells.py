@@ -9,8 +9,7 @@ from pathlib import Path
 from agentwire.errors import BridgeError, MissingBridge
 from agentwire.evaluation.matrix.expand import AxisValue, Cell, expand
 from agentwire.evaluation.methods import MethodSpec, check_methods
-from agentwire.scenario.inventory import Inventory
-from agentwire.scenario.resolve import Resolved, resolve, training_key
+from agentwire.scenario.resolve import Resolved, Resolver, training_key
 from agentwire.spec.scenario import DataChoice, Scenario
 from agentwire.task.definitions import load_definition
 
@@ -45,36 +44,8 @@ class CellPlan:
         return isinstance(self.problem, MissingBridge)
 
 
-@dataclass(frozen=True, slots=True)
-class CellResolver:
-    """Resolves cells with the options of ``agentwire run``.
-
-    Attributes:
-        inventory: what this machine has.
-        source: the scenario file.
-        strict: refuse every substitution.
-        device: device of all agents.
-    """
-
-    inventory: Inventory
-    source: Path | None = None
-    strict: bool = False
-    device: str | None = None
-
-    def resolve(self, scenario: Scenario, bridges: Sequence[str] = ()) -> Resolved:
-        """Like ``resolve.resolve``; only the wires in ``bridges`` must have their bridge."""
-        return resolve(
-            scenario,
-            source=self.source,
-            inventory=self.inventory,
-            strict=self.strict,
-            device=self.device,
-            require_bridges=bridges,
-        )
-
-
 def plan_cells(
-    scenario: Scenario, methods: Sequence[MethodSpec], resolver: CellResolver
+    scenario: Scenario, methods: Sequence[MethodSpec], resolver: Resolver
 ) -> tuple[CellPlan, ...]:
     """Every cell that measures something, resolved. Loads and downloads nothing.
 
@@ -84,7 +55,7 @@ def plan_cells(
         ScenarioError, ModelError, DeviceError, DataError: see ``expand``, ``resolve`` and
             ``check_methods``.
     """
-    base = resolver.resolve(scenario)
+    base = resolver.resolve(scenario, bridges=())
     plans: list[CellPlan] = []
     seen: set[tuple[object, ...]] = set()
     for cell in expand(scenario, base.choices):
@@ -113,13 +84,13 @@ def relevant_axes(method: MethodSpec, axes: Mapping[str, AxisValue]) -> dict[str
     return {name: value for name, value in axes.items() if name in SHARED_AXES}
 
 
-def plan_cell(cell: Cell, methods: tuple[MethodSpec, ...], resolver: CellResolver) -> CellPlan:
+def plan_cell(cell: Cell, methods: tuple[MethodSpec, ...], resolver: Resolver) -> CellPlan:
     """One cell, resolved."""
     needed = [part.name for part in cell.parts if any(method.needs_bridge for method in methods)]
     try:
-        return CellPlan(cell, resolver.resolve(cell.scenario, needed), methods)
+        return CellPlan(cell, resolver.resolve(cell.scenario, bridges=needed), methods)
     except BridgeError as problem:
-        return CellPlan(cell, resolver.resolve(cell.scenario), methods, problem)
+        return CellPlan(cell, resolver.resolve(cell.scenario, bridges=()), methods, problem)
 
 
 def trained_together(plan: CellPlan, later: Sequence[CellPlan]) -> tuple[CellPlan, ...]:

@@ -20,7 +20,6 @@ from pydantic import ValidationError
 from agentwire.errors import ScenarioError
 from agentwire.evaluation.matrix.cells import (
     CellPlan,
-    CellResolver,
     plan_cell,
     trained_together,
     without_bridges,
@@ -32,6 +31,7 @@ from agentwire.evaluation.result import RunResult
 from agentwire.evaluation.runner import RunDisplay, run_plan
 from agentwire.evaluation.summary import hardware, versions
 from agentwire.scenario.fetch import FetchProgress, fetch
+from agentwire.scenario.resolve import Resolver
 
 CELLS = "cells"
 SETTINGS = "settings.json"
@@ -66,7 +66,7 @@ class MatrixRun:
 
     name: str
     plans: tuple[CellPlan, ...]
-    resolver: CellResolver
+    resolver: Resolver
     folder: Path
     limit: int | None
     command: str
