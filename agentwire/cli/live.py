@@ -57,7 +57,6 @@ class LiveView:
             self._loading = None
 
     def progress(self, event: ProgressEvent) -> None:
-        """An agent loads, is ready, died or restarts."""
         if event.stage in {"lost", "down"}:
             print_death(self._console, event.agent, event.stage, event.detail)
         elif self._loading is not None:
@@ -71,7 +70,6 @@ class LiveView:
             self._console.print(f"{event.agent}: {event.stage}", markup=False)
 
     def method_started(self, method: MethodSpec, done: int, total: int) -> None:
-        """``done`` of ``total`` rows were answered in an earlier session."""
         self._end_loading()
         self._done, self._correct, self._total, self._before = done, 0, total, done
         self._start = time.monotonic()
@@ -82,7 +80,6 @@ class LiveView:
             self._console.print(f"{method.title}: {total - done} rows ...")
 
     def rows_done(self, method: MethodSpec, rows: int, correct: int) -> None:
-        """More rows have an outcome."""
         self._done += rows
         self._correct += correct
         if self._task is not None:
@@ -92,7 +89,6 @@ class LiveView:
             self._rows.update(self._task, completed=self._done, figures=figures)
 
     def method_finished(self, method: MethodSpec, record: MethodRecord) -> None:
-        """The figures of one method."""
         if self._task is None:
             right = f"accuracy {record.accuracy:.3f}" if record.accuracy is not None else "done"
             self._console.print(f"{method.title}: {right}, {record.n} rows")

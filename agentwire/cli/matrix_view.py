@@ -59,7 +59,6 @@ class MatrixView:
     # -- cells
 
     def cell_started(self, plan: CellPlan, number: int, total: int) -> None:
-        """``number`` counts from 1."""
         self._said.clear()
         name = escape(plan.cell.id)
         self._bars.update(
@@ -68,7 +67,6 @@ class MatrixView:
         self._say(f"cell {number} of {total}: {plan.cell.id}")
 
     def cell_finished(self, record: CellRecord, *, reused: bool) -> None:
-        """``reused``: an earlier session measured it."""
         self._bars.advance(self._cells)
         self._bars.update(self._work, visible=False)
         figures = ", ".join(
@@ -119,14 +117,12 @@ class MatrixView:
     # -- the run of a cell: ``evaluation.runner.RunDisplay``
 
     def progress(self, event: ProgressEvent) -> None:
-        """An agent loads, is ready, died or restarts."""
         if event.stage in {"lost", "down"}:
             print_death(self._console, event.agent, event.stage, event.detail)
         else:
             self._show(f"{event.stage} {event.agent}", event.fraction)
 
     def method_started(self, method: MethodSpec, done: int, total: int) -> None:
-        """``done`` of ``total`` rows were answered in an earlier session."""
         self._done = self._correct = 0
         self._bars.update(
             self._work,
@@ -139,7 +135,6 @@ class MatrixView:
         self._say(f"  {method.title}: {total - done} rows ...")
 
     def rows_done(self, method: MethodSpec, rows: int, correct: int) -> None:
-        """More rows have an outcome."""
         self._done += rows
         self._correct += correct
         self._bars.update(

@@ -488,6 +488,17 @@ def test_every_command_has_help(shell: Shell, command: str) -> None:
     assert code == 0 and f"agentwire {command}" in out
 
 
+def test_commands_import_no_optional_library() -> None:
+    code = (
+        "import importlib, sys\n"
+        "from agentwire.cli.app import COMMANDS, OPTIONAL\n"
+        "for name in COMMANDS:\n    importlib.import_module(f'agentwire.cli.{name}')\n"
+        "print([name for name in OPTIONAL if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_a_bug_leaves_a_log_and_no_traceback(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(path: Path) -> None:
         raise RuntimeError("some bug")
