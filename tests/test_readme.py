@@ -1,4 +1,4 @@
-"""README and the guide: numbers are those of the records, commands and links exist."""
+"""README, guide and architecture page: their numbers, commands, files and links are right."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
-PAGES = {"README.md": README, "docs/guide.md": GUIDE}
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+PAGES = {"README.md": README, "docs/guide.md": GUIDE, "docs/architecture.md": ARCHITECTURE}
 
 
 def record(name: str) -> dict[str, Any]:
@@ -78,6 +79,12 @@ def test_links_lead_somewhere(name: str) -> None:
     folder = (ROOT / name).parent
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", PAGES[name]):
         assert (folder / target).exists(), target
+
+
+def test_the_files_of_the_architecture_page_exist() -> None:
+    named = set(re.findall(r"`((?:agentwire|tests|bench)/[\w/.]+)`", ARCHITECTURE))
+    assert len(named) > 20
+    assert not [name for name in named if not (ROOT / name).exists()]
 
 
 @pytest.mark.parametrize("name", PAGES)
