@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from records import parser_of, provenance, write
 
-from agentwire.bridge.architectures import BridgeShape
 from agentwire.bridge.resampler import Resampler
+from agentwire.bridge.shape import BridgeShape
 from agentwire.model.transformers import TransformersBackend
 from agentwire.spec.agent import AgentSpec
 from agentwire.spec.scenario import TrainSpec

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from agentwire.bridge.architectures import BridgeShape
 from agentwire.bridge.card import BridgeCard
 from agentwire.bridge.resampler import Resampler
+from agentwire.bridge.shape import BridgeShape
 from agentwire.wire.messages import ModelIdentity
 
 SHAPE = BridgeShape(12, 10, 4, hidden=16, blocks=2, heads=2, feed_forward=2)

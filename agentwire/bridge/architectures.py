@@ -5,7 +5,6 @@ This module needs no torch: cards are read where no model runs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Final
 
 from agentwire.spec.registry import Registry, known_name
@@ -18,26 +17,3 @@ ARCHITECTURES: Registry[type[BridgeModule]] = Registry("agentwire.bridges", "bri
 ARCHITECTURES.lazy(DEFAULT, "agentwire.bridge.resampler:Resampler")
 
 ArchitectureName = Annotated[str, known_name(ARCHITECTURES)]
-
-
-@dataclass(frozen=True, slots=True)
-class BridgeShape:
-    """Sizes of a bridge.
-
-    Attributes:
-        sender_width: width of the sender's hidden states.
-        width: width d of the receiver's embedding space.
-        soft_tokens: M, the most soft tokens of one text.
-        hidden: inner width.
-        blocks: number of blocks, N.
-        heads: attention heads; divides ``hidden``.
-        feed_forward: inner width of the feed-forward layers, in multiples of ``hidden``.
-    """
-
-    sender_width: int
-    width: int
-    soft_tokens: int
-    hidden: int = 256
-    blocks: int = 2
-    heads: int = 8
-    feed_forward: int = 4

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
-from agentwire.bridge.architectures import DEFAULT, ArchitectureName, BridgeShape
+from agentwire.bridge.architectures import DEFAULT, ArchitectureName
+from agentwire.bridge.shape import BridgeShape
 from agentwire.errors import BridgeError, ScenarioError
 from agentwire.spec.document import read_document, write_document
 from agentwire.wire.messages import BridgeIdentity, ModelIdentity

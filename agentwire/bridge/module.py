@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from agentwire.bridge.architectures import BridgeShape
+from agentwire.bridge.shape import BridgeShape
 
 
 class BridgeModule(nn.Module):

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agentwire.bridge.architectures import DEFAULT, BridgeShape
+from agentwire.bridge.architectures import DEFAULT
 from agentwire.bridge.module import BridgeModule
+from agentwire.bridge.shape import BridgeShape
 
 CLAMP_SIGMAS = 8.0  # a few features of large language models reach hundreds of sigmas
 

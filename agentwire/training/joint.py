@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from agentwire.bridge.architectures import BridgeShape
 from agentwire.bridge.module import BridgeModule
+from agentwire.bridge.shape import BridgeShape
 from agentwire.training.states import StateCache
 
 

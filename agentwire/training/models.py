@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from agentwire.bridge.architectures import ARCHITECTURES, BridgeShape
+from agentwire.bridge.architectures import ARCHITECTURES
 from agentwire.bridge.module import BridgeModule
+from agentwire.bridge.shape import BridgeShape
 from agentwire.download import OnProgress
 from agentwire.model.transformers import TransformersBackend
 from agentwire.scenario.resolve import Resolved

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from agentwire.bridge.architectures import BridgeShape
 from agentwire.bridge.module import BridgeModule
+from agentwire.bridge.shape import BridgeShape
 
 
 class MeanBridge(BridgeModule):

@@ -11,9 +11,10 @@ from bridge_shapes import SHAPE, small_card
 from torch import Tensor, nn
 
 from agentwire.bridge import store
-from agentwire.bridge.architectures import ARCHITECTURES, BridgeShape
+from agentwire.bridge.architectures import ARCHITECTURES
 from agentwire.bridge.card import CARD_FILE, read_card, write_card
 from agentwire.bridge.module import BridgeModule
+from agentwire.bridge.shape import BridgeShape
 from agentwire.errors import BridgeError
 
 SHIPPED = sorted((Path(__file__).parents[2] / "bridges").glob("*/card.yaml"))

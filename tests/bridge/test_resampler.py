@@ -6,8 +6,8 @@ import pytest
 import torch
 from bridge_shapes import SHAPE, small_module
 
-from agentwire.bridge.architectures import BridgeShape
 from agentwire.bridge.resampler import CLAMP_SIGMAS, Resampler
+from agentwire.bridge.shape import BridgeShape
 
 
 def batch(*lengths: int, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:

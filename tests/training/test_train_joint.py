@@ -14,9 +14,9 @@ import torch
 from test_train import RECIPE
 
 from agentwire.bridge import store
-from agentwire.bridge.architectures import BridgeShape
 from agentwire.bridge.card import part_prompt, read_card
 from agentwire.bridge.resampler import Resampler
+from agentwire.bridge.shape import BridgeShape
 from agentwire.cli.train import others_of
 from agentwire.config import Config
 from agentwire.errors import BridgeError, MissingBridge, ScenarioError

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from agentwire.bridge.architectures import BridgeShape
+from agentwire.bridge.shape import BridgeShape
 from agentwire.errors import BridgeError, ModelError
 from agentwire.model.sources.registry import HUB_MODELS, read_data
 from agentwire.wire.messages import BridgeIdentity, ModelIdentity
