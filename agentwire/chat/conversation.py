@@ -41,10 +41,13 @@ class Conversation:
     messages: tuple[tuple[str, str], ...]
     text_parts: tuple[str, ...] = ()
 
-    @property
-    def chat_json(self) -> str:
-        """The messages as JSON, as tasks of the form ``chat`` need it."""
+    def chat_json(self, prompt: str | None = None) -> str:
+        """The messages as JSON, as tasks of the form ``chat`` need it; the prompt comes last."""
         messages = [{"role": role, "content": text} for role, text in self.messages]
+        if prompt and messages[-1]["role"] == "user":  # templates want the roles to alternate
+            messages[-1]["content"] += f"\n{prompt}"
+        elif prompt:
+            messages.append({"role": "user", "content": prompt})
         return json.dumps(messages, ensure_ascii=False)
 
     @property

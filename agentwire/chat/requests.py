@@ -1,48 +1,112 @@
 """Chat requests with OpenAI's field names.
 
-Fields that would change the answer but are not supported (tools, several choices, forced JSON)
-are refused. Fields that change nothing (``user``, ``metadata``, ``store``) are accepted.
+A field that is not supported is refused by name, unless it or its value changes no answer.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+import re
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from agentwire.chat.errors import ChatError, invalid
 from agentwire.runtime.call_options import GENERATED_TOKENS, GenerationOptions
 
 MAX_MESSAGES: Final = 1024
-UNSUPPORTED: Final = {
+NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
+    "add_generation_prompt": (True,),
+    "annotations": ([],),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "continue_final_message": (False,),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "ignore_eos": (False,),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "modalities": (["text"],),
+    "presence_penalty": (0,),
+    "reasoning_effort": ("none",),
+    "refusal": ("",),
+    "repetition_penalty": (1,),
+    "response_format": ({"type": "text"}, "text"),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "stop_token_ids": ([],),
+    "suffix": ("",),
+    "tool_calls": ([],),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_k": (0, -1),
+    "top_logprobs": (0,),
+    "use_beam_search": (False,),
+    "verbosity": ("medium",),
+}
+"""Values of unsupported fields that change nothing."""
+REASONS: Final = {
     "tools": "tool calls are not supported",
     "functions": "tool calls are not supported",
-    "audio": "audio is not supported",
-    "web_search_options": "web search is not supported",
-    "suffix": "text after the answer is not supported",
-    "echo": "repeating the prompt is not supported",
+    "tool_calls": "tool calls are not supported",
     "logprobs": "token log-probabilities are not supported; label scores are in `agentwire.scores`",
-    "logit_bias": "token biases are not supported",
-    "prediction": "predicted outputs are not supported",
-    "presence_penalty": "penalties are not supported",
-    "frequency_penalty": "penalties are not supported",
+    "response_format": "only text is supported",
 }
 Seconds = Annotated[float, Field(gt=0, le=3600)]
+_UNION_MEMBER: Final = re.compile(r"str|list\[.*\]|constrained-.*|nullable.*")
 TokenCount = Annotated[int, Field(ge=1, le=65_536)]
 
 
-class TextPart(BaseModel):
+class KnownFields(BaseModel):
+    """Refuses fields that it does not have, except those that change no answer."""
+
+    model_config = ConfigDict(extra="allow")
+    harmless: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="after")
+    def _refuse_unsupported(self) -> Self:
+        for name, value in (self.model_extra or {}).items():
+            if value is not None and name not in self.harmless and not _is_neutral(name, value):
+                reason = REASONS.get(name, "this field, or its value, is not supported")
+                raise ValueError(f"{name[:80]}: {reason}")
+        return self
+
+
+def _is_neutral(name: str, value: Any) -> bool:
+    # False == 0 in Python, but `logprobs: 0` asks for something and `logprobs: false` does not.
+    return any(
+        value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
+        for neutral in NEUTRAL.get(name, ())
+    )
+
+
+class TextPart(KnownFields):
     """One part of a message's content. Agents read only text."""
+
+    harmless = frozenset({"cache_control"})
 
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(BaseModel):
-    """One message of a conversation."""
+class ChatMessage(KnownFields):
+    """One message of a conversation. ``name`` is accepted, because some clients always send it."""
+
+    harmless = frozenset({"name", "tool_call_id"})
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _require_content(self) -> Self:
+        if self.content is None and self.role != "assistant":
+            raise ValueError("content: expected a text, or a list of text parts")
+        return self
 
     @property
     def text(self) -> str:
@@ -81,10 +145,32 @@ class WireExtension(BaseModel):
     timeout: Seconds | None = None
 
 
-class ChatOptions(BaseModel):
+class StreamOptions(KnownFields):
+    """What a stream contains beside the text."""
+
+    harmless = frozenset({"include_obfuscation"})
+
+    include_usage: bool | None = None
+
+
+class ChatOptions(KnownFields):
     """Which model answers, and how."""
 
-    model_config = ConfigDict(extra="allow")
+    harmless = frozenset(
+        {
+            "cache_salt",
+            "metadata",
+            "parallel_tool_calls",
+            "priority",
+            "prompt_cache_key",
+            "prompt_cache_retention",
+            "request_id",
+            "safety_identifier",
+            "service_tier",
+            "store",
+            "user",
+        }
+    )
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
     max_tokens: TokenCount | None = None
@@ -94,20 +180,17 @@ class ChatOptions(BaseModel):
     seed: int | None = None
     stop: str | list[str] | None = None
     n: Literal[1] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
     agentwire: WireExtension = Field(default_factory=WireExtension)
 
-    @model_validator(mode="after")
-    def _refuse_unsupported(self) -> ChatOptions:
-        extra = self.model_extra or {}
-        for name, problem in UNSUPPORTED.items():
-            if extra.get(name):
-                raise ValueError(f"{name}: {problem}")
-        response_format = extra.get("response_format")
-        if isinstance(response_format, dict):
-            response_format = response_format.get("type")
-        if response_format not in (None, "text"):
-            raise ValueError("response_format: only text is supported")
-        return self
+    @field_validator("stop")
+    @classmethod
+    def _check_stop(cls, stop: str | list[str] | None) -> str | list[str] | None:
+        given = [stop] if isinstance(stop, str) else stop or []
+        if len(given) > 8 or not all(0 < len(one.encode()) <= 256 for one in given):
+            raise ValueError("expected up to 8 strings of 1 to 256 bytes")
+        return stop
 
     def generation(self) -> GenerationOptions:
         """How the answer is generated. The default temperature is 0; OpenAI's is 1."""
@@ -129,11 +212,16 @@ class ChatRequest(ChatOptions):
 
 def invalid_request(error: ValidationError) -> ChatError:
     """The first validation error, with the field that is wrong."""
-    first: Any = error.errors(include_url=False, include_input=False)[0]
-    param = ".".join(str(part) for part in first["loc"]) or None
-    message = first["msg"].removeprefix("Value error, ")
-    if param is None and first["type"] == "value_error" and ": " in message:
-        param = message.split(": ")[0]
-    if param is not None and not message.startswith(f"{param}:"):
-        message = f"{param}: {message}"
-    return invalid(param, message)
+    # Of a value that may be a string or a list, the errors inside the list say more.
+    found: Any = max(error.errors(include_url=False, include_input=False), key=_depth)
+    path = [str(part) for part in found["loc"] if not _UNION_MEMBER.fullmatch(str(part))]
+    message = found["msg"].removeprefix("Value error, ")
+    if found["type"] == "value_error" and ": " in message:
+        field, message = message.split(": ", 1)
+        path.append(field)
+    param = ".".join(path) or None
+    return invalid(param, message if param is None else f"{param}: {message}")
+
+
+def _depth(error: Any) -> int:
+    return len(error["loc"])

@@ -96,10 +96,9 @@ class ChatService:
                 code="several_handles",
             )
         handles = tuple(self.handles.get(token, owner) for token in chat.tokens)
-        if target.joint_wires:
-            _check_joint(options.agentwire)
-        elif handles:
+        if handles and not target.joint_wires:
             target = self._target_of(handles[0], target)
+        _check_extension(options.agentwire, target)
         timeout = options.agentwire.timeout or self._timeout_s
         answer = WireOptions(deadline=min(timeout, self._timeout_s))
         if target.joint_wires or target.sender is not None:
@@ -119,12 +118,17 @@ class ChatService:
         """Sets the options of the answer. Returns the input and what no agent reads."""
         extension, task = options.agentwire, self._deployment.task
         unread: list[str] = []
-        if extension.labels or (extension.labels is None and task is not None and task.labels):
-            answer["labels"], answer["prompt"] = extension.labels, extension.prompt
+        answer["prompt"] = extension.prompt
+        given = extension.labels is not None or extension.prompt is not None
+        if extension.labels or (not given and task is not None and task.labels):
+            answer["labels"] = extension.labels
             unread = chat.unread(with_handle=bool(handles))
         else:
-            answer["prompt"] = extension.prompt or chat.prompt(with_handle=bool(handles))
             answer["generate"] = options.generation()
+            if extension.prompt is None:
+                answer["prompt"] = chat.prompt(with_handle=bool(handles))
+            else:
+                unread = chat.unread(with_handle=bool(handles))
         if target.joint_wires:
             if handles:
                 return _payload_of_each(target, handles), unread
@@ -142,10 +146,12 @@ class ChatService:
         if extension.labels:
             answer["labels"], answer["prompt"] = extension.labels, extension.prompt
             return chat.sender_text, chat.unread(with_handle=False)
-        answer["prompt"] = extension.prompt or ""
         answer["generate"] = options.generation()
-        answer["form"] = "plain" if plain else "chat"
-        return chat.sender_text if plain else chat.chat_json, []
+        if plain:
+            answer["prompt"], answer["form"] = extension.prompt or "", "plain"
+            return chat.sender_text, []
+        answer["prompt"], answer["form"] = "", "chat"
+        return chat.chat_json(extension.prompt), []
 
     def _target_of(self, handle: Handle, target: Target) -> Target:
         """The wire of the handle, if the named model can read it."""
@@ -293,16 +299,24 @@ def _payload_of_each(target: Target, handles: Sequence[Handle]) -> tuple[KeptPay
     return tuple(by_sender[wire.sender] for wire in target.joint_wires)
 
 
-def _check_joint(extension: WireExtension) -> None:
-    """A joint wire has one set of bridges, trained together, and never falls back to text."""
+def _check_extension(extension: WireExtension, target: Target) -> None:
+    """Refuses options that the model cannot follow: an agent that is asked directly has no soft
+    tokens; a joint wire has one set of bridges, trained together, and never falls back to text.
+    """
+    joint = bool(target.joint_wires)
+    if target.sender is not None:
+        return
     refused = {
         "agentwire.bridge": extension.bridge is not None,
-        "agentwire.channel": extension.channel == "text",
-        "agentwire.fallback": extension.fallback == "text",
+        "agentwire.channel": extension.channel == ("text" if joint else "soft"),
+        "agentwire.fallback": joint and extension.fallback == "text",
     }
+    kind = "a joint wire" if joint else "an agent"
     for param, given in refused.items():
         if given:
-            raise invalid(param, f"{param} cannot be set on a joint wire.", hint="Leave it out.")
+            raise invalid(
+                param, f"{param} cannot be set on {target.model!r}, {kind}.", hint="Leave it out."
+            )
 
 
 def _only(options: WireOptions, kind: Any) -> Any:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from starlette.requests import ClientDisconnect, Request
 
 from agentwire.chat.errors import ChatError, invalid
@@ -14,15 +14,8 @@ from agentwire.chat.requests import ChatMessage, ChatOptions, ChatRequest, inval
 from agentwire.gateway.limits import GatewayLimits
 
 
-class StreamOptions(BaseModel):
-    include_usage: bool = False
-
-
 class ChatBody(ChatRequest):
     """Body of ``/v1/chat/completions``."""
-
-    stream: bool = False
-    stream_options: StreamOptions | None = None
 
     @property
     def conversations(self) -> list[Sequence[ChatMessage]]:
@@ -33,8 +26,6 @@ class CompletionBody(ChatOptions):
     """Body of ``/v1/completions``."""
 
     prompt: str | Annotated[list[str], Field(min_length=1, max_length=256)]
-    stream: bool = False
-    stream_options: StreamOptions | None = None
 
     @model_validator(mode="after")
     def _stream_one_prompt(self) -> CompletionBody:

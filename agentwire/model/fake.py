@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import signal
 import time
 from collections import Counter
@@ -221,18 +222,23 @@ class FakeBackend:
         """Reports each answer word by word."""
         start = time.perf_counter()
         time.sleep(self._settings.decode_ms / 1000)
-        written = []
-        for row, text in enumerate(answers):
-            for stop in task.decoding.stop:
-                text = text.split(stop)[0]
-            words = text.split()[: max(1, task.max_new_tokens)]
+        written, counts = [], []
+        for row, answer in enumerate(answers):
+            limit = max(1, task.max_new_tokens)
+            ends = [match.end() for match in re.finditer(r"\S+", answer)][:limit]
+            text = answer[: ends[-1]]
+            stops = [(text.find(stop), stop) for stop in task.decoding.stop if stop in text]
+            place, stop = min(stops, default=(len(text), ""))
+            words = text[:place].split()
+            # As real models count: without the word that completes the stop string.
+            count = sum(end < place + len(stop) for end in ends) if stop else len(words)
             for place, word in enumerate(words):
                 time.sleep(self._settings.token_ms / 1000)
                 if watch is not None and not watch(row, f" {word}" if place else word):
                     words = words[: place + 1]
                     break
             written.append(words)
-        counts = [(n, len(words)) for n, words in zip(read, written, strict=True)]
+            counts.append((read[row], count))
         stages = {"tokenize": 0.0, "generate": ms_since(start)}
         return Generated([" ".join(words) for words in written], stages, counts)
 

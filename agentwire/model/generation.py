@@ -45,6 +45,8 @@ class Answers:
 
     Attributes:
         written: tokens of each row without the end token.
+        counts: the same without the token that completed a stop string. So a row that ended by
+            itself always has fewer than the limit, also if its end was the last allowed token.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Answers:
         self._watch = watch
         self._done = [False] * rows
         self._shown = [""] * rows
+        self._stopped = [False] * rows
         self.written: list[list[int]] = [[] for _ in range(rows)]
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
@@ -85,6 +88,12 @@ class Answers:
         new = "" if stopped else self._new(row, text)
         wanted = self._watch is None or self._watch(row, new)
         self._done[row] = stopped or not wanted
+        self._stopped[row] = stopped
+
+    @property
+    def counts(self) -> list[int]:
+        rows = zip(self.written, self._stopped, strict=True)
+        return [len(written) - stopped for written, stopped in rows]
 
     def _decode(self, row: int) -> str:
         return self._tokenizer.decode(self.written[row], skip_special_tokens=True).lstrip()

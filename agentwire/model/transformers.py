@@ -456,5 +456,4 @@ class TransformersBackend:
         )
         texts = answers.texts()
         clock.lap("generate")
-        written = [len(row) for row in answers.written]
-        return Generated(texts, clock.stages, list(zip(read, written, strict=True)))
+        return Generated(texts, clock.stages, list(zip(read, answers.counts, strict=True)))

@@ -29,7 +29,8 @@ class Reply:
         latency_ms: from admission to answer.
         payload_bytes: M * d * 2 for soft tokens; UTF-8 bytes, mean of the message, for text.
         prompt_tokens: tokens read by the receiver, soft ones included; 0 if it does not count them.
-        completion_tokens: tokens it generated; 1 for a label.
+        completion_tokens: tokens it generated, without the one that ended the answer (an end token,
+            or the one that completed a stop string); 1 for a label. Equal to the limit: cut there.
         route: the wire that the message took, with the replica that served it (``a->b.2``).
     """
 

@@ -35,7 +35,14 @@ def test_sender_reads_one_message_without_its_role() -> None:
     assert one.sender_text == "a warm film"
     several = conversation(("user", "hello"), ("assistant", "hi"), ("user", "bye"))
     assert several.sender_text == "User: hello\nAssistant: hi\nUser: bye"
-    assert json.loads(several.chat_json)[1] == {"role": "assistant", "content": "hi"}
+    assert json.loads(several.chat_json())[1] == {"role": "assistant", "content": "hi"}
+
+
+def test_prompt_follows_the_conversation() -> None:
+    one = conversation(("system", "Judge."), ("user", "a warm film"))
+    assert json.loads(one.chat_json("Good?"))[-1]["content"] == "a warm film\nGood?"
+    two = conversation(("user", "hello"), ("assistant", "hi"))
+    assert json.loads(two.chat_json("Good?"))[-1] == {"role": "user", "content": "Good?"}
 
 
 def test_system_messages_are_the_receivers_prompt() -> None:

@@ -22,25 +22,85 @@ HELLO = [{"role": "user", "content": "hello"}]
         ({"logprobs": True}, "logprobs"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"best_of": 2}, "best_of"),
+        ({"top_k": 5}, "top_k"),
+        ({"min_p": 0.1}, "min_p"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty"),
+        ({"stop_token_ids": [2]}, "stop_token_ids"),
+        ({"guided_choice": ["a"]}, "guided_choice"),
+        ({"structured_outputs": {}}, "structured_outputs"),
+        ({"min_tokens": 2}, "min_tokens"),
+        ({"ignore_eos": True}, "ignore_eos"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function"}}, "tool_choice"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": 0}, "logprobs"),
+        ({"web_search_options": {}}, "web_search_options"),
+        ({"temprature": 2}, "temprature"),
+        ({"stop": ""}, "stop"),
+        ({"stop": ["a"] * 9}, "stop"),
+        (
+            {"stream_options": {"continuous_usage_stats": True}},
+            "stream_options.continuous_usage_stats",
+        ),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]},
+            "messages.0.tool_calls",
+        ),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages.0.content"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages.0.content.0.type",
+        ),
         ({"temperature": 3}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "king", "content": "x"}]}, "messages.0.role"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None),
         ({"agentwire": {"lables": ["a"]}}, "agentwire.lables"),
         ({"agentwire": {"fallback": "maybe"}}, "agentwire.fallback"),
     ],
     ids=str,
 )
-def test_unsupported_fields_are_refused_by_name(fields: dict[str, Any], param: str | None) -> None:
+def test_unsupported_fields_are_refused_by_name(fields: dict[str, Any], param: str) -> None:
     body = json.dumps({"model": "m", "messages": HELLO, **fields}).encode()
     with pytest.raises(ChatError) as error:
         parse_body(ChatBody, body)
     assert status_of(error.value) == 400
     assert error_body(error.value)["error"]["type"] == "invalid_request_error"
-    if param is not None:
-        assert error.value.param == param
-        assert error.value.message.startswith(f"{param}: ")
+    assert error.value.param == param
+    assert error.value.message.startswith(f"{param}: ")
+
+
+def test_fields_that_change_nothing_are_accepted() -> None:
+    said = {"content": None, "refusal": None, "audio": None, "tool_calls": None, "annotations": []}
+    body = {
+        "model": "m",
+        "messages": [*HELLO, {"role": "assistant", **said}, {**HELLO[0], "name": "ada"}],
+        "user": "me",
+        "metadata": {"a": "b"},
+        "parallel_tool_calls": True,
+        "tools": [],
+        "tool_choice": "auto",
+        "response_format": {"type": "text"},
+        "presence_penalty": 0.0,
+        "top_k": -1,
+        "best_of": 1,
+        "logprobs": False,
+        "logit_bias": {},
+        "stream_options": {"include_usage": True, "include_obfuscation": False},
+    }
+    nullable = ("temperature", "top_p", "n", "stop", "seed", "max_tokens", "stream", "audio")
+    parse_body(ChatBody, json.dumps({**body, **dict.fromkeys(nullable)}).encode())
+
+
+@pytest.mark.parametrize("fields", [{"logprobs": 0}, {"echo": True}, {"suffix": "x"}], ids=str)
+def test_completions_refuse_unsupported_fields_too(fields: dict[str, Any]) -> None:
+    body = json.dumps({"model": "m", "prompt": "x", **fields}).encode()
+    with pytest.raises(ChatError) as error:
+        parse_body(CompletionBody, body)
+    assert error.value.param == next(iter(fields))
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b'{"model": "m"}', b"[" * 100_000])

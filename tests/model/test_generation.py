@@ -90,6 +90,10 @@ def test_streamed_pieces_add_up_and_a_stop_string_ends_them(model: TransformersB
     assert stopped.texts[0] == whole.texts[0].split(stop)[0].rstrip()
     assert stopped.texts[0].startswith(shown[0])
     assert stopped.tokens[0][1] <= whole.tokens[0][1]
+    # A limit that the stop string's last token just fits in is not what ended the answer.
+    exact = replace(FREE, decoding=Decoding(stop=(stop,)), max_new_tokens=stopped.tokens[0][1] + 1)
+    last = model.generate(TEXTS[:1], exact)
+    assert last.texts == stopped.texts and last.tokens[0][1] < exact.max_new_tokens
 
 
 def test_an_unwatched_row_ends(model: TransformersBackend) -> None:

@@ -260,8 +260,7 @@ class VllmBackend:
         )
         texts = answers.texts()
         clock.lap("generate")
-        written = [len(row) for row in answers.written]
-        return Generated(texts, clock.stages, list(zip(read, written, strict=True)))
+        return Generated(texts, clock.stages, list(zip(read, answers.counts, strict=True)))
 
 
 def _read_config(folder: Path, tokenizer: Tokenizer) -> tuple[Any, frozenset[int]]:
