@@ -12,15 +12,19 @@ Variables (all optional):
 
 from __future__ import annotations
 
+import fcntl
 import os
+import socket
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 import platformdirs
 
-from agentwire.errors import CacheError
+from agentwire.errors import CacheError, ScenarioError
 
 _TRUE = {"1", "true", "yes", "on"}
 
@@ -94,6 +98,44 @@ def show_gpu(index: int) -> None:
     shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     names = [name.strip() for name in shown.split(",") if name.strip()]
     os.environ["CUDA_VISIBLE_DEVICES"] = names[index] if index < len(names) else str(index)
+
+
+def lock_file(file: Path, what: str) -> TextIO:
+    """Locks ``file`` until the returned file is closed or this process ends, however it ends.
+
+    Args:
+        what: what the lock protects, for the error.
+
+    Raises:
+        ScenarioError: another process holds the lock (the error names it), or there can be none.
+    """
+    try:
+        # O_NONBLOCK: opening a fifo must not wait for its other end.
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        held = os.fdopen(os.open(file, flags, 0o600), "r+", encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ScenarioError(
+            f"{file} cannot be opened: {error.strerror}.", hint="Check the folder and its owner."
+        ) from None
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        busy = isinstance(error, BlockingIOError)
+        holder = held.read(200).strip() if busy else ""
+        held.close()
+        if not busy:
+            raise ScenarioError(
+                f"{file} cannot be locked: {error.strerror}.", hint="Use a local disk."
+            ) from None
+        raise ScenarioError(
+            f"{what} is in use by {holder or 'another process'}.",
+            hint="Wait until that process has ended, or stop it.",
+        ) from None
+    held.truncate(0)
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    held.write(f"process {os.getpid()} on {socket.gethostname()}, since {since}\n")
+    held.flush()
+    return held
 
 
 def ensure_writable(folder: Path) -> Path:

@@ -12,6 +12,7 @@ import typer
 from agentwire.cli.matrix_view import MatrixView
 from agentwire.cli.terminal import err, out
 from agentwire.config import ensure_writable
+from agentwire.errors import ScenarioError
 from agentwire.evaluation.matrix.cells import (
     CellPlan,
     check_bridges,
@@ -28,7 +29,7 @@ from agentwire.evaluation.matrix.run import (
 )
 from agentwire.evaluation.matrix.summary import substitutions
 from agentwire.evaluation.methods import MethodSpec, get_method
-from agentwire.evaluation.plan import check_unchanged, new_folder, pick_methods
+from agentwire.evaluation.plan import check_unchanged, new_folder, pick_methods, settings_of
 from agentwire.evaluation.report import print_banner
 from agentwire.scenario.choose import require_training_rows
 from agentwire.scenario.fetch import fetch
@@ -57,8 +58,9 @@ def run_cells(resolver: Resolver, scenario: Scenario, options: MatrixOptions, co
         run = _prepared(resolver, scenario, plans, options, command, view)
         try:
             result = run_matrix(run, view, view.fetching)
-        except Exception:
-            _say_resume(run)
+        except Exception as error:
+            if not isinstance(error, ScenarioError):  # which resuming would meet again
+                _say_resume(run)
             raise
     if options.as_json:
         typer.echo(result.model_dump_json(indent=2))
@@ -116,7 +118,7 @@ def _plans(
 ) -> tuple[CellPlan, ...]:
     names = options.methods
     if names is None and options.resume is not None:
-        names = [str(name) for name in read_settings(options.resume).get("methods", [])]
+        names = [str(name) for name in read_settings(options.resume)["methods"]]
     methods = pick_methods(names or scenario.methods)
     plans = _resolved(scenario, methods, resolver)
     skip = scenario.matrix is not None and scenario.matrix.missing == "skip"
@@ -155,8 +157,12 @@ def _prepared(
     command: str,
     view: MatrixView,
 ) -> MatrixRun:
+    limit = options.limit
+    if options.resume is not None and limit is None:
+        limit = read_settings(options.resume).get("limit")
     settings = {
-        "scenario": scenario.name,
+        "scenario": settings_of(scenario),
+        "limit": limit,
         "cells": [plan.cell.id for plan in plans],
         "methods": list(dict.fromkeys(m.name for p in plans for m in p.methods)),
     }
@@ -171,7 +177,7 @@ def _prepared(
         plans=plans,
         resolver=resolver,
         folder=folder,
-        limit=options.limit,
+        limit=limit,
         command=command,
         train=_trainer(options, view) if options.train else None,
     )

@@ -207,8 +207,9 @@ def _execute(plan: RunPlan, source: Path) -> RunResult:
     try:
         with LiveView(err()) as view:
             return anyio.run(run_plan, plan, view)
-    except Exception:
-        _print_resume(plan, source)
+    except Exception as error:
+        if not isinstance(error, ScenarioError):  # which resuming would meet again
+            _print_resume(plan, source)
         raise
 
 

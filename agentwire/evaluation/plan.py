@@ -16,6 +16,7 @@ from agentwire.errors import InputError, ScenarioError
 from agentwire.evaluation.methods import MethodSpec, check_methods, get_method
 from agentwire.evaluation.predictions import choose_rows
 from agentwire.scenario.resolve import Resolved
+from agentwire.spec.scenario import Scenario
 from agentwire.task.datasets import Dataset, load_rows
 from agentwire.task.definitions import load_definition
 from agentwire.task.rows import rows_sha256
@@ -23,6 +24,7 @@ from agentwire.task.rows import rows_sha256
 CPU_LIMIT = 200
 """Default number of rows if any agent computes on a CPU; otherwise all."""
 CONFIG_FILE = "config.json"
+LOCK_FILE = "lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +63,34 @@ class RunPlan:
     def run_id(self) -> str:
         return self.folder.name
 
+    @property
+    def labels(self) -> dict[int, str]:
+        """The label of each scored row."""
+        return {row: self.label_words[self.dataset.rows[row].label] for row in self.rows}
+
     def settings(self) -> dict[str, Any]:
         """What must be equal in all sessions of one run."""
-        choices = self.resolved.choices
+        resolved = self.resolved
+        task = load_definition(resolved.data.dataset).spec() if resolved.data else None
         return {
-            "scenario": self.resolved.scenario.name,
-            "models": {name: choice.model for name, choice in choices.items()},
+            "scenario": settings_of(resolved.scenario),
+            "models": {name: choice.model for name, choice in resolved.choices.items()},
+            "layers": {name: choice.layer for name, choice in resolved.choices.items()},
+            # Which of several equal GPUs is free may change between sessions.
+            "devices": {n: spec.device.partition(":")[0] for n, spec in resolved.agents.items()},
+            "task_id": task.task_id if task else None,
             "dataset": self.dataset.name,
             "split": self.dataset.split,
             "row_sha256": self.row_sha256,
-            "batch_size": self.resolved.scenario.batch_size,
-            "in_flight": self.resolved.scenario.in_flight,
-            "bridge": "+".join(p.card.weights_sha256 for p in self.resolved.parts if p.card)
-            or None,
+            "bridge": "+".join(p.card.weights_sha256 for p in resolved.parts if p.card) or None,
         }
+
+
+def settings_of(scenario: Scenario) -> dict[str, Any]:
+    """The fields of a scenario on which the figures of a run depend."""
+    # The rows' checksum stands for ``limit``, and the lines of predictions.jsonl for ``methods``.
+    other = {"description", "methods", "limit", "bench", "matrix"}
+    return scenario.model_dump(mode="json", by_alias=True, exclude=other)
 
 
 def pick_methods(names: Sequence[str]) -> tuple[MethodSpec, ...]:
@@ -94,7 +110,7 @@ def plan_run(
     command: str = "",
     progress: OnProgress | None = None,
 ) -> RunPlan:
-    """Loads the rows, chooses those to score, and makes or reopens the run's folder.
+    """Loads the rows, chooses those to score, and makes the run's folder or checks an earlier one.
 
     Args:
         limit: rows to score; 0: all. Default: that of the resumed run, else the scenario's, else
@@ -135,8 +151,7 @@ def plan_run(
         resumed=resume is not None,
     )
     if earlier is not None:
-        check_unchanged(plan.folder, earlier.get("run", {}), plan.settings())
-    _write_config(plan)
+        check_unchanged(plan.folder, earlier["run"], plan.settings())
     return plan
 
 
@@ -174,14 +189,15 @@ def new_folder(out: Path, scenario: str) -> Path:
     raise InputError(f"{out} has too many runs of this second.", hint="Try again.")
 
 
-def _write_config(plan: RunPlan) -> None:
+def write_config(plan: RunPlan) -> None:
+    """Writes config.json; call it while the run's folder is locked."""
     content = {
         "run": plan.settings(),
         "limit": plan.limit,
         "methods": [method.name for method in plan.methods],
         **plan.resolved.to_json(),
     }
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     (plan.folder / CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
@@ -191,24 +207,33 @@ def _read_config(folder: Path) -> dict[str, Any]:
         content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ScenarioError(f"{folder} has no run to resume.", hint=hint) from None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise ScenarioError(f"{folder / CONFIG_FILE} cannot be read.", hint=hint) from None
-    if not (isinstance(content, dict) and isinstance(content.get("limit"), int)):
+    kinds = {"limit": int, "methods": list, "run": dict}
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), kind) for key, kind in kinds.items()
+    ):
         raise ScenarioError(f"{folder / CONFIG_FILE} is not of a run.", hint=hint)
     return content
 
 
 def methods_of(folder: Path) -> list[str]:
     """The methods of an interrupted run."""
-    return [str(name) for name in _read_config(folder).get("methods", [])]
+    return [str(name) for name in _read_config(folder)["methods"]]
 
 
-def check_unchanged(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuses to resume a run or matrix whose settings have changed."""
-    for key, value in now.items():
-        if before.get(key) != value:
+def check_unchanged(
+    folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], where: str = ""
+) -> None:
+    """Refuses to resume a run or matrix whose settings have changed; names the first that has."""
+    for key in dict.fromkeys([*now, *before]):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+            old, new = ({str(i): item for i, item in enumerate(part)} for part in (old, new))
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            check_unchanged(folder, old, new, f"{where}{key}.")
+        elif old != new:
             raise ScenarioError(
-                f"{folder} cannot be resumed: its {key} was {before.get(key)!r}, now it is "
-                f"{value!r}.",
+                f"{folder} cannot be resumed: its {where}{key} was {old!r}, now it is {new!r}.",
                 hint="Leave --resume out to start a new run, or restore what has changed.",
             )

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Annotated, Any, Literal, TextIO
 
-from agentwire.errors import InputError, ScenarioError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from agentwire.errors import InputError, NackCode, ScenarioError
+from agentwire.evaluation.methods import get_method
 from agentwire.runtime.reply import Reply
-from agentwire.telemetry.journal import drop_torn_line, read_lines
+from agentwire.telemetry.journal import drop_torn_line, numbered_lines
 
 FILE = "predictions.jsonl"
 
@@ -64,31 +67,93 @@ def failure_of(method: str, row: int, label: str, code: str, message: str) -> di
     }
 
 
+class _Line(BaseModel):
+    """A line as ``record_of`` and ``failure_of`` write it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    method: str
+    row: int
+    request_id: str | None
+    label: str
+    predicted: str | None
+    scores: dict[str, float]
+    channel: Literal["soft", "text"] | None
+    reason: str | None
+    latency_ms: Annotated[float, Field(ge=0)] | None
+    stages_ms: dict[str, float]
+    payload_bytes: Annotated[int, Field(ge=0)]
+    error: str | None
+
+
+def problem_of(record: Mapping[str, Any], labels: Mapping[int, str], words: Sequence[str]) -> str:
+    """Why a line cannot be a prediction of the run; "" if it can.
+
+    Args:
+        labels: the label of each row of the run.
+        words: all labels.
+    """
+    try:
+        line = _Line.model_validate(record)
+        get_method(line.method)
+    except ValidationError as error:
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except ScenarioError as error:
+        return error.message
+    if line.row not in labels:
+        return f"row {line.row} is not a row of this run"
+    if line.label != labels[line.row]:
+        return f"the label of row {line.row} is {labels[line.row]!r}, not {line.label!r}"
+    unknown = {line.predicted or line.label, *line.scores}.difference(words)
+    if unknown:
+        return f"{min(unknown)!r} is not a label of the task"
+    if line.error is not None:
+        known = line.error in set(NackCode)
+        return "" if known and line.predicted is None else "it holds an answer and an error"
+    if line.channel is None or line.latency_ms is None:
+        return "it holds neither an answer nor an error"
+    best = max(line.scores.values(), default=0.0)
+    # Scores are rounded to six digits, so two may have become equal.
+    if line.predicted is not None and line.scores.get(line.predicted, best) < best - 1e-6:
+        return f"the prediction {line.predicted!r} does not have the highest score"
+    return ""
+
+
 class Predictions:
     """The predictions in a run's folder: those of earlier sessions and of this one.
 
+    Args:
+        labels, words: as for ``problem_of``.
+
     Raises:
-        ScenarioError: the file there cannot be read.
+        ScenarioError: a line of the file there is not a prediction of this run, or is there twice.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, labels: Mapping[int, str], words: Sequence[str]) -> None:
         self.path = folder / FILE
         self._records: dict[tuple[str, int], dict[str, Any]] = {}
         drop_torn_line(self.path)
         if self.path.exists():
-            self._read()
+            self._read(labels, words)
         self._file: TextIO = self.path.open("a", encoding="utf-8")
 
-    def _read(self) -> None:
+    def _read(self, labels: Mapping[int, str], words: Sequence[str]) -> None:
+        hint = "Remove that line to ask its row again, or leave --resume out to start a new run."
+        lines: dict[object, int] = {}
         try:
-            for record in read_lines(self.path):
-                self._records.setdefault((record["method"], record["row"]), record)
-        except (InputError, KeyError, TypeError) as error:
-            reason = error.message if isinstance(error, InputError) else f"{error}."
-            raise ScenarioError(
-                f"{self.path} cannot be resumed: {reason}",
-                hint="Leave --resume out to start a new run.",
-            ) from None
+            for number, record in numbered_lines(self.path):
+                problem = problem_of(record, labels, words)
+                for key in ((record.get("method"), record.get("row")), record.get("request_id")):
+                    if not problem and key and key in lines:
+                        problem = f"it repeats line {lines[key]}"
+                    if not problem:
+                        lines[key] = number
+                if problem:
+                    raise ScenarioError(f"{self.path}:{number}: {problem}.", hint=hint)
+                self._records[record["method"], record["row"]] = record
+        except InputError as error:
+            raise ScenarioError(error.message, hint=hint) from None
 
     def add(self, records: Sequence[dict[str, Any]]) -> None:
         """Appends lines and flushes; a row that is already there is not changed."""

@@ -12,15 +12,16 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import anyio
 
+from agentwire.config import lock_file
 from agentwire.errors import AgentwireError, BridgeError, NackCode, RequestError
 from agentwire.evaluation.methods import MethodSpec
-from agentwire.evaluation.plan import RunPlan
+from agentwire.evaluation.plan import LOCK_FILE, RunPlan, write_config
 from agentwire.evaluation.predictions import Predictions, failure_of, record_of
 from agentwire.evaluation.result import AgentRecord, MethodRecord, RunResult
 from agentwire.evaluation.summary import method_record, summarise
@@ -92,6 +93,7 @@ async def run_plan(plan: RunPlan, display: RunDisplay) -> RunResult:
     Raises:
         BridgeError: an agent refused the bridge, so its method would measure text relay.
         RequestError: an agent is down for good; answers are kept.
+        InputError: another process runs in this folder, or an earlier session's files are damaged.
     """
     run = _Run(plan, display)
     interrupt = InterruptScope()
@@ -122,8 +124,14 @@ class _Run:
     def __init__(self, plan: RunPlan, display: RunDisplay) -> None:
         self._plan = plan
         self._display = display
-        self._predictions = Predictions(plan.folder)
-        self._journal = Journal(plan.folder / "journal.jsonl")
+        with ExitStack() as files:
+            files.enter_context(lock_file(plan.folder / LOCK_FILE, f"The run {plan.folder}"))
+            self._predictions = Predictions(plan.folder, plan.labels, plan.label_words)
+            files.callback(self._predictions.close)
+            self._journal = Journal(plan.folder / "journal.jsonl")
+            files.callback(self._journal.close)
+            write_config(plan)
+            self.close = files.pop_all().close
         self._agents: dict[str, AgentRecord] = {}
         self._rates: dict[str, float] = {}
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -265,8 +273,3 @@ class _Run:
         )
         result.write(self._plan.folder / "result.json")
         return result
-
-    def close(self) -> None:
-        """Closes the files of the run."""
-        self._predictions.close()
-        self._journal.close()

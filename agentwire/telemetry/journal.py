@@ -80,8 +80,15 @@ class Journal:
 def read_lines(
     path: Path, on_torn: Callable[[str], None] = lambda place: None
 ) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file. The torn last line that a killed process leaves is skipped;
-    ``on_torn`` is called with its place (``path:line``).
+    """As ``numbered_lines``, without the numbers."""
+    return (value for _, value in numbered_lines(path, on_torn))
+
+
+def numbered_lines(
+    path: Path, on_torn: Callable[[str], None] = lambda place: None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSONL file and their line numbers. The torn last line that a killed process
+    leaves is skipped; ``on_torn`` is called with its place (``path:line``).
 
     Raises:
         OSError: the file cannot be read.
@@ -96,7 +103,7 @@ def read_lines(
             except (ValueError, RecursionError):
                 value = None
             if isinstance(value, dict):
-                yield value
+                yield number, value
             elif line.endswith("\n"):
                 raise InputError(
                     f"{path}:{number}: not a JSON object.",
@@ -133,6 +140,10 @@ def _next_seq(path: Path) -> int:
         return 0
     drop_torn_line(path)
     last = -1
-    for event in read_lines(path):
-        last = int(event.get("seq", last))
+    for number, event in numbered_lines(path):
+        last = event.get("seq", last)
+        if not isinstance(last, int):
+            raise InputError(
+                f"{path}:{number}: `seq` is not a number.", hint="Remove the line from the file."
+            )
     return last + 1

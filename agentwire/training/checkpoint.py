@@ -32,7 +32,8 @@ def save_tensors(file: Path, tensors: dict[str, Tensor], notes: Any) -> None:
     ensure_writable(file.parent)
     partial = file.with_name(f"{file.name}.{os.getpid()}.part")
     stored = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    save_file(stored, partial, metadata={"notes": json.dumps(notes)})
+    text = json.dumps(notes)
+    save_file(stored, partial, metadata={"notes": text, "sha256": _sha256(stored, text)})
     os.replace(partial, file)
 
 
@@ -40,10 +41,21 @@ def load_tensors(file: Path) -> tuple[dict[str, Tensor], Any] | None:
     """Tensors on the CPU, and notes; None if the file is missing or corrupt."""
     try:
         with safe_open(file, framework="pt") as stored:
-            notes = json.loads((stored.metadata() or {})["notes"])
-            return {key: stored.get_tensor(key) for key in stored.keys()}, notes  # noqa: SIM118
-    except (FileNotFoundError, OSError, SafetensorError, ValueError, KeyError):
+            metadata = stored.metadata() or {}
+            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+        if metadata["sha256"] != _sha256(tensors, metadata["notes"]):
+            return None
+        return tensors, json.loads(metadata["notes"])
+    except (OSError, SafetensorError, ValueError, KeyError):
         return None
+
+
+def _sha256(tensors: dict[str, Tensor], notes: str) -> str:
+    digest = hashlib.sha256(notes.encode())
+    for key, value in sorted(tensors.items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

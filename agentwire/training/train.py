@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from agentwire.config import Config
+from agentwire.config import Config, ensure_writable, lock_file
 from agentwire.download import OnProgress
 from agentwire.errors import BridgeError
 from agentwire.model.transformers import trunk
@@ -79,7 +80,8 @@ def train_scenarios(
 
     Raises:
         ValueError: the scenarios cannot be trained together.
-        ScenarioError: a scenario has no task, or a sender has no layer.
+        ScenarioError: a scenario has no task, a sender has no layer, or another process trains one
+            of these bridges.
         DataError: the rows are not available, or they are the rows that are scored.
         ModelError, DeviceError: a model cannot be loaded.
         BridgeError: a loss is not finite; the other bridges are written.
@@ -88,7 +90,12 @@ def train_scenarios(
     if plots:
         require_plots()
     jobs = training_jobs(resolved, config)
-    _Trainer(jobs, out, progress, config, plots or {}).run()
+    with ExitStack() as locks:
+        place = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:8]
+        for job in jobs:
+            file = ensure_writable(config.home / "training") / f"{job.name}-{place}.lock"
+            locks.enter_context(lock_file(file, f"The training of {job.name}"))
+        _Trainer(jobs, out, progress, config, plots or {}).run()
     return [out / job.bridges[0] for job in jobs]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from agentwire.evaluation.predictions import Predictions, choose_rows, failure_o
 from agentwire.runtime.reply import Reply
 from agentwire.wire.messages import Channel
 
+LABELS, WORDS = {1: "bad", 2: "bad", 3: "bad", 4: "good", 5: "good"}, ("bad", "good")
 REPLY = Reply(
     request_id="ab" * 16,
     label="good",
@@ -40,12 +42,12 @@ def test_the_choice_never_changes() -> None:
 
 
 def test_records_come_back_and_are_not_asked_again(tmp_path: Path) -> None:
-    first = Predictions(tmp_path)
+    first = Predictions(tmp_path, LABELS, WORDS)
     first.add(
         [record_of("bridge", 4, "good", REPLY), failure_of("bridge", 2, "bad", "deadline", "")]
     )
     first.close()
-    second = Predictions(tmp_path)
+    second = Predictions(tmp_path, LABELS, WORDS)
     assert second.missing("bridge", [1, 2, 3, 4]) == [1, 3]
     assert second.missing("text_relay", [1, 2]) == [1, 2]
     assert [r["row"] for r in second.of("bridge")] == [4, 2]
@@ -57,21 +59,21 @@ def test_records_come_back_and_are_not_asked_again(tmp_path: Path) -> None:
 
 
 def test_a_cut_line_is_asked_again(tmp_path: Path) -> None:
-    first = Predictions(tmp_path)
+    first = Predictions(tmp_path, LABELS, WORDS)
     first.add([record_of("bridge", 4, "good", REPLY)])
     first.close()
     with first.path.open("a") as file:
         file.write('{"method": "bridge", "row": 5, "pre')
-    second = Predictions(tmp_path)
+    second = Predictions(tmp_path, LABELS, WORDS)
     assert second.missing("bridge", [4, 5]) == [5]
-    second.add([record_of("bridge", 5, "good", REPLY)])
+    second.add([record_of("bridge", 5, "good", replace(REPLY, request_id="cd" * 16))])
     second.close()
-    third = Predictions(tmp_path)
+    third = Predictions(tmp_path, LABELS, WORDS)
     assert third.missing("bridge", [4, 5]) == []
     third.close()
 
 
 def test_a_file_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "predictions.jsonl").write_text('{"a": 1}\n')
-    with pytest.raises(ScenarioError, match="cannot be resumed"):
-        Predictions(tmp_path)
+    with pytest.raises(ScenarioError, match="jsonl:1: method"):
+        Predictions(tmp_path, LABELS, WORDS)

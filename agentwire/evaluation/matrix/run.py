@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import anyio
 from pydantic import ValidationError
 
+from agentwire.config import lock_file
 from agentwire.errors import ScenarioError
 from agentwire.evaluation.matrix.cells import (
     CellPlan,
@@ -26,10 +27,11 @@ from agentwire.evaluation.matrix.cells import (
 )
 from agentwire.evaluation.matrix.result import FILE, CellRecord, MatrixResult
 from agentwire.evaluation.matrix.summary import all_axes, record_of_cell, substitutions, summary
-from agentwire.evaluation.plan import CONFIG_FILE, RunPlan, plan_run
+from agentwire.evaluation.plan import CONFIG_FILE, LOCK_FILE, RunPlan, plan_run
+from agentwire.evaluation.predictions import Predictions
 from agentwire.evaluation.result import RunResult
 from agentwire.evaluation.runner import RunDisplay, run_plan
-from agentwire.evaluation.summary import hardware, versions
+from agentwire.evaluation.summary import hardware, method_record, versions
 from agentwire.scenario.fetch import FetchProgress, fetch
 from agentwire.scenario.resolve import Resolver
 
@@ -78,9 +80,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
     hint = "Give the folder of an interrupted matrix, such as runs/<time>-<scenario>."
     try:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         settings = None
-    if not isinstance(settings, dict):
+    if not isinstance(settings, dict) or not isinstance(settings.get("methods"), list):
         raise ScenarioError(f"{folder} has no matrix to resume.", hint=hint)
     return settings
 
@@ -101,15 +103,16 @@ def run_matrix(run: MatrixRun, display: MatrixDisplay, fetching: FetchProgress) 
     Raises:
         AgentwireError: a cell cannot run; finished cells are in matrix.json.
     """
-    session = _Session(run, display, fetching)
-    try:
-        session.go()
-    except KeyboardInterrupt:
-        session.interrupted = True
-    except BaseException:
-        session.write()
-        raise
-    return session.write()
+    with lock_file(run.folder / LOCK_FILE, f"The matrix {run.folder}"):
+        session = _Session(run, display, fetching)
+        try:
+            session.go()
+        except KeyboardInterrupt:
+            session.interrupted = True
+        except BaseException:
+            session.write()
+            raise
+        return session.write()
 
 
 class _Session:
@@ -215,7 +218,11 @@ class _Session:
 
 
 def finished(plan: RunPlan) -> RunResult | None:
-    """The result of an earlier session if it is complete, else None."""
+    """The result of an earlier session if it is complete, else None.
+
+    Raises:
+        ScenarioError: it is not what the predictions there say, or those are damaged.
+    """
     try:
         content = (plan.folder / "result.json").read_bytes()
         result = RunResult.model_validate_json(content)
@@ -225,4 +232,16 @@ def finished(plan: RunPlan) -> RunResult | None:
     whole = all(
         name in result.methods and result.methods[name].n == len(plan.rows) for name in wanted
     )
-    return result if whole and not result.interrupted else None
+    if not whole or result.interrupted:
+        return None
+    predictions = Predictions(plan.folder, plan.labels, plan.label_words)
+    predictions.close()
+    for method in plan.methods:
+        recorded = result.methods[method.name]
+        if method_record(method, plan, predictions, recorded.rows_per_s) != recorded:
+            raise ScenarioError(
+                f"{plan.folder / 'result.json'}: its {method.name} is not that of "
+                f"{predictions.path.name}.",
+                hint="Delete result.json; a resumed matrix then computes it again.",
+            )
+    return result
