@@ -7,7 +7,7 @@ an expired payload is refused with EXPIRED.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -41,6 +41,7 @@ class KeptRow:
         bridge: fingerprint of the bridge that made them, or "".
         reason: why there are none, or "".
         until: expiry in monotonic seconds.
+        owner: whose room it takes.
     """
 
     text: str
@@ -48,6 +49,7 @@ class KeptRow:
     bridge: str
     reason: str
     until: float
+    owner: str = ""
 
     @property
     def size(self) -> int:
@@ -55,13 +57,16 @@ class KeptRow:
 
 
 class KeptPayloads:
-    """The store: entries live for ``seconds``, and the oldest is evicted first."""
+    """The store: entries live for ``seconds``. When it is full, the owner that takes the most room
+    loses its oldest entry, so an owner within its share loses nothing to the others.
+    """
 
     def __init__(self, max_bytes: int = KEPT_BYTES, seconds: float = KEPT_S) -> None:
         self._max_bytes = max_bytes
         self._seconds = seconds
         self._items: OrderedDict[KeptKey, KeptRow] = OrderedDict()
-        self._bytes = 0
+        self._owned: dict[str, OrderedDict[KeptKey, None]] = {}
+        self._bytes: Counter[str] = Counter()  # by owner
 
     def __len__(self) -> int:
         return len(self._items)
@@ -75,14 +80,18 @@ class KeptPayloads:
         payload: npt.NDArray[np.float16] | None = None,
         bridge: str = "",
         reason: str = "",
+        owner: str = "",
     ) -> None:
         self._drop(key)
-        kept = self._items[key] = KeptRow(text, payload, bridge, reason, now + self._seconds)
-        self._bytes += kept.size
-        for oldest in list(self._items):
-            if self._items[oldest].until > now and self._bytes <= self._max_bytes:
-                break
-            self._drop(oldest)
+        kept = KeptRow(text, payload, bridge, reason, now + self._seconds, owner)
+        self._items[key] = kept
+        self._owned.setdefault(owner, OrderedDict())[key] = None
+        self._bytes[owner] += kept.size
+        while self._items and next(iter(self._items.values())).until <= now:
+            self._drop(next(iter(self._items)))
+        while self._bytes.total() > self._max_bytes:
+            largest = max(self._bytes, key=self._bytes.__getitem__)
+            self._drop(next(iter(self._owned[largest])))
 
     def get(self, key: KeptKey, now: float) -> KeptRow | None:
         """The entry, or None if it is missing or expired."""
@@ -95,7 +104,10 @@ class KeptPayloads:
     def _drop(self, key: KeptKey) -> None:
         kept = self._items.pop(key, None)
         if kept is not None:
-            self._bytes -= kept.size
+            self._bytes[kept.owner] -= kept.size
+            del self._owned[kept.owner][key]
+            if not self._owned[kept.owner]:
+                del self._owned[kept.owner], self._bytes[kept.owner]
 
 
 class JointReader:

@@ -447,6 +447,7 @@ class Worker:
             payload=payload,
             bridge=reply.bridge,
             reason=reply.reason,
+            owner=f"{item.group.origin} {item.group.task}",
         )
 
     def _send_failed(self, failed: FailedRows) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -47,7 +47,10 @@ class Handle:
 
 
 class HandleStore:
-    """All valid handles, with a limit per owner and in total. The oldest are dropped first."""
+    """All valid handles, with a limit per owner and in total.
+
+    At the total limit the owner with the most handles loses the oldest.
+    """
 
     def __init__(
         self,
@@ -68,11 +71,11 @@ class HandleStore:
     def add(self, owner: str, kept: KeptPayload) -> Handle:
         """Create a handle. An owner at the limit loses the oldest of their own handles."""
         self._drop_expired()
-        owned = [token for token, handle in self._handles.items() if handle.owner == owner]
-        if len(owned) >= self._max_per_owner:
-            self.drop(owned[0])
+        owned = Counter(handle.owner for handle in self._handles.values())
+        if owned[owner] >= self._max_per_owner:
+            self._drop_oldest(owner)
         elif len(self._handles) >= self._max_handles:
-            self._handles.popitem(last=False)
+            self._drop_oldest(owned.most_common(1)[0][0])
         token = secrets.token_urlsafe(TOKEN_BYTES)
         handle = Handle(token, owner, kept, self._clock() + self._ttl_s)
         self._handles[token] = handle
@@ -91,6 +94,9 @@ class HandleStore:
     def drop(self, token: str) -> None:
         """Forget a handle; unknown tokens are ignored."""
         self._handles.pop(token, None)
+
+    def _drop_oldest(self, owner: str) -> None:
+        self.drop(next(token for token, one in self._handles.items() if one.owner == owner))
 
     def _drop_expired(self) -> None:
         now = self._clock()

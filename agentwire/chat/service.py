@@ -221,7 +221,7 @@ class ChatService:
         sender, receiver = call.target.sender, call.target.receiver
         assert sender is not None and isinstance(call.text, str)
         kept = await self._runtime.keep(
-            sender, receiver, call.text, **_only(call.options, KeepOptions)
+            sender, receiver, call.text, owner=call.owner, **_only(call.options, KeepOptions)
         )
         wire = f"{sender}->{receiver}"
         bridge = self._deployment.bridges.get(wire) if kept.channel is Channel.SOFT else None

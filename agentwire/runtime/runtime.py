@@ -16,6 +16,7 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, Unpack
 
@@ -300,12 +301,19 @@ class Runtime:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def keep(
-        self, sender: str, receiver: str, text: str, **options: Unpack[KeepOptions]
+        self,
+        sender: str,
+        receiver: str,
+        text: str,
+        *,
+        owner: str = "",
+        **options: Unpack[KeepOptions],
     ) -> KeptPayload:
         """Makes the sender read a text and keep its soft tokens for later calls.
 
         Pass the result to ``send`` in place of a text, any number of times. On a wire that several
         senders share, pass it to ``fan_in``; nothing goes as text there. Errors as for ``send``.
+        When the sender's store is full, the ``owner`` that takes the most room loses its oldest.
         """
         deployment = self._lifecycle.deployment
         wire = deployment.wire(sender, receiver)
@@ -316,7 +324,7 @@ class Runtime:
             channel, fallback = Channel.SOFT, "error"
         outcomes = await self._lifecycle.client.submit(
             wire.name,
-            KEEP,
+            replace(KEEP, name=f"{KEEP.name}:{owner}") if owner else KEEP,
             [text],
             channel=channel,
             fallback=fallback,

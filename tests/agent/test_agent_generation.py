@@ -171,6 +171,19 @@ def test_the_store_is_bounded_and_evicts_the_oldest() -> None:
     assert store.get(keys[2], 12.0) is None and len(store) == 1
 
 
+def test_an_owner_within_its_share_of_the_store_loses_nothing() -> None:
+    store = KeptPayloads(max_bytes=100, seconds=1000)
+    mine = KeptKey("c", b"mine")
+    store.put(mine, 0.0, text="x" * 10, owner="ada")
+    for n in range(50):
+        store.put(KeptKey("c", bytes([n])), 1.0, text="x" * 30, owner="bob")
+    assert store.get(mine, 2.0) is not None and len(store) == 1 + 3
+    store.put(mine, 3.0, text="y", owner="ada")  # again: replaces itself
+    assert len(store) == 1 + 3
+    store.put(KeptKey("c", b"late"), 1005.0, text="x", owner="bob")
+    assert len(store) == 1  # the others have expired
+
+
 # -- free text ------------------------------------------------------------------------------
 
 

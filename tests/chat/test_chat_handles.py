@@ -57,6 +57,15 @@ def test_owner_at_the_limit_loses_their_oldest_handle() -> None:
     assert len(store) == 5
 
 
+def test_owner_with_the_most_handles_makes_room_for_others() -> None:
+    store = HandleStore(Clock(), max_handles=4, max_per_owner=3)
+    mine = store.add("ada", kept())
+    for n in range(20):
+        store.add("bob", kept(n))
+        store.add("eve", kept(n))
+    assert store.get(mine.token, "ada") and len(store) == 4
+
+
 def test_dropped_handle_is_not_found() -> None:
     store = HandleStore(Clock())
     handle = store.add("ada", kept())
