@@ -1,10 +1,17 @@
-"""Fixtures for several test folders."""
+"""Fixtures for several test folders, and the time limit of each test."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from patience import TEST_S
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TEST_S))
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from command_line import agentwire
 
 from agentwire.benchmark.bus import PARTS, compare, figures_of
 from agentwire.benchmark.buspeers import LATENCY, MARK, RATE, WARM, Arrivals, Figures, mark
@@ -87,22 +89,10 @@ def test_a_mark_fits_a_trace_id() -> None:
 
 @pytest.mark.integration
 def test_the_command_measures_both(tmp_path: Path) -> None:
-    import json
-    import subprocess
-    import sys
-
-    file = tmp_path / "bus.json"
-    command = [sys.executable, "-m", "agentwire", "bench", "bus"]
-    done = subprocess.run(
-        [*command, "--rounds", "2", "--messages", "100", "--out", str(file), "--json"],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    options = ["--rounds", "2", "--messages", "100", "--out", "bus.json", "--json"]
+    done = agentwire(tmp_path, "bench", "bus", *options)
     record = json.loads(done.stdout)
-    assert record == json.loads(file.read_text())
+    assert record == json.loads((tmp_path / "bus.json").read_text())
     assert len(record["rounds"]["bare"]) == len(record["rounds"]["bus"]) == 2
     assert record["settings"]["payload_bytes"] == 65_536
     assert all(record["figures"][f"bus_to_bare_{part}"] > 0 for part in ("p50", "messages_per_s"))

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from bus_messages import TASK, TOKEN, WIDE, WIRES, hello
+from patience import EVENT_S
 
 from agentwire.bus.access import RemoteAccess
 from agentwire.bus.broker import Broker
@@ -22,7 +23,7 @@ from agentwire.wire import messages as m
 from agentwire.wire.session import Timing
 
 RUN = bytes(range(16))
-PATIENCE = 20.0  # s until a condition that should come is given up
+PATIENCE = EVENT_S
 T = TypeVar("T")
 
 

@@ -10,11 +10,10 @@ import psutil
 import zmq
 from bus_messages import TOKEN, hello
 from bus_rig import RUN
+from patience import EVENT_S
 
 from agentwire.wire import messages as m
 from agentwire.wire.codec import decode, encode
-
-PATIENCE_S = 20.0
 
 
 class RawPeer:
@@ -70,7 +69,7 @@ class RawPeer:
 
     def hear(self, *kinds: type[m.Message]) -> m.Message:
         """The next message of one of these kinds."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + EVENT_S
         while time.monotonic() < deadline:
             if self.socket.poll(100):
                 _, message = decode(self.socket.recv_multipart())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import COMMAND_S
 from scenario_files import FAKE, write, write_rows
 from test_run_integration import run, running, wait_for
 
@@ -44,7 +45,6 @@ def test_a_matrix_is_one_folder_and_one_result(tmp_path: Path) -> None:
     write_rows(tmp_path, 12)
     write(tmp_path, MATRIX)
     done = run(tmp_path, "scenario.yaml", "--json", "--limit", "8")
-    assert done.returncode == 0, done.stderr
     folder = only_matrix(tmp_path)
     result = MatrixResult.model_validate_json((folder / "matrix.json").read_text())
     assert json.loads(done.stdout) == json.loads((folder / "matrix.json").read_text())
@@ -73,7 +73,7 @@ def test_an_interrupted_matrix_goes_on_where_it_stopped(tmp_path: Path) -> None:
     with running(tmp_path, *arguments) as process:
         wait_for(lambda: len(predictions(tmp_path)) >= rows + 20, "the second cell")
         os.killpg(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=COMMAND_S)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     folder = only_matrix(tmp_path)
@@ -85,7 +85,6 @@ def test_an_interrupted_matrix_goes_on_where_it_stopped(tmp_path: Path) -> None:
     kept = {(r["request_id"]) for r in predictions(tmp_path)}
 
     again = run(tmp_path, *arguments, "--resume", f"runs/{folder.name}", "--json")
-    assert again.returncode == 0, again.stderr
     assert f"{CELLS[0]}: bridge" in again.stderr and "(measured before)" in again.stderr
     result = json.loads(again.stdout)
     assert [cell["status"] for cell in result["cells"]] == ["done"] * 4
@@ -97,8 +96,7 @@ def test_an_interrupted_matrix_goes_on_where_it_stopped(tmp_path: Path) -> None:
 def test_another_matrix_is_not_resumed(tmp_path: Path) -> None:
     write_rows(tmp_path, 4)
     write(tmp_path, MATRIX.replace("seeds: [0, 1]", "seeds: [0]"))
-    assert run(tmp_path, "scenario.yaml", "--methods", "bridge").returncode == 0
+    run(tmp_path, "scenario.yaml", "--methods", "bridge")
     write(tmp_path, MATRIX)
-    done = run(tmp_path, "scenario.yaml", "--resume", str(only_matrix(tmp_path)))
-    assert done.returncode == 2
+    done = run(tmp_path, "scenario.yaml", "--resume", str(only_matrix(tmp_path)), code=2)
     assert "cells was" in done.stderr and "Leave --resume out" in done.stderr

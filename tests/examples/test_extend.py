@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +13,12 @@ from typing import Any
 
 import pytest
 import tiny
+from command_line import ROOT, agentwire
 
 from agentwire.spec.document import parse_document
 
 pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES, DOCS = ROOT / "examples" / "extend", ROOT / "docs" / "extend"
 MAX_LINES = 40
 
@@ -55,23 +53,11 @@ class Workspace:
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
         (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
 
-    def run(self, *arguments: str, packages: bool = True) -> Any:
+    def run(self, *arguments: str, packages: bool = True, code: int = 0) -> Any:
         """Run the command line; returns the JSON that it prints, or the error message."""
         path = f"{ROOT}{os.pathsep}{self.site}" if packages else str(ROOT)
-        env = {**os.environ, "PYTHONPATH": path, "AGENTWIRE_HOME": str(self.folder / "home")}
-        for name in ("AGENTWIRE_DATA", "AGENTWIRE_BRIDGES"):
-            env.pop(name, None)
-        done = subprocess.run(
-            [sys.executable, "-m", "agentwire", *arguments, "--json"],
-            cwd=self.folder,
-            env={**env, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=110,
-            check=False,
-        )
-        assert done.returncode in (0, 2), done.stderr
-        return done.stderr if done.returncode else json.loads(done.stdout)
+        done = agentwire(self.folder, *arguments, "--json", code=code, PYTHONPATH=path)
+        return done.stderr if code else json.loads(done.stdout)
 
     def write(self, name: str, content: Any) -> None:
         text = content if isinstance(content, str) else json.dumps(content)
@@ -110,7 +96,7 @@ def test_backend(workspace: Workspace) -> None:
     rows = [("a warm film", 1), ("a dull film", 0), ("moving", 1), ("an empty story", 0)]
     lines = [json.dumps({"text": text, "label": label}) for text, label in rows]
     workspace.write("rows.jsonl", "\n".join(lines))
-    refused = workspace.run("validate", "scenario.yaml")
+    refused = workspace.run("validate", "scenario.yaml", code=2)
     assert "Input should be" in refused and "words" in refused
     workspace.install("my_backend", "backend.md")
     methods = workspace.run("run", "scenario.yaml")["methods"]
@@ -127,7 +113,7 @@ def test_launcher(workspace: Workspace) -> None:
     workspace.write("scenario.yaml", scenario)
     workspace.write("rows.jsonl", json.dumps({"text": "a warm film", "label": 1}))
     workspace.install("my_backend", "backend.md")
-    refused = workspace.run("validate", "scenario.yaml")
+    refused = workspace.run("validate", "scenario.yaml", code=2)
     assert "launcher: Input should be 'local' or 'ray'" in refused
     workspace.install("my_launcher", "launcher.md")
     methods = workspace.run("run", "scenario.yaml")["methods"]
@@ -172,7 +158,7 @@ def test_architecture(tiny_run: TinyRun) -> None:
     assert tiny_run.methods["bridge"]["channels"] == {"soft": 8, "text": 0}
     (card,) = tiny_run.workspace.folder.glob("bridges/*/card.yaml")
     assert values(card.read_text())["architecture"] == "mean"
-    refused = tiny_run.workspace.run("run", "bridge.yaml", packages=False)
+    refused = tiny_run.workspace.run("run", "bridge.yaml", packages=False, code=2)
     assert "architecture: Input should be 'resampler'" in refused
 
 

@@ -13,7 +13,7 @@ from chaos.rig import Answers, MemoryJournal, Tally, answers_without_faults
 
 from agentwire.errors import NackCode, RequestError
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.integration
 SEED = 7
 AT_ONCE = 4
 

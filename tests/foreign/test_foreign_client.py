@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from patience import COMMAND_S
 
 from agentwire.model.fake import answer
 from agentwire.runtime import Runtime
@@ -84,7 +85,7 @@ def talk(runtime: Runtime, **changes: Any) -> tuple[list[dict[str, Any]], str, i
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=COMMAND_S,
     )
     return [json.loads(line) for line in done.stdout.splitlines()], done.stderr, done.returncode
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import psutil
+from patience import EVENT_S
 
 from agentwire.agent.launching.limits import RestartPolicy
 from agentwire.runtime import AgentLimits, Runtime
@@ -18,7 +19,9 @@ from agentwire.wire.messages import RelaySpec, TaskSpec
 TASK = TaskSpec(
     "task", "Answer:", "{text}\nAnswer:", ("good", "bad", "mixed"), RelaySpec("Sum up: {text}", 2)
 )
-LIMITS = AgentLimits(load_s=30, progress_s=60, stop_s=5, restarts=RestartPolicy(8, 60, (0.0, 0.1)))
+LIMITS = AgentLimits(
+    load_s=EVENT_S, progress_s=EVENT_S, stop_s=5, restarts=RestartPolicy(8, 60, (0.0, 0.1))
+)
 
 
 def fake_runtime(
@@ -58,7 +61,7 @@ def fake_runtime(
     return Runtime(built, limits=limits, **kw)
 
 
-async def until(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+async def until(condition: Callable[[], bool], what: str, seconds: float = EVENT_S) -> None:
     """Waits for a condition; fails with its name."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+from command_line import agentwire
 
 from agentwire.bridge.card import read_card
 
 pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).resolve().parents[2]
 BASE = "tiny-llama--tiny-gemma--movie_snippets"
-
-
-def agentwire(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "AGENTWIRE_HOME": str(folder / "home")}
-    for name in ("AGENTWIRE_DATA", "AGENTWIRE_BRIDGES"):
-        env.pop(name, None)
-    return subprocess.run(
-        [sys.executable, "-m", "agentwire", *arguments],
-        cwd=folder,
-        env={**env, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
 
 
 @pytest.fixture
@@ -65,36 +47,26 @@ def test_missing_bridges_are_named_then_trained_then_measured(
 ) -> None:
     file = tmp_path / "sweep.yaml"
     file.write_text(json.dumps(scenario))
-    refused = agentwire(tmp_path, "run", "sweep.yaml")
-    assert refused.returncode == 2
+    refused = agentwire(tmp_path, "run", "sweep.yaml", code=2)
     assert "2 of 2 cells have no bridge here" in refused.stderr
     assert "agentwire train sweep.yaml" in refused.stderr
 
-    trained = agentwire(tmp_path, "run", "sweep.yaml", "--train", "--json")
-    assert trained.returncode == 0, trained.stderr
-    assert "training 2 bridges: m2, m4" in trained.stderr
-    assert trained.stderr.count("training: loading: weights") <= 2  # once for both
-    result = json.loads(trained.stdout)
-    bridges = [cell["bridge"] for cell in result["cells"]]
-    assert [b["name"] for b in bridges] == [f"{BASE}--m2", BASE]
-    assert [b["recipe_differs"] for b in bridges] == [[], []]
-    payloads = [cell["methods"]["bridge"]["payload_bytes"] for cell in result["cells"]]
-    assert payloads == [2 * 48 * 2, 4 * 48 * 2]
+    trained = agentwire(tmp_path, "train", "sweep.yaml", "--json", "--plot", "loss.png")
+    assert [made["bridge"] for made in json.loads(trained.stdout)] == [f"{BASE}--m2", BASE]
+    assert trained.stderr.count("loading: weights") <= 2  # each model once for both bridges
+    assert (tmp_path / f"loss--{BASE}--m2.png").read_bytes().startswith(b"\x89PNG")
 
-    # A cell without its bridge is skipped if the scenario says so, and trained by `train`.
-    scenario["matrix"] = {"soft_tokens": [4, 8], "missing": "skip"}
+    # A cell without a bridge is skipped if the scenario says so.
+    scenario["matrix"] = {"soft_tokens": [2, 8], "missing": "skip"}
     file.write_text(json.dumps(scenario))
     skipped = agentwire(tmp_path, "run", "sweep.yaml", "--json")
-    assert skipped.returncode == 0, skipped.stderr
-    result = json.loads(skipped.stdout)
-    assert [c["status"] for c in result["cells"]] == ["done", "skipped"]
-    assert "there is no bridge" in result["cells"][1]["reason"]
     assert "are skipped" in skipped.stderr
-
-    made = agentwire(tmp_path, "train", "sweep.yaml", "--json", "--plot", "loss.png")
-    assert made.returncode == 0, made.stderr
-    assert [m["bridge"] for m in json.loads(made.stdout)] == [f"{BASE}--m8"]
-    assert (tmp_path / f"loss--{BASE}--m8.png").read_bytes().startswith(b"\x89PNG")
+    measured, missing = json.loads(skipped.stdout)["cells"]
+    assert (measured["status"], missing["status"]) == ("done", "skipped")
+    assert measured["bridge"]["name"] == f"{BASE}--m2"
+    assert measured["bridge"]["recipe_differs"] == []
+    assert measured["methods"]["bridge"]["payload_bytes"] == 2 * 48 * 2
+    assert "there is no bridge" in missing["reason"]
 
 
 def test_a_bridge_that_several_tasks_name_is_trained_on_all_of_them(
@@ -111,7 +83,6 @@ def test_a_bridge_that_several_tasks_name_is_trained_on_all_of_them(
     scenario["matrix"] = {"tasks": tasks}
     (tmp_path / "both.yaml").write_text(json.dumps(scenario))
     done = agentwire(tmp_path, "run", "both.yaml", "--train", "--json")
-    assert done.returncode == 0, done.stderr
     assert "training one bridge for movie_snippets, subj" in done.stderr
     result = json.loads(done.stdout)
     assert [cell["status"] for cell in result["cells"]] == ["done", "done"]
@@ -134,7 +105,6 @@ def test_seeds_of_a_set_of_bridges_are_trained_and_measured(
     scenario["matrix"] = {"seeds": [0, 1]}
     (tmp_path / "sweep.yaml").write_text(json.dumps(scenario))
     trained = agentwire(tmp_path, "run", "sweep.yaml", "--train", "--json")
-    assert trained.returncode == 0, trained.stderr
     assert "training 2 bridges: seed0, seed1" in trained.stderr
     assert trained.stderr.count("training: ada: weights") <= 1  # once for both
     result = json.loads(trained.stdout)

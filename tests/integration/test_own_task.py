@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tiny
+from command_line import ROOT, agentwire
 
+from agentwire.bridge.store import verify
 from agentwire.errors import DataError
 from agentwire.task.definitions import load_definition, read_task
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "tasks.md"
 BLOCKS = dict(re.findall(r"```\w+ (\S+)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL))
 TEST = "tickets/test.jsonl"
@@ -27,16 +25,6 @@ def folder(tmp_path: Path) -> Path:
     for name, text in BLOCKS.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     return tmp_path
-
-
-def agentwire(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "AGENTWIRE_HOME": str(folder / "home")}
-    done = subprocess.run(
-        [sys.executable, "-m", "agentwire", *arguments],
-        cwd=folder, env=env, capture_output=True, text=True, timeout=110, check=False,
-    )  # fmt: skip
-    assert done.returncode == code, done.stderr
-    return done
 
 
 def use(folder: Path, agents: dict[str, dict[str, object]], **more: object) -> None:
@@ -81,9 +69,8 @@ def test_it_is_trained_on(folder: Path, tiny_llama: Path, tiny_gemma: Path) -> N
     )
     trained = json.loads(agentwire(folder, "train", "scenario.yaml", "--json").stdout)
     assert trained["bridge"] == "tiny-llama--tiny-gemma--tickets"
-    done = json.loads(agentwire(folder, "run", "scenario.yaml", "--json").stdout)
-    assert done["methods"]["bridge"]["n"] == 2
-    assert done["methods"]["bridge"]["channels"] == {"soft": 2, "text": 0}
+    card = verify(folder / "bridges" / trained["bridge"])
+    assert card.prompts == (read_task(folder / "tickets_task.yaml").spec().prompt_hash,)
 
 
 @pytest.mark.parametrize(

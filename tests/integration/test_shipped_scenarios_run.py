@@ -1,26 +1,23 @@
 """Every scenario that ships, from its file to its result, on a machine without its data.
 
 Fake models (real processes and a real bus, no weights) take the place of the models, as a stand-in
-does; the rows are those that stand in on a bare machine. A matrix keeps two values of each axis.
+does; the rows are those that stand in on a bare machine. A matrix keeps two values of one axis.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+from command_line import ROOT, agentwire
 
 from agentwire.spec.document import read_document, write_document
 
 pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).resolve().parents[2]
 NOT_RUN = {
     "throughput": "it measures speed: tests/integration/test_bench_command.py",
     "llama_to_mistral_sst2_vllm": "it needs vLLM: tests/vllm_cpu",
@@ -45,11 +42,11 @@ def with_fake_models(file: Path) -> dict[str, Any]:
     for wire in raw["wires"]:
         wire.pop("bridge", None)  # a fake model makes its own
     if matrix := raw.get("matrix"):
-        axes = matrix.get("train", {})
-        shorter = {name: values[:2] for name, values in matrix.items() if isinstance(values, list)}
-        matrix |= shorter
-        if axes:
-            matrix["train"] = {name: values[:2] for name, values in axes.items()}
+        train = matrix.get("train", {})
+        axes = [(where, name) for where in (matrix, train) for name in where]
+        lists = [(where, name) for where, name in axes if isinstance(where[name], list)]
+        for index, (where, name) in enumerate(lists):
+            where[name] = where[name][: 1 if index else 2]
     return raw
 
 
@@ -59,20 +56,9 @@ def test_it_runs_with_what_a_bare_machine_has(file: Path, tmp_path: Path) -> Non
     write_document(tmp_path / file.name, raw)
     # The snippets, which stand in for SST-2, would be downloaded.
     tiny.write_rows(tmp_path / "data" / "movie_snippets" / "test.jsonl", 12, seed=2)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "AGENTWIRE_OFFLINE": "1"}
-    env |= {"AGENTWIRE_HOME": str(tmp_path / "home"), "AGENTWIRE_DATA": str(tmp_path / "data")}
-    env.pop("AGENTWIRE_BRIDGES", None)
-    command = [sys.executable, "-m", "agentwire", "run", file.name, "--json"]
-    done = subprocess.run(
-        [*command, "--limit", str(ROWS)],
-        cwd=tmp_path,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    data = str(tmp_path / "data")
+    limited = ["run", file.name, "--json", "--limit", str(ROWS)]
+    done = agentwire(tmp_path, *limited, AGENTWIRE_OFFLINE="1", AGENTWIRE_DATA=data)
     check(json.loads(done.stdout), raw)
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,34 +15,19 @@ from typing import Any
 
 import pytest
 import tiny
+from command_line import agentwire
 
 pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).resolve().parents[2]
 METHODS = ["bridge", "text_relay", "receiver_direct", "sender_direct"]
-RIVALS = ["probe_mean", "prompt_tuning_blind", "zero_payload", "shuffled_payload", "label_relay"]
+BASELINES = ["probe_mean", "prompt_tuning_blind", "zero_payload", "shuffled_payload", "label_relay"]
 ROWS = 48
-RIVALS_RUN = 0
-"""Stands for the run of the rivals where others have their batch size."""
 SOFT_TOKENS, WIDTH = 4, 48
 
 
-def agentwire(folder: Path, *arguments: str) -> dict[str, Any]:
-    """Runs the command line in a process of its own; what it printed as JSON."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "AGENTWIRE_HOME": str(folder / "home")}
-    for name in ("AGENTWIRE_DATA", "AGENTWIRE_BRIDGES"):
-        env.pop(name, None)
-    done = subprocess.run(
-        [sys.executable, "-m", "agentwire", *arguments, "--json"],
-        cwd=folder,
-        env={**env, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    printed: dict[str, Any] = json.loads(done.stdout)
+def run(folder: Path, *arguments: str) -> dict[str, Any]:
+    """The JSON that a command prints."""
+    printed: dict[str, Any] = json.loads(agentwire(folder, *arguments, "--json").stdout)
     return printed
 
 
@@ -78,7 +61,7 @@ def runs(
         },
         "wires": [{"from": "ada", "to": "bob", "soft_tokens": SOFT_TOKENS}],
         "task": {"dataset": "movie_snippets", "path": "rows"},
-        "methods": METHODS,
+        "methods": METHODS + BASELINES,
         "train": {
             "steps": 40,
             "batch_size": 16,
@@ -94,11 +77,10 @@ def runs(
     for batch in (1, 16):
         text = json.dumps({**scenario, "batch_size": batch})
         (folder / f"batch{batch}.yaml").write_text(text)
-    trained = agentwire(folder, "train", "batch16.yaml")
+    trained = run(folder, "train", "batch16.yaml")
     results = {
-        RIVALS_RUN: agentwire(folder, "run", "batch16.yaml", "--methods", ",".join(RIVALS)),
-        16: agentwire(folder, "run", "batch16.yaml"),
-        1: agentwire(folder, "run", "batch1.yaml", "--methods", "bridge,receiver_direct"),
+        16: run(folder, "run", "batch16.yaml"),
+        1: run(folder, "run", "batch1.yaml", "--methods", "bridge,receiver_direct"),
     }
     yield Runs(folder, trained, results)
 
@@ -117,9 +99,9 @@ def test_training_leaves_a_verified_bridge_where_runs_look_for_it(runs: Runs) ->
 
 def test_every_row_has_one_answer_by_every_method(runs: Runs) -> None:
     result = runs.results[16]
-    assert list(result["methods"]) == METHODS
+    assert list(result["methods"]) == METHODS + BASELINES
     for name, method in result["methods"].items():
-        assert method["n"] == ROWS, name
+        assert (method["n"], method["errors"]) == (ROWS, {}), name
         assert sorted(runs.predictions(16, name)) == list(range(ROWS))
     assert result["methods"]["bridge"]["channels"] == {"soft": ROWS, "text": 0}
     assert result["methods"]["bridge"]["reasons"] == {}
@@ -134,23 +116,18 @@ def test_each_payload_crossed_between_two_processes(runs: Runs) -> None:
     assert sizes == {SOFT_TOKENS * WIDTH * 2}
 
 
-def test_rivals_and_controls_answer_the_same_rows(runs: Runs) -> None:
-    result = runs.results[RIVALS_RUN]["methods"]
-    assert list(result) == RIVALS
-    for name, method in result.items():
-        assert (method["n"], method["errors"]) == (ROWS, {}), name
-        assert sorted(runs.predictions(RIVALS_RUN, name)) == list(range(ROWS))
+def test_baselines_and_controls_answer_as_they_must(runs: Runs) -> None:
+    result = runs.results[16]["methods"]
     assert result["probe_mean"]["accuracy"] > 0.65  # single words give the class away
     for name in ("prompt_tuning_blind", "zero_payload"):  # one answer for every row
-        assert len({r["predicted"] for r in runs.predictions(RIVALS_RUN, name).values()}) == 1
+        assert len({r["predicted"] for r in runs.predictions(16, name).values()}) == 1
     assert result["shuffled_payload"]["channels"] == {"soft": ROWS, "text": 0}
     assert result["shuffled_payload"]["payload_bytes"] == SOFT_TOKENS * WIDTH * 2
     assert result["label_relay"]["payload_bytes"] == 1
-    said = runs.predictions(16, "sender_direct")
-    answer = {said[row]["predicted"]: r["predicted"]
-              for row, r in runs.predictions(RIVALS_RUN, "label_relay").items()}  # fmt: skip
-    for row, record in runs.predictions(RIVALS_RUN, "label_relay").items():
-        assert record["predicted"] == answer[said[row]["predicted"]]  # the word alone decides
+    said, relayed = runs.predictions(16, "sender_direct"), runs.predictions(16, "label_relay")
+    answers = {said[row]["predicted"]: record["predicted"] for row, record in relayed.items()}
+    for row, record in relayed.items():
+        assert record["predicted"] == answers[said[row]["predicted"]]  # the word alone decides
 
 
 def test_predictions_do_not_depend_on_the_batch(runs: Runs) -> None:
