@@ -33,6 +33,7 @@ from agentwire.benchmark.plan import turns
 from agentwire.errors import AgentwireError, InputError
 from agentwire.model.transformers import TransformersBackend
 from agentwire.runtime import Runtime
+from agentwire.runtime.pending import replies_of
 from agentwire.scenario.fetch import fetch
 from agentwire.scenario.load import load_scenario
 from agentwire.scenario.resolve import Resolved, resolve
@@ -92,7 +93,7 @@ def over_bus(runtime: Runtime, resolved: Resolved, task: TaskSpec, in_flight: in
             in_flight=in_flight,
             fallback="error",
         )
-        replies = [reply async for batch in batches for reply in batch]
+        replies = replies_of([outcome async for batch in batches for outcome in batch])
         rows = [[reply.scores[label] for label in task.labels] for reply in replies]
         return np.array(rows, dtype=np.float32)
 

@@ -15,11 +15,18 @@ import numpy.typing as npt
 
 from agentwire.agent.agreements import Agreements, no_free_text
 from agentwire.agent.batching import BatchGroup, Kind, WorkItem
-from agentwire.agent.replies import BatchResults, ComputedRows, FailedRows, RowReply
+from agentwire.agent.replies import (
+    BatchResults,
+    ComputedRows,
+    FailedRows,
+    ReplyType,
+    RowReply,
+)
 from agentwire.errors import AgentwireError, NackCode, RemoteProtocolError
 from agentwire.model.backend import Backend, Encoded, Generated, Job, Pipelined, Scored, Watch
 from agentwire.telemetry.logs import TRACES
-from agentwire.wire.messages import Channel, Mode, Result, Soft, TaskSpec, Text
+from agentwire.wire.limits import LIMITS
+from agentwire.wire.messages import Channel, Mode, Result, Soft, Stages, TaskSpec, Text
 from agentwire.wire.tensors import check_rms, check_rows
 
 log = logging.getLogger(__name__)
@@ -178,8 +185,8 @@ class Compute:
             return [ComputedRows(Result, items, [kept] * len(items), {})]
 
         def reply(batch: Items, relayed: Generated, task: TaskSpec) -> BatchResults:
-            replies = [RowReply(text=text, reason=reason) for text in relayed.texts]
-            return [ComputedRows(Text, batch, replies, relayed.stages)]
+            replies = [RowReply(text=_characters(t), reason=reason) for t in relayed.texts]
+            return _written(Text, batch, replies, relayed.stages)
 
         return self._attempt(items, task, lambda b: self._backend.relay(_texts(b), task), reply)
 
@@ -307,14 +314,36 @@ def _generated(batch: Items, generated: Generated, task: TaskSpec) -> BatchResul
     counts: Sequence[Tokens] = generated.tokens or [None] * len(batch)
     replies = [
         RowReply(
-            text=text,
+            text=_characters(text),
             reason=item.group.reason,
             payload_bytes=item.message.payload_bytes,
             tokens=tokens,
         )
         for item, text, tokens in zip(batch, generated.texts, counts, strict=True)
     ]
-    return [ComputedRows(Result, batch, replies, generated.stages)]
+    return _written(Result, batch, replies, generated.stages)
+
+
+def _characters(text: str) -> str:
+    """The text without halves of surrogate pairs, which cannot be sent."""
+    return text if text.isascii() else text.encode(errors="replace").decode()
+
+
+def _written(
+    type: ReplyType, batch: Items, replies: Sequence[RowReply], stages: Stages
+) -> BatchResults:
+    """Replies with texts. One above the wire's limit fails alone, not with its whole message."""
+    limit = LIMITS.text_row_bytes
+    long = [i for i, reply in enumerate(replies) if reply.size > limit]
+    if not long:
+        return [ComputedRows(type, batch, replies, stages)]
+    reason = f"the model wrote more than {limit:,} bytes"
+    failed = FailedRows([batch[i] for i in long], NackCode.TOO_LARGE, reason)
+    good = [i for i in range(len(batch)) if i not in long]
+    if not good:
+        return [failed]
+    rows = ComputedRows(type, [batch[i] for i in good], [replies[i] for i in good], stages)
+    return [rows, failed]
 
 
 def _failed(items: Items, error: Exception) -> FailedRows:

@@ -1,7 +1,7 @@
 """The command line: its commands, and how errors become messages and exit codes.
 
-Exit codes: 0 done; 1 something unexpected, or an agent that stayed down; 2 the input is wrong or
-something is missing (one line and a next step); 130 interrupted.
+Exit codes: 0 done; 1 something unexpected, an agent that stayed down, or rows without an answer;
+2 the input is wrong or something is missing (one line and a next step); 130 interrupted.
 """
 
 from __future__ import annotations

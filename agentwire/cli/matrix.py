@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,11 +30,15 @@ from agentwire.evaluation.matrix.run import (
 from agentwire.evaluation.matrix.summary import substitutions
 from agentwire.evaluation.methods import MethodSpec, get_method
 from agentwire.evaluation.plan import check_unchanged, new_folder, pick_methods, settings_of
+from agentwire.evaluation.predictions import unanswered
 from agentwire.evaluation.report import print_banner
 from agentwire.scenario.choose import require_training_rows
 from agentwire.scenario.fetch import fetch
 from agentwire.scenario.resolve import Resolver
 from agentwire.spec.scenario import Scenario
+
+MOST_UNANSWERED = 5
+"""Rows without an answer that are named on the terminal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,9 @@ def run_cells(resolver: Resolver, scenario: Scenario, options: MatrixOptions, co
     if result.interrupted:
         _say_resume(run)
         raise typer.Exit(130)
+    exit_if_unanswered(
+        {f"{c.id}: ": run.folder / c.folder for c in result.cells if c.folder is not None}
+    )
 
 
 def train_cells(
@@ -200,6 +207,21 @@ def _trainer(options: MatrixOptions, view: MatrixView) -> Callable[[Sequence[Cel
         train_scenarios(ready, out=options.bridges, progress=view.training, plots=plots)
 
     return train
+
+
+def exit_if_unanswered(runs: Mapping[str, Path]) -> None:
+    """Exits with code 1 if rows have no answer, and names the first ones.
+
+    Args:
+        runs: the folders of runs, each with what precedes its lines.
+    """
+    lines = [f"{what}{line}" for what, folder in runs.items() for line in unanswered(folder)]
+    for line in lines[:MOST_UNANSWERED]:
+        typer.echo(line, err=True)
+    if len(lines) > MOST_UNANSWERED:
+        typer.echo(f"and {len(lines) - MOST_UNANSWERED:,} more", err=True)
+    if lines:
+        raise typer.Exit(1)
 
 
 def _say_resume(run: MatrixRun) -> None:

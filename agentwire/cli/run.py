@@ -16,7 +16,7 @@ from agentwire.bus.access import RemoteAccess
 from agentwire.bus.keys import AllowList
 from agentwire.cli.keys import key_folder
 from agentwire.cli.live import LiveView
-from agentwire.cli.matrix import MatrixOptions, run_cells
+from agentwire.cli.matrix import MatrixOptions, exit_if_unanswered, run_cells
 from agentwire.cli.options import Device, NoStandIns, ScenarioFile, names_in
 from agentwire.cli.terminal import err, steps
 from agentwire.cli.terminal import out as stdout
@@ -118,6 +118,7 @@ def run(
     if result.interrupted:
         _print_resume(plan, scenario)
         raise typer.Exit(130)
+    exit_if_unanswered({"": plan.folder})
 
 
 def _plan(

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from agentwire.errors import InputError, NackCode, ScenarioError
 from agentwire.evaluation.methods import get_method
 from agentwire.runtime.reply import Reply
-from agentwire.telemetry.journal import drop_torn_line, numbered_lines
+from agentwire.telemetry.journal import drop_torn_line, numbered_lines, read_lines
 
 FILE = "predictions.jsonl"
 
@@ -118,6 +118,15 @@ def problem_of(record: Mapping[str, Any], labels: Mapping[int, str], words: Sequ
     if line.predicted is not None and line.scores.get(line.predicted, best) < best - 1e-6:
         return f"the prediction {line.predicted!r} does not have the highest score"
     return ""
+
+
+def unanswered(folder: Path) -> list[str]:
+    """What to say of each row of a run without an answer; empty if all have one."""
+    return [
+        f"row {record['row']} has no answer ({record['method']}: {record['error']})"
+        for record in read_lines(folder / FILE)
+        if record["error"]
+    ]
 
 
 class Predictions:

@@ -165,9 +165,11 @@ def _accuracy(method: MethodRecord) -> Text:
     if method.accuracy is None or method.wilson95 is None:
         return Text("-\nnot scored" if method.n else "-\nno rows", justify="right")
     low, high = method.wilson95
+    failed = sum(method.errors.values())
     return Text.assemble(
         (f"{method.accuracy:.3f}", "bold"), f"  {method.correct}/{method.n}\n",
         (f"{low:.3f} .. {high:.3f}", "dim"),
+        (f"\n{failed:,} without answer" if failed else "", "bold red"),
         justify="right",
     )  # fmt: skip
 

@@ -49,6 +49,10 @@ def parse_chat(text: str) -> list[ChatMessage]:
         role, content = entry["role"], entry["content"]
         if role not in ROLES or not isinstance(content, str):
             raise refuse(f"role must be one of {', '.join(sorted(ROLES))}, and content a string")
+        try:
+            content.encode()
+        except UnicodeEncodeError:
+            raise refuse("half of a surrogate pair is no character") from None
         messages.append(ChatMessage(role, content))
     return messages
 

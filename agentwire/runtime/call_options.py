@@ -6,7 +6,7 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal, TypeAlias, TypedDict
+from typing import Final, Literal, TypeAlias, TypedDict, cast
 
 from agentwire.errors import ScenarioError
 from agentwire.runtime.reply import KeptPayload
@@ -55,7 +55,8 @@ class GenerationOptions:
                 "stop",
                 self.stop,
                 "up to 8 strings of 1 to 256 bytes",
-                len(self.stop) <= 8 and all(0 < len(s.encode()) <= 256 for s in self.stop),
+                len(self.stop) <= 8
+                and all(_is_text(s) and 0 < len(s.encode()) <= 256 for s in self.stop),
             ),
         ):
             if not valid:
@@ -75,6 +76,14 @@ class GenerationOptions:
             stop=tuple(self.stop),
             stream=stream,
         )
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is a string without halves of surrogate pairs."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 Generate: TypeAlias = int | GenerationOptions
@@ -131,6 +140,12 @@ def make_task(
         raise ScenarioError(
             "labels must be a list of two words or more.", hint='For example ["good", "bad"].'
         )
+    for text in ("" if prompt is None else prompt, *(labels or ())):
+        if not _is_text(text):
+            raise ScenarioError(
+                f"The prompt or a label is not a text of characters: {text!a:.80}.",
+                hint="Give strings that can be written as UTF-8.",
+            )
     if isinstance(generate, int):
         generate = GenerationOptions(generate)
     max_new_tokens = generate.max_new_tokens if generate else None
@@ -193,7 +208,7 @@ def parse_request_ids(request_ids: Sequence[str] | None, count: int) -> list[byt
             f"{len(request_ids)} request ids for {count} texts.", hint="Give one for each text."
         )
     for digits in request_ids:
-        if not re.fullmatch("[0-9a-fA-F]{32}", digits):
+        if not (isinstance(digits, str) and re.fullmatch("[0-9a-fA-F]{32}", digits)):
             raise ScenarioError(
                 f"The request id {digits!r} is not 32 hex digits.", hint="Use uuid.uuid4().hex."
             )
@@ -206,14 +221,14 @@ def row_contents(
     """What the rows of a message carry: the texts, or the ids of kept payloads and the processes
     that have them. Raises a ScenarioError for a mixture, or a payload kept for another wire.
     """
-    plain = [text for text in texts if isinstance(text, str)]
-    if len(plain) == len(texts):
-        return plain, Mode.FORWARD, None
-    if plain:
+    kept = [text for text in texts if isinstance(text, KeptPayload)]
+    if not kept:
+        # Whatever else is among them is refused by the client, alone.
+        return cast(list[str], list(texts)), Mode.FORWARD, None
+    if len(kept) != len(texts):
         raise ScenarioError(
             "One call cannot mix texts and kept payloads.", hint="Send them in two calls."
         )
-    kept = [text for text in texts if isinstance(text, KeptPayload)]
     for payload in kept:
         if (payload.sender, payload.receiver) != (sender, receiver):
             raise ScenarioError(

@@ -39,15 +39,18 @@ from agentwire.runtime.reply import Reply, build_reply, parse_answers
 from agentwire.runtime.request_errors import (
     AfterNack,
     after_nack,
+    bad_text_error,
     dead_letter_error,
     deadline_error,
     down_error,
+    long_text_error,
     overloaded_error,
 )
 from agentwire.spec.routes import Routes
 from agentwire.telemetry.metrics import RuntimeMetrics
 from agentwire.wire.codec import encode
 from agentwire.wire.credit import CreditGate
+from agentwire.wire.limits import LIMITS
 from agentwire.wire.messages import (
     Channel,
     Credit,
@@ -225,6 +228,8 @@ class Client:
     ) -> list[Outcome]:
         """One outcome a text, in order. The texts share messages as far as limits allow.
 
+        What is no text ends as ``malformed``, and one above the wire's limit as ``too_large``.
+
         The id of an outstanding request waits for its outcome; the id of a recently answered one
         returns the same reply. A cancelled caller's requests are cancelled, unless another caller
         waits for them.
@@ -251,7 +256,9 @@ class Client:
         ids = list(request_ids or (os.urandom(16) for _ in texts))
         now, trace_id = self._loop.time(), os.urandom(16)
         task_id = task.task_id
-        known = {i: reply for i in ids if (reply := self._pending.replies.get(i)) is not None}
+        known: dict[bytes, Outcome] = {
+            i: reply for i in ids if (reply := self._pending.replies.get(i)) is not None
+        }
         new: dict[bytes, Request] = {}
         for request_id, text, process in zip(ids, texts, via or [""] * len(texts), strict=True):
             old = self._ledger.get(request_id) or new.get(request_id)
@@ -264,19 +271,27 @@ class Client:
                     hint="Give each request its own id.",
                 )
             if old is None and request_id not in known:
-                new[request_id] = Request(
-                    request_id,
-                    wire,
-                    task_id,
-                    text,
-                    channel,
-                    fallback,
-                    now,
-                    now + deadline_s,
-                    mode=mode,
-                    trace_id=trace_id,
-                    via=process,
-                )
+                try:
+                    request = Request(
+                        request_id,
+                        wire,
+                        task_id,
+                        text,
+                        channel,
+                        fallback,
+                        now,
+                        now + deadline_s,
+                        mode=mode,
+                        trace_id=trace_id,
+                        via=process,
+                    )
+                except (AttributeError, UnicodeEncodeError):  # no str, or not one of characters
+                    known[request_id] = bad_text_error(text, ids.index(request_id))
+                    continue
+                if request.size > LIMITS.text_row_bytes:
+                    known[request_id] = long_text_error(request.size, ids.index(request_id))
+                    continue
+                new[request_id] = request
         timer = self._admit(list(new.values()), task, deadline_s)
         waiting = {i: p for i in ids if (p := self._pending.outstanding.get(i)) is not None}
         if on_piece is not None and waiting:

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Final, Literal
 
 from agentwire.errors import NackCode, RequestError
+from agentwire.wire.limits import LIMITS
 from agentwire.wire.messages import Channel
 
 RETRY_AFTER_S: Final = 1.0
@@ -51,6 +52,24 @@ def deadline_error(request_id: bytes, wire: str, *, sent: bool) -> RequestError:
         f"Request {request_id.hex()} could not be sent before its deadline: wire {wire} is full.",
         hint="Send less at once, or raise the deadline.",
         retry_after_s=RETRY_AFTER_S,
+    )
+
+
+def bad_text_error(text: object, index: int) -> RequestError:
+    """``index``: of the text in its call."""
+    what = "half of a surrogate pair" if isinstance(text, str) else type(text).__name__
+    return RequestError(
+        NackCode.MALFORMED,
+        f"Text {index} of the call is not a text of characters: it is or holds {what}.",
+        hint="Give a str that can be written as UTF-8.",
+    )
+
+
+def long_text_error(size: int, index: int) -> RequestError:
+    return RequestError(
+        NackCode.TOO_LARGE,
+        f"Text {index} of the call has {size:,} bytes; {LIMITS.text_row_bytes:,} are allowed.",
+        hint="Shorten it, or send its parts.",
     )
 
 

@@ -272,11 +272,10 @@ class Runtime:
         batch_size: int | None = None,
         in_flight: int | None = None,
         **options: Unpack[WireOptions],
-    ) -> AsyncIterator[list[Reply]]:
-        """As ``send`` for many texts: yields batches of replies, in order.
+    ) -> AsyncIterator[list[Outcome]]:
+        """As ``send_batch`` for many texts: yields the outcomes of each batch, in order.
 
-        Closing the iterator early (``contextlib.aclosing``) cancels the outstanding requests. The
-        first text without an answer raises its RequestError; ``send_batch`` returns all errors.
+        Closing the iterator early (``contextlib.aclosing``) cancels the outstanding requests.
 
         Args:
             batch_size: texts of one message; default: the scenario's.
@@ -290,10 +289,10 @@ class Runtime:
                 call = self.send_batch(sender, receiver, batch, **options)
                 tasks.append(asyncio.create_task(call))
                 while len(tasks) >= most:
-                    yield replies_of(await tasks[0])
+                    yield await tasks[0]
                     tasks.popleft()
             while tasks:
-                yield replies_of(await tasks[0])
+                yield await tasks[0]
                 tasks.popleft()
         finally:
             for task in tasks:

@@ -233,7 +233,7 @@ async def test_bad_calls() -> None:
         long = "x" * 300_000
         with pytest.raises(RequestError) as error:
             await wire.send("sender", "receiver", long, prompt="p")
-        assert error.value.code is NackCode.MALFORMED
+        assert error.value.code is NackCode.TOO_LARGE
         fine = await wire.send("sender", "receiver", "x", prompt="p", labels=["a", "b"])
         assert fine.label == answer("x", ["a", "b"])
     with pytest.raises(ScenarioError):
