@@ -239,9 +239,17 @@ class Service:
                 self._worker.closing = True
                 self._drain_until = min(self._drain_until, arrival + DRAIN_S)
             else:
-                self._worker.handle(message, arrival)
-                if self._warmup is not None:
-                    self._warmup.observe(message, arrival)
+                self._handle(message, arrival)
+
+    def _handle(self, message: Message, arrival: float) -> None:
+        """Handles a message; the agent counts as busy meanwhile, as a task may take long."""
+        since = self._endpoint.busy_since
+        if since is None:
+            self._endpoint.busy_since = time.monotonic()
+        self._worker.handle(message, arrival)
+        if self._warmup is not None:
+            self._warmup.observe(message, arrival)
+        self._endpoint.busy_since = since
 
     def _busy(self, since: float | None) -> None:
         self._endpoint.busy_since = since

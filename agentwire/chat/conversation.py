@@ -22,6 +22,7 @@ from agentwire.chat.handles import HANDLE, HANDLE_FRAGMENT, handle_not_found
 from agentwire.chat.requests import ChatMessage
 from agentwire.scenario.shares import texts_for
 from agentwire.spec.scenario import WireSpec
+from agentwire.task.transcript import quote_roles, role_line
 
 SYSTEM_ROLES: Final = frozenset({"system", "developer"})
 DEFAULT_PROMPT: Final = "Answer:"
@@ -56,7 +57,7 @@ class Conversation:
         turns = [(r, t) for r, t in self.messages if r not in SYSTEM_ROLES and t.strip()]
         if len(turns) == 1:
             return turns[0][1]
-        return "\n".join(f"{role.capitalize()}: {text}" for role, text in turns)
+        return "\n".join(role_line(role, quote_roles(text)) for role, text in turns)
 
     def sender_texts(self, wires: Sequence[WireSpec]) -> tuple[str, ...]:
         """What each sender of a joint wire reads."""

@@ -29,9 +29,9 @@ from agentwire.bridge.card import read_card
 from agentwire.download import OnProgress
 from agentwire.errors import BridgeError, ScenarioError
 from agentwire.model.backend import Encoded, Generated, Job, Scored, Watch
-from agentwire.model.chat import parse_chat
 from agentwire.model.timing import ms_since
 from agentwire.spec.agent import AgentSpec, FakeModel
+from agentwire.task.transcript import parse_chat
 from agentwire.wire.messages import BridgeIdentity, ModelIdentity, TaskSpec
 
 T = TypeVar("T")

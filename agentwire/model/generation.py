@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from agentwire.model.backend import Watch
-from agentwire.model.prompting import Tokenizer
+from agentwire.task.tokens import Tokenizer
 from agentwire.wire.messages import Decoding
 
 REPLACEMENT = "\ufffd"  # a tokenizer's output for bytes that are not yet a whole character

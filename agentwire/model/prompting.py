@@ -1,49 +1,38 @@
 """From prompts and label words to token ids, the same for every method.
 
-A label is scored by the first token of its word after the prompt; labels must not share it.
+A label is scored by the first token of its word after the prompt; labels must not share it. Only
+a chat template's own text may become control tokens (``task.tokens``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final
 
 from agentwire.errors import ScenarioError
+from agentwire.task.tokens import (
+    Tokenizer,
+    around_text,
+    control_tokens,
+    data_rows,
+    pad_id,
+    plain_ids,
+    start_ids,
+    template_text_ids,
+)
 from agentwire.wire.messages import TaskSpec
 
 MAX_TEXT_TOKENS: Final = 512
 """Tokens of a text that an agent reads; the rest is cut."""
 MAX_PREPARED_TASKS: Final = 64
 """Compiled tasks that a backend keeps; callers may ask a new question with every request."""
-
-
-class Tokenizer(Protocol):
-    """The part of a Hugging Face tokenizer that is used here."""
-
-    bos_token_id: int | None
-    eos_token_id: int | None
-    pad_token_id: int | None
-    chat_template: Any
-
-    def __call__(self, text: Any, **options: Any) -> Any: ...
-    def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
-    def decode(self, token_ids: Any, **options: Any) -> str: ...
-
-
-def plain_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of ``text`` without special tokens."""
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def start_ids(tokenizer: Tokenizer) -> list[int]:
-    """The token that starts every sequence: BOS, or none."""
-    return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-
-
-def pad_id(tokenizer: Tokenizer) -> int:
-    """The padding token; 0 if the tokenizer has none."""
-    return 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+MAX_LABEL_WORK: Final = 1 << 22
+"""Labels times tokens of the prompt, and characters read for all labels: more is refused."""
+LABEL_CONTEXT: Final = 64
+"""Characters of the prompt that decide how the word after it is tokenized."""
+SETTLED: Final = 8
+"""If so many last tokens agree, what comes before them changes nothing in what follows."""
 
 
 def opening_ids(tokenizer: Tokenizer) -> list[int]:
@@ -68,18 +57,10 @@ def text_ids(
     Args:
         glue: the space that ends the preceding words; most tokenizers join it to the next word.
     """
-    if not texts:
-        return []
-    encoded = tokenizer(
-        [glue + text for text in texts],
-        add_special_tokens=False,
-        split_special_tokens=True,
-        truncation=max_tokens is not None,
-        max_length=max_tokens,
-    )["input_ids"]
+    rows = data_rows(tokenizer, [glue + text for text in texts], max_tokens)
     known = (tokenizer.bos_token_id, tokenizer.eos_token_id, 0)
     filler = next(token for token in known if token is not None)
-    return [list(ids) or [filler] for ids in encoded]
+    return [row or [filler] for row in rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,20 +82,32 @@ class CompiledTask:
     text_labels: tuple[int, ...]
 
 
-def label_ids(tokenizer: Tokenizer, prompt: str, labels: Sequence[str]) -> tuple[int, ...]:
+def label_ids(
+    tokenizer: Tokenizer, prompt: str, labels: Sequence[str], *, own: bool = False
+) -> tuple[int, ...]:
     """First token of each label word when it follows ``prompt``.
 
     A space precedes the word, except after a line break, as at the end of a chat template.
 
+    Args:
+        own: whether ``prompt`` is a chat template's own text.
+
     Raises:
-        ScenarioError: a word has no token, or two words share their first token.
+        ScenarioError: a word has no token, two words share their first token, or there are too many
+            for a prompt of this length.
     """
     glue = "" if not prompt or prompt[-1].isspace() else " "
-    prefix = plain_ids(tokenizer, prompt)
+    control = control_tokens(tokenizer).keys()
+    if own:
+        prefix = template_text_ids(tokenizer, prompt)
+        joined = [template_text_ids(tokenizer, prompt + glue + word) for word in labels]
+    else:
+        end, prefix = _label_context(tokenizer, prompt, len(labels))
+        joined = data_rows(tokenizer, [end + glue + word for word in labels])
     found: dict[int, str] = {}
-    for word in labels:
-        ids = plain_ids(tokenizer, prompt + glue + word)
-        if ids[: len(prefix)] != prefix or len(ids) == len(prefix):
+    for word, ids in zip(labels, joined, strict=True):
+        new = ids[len(prefix) :]
+        if ids[: len(prefix)] != prefix or not new or not control.isdisjoint(new):
             # The tokenizer merges the word with the end of the prompt: take it on its own.
             ids = prefix + plain_ids(tokenizer, glue + word)
         if len(ids) == len(prefix):
@@ -132,6 +125,27 @@ def label_ids(tokenizer: Tokenizer, prompt: str, labels: Sequence[str]) -> tuple
     return tuple(found)
 
 
+def _label_context(tokenizer: Tokenizer, prompt: str, labels: int) -> tuple[str, list[int]]:
+    """The end of ``prompt`` that decides on the token after it, and its ids.
+
+    Tokenizers read locally, so its last tokens are those of the whole prompt.
+    """
+    whole = plain_ids(tokenizer, prompt)
+    if labels * len(whole) <= MAX_LABEL_WORK:
+        length = LABEL_CONTEXT
+        while length < len(prompt) and labels * length <= MAX_LABEL_WORK:
+            ids = plain_ids(tokenizer, prompt[-length:])
+            if len(ids) > SETTLED and ids[-SETTLED:] == whole[-SETTLED:]:
+                return prompt[-length:], ids
+            length *= 2
+        if labels * len(prompt) <= MAX_LABEL_WORK:
+            return prompt, whole
+    raise ScenarioError(
+        f"{labels} labels after a prompt of {len(whole)} tokens are too much work.",
+        hint="Shorten the prompt, or ask for fewer labels.",
+    )
+
+
 def compile_task(tokenizer: Tokenizer, task: TaskSpec) -> CompiledTask:
     """Token ids of ``task``; raises ScenarioError for unusable prompts and labels."""
     if task.text_prompt.count("{text}") != 1:
@@ -139,42 +153,20 @@ def compile_task(tokenizer: Tokenizer, task: TaskSpec) -> CompiledTask:
             f"the text prompt of task {task.name!r} must hold {{text}} exactly once.",
             hint="Write it as in `Review: {text}` in the task's file.",
         )
-    before, glue, after = around_text(tokenizer, task.text_prompt)
+    around = around_text(tokenizer, task.text_prompt)
     return CompiledTask(
         prompt=tuple(plain_ids(tokenizer, task.prompt)),
         prompt_labels=label_ids(tokenizer, task.prompt, task.labels),
-        before=tuple(before),
-        glue=glue,
-        after=tuple(plain_ids(tokenizer, after)),
-        text_labels=label_ids(tokenizer, after, task.labels),
+        before=tuple(around.before),
+        glue=around.glue,
+        after=tuple(around.after),
+        text_labels=label_ids(tokenizer, around.end, task.labels, own=around.own),
     )
-
-
-def chat_or_plain(tokenizer: Tokenizer, prompt: str) -> str:
-    """``prompt`` in the model's chat template, if it has one."""
-    if not tokenizer.chat_template:
-        return prompt
-    conversation = [{"role": "user", "content": prompt}]
-    text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-    return str(text)
-
-
-def around_text(tokenizer: Tokenizer, template: str) -> tuple[list[int], str, str]:
-    """What a model reads before its text (ids with BOS), the glue, and what follows (text).
-
-    ``template`` holds ``{text}`` once; see ``chat_or_plain``.
-    """
-    before, after = chat_or_plain(tokenizer, template).split("{text}")
-    glue = " " if before.endswith(" ") else ""
-    opening = plain_ids(tokenizer, before.removesuffix(" "))
-    if opening[:1] != start_ids(tokenizer):
-        opening = start_ids(tokenizer) + opening
-    return opening, glue, after
 
 
 def template_ids(
     tokenizer: Tokenizer, template: str, texts: Sequence[str]
 ) -> tuple[list[int], list[list[int]], list[int]]:
     """Ids before every text, ids of each text, and ids after every text."""
-    before, glue, after = around_text(tokenizer, template)
-    return before, text_ids(tokenizer, texts, glue), plain_ids(tokenizer, after)
+    around = around_text(tokenizer, template)
+    return around.before, text_ids(tokenizer, texts, around.glue), around.after

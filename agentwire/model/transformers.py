@@ -34,11 +34,8 @@ from agentwire.model.lru import LruCache
 from agentwire.model.prompting import (
     MAX_PREPARED_TASKS,
     CompiledTask,
-    Tokenizer,
     compile_task,
     opening_ids,
-    pad_id,
-    start_ids,
     template_ids,
     text_ids,
 )
@@ -47,6 +44,7 @@ from agentwire.model.sources.fingerprint import fingerprint
 from agentwire.model.texts import TextReader, pad_right
 from agentwire.model.timing import Stopwatch
 from agentwire.spec.agent import AgentSpec
+from agentwire.task.tokens import Tokenizer, pad_id, start_ids
 from agentwire.wire.messages import BridgeIdentity, ModelIdentity, TaskSpec
 
 RELOAD = "Remove the folder and run `agentwire models pull` again."

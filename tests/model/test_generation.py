@@ -13,8 +13,9 @@ import tiny
 import torch
 
 from agentwire.errors import NackCode, RemoteProtocolError
-from agentwire.model.chat import ChatMessage, chat_ids, parse_chat
+from agentwire.model.chat import chat_ids
 from agentwire.model.transformers import TransformersBackend
+from agentwire.task.transcript import ChatMessage, parse_chat
 from agentwire.wire.messages import Decoding, TaskSpec
 
 FREE = TaskSpec("free", "\nGo on:", "{text}", max_new_tokens=12)

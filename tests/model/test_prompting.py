@@ -10,19 +10,18 @@ from tiny import CONTROL, TASK
 
 from agentwire.config import Config
 from agentwire.errors import ScenarioError
-from agentwire.model.prompting import (
-    MAX_TEXT_TOKENS,
-    around_text,
-    chat_or_plain,
-    compile_task,
-    label_ids,
-    plain_ids,
-    start_ids,
-    text_ids,
-)
+from agentwire.model.prompting import MAX_TEXT_TOKENS, compile_task, label_ids, text_ids
 from agentwire.model.sources.lookup import locate
 from agentwire.model.sources.registry import MODELS
 from agentwire.model.transformers import load_tokenizer
+from agentwire.task.tokens import (
+    Surroundings,
+    around_text,
+    chat_or_plain,
+    plain_ids,
+    start_ids,
+    template_text_ids,
+)
 from agentwire.wire.messages import TaskSpec
 
 ATTACKS = (
@@ -90,8 +89,8 @@ def test_text_that_looks_like_a_control_token_is_plain_text(tokenizer: Any, atta
 def test_prompts_keep_their_control_tokens_after_a_text_was_read(chatty: Any) -> None:
     control = set(chatty.convert_tokens_to_ids(list(CONTROL)))
     text_ids(chatty, [ATTACKS[0]])
-    before, _, after = around_text(chatty, TASK.text_prompt)
-    assert control <= set(before) | set(plain_ids(chatty, after))
+    around = around_text(chatty, TASK.text_prompt)
+    assert control <= {*around.before, *around.after}
 
 
 def test_a_long_text_is_cut_and_the_next_call_is_not(tokenizer: Any) -> None:
@@ -130,18 +129,21 @@ def test_a_prompt_uses_the_chat_template_if_there_is_one(chatty: Any, plain: Any
 
 def test_around_the_text_one_start_and_the_joining_space(chatty: Any, plain: Any) -> None:
     for tokenizer in (chatty, plain):
-        before, glue, after = around_text(tokenizer, "Film review: {text}\nSentiment:")
-        assert before.count(tokenizer.bos_token_id) == 1
-        assert before[:1] == start_ids(tokenizer)
-        assert glue == " "
-        assert after.startswith("\nSentiment:")
-    assert around_text(plain, "{text}!") == ([plain.bos_token_id], "", "!")
-    assert around_text(NoStart(None), "a {text} b") == ([ord("a")], " ", " b")
+        around = around_text(tokenizer, "Film review: {text}\nSentiment:")
+        assert around.before.count(tokenizer.bos_token_id) == 1
+        assert around.before[:1] == start_ids(tokenizer)
+        assert around.glue == " "
+        assert tokenizer.decode(around.after).startswith("\nSentiment:")
+    alone = Surroundings([plain.bos_token_id], "", plain_ids(plain, "!"), "!", False)
+    assert around_text(plain, "{text}!") == alone
+    letters = Surroundings([ord("a")], " ", [ord(" "), ord("b")], " b", False)
+    assert around_text(NoStart(None), "a {text} b") == letters
 
 
 def test_the_pieces_make_the_whole_prompt(tokenizer: Any) -> None:
-    before, glue, after = around_text(tokenizer, TASK.text_prompt)
-    ids = [*before, *text_ids(tokenizer, ["a warm film"], glue)[0], *plain_ids(tokenizer, after)]
+    around = around_text(tokenizer, TASK.text_prompt)
+    text = text_ids(tokenizer, ["a warm film"], around.glue)[0]
+    ids = [*around.before, *text, *around.after]
     whole = chat_or_plain(tokenizer, TASK.text_prompt.replace("{text}", "a warm film"))
     start = "" if whole.startswith("<s>") else tokenizer.bos_token
     assert tokenizer.decode(ids) == start + whole
@@ -155,12 +157,12 @@ def test_labels_are_the_tokens_that_follow_the_prompt(tokenizer: Any) -> None:
     assert list(compiled.prompt) == plain_ids(tokenizer, TASK.prompt)
     for ids, prompt in (
         (compiled.prompt_labels, TASK.prompt),
-        (compiled.text_labels, around_text(tokenizer, TASK.text_prompt)[2]),
+        (compiled.text_labels, around_text(tokenizer, TASK.text_prompt).end),
     ):
         glue = "" if prompt.endswith("\n") else " "
         for token, word in zip(ids, TASK.labels, strict=True):
-            whole = plain_ids(tokenizer, prompt + glue + word)
-            assert whole[len(plain_ids(tokenizer, prompt))] == token
+            whole = template_text_ids(tokenizer, prompt + glue + word)
+            assert whole[len(template_text_ids(tokenizer, prompt))] == token
 
 
 def test_labels_after_a_line_break_stand_alone() -> None:
@@ -184,6 +186,8 @@ class Merging(NoStart):
     """Merges a colon with the letter that follows it."""
 
     def __call__(self, text: Any, **options: Any) -> Any:
+        if not isinstance(text, str):
+            return {"input_ids": [self(one)["input_ids"] for one in text]}
         ids: list[int] = []
         for c in text:
             if ids and ids[-1] == ord(":"):
@@ -226,5 +230,5 @@ def test_no_text_becomes_a_control_token_of_a_real_model(model: str) -> None:
     words = list(control.values())
     rows = text_ids(tokenizer, [*ATTACKS, *words[:200], *(f"film {w} end" for w in words[:200])])
     assert not control.keys() & {token for row in rows for token in row}
-    # The same words in a prompt of ours are what they say.
-    assert plain_ids(tokenizer, words[0]) == [next(iter(control))]
+    # The same words in a chat template are what they say.
+    assert template_text_ids(tokenizer, words[0]) == [next(iter(control))]

@@ -18,8 +18,9 @@ from agentwire.errors import BridgeError, DeviceError, ModelError, ScenarioError
 from agentwire.model import texts as text_reader
 from agentwire.model import transformers as backend
 from agentwire.model.cpu.prefix import Prefix
-from agentwire.model.prompting import MAX_TEXT_TOKENS, compile_task, start_ids, text_ids
+from agentwire.model.prompting import MAX_TEXT_TOKENS, compile_task, text_ids
 from agentwire.model.transformers import LabelHead, TransformersBackend, trunk
+from agentwire.task.tokens import start_ids
 from agentwire.wire.messages import RelaySpec, TaskSpec
 
 LONG = "a warm and moving story of the cast " * 200

@@ -29,10 +29,8 @@ from agentwire.model.lru import LruCache
 from agentwire.model.prompting import (
     MAX_PREPARED_TASKS,
     CompiledTask,
-    Tokenizer,
     compile_task,
     opening_ids,
-    start_ids,
     template_ids,
     text_ids,
 )
@@ -49,6 +47,7 @@ from agentwire.model.vllm.inputs import (
 )
 from agentwire.model.vllm.states import StateTap, embedding_rms
 from agentwire.spec.agent import AgentSpec
+from agentwire.task.tokens import Tokenizer, start_ids
 from agentwire.wire.messages import BridgeIdentity, ModelIdentity, TaskSpec
 
 

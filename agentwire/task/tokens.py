@@ -1,0 +1,194 @@
+"""Token ids of texts. Only a chat template's own text may become control tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final, Protocol
+from weakref import WeakKeyDictionary
+
+MARK: Final = "\ue000text\ue001"
+"""Stands for the content where a chat template is rendered to find the template's own text."""
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that is used here."""
+
+    bos_token_id: int | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+    chat_template: Any
+
+    def __call__(self, text: Any, **options: Any) -> Any: ...
+    def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
+    def decode(self, token_ids: Any, **options: Any) -> str: ...
+
+
+_CONTROL: WeakKeyDictionary[Any, Mapping[int, str]] = WeakKeyDictionary()
+
+
+def control_tokens(tokenizer: Tokenizer) -> Mapping[int, str]:
+    """Control tokens by id: special and added ones (``<|im_end|>``, ``<table>``).
+
+    White space and single characters are not among them, nor is the unknown token, which stands for
+    any character that the vocabulary lacks.
+    """
+    if tokenizer not in _CONTROL:
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        found = {int(token): str(entry) for token, entry in added.items()}
+        special = getattr(tokenizer, "all_special_ids", ())
+        named = zip(special, getattr(tokenizer, "all_special_tokens", ()), strict=True)
+        found |= {int(token): str(content) for token, content in named}
+        found.pop(getattr(tokenizer, "unk_token_id", None) or -1, None)
+        _CONTROL[tokenizer] = {i: text for i, text in found.items() if len(text.strip()) > 1}
+    return _CONTROL[tokenizer]
+
+
+def template_text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a chat template's own text, which may hold control tokens."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def plain_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of ``text`` without control tokens."""
+    (row,) = data_rows(tokenizer, [text])
+    return row
+
+
+def data_rows(
+    tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int | None = None
+) -> list[list[int]]:
+    """Token ids of each text, cut at ``max_tokens``. What looks like a control token is data."""
+    if not texts:
+        return []
+    encoded = tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        split_special_tokens=True,
+        truncation=max_tokens is not None,
+        max_length=max_tokens,
+    )["input_ids"]
+    control = control_tokens(tokenizer).keys()
+    return [
+        list(ids) if control.isdisjoint(ids) else _spelled_out(tokenizer, text)[:max_tokens]
+        for text, ids in zip(texts, encoded, strict=True)
+    ]
+
+
+def _spelled_out(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a text that holds the words of added tokens, which tokenizers match first.
+
+    The text is cut after the first character of each, so that none is left to match.
+    """
+    control = control_tokens(tokenizer)
+
+    def read(pieces: Sequence[str]) -> list[int]:
+        rows = tokenizer(list(pieces), add_special_tokens=False, split_special_tokens=True)
+        return [token for row in rows["input_ids"] for token in row]
+
+    ids, words, cuts = read([text]), set[str](), {0, len(text)}
+    while new := {control[i] for i in ids if i in control} - words:
+        words |= new
+        cuts |= {place + 1 for word in new for place in _places(word, text)}
+        ends = sorted(cuts)
+        ids = read([text[a:b] for a, b in pairwise(ends)])
+    # The rest is made by the tokenizer's normalizer, or by the merges of its model.
+    spelled = {i: read(list(control[i])) for i in {*ids} & control.keys()}
+    return [token for i in ids for token in spelled.get(i, [i]) if token not in control]
+
+
+def _places(word: str, text: str) -> Iterator[int]:
+    place = text.find(word)
+    while place >= 0:
+        yield place
+        place = text.find(word, place + 1)
+
+
+def prompt_ids(tokenizer: Tokenizer, parts: Sequence[tuple[str, bool]], whole: str) -> list[int]:
+    """Token ids of a prompt that a chat template may surround.
+
+    Args:
+        parts: the texts that make up the prompt, and whether each is the template's own.
+        whole: the prompt as the template renders it.
+    """
+    control = control_tokens(tokenizer)
+    ids = template_text_ids(tokenizer, whole)
+    wanted = [
+        i for text, own in parts if own for i in template_text_ids(tokenizer, text) if i in control
+    ]
+    if [i for i in ids if i in control] == wanted:
+        return ids
+    ids, data = [], ""  # data: the characters since the last control token
+    for text, own in parts:
+        for token in template_text_ids(tokenizer, text) if own else ():
+            if token in control and control[token] in text:
+                before, _, text = text.partition(control[token])
+                ids += [*plain_ids(tokenizer, data + before), token]
+                data = ""
+        data += text
+    return ids + plain_ids(tokenizer, data)
+
+
+def start_ids(tokenizer: Tokenizer) -> list[int]:
+    """The token that starts every sequence: BOS, or none."""
+    return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+
+
+def pad_id(tokenizer: Tokenizer) -> int:
+    """The padding token; 0 if the tokenizer has none."""
+    return 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def chat_or_plain(tokenizer: Tokenizer, prompt: str) -> str:
+    """``prompt`` in the model's chat template, if it has one."""
+    if not tokenizer.chat_template:
+        return prompt
+    conversation = [{"role": "user", "content": prompt}]
+    text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+    return str(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What surrounds a text that a model reads.
+
+    Attributes:
+        before, after: token ids; ``before`` begins with BOS.
+        glue: a space that precedes the text, or nothing.
+        end: the characters that an answer follows: of a chat template, from its last control token.
+        own: whether ``end`` is the template's own text.
+    """
+
+    before: list[int]
+    glue: str
+    after: list[int]
+    end: str
+    own: bool
+
+
+def around_text(tokenizer: Tokenizer, template: str, *, chat: bool = True) -> Surroundings:
+    """What surrounds a text in ``template``, which holds ``{text}`` once.
+
+    Args:
+        chat: whether the model's chat template surrounds it in turn (see ``chat_or_plain``).
+    """
+    whole, own = template, MARK
+    if chat:
+        whole, own = chat_or_plain(tokenizer, template), chat_or_plain(tokenizer, MARK)
+    before, after = whole.split("{text}")
+    given_before, given_after = template.split("{text}")
+    own_before, _, own_after = own.partition(MARK)
+    glue = " " if before.endswith(" ") else ""
+    opening = prompt_ids(
+        tokenizer,
+        [(own_before, True), (given_before.removesuffix(" "), False)],
+        before.removesuffix(" "),
+    )
+    if opening[:1] != start_ids(tokenizer):
+        opening = start_ids(tokenizer) + opening
+    closing = prompt_ids(tokenizer, [(given_after, False), (own_after, True)], after)
+    control = control_tokens(tokenizer)
+    last = [i for i in template_text_ids(tokenizer, own_after) if i in control][-1:]
+    end = "".join(own_after.rpartition(control[last[0]])[1:]) if last else after
+    return Surroundings(opening, glue, closing, end, bool(last))
