@@ -145,7 +145,7 @@ class Compute:
                     (bridge.soft_tokens, bridge.width),
                     bridge.fingerprint,
                     text="" if keep else None,
-                    payload_bytes=bridge.payload_bytes,
+                    payload_bytes=encoded.payload[i].nbytes,
                 )
                 for i in valid
             ]

@@ -19,6 +19,7 @@ from agentwire.agent.kept import JointReader, KeptKey, KeptPayloads, KeptRow
 from agentwire.errors import InputError, NackCode, RemoteProtocolError
 from agentwire.model.backend import Backend
 from agentwire.spec.agent import AgentSpec
+from agentwire.wire.credit import body_bytes
 from agentwire.wire.messages import (
     Channel,
     Encode,
@@ -28,7 +29,6 @@ from agentwire.wire.messages import (
     Soft,
     TaskSpec,
     Text,
-    body_bytes,
     direct_wire,
 )
 from agentwire.wire.tensors import from_payload

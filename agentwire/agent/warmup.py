@@ -22,6 +22,7 @@ from agentwire.agent.worker import Worker
 from agentwire.model.backend import Backend, Encoded, Scored, SupportsWarmup
 from agentwire.spec.agent import AgentSpec
 from agentwire.wire.codec import decode, encode
+from agentwire.wire.credit import body_bytes
 from agentwire.wire.messages import (
     BridgeIdentity,
     Channel,
@@ -36,7 +37,6 @@ from agentwire.wire.messages import (
     TaskSpec,
     Text,
     WorkMessage,
-    body_bytes,
 )
 
 log = logging.getLogger(__name__)

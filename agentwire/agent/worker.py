@@ -37,7 +37,7 @@ from agentwire.agent.validation import Validator
 from agentwire.errors import NackCode
 from agentwire.model.backend import Backend, Job
 from agentwire.spec.agent import AgentSpec
-from agentwire.wire.credit import CreditGate, CreditWindow
+from agentwire.wire.credit import CreditGate, CreditWindow, body_bytes
 from agentwire.wire.dedup import Dedup, Seen
 from agentwire.wire.messages import (
     Accept,
@@ -55,7 +55,6 @@ from agentwire.wire.messages import (
     Soft,
     TaskSpec,
     Text,
-    body_bytes,
     direct_wire,
 )
 

@@ -11,6 +11,7 @@ docs/design/bus.md has the reasons.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -21,6 +22,7 @@ from agentwire.bus.transport import Connector, Frame, Link, Sent, transport_for
 from agentwire.errors import BusClosed, LocalProtocolError, NackCode
 from agentwire.spec.agent import BusAddress
 from agentwire.wire import messages as m
+from agentwire.wire.credit import body_bytes
 from agentwire.wire.events import (
     Event,
     MessageReceived,
@@ -140,8 +142,24 @@ class Endpoint:
             LocalProtocolError: inside ``on_message``, when twice that many messages are queued.
         """
         reading = threading.get_ident() == self._reader
-        if not reading and self._send_now(message):
-            return
+        link = self._link
+        if not reading and link is not None:
+            with self._send_lock:
+                waits = self._queue or self._unsent or self._ended is not None
+                if not waits and self._session.state is State.OPEN:
+                    # What does not fit the wire is queued as well: the IO thread reports it.
+                    with contextlib.suppress(LocalProtocolError):
+                        frames = self._session.send(message, time.monotonic())
+                        if link.send(frames) is not Sent.TAKEN:
+                            self._unsent.append(frames)
+                            link.wake()
+                        return
+        self._enqueue(message, reading)
+        if link is not None and not reading:
+            link.wake()
+
+    def _enqueue(self, message: m.Message, reading: bool) -> None:
+        """Queues a message for the IO thread; waits for room unless this thread is ``reading``."""
         with self._queue_changed:
             if reading:
                 if len(self._queue) >= 2 * QUEUE_MESSAGES:
@@ -156,26 +174,6 @@ class Endpoint:
             if self._ended is not None:
                 raise BusClosed(f"The bus is closed: {self._ended}.")
             self._queue.append(message)
-        if self._link is not None and not reading:
-            self._link.wake()
-
-    def _send_now(self, message: m.Message) -> bool:
-        """Writes a message in the caller's thread; False if it has to be queued."""
-        link = self._link
-        if link is None:
-            return False
-        with self._send_lock:
-            waits = self._queue or self._unsent or self._ended is not None
-            if waits or self._session.state is not State.OPEN:
-                return False
-            try:
-                frames = self._session.send(message, time.monotonic())
-            except LocalProtocolError:
-                return False  # the IO thread reports it
-            if link.send(frames) is not Sent.TAKEN:
-                self._unsent.append(frames)
-                link.wake()
-        return True
 
     def announce(self, hello: m.Hello) -> None:
         """Sends the second Hello, with the model: this agent is ready. Raises as ``send``."""
@@ -272,7 +270,7 @@ class Endpoint:
         try:
             with self._send_lock:
                 self._unsent.append(self._session.open(time.monotonic()))
-            while not (self._broken or self._finished()):
+            while not (self._broken or (self._close_at is not None and self._finished())):
                 if self._owner_reads and self._close_at is None:
                     self._io_wake.wait(TAKEOVER_S)
                     self._io_wake.clear()
@@ -307,10 +305,8 @@ class Endpoint:
                 self._read_lock.release()
 
     def _finished(self) -> bool:
-        """Whether ``close`` was called and everything is written, or its time is up."""
-        if self._close_at is None:
-            return False
-        if time.monotonic() >= self._close_at:
+        """After ``close``: whether everything is written, or the time is up."""
+        if time.monotonic() >= (self._close_at or 0.0):
             return True
         if self._queue or self._unsent:
             return False
@@ -335,14 +331,15 @@ class Endpoint:
         now = self._last_read = time.monotonic()
         pause = TICK_S if self._received == before else BUSY_TICK_S
         if drained and (self._due is None or now >= min(self._due, self._ticked + pause)):
-            self._due, self._ticked = self._tick(now), now
+            with self._send_lock:
+                self._due, events = self._session.tick(now, self.busy_since)
+                self._keep_outgoing(events)
+            self._ticked = now
+            if events:
+                self._handle(events, now)
         if self._queue or self._unsent:
             self._flush(link)
         return drained
-
-    def _busy_ms(self, now: float) -> int:
-        since = self.busy_since
-        return 0 if since is None else max(1, int((now - since) * 1000))
 
     def _receive(self, link: Link) -> bool:
         for _ in range(RECEIVE_BUDGET):
@@ -352,7 +349,7 @@ class Endpoint:
             self._received += 1
             now = time.monotonic()
             with self._send_lock:
-                events = self._session.receive(frames, now, self._busy_ms(now))
+                events = self._session.receive(frames, now, self.busy_since)
                 first = events[0] if len(events) == 1 else None
                 if not isinstance(first, MessageReceived):
                     self._keep_outgoing(events)
@@ -361,13 +358,6 @@ class Endpoint:
             else:
                 self._handle(events, now)
         return False
-
-    def _tick(self, now: float) -> float | None:
-        with self._send_lock:
-            due, events = self._session.tick(now, self._busy_ms(now))
-            self._keep_outgoing(events)
-        self._handle(events, now)
-        return due
 
     def _keep_outgoing(self, events: list[Event]) -> None:
         """Under _send_lock, since these frames are numbered already."""
@@ -433,7 +423,7 @@ class Endpoint:
             nack = replace(nack, origin=getattr(message, "origin", ""))
             self._unsent.append(self._session.send(nack, time.monotonic()))
         if isinstance(message, m.Encode | m.Soft | m.Text):  # its credit was not used
-            replies.append(m.Credit(message.wire, 1, m.body_bytes(message)))
+            replies.append(m.Credit(message.wire, 1, body_bytes(message)))
         return replies
 
     def _write(self, link: Link) -> None:

@@ -20,7 +20,7 @@ from agentwire.bus.directory import Directory, Peer
 from agentwire.bus.instructions import Instruction, Send
 from agentwire.errors import LocalProtocolError, NackCode, RemoteProtocolError
 from agentwire.wire.codec import Sealed
-from agentwire.wire.credit import CreditGate, CreditWindow, Grant
+from agentwire.wire.credit import CreditGate, CreditWindow, Grant, body_bytes
 from agentwire.wire.messages import (
     DIRECT_PREFIX,
     Credit,
@@ -30,7 +30,6 @@ from agentwire.wire.messages import (
     Soft,
     Text,
     WorkMessage,
-    body_bytes,
     direct_wire,
 )
 

@@ -84,7 +84,8 @@ class Wakeup:
 
 
 class _Socket:
-    """A socket and a wake-up descriptor. All methods but ``wake`` belong to one thread.
+    """A socket and a wake-up descriptor. All methods but ``wake`` belong to one thread, unless
+    others hold the lock.
 
     The socket's descriptor only says that something *may* have happened since the socket was last
     used. So ``wait`` first asks for the events, unless the socket was not used since they were last
@@ -95,10 +96,13 @@ class _Socket:
         self._owns_context = shared is None
         self._context: Context = shared or zmq.Context(io_threads=1)
         self._wakeup = Wakeup()
+        self._lock = threading.RLock()
+        self._closed = False
         self._socket = self._context.socket(kind)
         # Without the layer that pyzmq puts above them for other kinds of sockets.
         plain: Any = super(zmq.Socket, self._socket)
         self._get, self._send_one, self._recv_one = plain.get, plain.send, plain.recv
+        self._kept_frames = KEPT_FRAMES
         self._on_first_frame: Callable[[zmq.Frame], None] | None = None  # of each message
         self._known_empty = False  # nothing had arrived, and the socket was not used since
         self._likely_readable = False
@@ -128,9 +132,12 @@ class _Socket:
 
     def _ready(self, wanted: int) -> bool:
         """Whether the socket is now in one of the wanted states."""
-        events: int = self._get(EVENTS)
-        self._known_empty = not events & READABLE
-        return bool(events & wanted)
+        with self._lock:
+            if self._closed:
+                return False
+            events: int = self._get(EVENTS)
+            self._known_empty = not events & READABLE
+            return bool(events & wanted)
 
     def wake(self) -> None:
         self._wakeup.set()
@@ -142,27 +149,30 @@ class _Socket:
             if self._owns_context:
                 self._context.term()  # returns within the linger: it has no other socket
 
-    def _receive_all(self, kept: int) -> list[Frame] | None:
-        """The frames of the next message; those beyond ``kept`` are dropped."""
-        if self._likely_readable:
-            self._likely_readable = False
-        elif not self._ready(READABLE):
-            return None  # cheaper than an exception
-        self._known_empty = False
-        try:
-            received = self._recv_one(NOW, copy=False)
-        except zmq.Again:
-            return None
-        if self._on_first_frame is not None:
-            self._on_first_frame(received)
-        frames: list[Frame] = []
-        while True:
-            if len(frames) < kept:
-                small = len(received) <= COPIED_BYTES
-                frames.append(received.bytes if small else received.buffer.toreadonly())
-            if not received.more:
-                return frames
-            received = self._recv_one(NOW, copy=False)  # all parts arrive together
+    def _receive_all(self) -> list[Frame] | None:
+        """The frames of the next message; those that no message has are dropped."""
+        with self._lock:
+            if self._closed:
+                return None
+            if self._likely_readable:
+                self._likely_readable = False
+            elif not self._ready(READABLE):
+                return None  # cheaper than an exception
+            self._known_empty = False
+            try:
+                received = self._recv_one(NOW, copy=False)
+            except zmq.Again:
+                return None
+            if self._on_first_frame is not None:
+                self._on_first_frame(received)
+            frames: list[Frame] = []
+            while True:
+                if len(frames) < self._kept_frames:
+                    small = len(received) <= COPIED_BYTES
+                    frames.append(received.bytes if small else received.buffer.toreadonly())
+                if not received.more:
+                    return frames
+                received = self._recv_one(NOW, copy=False)  # all parts arrive together
 
     def _send_all(self, frames: Sequence[Frame]) -> None:
         """Sends one message whole, or raises ``zmq.Again`` and sends nothing."""
@@ -182,6 +192,7 @@ class ZmqListener(_Socket):
 
     def __init__(self, endpoint: str, frame_bytes: int, remote: RemoteAccess | None = None) -> None:
         super().__init__(zmq.ROUTER, frame_bytes)
+        self._kept_frames += 1  # the peer's identity comes first
         self.last_key = ""
         self._endpoint = self.remote_endpoint = ""
         self._socket.set(zmq.ROUTER_MANDATORY, 1)
@@ -251,7 +262,7 @@ class ZmqListener(_Socket):
             self.last_key = ""  # it came by ipc
 
     def receive(self) -> tuple[PeerId, list[Frame]] | None:
-        frames = self._receive_all(KEPT_FRAMES + 1)
+        frames = self._receive_all()
         if frames is None:
             return None
         return bytes(frames[0]), frames[1:]
@@ -285,8 +296,6 @@ class ZmqLink(_Socket):
         super().__init__(zmq.DEALER, frame_bytes, shared)
         if keys is not None:
             present(self._socket, keys)
-        self._lock = threading.RLock()
-        self._closed = False
         # Only an established connection takes messages; the rest waits in our own bounded queue.
         self._socket.set(zmq.IMMEDIATE, 1)
         try:
@@ -301,10 +310,6 @@ class ZmqLink(_Socket):
     @property
     def descriptors(self) -> tuple[int, ...]:
         return self._files
-
-    def _ready(self, wanted: int) -> bool:
-        with self._lock:
-            return not self._closed and super()._ready(wanted)
 
     @property
     def closed(self) -> bool:
@@ -323,9 +328,7 @@ class ZmqLink(_Socket):
             self._wakeup.close()
             super().close(linger)
 
-    def receive(self) -> list[Frame] | None:
-        with self._lock:
-            return None if self._closed else self._receive_all(KEPT_FRAMES)
+    receive = _Socket._receive_all
 
     def send(self, frames: Frames) -> Sent:
         with self._lock:

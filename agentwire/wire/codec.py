@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any, Final
 
 import msgpack
@@ -57,6 +58,7 @@ PACKER_BYTES = 16 * 1024  # grows for a larger definition
 SHORT_MAP, SHORT_MAP_MARK = 15, 0x80  # msgpack marks a map of up to 15 pairs by one byte
 STAGES_KEY = b"\xa6stages"  # as a msgpack string
 _NO_ID = bytes(fields.ID_BYTES)
+_SIZE = itemgetter(Row._fields.index("size"))
 _ROW_OF = partial(tuple.__new__, Row)  # without the check of Row._make, which was done before
 
 Frame = bytes | memoryview
@@ -104,31 +106,29 @@ def encode(message: Message, envelope: Envelope) -> list[bytes | memoryview]:
         LocalProtocolError: the message does not fit the protocol: a bug on this side.
     """
     try:
-        return _encode(message, envelope)
+        header = HEADER_OF.get(type(message))
+        if header is None:
+            raise malformed("not a message type")
+        layout = header.layout
+        ids: Sequence[Any] = ()
+        if layout.rows != "none":
+            ids = getattr(message, "request_ids" if layout.rows == "ids" else "rows")
+        n = len(ids)
+        if header.counted:
+            _check_counts(getattr(message, "offsets", None), getattr(message, "tokens", None), n)
+        body, sizes = _pack_body(message, layout, n)
+        rows = _pack_rows(ids, layout, sizes)
+        packed = _pack(header.of(message, envelope, n, crc32(body, crc32(rows))))
+        if len(packed) > LIMITS.header_bytes:
+            raise _oversized("header", packed, LIMITS.header_bytes)
+        if len(rows) > LIMITS.rows_bytes:
+            raise _oversized("rows", rows, LIMITS.rows_bytes)
+        return [packed, rows, body]
     except Misfit as error:
         raise LocalProtocolError(
             f"A {type(message).__name__} message does not fit the wire: {error}.",
             hint="docs/protocol.md lists each field and its limit.",
         ) from None
-
-
-def _encode(message: Message, envelope: Envelope) -> list[bytes | memoryview]:
-    header = HEADER_OF.get(type(message))
-    if header is None:
-        raise malformed("not a message type")
-    layout = header.layout
-    ids: Sequence[Any] = ()
-    if layout.rows != "none":
-        ids = getattr(message, "request_ids" if layout.rows == "ids" else "rows")
-    n = len(ids)
-    if header.counted:
-        _check_counts(getattr(message, "offsets", None), getattr(message, "tokens", None), n)
-    body, sizes = _pack_body(message, layout, n)
-    rows = _pack_rows(ids, layout, sizes)
-    packed = _pack(header.of(message, envelope, n, crc32(body, crc32(rows))))
-    _check_size("header", packed, LIMITS.header_bytes)
-    _check_size("rows", rows, LIMITS.rows_bytes)
-    return [packed, rows, body]
 
 
 def reseal(sealed: Sealed, envelope: Envelope, origin: str) -> list[bytes | memoryview]:
@@ -202,7 +202,8 @@ def _pack_texts(texts: Sequence[object], n: int) -> tuple[bytes, list[int]]:
             raise Misfit(error.code, f"texts: {error}") from None
         parts.append(str(part).encode())
     body = b"".join(parts)
-    _check_size("texts", body, LIMITS.text_bytes)
+    if len(body) > LIMITS.text_bytes:
+        raise _oversized("texts", body, LIMITS.text_bytes)
     return body, [len(part) for part in parts]
 
 
@@ -227,7 +228,9 @@ def _pack_record(value: object, layout: Layout) -> bytes:
         values["relay"] = fields.plain(values["relay"], fields.RELAY)
         values["decoding"] = fields.plain(values["decoding"], fields.DECODING)
     body = _pack(values)
-    _check_size(layout.body, body, HEADER_OF[layout.kind].body_limit)
+    limit = HEADER_OF[layout.kind].body_limit
+    if len(body) > limit:
+        raise _oversized(layout.body, body, limit)
     return body
 
 
@@ -251,9 +254,8 @@ def unseal(frames: Sequence[bytes | memoryview]) -> tuple[Envelope, Message, Sea
     try:
         if len(frames) != 3:
             raise malformed(f"has {len(frames)} frames, not 3")
-        rows_frame, body = _view(frames[1]), _view(frames[2])
-        packed = _unpack_header(frames[0])
-        header, values = _read_header(packed)
+        rows_frame, body = frames[1], _view(frames[2])
+        packed, header, values = _read_header(frames[0])
         layout, take = header.layout, values.pop
         take("v"), take("t")
         n, checksum = take("n"), take("c")
@@ -262,7 +264,7 @@ def unseal(frames: Sequence[bytes | memoryview]) -> tuple[Envelope, Message, Sea
         _check_frames(rows_frame, body, header, checksum, n, values)
         entries = _unpack_plain(rows_frame, LIMITS.rows_bytes)
         if type(entries) is not list:
-            entries = _unpack(rows_frame, LIMITS.rows_bytes, "rows")
+            entries = _unpack(_view(rows_frame), LIMITS.rows_bytes, "rows")
         _check_entries(entries, layout)
         if len(entries) != n:
             raise malformed(f"rows: has {len(entries)} entries, the header says {n}")
@@ -273,7 +275,7 @@ def unseal(frames: Sequence[bytes | memoryview]) -> tuple[Envelope, Message, Sea
         if header.counted:
             _check_counts(values.get("offsets"), values.get("tokens"), n)
         _read_body(body, layout, values, n)
-        return envelope, layout.kind(**values), Sealed(packed, frames[1], frames[2])
+        return envelope, layout.kind(**values), Sealed(packed, rows_frame, frames[2])
     except Misfit as error:
         refused = Undecodable(error.code, str(error))
         refused.wire, refused.origin, refused.rows = wire, origin, rows
@@ -281,15 +283,17 @@ def unseal(frames: Sequence[bytes | memoryview]) -> tuple[Envelope, Message, Sea
 
 
 def _check_frames(
-    rows: memoryview,
+    rows: Frame,
     body: memoryview,
     header: Header,
     checksum: int,
     n: int,
     values: dict[str, Any],
 ) -> None:
-    _check_size("rows", rows, LIMITS.rows_bytes)
-    _check_size("body", body, header.body_limit)
+    if len(rows) > LIMITS.rows_bytes:
+        raise _oversized("rows", rows, LIMITS.rows_bytes)
+    if len(body) > header.body_limit:
+        raise _oversized("body", body, header.body_limit)
     if crc32(body, crc32(rows)) != checksum:
         # A payload of the wrong length is reported as such, although its checksum is wrong too.
         if header.layout.body == "payload":
@@ -298,7 +302,12 @@ def _check_frames(
         raise Misfit(NackCode.CHECKSUM, "rows and body do not match the checksum")
 
 
-def _read_header(header: Any) -> tuple[Header, dict[str, Any]]:
+def _read_header(frame: Frame) -> tuple[dict[str, Any], Header, dict[str, Any]]:
+    """The header as received, its type, and its checked values."""
+    header = _unpack_plain(frame, LIMITS.header_bytes)
+    # _unpack calls Python for each map, which is needed only if a key may be given twice.
+    if not (type(header) is dict and type(frame) is bytes and _has_all_pairs(frame, header)):
+        header = _unpack(_view(frame), LIMITS.header_bytes, "header")
     if not isinstance(header, dict):
         raise malformed(f"header: must be a map, not {type(header).__name__}")
     # The version is checked first: a newer protocol may have other keys.
@@ -313,7 +322,7 @@ def _read_header(header: Any) -> tuple[Header, dict[str, Any]]:
     if known is None:
         raise malformed("header: unknown message type")
     try:
-        return known, known.checked(header)
+        return header, known, known.checked(header)
     except Misfit as error:
         raise Misfit(error.code, f"header: {error}") from None
 
@@ -325,18 +334,19 @@ def _read_body(body: memoryview, layout: Layout, values: dict[str, Any], n: int)
             take = values.pop
             m, d, dtype = take("soft_tokens"), take("width"), take("dtype")
             _check_payload(body, n, m, d, dtype)
-            _check_no_sizes(values["rows"])
             values["payload"] = Payload(body, n=n, soft_tokens=m, width=d, dtype=dtype)
         case "none":
-            _check_no_sizes(values.get("rows", ()))  # the limit of the body is 0 bytes
+            pass  # the limit of the body is 0 bytes, so it is empty
         case "model" | "task" | "bridge":
             values[layout.body] = _read_record(body, layout)
         case "answers" if values["labels"]:
             _check_scores(body, n, values["labels"])
-            _check_no_sizes(values["rows"])
             values["scores"] = body
         case _:
             values["texts"] = _read_texts(body, values["rows"])
+            return
+    if any(map(_SIZE, values.get("rows", ()))):
+        raise malformed("rows: has a size, but the body is not text")
 
 
 def _read_texts(body: memoryview, rows: Sequence[Row]) -> tuple[str, ...]:
@@ -376,9 +386,8 @@ def _view(buffer: Frame) -> memoryview:
     return view.cast("B").toreadonly() if view.nbytes else memoryview(b"")
 
 
-def _check_size(what: str, data: Frame, limit: int) -> None:
-    if len(data) > limit:
-        raise too_large(f"{what}: has {len(data)} bytes; the limit is {limit}")
+def _oversized(what: str, data: Frame, limit: int) -> Misfit:
+    return too_large(f"{what}: has {len(data)} bytes; the limit is {limit}")
 
 
 def _check_entries(entries: Any, layout: Layout) -> None:
@@ -396,25 +405,25 @@ def _check_entries(entries: Any, layout: Layout) -> None:
             _check_row([entry, None, _NO_ID, 0])
     else:
         for entry in entries:
-            _check_row(entry)
+            if not isinstance(entry, list | Row) or len(entry) != len(fields.ROW):
+                raise malformed(f"rows: an entry must be a list of {len(fields.ROW)}")
+            request_id, ms_left, trace_id, size = entry
+            usual = (
+                type(request_id) is type(trace_id) is bytes
+                and len(request_id) == len(trace_id) == fields.ID_BYTES
+                and (ms_left is None or (type(ms_left) is int and 0 <= ms_left <= fields.MAX_U32))
+                and type(size) is int
+                and 0 <= size <= LIMITS.text_row_bytes
+            )
+            if not usual:
+                _check_row(entry)  # the table says what is wrong
         ids = [entry[0] for entry in entries] if len(entries) > 1 else entries
     # Outcomes are matched by request id, so a message cannot hold the same one twice.
     if len(ids) > 1 and len(set(ids)) != len(ids):
         raise malformed("rows: the same request id twice")
 
 
-def _check_row(row: Any) -> None:
-    if not isinstance(row, list | Row) or len(row) != len(fields.ROW):
-        raise malformed(f"rows: an entry must be a list of {len(fields.ROW)}")
-    request_id, ms_left, trace_id, size = row
-    if (
-        type(request_id) is type(trace_id) is bytes
-        and len(request_id) == len(trace_id) == fields.ID_BYTES
-        and (ms_left is None or (type(ms_left) is int and 0 <= ms_left <= fields.MAX_U32))
-        and type(size) is int
-        and 0 <= size <= LIMITS.text_row_bytes
-    ):
-        return  # the usual case; otherwise the table says what is wrong
+def _check_row(row: Sequence[object]) -> None:
     for value, (name, check) in zip(row, fields.ROW.items(), strict=True):
         try:
             check(value)
@@ -422,17 +431,12 @@ def _check_row(row: Any) -> None:
             raise Misfit(error.code, f"rows: {name}: {error}") from None
 
 
-def _check_no_sizes(rows: Sequence[Row]) -> None:
-    for row in rows:
-        if row.size:
-            raise malformed("rows: has a size, but the body is not text")
-
-
 def _check_payload(data: memoryview, n: int, soft_tokens: int, width: int, dtype: str) -> None:
     size = DTYPE_BYTES.get(dtype)
     if size is None:
         raise Misfit(NackCode.BAD_PAYLOAD, f"payload: dtype must be one of {list(DTYPE_BYTES)}")
-    _check_size("payload", data, LIMITS.payload_bytes)
+    if len(data) > LIMITS.payload_bytes:
+        raise _oversized("payload", data, LIMITS.payload_bytes)
     if len(data) != n * soft_tokens * width * size:
         shape = f"{n} x {soft_tokens} x {width} {dtype}"
         raise Misfit(NackCode.BAD_PAYLOAD, f"payload: {len(data)} bytes are not {shape}")
@@ -468,14 +472,6 @@ def _pack(value: object) -> bytes:
     return packed
 
 
-def _unpack_header(frame: Frame) -> Any:
-    """Like ``_unpack``, but without its call for each map if no key is given twice."""
-    header = _unpack_plain(frame, LIMITS.header_bytes)
-    if type(header) is dict and type(frame) is bytes and _has_all_pairs(frame, header):
-        return header
-    return _unpack(_view(frame), LIMITS.header_bytes, "header")
-
-
 def _unpack_plain(frame: Frame, limit: int) -> Any:
     """Unpacks with the bounds that msgpack takes from the frame's length; None if it cannot."""
     if len(frame) > limit:
@@ -507,7 +503,8 @@ def _has_all_pairs(frame: bytes, header: dict[str, Any]) -> bool:
 
 
 def _unpack(frame: memoryview, limit: int, what: str) -> Any:
-    _check_size(what, frame, limit)
+    if len(frame) > limit:
+        raise _oversized(what, frame, limit)
     try:
         return msgpack.unpackb(
             frame,

@@ -8,8 +8,17 @@ wait for ever. So a consumer holds at most its window and one message more.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 
 from agentwire.errors import LocalProtocolError, NackCode, RemoteProtocolError
+from agentwire.wire.messages import Soft, WorkMessage
+
+_SIZE = attrgetter("size")
+
+
+def body_bytes(work: WorkMessage) -> int:
+    """What a message costs in byte credit: the bytes of its body."""
+    return len(work.payload.data) if isinstance(work, Soft) else sum(map(_SIZE, work.rows))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
+from itertools import repeat
 from operator import attrgetter, itemgetter
 from typing import Any, Final, Literal, TypeAlias
 
@@ -27,8 +27,7 @@ MAX_I63 = 2**63 - 1  # fits the signed 64-bit integer of every language
 ID_BYTES = 16
 TOKEN_BYTES = 8  # two uint32: tokens read and tokens written
 CACHE_SIZE: Final = 256
-"""Checked strings of each kind, and checked headers of each type, that are cached. One entry is
-smaller than a header (4 KiB)."""
+"""Checked headers of each type that are cached. One entry is smaller than a header (4 KiB)."""
 HEX_SHA256 = re.compile(r"[0-9a-f]{64}")
 PRINTABLE = re.compile(r"[!-~]+")  # names reach logs and screens: no spaces, no control characters
 
@@ -90,7 +89,9 @@ def boolean(value: object) -> bool:
 def text(limit: int, pattern: re.Pattern[str] | None = None, *, empty: bool = True) -> Check:
     """A string of at most ``limit`` bytes of UTF-8."""
 
-    def examine(value: str) -> None:
+    def check(value: object) -> str:
+        if not isinstance(value, str):
+            raise malformed(f"must be a string, not {type(value).__name__}")
         try:
             size = len(value.encode())
         except UnicodeEncodeError:
@@ -102,14 +103,6 @@ def text(limit: int, pattern: re.Pattern[str] | None = None, *, empty: bool = Tr
                 raise malformed("must not be empty")
         elif pattern is not None and not pattern.fullmatch(value):
             raise malformed(f"must match {pattern.pattern}")
-
-    # Strings with a pattern (names, hashes, wires) are short and recur in message after message.
-    examined = examine if pattern is None else lru_cache(CACHE_SIZE)(examine)
-
-    def check(value: object) -> str:
-        if not isinstance(value, str):
-            raise malformed(f"must be a string, not {type(value).__name__}")
-        examined(value)
         return value
 
     return check
@@ -471,7 +464,6 @@ class Header:
         self._nothing = dict.fromkeys(["s", "c", *changing])
         self._read_all = self._reader(list(layout.header))
         self._read_constant = self._reader([name for name in constant if name in layout.header])
-        self._read_changing = self._reader(changing)
         self._received: dict[tuple[object, ...], dict[str, Any]] = {}
         self._sent: dict[tuple[object, ...], dict[str, Any]] = {}
 
@@ -505,8 +497,8 @@ class Header:
             found = checked(values, self._sent_table)
             self._keep(self._sent, key, found)
             return found
-        changing = zip(self._changing_sent, self._read_changing(message), strict=True)
-        return _renew(known, seq, checksum, changing)
+        changing = map(getattr, repeat(message), self._changing_names)
+        return _renew(known, seq, checksum, zip(self._changing_sent, changing, strict=True))
 
     def checked(self, values: dict[str, Any]) -> dict[str, Any]:
         """The checked values of a received header.

@@ -20,7 +20,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from operator import attrgetter
 from typing import Literal, NamedTuple, TypeAlias
 
 from agentwire.errors import NackCode
@@ -121,11 +120,6 @@ class BridgeIdentity:
     prompts: tuple[str, ...]
     rms_range: tuple[float, float]  # lowest and highest RMS of one soft token
 
-    @property
-    def payload_bytes(self) -> int:
-        """Bytes of one row's payload: M * d fp16 values."""
-        return self.soft_tokens * self.width * 2
-
 
 @dataclass(frozen=True, slots=True)
 class RelaySpec:
@@ -150,7 +144,7 @@ class Decoding:
     stream: bool = False  # send generated text in Pieces before the Result
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: its digests are computed once
 class TaskSpec:
     """What a receiver is asked. ``Define`` sends it once; messages then name its ``task_id``.
 
@@ -174,17 +168,17 @@ class TaskSpec:
     decoding: Decoding = field(default_factory=Decoding)
     form: Literal["text", "plain", "chat", "kept"] = "text"
 
-    @property
+    @functools.cached_property
     def asks_nothing(self) -> bool:
         """Whether its soft tokens are only held, for a later request."""
         return not self.labels and not self.max_new_tokens
 
-    @property
+    @functools.cached_property
     def prompt_hash(self) -> str:
         """Hex sha256 of what a bridge is trained for: the prompt and the label words."""
         return _digest({"prompt": self.prompt, "labels": list(self.labels)})
 
-    @property
+    @functools.cached_property
     def task_id(self) -> str:
         """Hex sha256 of the whole definition."""
         return _task_id(self)
@@ -195,7 +189,7 @@ def _digest(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-@functools.lru_cache(maxsize=1024)  # every call needs it, and nearly all name the same task
+@functools.lru_cache(maxsize=1024)  # a call with options makes its task anew
 def _task_id(task: TaskSpec) -> str:
     decoding = task.decoding
     return _digest(
@@ -462,13 +456,3 @@ class Envelope(NamedTuple):
     run: bytes  # 16-byte id of the run
     seq: int  # of the sender's messages in this incarnation, from 0, no gaps
     epoch: int  # incarnation of the sender; a new process takes a higher one
-
-
-_SIZE = attrgetter("size")
-
-
-def body_bytes(work: WorkMessage) -> int:
-    """What a message costs in byte credit: the bytes of its body."""
-    if isinstance(work, Soft):
-        return len(work.payload.data)
-    return sum(map(_SIZE, work.rows))

@@ -154,8 +154,9 @@ class _Refusal(Exception):
         self.code = code
 
 
-def _clamp(busy_ms: int) -> int:
-    return min(max(0, int(busy_ms)), MAX_U32)  # so that an odd clock does not make tick raise
+def _busy_ms(since: float, now: float) -> int:
+    """At least 1, which means busy; clamped, so that an odd clock does not make ``tick`` raise."""
+    return min(max(1, int((now - since) * 1000)), MAX_U32)
 
 
 class Session:
@@ -271,11 +272,11 @@ class Session:
 
     # -- time -------------------------------------------------------------------------------
 
-    def tick(self, now: float, busy_ms: int = 0) -> tuple[float | None, list[Event]]:
+    def tick(self, now: float, busy_since: float | None = None) -> tuple[float | None, list[Event]]:
         """Events that are due by now, and the time of the next call (None: never).
 
         Args:
-            busy_ms: how long this side's compute loop has worked without finishing a batch.
+            busy_since: when this side's compute loop began its batch; None when it is idle.
         """
         events: list[Event] = []
         if self.state is State.CLOSED:
@@ -289,26 +290,26 @@ class Session:
         lost_at = self._received + self.timing.liveness_ms / 1000
         if now >= lost_at:
             return None, [self._lost(f"silent for {self.timing.liveness_ms} ms", silent=True)]
-        if now >= self._ping_at(busy_ms):
-            events.append(Outgoing(self.send(Ping(_clamp(busy_ms)), now)))
-        return min(lost_at, self._ping_at(busy_ms)), events
-
-    def _ping_at(self, busy_ms: int) -> float:
         # A busy side reports even while messages arrive: the progress deadline of the other side
         # must not depend on who else sends.
+        busy_ms = 0 if busy_since is None else _busy_ms(busy_since, now)
         quiet_since = self._reported if busy_ms else max(self._received, self._reported)
-        return quiet_since + self.timing.ping_ms / 1000
+        ping_at = quiet_since + self.timing.ping_ms / 1000
+        if now >= ping_at:
+            events.append(Outgoing(self.send(Ping(busy_ms), now)))
+            ping_at = now + self.timing.ping_ms / 1000
+        return min(lost_at, ping_at), events
 
     # -- receiving --------------------------------------------------------------------------
 
     def receive(
-        self, frames: Sequence[bytes | memoryview], now: float, busy_ms: int = 0
+        self, frames: Sequence[bytes | memoryview], now: float, busy_since: float | None = None
     ) -> list[Event]:
         """The events of one received message. Never raises, whatever the bytes.
 
         Args:
             frames: the three frames of one message, without routing frames.
-            busy_ms: as in ``tick``; a Pong carries it.
+            busy_since: as in ``tick``; a Pong tells how long ago that was.
         """
         if self.state is State.CLOSED:
             return []
@@ -341,7 +342,7 @@ class Session:
                 return [self._lost(f"{missing} messages were lost")]
             # The numbers of refused messages are no gap.
             self._undecoded, self._next_in, self._received = 0, envelope.seq + 1, now
-            return self._accept(message, envelope, sealed, now, busy_ms)
+            return self._accept(message, envelope, sealed, now, busy_since)
         except _Refusal as error:
             refused = MessageRefused(
                 error.code,
@@ -387,7 +388,12 @@ class Session:
         return self._lost(f"the broker does not know this connection: {message.reason}")
 
     def _accept(
-        self, message: Message, envelope: Envelope, sealed: Sealed, now: float, busy_ms: int
+        self,
+        message: Message,
+        envelope: Envelope,
+        sealed: Sealed,
+        now: float,
+        busy_since: float | None,
     ) -> list[Event]:
         kind = TYPE_OF[type(message)]
         after = self._step(Direction.RECEIVE, kind)
@@ -401,7 +407,8 @@ class Session:
         if isinstance(message, Ping | Pong):
             events: list[Event] = [PeerBusy(*self._other_end(), message.busy_ms)]
             if isinstance(message, Ping):
-                events.append(Outgoing(self.send(Pong(_clamp(busy_ms)), now)))
+                busy_ms = 0 if busy_since is None else _busy_ms(busy_since, now)
+                events.append(Outgoing(self.send(Pong(busy_ms), now)))
             return events
         if isinstance(message, Hello):
             problem = self._second_hello_problem(message)

@@ -12,32 +12,16 @@ import struct
 import numpy as np
 import numpy.typing as npt
 
-from agentwire.errors import LocalProtocolError, NackCode, RemoteProtocolError
+from agentwire.errors import NackCode, RemoteProtocolError
 from agentwire.wire.limits import SCORE_BYTES
 from agentwire.wire.messages import Payload
 
-_HALF, _SINGLE = np.dtype("<f2"), np.dtype("<f4")
+_HALF = np.dtype("<f2")
 # Conversion of fp16 bits to fp32; see check_rows.
 _SHIFT = 13  # between the places of the exponents
 _MAGNITUDE = np.uint32(0x7FFF << _SHIFT)  # all bits but the sign
 _BIAS = np.float32(2.0**112)  # between the exponents' biases
 _INFINITY = 65536.0  # what fp16 infinity becomes
-
-
-def to_payload(array: npt.NDArray[np.float16]) -> Payload:
-    """The payload of float16 [n, M, d]: a view of ``array``, which must not change afterwards.
-
-    Raises:
-        LocalProtocolError: another dtype or shape. Nothing is cast silently: fp32 states may
-            overflow fp16, and only the bridge knows their scale.
-    """
-    if array.dtype != np.float16 or array.ndim != 3 or 0 in array.shape:
-        raise LocalProtocolError(
-            f"A payload must be float16 [n, M, d], not {array.dtype} {list(array.shape)}.",
-            hint="Cast and reshape it where it is made.",
-        )
-    n, soft_tokens, width = array.shape
-    return Payload(_bytes_of(array, _HALF), n=n, soft_tokens=soft_tokens, width=width)
 
 
 def from_payload(payload: Payload) -> npt.NDArray[np.float16]:
@@ -80,14 +64,18 @@ def check_rows(array: npt.NDArray[np.float16], rms_range: tuple[float, float]) -
     bits &= _MAGNITUDE
     values = bits.view(np.float32)
     values *= _BIAS
-    largest = values.max(axis=2)
+    finite = values.max(axis=2) < _INFINITY
     squares = np.einsum("nmd,nmd->nm", values, values)
     rms = np.sqrt(squares / array.shape[2])
-    return _invalid_rows(rms, largest < _INFINITY, rms_range)
+    if finite.all() and rms.min() >= rms_range[0] and rms.max() <= rms_range[1]:
+        return {}
+    return _invalid_rows(rms, finite, rms_range)
 
 
 def check_rms(rms: npt.NDArray[np.float32], rms_range: tuple[float, float]) -> dict[int, str]:
     """Like ``check_rows``, if the RMS [n, M] of each soft token was computed elsewhere."""
+    if rms.min() >= rms_range[0] and rms.max() <= rms_range[1]:  # false for NaN
+        return {}
     return _invalid_rows(rms, np.isfinite(rms), rms_range)
 
 
@@ -95,8 +83,6 @@ def _invalid_rows(
     rms: npt.NDArray[np.float32], finite: npt.NDArray[np.bool_], rms_range: tuple[float, float]
 ) -> dict[int, str]:
     low, high = rms_range
-    if finite.all() and rms.min() >= low and rms.max() <= high:
-        return {}
     valid = finite & (rms >= low) & (rms <= high)
     reasons = {}
     for row in np.flatnonzero(~valid.all(axis=1)):
@@ -108,25 +94,6 @@ def _invalid_rows(
                 f"soft token {token} has RMS {rms[row, token]:.4g}, outside [{low:.4g}, {high:.4g}]"
             )
     return reasons
-
-
-def to_scores(array: npt.NDArray[np.float32]) -> memoryview:
-    """The bytes of float32 [n, L] log-probabilities; a view of ``array``.
-
-    Raises:
-        LocalProtocolError: another dtype or shape.
-    """
-    if array.dtype != np.float32 or array.ndim != 2 or 0 in array.shape:
-        raise LocalProtocolError(
-            f"Scores must be float32 [n, L], not {array.dtype} {list(array.shape)}.",
-            hint="Cast and reshape them where they are made.",
-        )
-    return _bytes_of(array, _SINGLE)
-
-
-def _bytes_of(array: npt.NDArray[np.floating], dtype: np.dtype[np.floating]) -> memoryview:
-    data = np.ascontiguousarray(array, dtype=dtype)
-    return data.reshape(-1).view(np.uint8).data.toreadonly()
 
 
 def from_scores(scores: bytes | memoryview, n: int, labels: int) -> list[tuple[float, ...]]:
@@ -144,6 +111,8 @@ def from_scores(scores: bytes | memoryview, n: int, labels: int) -> list[tuple[f
             NackCode.MALFORMED, f"{size} bytes are not {n} x {labels} float32 scores"
         )
     rows = list(struct.iter_unpack(f"<{labels}f", scores))
-    if any(score != score or score == math.inf for row in rows for score in row):
-        raise RemoteProtocolError(NackCode.MALFORMED, "a score is NaN or +inf")
+    for row in rows:
+        for score in row:
+            if not score < math.inf:  # also catches NaN
+                raise RemoteProtocolError(NackCode.MALFORMED, "a score is NaN or +inf")
     return rows

@@ -34,7 +34,7 @@ def test_its_identity_crosses_the_wire(tmp_path: Path) -> None:
     offer = Offer("a->b", small_card().identity())
     frames = encode(offer, Envelope(bytes(16), 0, 1))
     assert decode([bytes(f) for f in frames])[1] == offer
-    assert offer.bridge.payload_bytes == 4 * 10 * 2
+    assert (offer.bridge.soft_tokens, offer.bridge.width) == (4, 10)
 
 
 def changed(**values: Any) -> Callable[[dict[str, Any]], None]:

@@ -409,9 +409,9 @@ def test_valid_messages_at_the_wrong_time_never_raise(
     for now, (message, seq, epoch, run) in enumerate(steps):
         for end in (pair.peer, pair.broker):
             before = end.state
-            events = end.receive(raw(message, seq, epoch, run), float(now), busy_ms=-1)
+            events = end.receive(raw(message, seq, epoch, run), float(now), busy_since=now + 1.0)
             assert before is not State.CLOSED or events == []
-            end.tick(float(now), busy_ms=2**40)
+            end.tick(float(now), busy_since=-1e12)
 
 
 # -- liveness -------------------------------------------------------------------------------
@@ -425,7 +425,7 @@ def test_a_quiet_session_pings_and_any_traffic_counts() -> None:
     deadline, events = pair.peer.tick(1.8)
     assert messages_of(events) == [m.Ping(0)]
     assert deadline == 2.8
-    answer = pair.broker.receive(frames_of(events)[0], 1.9, busy_ms=70)
+    answer = pair.broker.receive(frames_of(events)[0], 1.9, busy_since=1.8295)
     assert answer[0] == PeerBusy("llama", 3, 0)
     assert messages_of(answer) == [m.Pong(70)]
     assert pair.peer.receive(frames_of(answer)[0], 2.0) == [PeerBusy("broker", 1, 70)]
@@ -454,10 +454,10 @@ def test_a_busy_side_reports_even_while_messages_arrive() -> None:
     pair = Pair()
     for tenth in range(1, 10):
         pair.peer.receive(pair.broker.send(CREDIT, tenth / 10), tenth / 10)
-        assert pair.peer.tick(tenth / 10, busy_ms=100)[1] == []
+        assert pair.peer.tick(tenth / 10, busy_since=0.05)[1] == []
     pair.peer.receive(pair.broker.send(CREDIT, 1.0), 1.0)
-    assert messages_of(pair.peer.tick(1.0, busy_ms=950)[1]) == [m.Ping(950)]
-    assert pair.peer.tick(1.1, busy_ms=1050) == (2.0, [])
+    assert messages_of(pair.peer.tick(1.0, busy_since=0.05)[1]) == [m.Ping(950)]
+    assert pair.peer.tick(1.1, busy_since=0.05) == (2.0, [])
 
 
 def test_refused_messages_are_no_sign_of_life() -> None:
