@@ -236,7 +236,7 @@ class Broker:
             if arrived is None:
                 return True
             peer, frames = arrived
-            if not self._core.knows(peer):
+            if peer not in self._core.open:
                 # A command (expect) given before this peer connected must take effect before its
                 # Hello is judged.
                 self._take_commands()

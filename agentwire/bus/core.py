@@ -74,6 +74,7 @@ class BrokerCore:
     Attributes:
         write: hands one message to the transport.
         ticked: when ``tick`` was last called.
+        open: connected peers.
         blocked: peers whose messages wait because they do not read; ``retry`` writes them.
         broken: connections that broke during a write, and why. They stay open for reading until
             the broker has read all that has arrived and calls ``disconnect``: a peer that closed
@@ -99,7 +100,7 @@ class BrokerCore:
             wires=config.wires, token=config.token, agents=config.agents, limits=config.limits
         )
         self._lock = threading.Lock()  # around the router: metrics() reads it from other threads
-        self._open: dict[PeerId, Connection] = {}
+        self.open: dict[PeerId, Connection] = {}
         self.blocked: set[PeerId] = set()
         self.broken: dict[PeerId, str] = {}
 
@@ -109,15 +110,16 @@ class BrokerCore:
 
     # -- input ------------------------------------------------------------------------------
 
-    def knows(self, peer: PeerId) -> bool:
-        return peer in self._open
-
     def receive(self, peer: PeerId, frames: Frames, key: str) -> None:
         """Handles one message; ``key`` is the public key of its sender."""
         now = self._clock()
-        connection = self._open.get(peer)
+        connection = self.open.get(peer)
         if connection is not None:
-            self._handle(peer, connection, connection.session.receive(frames, now))
+            events = connection.session.receive(frames, now)
+            if len(events) == 1 and isinstance(events[0], MessageReceived):  # the usual case
+                self._route(peer, events[0])
+            else:
+                self._handle(peer, connection, events)
             return
         session = Session(
             Side.BROKER,
@@ -131,7 +133,7 @@ class BrokerCore:
         events = session.receive(frames, now)
         # A session is kept from an accepted Hello on, so strangers cost no memory.
         if any(isinstance(event, HelloReceived) for event in events):
-            self._open[peer] = connection
+            self.open[peer] = connection
         else:
             self._count("dropped.stranger")
         self._handle(peer, connection, events)
@@ -146,14 +148,14 @@ class BrokerCore:
 
     def due_at(self) -> float:
         """When ``tick`` has something to do."""
-        ticks = min(map(_TICK_AT, self._open.values()), default=float("inf"))
+        ticks = min(map(_TICK_AT, self.open.values()), default=float("inf"))
         return min(ticks, self._swept + SWEEP_EVERY)
 
     def tick(self, now: float) -> None:
         """Heartbeats, lost peers, revoked keys and expired messages."""
         self.ticked = now
-        for peer, connection in list(self._open.items()):
-            if now >= connection.tick_at and self._open.get(peer) is connection:
+        for peer, connection in list(self.open.items()):
+            if now >= connection.tick_at and self.open.get(peer) is connection:
                 again, events = connection.session.tick(now)
                 connection.tick_at = float("inf") if again is None else again
                 self._handle(peer, connection, events)
@@ -165,9 +167,6 @@ class BrokerCore:
     # -- decisions --------------------------------------------------------------------------
 
     def _handle(self, peer: PeerId, connection: Connection, events: list[Event]) -> None:
-        if len(events) == 1 and isinstance(events[0], MessageReceived):  # the usual case
-            self._route(peer, events[0])
-            return
         # The session's own frames are numbered already, so they are written first.
         for event in events:
             if isinstance(event, Outgoing):
@@ -179,7 +178,7 @@ class BrokerCore:
                 self._route(peer, event, self._name_of(connection))
             elif not isinstance(event, Outgoing):
                 self._route(peer, event)
-            if peer not in self._open:
+            if peer not in self.open:
                 return  # disconnected: the rest is void
 
     def _route(self, peer: PeerId, event: Event, key_name: str | None = None) -> None:
@@ -200,7 +199,7 @@ class BrokerCore:
         if isinstance(instruction, Emit):
             self._on_event(instruction.event)
             return
-        connection = self._open.get(instruction.peer)
+        connection = self.open.get(instruction.peer)
         if connection is None:
             return  # it broke while these instructions were carried out
         match instruction:
@@ -228,7 +227,7 @@ class BrokerCore:
         return self._key_name(connection.key)
 
     def _disconnect_revoked(self) -> None:
-        for peer, connection in list(self._open.items()):
+        for peer, connection in list(self.open.items()):
             if self._name_of(connection) == "":
                 self._count("dropped.revoked")
                 self.disconnect(peer, "its key was revoked")
@@ -242,7 +241,7 @@ class BrokerCore:
     def retry(self) -> None:
         """Writes what waits, as far as the peers read."""
         for peer in list(self.blocked):
-            outbox = self._open[peer].outbox
+            outbox = self.open[peer].outbox
             while outbox and (sent := self.write(peer, outbox[0])) is not Sent.FULL:
                 if sent is Sent.GONE:
                     self._break(peer, "the connection was closed")
@@ -253,7 +252,7 @@ class BrokerCore:
 
     def say_goodbye(self, reason: str, now: float) -> None:
         """Sends Goodbye in every open session."""
-        for peer, connection in self._open.items():
+        for peer, connection in self.open.items():
             if connection.session.state is State.OPEN:
                 self._write(peer, connection, connection.session.send(Goodbye(reason), now))
 
@@ -272,16 +271,16 @@ class BrokerCore:
             self._break(peer, f"it did not read {OUTBOX_MESSAGES} messages")
             return
         connection.outbox.append(frames)
-        if peer in self._open:
+        if peer in self.open:
             self.blocked.add(peer)
 
     def _break(self, peer: PeerId, reason: str) -> None:
-        if peer in self._open:
+        if peer in self.open:
             self.broken[peer] = reason
-            self._open[peer].outbox.clear()
+            self.open[peer].outbox.clear()
             self.blocked.discard(peer)
 
     def _drop(self, peer: PeerId) -> None:
-        self._open.pop(peer, None)
+        self.open.pop(peer, None)
         self.broken.pop(peer, None)
         self.blocked.discard(peer)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from agentwire.bus.transport import PeerId
 from agentwire.errors import NackCode
-from agentwire.wire.messages import Hello, ModelIdentity, Role
+from agentwire.wire.messages import Hello, Role
 
 
 @dataclass(slots=True)
@@ -16,7 +15,7 @@ class Peer:
     """One admitted incarnation.
 
     Attributes:
-        model: None until an agent is ready; always None for a client.
+        ready: an agent that has loaded its model.
         busy_ms: as last reported.
         keyed: its own key identified it, in place of the run's token.
     """
@@ -25,13 +24,9 @@ class Peer:
     name: str
     role: Role
     epoch: int
-    model: ModelIdentity | None = None
+    ready: bool = False
     busy_ms: int = 0
     keyed: bool = False
-
-    @property
-    def ready(self) -> bool:
-        return self.model is not None
 
 
 class Directory:
@@ -41,6 +36,12 @@ class Directory:
         agents: names that belong to agents.
         token: the token that every Hello must carry.
         max_clients: how many clients may be connected at once.
+
+    Attributes:
+        by_id: every connected peer.
+        by_name: the same peers.
+        clients: connected clients, by name.
+        ready_agents: connected agents that can work, by name.
     """
 
     def __init__(self, agents: frozenset[str], token: str, max_clients: int) -> None:
@@ -49,30 +50,10 @@ class Directory:
         self._max_clients = max_clients
         self._expected: dict[str, int] = {}
         self._remote: dict[str, int] = {}  # name -> epoch of its latest incarnation
-        self._peers: dict[PeerId, Peer] = {}
-        self._names: dict[str, Peer] = {}
-
-    def __len__(self) -> int:
-        return len(self._peers)
-
-    def __iter__(self) -> Iterator[Peer]:
-        return iter(tuple(self._peers.values()))
-
-    def get(self, peer: PeerId) -> Peer | None:
-        return self._peers.get(peer)
-
-    def named(self, name: str) -> Peer | None:
-        return self._names.get(name)
-
-    def client(self, name: str) -> Peer | None:
-        """The connected client of this name."""
-        peer = self._names.get(name)
-        return peer if peer is not None and peer.role is Role.CLIENT else None
-
-    def ready_agent(self, name: str) -> Peer | None:
-        """The connected agent of this name, if it can work."""
-        peer = self._names.get(name)
-        return peer if peer is not None and peer.ready else None
+        self.by_id: dict[PeerId, Peer] = {}
+        self.by_name: dict[str, Peer] = {}
+        self.clients: dict[str, Peer] = {}
+        self.ready_agents: dict[str, Peer] = {}
 
     def expect(self, name: str, epoch: int) -> None:
         """Only this incarnation may connect as ``name``."""
@@ -104,7 +85,7 @@ class Directory:
         if hello.role not in (Role.AGENT, Role.CLIENT):
             return NackCode.UNAUTHORIZED, "only agents and clients may connect"
         expected = self._expected.get(hello.name)
-        live = self._names.get(hello.name)
+        live = self.by_name.get(hello.name)
         known = max(-1 if expected is None else expected, -1 if live is None else live.epoch)
         if epoch < known or (live is not None and epoch == live.epoch):
             return NackCode.STALE_EPOCH, f"epoch {epoch} of {hello.name!r} has ended"
@@ -112,7 +93,7 @@ class Directory:
             return NackCode.STALE_EPOCH, f"{hello.name!r} is not expected"
         if expected is not None and epoch != expected:
             return NackCode.UNAUTHORIZED, f"epoch {epoch} of {hello.name!r} is not expected"
-        clients = sum(peer.role is Role.CLIENT for peer in self._peers.values())
+        clients = len(self.clients)
         if hello.role is Role.CLIENT and live is None and clients >= self._max_clients:
             return NackCode.OVERLOADED, f"{clients} clients are connected already"
         return None
@@ -134,14 +115,21 @@ class Directory:
         return hmac.compare_digest(hello.token.encode(errors="replace"), self._token)
 
     def add(self, peer: Peer) -> None:
-        self._peers[peer.id] = self._names[peer.name] = peer
+        self.by_id[peer.id] = self.by_name[peer.name] = peer
+        if peer.role is Role.CLIENT:
+            self.clients[peer.name] = peer
         if peer.name in self._remote:
             self._remote[peer.name] = peer.epoch
 
+    def set_ready(self, agent: Peer) -> None:
+        agent.ready = True
+        self.ready_agents[agent.name] = agent
+
     def remove(self, peer: Peer) -> None:
         """Removes an incarnation; an agent's incarnation may not connect again."""
-        self._peers.pop(peer.id, None)
-        if self._names.get(peer.name) is peer:
-            del self._names[peer.name]
+        self.by_id.pop(peer.id, None)
+        for peers in (self.by_name, self.clients, self.ready_agents):
+            if peers.get(peer.name) is peer:
+                del peers[peer.name]
         if peer.role is Role.AGENT:
             self.unexpect(peer.name, peer.epoch)

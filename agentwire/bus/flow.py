@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 from agentwire.bus.directory import Directory, Peer
 from agentwire.bus.instructions import Instruction, Send
@@ -32,6 +33,8 @@ from agentwire.wire.messages import (
     WorkMessage,
     direct_wire,
 )
+
+_MS_LEFT = attrgetter("ms_left")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +80,12 @@ class ProducerQueue:
         self._window.arrived(item.size)
         self.items.append(item)
 
-    def pass_through(self, size: int) -> None:
-        """Counts a message that is forwarded at once; raises as ``push``."""
+    def pass_through(self, size: int) -> Grant | None:
+        """Counts a message that is forwarded at once, and returns what to grant the producer now.
+        Raises as ``push``.
+        """
         self._window.arrived(size)
-        self._release(size)
+        return self._window.consumed(size)
 
     def refund(self, size: int) -> None:
         """Returns the credit of a message that was refused for another reason."""
@@ -168,6 +173,10 @@ class WireTable:
         wires: wire name -> (sender, receiver).
         agents: agents on no wire; only their direct wires reach them.
 
+    Attributes:
+        senders: wire -> the agent that encodes; not for direct wires.
+        receivers: wire -> the agent that answers.
+
     Raises:
         LocalProtocolError: a wire from an agent to itself, or one named like a direct wire.
     """
@@ -180,28 +189,18 @@ class WireTable:
                     hint=f"A wire connects two agents; its name must not start with "
                     f"{DIRECT_PREFIX}.",
                 )
-        self._ends = dict(wires)
         self.agents = frozenset(agents) | {agent for ends in wires.values() for agent in ends}
-        self._direct = {direct_wire(agent): agent for agent in sorted(self.agents)}
-
-    def __contains__(self, wire: str) -> bool:
-        return wire in self._ends or wire in self._direct
-
-    def sender(self, wire: str) -> str | None:
-        """The agent that encodes; None for a direct or unknown wire."""
-        ends = self._ends.get(wire)
-        return ends[0] if ends else None
-
-    def receiver(self, wire: str) -> str | None:
-        """The agent that answers; None for an unknown wire."""
-        ends = self._ends.get(wire)
-        return ends[1] if ends else self._direct.get(wire)
+        self.senders = {wire: sender for wire, (sender, _) in wires.items()}
+        self.receivers = {direct_wire(agent): agent for agent in sorted(self.agents)}
+        self.receivers |= {wire: receiver for wire, (_, receiver) in wires.items()}
 
     def hops(self) -> list[Hop]:
         """Every hop that ends at an agent."""
-        hops = [Hop(wire, consumer=agent) for wire, agent in self._direct.items()]
-        for wire, (sender, receiver) in self._ends.items():
-            hops.append(Hop(wire, consumer=sender))
+        hops: list[Hop] = []
+        for wire, receiver in self.receivers.items():
+            sender = self.senders.get(wire, "")
+            if sender:
+                hops.append(Hop(wire, consumer=sender))
             hops.append(Hop(wire, consumer=receiver, producer=sender))
         return hops
 
@@ -223,7 +222,7 @@ class Flow:
         # By message type, wire and producing agent ("" for clients).
         self._fed: dict[tuple[type[WorkMessage], str, str], Hop] = {}
         for hop in self._hops.values():
-            encodes = hop.consumer == wires.sender(hop.wire)
+            encodes = hop.consumer == wires.senders.get(hop.wire)
             kinds = (Encode,) if encodes else (Soft, Text) if hop.producer else (Text,)
             self._fed |= {(kind, hop.wire, hop.producer): hop for kind in kinds}
         self.queued_messages = 0
@@ -270,15 +269,14 @@ class Flow:
             return self.reject(peer, hop, work, NackCode.OVERLOADED, "the bus is full")
         consumer = None
         if not queue.items and hop.credit.allows(hop.wire):
-            consumer = self._peers.ready_agent(hop.consumer)
+            consumer = self._peers.ready_agents.get(hop.consumer)
         try:
-            if consumer is not None and all_in_time(work):
+            if consumer is not None and 0 not in map(_MS_LEFT, work.rows):
                 # While credit is left nothing waits, so the message needs no place in the queue.
-                queue.pass_through(size)
+                grant = queue.pass_through(size)
                 hop.credit.take(hop.wire, size)
                 self._counters["forwarded"] += 1
                 out: list[Instruction] = [Send(consumer.id, work, sealed)]
-                grant = queue.take_grant()
                 if grant is not None:
                     out.append(Send(peer.id, Credit(hop.wire, grant.messages, grant.bytes)))
                 return out
@@ -307,7 +305,7 @@ class Flow:
     ) -> list[Instruction]:
         """Sends a Nack to the client that the rows belong to."""
         self._counters[f"refused.{code}"] += 1
-        client = peer if peer.role is Role.CLIENT else self._peers.client(work.origin)
+        client = peer if peer.role is Role.CLIENT else self._peers.clients.get(work.origin)
         if client is None:
             self._counters["dropped.orphan"] += 1
             return []
@@ -360,7 +358,7 @@ class Flow:
         return out + self._grant(hops)
 
     def _forward_one(self, hop: Hop, now: float, out: list[Instruction]) -> bool:
-        consumer = self._peers.ready_agent(hop.consumer)
+        consumer = self._peers.ready_agents.get(hop.consumer)
         item = hop.next() if consumer is not None else None
         if consumer is None or item is None:
             return False
@@ -379,7 +377,7 @@ class Flow:
     def _expire(self, item: Queued) -> list[Instruction]:
         self._counters[f"refused.{NackCode.DEADLINE}"] += 1
         work = item.work
-        client = self._peers.client(work.origin)
+        client = self._peers.clients.get(work.origin)
         if client is None:
             return []
         reason = "the deadline passed while the request was queued at the broker"
@@ -392,7 +390,7 @@ class Flow:
         out: list[Instruction] = []
         for hop in hops:
             for name, grant in hop.take_grants():
-                producer = self._peers.named(name)
+                producer = self._peers.by_name.get(name)
                 if producer is not None:
                     credit = Credit(hop.wire, grant.messages, grant.bytes)
                     out.append(Send(producer.id, credit))
@@ -405,14 +403,6 @@ class Flow:
     def _uncount(self, items: list[Queued]) -> None:
         self.queued_messages -= len(items)
         self.queued_bytes -= sum(item.size for item in items)
-
-
-def all_in_time(work: WorkMessage) -> bool:
-    """Whether every row has time left, as received."""
-    for row in work.rows:
-        if row.ms_left == 0:
-            return False
-    return bool(work.rows)
 
 
 def aged(item: Queued, now: float) -> WorkMessage | None:

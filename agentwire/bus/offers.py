@@ -30,15 +30,15 @@ class Offers:
 
     def offer(self, peer: Peer, offer: Offer) -> list[Instruction] | None:
         """Stores an offer; None if this peer is not the wire's sender or not ready."""
-        if not peer.ready or self._wires.sender(offer.wire) != peer.name:
+        if not peer.ready or self._wires.senders.get(offer.wire) != peer.name:
             return None
         self._offers[offer.wire] = offer
-        receiver = self._peers.ready_agent(self._wires.receiver(offer.wire) or "")
+        receiver = self._peers.ready_agents.get(self._wires.receivers.get(offer.wire) or "")
         return [Send(receiver.id, offer)] if receiver is not None else []
 
     def answer(self, peer: Peer, answer: Accept | Nack) -> list[Instruction] | None:
         """Passes the answer to the wire's sender; None if this peer is not its receiver."""
-        if not peer.ready or self._wires.receiver(answer.wire) != peer.name:
+        if not peer.ready or self._wires.receivers.get(answer.wire) != peer.name:
             return None
         offer = self._offers.get(answer.wire)
         if offer is None or (
@@ -51,7 +51,7 @@ class Offers:
             event = WireAgreed(answer.wire, offer.bridge)
         else:
             event = WireRefused(answer.wire, answer.code, answer.reason)
-        sender = self._peers.ready_agent(self._wires.sender(answer.wire) or "")
+        sender = self._peers.ready_agents.get(self._wires.senders.get(answer.wire) or "")
         sends: list[Instruction] = [] if sender is None else [Send(sender.id, answer)]
         return [*sends, Emit(event)]
 
@@ -60,10 +60,10 @@ class Offers:
         return [
             Send(peer.id, offer)
             for wire, offer in self._offers.items()
-            if self._wires.receiver(wire) == peer.name
+            if self._wires.receivers.get(wire) == peer.name
         ]
 
     def drop_sender(self, peer: Peer) -> None:
         """Forgets the offers of a lost incarnation; the next one offers anew."""
-        for wire in [wire for wire in self._offers if self._wires.sender(wire) == peer.name]:
+        for wire in [wire for wire in self._offers if self._wires.senders.get(wire) == peer.name]:
             del self._offers[wire]

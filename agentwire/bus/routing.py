@@ -92,7 +92,7 @@ class Router:
     def gauges(self) -> dict[str, int]:
         """What is held now."""
         return {
-            "peers": len(self._peers),
+            "peers": len(self._peers.by_id),
             "tasks": len(self._tasks),
             "queued_messages": self._flow.queued_messages,
             "queued_bytes": self._flow.queued_bytes,
@@ -105,7 +105,7 @@ class Router:
 
         ``key_name``: for HelloReceived, the name of the connection's key; None if it uses no key.
         """
-        peer = self._peers.get(id)
+        peer = self._peers.by_id.get(id)
         if isinstance(event, MessageReceived) and peer is not None:  # the usual case
             return self._receive(peer, event.message, event.sealed, now)
         if isinstance(event, HelloReceived):
@@ -124,7 +124,7 @@ class Router:
 
     def disconnect(self, id: PeerId, reason: str) -> list[Instruction]:
         """The connection of this peer broke, or is to be closed."""
-        peer = self._peers.get(id)
+        peer = self._peers.by_id.get(id)
         if peer is None:
             self.counters["dropped.unknown_peer"] += 1
             return []
@@ -140,7 +140,7 @@ class Router:
                 self._peers.expect_remote(name)
             case "disconnect":
                 self._peers.unexpect(name, epoch)
-                peer = self._peers.named(name)
+                peer = self._peers.by_name.get(name)
                 if peer is not None and peer.epoch == epoch:
                     return self._remove(peer, PeerLost(name, epoch, "the process ended"))
         return []
@@ -159,7 +159,7 @@ class Router:
             self.counters[f"refused.{code}"] += 1
             return [Reject(id, code, reason)]
         out: list[Instruction] = []
-        older = self._peers.named(hello.name)
+        older = self._peers.by_name.get(hello.name)
         if older is not None:
             reason = f"replaced by epoch {epoch}"
             out.append(Send(older.id, Nack(NackCode.STALE_EPOCH, reason)))
@@ -179,7 +179,7 @@ class Router:
             return self._refuse(peer, NackCode.UNAUTHORIZED, "wrong token for this run")
         if peer.ready:
             return self._refuse(peer, NackCode.UNAUTHORIZED, "an agent cannot change its model")
-        peer.model = hello.model
+        self._peers.set_ready(peer)
         out: list[Instruction] = [Emit(PeerReady(peer.name, peer.epoch, hello.model))]
         out += [Send(peer.id, Define(task)) for task in self._tasks.values()]
         out += self._offers.for_receiver(peer)
@@ -202,7 +202,7 @@ class Router:
         self, peer: Peer, message: Message, sealed: Sealed | None, now: float
     ) -> list[Instruction]:
         wire = getattr(message, "wire", "")
-        if wire and wire not in self._wires:
+        if wire and wire not in self._wires.receivers:
             return self._refuse_message(
                 peer, NackCode.UNKNOWN_WIRE, f"there is no wire {wire!r}", message
             )
@@ -252,18 +252,18 @@ class Router:
         if peer.role is Role.CLIENT:
             if work.origin != peer.name:
                 work = replace(work, origin=peer.name)
-        elif self._peers.client(work.origin) is None:
+        elif self._peers.clients.get(work.origin) is None:
             return self._flow.drop_orphan(peer, hop, work)
         return self._flow.admit(peer, hop, work, now, sealed)
 
     def _result(
         self, peer: Peer, result: Result | Piece, sealed: Sealed | None
     ) -> list[Instruction] | None:
-        receives = self._wires.receiver(result.wire) == peer.name
-        keeps = self._wires.sender(result.wire) == peer.name and is_kept_note(result)
+        receives = self._wires.receivers.get(result.wire) == peer.name
+        keeps = self._wires.senders.get(result.wire) == peer.name and is_kept_note(result)
         if not peer.ready or not (receives or keeps):
             return None
-        client = self._peers.client(result.origin)
+        client = self._peers.clients.get(result.origin)
         if client is None:
             self.counters["dropped.orphan"] += 1
             return []
@@ -279,7 +279,7 @@ class Router:
         return self._nack_client(nack)
 
     def _nack_client(self, nack: Nack) -> list[Instruction]:
-        client = self._peers.client(nack.origin)
+        client = self._peers.clients.get(nack.origin)
         if client is None:
             self.counters["dropped.orphan"] += 1
             return []
@@ -296,7 +296,7 @@ class Router:
         return self._nack_client(nack)
 
     def _is_end_of(self, wire: str, peer: Peer) -> bool:
-        return peer.name in (self._wires.sender(wire), self._wires.receiver(wire))
+        return peer.name in (self._wires.senders.get(wire), self._wires.receivers.get(wire))
 
     # -- control ----------------------------------------------------------------------------
 
@@ -311,12 +311,12 @@ class Router:
         self._tasks.move_to_end(task.task_id)
         if len(self._tasks) > self._limits.tasks:
             self._tasks.popitem(last=False)
-        return [Send(peer.id, Define(task)) for peer in self._peers if peer.ready]
+        return [Send(peer.id, Define(task)) for peer in self._peers.ready_agents.values()]
 
     def _cancel(self, peer: Peer, cancel: Cancel) -> list[Instruction]:
         out = self._flow.cancel(peer, cancel.wire, frozenset(cancel.request_ids))
-        for name in (self._wires.sender(cancel.wire), self._wires.receiver(cancel.wire)):
-            agent = self._peers.ready_agent(name) if name else None
+        for name in (self._wires.senders.get(cancel.wire), self._wires.receivers.get(cancel.wire)):
+            agent = self._peers.ready_agents.get(name) if name else None
             if agent is not None:
                 out.append(Send(agent.id, replace(cancel, origin=peer.name)))
         return out
