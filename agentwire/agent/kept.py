@@ -1,4 +1,4 @@
-"""Payloads kept for later requests, and sets of them that are read as one.
+"""Payloads kept for later requests.
 
 A kept payload is named by the request id that it was made under, and only its own client can name
 it. It expires after a time, when newer payloads need the room, and with the process. A request for
@@ -8,22 +8,14 @@ an expired payload is refused with EXPIRED.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from agentwire.agent.agreements import covers_prompt
-from agentwire.errors import NackCode, RemoteProtocolError
-from agentwire.spec.agent import JointBridges
-from agentwire.wire.messages import TaskSpec
-
 KEPT_BYTES: Final = 64 * 1024 * 1024
 KEPT_S: Final = 3600.0
-MAX_JOINT: Final = 16
-"""Payloads that one request may read together."""
 
 
 class KeptKey(NamedTuple):
@@ -108,60 +100,3 @@ class KeptPayloads:
             del self._owned[kept.owner][key]
             if not self._owned[kept.owner]:
                 del self._owned[kept.owner], self._bytes[kept.owner]
-
-
-class JointReader:
-    """Concatenates kept payloads whose bridges were trained together, in the order of training.
-
-    Soft tokens of bridges that were trained apart mean nothing side by side.
-    """
-
-    def __init__(self, sets: Sequence[JointBridges]) -> None:
-        self._sets = {one.bridges: one for one in sets}
-
-    def read(
-        self, names: str, task: TaskSpec, find: Callable[[bytes], KeptRow | None]
-    ) -> tuple[str, npt.NDArray[np.float16]]:
-        """The bridge set and the payloads (float16 [sum of M, d]) of these names.
-
-        Args:
-            names: request ids in hex, separated by spaces.
-
-        Raises:
-            RemoteProtocolError: the names are malformed, a payload is missing, or the bridges were
-                not trained together for this task.
-        """
-        bridges: list[str] = []
-        parts: list[npt.NDArray[np.float16]] = []
-        for name in _parse_names(names):
-            kept = find(name)
-            if kept is None or kept.payload is None:
-                raise RemoteProtocolError(
-                    NackCode.EXPIRED, "a payload is not kept here or has expired"
-                )
-            bridges.append(kept.bridge)
-            parts.append(kept.payload)
-        found = self._sets.get(tuple(bridges))
-        if found is None:
-            raise RemoteProtocolError(
-                NackCode.BRIDGE_MISMATCH,
-                f"no bridges of this agent were trained to have these {len(parts)} payloads read "
-                "together in this order: `agentwire train` a scenario whose wire says "
-                "`from: [...]`",
-            )
-        if not covers_prompt(found.prompts, task):
-            code = NackCode.PROMPT_MISMATCH if task.labels else NackCode.UNSUPPORTED
-            raise RemoteProtocolError(
-                code, f"the bridges {found.name} are not trained for {task.name}"
-            )
-        return found.name, np.concatenate(parts)
-
-
-def _parse_names(names: str) -> list[bytes]:
-    try:
-        ids = [bytes.fromhex(name) for name in names.split(" ")]
-    except ValueError:
-        ids = []
-    if not 0 < len(ids) <= MAX_JOINT:
-        raise RemoteProtocolError(NackCode.MALFORMED, "invalid payload names")
-    return ids

@@ -1,15 +1,17 @@
-"""Results of a batch, and the messages that carry them. No IO."""
+"""Results of a batch, the messages that carry them, and the cache of recent replies. No IO."""
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from enum import StrEnum
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from agentwire.agent.batching import Kind, WorkItem
-from agentwire.errors import NackCode
+from agentwire.errors import LocalProtocolError, NackCode
 from agentwire.wire.messages import (
     Channel,
     Message,
@@ -21,6 +23,9 @@ from agentwire.wire.messages import (
     Stages,
     Text,
 )
+
+K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +86,12 @@ def messages(type: ReplyType, pairs: Pairs, stages: Stages, now: float) -> list[
         groups: dict[int, list[tuple[WorkItem, RowReply]]] = {}
         for pair in pairs:
             groups.setdefault(id(pair[0].message), []).append(pair)
-        return [_result(group, stages, now) for group in groups.values()]
+        sent: list[Message] = []
+        for group in groups.values():
+            sent.append(_result(group, stages, now))
+        return sent
     make = _soft if type is Soft else _text
-    sent: list[Message] = []
+    sent = []
     together = []
     for pair in pairs:
         if pair[0].solo:
@@ -104,15 +112,16 @@ def type_of(item: WorkItem, reply: RowReply) -> ReplyType:
 
 def _soft(pairs: Pairs, stages: Stages, now: float) -> Soft:
     group, first = pairs[0][0].group, pairs[0][1]
-    soft_tokens, width = first.shape
-    parts = [reply.payload or b"" for _, reply in pairs]
-    data = parts[0] if len(parts) == 1 else b"".join(parts)
+    rows, parts = [], []
+    for item, reply in pairs:
+        rows.append(row_of(item, now))
+        parts.append(reply.payload or b"")
     return Soft(
         group.wire,
         group.task,
         first.bridge,
-        tuple([row_of(item, now) for item, _ in pairs]),
-        Payload(data, len(pairs), soft_tokens, width),
+        tuple(rows),
+        Payload(parts[0] if len(parts) == 1 else b"".join(parts), len(parts), *first.shape),
         stages,
         pairs[0][0].solo,
         group.origin,
@@ -137,37 +146,30 @@ def _result(pairs: Pairs, stages: Stages, now: float) -> Result:
     total = dict(item.message.stages)
     for stage, ms in stages.items():
         total[stage] = total.get(stage, 0.0) + ms
-    scores = b"".join([reply.scores or b"" for _, reply in pairs])
+    rows: list[Row] = []
+    scores, texts, tokens, counted = bytearray(), [], bytearray(), True
+    for item, reply in pairs:
+        rows.append(row_of(item, now))
+        scores += reply.scores or b""
+        texts.append(reply.text or "")
+        counted = counted and reply.tokens is not None
+        tokens += struct.pack("<2I", *(reply.tokens or (0, 0)))
+    # Of a kept payload, the channel is the one that it will take.
+    soft = first.payload is not None if group.mode == Mode.KEEP else group.kind is Kind.SOFT
     return Result(
         group.wire,
         group.task,
-        tuple([row_of(item, now) for item, _ in pairs]),
-        _channel(item, first),
-        scores,
+        tuple(rows),
+        Channel.SOFT if soft else Channel.TEXT,
+        bytes(scores),
         len(first.scores or b"") // 4,
-        () if first.scores is not None else tuple(reply.text or "" for _, reply in pairs),
+        tuple(texts) if first.scores is None else (),
         first.payload_bytes,
         first.reason,
         total,
         group.origin,
-        _tokens(pairs),
+        bytes(tokens) if counted else b"",
     )
-
-
-def _channel(item: WorkItem, reply: RowReply) -> Channel:
-    """The channel of the message; of a kept payload, the channel that it will take."""
-    if item.group.mode == Mode.KEEP:
-        return Channel.SOFT if reply.payload is not None else Channel.TEXT
-    return Channel.SOFT if item.group.kind is Kind.SOFT else Channel.TEXT
-
-
-def _tokens(pairs: Pairs) -> bytes:
-    packed = b""
-    for _, reply in pairs:
-        if reply.tokens is None:
-            return b""
-        packed += struct.pack("<2I", *reply.tokens)
-    return packed
 
 
 def row_of(item: WorkItem, now: float) -> Row:
@@ -176,3 +178,85 @@ def row_of(item: WorkItem, now: float) -> Row:
     if item.deadline != math.inf:
         left = max(0, int((item.deadline - now) * 1000))
     return Row(item.row.request_id, left, item.row.trace_id)
+
+
+class Seen(StrEnum):
+    NEW = "new"  # now noted as in progress: compute it, then finish() or forget() it
+    IN_PROGRESS = "in_progress"  # its answer will come: do nothing
+    DONE = "done"  # send the kept reply
+    FULL = "full"  # too many in progress: refuse it as overloaded
+
+
+class Lookup(NamedTuple, Generic[T]):
+    """What is known of a request; ``reply`` if it is done."""
+
+    seen: Seen
+    reply: T | None = None
+
+
+class Dedup(Generic[K, T]):
+    """A bounded memory of requests: those in progress, and the latest replies. It makes delivery
+    at least once safe to retry.
+
+    A key must hold everything that changes the answer. The request id alone is not enough: after a
+    refused payload, the same request comes as text.
+
+    Args:
+        in_progress: most requests in progress; they are never dropped to make room.
+        replies: most replies kept; the least recently used goes first.
+        reply_bytes: most bytes of replies kept, by the sizes given to ``finish``.
+    """
+
+    def __init__(
+        self, *, in_progress: int = 4096, replies: int = 4096, reply_bytes: int = 256 * 1024 * 1024
+    ) -> None:
+        self._max_in_progress = in_progress
+        self._max_replies = replies
+        self._max_bytes = reply_bytes
+        self._in_progress: set[K] = set()
+        self._replies: OrderedDict[K, tuple[T, int]] = OrderedDict()
+        self.reply_bytes = 0
+
+    def begin(self, key: K) -> Lookup[T]:
+        """What is known of a request that has arrived; a new one is noted as in progress."""
+        kept = self._replies.get(key)
+        if kept is not None:
+            self._replies.move_to_end(key)
+            return Lookup(Seen.DONE, kept[0])
+        if key in self._in_progress:
+            return Lookup(Seen.IN_PROGRESS)
+        if len(self._in_progress) >= self._max_in_progress:
+            return Lookup(Seen.FULL)
+        self._in_progress.add(key)
+        return Lookup(Seen.NEW)
+
+    def finish(self, key: K, reply: T, size: int = 0) -> None:
+        """Keeps the reply of a request in progress; ``size`` is its bytes.
+
+        Raises:
+            LocalProtocolError: the request is not in progress: a bug on this side.
+        """
+        if key not in self._in_progress:
+            raise LocalProtocolError(
+                "A request was finished that is not in progress.", hint="Call begin() first."
+            )
+        self._in_progress.discard(key)
+        self._replies[key] = (reply, size)
+        self.reply_bytes += size
+        while len(self._replies) > self._max_replies or self.reply_bytes > self._max_bytes:
+            _, (_, dropped) = self._replies.popitem(last=False)
+            self.reply_bytes -= dropped
+
+    def forget(self, key: K) -> None:
+        """Forgets a request that ended without a reply worth keeping."""
+        self._in_progress.discard(key)
+        _, size = self._replies.pop(key, (None, 0))
+        self.reply_bytes -= size
+
+    @property
+    def in_progress(self) -> int:
+        return len(self._in_progress)
+
+    def __len__(self) -> int:
+        """How many replies are kept."""
+        return len(self._replies)

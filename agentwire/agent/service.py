@@ -13,10 +13,10 @@ import math
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Final, TypeAlias
 
@@ -65,26 +65,19 @@ InboxItem: TypeAlias = Message | Shutdown | BusLost
 
 
 class Inbox:
-    """Messages and events for the main thread. ``put`` is safe in a signal handler."""
+    """Messages and events with their arrival; the main thread takes them out of ``items``.
+
+    ``put`` is thread-safe, and safe in a signal handler: a deque appends without a lock.
+    """
 
     def __init__(self) -> None:
-        self._queue: SimpleQueue[tuple[InboxItem, float]] = SimpleQueue()
+        self.items: deque[tuple[InboxItem, float]] = deque()
 
     def put(self, item: InboxItem, arrival: float) -> None:
-        if self._queue.qsize() < MAX_INBOX:
-            self._queue.put((item, arrival))
-        elif self._queue.qsize() == MAX_INBOX:
-            self._queue.put((BusLost("the bus sends more than was granted"), arrival))
-
-    def get(self) -> tuple[InboxItem, float] | None:
-        """The next item, or None."""
-        try:
-            return self._queue.get_nowait()
-        except Empty:
-            return None
-
-    def __bool__(self) -> bool:
-        return not self._queue.empty()
+        if len(self.items) < MAX_INBOX:
+            self.items.append((item, arrival))
+        elif len(self.items) == MAX_INBOX:
+            self.items.append((BusLost("the bus sends more than was granted"), arrival))
 
 
 def serve(bootstrap: AgentBootstrap) -> ExitCode:
@@ -191,7 +184,7 @@ class Service:
             if now >= self._drain_until or (worker.closing and worker.idle):
                 return ExitCode.DONE
             wait = min(worker.next_event(), self._drain_until) - now
-            if not self._inbox and wait > 0:
+            if not self._inbox.items and wait > 0:
                 self._wait(min(wait, LONGEST_WAIT_S), worker.is_done if worker.running else None)
                 self._handle_inbox()
             else:
@@ -231,8 +224,8 @@ class Service:
         self._handle_inbox()
 
     def _handle_inbox(self) -> None:
-        while (item := self._inbox.get()) is not None:
-            message, arrival = item
+        while self._inbox.items:
+            message, arrival = self._inbox.items.popleft()
             if isinstance(message, BusLost):
                 self._lost = message
             elif isinstance(message, Shutdown):

@@ -1,6 +1,8 @@
-"""Validates incoming messages and turns their rows into work items or Nacks. No IO.
+"""What an agent accepts: bridges agreed on with other agents, and valid messages. No IO.
 
-The values of a payload are checked by ``compute``, before a model sees them.
+Soft tokens cross a wire only if the receiver accepted the bridge and the bridge was trained for the
+prompt. Otherwise the text is relayed or the request fails; a Nack code gives the reason. The values
+of a payload are checked by ``compute``, before a model sees them.
 """
 
 from __future__ import annotations
@@ -8,32 +10,238 @@ from __future__ import annotations
 import itertools
 import math
 from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from agentwire.agent.agreements import Agreements
 from agentwire.agent.batching import BatchGroup, Inbound, Kind, WorkItem
-from agentwire.agent.kept import JointReader, KeptKey, KeptPayloads, KeptRow
+from agentwire.agent.kept import KeptKey, KeptPayloads, KeptRow
 from agentwire.errors import InputError, NackCode, RemoteProtocolError
 from agentwire.model.backend import Backend
-from agentwire.spec.agent import AgentSpec
+from agentwire.spec.agent import AgentSpec, JointBridges
 from agentwire.wire.credit import body_bytes
 from agentwire.wire.messages import (
+    Accept,
+    BridgeIdentity,
     Channel,
     Encode,
     Mode,
+    ModelIdentity,
     Nack,
+    Offer,
+    Payload,
     Row,
     Soft,
     TaskSpec,
     Text,
     direct_wire,
 )
-from agentwire.wire.tensors import from_payload
 
 MAX_TASKS: Final = 1024
+FP16: Final = np.dtype("<f2")
+MAX_JOINT: Final = 16
+"""Payloads that one request may read together."""
+ANY_PROMPT: Final = "any"
+FREE_TEXT: Final = "free_text"
+
+
+def covers_prompt(prompts: Collection[str], task: TaskSpec) -> bool:
+    """Whether a task is covered by ``BridgeIdentity.prompts``.
+
+    ``any`` promises answers in label words only; generated text needs ``free_text``.
+    """
+    universal = ANY_PROMPT if task.labels else FREE_TEXT
+    return universal in prompts or task.prompt_hash in prompts
+
+
+class Agreements:
+    """Bridges offered, accepted and refused on all wires of one agent.
+
+    Args:
+        model: the agent's.
+        outgoing: wire -> bridge for the wires on which it sends; None: no bridge.
+        incoming: wires on which it receives.
+
+    Attributes:
+        accepted: wires on which the receiver has accepted this agent's bridge.
+    """
+
+    def __init__(
+        self,
+        model: ModelIdentity,
+        outgoing: Mapping[str, BridgeIdentity | None],
+        incoming: Collection[str],
+    ) -> None:
+        self._model = model
+        self.outgoing = dict(outgoing)
+        self.incoming = frozenset(incoming)
+        self.accepted: set[str] = set()
+        self._refused: set[str] = set()  # wires on which the receiver refused the bridge
+        self._accepted: dict[str, BridgeIdentity] = {}
+
+    # -- as the sender ----------------------------------------------------------------------
+
+    def offers(self) -> list[Offer]:
+        return [Offer(wire, bridge) for wire, bridge in self.outgoing.items() if bridge]
+
+    def obstacle(self, wire: str, task: TaskSpec, mode: str) -> NackCode | None:
+        """Why soft tokens cannot be sent on ``wire``; None if they can once it is ``accepted``."""
+        bridge = self.outgoing[wire]
+        if bridge is None:
+            return NackCode.NO_BRIDGE
+        if wire in self._refused:
+            return NackCode.BRIDGE_MISMATCH
+        # A payload that is only kept is for a later request, whose prompt is checked then.
+        if mode == Mode.KEEP or task.asks_nothing or covers_prompt(bridge.prompts, task):
+            return None
+        return NackCode.PROMPT_MISMATCH if task.labels else NackCode.UNSUPPORTED
+
+    def handle_answer(self, answer: Accept | Nack) -> None:
+        """Handles the receiver's answer to an offer; ignores answers to anything else."""
+        bridge = self.outgoing.get(answer.wire)
+        if bridge is None:
+            return
+        if isinstance(answer, Nack):
+            self.accepted.discard(answer.wire)
+            self._refused.add(answer.wire)
+        elif answer.bridge == bridge.fingerprint:
+            self.accepted.add(answer.wire)
+            self._refused.discard(answer.wire)
+
+    # -- as the receiver --------------------------------------------------------------------
+
+    def answer_offer(self, offer: Offer) -> Accept | Nack:
+        """Accepts a bridge that was trained for this agent's model."""
+        bridge, model = offer.bridge, self._model
+        if offer.wire not in self.incoming:
+            return Nack(NackCode.UNKNOWN_WIRE, f"not the receiver of {offer.wire}", offer.wire)
+        self._accepted.pop(offer.wire, None)
+        reason = ""
+        if bridge.receiver != model.fingerprint:
+            reason = f"it was trained for another receiver than {model.name}"
+        elif bridge.width != model.width:
+            reason = f"its soft tokens have width {bridge.width}, {model.name} has {model.width}"
+        if reason:
+            code = NackCode.BRIDGE_MISMATCH
+            return Nack(code, f"bridge {bridge.name}: {reason}", offer.wire)
+        self._accepted[offer.wire] = bridge
+        return Accept(offer.wire, bridge.fingerprint)
+
+    def check_payload(
+        self, wire: str, fingerprint: str, shape: tuple[int, int], task: TaskSpec
+    ) -> BridgeIdentity:
+        """The accepted bridge of a payload of ``shape`` (M, d).
+
+        Raises:
+            RemoteProtocolError: the bridge, shape or task is not what was agreed on.
+        """
+        bridge = self._accepted.get(wire)
+        if bridge is None or bridge.fingerprint != fingerprint:
+            raise RemoteProtocolError(
+                NackCode.BRIDGE_MISMATCH, f"bridge {fingerprint[:12]} was not agreed on"
+            )
+        if shape != (bridge.soft_tokens, bridge.width):
+            raise RemoteProtocolError(
+                NackCode.BAD_PAYLOAD,
+                f"payload rows have shape {shape[0]} x {shape[1]}, but {bridge.soft_tokens} x "
+                f"{bridge.width} was agreed on",
+            )
+        if not (task.asks_nothing or covers_prompt(bridge.prompts, task)):
+            if not task.labels:
+                raise RemoteProtocolError(NackCode.UNSUPPORTED, no_free_text(bridge))
+            raise RemoteProtocolError(
+                NackCode.PROMPT_MISMATCH, f"bridge {bridge.name} is not trained for {task.name}"
+            )
+        return bridge
+
+
+def no_free_text(bridge: BridgeIdentity) -> str:
+    """Why text cannot be generated from a bridge's soft tokens, as a sentence."""
+    return (
+        f"bridge {bridge.name} was trained for answers in label words; "
+        "text generated from its soft tokens would mean nothing"
+    )
+
+
+class JointReader:
+    """Concatenates kept payloads whose bridges were trained together, in the order of training.
+
+    Soft tokens of bridges that were trained apart mean nothing side by side.
+    """
+
+    def __init__(self, sets: Sequence[JointBridges]) -> None:
+        self._sets = {one.bridges: one for one in sets}
+
+    def read(
+        self, names: str, task: TaskSpec, find: Callable[[bytes], KeptRow | None]
+    ) -> tuple[str, npt.NDArray[np.float16]]:
+        """The bridge set and the payloads (float16 [sum of M, d]) of these names.
+
+        Args:
+            names: request ids in hex, separated by spaces.
+
+        Raises:
+            RemoteProtocolError: the names are malformed, a payload is missing, or the bridges were
+                not trained together for this task.
+        """
+        bridges: list[str] = []
+        parts: list[npt.NDArray[np.float16]] = []
+        for name in _parse_names(names):
+            kept = find(name)
+            if kept is None or kept.payload is None:
+                raise RemoteProtocolError(
+                    NackCode.EXPIRED, "a payload is not kept here or has expired"
+                )
+            bridges.append(kept.bridge)
+            parts.append(kept.payload)
+        found = self._sets.get(tuple(bridges))
+        if found is None:
+            raise RemoteProtocolError(
+                NackCode.BRIDGE_MISMATCH,
+                f"no bridges of this agent were trained to have these {len(parts)} payloads read "
+                "together in this order: `agentwire train` a scenario whose wire says "
+                "`from: [...]`",
+            )
+        if not covers_prompt(found.prompts, task):
+            code = NackCode.PROMPT_MISMATCH if task.labels else NackCode.UNSUPPORTED
+            raise RemoteProtocolError(
+                code, f"the bridges {found.name} are not trained for {task.name}"
+            )
+        return found.name, np.concatenate(parts)
+
+
+def _parse_names(names: str) -> list[bytes]:
+    try:
+        ids = [bytes.fromhex(name) for name in names.split(" ")]
+    except ValueError:
+        ids = []
+    if not 0 < len(ids) <= MAX_JOINT:
+        raise RemoteProtocolError(NackCode.MALFORMED, "invalid payload names")
+    return ids
+
+
+def from_payload(payload: Payload) -> npt.NDArray[np.float16]:
+    """float16 [n, M, d]: a read-only view of the payload's bytes.
+
+    Raises:
+        RemoteProtocolError: (``bad_payload``) a dtype that is not allowed, or not exactly
+            n * M * d values.
+    """
+    if payload.dtype != "float16":
+        raise RemoteProtocolError(NackCode.BAD_PAYLOAD, f"dtype {payload.dtype!r} is not allowed")
+    shape = (payload.n, payload.soft_tokens, payload.width)
+    if min(shape) < 1:
+        raise RemoteProtocolError(NackCode.BAD_PAYLOAD, f"shape {shape} is empty")
+    size = memoryview(payload.data).nbytes
+    if size != math.prod(shape) * FP16.itemsize:
+        raise RemoteProtocolError(
+            NackCode.BAD_PAYLOAD, f"{size} bytes are not {shape} {payload.dtype}"
+        )
+    array = np.frombuffer(payload.data, dtype=FP16).reshape(shape)
+    array.flags.writeable = False
+    return array
 
 
 class Validator:
@@ -120,10 +328,10 @@ class Validator:
         if closing:
             raise RemoteProtocolError(NackCode.CLOSING, f"{name} is shutting down")
         if isinstance(message, Encode):
-            accepted = self._agreements.sends_on(wire)
+            accepted = wire in self._agreements.outgoing
         else:
             direct = isinstance(message, Text) and wire == self._direct_wire
-            accepted = direct or self._agreements.receives_on(wire)
+            accepted = direct or wire in self._agreements.incoming
         if not accepted:
             raise RemoteProtocolError(NackCode.UNKNOWN_WIRE, f"{name} is not an end of {wire}")
         task = self.tasks.get(task_id)

@@ -17,7 +17,7 @@ from typing import Any, Final, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from agentwire.agent.agreements import Agreements
+from agentwire.agent.validation import Agreements
 from agentwire.agent.worker import Worker
 from agentwire.model.backend import Backend, Encoded, Scored, SupportsWarmup
 from agentwire.spec.agent import AgentSpec
@@ -137,9 +137,7 @@ class Warmup:
         agreed = self._agreements
         if message.channel is not Channel.SOFT or message.mode is not Mode.FORWARD:
             return False
-        if not agreed.sends_on(message.wire):
-            return False
-        if not agreed.is_accepted(message.wire):
+        if message.wire not in agreed.accepted:
             return False
         return agreed.obstacle(message.wire, task, message.mode) is None
 

@@ -16,29 +16,30 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Final
 
 import numpy as np
 
-from agentwire.agent.agreements import Agreements
 from agentwire.agent.batching import Batcher, BatchGroup, Inbound, Kind, WorkItem, WorkKey
 from agentwire.agent.compute import Compute
 from agentwire.agent.kept import KeptKey, KeptPayloads
 from agentwire.agent.replies import (
     BatchResults,
     ComputedRows,
+    Dedup,
     FailedRows,
     RowReply,
+    Seen,
     messages,
     row_of,
     type_of,
 )
-from agentwire.agent.validation import Validator
+from agentwire.agent.validation import Agreements, Validator
 from agentwire.errors import NackCode
 from agentwire.model.backend import Backend, Job
 from agentwire.spec.agent import AgentSpec
 from agentwire.wire.credit import CreditGate, CreditWindow, body_bytes
-from agentwire.wire.dedup import Dedup, Seen
 from agentwire.wire.messages import (
     Accept,
     BridgeIdentity,
@@ -70,31 +71,30 @@ with short batches (bench/stress.py load)."""
 MAX_RUNNING: Final = 2
 """Batches on the device: the one it computes, and the next one."""
 
+_ARRIVAL = attrgetter("message.arrival")
+
 
 class Outbox:
     """Holds Soft and Text messages until their wire has credit. Sends everything else at once.
 
-    It stays small because the worker computes nothing for a wire that ``is_blocked``.
+    It stays small because the worker computes nothing for a wire in ``waiting``: one with a message
+    that waits for credit.
     """
 
     def __init__(self, send: Callable[[Message], None]) -> None:
         self._send = send
         self._gate = CreditGate()
-        self._waiting: dict[str, deque[Soft | Text]] = {}
+        self.waiting: dict[str, deque[Soft | Text]] = {}
 
     def __len__(self) -> int:
-        return sum(len(queue) for queue in self._waiting.values())
-
-    def is_blocked(self, wire: str) -> bool:
-        """Whether a message of this wire waits for credit."""
-        return wire in self._waiting
+        return sum(len(queue) for queue in self.waiting.values())
 
     def send(self, message: Message) -> None:
         """Sends or queues a message. The rows of a Text must carry their sizes."""
         if isinstance(message, Soft | Text):
             wire = message.wire
-            if wire in self._waiting or not self._gate.take(wire, body_bytes(message)):
-                self._waiting.setdefault(wire, deque()).append(message)
+            if wire in self.waiting or not self._gate.take(wire, body_bytes(message)):
+                self.waiting.setdefault(wire, deque()).append(message)
                 return
         self._send(message)
 
@@ -105,11 +105,11 @@ class Outbox:
             RemoteProtocolError: more credit than any agent needs.
         """
         self._gate.add(credit.wire, credit.messages, credit.bytes)
-        queue = self._waiting.get(credit.wire)
+        queue = self.waiting.get(credit.wire)
         while queue and self._gate.take(credit.wire, body_bytes(queue[0])):
             self._send(queue.popleft())
         if not queue:
-            self._waiting.pop(credit.wire, None)
+            self.waiting.pop(credit.wire, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,10 +220,13 @@ class Worker:
 
         A batch on the device counts once it ``is_done``.
         """
-        if self.is_done():
-            return -math.inf
-        full = len(self.running) >= MAX_RUNNING
-        return self._batcher.next_event((lambda group: True) if full else self._is_blocked)
+        blocked = self._is_blocked
+        if self.running:
+            if self.is_done():
+                return -math.inf
+            if len(self.running) >= MAX_RUNNING:
+                blocked = lambda group: True  # noqa: E731
+        return self._batcher.next_event(blocked)
 
     # -- incoming ---------------------------------------------------------------------------
 
@@ -303,9 +306,10 @@ class Worker:
         Returns:
             Whether there was anything to do.
         """
-        collected = self.is_done()
-        while self.is_done():
+        collected = False
+        while self.running and self.is_done():
             self._collect_oldest()
+            collected = True
         now = self._clock()
         for item in self._batcher.expired(now):
             reason = f"{self._spec.name} did not compute it in time"
@@ -321,13 +325,13 @@ class Worker:
             self._send_failed(FailedRows(batch, NackCode.UNKNOWN_TASK, reason))
             return True
         # By the youngest row: the longer wait of the others counts as wire time.
-        queue_ms = (now - max([item.message.arrival for item in batch])) * 1000
+        queue_ms = (now - max(map(_ARRIVAL, batch))) * 1000
         if not self.running:
             self._on_busy(now)
         job = self._compute.begin(batch, task)
         if job is not None:
             self.running.append(_RunningBatch(batch, task, job, now, queue_ms))
-            while self.is_done():
+            while self.running and self.is_done():
                 self._collect_oldest()
             return True
         if self.running:  # batches end in the order in which they began
@@ -348,8 +352,8 @@ class Worker:
         return running.since + self._durations.get(running.shape, math.inf)
 
     def is_done(self) -> bool:
-        """Whether the oldest batch on the device is done."""
-        return bool(self.running) and self.running[0].job.done()
+        """Whether the oldest batch on the device, of which there is one, is done."""
+        return self.running[0].job.done()
 
     def _collect_oldest(self) -> None:
         running = self.running[0]
@@ -408,28 +412,27 @@ class Worker:
     def _is_blocked(self, group: BatchGroup) -> bool:
         if group.kind is not Kind.ENCODE:
             return False
-        if self._outbox.is_blocked(group.wire):
+        if group.wire in self._outbox.waiting:
             return True
+        if group.channel != Channel.SOFT or group.wire in self.agreements.accepted:
+            return False
         task = self._validator.tasks.get(group.task)
-        if group.channel != Channel.SOFT or task is None:
-            return False
-        agreements = self.agreements
-        if agreements.is_accepted(group.wire):
-            return False
-        return agreements.obstacle(group.wire, task, group.mode) is None  # the offer is pending
+        # Without an obstacle, the offer is pending.
+        return task is not None and (self.agreements.obstacle(group.wire, task, group.mode) is None)
 
     # -- outgoing ---------------------------------------------------------------------------
 
     def _send_computed(self, rows: ComputedRows, queue_ms: float) -> None:
-        pairs = list(zip(rows.items, rows.replies, strict=True))
-        for item, reply in pairs:
+        wanted: list[tuple[WorkItem, RowReply]] = []
+        for item, reply in zip(rows.items, rows.replies, strict=True):
             self._dedup.finish(item.key, reply, reply.size)
             held = item.group.kind is Kind.SOFT and reply.payload is not None
             if held or item.group.mode == Mode.KEEP:
                 self._keep(item, reply)
-        stages = {"queue": queue_ms, **rows.stages}
-        wanted = [pair for pair in pairs if not pair[0].cancelled]
+            if not item.cancelled:
+                wanted.append((item, reply))
         if wanted:
+            stages = {"queue": queue_ms, **rows.stages}
             for message in messages(rows.type, wanted, stages, self._clock()):
                 self._outbox.send(message)
         for item in rows.items:

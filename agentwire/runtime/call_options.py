@@ -221,7 +221,10 @@ def row_contents(
     """What the rows of a message carry: the texts, or the ids of kept payloads and the processes
     that have them. Raises a ScenarioError for a mixture, or a payload kept for another wire.
     """
-    kept = [text for text in texts if isinstance(text, KeptPayload)]
+    kept: list[KeptPayload] = []
+    for text in texts:
+        if isinstance(text, KeptPayload):
+            kept.append(text)
     if not kept:
         # Whatever else is among them is refused by the client, alone.
         return cast(list[str], list(texts)), Mode.FORWARD, None

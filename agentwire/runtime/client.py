@@ -15,6 +15,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import repeat
 from typing import Any, Final, Literal
 
 from agentwire.bus.endpoint import Endpoint
@@ -34,8 +35,15 @@ from agentwire.runtime.ledger import (
     cancels_for,
     split_into_messages,
 )
-from agentwire.runtime.pending import EventLog, Outcome, PendingRequests
-from agentwire.runtime.reply import Reply, build_reply, parse_answers
+from agentwire.runtime.pending import (
+    EventLog,
+    Outcome,
+    Pending,
+    PendingRequests,
+    build_reply,
+    parse_answers,
+)
+from agentwire.runtime.reply import Reply
 from agentwire.runtime.request_errors import (
     AfterNack,
     after_nack,
@@ -49,7 +57,7 @@ from agentwire.runtime.request_errors import (
 from agentwire.spec.routes import Routes
 from agentwire.telemetry.metrics import RuntimeMetrics
 from agentwire.wire.codec import encode
-from agentwire.wire.credit import CreditGate
+from agentwire.wire.credit import CreditGate, body_bytes
 from agentwire.wire.limits import LIMITS
 from agentwire.wire.messages import (
     Channel,
@@ -161,7 +169,7 @@ class Client:
     @property
     def outstanding(self) -> int:
         """Number of admitted requests that have not ended."""
-        return len(self._ledger)
+        return len(self._ledger.requests)
 
     @property
     def credits(self) -> dict[str, int]:
@@ -253,15 +261,16 @@ class Client:
             # New ids need no look-up. Refusing before anything is built keeps an overloaded client
             # free to process answers.
             raise self._with_retry_time(overloaded_error(self.outstanding))
-        ids = list(request_ids or (os.urandom(16) for _ in texts))
+        ids = request_ids or list(map(os.urandom, repeat(16, len(texts))))
         now, trace_id = self._loop.time(), os.urandom(16)
         task_id = task.task_id
-        known: dict[bytes, Outcome] = {
-            i: reply for i in ids if (reply := self._pending.replies.get(i)) is not None
-        }
+        known: dict[bytes, Outcome] = {}
         new: dict[bytes, Request] = {}
         for request_id, text, process in zip(ids, texts, via or [""] * len(texts), strict=True):
-            old = self._ledger.get(request_id) or new.get(request_id)
+            reply = self._pending.replies.get(request_id)
+            if reply is not None:
+                known[request_id] = reply
+            old = self._ledger.requests.get(request_id) or new.get(request_id)
             if old is not None and not (
                 (old.text, old.task) == (text, task_id)
                 and old.wire in (wire, self._ledger.fallback_wire(wire))
@@ -293,7 +302,11 @@ class Client:
                     continue
                 new[request_id] = request
         timer = self._admit(list(new.values()), task, deadline_s)
-        waiting = {i: p for i in ids if (p := self._pending.outstanding.get(i)) is not None}
+        waiting: dict[bytes, Pending] = {}
+        for request_id in ids:
+            pending = self._pending.outstanding.get(request_id)
+            if pending is not None:
+                waiting[request_id] = pending
         if on_piece is not None and waiting:
             waiting[ids[0]].on_piece = on_piece
         if new:
@@ -305,7 +318,12 @@ class Client:
             raise
         if timer is not None:
             timer.cancel()
-        return [known[i] if i in known else waiting[i].result() for i in ids]
+        outcomes: list[Outcome] = []
+        for request_id in ids:
+            outcome = known.get(request_id) or waiting[request_id].outcome
+            assert outcome is not None  # ``wait`` returned
+            outcomes.append(outcome)
+        return outcomes
 
     def _admit(
         self, requests: list[Request], task: TaskSpec, deadline_s: float
@@ -370,16 +388,19 @@ class Client:
             batch = self._ledger.next(now, self._credit.allows)
             if batch is None:
                 break
-            self._credit.take(batch.route, sum(r.size for r in batch.requests))
-            self._send(batch.to_message(now))
+            message = batch.to_message(now)
+            self._credit.take(batch.route, body_bytes(message))
+            self._send(message)
         if self._send_timer is not None:
             self._send_timer.cancel()
         end = self._ledger.next_event(now)  # of a pause
         self._send_timer = None if end == math.inf else self._loop.call_at(end, self._send_waiting)
-        self._check_idle()
+        if self._draining:
+            self._check_idle()
 
     def _check_idle(self) -> None:
-        if self._draining and not len(self._ledger):
+        """While draining: notes when nothing is outstanding."""
+        if not self._ledger.requests:
             self._idle.set()
 
     def _send(self, message: Message) -> None:
@@ -452,7 +473,7 @@ class Client:
     def _on_nack(self, nack: Nack) -> None:
         rows: dict[AfterNack, list[Request]] = {action: [] for action in AfterNack}
         for row in nack.rows:
-            request = self._ledger.get(row.request_id)
+            request = self._ledger.requests.get(row.request_id)
             if request is not None and request.in_flight:  # otherwise it is sent again anyway
                 action = after_nack(nack.code, channel=request.channel, policy=request.fallback)
                 rows[action].append(request)
@@ -517,7 +538,8 @@ class Client:
             self._ledger.settle(request.request_id)
         error = RequestError(NackCode.CLOSING, f"The request was not answered: {reason}.")
         self._pending.fail(outstanding, error)
-        self._check_idle()
+        if self._draining:
+            self._check_idle()
         for timer in (self._send_timer, self._reconnect_timer):
             if timer is not None:
                 timer.cancel()

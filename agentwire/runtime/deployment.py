@@ -161,8 +161,13 @@ class Deployment:
             routes[name] = routes_of(*processes) if len(ends) == 2 else direct_routes_of(*processes)
         return routes
 
-    def wire(self, sender: str, receiver: str) -> WireSpec:
-        """The wire between two agents; raises a ScenarioError if there is none."""
+    def wire(self, sender: str, receiver: str, bridge: str | None = None) -> tuple[str, WireSpec]:
+        """The wire between two agents, with its name.
+
+        Raises:
+            ScenarioError: there is none, or ``bridge`` is given and the wire has another one or
+                none.
+        """
         name = f"{sender}->{receiver}"
         wire = self.wires.get(name)
         if wire is None:
@@ -171,7 +176,15 @@ class Deployment:
             raise ScenarioError(
                 f"There is no wire {name}.", hint=suggestion(name, self.wires, "Wires")
             )
-        return wire
+        used = self.bridges.get(name)
+        if bridge is not None and bridge != used:
+            raise ScenarioError(
+                f"Wire {name} uses bridge {used}, not {bridge}."
+                if used
+                else f"Wire {name} has no bridge.",
+                hint="Set the wire's bridge in the scenario.",
+            )
+        return name, wire
 
     def joint(self, senders: Sequence[str], receiver: str) -> list[WireSpec]:
         """The wires from several senders that one receiver reads together, in this order.
@@ -210,15 +223,4 @@ class Deployment:
         if agent not in self.agents:
             raise ScenarioError(
                 f"There is no agent {agent!r}.", hint=suggestion(agent, self.agents, "Agents")
-            )
-
-    def check_bridge(self, wire: str, bridge: str | None) -> None:
-        """Raises a ScenarioError if ``bridge`` is given and the wire has another one or none."""
-        used = self.bridges.get(wire)
-        if bridge is not None and bridge != used:
-            raise ScenarioError(
-                f"Wire {wire} uses bridge {used}, not {bridge}."
-                if used
-                else f"Wire {wire} has no bridge.",
-                hint="Set the wire's bridge in the scenario.",
             )

@@ -20,9 +20,10 @@ The rules:
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Final, Literal
 
 from agentwire.errors import NackCode
@@ -36,6 +37,8 @@ MESSAGE_ROWS: Final = 256
 MESSAGE_BYTES: Final = 8 * 1024 * 1024
 MAX_MS: Final = 2**31 - 1
 MAX_CANCELS: Final = 256  # request ids in one Cancel
+_REQUEST_ID, _TEXT = attrgetter("request_id"), attrgetter("text")
+_NOT_BEFORE, _SIZE = attrgetter("not_before"), attrgetter("size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +101,13 @@ class Batch:
     def to_message(self, now: float) -> Encode | Text:
         """The message, with the time that each row has left at ``now``."""
         first = self.requests[0]
-        rows = tuple(
-            Row(
-                r.request_id,
-                None
-                if r.deadline == math.inf
-                else min(MAX_MS, max(0, int((r.deadline - now) * 1000))),
-                trace_id=r.trace_id,
-                size=r.size,
-            )
-            for r in self.requests
-        )
-        texts = tuple(r.text for r in self.requests)
+        entries: list[Row] = []
+        for r in self.requests:
+            ms_left = None
+            if r.deadline != math.inf:
+                ms_left = min(MAX_MS, max(0, int((r.deadline - now) * 1000)))
+            entries.append(Row(r.request_id, ms_left, r.trace_id, r.size))
+        rows, texts = tuple(entries), tuple(map(_TEXT, self.requests))
         if self.route.startswith(DIRECT_PREFIX):
             return Text(self.route, first.task, rows, texts, first.reason, solo=self.solo)
         return Encode(
@@ -140,6 +138,9 @@ class Ledger:
         wires: wire -> its agents, direct wires included.
         fallback_wires: wire -> the direct wire that its texts take once one of its agents is down.
         routes: wire -> its routes, for wires with several.
+
+    Attributes:
+        requests: the outstanding requests, by id.
     """
 
     def __init__(
@@ -163,34 +164,29 @@ class Ledger:
         self._sent: Counter[str] = Counter()  # messages, by route
         self._admission = admission or Admission()
         self._fallback_wires = dict(fallback_wires or {})
-        self._requests: dict[bytes, Request] = {}
+        self.requests: dict[bytes, Request] = {}
         self._bytes = 0  # of the texts of all requests
-        self._waiting: dict[tuple[str, str], deque[tuple[Request, ...]]] = {}  # by (wire, via)
+        # By (wire, via).
+        self._waiting: defaultdict[tuple[str, str], deque[tuple[Request, ...]]] = defaultdict(deque)
         self._suspects: dict[bytes, Request] = {}  # in the order of their first death
         processes = {process for ends in self._processes.values() for process in ends}
         self._in_flight: dict[str, dict[bytes, Request]] = {process: {} for process in processes}
         self._ready: set[str] = set()
         self._down: dict[str, str] = {}
 
-    def __len__(self) -> int:
-        return len(self._requests)
-
     @property
     def routes(self) -> Collection[str]:
         """Every route of every wire; a wire without replicas is its own route."""
         return self._processes.keys()
 
-    def get(self, request_id: bytes) -> Request | None:
-        return self._requests.get(request_id)
-
     def outstanding(self) -> tuple[Request, ...]:
-        return tuple(self._requests.values())
+        return tuple(self.requests.values())
 
     # -- requests ---------------------------------------------------------------------------
 
     def is_full(self, rows: int) -> bool:
         """Whether ``rows`` new requests would be refused as too many, whatever they contain."""
-        return not self._down and len(self._requests) + rows > self._admission.rows
+        return not self._down and len(self.requests) + rows > self._admission.rows
 
     def admit(self, messages: Sequence[Sequence[Request]]) -> None:
         """Admits the requests of one call, grouped into messages.
@@ -198,27 +194,38 @@ class Ledger:
         Raises:
             RequestError: an agent of the wire is down, or too many requests are outstanding.
         """
-        first = messages[0][0]
-        down = self._down_process(first.wire, {message[0].via for message in messages})
-        fallback_wire = self._fallback_wire_for(first) if down is not None else None
-        if down is not None and fallback_wire is None:
-            raise down_error(down, self._down[down])
-        rows, size = sum(map(len, messages)), sum(r.size for message in messages for r in message)
+        fallback_wire = self._detour(messages) if self._down else None
+        rows = size = 0
+        for message in messages:
+            rows += len(message)
+            size += sum(map(_SIZE, message))
         if (
-            len(self._requests) + rows > self._admission.rows
+            len(self.requests) + rows > self._admission.rows
             or self._bytes + size > self._admission.bytes
         ):
-            raise overloaded_error(len(self._requests))
+            raise overloaded_error(len(self.requests))
         self._bytes += size
         for message in messages:
             for request in message:
-                self._requests[request.request_id] = request
+                self.requests[request.request_id] = request
             if fallback_wire is not None:
                 _move(message, fallback_wire)
-            self._queue(message[0]).append(tuple(message))
+            self._waiting[message[0].wire, message[0].via].append(tuple(message))
 
-    def _queue(self, request: Request) -> deque[tuple[Request, ...]]:
-        return self._waiting.setdefault((request.wire, request.via), deque())
+    def _detour(self, messages: Sequence[Sequence[Request]]) -> str | None:
+        """The fallback wire that new messages must take; None if their own wire works.
+
+        Raises:
+            RequestError: it does not work, and there is no fallback wire for them.
+        """
+        first = messages[0][0]
+        down = self._down_process(first.wire, {message[0].via for message in messages})
+        if down is None:
+            return None
+        fallback_wire = self._fallback_wire_for(first)
+        if fallback_wire is None:
+            raise down_error(down, self._down[down])
+        return fallback_wire
 
     def _down_process(self, wire: str, vias: Iterable[str] = ("",)) -> str | None:
         """A process that is down and leaves one of ``vias`` without any route."""
@@ -250,7 +257,7 @@ class Ledger:
 
     def settle(self, request_id: bytes) -> Request | None:
         """Ends a request; None if it has already ended or was never admitted."""
-        request = self._requests.pop(request_id, None)
+        request = self.requests.pop(request_id, None)
         if request is not None:
             self._bytes -= request.size
             self._clear_in_flight(request)
@@ -265,7 +272,7 @@ class Ledger:
         """
         again: list[Request] = []
         for request in requests:
-            if self._requests.get(request.request_id) is not request:
+            if self.requests.get(request.request_id) is not request:
                 continue
             self._clear_in_flight(request)
             request.not_before = now + after
@@ -274,7 +281,7 @@ class Ledger:
             if request.request_id not in self._suspects:
                 again.append(request)
         for message in reversed(_group(again)):
-            self._queue(message[0]).appendleft(message)
+            self._waiting[message[0].wire, message[0].via].appendleft(message)
 
     # -- agents -----------------------------------------------------------------------------
 
@@ -321,7 +328,7 @@ class Ledger:
         lost = {wire for wire in self._routes if self._down_process(wire) is not None}
         affected = [
             request
-            for request in self._requests.values()
+            for request in self.requests.values()
             if (request.wire in lost and self._uses(request.wire, agent))
             or (request.via and self._down_process(request.wire, [request.via]) is not None)
         ]
@@ -341,7 +348,7 @@ class Ledger:
             if wire in lost:
                 waiting.clear()
         for message in _group(moved):
-            self._queue(message[0]).append(message)
+            self._waiting[message[0].wire, message[0].via].append(message)
         self.retry(list(self._in_flight.get(agent, {}).values()), now=-math.inf)
         return tuple(ended)
 
@@ -354,15 +361,16 @@ class Ledger:
         """The next batch to send, which counts as in flight from now on; None if there is none.
         ``may_send`` tells whether a route has credit for one more message.
         """
-        probes, reserved = self._probes()
+        probes, reserved = self._probes() if self._suspects else ([], set())
         for request, route in probes:
             if request.not_before <= now and self._is_clear(request, route) and may_send(route):
                 return self._mark_sent((request,), route, solo=True)
         for (wire, via), waiting in self._waiting.items():
             while waiting:
-                requests = tuple(r for r in waiting[0] if r.request_id in self._requests)
+                ids = map(_REQUEST_ID, waiting[0])
+                requests = tuple(filter(None, map(self.requests.get, ids)))  # not ended
                 best: str | None = None
-                if requests and _not_before(requests) <= now:
+                if requests and max(map(_NOT_BEFORE, requests)) <= now:
                     best = self._best_route(wire, via, len(requests), reserved, may_send)
                 if requests and best is None:
                     break
@@ -375,13 +383,11 @@ class Ledger:
         self, wire: str, via: str, rows: int, reserved: set[str], may_send: Callable[[str], bool]
     ) -> str | None:
         """The route for a message of ``rows`` rows; None if it must wait."""
-        routes = [
-            route
-            for route in self._allowed_routes(wire, via)
-            if self._is_open(route)
-            and reserved.isdisjoint(self._processes[route])
-            and may_send(route)
-        ]
+        routes: list[str] = []
+        for route in self._allowed_routes(wire, via):
+            free = self._is_open(route) and reserved.isdisjoint(self._processes[route])
+            if free and may_send(route):
+                routes.append(route)
         if len(self._routes[wire]) == 1:
             return routes[0] if routes else None
         loads = [
@@ -431,17 +437,18 @@ class Ledger:
         if not self._suspects and not any(self._waiting.values()):
             return math.inf
         pauses = [r.not_before for r in self._suspects.values() if not r.in_flight]
-        pauses += [_not_before(waiting[0]) for waiting in self._waiting.values() if waiting]
+        for waiting in self._waiting.values():
+            if waiting:
+                pauses.append(max(map(_NOT_BEFORE, waiting[0])))
         return min((pause for pause in pauses if pause > now), default=math.inf)
 
     def _mark_sent(self, requests: tuple[Request, ...], route: str, *, solo: bool) -> Batch:
-        processes = [self._in_flight[process] for process in self._processes[route]]
         for request in requests:
             request.in_flight = True
             request.route = route
             request.attempts += 1
-            for in_flight in processes:
-                in_flight[request.request_id] = request
+            for process in self._processes[route]:
+                self._in_flight[process][request.request_id] = request
         self._sent[route] += 1
         return Batch(route, requests, solo)
 
@@ -491,7 +498,3 @@ def _move(requests: Iterable[Request], fallback_wire: str) -> None:
         request.wire, request.channel = fallback_wire, Channel.TEXT
         request.reason = NackCode.AGENT_DOWN.value
         request.via = ""
-
-
-def _not_before(requests: tuple[Request, ...]) -> float:
-    return max(request.not_before for request in requests)

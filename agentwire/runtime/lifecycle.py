@@ -60,6 +60,7 @@ class Lifecycle:
         deployment: the agents and wires.
         agents: the latest incarnation of each agent that was ever ready, replica by replica.
         metrics: counters and latencies.
+        client: None before the start.
     """
 
     target: Resolved | Deployment
@@ -79,21 +80,12 @@ class Lifecycle:
         self.metrics = RuntimeMetrics(self._state)
         # These are set by ``start``.
         self._cluster: Cluster | None = None
-        self._client: Client | None = None
+        self.client: Client | None = None
         self._broker: Broker | None = None
         self._supervisor: Supervisor | None = None
         self._recorder: BusRecorder | None = None
         self._own_journal: Journal | None = None
         self._status_task: asyncio.Task[None] | None = None
-
-    @property
-    def client(self) -> Client:
-        """Raises an AgentwireError before the start."""
-        if self._client is None:
-            raise AgentwireError(
-                "The runtime has not been started.", hint="Use `async with`, or call start()."
-            )
-        return self._client
 
     # -- start and stop ---------------------------------------------------------------------
 
@@ -177,7 +169,7 @@ class Lifecycle:
 
         self._connect = connect
         broker.start()
-        self._client = Client(
+        self.client = Client(
             connect,
             deployment.agents_by_wire,
             self.journal,
@@ -187,7 +179,7 @@ class Lifecycle:
             on_dead_letter=self._store_dead_letter,
             metrics=self.metrics,
         )
-        self._client.start()
+        self.client.start()
         if run_folder is not None:
             self._status_task = asyncio.create_task(self._keep_status(run_folder))
         supervisor.start()
@@ -195,8 +187,8 @@ class Lifecycle:
 
     async def aclose(self, drain_s: float = 0.0) -> None:
         """As ``Runtime.aclose``."""
-        if self._client is not None and drain_s > 0:
-            await self._client.drain(drain_s)
+        if self.client is not None and drain_s > 0:
+            await self.client.drain(drain_s)
         if self._status_task is not None:
             self._status_task.cancel()
         if self._broker is not None and self._supervisor is not None:
@@ -209,8 +201,8 @@ class Lifecycle:
 
     async def _stop(self, broker: Broker, supervisor: Supervisor) -> None:
         try:
-            if self._client is not None:
-                await self._client.close("the runtime is closed")
+            if self.client is not None:
+                await self.client.close("the runtime is closed")
             await supervisor.stop()
         finally:
             supervisor.kill()
@@ -240,7 +232,7 @@ class Lifecycle:
         return {"pid": os.getpid(), **state, **self.metrics.to_json()} if state else {}
 
     def _state(self) -> dict[str, Any]:
-        client = self._client
+        client = self.client
         if self._broker is None:
             return {}
         return {
@@ -275,12 +267,14 @@ class Lifecycle:
                 self._log("wire_refused", wire=wire, code=code.value, reason=reason)
             case BrokerFailed(error):
                 self._log("broker_failed", error=repr(error))
-                if self._client is not None:
-                    self._client.fail(f"the broker failed: {error!r}")
+                if self.client is not None:
+                    self.client.fail(f"the broker failed: {error!r}")
             case _:
                 pass
 
     def _on_agent_event(self, event: AgentEvent) -> None:
+        client = self.client
+        assert client is not None  # it is made before the agents are started
         match event:
             case AgentStarted(name, epoch, pid):
                 self._log("agent_started", agent=name, epoch=epoch, pid=pid)
@@ -294,16 +288,16 @@ class Lifecycle:
                     pid, model.name, model.device, model.fingerprint, epoch, restarts, model.width
                 )
                 self.progress(ProgressEvent(name, "ready", 1.0))
-                self.client.agent_ready(name)
+                client.agent_ready(name)
             case AgentDied(name, epoch, pid, reason, crashed, restart_in):
                 self._log("agent_died", agent=name, epoch=epoch, pid=pid, reason=reason)
                 self.metrics.restarts[name] += restart_in is not None
-                self.client.agent_died(name, reason, crashed=crashed)
+                client.agent_died(name, reason, crashed=crashed)
                 if restart_in is not None:
                     self.progress(ProgressEvent(name, "lost", 0.0, reason))
             case AgentDown(name, reason, _):
                 self._log("agent_down", agent=name, reason=reason)
-                self.client.agent_down(name, reason)
+                client.agent_down(name, reason)
                 self.progress(ProgressEvent(name, "down", 0.0, reason))
 
     def _store_dead_letter(self, request: Request, task: TaskSpec, agent: str, reason: str) -> None:

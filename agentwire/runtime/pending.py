@@ -1,24 +1,29 @@
-"""Futures of outstanding requests and a cache of recent replies."""
+"""Futures of outstanding requests, and the replies that results bring them."""
 
 from __future__ import annotations
 
 import asyncio
+import math
+import struct
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Final, Protocol, TypeAlias
 
-from agentwire.errors import RequestError
+from agentwire.errors import NackCode, RemoteProtocolError, RequestError
 from agentwire.runtime.ledger import Request
 from agentwire.runtime.reply import Reply
 from agentwire.runtime.request_errors import RETRY_AFTER_S
 from agentwire.telemetry.metrics import RuntimeMetrics
-from agentwire.wire.messages import TaskSpec
+from agentwire.wire.limits import SCORE_BYTES
+from agentwire.wire.messages import Result, TaskSpec
 
 Outcome: TypeAlias = Reply | RequestError
 MAX_REPLIES: Final = 4096
 RATE_WINDOW_S: Final = 5.0
+_REQUEST_ID = attrgetter("request_id")
 
 
 class EventLog(Protocol):
@@ -34,11 +39,6 @@ class Waiter:
     future: asyncio.Future[None]
     left: int
 
-    def request_ended(self) -> None:
-        self.left -= 1
-        if self.left == 0 and not self.future.done():
-            self.future.set_result(None)
-
 
 @dataclass(eq=False, slots=True)
 class Pending:
@@ -49,11 +49,6 @@ class Pending:
     outcome: Outcome | None = None
     waiters: list[Waiter] = field(default_factory=list)
     on_piece: Callable[[int, str], None] | None = None
-
-    def result(self) -> Outcome:
-        """The outcome of a request that has ended."""
-        assert self.outcome is not None
-        return self.outcome
 
 
 class CompletionRate:
@@ -110,7 +105,9 @@ class PendingRequests:
 
     def complete(self, answered: Sequence[tuple[Request, Reply]]) -> None:
         """Ends requests with their replies."""
+        requests: list[Request] = []
         for request, reply in answered:
+            requests.append(request)
             self.replies[request.request_id] = reply
             self._metrics.record_reply(request.route, reply.reason, reply.stages, reply.latency_ms)
             self._end(request, reply)
@@ -118,7 +115,6 @@ class PendingRequests:
             self.replies.popitem(last=False)
         if answered:
             self.rate.record(len(answered))
-            requests = [request for request, _ in answered]
             self._write("finished", requests, outcome="answered", channel=answered[0][1].channel)
 
     def fail(self, requests: Sequence[Request], error: RequestError) -> None:
@@ -130,7 +126,10 @@ class PendingRequests:
 
     async def wait(self, requests: Mapping[bytes, Pending]) -> None:
         """Waits until all have an outcome, or the caller is cancelled."""
-        outstanding = [pending for pending in requests.values() if pending.outcome is None]
+        outstanding: list[Pending] = []
+        for pending in requests.values():
+            if pending.outcome is None:
+                outstanding.append(pending)
         if not outstanding:
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -147,11 +146,13 @@ class PendingRequests:
         pending = self.outstanding.pop(request.request_id)
         pending.outcome = outcome
         for waiter in pending.waiters:
-            waiter.request_ended()
+            waiter.left -= 1
+            if waiter.left == 0 and not waiter.future.done():
+                waiter.future.set_result(None)
 
     def _write(self, event: str, requests: Sequence[Request], **fields: Any) -> None:
         if self._journal is not None and requests:
-            ids = [request.request_id.hex() for request in requests]
+            ids = list(map(bytes.hex, map(_REQUEST_ID, requests)))
             self._journal.write(event, request_ids=ids, **fields)
 
 
@@ -167,3 +168,80 @@ def replies_of(outcomes: Sequence[Outcome]) -> list[Reply]:
             raise outcome
         replies.append(outcome)
     return replies
+
+
+def parse_answers(result: Result, task: TaskSpec) -> list[dict[str, float]] | list[str]:
+    """The scores by label, or the generated text, of each row; raises a RemoteProtocolError if the
+    result does not match the task or its own rows.
+    """
+    if not task.labels:
+        if len(result.texts) != len(result.rows):
+            raise RemoteProtocolError(
+                NackCode.MALFORMED,
+                f"result has {len(result.texts)} texts for {len(result.rows)} rows",
+            )
+        return list(result.texts)
+    if result.labels != len(task.labels):
+        raise RemoteProtocolError(
+            NackCode.MALFORMED,
+            f"result has {result.labels} scores a row for {len(task.labels)} labels",
+        )
+    answers: list[dict[str, float]] = []
+    for row in from_scores(result.scores, len(result.rows), result.labels):
+        answers.append(dict(zip(task.labels, row, strict=True)))
+    return answers
+
+
+def build_reply(
+    request: Request, result: Result, row: int, answer: dict[str, float] | str, arrival: float
+) -> Reply:
+    """The reply to one row of a result that arrived at ``arrival`` (monotonic seconds)."""
+    read, written = struct.unpack_from("<2I", result.tokens, 8 * row) if result.tokens else (0, 0)
+    latency_ms = (arrival - request.admitted) * 1000
+    stages = dict(result.stages)
+    stages["wire"] = latency_ms - sum(stages.values())
+    label = text = index = None
+    scores: Mapping[str, float] = {}
+    if isinstance(answer, str):
+        text = answer
+    else:
+        scores = answer
+        label = max(answer, key=answer.__getitem__)
+        index = [*answer].index(label)
+    return Reply(
+        request_id=request.request_id.hex(),
+        label=label,
+        label_index=index,
+        scores=scores,
+        text=text,
+        channel=result.channel,
+        reason=result.reason,
+        stages=stages,
+        latency_ms=latency_ms,
+        payload_bytes=result.payload_bytes,
+        prompt_tokens=read,
+        completion_tokens=written,
+        route=result.wire,
+    )
+
+
+def from_scores(scores: bytes | memoryview, n: int, labels: int) -> list[tuple[float, ...]]:
+    """The log-probabilities of a Result: n rows of L numbers.
+
+    Plain Python numbers: for so few, numpy would be several times slower.
+
+    Raises:
+        RemoteProtocolError: (``malformed``) not n * L values, or one that is NaN or +inf, which a
+            log-probability cannot be. -inf is allowed: the model rules that label out.
+    """
+    size = memoryview(scores).nbytes
+    if n < 1 or labels < 1 or size != n * labels * SCORE_BYTES:
+        raise RemoteProtocolError(
+            NackCode.MALFORMED, f"{size} bytes are not {n} x {labels} float32 scores"
+        )
+    rows = list(struct.iter_unpack(f"<{labels}f", scores))
+    for row in rows:
+        for score in row:
+            if not score < math.inf:  # also catches NaN
+                raise RemoteProtocolError(NackCode.MALFORMED, "a score is NaN or +inf")
+    return rows

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from agentwire.errors import NackCode, RemoteProtocolError
-from agentwire.runtime.ledger import Request
-from agentwire.wire.messages import Channel, Result, TaskSpec
-from agentwire.wire.tensors import from_scores
+from agentwire.wire.messages import Channel
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,55 +107,3 @@ class ProgressEvent:
     stage: str
     fraction: float
     detail: str = ""
-
-
-def parse_answers(result: Result, task: TaskSpec) -> list[dict[str, float]] | list[str]:
-    """The scores by label, or the generated text, of each row; raises a RemoteProtocolError if the
-    result does not match the task or its own rows.
-    """
-    if not task.labels:
-        if len(result.texts) != len(result.rows):
-            raise RemoteProtocolError(
-                NackCode.MALFORMED,
-                f"result has {len(result.texts)} texts for {len(result.rows)} rows",
-            )
-        return list(result.texts)
-    if result.labels != len(task.labels):
-        raise RemoteProtocolError(
-            NackCode.MALFORMED,
-            f"result has {result.labels} scores a row for {len(task.labels)} labels",
-        )
-    scores = from_scores(result.scores, len(result.rows), result.labels)
-    return [dict(zip(task.labels, row, strict=True)) for row in scores]
-
-
-def build_reply(
-    request: Request, result: Result, row: int, answer: dict[str, float] | str, arrival: float
-) -> Reply:
-    """The reply to one row of a result that arrived at ``arrival`` (monotonic seconds)."""
-    read, written = struct.unpack_from("<2I", result.tokens, 8 * row) if result.tokens else (0, 0)
-    latency_ms = (arrival - request.admitted) * 1000
-    stages = dict(result.stages)
-    stages["wire"] = latency_ms - sum(stages.values())
-    label = text = index = None
-    scores: Mapping[str, float] = {}
-    if isinstance(answer, str):
-        text = answer
-    else:
-        scores = answer
-        index, label = max(enumerate(answer), key=lambda entry: answer[entry[1]])
-    return Reply(
-        request_id=request.request_id.hex(),
-        label=label,
-        label_index=index,
-        scores=scores,
-        text=text,
-        channel=result.channel,
-        reason=result.reason,
-        stages=stages,
-        latency_ms=latency_ms,
-        payload_bytes=result.payload_bytes,
-        prompt_tokens=read,
-        completion_tokens=written,
-        route=result.wire,
-    )

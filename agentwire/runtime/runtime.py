@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry
 
 from agentwire.agent.launching.limits import AgentLimits
 from agentwire.agent.launching.placement import Remote
-from agentwire.errors import RequestError, ScenarioError
+from agentwire.errors import AgentwireError, RequestError, ScenarioError
 from agentwire.runtime.call_options import (
     KEEP,
     CallOptions,
@@ -40,6 +40,7 @@ from agentwire.runtime.call_options import (
     parse_request_ids,
     row_contents,
 )
+from agentwire.runtime.client import Client
 from agentwire.runtime.deadletters import DeadLetter
 from agentwire.runtime.deployment import Deployment
 from agentwire.runtime.ledger import Admission
@@ -160,6 +161,14 @@ class Runtime:
         """Agents, outcomes, fallbacks, restarts, stages and credits; {} before the start."""
         return self._lifecycle.status()
 
+    @property
+    def _client(self) -> Client:
+        if self._lifecycle.client is None:
+            raise AgentwireError(
+                "The runtime has not been started.", hint="Use `async with`, or call start()."
+            )
+        return self._lifecycle.client
+
     # -- calls over a wire ------------------------------------------------------------------
 
     async def send(
@@ -247,11 +256,10 @@ class Runtime:
     ) -> list[Outcome]:
         deployment = self._lifecycle.deployment
         contents, mode, via = row_contents(sender, receiver, texts)
-        wire = deployment.wire(sender, receiver)
-        deployment.check_bridge(wire.name, options.get("bridge"))
+        name, wire = deployment.wire(sender, receiver, options.get("bridge"))
         stream = on_piece is not None
-        return await self._lifecycle.client.submit(
-            wire.name,
+        return await self._client.submit(
+            name,
             make_task(deployment.task, options, options.get("relay"), stream=stream),
             contents,
             channel=Channel(options.get("channel") or Channel.SOFT),
@@ -315,14 +323,13 @@ class Runtime:
         When the sender's store is full, the ``owner`` that takes the most room loses its oldest.
         """
         deployment = self._lifecycle.deployment
-        wire = deployment.wire(sender, receiver)
-        deployment.check_bridge(wire.name, options.get("bridge"))
+        name, wire = deployment.wire(sender, receiver, options.get("bridge"))
         channel = Channel(options.get("channel") or Channel.SOFT)
         fallback = options.get("fallback") or wire.fallback
         if wire.joint:
             channel, fallback = Channel.SOFT, "error"
-        outcomes = await self._lifecycle.client.submit(
-            wire.name,
+        outcomes = await self._client.submit(
+            name,
             replace(KEEP, name=f"{KEEP.name}:{owner}") if owner else KEEP,
             [text],
             channel=channel,
@@ -339,7 +346,7 @@ class Runtime:
             kept.reason,
             kept.payload_bytes,
             kept.latency_ms,
-            deployment.routes[wire.name][kept.route][0],
+            deployment.routes[name][kept.route][0],
         )
 
     def stream(
@@ -419,7 +426,7 @@ class Runtime:
         deployment = self._lifecycle.deployment
         wires = deployment.joint(senders, receiver)
         task = make_task(deployment.task, options)
-        fan_in = FanIn(self._lifecycle.client, deployment, wires, task)
+        fan_in = FanIn(self._client, deployment, wires, task)
         return await fan_in.batch(rows, options.get("deadline"))
 
     # -- calls to one agent -----------------------------------------------------------------
@@ -466,7 +473,7 @@ class Runtime:
     ) -> list[Outcome]:
         deployment = self._lifecycle.deployment
         deployment.check_agent(agent)
-        return await self._lifecycle.client.submit(
+        return await self._client.submit(
             direct_wire(agent),
             make_task(deployment.task, options, stream=on_piece is not None),
             texts,
@@ -489,7 +496,7 @@ class Runtime:
                 hint=f"Wires: {', '.join(wires)}.",
             )
         try:
-            (outcome,) = await self._lifecycle.client.submit(
+            (outcome,) = await self._client.submit(
                 letter.wire,
                 letter.task,
                 [letter.text],

@@ -93,7 +93,7 @@ async def fan_out(
 
 
 def _check_same_bridge(deployment: Deployment, sender: str, receivers: Sequence[str]) -> None:
-    bridges = {r: deployment.bridges.get(deployment.wire(sender, r).name) for r in receivers}
+    bridges = {r: deployment.bridges.get(deployment.wire(sender, r)[0]) for r in receivers}
     first = receivers[0]
     for receiver, bridge in bridges.items():
         if bridge != bridges[first]:

@@ -1,6 +1,6 @@
 import pytest
 
-from agentwire.agent.agreements import Agreements, covers_prompt
+from agentwire.agent.validation import Agreements, covers_prompt
 from agentwire.errors import NackCode
 from agentwire.wire.messages import Accept, BridgeIdentity, Mode, ModelIdentity, Nack, TaskSpec
 
@@ -22,14 +22,14 @@ def sender(*, prompts: tuple[str, ...] = ("any",), answer: bool | None) -> Agree
 @pytest.mark.parametrize("answer", [None, True, False])
 def test_a_bridge_is_used_once_the_receiver_accepts_it(answer: bool | None) -> None:
     agreements = sender(answer=answer)
-    assert agreements.is_accepted(WIRE) is (answer is True)
+    assert (WIRE in agreements.accepted) is (answer is True)
     expected = NackCode.BRIDGE_MISMATCH if answer is False else None
     assert agreements.obstacle(WIRE, LABELS, Mode.FORWARD) is expected
 
 
 def test_a_wire_without_a_bridge_has_no_soft_tokens() -> None:
     agreements = sender(answer=True)
-    assert not agreements.is_accepted("a->c")
+    assert "a->c" not in agreements.accepted
     assert agreements.obstacle("a->c", LABELS, Mode.FORWARD) is NackCode.NO_BRIDGE
 
 
@@ -44,7 +44,7 @@ def test_an_answer_about_another_bridge_is_ignored() -> None:
     agreements = sender(answer=None)
     agreements.handle_answer(Accept(WIRE, "another"))
     agreements.handle_answer(Accept("a->c", "0"))
-    assert not agreements.is_accepted(WIRE) and not agreements.is_accepted("a->c")
+    assert not agreements.accepted
 
 
 def test_prompts_of_a_bridge() -> None:

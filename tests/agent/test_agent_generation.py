@@ -99,7 +99,7 @@ def test_a_kept_payload_goes_to_every_receiver_of_its_bridge_and_is_encoded_once
         agree=False,
     )
     for wire in (WIRE, *bridges):
-        identity = bench.worker.agreements.bridge(wire)
+        identity = bench.worker.agreements.outgoing[wire]
         assert identity is not None
         bench.handle(Accept(wire, identity.fingerprint), Credit(wire, 16, 1 << 20))
     texts: list[str] = []

@@ -15,6 +15,7 @@ from agentwire.agent.worker import MAX_RUNNING, Worker
 from agentwire.errors import NackCode
 from agentwire.model.backend import Encoded, Job, Scored
 from agentwire.model.fake import FakeBackend, answer
+from agentwire.runtime.pending import from_scores
 from agentwire.spec.agent import AgentSpec, FakeModel, OutgoingBridge
 from agentwire.wire.messages import (
     Accept,
@@ -35,7 +36,6 @@ from agentwire.wire.messages import (
     direct_wire,
 )
 from agentwire.wire.messages import Result as ResultMessage
-from agentwire.wire.tensors import from_scores
 
 WIRE = "sender->receiver"
 TASK = TaskSpec("t", "Answer:", "{text}\nAnswer:", ("good", "bad"))

@@ -10,6 +10,7 @@ import pytest
 from agentwire.agent.worker import Worker
 from agentwire.errors import NackCode, RemoteProtocolError
 from agentwire.model.fake import FakeBackend, answer
+from agentwire.runtime.pending import from_scores
 from agentwire.spec.agent import AgentSpec, FakeModel, OutgoingBridge
 from agentwire.wire.messages import (
     Accept,
@@ -30,7 +31,6 @@ from agentwire.wire.messages import (
     Text,
     direct_wire,
 )
-from agentwire.wire.tensors import from_scores
 
 WIRE = "sender->receiver"
 TASK = TaskSpec("t", "Answer:", "{text}\nAnswer:", ("good", "bad"))

@@ -18,13 +18,13 @@ from bus_messages import TASK, TOKEN, WIRE, bridge, encode, hello, result, rows,
 from bus_rig import RUN, Rig
 from raw_peer import RawPeer, memory_mb
 
-from agentwire.agent.agreements import Agreements
+from agentwire.agent.compute import check_rows
+from agentwire.agent.validation import Agreements, from_payload
 from agentwire.bus.events import PeerLost
 from agentwire.bus.security import make_run_folder
 from agentwire.bus.zmq import ZmqTransport
 from agentwire.errors import NackCode, RemoteProtocolError
 from agentwire.wire import messages as m
-from agentwire.wire.tensors import check_rows, from_payload
 
 pytestmark = pytest.mark.integration
 

@@ -239,7 +239,7 @@ def test_random_deaths_of_replicas_lose_nothing_and_convict_only_the_guilty(seed
     away: list[str] = []
     worked: Counter[str] = Counter()
     for _ in range(10_000):
-        if not len(book):
+        if not len(book.requests):
             break
         for batch in batches(book):
             flying += batch.requests

@@ -8,10 +8,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from agentwire.agent.replies import Dedup, Seen
 from agentwire.errors import LocalProtocolError
 from agentwire.wire import messages as m
 from agentwire.wire.credit import CreditGate, CreditWindow
-from agentwire.wire.dedup import Dedup, Seen
 from agentwire.wire.events import DuplicateDropped, MessageReceived, Outgoing, PeerLost
 from agentwire.wire.session import Session, Side, State
 

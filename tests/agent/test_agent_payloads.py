@@ -1,4 +1,4 @@
-"""Payloads and scores: exact bytes, no copies, and the receiver's check of each row."""
+"""Payloads: exact bytes, no copies, and the receiver's check of each row."""
 
 from __future__ import annotations
 
@@ -7,14 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentwire.agent.compute import check_rms, check_rows
+from agentwire.agent.validation import from_payload
 from agentwire.errors import NackCode, RemoteProtocolError
 from agentwire.wire.messages import Payload
-from agentwire.wire.tensors import (
-    check_rms,
-    check_rows,
-    from_payload,
-    from_scores,
-)
 
 RANGE = (0.5, 2.0)
 
@@ -99,22 +95,3 @@ def test_any_bytes_are_checked_without_a_warning(data: bytes) -> None:
             assert row not in bad
         if not np.isfinite(rms).all() or (rms < 0.499).any() or (rms > 2.001).any():
             assert row in bad
-
-
-def test_scores_are_rows_of_little_endian_float32() -> None:
-    array = np.log(np.array([[0.25, 0.75], [1.0, 1e-30]], np.float32))
-    data = array.astype("<f4").tobytes()
-    np.testing.assert_array_equal(array, np.array(from_scores(data, 2, 2), np.float32))
-
-
-def test_a_score_may_be_minus_infinity_but_not_nan() -> None:
-    assert from_scores(np.array([-np.inf, 0], "<f4").tobytes(), 1, 2)[0][0] == -np.inf
-    for value in (np.nan, np.inf):
-        with pytest.raises(RemoteProtocolError, match="NaN"):
-            from_scores(np.array([value, 0], "<f4").tobytes(), 1, 2)
-
-
-@pytest.mark.parametrize(("n", "labels"), [(1, 2), (2, 0), (0, 0), (-1, -3)])
-def test_scores_have_exactly_their_bytes(n: int, labels: int) -> None:
-    with pytest.raises(RemoteProtocolError):
-        from_scores(bytes(12), n, labels)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentwire.agent.replies import Dedup, Lookup, Seen
 from agentwire.errors import LocalProtocolError
-from agentwire.wire.dedup import Dedup, Lookup, Seen
 
 A, B, C = (bytes([value]) * 16 for value in range(3))
 
