@@ -29,7 +29,7 @@ from agentwire.spec.agent import AgentSpec
 from agentwire.spec.scenario import TrainSpec
 from agentwire.training.objective import BridgeObjective, TrainingTask
 from agentwire.training.optimise import Step
-from agentwire.training.states import StateCache, cache_states
+from agentwire.training.states import StateCache, cache_layers
 from agentwire.wire.messages import RelaySpec, TaskSpec
 
 LLAMA, MISTRAL = "meta-llama/Llama-3.1-8B-Instruct", "mistralai/Mistral-7B-Instruct-v0.3"
@@ -76,11 +76,12 @@ def states(args: argparse.Namespace, device: str) -> tuple[StateCache, dict[str,
     """The cache, and rows a second."""
     sender = backend("sender", args.sender, device)
     texts = [words(args.text_tokens, i) for i in range(args.rows)]
-    options = {"layer": args.layer, "max_tokens": args.text_tokens}
-    cache_states(sender, texts[:64], [0] * 64, **options)
+    options = {"layers": [args.layer], "max_tokens": args.text_tokens}
+    cache_layers(sender, texts[:64], [0] * 64, **options)
     wait(sender.device)
     start = time.perf_counter()
-    cache = cache_states(sender, texts, [i % 2 for i in range(args.rows)], **options)
+    labels = [i % 2 for i in range(args.rows)]
+    cache = cache_layers(sender, texts, labels, **options)[args.layer]
     wait(sender.device)
     rate = args.rows / (time.perf_counter() - start)
     return cache, {"rows": args.rows, "rows_per_s": round(rate, 1)}

@@ -34,13 +34,10 @@ class RunPlan:
     Attributes:
         dataset: the whole split.
         rows: indices of the scored rows, in order.
-        row_sha256: over those rows.
         label_words: the word that is scored for each class.
         limit: number of rows that the user asked for; 0: all.
-        folder: the run's folder.
         command: what the user typed.
         resumed: the folder has an earlier session of the same run.
-        remote: agents on other machines, and where they join.
         metrics_port: loopback port of Prometheus metrics; 0: any free one; None: no metrics.
         record: record the bus for ``agentwire replay``.
     """
@@ -118,7 +115,6 @@ def plan_run(
         out: folder in which the run's folder is made.
         folder: the run's folder itself; default: a new one in ``out``.
         resume: folder of an interrupted run.
-        progress: called while rows are downloaded.
 
     Raises:
         ScenarioError: no task, or ``resume`` is the folder of something else.

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agentwire.errors import InputError, NackCode, ScenarioError
 from agentwire.evaluation.methods import get_method
+from agentwire.runtime.pending import Outcome
 from agentwire.runtime.reply import Reply
 from agentwire.telemetry.journal import drop_torn_line, numbered_lines, read_lines
 
@@ -31,44 +32,29 @@ def choose_rows(total: int, limit: int, seed: int) -> list[int]:
     return order[:limit] if limit else order
 
 
-def record_of(method: str, row: int, label: str, reply: Reply) -> dict[str, Any]:
-    """The line of an answered row."""
+def record_of(method: str, row: int, label: str, outcome: Outcome) -> dict[str, Any]:
+    """The line of a row."""
+    reply = outcome if isinstance(outcome, Reply) else None
+    scores = reply.scores or {} if reply else {}
+    stages = reply.stages if reply else {}
     return {
         "method": method,
         "row": row,
-        "request_id": reply.request_id,
+        "request_id": reply and reply.request_id,
         "label": label,
-        "predicted": reply.label,
-        "scores": {name: round(value, 6) for name, value in (reply.scores or {}).items()},
-        "channel": str(reply.channel),
-        "reason": reply.reason,
-        "latency_ms": round(reply.latency_ms, 3),
-        "stages_ms": {stage: round(ms, 3) for stage, ms in reply.stages.items()},
-        "payload_bytes": reply.payload_bytes,
-        "error": None,
-    }
-
-
-def failure_of(method: str, row: int, label: str, code: str, message: str) -> dict[str, Any]:
-    """The line of a row without an answer."""
-    return {
-        "method": method,
-        "row": row,
-        "request_id": None,
-        "label": label,
-        "predicted": None,
-        "scores": {},
-        "channel": None,
-        "reason": message,
-        "latency_ms": None,
-        "stages_ms": {},
-        "payload_bytes": 0,
-        "error": code,
+        "predicted": reply and reply.label,
+        "scores": {name: round(value, 6) for name, value in scores.items()},
+        "channel": reply and str(reply.channel),
+        "reason": outcome.reason if isinstance(outcome, Reply) else outcome.message,
+        "latency_ms": reply and round(reply.latency_ms, 3),
+        "stages_ms": {stage: round(ms, 3) for stage, ms in stages.items()},
+        "payload_bytes": reply.payload_bytes if reply else 0,
+        "error": None if isinstance(outcome, Reply) else str(outcome.code),
     }
 
 
 class _Line(BaseModel):
-    """A line as ``record_of`` and ``failure_of`` write it."""
+    """A line as ``record_of`` writes it."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 

@@ -16,10 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from agentwire.evaluation.methods import title_of
-from agentwire.evaluation.result import MethodRecord, RunResult, SubstitutionRecord
+from agentwire.evaluation.result import DatasetRecord, MethodRecord, RunResult, SubstitutionRecord
 from agentwire.scenario.choose import Substitution
 
-STAGE_ORDER = ("tokenize", "encode", "bridge", "generate", "queue", "wire", "decode")
 STAGE_COLOURS = {
     "tokenize": "bright_black",
     "encode": "blue",
@@ -29,15 +28,18 @@ STAGE_COLOURS = {
     "wire": "cyan",
     "decode": "green",
 }
+"""In the order of a row's way."""
 BAR_WIDTH = 48
 WIDE = 94
 """Columns of the whole table; a narrower one has no rows/s and lists channels below it."""
 
 
-def banner(substitutions: Sequence[Substitution | SubstitutionRecord]) -> RenderableType | None:
-    """The notice of what stands in for what, and why; None if nothing does."""
+def print_banner(
+    substitutions: Sequence[Substitution | SubstitutionRecord], console: Console
+) -> None:
+    """Prints the notice of what stands in for what, and why, if anything does."""
     if not substitutions:
-        return None
+        return
     grid = Table.grid(padding=(0, 1))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
@@ -49,7 +51,7 @@ def banner(substitutions: Sequence[Substitution | SubstitutionRecord]) -> Render
         subject = item.subject if item.kind == "model" else "dataset"
         grid.add_row(subject, change)
     note = Text("All figures below were measured with the stand-ins.")
-    return Panel(
+    notice = Panel(
         Group(grid, Text(), note),
         title="[bold]STAND-INS[/bold]",
         title_align="left",
@@ -57,19 +59,10 @@ def banner(substitutions: Sequence[Substitution | SubstitutionRecord]) -> Render
         box=box.HEAVY,
         expand=False,
     )
-
-
-def print_banner(
-    substitutions: Sequence[Substitution | SubstitutionRecord], console: Console
-) -> None:
-    """Prints the notice of what stands in for what, if anything does."""
-    notice = banner(substitutions)
-    if notice is not None:
-        console.print(notice)
+    console.print(notice)
 
 
 def print_report(result: RunResult, folder: Path, console: Console) -> None:
-    """Prints the whole report of a run."""
     console.print()
     console.print(_heading(result))
     wide = console.width >= WIDE
@@ -90,8 +83,7 @@ def _heading(result: RunResult) -> Text:
         f"   {data.name} {data.split}, {data.rows:,} of {data.rows_in_split:,} rows, "
         f"batches of {result.settings.batch_size}, {result.settings.in_flight} in flight",
     )
-    if data.provenance.get("source") == "sample":
-        text.append(f"   SAMPLE: {data.provenance.get('note')}", "bold yellow")
+    text.append(sample_note(data), "bold yellow")
     if result.interrupted:
         text.append("   INTERRUPTED: the figures cover the finished rows", "bold red")
     text.append("\n")
@@ -103,21 +95,25 @@ def _heading(result: RunResult) -> Text:
     return text
 
 
-def _caption(result: RunResult) -> Text | None:
-    if not result.substitutions:
-        return None
-    pairs = ", ".join(f"{s.used} for {s.wanted}" for s in result.substitutions)
-    return Text(f"stand-ins: {pairs}", style="yellow", justify="left")
+def stand_ins(substitutions: Sequence[SubstitutionRecord]) -> str:
+    """The note of a table about what stands in for what; empty if nothing does."""
+    pairs = ", ".join(f"{s.used} for {s.wanted}" for s in substitutions)
+    return f"stand-ins: {pairs}" if pairs else ""
 
 
-# -- the table of methods -------------------------------------------------------------------
+def sample_note(data: DatasetRecord) -> str:
+    """A warning where a sample stands for the dataset, else empty."""
+    if data.provenance.get("source") != "sample":
+        return ""
+    return f"   SAMPLE: {data.provenance.get('note')}"
 
 
 def _methods_table(result: RunResult, *, wide: bool) -> RenderableType:
+    note = stand_ins(result.substitutions)
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        caption=_caption(result),
+        caption=Text(note, style="yellow", justify="left") if note else None,
         caption_justify="left",
         header_style="bold",
     )
@@ -197,19 +193,12 @@ def _speed_up(method: MethodRecord, relay: MethodRecord | None) -> Text:
 
 
 def _channels(method: MethodRecord) -> Text:
-    parts = [
-        f"{name} {count}"
-        for name, count in (("soft", method.channels.soft), ("text", method.channels.text))
-        if count
-    ]
+    parts = [f"{name} {count}" for name, count in method.channels if count]
     text = Text(", ".join(parts) or "-")
     if method.reasons:
         why = ", ".join(f"{reason} {count}" for reason, count in sorted(method.reasons.items()))
         text.append(f"\n{why}", style="yellow")
     return text
-
-
-# -- stages and failures --------------------------------------------------------------------
 
 
 def _stages(result: RunResult) -> RenderableType | None:
@@ -232,16 +221,13 @@ def _stages(result: RunResult) -> RenderableType | None:
     return table
 
 
-def _ordered(stages: dict[str, float]) -> list[tuple[str, float]]:
-    known = [(s, stages[s]) for s in STAGE_ORDER if s in stages]
-    return known + [(s, ms) for s, ms in stages.items() if s not in STAGE_ORDER]
-
-
 def _bar(stages: dict[str, float], longest: float) -> Text:
     """A bar to scale, with the figure of each stage under it."""
     bar, legend = Text(), Text()
+    order = {stage: place for place, stage in enumerate(STAGE_COLOURS)}
     total, drawn, done = sum(stages.values()), 0, 0.0
-    for stage, ms in _ordered(stages):
+    for stage in sorted(stages, key=lambda stage: order.get(stage, len(order))):
+        ms = stages[stage]
         done += ms
         end = round(BAR_WIDTH * done / longest) if longest else 0
         colour = STAGE_COLOURS.get(stage, "white")

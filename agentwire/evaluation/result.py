@@ -30,6 +30,12 @@ class RecordFile(Record):
         partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
         os.replace(partial, path)
 
+    @classmethod
+    def schema_text(cls) -> str:
+        """The JSON schema of the file, as ``docs/`` holds it."""
+        schema = cls.model_json_schema(mode="serialization")
+        return json.dumps(schema, indent=2, sort_keys=True) + "\n"
+
 
 class SubstitutionRecord(Record):
     """A model or dataset that ran in place of the one that the scenario names."""
@@ -144,9 +150,3 @@ class RunResult(RecordFile):
     settings: Settings
     versions: dict[str, str]
     hardware: Hardware
-
-
-def result_schema() -> str:
-    """The JSON schema of result.json, as docs/result.schema.json holds it."""
-    schema = RunResult.model_json_schema(mode="serialization")
-    return json.dumps(schema, indent=2, sort_keys=True) + "\n"

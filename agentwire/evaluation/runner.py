@@ -11,7 +11,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ from agentwire.config import lock_file
 from agentwire.errors import AgentwireError, BridgeError, NackCode, RequestError
 from agentwire.evaluation.methods import MethodSpec
 from agentwire.evaluation.plan import LOCK_FILE, RunPlan, write_config
-from agentwire.evaluation.predictions import Predictions, failure_of, record_of
+from agentwire.evaluation.predictions import Predictions, record_of
 from agentwire.evaluation.result import AgentRecord, MethodRecord, RunResult
 from agentwire.evaluation.summary import method_record, summarise
 from agentwire.runtime.deployment import Deployment
@@ -112,9 +112,10 @@ async def run_plan(plan: RunPlan, display: RunDisplay) -> RunResult:
 
 def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     """The error to report: one of agentwire's own if there is any."""
-    leaves: list[BaseException] = []
-    for error in errors.exceptions:
-        leaves.append(first_error(error) if isinstance(error, BaseExceptionGroup) else error)
+    leaves = [
+        first_error(error) if isinstance(error, BaseExceptionGroup) else error
+        for error in errors.exceptions
+    ]
     return next((e for e in leaves if isinstance(e, AgentwireError)), leaves[0])
 
 
@@ -138,12 +139,20 @@ class _Run:
         self._clock = time.monotonic()
 
     async def go(self, interrupt: InterruptScope) -> None:
-        """Runs the methods in a runtime; returns early at an interrupt."""
         plan = self._plan
         self._journal.write("run_started", run_id=plan.run_id, resumed=plan.resumed)
         async with AsyncExitStack() as stack:
             with interrupt.scope():
-                runtime = await stack.enter_async_context(self._open())
+                runtime = await stack.enter_async_context(
+                    Runtime(
+                        plan.resolved,
+                        run_folder=plan.folder,
+                        journal=self._journal,
+                        progress=self._display.progress,
+                        remote=plan.remote,
+                        record=plan.record,
+                    )
+                )
                 if plan.metrics_port is not None:
                     from agentwire.telemetry.metrics import serving
 
@@ -159,31 +168,18 @@ class _Run:
                 self._note_agents(runtime)
                 self._journal.write("run_ended", interrupted=interrupt.requested)
 
-    def _open(self) -> Runtime:
-        plan = self._plan
-        return Runtime(
-            plan.resolved,
-            run_folder=plan.folder,
-            journal=self._journal,
-            progress=self._display.progress,
-            remote=plan.remote,
-            record=plan.record,
-        )
-
     def _note_agents(self, runtime: Runtime) -> None:
         ready = runtime.agents
         for name, spec in Deployment.of(self._plan.resolved).processes.items():
-            info = ready.get(name)
-            if info is None:
-                continue
-            self._agents[name] = AgentRecord(
-                pid=info.pid,
-                model=info.model,
-                device=info.device,
-                fingerprint=info.fingerprint,
-                dtype=spec.dtype,
-                restarts=info.restarts,
-            )
+            if info := ready.get(name):
+                self._agents[name] = AgentRecord(
+                    pid=info.pid,
+                    model=info.model,
+                    device=info.device,
+                    fingerprint=info.fingerprint,
+                    dtype=spec.dtype,
+                    restarts=info.restarts,
+                )
 
     async def _run_method(self, method: MethodSpec, runtime: Runtime) -> None:
         plan = self._plan
@@ -191,7 +187,13 @@ class _Run:
         self._display.method_started(method, len(plan.rows) - len(todo), len(plan.rows))
         if todo:
             if method.prepare is not None:
-                await method.prepare(runtime, plan.resolved, self._preparation(method))
+                await method.prepare(
+                    runtime,
+                    plan.resolved,
+                    lambda stage, done: self._display.progress(
+                        ProgressEvent(method.title, stage, done)
+                    ),
+                )
                 self._display.progress(ProgressEvent(method.title, "ready", 1.0))
             await self._warm_up(method, runtime, todo)
             self._journal.write("method_started", method=method.name, rows=len(todo))
@@ -205,10 +207,6 @@ class _Run:
             self._journal.write("method_finished", method=method.name)
         record = method_record(method, plan, self._predictions, self._rates.get(method.name))
         self._display.method_finished(method, record)
-
-    def _preparation(self, method: MethodSpec) -> Callable[[str, float], None]:
-        """A callback that shows what a method does before its first batch."""
-        return lambda stage, done: self._display.progress(ProgressEvent(method.title, stage, done))
 
     async def _warm_up(self, method: MethodSpec, runtime: Runtime, todo: Sequence[int]) -> None:
         plan = self._plan
@@ -244,15 +242,10 @@ class _Run:
         outcomes = await method.send(runtime, plan.resolved, [self._text(i) for i in rows])
         records: list[dict[str, Any]] = []
         for row, outcome in zip(rows, outcomes, strict=True):
+            if isinstance(outcome, RequestError) and outcome.code in FATAL:
+                raise outcome
             label = plan.label_words[plan.dataset.rows[row].label]
-            if isinstance(outcome, RequestError):
-                if outcome.code in FATAL:
-                    raise outcome
-                records.append(
-                    failure_of(method.name, row, label, str(outcome.code), outcome.message)
-                )
-            else:
-                records.append(record_of(method.name, row, label, outcome))
+            records.append(record_of(method.name, row, label, outcome))
         self._predictions.add(records)
         correct = sum(r["predicted"] == r["label"] for r in records)
         self._display.rows_done(method, len(records), correct)
@@ -261,7 +254,6 @@ class _Run:
         return self._plan.dataset.rows[row].text
 
     def result(self, *, interrupted: bool) -> RunResult:
-        """Builds and writes result.json."""
         result = summarise(
             self._plan,
             self._predictions,

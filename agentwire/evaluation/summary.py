@@ -46,11 +46,7 @@ def summarise(
 ) -> RunResult:
     """The result of a run so far.
 
-    Args:
-        agents: the processes that started.
-        rates: rows per second of the methods that this session measured.
-        started: ISO time at which this session started.
-        seconds: duration of this session.
+    Of this session are ``rates`` (rows per second), ``started`` (ISO time) and ``seconds``.
     """
     resolved, data = plan.resolved, plan.dataset
     substitutions = [SubstitutionRecord.model_validate(asdict(s)) for s in resolved.substitutions]
@@ -101,10 +97,8 @@ def method_record(
     scored = tally.n > 0 and not random
     latency = None
     if tally.latencies_ms:
-        latency = Latency(
-            p50=round(percentile(tally.latencies_ms, 50), 3),
-            p95=round(percentile(tally.latencies_ms, 95), 3),
-        )
+        p50, p95 = (round(percentile(tally.latencies_ms, q), 3) for q in (50, 95))
+        latency = Latency(p50=p50, p95=p95)
     return MethodRecord(
         label=method.describe(plan.resolved),
         accuracy=tally.correct / tally.n if scored else None,
@@ -154,18 +148,15 @@ def hardware() -> Hardware:
         cpu=_cpu_name(),
         cores=psutil.cpu_count(logical=False) or psutil.cpu_count() or 1,
         memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
-        gpus=gpu_names(),
+        gpus=_gpu_names(),
     )
 
 
-def gpu_names() -> list[str]:
+def _gpu_names() -> list[str]:
     """Names of the GPUs, if torch is already imported."""
-    count = Inventory.here().gpus()
-    if not count or "torch" not in sys.modules:
-        return []
-    import torch
-
-    return [torch.cuda.get_device_name(i) for i in range(count)]
+    torch = sys.modules.get("torch")
+    count = Inventory.here().gpus() if torch else 0
+    return [torch.cuda.get_device_name(i) for i in range(count)] if torch else []
 
 
 def _cpu_name() -> str:

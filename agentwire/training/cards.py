@@ -70,19 +70,16 @@ def write_bridges(
     for place, (name, sender, bridge) in enumerate(
         zip(job.bridges, senders, module.bridges, strict=True), 1
     ):
-        description = f"{training.dataset}: {route}"
         # The prompt of each task is the receiver's, so a bridge for several may be asked anything.
         prompts = (ANY_PROMPT,) if len(job.data) > 1 else hashes
+        what = route
         if job.is_set:
-            description = (
-                f"{training.dataset}: {place} of {len(senders)} read together, {route}; means "
-                "nothing alone"
-            )
+            what = f"{place} of {len(senders)} read together, {route}; means nothing alone"
             prompts = (part_prompt(job.name, place),)
         shape, alpha = bridge.shape, receiver.embedding_rms
         card = BridgeCard(
             name=name,
-            description=description,
+            description=f"{training.dataset}: {what}",
             architecture=bridge.architecture,
             sender=_card_model(sender),
             receiver=_card_model(receiver),

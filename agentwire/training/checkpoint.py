@@ -73,17 +73,17 @@ class Snapshot:
     notes: list[dict[str, Any]]
 
 
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """The file of one training.
 
-    Args:
+    Attributes:
         identity: everything that the training depends on (recipe, models, rows). A file with
             another identity is ignored.
     """
 
-    def __init__(self, path: Path, identity: str) -> None:
-        self.path = path
-        self.identity = identity
+    path: Path
+    identity: str
 
     @classmethod
     def of(cls, config: Config, bridge: str, identity: Sequence[object]) -> Checkpoint:
@@ -92,7 +92,6 @@ class Checkpoint:
         return cls(config.home / "training" / f"{bridge}-{digest[:16]}.safetensors", digest)
 
     def save(self, snapshot: Snapshot) -> None:
-        """Replaces the file."""
         state = {
             "version": VERSION,
             "identity": self.identity,

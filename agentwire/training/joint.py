@@ -27,7 +27,6 @@ class JointBridge(nn.Module):
 
     @property
     def bridges(self) -> tuple[BridgeModule, ...]:
-        """The parts, in order."""
         return tuple(part for part in self.parts if isinstance(part, BridgeModule))
 
     @property
@@ -47,12 +46,10 @@ class JointStates:
     """Hidden states of the same rows, one part per sender. Senders may read different texts."""
 
     parts: tuple[StateCache, ...]
-    labels: Tensor
 
-    @classmethod
-    def of(cls, parts: Sequence[StateCache]) -> JointStates:
-        """From caches of the same rows."""
-        return cls(tuple(parts), parts[0].labels)
+    @property
+    def labels(self) -> Tensor:
+        return self.parts[0].labels
 
     def __len__(self) -> int:
         return len(self.parts[0])
@@ -69,7 +66,6 @@ class JointStates:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest text."""
         return max(part.longest for part in self.parts)
 
     def gather(self, rows: Tensor, width: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -84,7 +84,6 @@ def train_many(
     """Trains every module of ``objective`` and returns its best average, or why it failed.
 
     Args:
-        objective: modules and data.
         recipes: one per module; ``steps`` and ``evaluate_every`` must be the same for all.
         report: called with the evaluations of all modules that still train.
         checkpoint: where the state is saved after each evaluation. A saved state of the same
@@ -97,54 +96,46 @@ def train_many(
     first = recipes[0]
     if any((r.steps, r.evaluate_every) != (first.steps, first.evaluate_every) for r in recipes):
         raise ValueError("trainings side by side need the same steps and evaluate_every")
-    return _Loop(objective, recipes, report, checkpoint, stepped).run()
+    torch.manual_seed(first.seed)
+    for module in objective.modules:
+        module.train()
+    session = _Session(objective, recipes)
+    batches = [
+        [schedule(labels, recipe, objective.device) for labels in tasks]
+        for recipe, tasks in zip(recipes, objective.labels, strict=True)
+    ]
+    total = torch.zeros_like(session.step.losses)
+    saved = checkpoint.load(objective.device) if checkpoint else None
+    begin = last = session.resume(saved) if saved else 0
+    for number in range(begin + 1, first.steps + 1):
+        rates = [s.rate_scale * learning_rate(number - 1, s.recipe) for s in session.states]
+        session.step(rates, [[rows[number - 1] for rows in tasks] for tasks in batches])
+        total += session.step.losses
+        stepped(number)
+        if number % first.evaluate_every and number != first.steps:
+            continue
+        evaluations = session.evaluate(number, (total / (number - last)).tolist())
+        if evaluations:
+            report(evaluations)
+        total.zero_()
+        last = number
+        if all(state.ended for state in session.states):
+            break
+        if checkpoint is not None:
+            checkpoint.save(session.snapshot(number))
+    return [session.finished(s) for s in range(len(recipes))]
 
 
-class _Loop:
-    """One run of ``train_many``."""
+class _Session:
+    """Trainings side by side: their steps, states and snapshots."""
 
-    def __init__(
-        self,
-        objective: Objective,
-        recipes: Sequence[TrainSpec],
-        report: Callable[[Sequence[Evaluation]], None],
-        checkpoint: Checkpoint | None,
-        stepped: Callable[[int], None],
-    ) -> None:
-        self.objective, self.report, self.checkpoint = objective, report, checkpoint
-        self.stepped = stepped
+    def __init__(self, objective: Objective, recipes: Sequence[TrainSpec]) -> None:
+        self.objective = objective
         self.states = [_TrainingState(recipe) for recipe in recipes]
-        torch.manual_seed(recipes[0].seed)
-        for module in objective.modules:
-            module.train()
         self.step = Step(objective, recipes)
-        self.batches = [
-            [schedule(labels, recipe, objective.device) for labels in tasks]
-            for recipe, tasks in zip(recipes, objective.labels, strict=True)
-        ]
 
-    def run(self) -> list[Trained | BridgeError]:
-        steps, every = self.states[0].recipe.steps, self.states[0].recipe.evaluate_every
-        total = torch.zeros_like(self.step.losses)
-        begin = last = self._resume()
-        for number in range(begin + 1, steps + 1):
-            rates = [s.rate_scale * learning_rate(number - 1, s.recipe) for s in self.states]
-            self.step(rates, [[rows[number - 1] for rows in tasks] for tasks in self.batches])
-            total += self.step.losses
-            self.stepped(number)
-            if number % every and number != steps:
-                continue
-            means = (total / (number - last)).tolist()
-            total.zero_()
-            last = number
-            self._evaluate(number, means)
-            if all(state.ended for state in self.states):
-                break
-            if self.checkpoint is not None:
-                self.checkpoint.save(self._snapshot(number))
-        return [self._finished(s, state) for s, state in enumerate(self.states)]
-
-    def _evaluate(self, number: int, means: Sequence[float]) -> None:
+    def evaluate(self, number: int, means: Sequence[float]) -> list[Evaluation]:
+        """The evaluations of those that still train; a loss that is not finite rolls back."""
         scores = self.objective.evaluate(self.step.averages)
         evaluations = []
         for s, (state, score, mean) in enumerate(zip(self.states, scores, means, strict=True)):
@@ -161,8 +152,7 @@ class _Loop:
                 state.best = evaluation
                 average = self.step.averages[s].state_dict()
                 state.best_weights = {k: v.detach().clone() for k, v in average.items()}
-        if evaluations:
-            self.report(evaluations)
+        return evaluations
 
     def _roll_back(self, s: int, state: _TrainingState, number: int) -> None:
         """Returns to the last good evaluation at half the rate. Fails if there is none."""
@@ -177,18 +167,16 @@ class _Loop:
         state.rollbacks += 1
         state.rate_scale /= 2
 
-    def _finished(self, s: int, state: _TrainingState) -> Trained | BridgeError:
+    def finished(self, s: int) -> Trained | BridgeError:
+        state = self.states[s]
         if state.failure is not None:
             return state.failure
-        if state.best is None:  # cannot happen: steps >= 1, and the last step is evaluated
-            return BridgeError("nothing was trained.", hint="Set `train.steps` to 1 or more.")
+        assert state.best is not None  # steps >= 1, and the last step is evaluated
         module = self.objective.modules[s]
         module.load_state_dict(state.best_weights)
         return Trained(module.eval(), state.best, tuple(state.history))
 
-    # -- checkpoints --------------------------------------------------------------------------
-
-    def _snapshot(self, number: int) -> Snapshot:
+    def snapshot(self, number: int) -> Snapshot:
         tensors: dict[str, Tensor] = {}
         notes = []
         for s, state in enumerate(self.states):
@@ -207,11 +195,8 @@ class _Loop:
             )
         return Snapshot(number, tensors, notes)
 
-    def _resume(self) -> int:
+    def resume(self, found: Snapshot) -> int:
         """Restores an earlier session and returns the step that it reached."""
-        found = self.checkpoint.load(self.objective.device) if self.checkpoint else None
-        if found is None:
-            return 0
         for s, (state, note) in enumerate(zip(self.states, found.notes, strict=True)):
             now = under(found.tensors, f"{s}/now/")
             self.step.restore(s, now)

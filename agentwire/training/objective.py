@@ -7,10 +7,12 @@ bridge's gradient depends on another bridge. Bridges with different M need separ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from statistics import fmean
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,6 @@ from torch.nn import functional as F
 
 from agentwire.bridge.module import BridgeModule
 from agentwire.spec.scenario import TrainSpec
-from agentwire.training.diversity import diversity_loss
 from agentwire.training.joint import JointBridge, States
 
 LogitsFromSoft = Callable[[Tensor], Tensor]
@@ -131,7 +132,11 @@ class BridgeObjective:
         ]
         # Read here because nothing inside a CUDA graph may wait for the device.
         self._longest = [[cache.longest for cache in task.cache] for task in tasks]
-        self._groups = _by_soft_tokens(modules)
+        # Bridges with the same M: only their soft tokens fit into one batch.
+        groups: dict[int, list[int]] = {}
+        for s, module in enumerate(modules):
+            groups.setdefault(module.shape.soft_tokens, []).append(s)
+        self._groups = list(groups.values())
 
     def losses(self, rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         total: list[list[Tensor]] = [[] for _ in self.modules]
@@ -165,42 +170,47 @@ class BridgeObjective:
         return loss
 
     def evaluate(self, modules: Sequence[nn.Module]) -> list[Score]:
-        scores = [
-            held_out_scores(modules, self._groups, task.logits, task.held_out)
-            for task in self.tasks
-        ]
+        scores: list[list[Score]] = [[] for _ in modules]
+        for task in self.tasks:
+            for group in self._groups:
+                caches = [task.held_out[s] for s in group]
+                answers = soft_logits([modules[s] for s in group], task.logits, caches)
+                for s, cache, answer in zip(group, caches, answers, strict=True):
+                    scores[s].append(score(answer, cache.labels))
         return [
-            Score(
-                loss=sum(one.loss for one in tasks) / len(tasks),
-                accuracy=sum(one.accuracy for one in tasks) / len(tasks),
-            )
-            for tasks in zip(*scores, strict=True)
+            Score(fmean(one.loss for one in tasks), fmean(one.accuracy for one in tasks))
+            for tasks in scores
         ]
 
 
-def _by_soft_tokens(modules: Sequence[BridgeModule | JointBridge]) -> list[list[int]]:
-    """Groups bridges with the same M: only their soft tokens fit into one batch."""
-    groups: dict[int, list[int]] = {}
-    for index, module in enumerate(modules):
-        groups.setdefault(module.shape.soft_tokens, []).append(index)
-    return list(groups.values())
+def diversity_loss(soft: Tensor, form: Literal["orthogonality", "entropy"]) -> Tensor:
+    """A scalar that pushes soft tokens [n, M, d] apart; its weight is ``TrainSpec.diversity``.
 
+    Off by default. The two source papers define different losses, and "LatentWire: A Shared
+    Soft-Token Interlingua for Heterogeneous LLM Communication" disables its own for tasks with two
+    classes, because the bridge stayed at chance there.
 
-def held_out_scores(
-    modules: Sequence[nn.Module],
-    groups: Sequence[Sequence[int]],
-    logits: LogitsFromSoft,
-    caches: Sequence[States],
-    batch_rows: int = EVALUATED_ROWS,
-) -> list[Score]:
-    """Mean cross-entropy and accuracy of each module; payloads are rounded to fp16, as sent."""
-    found: dict[int, Score] = {}
-    for group in groups:
-        answers = soft_logits([modules[s] for s in group], logits, [caches[s] for s in group],
-                              batch_rows)  # fmt: skip
-        for s, answer in zip(group, answers, strict=True):
-            found[s] = score(answer, caches[s].labels)
-    return [found[s] for s in range(len(modules))]
+    ``orthogonality`` (LatentWire): the mean squared cosine between different soft tokens of a row,
+
+        1 / (n M (M - 1)) * sum_row sum_{i != j} cos(z_i, z_j)^2        in 0..1, 0: all orthogonal
+
+    ``entropy`` (Telepathy, equation 4): with z the mean soft token of the batch and p = softmax(z),
+
+        -H(p) / ln d = sum_k p_k ln p_k / ln d                          in -1..0, -1: p is flat
+
+    divided by ln d so that a weight has the same effect at every width d. The paper does not say
+    how a vector becomes a distribution; the softmax is our interpretation.
+    """
+    if form == "entropy":
+        log_p = torch.log_softmax(soft.float().mean(dim=(0, 1)), dim=-1)
+        return (log_p.exp() * log_p).sum() / math.log(soft.shape[-1])
+    m = soft.shape[1]
+    if m == 1:
+        return soft.new_zeros(())
+    unit = F.normalize(soft.float(), dim=-1)
+    cosine = unit @ unit.transpose(1, 2)
+    # The diagonal is all ones, so subtracting m needs no mask.
+    return (cosine.pow(2).sum(dim=(1, 2)) - m).mean() / (m * (m - 1))
 
 
 @torch.inference_mode()

@@ -46,14 +46,13 @@ def schedule(labels: Tensor, recipe: TrainSpec, device: torch.device) -> Tensor:
 
 def weight_groups(module: nn.Module, recipe: TrainSpec) -> list[dict[str, object]]:
     """Applies weight decay to matrices only: not to biases, norms and latent queries."""
-    named = list(module.named_parameters())
-    latents = {name for name, _ in named if name.rpartition(".")[2] == "latents"}
-    matrices = [p for name, p in named if p.ndim == 2 and name not in latents]
-    others = [p for name, p in named if p.ndim != 2 or name in latents]
-    return [
-        {"params": matrices, "weight_decay": recipe.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
+    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = [], []
+    for name, parameter in module.named_parameters():
+        is_matrix = parameter.ndim == 2 and name.rpartition(".")[2] != "latents"
+        groups[not is_matrix].append(parameter)
+    decays = (recipe.weight_decay, 0.0)
+    found = zip(groups, decays, strict=True)
+    return [{"params": group, "weight_decay": decay} for group, decay in found if group]
 
 
 class Step:
@@ -71,7 +70,7 @@ class Step:
         self.rates = [torch.tensor(0.0, device=self.device) for _ in recipes]
         self.optimisers = [
             torch.optim.AdamW(
-                [group for group in weight_groups(module, recipe) if group["params"]],
+                weight_groups(module, recipe),
                 lr=rate if captured else recipe.learning_rate,
                 betas=(0.9, 0.98),
                 capturable=captured,
@@ -165,12 +164,10 @@ class Step:
             for name, parameter in module.named_parameters():
                 for key in ("step", "exp_avg", "exp_avg_sq"):
                     saved = state.get(f"optimiser.{name}.{key}")
-                    if saved is None:
-                        continue
                     known = optimiser.state[parameter]
-                    if key in known:
+                    if saved is not None and key in known:
                         known[key].copy_(saved)
-                    else:
+                    elif saved is not None:
                         known[key] = saved.detach().clone()
 
 

@@ -1,14 +1,15 @@
-"""Progress of a training for people: figures at every evaluation, the time left in between."""
+"""Progress of a training for people: figures, the time left, and a plot of the loss."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from agentwire.download import OnProgress
-from agentwire.training.curve import sparkline
+from agentwire.errors import InputError
 
 if TYPE_CHECKING:
     from agentwire.training.loop import Evaluation
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 REPORT_EVERY_S = 20.0
 BEGIN = 0.28
 """Fraction of the whole job that is done when the first step begins."""
+
+BARS = "▁▂▃▄▅▆▇█"
+WIDTH = 24
+"""Characters of the line in the terminal."""
 
 
 def within(progress: OnProgress, what: str, begin: float, share: float) -> OnProgress:
@@ -95,3 +100,51 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """The last ``WIDTH`` values as bars, scaled to their own minimum and maximum."""
+    shown = list(values)[-WIDTH:]
+    if not shown:
+        return ""
+    low, high = min(shown), max(shown)
+    if high == low:
+        return BARS[0] * len(shown)
+    return "".join(BARS[round((v - low) / (high - low) * (len(BARS) - 1))] for v in shown)
+
+
+def require_plots() -> None:
+    """Checks for matplotlib before anything is trained.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise InputError(
+            "a loss curve needs matplotlib, which is not installed.",
+            hint="Run `pip install 'agentwire[plots]'`, or omit --plot.",
+        ) from None
+
+
+def draw_curve(history: Sequence[Evaluation], title: str, file: Path) -> None:
+    """Writes a PNG of training loss, held-out loss and held-out accuracy over the steps."""
+    require_plots()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
+    losses = figure.add_subplot()
+    steps = [e.step for e in history]
+    losses.plot(steps, [e.train_loss for e in history], color="tab:gray", label="training loss")
+    losses.plot(steps, [e.loss for e in history], color="tab:blue", label="held-out loss")
+    losses.set(xlabel="step", ylabel="cross-entropy (nats)", title=title)
+    accuracy = losses.twinx()
+    accuracy.plot(
+        steps, [e.accuracy for e in history], color="tab:green", label="held-out accuracy"
+    )
+    accuracy.set(ylabel="accuracy", ylim=(0, 1))
+    lines = [*losses.get_lines(), *accuracy.get_lines()]
+    losses.legend(lines, [str(line.get_label()) for line in lines], loc="center right")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,13 +42,8 @@ class StateCache:
         return int(self.lengths.max())
 
     def to(self, device: torch.device) -> StateCache:
-        """The same on another device."""
-        return StateCache(
-            self.flat.to(device),
-            self.offsets.to(device),
-            self.lengths.to(device),
-            self.labels.to(device),
-        )
+        tensors = (self.flat, self.offsets, self.lengths, self.labels)
+        return StateCache(*(tensor.to(device) for tensor in tensors))
 
     def gather(self, rows: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """States [n, width, d] of ``rows`` and their mask [n, width], without a device sync."""
@@ -90,34 +86,12 @@ class StateCache:
 
 def evenly(caches: Sequence[StateCache]) -> StateCache:
     """As many tokens of each cache, as one text, for statistics that weigh all caches alike."""
+    if len(caches) == 1:
+        return caches[0]
     size = min(cache.flat.shape[0] for cache in caches)
     flat = torch.cat([cache.flat[:: cache.flat.shape[0] // size][:size] for cache in caches])
     zero = torch.zeros(1, dtype=torch.long, device=flat.device)
     return StateCache(flat, zero, zero + flat.shape[0], zero)
-
-
-def cache_states(
-    sender: TransformersBackend,
-    texts: Sequence[str],
-    labels: Sequence[int],
-    *,
-    layer: int,
-    max_tokens: int,
-    batch_size: int = 64,
-    progress: Callable[[float], None] | None = None,
-) -> StateCache:
-    """Runs the sender's first ``layer`` layers on all texts, longest first.
-
-    Padding is cut off afterwards: in a causal model no state depends on later tokens.
-
-    Args:
-        max_tokens: longer texts are cut.
-        progress: called with the fraction done.
-    """
-    return cache_layers(
-        sender, texts, labels, layers=[layer], max_tokens=max_tokens, batch_size=batch_size,
-        progress=progress,
-    )[layer]  # fmt: skip
 
 
 @torch.no_grad()
@@ -129,9 +103,13 @@ def cache_layers(
     layers: Sequence[int],
     max_tokens: int,
     batch_size: int = 64,
-    progress: Callable[[float], None] | None = None,
+    progress: Callable[[float], None] = lambda done: None,
 ) -> dict[int, StateCache]:
-    """``cache_states`` after several layers, in one pass through the deepest of them."""
+    """The sender's states after each of ``layers``, in one pass over all texts, longest first.
+
+    Padding is cut off afterwards: in a causal model no state depends on later tokens. Texts longer
+    than ``max_tokens`` are cut. ``progress`` gets the fraction done.
+    """
     short = trunk(sender.model, max(layers))
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
@@ -148,8 +126,7 @@ def cache_layers(
                 # the statistics.
                 mine.append(states.clamp(-HALF_MAX, HALF_MAX).half()[mask])
             sizes.append(mask.sum(dim=1))
-            if progress is not None:
-                progress(min(1.0, (begin + batch_size) / len(order)))
+            progress(min(1.0, (begin + batch_size) / len(order)))
     # ``flat`` has the order of computation; offsets and lengths have the order of ``texts``.
     place = torch.tensor(order, device=sender.device).argsort()
     ends = torch.cat(sizes).cumsum(0)
@@ -166,13 +143,10 @@ def _recorded(short: Any, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
     """The outputs of these layers [n, 1 + T, width] in the last pass through ``short``."""
     found: dict[int, Tensor] = {}
 
-    def keep(layer: int) -> Callable[..., None]:
-        def hook(module: Any, given: Any, output: Any) -> None:
-            found[layer] = output[0] if isinstance(output, tuple) else output
+    def keep(layer: int, module: Any, given: Any, output: Any) -> None:
+        found[layer] = output[0] if isinstance(output, tuple) else output
 
-        return hook
-
-    hooks = [short.layers[n - 1].register_forward_hook(keep(n)) for n in layers]
+    hooks = [short.layers[n - 1].register_forward_hook(partial(keep, n)) for n in layers]
     try:
         yield found
     finally:

@@ -21,13 +21,18 @@ from agentwire.task.datasets import Dataset
 from agentwire.training import loop
 from agentwire.training.cards import training_record, write_bridges
 from agentwire.training.checkpoint import Checkpoint
-from agentwire.training.curve import draw_curve, require_plots
 from agentwire.training.jobs import TrainingJob, run_in_groups, training_jobs
 from agentwire.training.joint import JointBridge, JointStates
 from agentwire.training.loop import Trained
 from agentwire.training.models import load_agent, new_bridge
 from agentwire.training.objective import BridgeObjective, LogitsFromSoft, TrainingTask
-from agentwire.training.reporting import BEGIN, TrainingReport, within
+from agentwire.training.reporting import (
+    BEGIN,
+    TrainingReport,
+    draw_curve,
+    require_plots,
+    within,
+)
 from agentwire.training.states import StateCache, cache_layers, evenly
 from agentwire.wire.messages import ModelIdentity, TaskSpec
 
@@ -199,34 +204,24 @@ class _Trainer:
         )
 
     def _states(self, job: TrainingJob, rows: Dataset, labels: Sequence[int]) -> JointStates:
-        return JointStates.of(
-            [
+        return JointStates(
+            tuple(
                 self.texts.select(sender.states[layer], rows, labels)
                 for sender, layer in zip(self.senders, job.layers, strict=True)
-            ]
+            )
         )
 
     def _module(self, job: TrainingJob) -> JointBridge:
         """The untrained bridge of each sender."""
         caches = [self._states(job, data.rows, data.tasks[0].labels) for data in job.data]
         torch.manual_seed(job.recipe.seed)
-        return JointBridge(
-            [
-                new_bridge(
-                    evenly(parts) if len(parts) > 1 else parts[0],
-                    self.receiver,
-                    sender.identity,
-                    wire.soft_tokens,
-                    job.recipe,
-                )
-                for parts, sender, wire in zip(
-                    zip(*(cache.parts for cache in caches), strict=True),
-                    self.senders,
-                    job.wires,
-                    strict=True,
-                )
-            ]
-        )
+        bridges = []
+        for i, (sender, wire) in enumerate(zip(self.senders, job.wires, strict=True)):
+            cache = evenly([states.parts[i] for states in caches])
+            bridges.append(
+                new_bridge(cache, self.receiver, sender.identity, wire.soft_tokens, job.recipe)
+            )
+        return JointBridge(bridges)
 
     def _tasks(self, jobs: Sequence[TrainingJob]) -> list[TrainingTask]:
         """The tasks of these jobs, which are the same for all of them."""
@@ -234,16 +229,9 @@ class _Trainer:
         for d, data in enumerate(jobs[0].data):
             for t, one in enumerate(data.tasks):
                 own = [(job, job.data[d], job.data[d].tasks[t]) for job in jobs]
-                tasks.append(
-                    TrainingTask(
-                        self._logits(one.task),
-                        [self._states(job, data.rows, task.labels) for job, data, task in own],
-                        [
-                            self._states(job, data.held_out, task.held_out)
-                            for job, data, task in own
-                        ],
-                    )
-                )
+                rows = [self._states(job, data.rows, task.labels) for job, data, task in own]
+                held = [self._states(job, data.held_out, task.held_out) for job, data, task in own]
+                tasks.append(TrainingTask(self._logits(one.task), rows, held))
         return tasks
 
     def _logits(self, task: TaskSpec) -> LogitsFromSoft:

@@ -16,7 +16,6 @@ from agentwire.evaluation.matrix.result import (
     CellRecord,
     MatrixResult,
     SummaryRow,
-    matrix_schema,
 )
 from agentwire.evaluation.matrix.summary import all_right, summary
 
@@ -74,9 +73,9 @@ def shown(result: MatrixResult) -> str:
 
 def test_the_documented_schema_is_the_codes() -> None:
     documented = (ROOT / "docs" / "matrix.schema.json").read_text(encoding="utf-8")
-    assert documented == matrix_schema(), (
-        "write it anew: python -c 'from agentwire.evaluation.matrix.result import matrix_schema; "
-        'print(matrix_schema(), end="")\' > docs/matrix.schema.json'
+    assert documented == MatrixResult.schema_text(), (
+        "write it anew: python -c 'from agentwire.evaluation.matrix.result import MatrixResult; "
+        'print(MatrixResult.schema_text(), end="")\' > docs/matrix.schema.json'
     )
 
 

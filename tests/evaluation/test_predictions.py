@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from agentwire.errors import ScenarioError
-from agentwire.evaluation.predictions import Predictions, choose_rows, failure_of, record_of
+from agentwire.errors import NackCode, RequestError, ScenarioError
+from agentwire.evaluation.predictions import Predictions, choose_rows, record_of
 from agentwire.runtime.reply import Reply
 from agentwire.wire.messages import Channel
 
@@ -43,9 +43,8 @@ def test_the_choice_never_changes() -> None:
 
 def test_records_come_back_and_are_not_asked_again(tmp_path: Path) -> None:
     first = Predictions(tmp_path, LABELS, WORDS)
-    first.add(
-        [record_of("bridge", 4, "good", REPLY), failure_of("bridge", 2, "bad", "deadline", "")]
-    )
+    failed = RequestError(NackCode.DEADLINE, "")
+    first.add([record_of("bridge", 4, "good", REPLY), record_of("bridge", 2, "bad", failed)])
     first.close()
     second = Predictions(tmp_path, LABELS, WORDS)
     assert second.missing("bridge", [1, 2, 3, 4]) == [1, 3]

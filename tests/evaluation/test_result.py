@@ -6,16 +6,16 @@ from pathlib import Path
 
 from run_results import make_result
 
-from agentwire.evaluation.result import RunResult, result_schema
+from agentwire.evaluation.result import RunResult
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_documented_schema_is_the_codes() -> None:
     documented = (ROOT / "docs" / "result.schema.json").read_text(encoding="utf-8")
-    assert documented == result_schema(), (
-        "write it anew: python -c 'from agentwire.evaluation.result import result_schema; "
-        'print(result_schema(), end="")\' > docs/result.schema.json'
+    assert documented == RunResult.schema_text(), (
+        "write it anew: python -c 'from agentwire.evaluation.result import RunResult; "
+        'print(RunResult.schema_text(), end="")\' > docs/result.schema.json'
     )
 
 

@@ -16,9 +16,15 @@ from agentwire.bridge.resampler import Resampler
 from agentwire.errors import BridgeError
 from agentwire.spec.scenario import TrainSpec
 from agentwire.training.checkpoint import Checkpoint
-from agentwire.training.diversity import diversity_loss
 from agentwire.training.loop import Evaluation, Trained, train_many
-from agentwire.training.objective import BridgeObjective, TrainingTask, drop_tokens, held_out_scores
+from agentwire.training.objective import (
+    BridgeObjective,
+    TrainingTask,
+    diversity_loss,
+    drop_tokens,
+    score,
+    soft_logits,
+)
 from agentwire.training.optimise import Step, learning_rate, schedule
 from agentwire.training.states import StateCache
 
@@ -68,7 +74,7 @@ def fresh(cache: StateCache, seed: int = 0, dropout: float = 0.0) -> Resampler:
 def evaluate(
     module: torch.nn.Module, logits: Logits, cache: StateCache, batch_size: int = 128
 ) -> tuple[float, float]:
-    found = held_out_scores([module], [[0]], logits, [cache], batch_size)[0]
+    found = score(soft_logits([module], logits, [cache], batch_size)[0], cache.labels)
     return found.loss, found.accuracy
 
 

@@ -9,7 +9,7 @@ import torch
 from tiny import RAGGED, spec
 
 from agentwire.model.transformers import TransformersBackend
-from agentwire.training.states import HALF_MAX, StateCache, cache_layers, cache_states
+from agentwire.training.states import HALF_MAX, StateCache, cache_layers
 
 TEXTS = [*RAGGED, *(f"review {n} " * n for n in range(1, 8))]
 LABELS = [i % 2 for i in range(len(TEXTS))]
@@ -21,8 +21,12 @@ def sender(request: pytest.FixtureRequest) -> TransformersBackend:
     return TransformersBackend.load(spec("sender", folder), lambda stage, fraction: None)
 
 
-def cached(sender: TransformersBackend, **kw: int) -> StateCache:
-    return cache_states(sender, TEXTS, LABELS, **{"layer": 2, "max_tokens": 40, **kw})
+def cached(
+    sender: TransformersBackend, layer: int = 2, max_tokens: int = 40, batch_size: int = 64
+) -> StateCache:
+    return cache_layers(
+        sender, TEXTS, LABELS, layers=[layer], max_tokens=max_tokens, batch_size=batch_size
+    )[layer]
 
 
 def test_each_text_has_the_states_that_it_has_alone(sender: TransformersBackend) -> None:
@@ -73,8 +77,8 @@ def test_long_texts_are_cut(sender: TransformersBackend) -> None:
 
 def test_progress_ends_at_one(sender: TransformersBackend) -> None:
     fractions: list[float] = []
-    cache_states(
-        sender, TEXTS, LABELS, layer=1, max_tokens=8, batch_size=4, progress=fractions.append
+    cache_layers(
+        sender, TEXTS, LABELS, layers=[1], max_tokens=8, batch_size=4, progress=fractions.append
     )
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0

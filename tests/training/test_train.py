@@ -24,8 +24,8 @@ from agentwire.task.datasets import Dataset, load_rows
 from agentwire.task.definitions import load_definition
 from agentwire.task.rows import rows_sha256
 from agentwire.training import loop
-from agentwire.training.curve import sparkline
 from agentwire.training.jobs import side_by_side
+from agentwire.training.reporting import sparkline
 from agentwire.training.rows import refuse_scored_rows, sample
 from agentwire.training.train import train_scenario, train_scenarios
 

@@ -108,7 +108,7 @@ def test_the_module_puts_soft_tokens_in_order_and_knows_its_parts() -> None:
         )
         for width, lengths in ((5, [4, 2, 3]), (7, [1, 4, 2]))
     ]
-    joint = JointStates.of(caches)
+    joint = JointStates(tuple(caches))
     assert (len(joint), joint.lengths.tolist(), joint.longest) == (3, [4, 4, 3], 4)
     rows = torch.tensor([2, 0])
     with torch.no_grad():
@@ -134,7 +134,7 @@ def test_a_set_of_one_learns_exactly_as_an_ordinary_bridge() -> None:
         bridge = Resampler(BridgeShape(5, 6, 3, 8, 1, 2), dropout=recipe.dropout)
         bridge.mean, bridge.std = cache.statistics()
         module = JointBridge([bridge]) if joint else bridge
-        states: States = JointStates.of([cache]) if joint else cache
+        states: States = JointStates((cache,)) if joint else cache
         task = TrainingTask(lambda soft: soft.mean(dim=1) @ answer, [states], [states])
         (done,) = train_many(BridgeObjective([module], [task], [recipe]), [recipe])
         assert isinstance(done, Trained)

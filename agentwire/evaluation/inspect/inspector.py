@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from agentwire.bridge import store
@@ -23,6 +23,7 @@ from agentwire.bridge.resampler import Resampler
 from agentwire.download import OnProgress
 from agentwire.errors import BridgeError
 from agentwire.evaluation.inspect import payloads as inspection
+from agentwire.evaluation.result import Record
 from agentwire.model.prompting import MAX_TEXT_TOKENS
 from agentwire.model.transformers import TransformersBackend, trunk
 
@@ -31,11 +32,7 @@ COMPARED = 256
 """Soft tokens that are compared with the whole vocabulary for a mean; more would take minutes."""
 
 
-class _View(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class NearestToken(_View):
+class NearestToken(Record):
     """A token of the receiver's vocabulary."""
 
     token: str
@@ -43,14 +40,14 @@ class NearestToken(_View):
     cosine: float
 
 
-class AttendedWord(_View):
+class AttendedWord(Record):
     """A word of the text and its share of a soft token's attention."""
 
     word: str
     weight: float
 
 
-class SoftTokenView(_View):
+class SoftTokenView(Record):
     """One soft token of one text."""
 
     index: int
@@ -59,7 +56,7 @@ class SoftTokenView(_View):
     attention: list[AttendedWord] = Field(description="in the order of the text; the sum is 1")
 
 
-class TextView(_View):
+class TextView(Record):
     """One text."""
 
     text: str
@@ -67,7 +64,7 @@ class TextView(_View):
     soft_tokens: list[SoftTokenView]
 
 
-class RowStatistics(_View):
+class RowStatistics(Record):
     """Statistics of the soft tokens of many texts."""
 
     rows: int
@@ -80,7 +77,7 @@ class RowStatistics(_View):
     )
 
 
-class Inspection(_View):
+class Inspection(Record):
     """Everything that ``agentwire inspect --json`` prints."""
 
     bridge: str
@@ -198,7 +195,6 @@ class BridgeInspector:
         )
 
     def random_cosine(self) -> float:
-        """See ``payloads.random_cosine``."""
         return round(inspection.random_cosine(self._table), 4)
 
 

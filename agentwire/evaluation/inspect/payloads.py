@@ -64,13 +64,13 @@ def nearest(vectors: Tensor, table: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, indices
 
 
-def random_cosine(table: Tensor, *, draws: int = 64, seed: int = 0) -> float:
+def random_cosine(table: Tensor) -> float:
     """Mean cosine of a random direction to its nearest row of ``table`` [V, d].
 
     A large vocabulary has a row near any direction, so lower cosines of soft tokens mean nothing.
     """
-    generator = torch.Generator().manual_seed(seed)
-    vectors = torch.randn(draws, table.shape[1], generator=generator).to(table.device)
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(64, table.shape[1], generator=generator).to(table.device)
     return float(nearest(vectors, table, 1)[0].mean())
 
 

@@ -11,7 +11,6 @@ from agentwire.errors import DataError
 from agentwire.evaluation.predictions import choose_rows
 from agentwire.task.datasets import Dataset, load_rows
 from agentwire.task.definitions import definitions, load_definition
-from agentwire.task.rows import Example
 
 SPLITS = ("test", "validation", "sample")
 """Splits to take rows from, in this order; never the one that the bridge was trained on."""
@@ -54,23 +53,23 @@ def choose(card: BridgeCard, name: str | None, config: Config, n: int) -> Inspec
             f"Only training rows of {', '.join(wanted)} are here.",
             hint="Use --dataset (see `agentwire data list`), or --text with --rows 0.",
         )
+    each = -(-n // len(found))
+    rows = [
+        (number, data, data.rows[i])
+        for number, data in enumerate(found)
+        for i in choose_rows(len(data), each, seed=0)
+    ]
+    texts = [row.text for _, _, row in rows]
+    labels = [data.labels[row.label] for _, data, row in rows]
     if len(found) == 1:
         (data,) = found
-        rows = _some(data, n)
-        labels = [data.labels[row.label] for row in rows]
-        classes = [row.label for row in rows]
+        classes = [row.label for _, _, row in rows]
         provenance = {"name": data.name, "split": data.split, **data.provenance}
-        return InspectedRows([row.text for row in rows], labels, classes, data.labels, provenance)
-    parts = [_some(data, -(-n // len(found))) for data in found]
-    several = [
-        (row.text, f"{data.name}: {data.labels[row.label]}", number)
-        for number, (data, part) in enumerate(zip(found, parts, strict=True))
-        for row in part
-    ]
+        return InspectedRows(texts, labels, classes, data.labels, provenance)
     return InspectedRows(
-        texts=[text for text, _, _ in several],
-        labels=[label for _, label, _ in several],
-        classes=[number for _, _, number in several],
+        texts=texts,
+        labels=[f"{row[1].name}: {label}" for row, label in zip(rows, labels, strict=True)],
+        classes=[number for number, _, _ in rows],
         names=tuple(data.name for data in found),
         provenance={
             "name": "+".join(data.name for data in found),
@@ -88,10 +87,6 @@ def _unseen(dataset: str, config: Config) -> Dataset | None:
         except DataError:
             continue
     return None
-
-
-def _some(data: Dataset, n: int) -> list[Example]:
-    return [data.rows[i] for i in choose_rows(len(data), n, seed=0)]
 
 
 def _datasets(trained_on: str) -> list[str]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agentwire.errors import BridgeError, MissingBridge
-from agentwire.evaluation.matrix.expand import AxisValue, Cell, expand
+from agentwire.evaluation.matrix.expand import Cell, expand
+from agentwire.evaluation.matrix.result import AxisValue
 from agentwire.evaluation.methods import MethodSpec, check_methods
 from agentwire.scenario.resolve import Resolved, Resolver, training_key
 from agentwire.spec.scenario import DataChoice, Scenario
@@ -22,8 +23,6 @@ class CellPlan:
     """A cell as it runs on this machine.
 
     Attributes:
-        cell: the combination.
-        resolved: what runs.
         methods: methods of this cell. A method is measured once for each combination of the axes
             that it depends on (``relevant_axes``).
         problem: why its bridge cannot be used; None if it can, or if none is needed.
@@ -85,7 +84,6 @@ def relevant_axes(method: MethodSpec, axes: Mapping[str, AxisValue]) -> dict[str
 
 
 def plan_cell(cell: Cell, methods: tuple[MethodSpec, ...], resolver: Resolver) -> CellPlan:
-    """One cell, resolved."""
     needed = [part.name for part in cell.parts if any(method.needs_bridge for method in methods)]
     try:
         return CellPlan(cell, resolver.resolve(cell.scenario, bridges=needed), methods)
@@ -99,34 +97,34 @@ def trained_together(plan: CellPlan, later: Sequence[CellPlan]) -> tuple[CellPla
     There is one cell per bridge (tasks of a series share a bridge). Where several tasks name one
     bridge, it is trained on all of them and these cells are returned.
     """
+    later = [other for other in later if other.can_be_trained]
     if sharing := _sharing(plan, later):
         return (plan, *sharing)
     key = training_key(plan.resolved)
     found = {plan.resolved.wire.bridge: plan}
     for other in later:
-        if other.can_be_trained and training_key(other.resolved) == key:
+        if training_key(other.resolved) == key:
             found.setdefault(other.resolved.wire.bridge, other)
     return tuple(found.values())
 
 
-def _sharing(plan: CellPlan, later: Sequence[CellPlan]) -> tuple[CellPlan, ...]:
-    """Cells of other tasks that name the same missing bridge.
+def _sharing(plan: CellPlan, later: Sequence[CellPlan]) -> list[CellPlan]:
+    """Cells of other tasks that name the same missing bridge, one for each task.
 
     There are none in the same series, and none for a joint set of bridges, which learns one task.
     """
     own = plan.resolved
     if own.data is None or own.wire.spec.joint:
-        return ()
-    seen = {own.data.dataset}
-    found = []
+        return []
+    found: dict[str, CellPlan] = {}
     for other in later:
         data = other.resolved.data
-        if data is None or data.dataset in seen or not other.can_be_trained:
+        same = other.resolved.wire.bridge == own.wire.bridge
+        if data is None or data.dataset == own.data.dataset or not same:
             continue
-        if other.resolved.wire.bridge == own.wire.bridge and not _same_series(own.data, data):
-            seen.add(data.dataset)
-            found.append(other)
-    return tuple(found)
+        if not _same_series(own.data, data):
+            found.setdefault(data.dataset, other)
+    return list(found.values())
 
 
 def _same_series(first: DataChoice, second: DataChoice) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 from pydantic import ValidationError
 
 from agentwire.errors import ScenarioError
+from agentwire.evaluation.matrix.result import AxisValue
 from agentwire.spec.scenario import (
     Agent,
     LayerChoice,
@@ -31,7 +32,6 @@ from agentwire.task.definitions import load_definition
 MOST_CELLS = 1000
 """A larger matrix is probably a mistake."""
 
-AxisValue: TypeAlias = str | int | float | bool
 Point: TypeAlias = dict[str, Any]
 """Values of the bridge's axes: ``layer``, ``soft_tokens``, ``train.…``."""
 
@@ -74,7 +74,7 @@ def expand(
     Raises:
         ScenarioError: no matrix, too many cells, or settings that contradict each other.
     """
-    matrix = scenario.matrix
+    matrix, choices = scenario.matrix, choices or scenario.agents
     if matrix is None:
         raise ScenarioError(f"The scenario {scenario.name} has no `matrix:`.", hint="Add one.")
     cells: dict[str, Cell] = {}
@@ -82,11 +82,13 @@ def expand(
     wires = [next(wire for wire in scenario.wires if wire.set_name == name) for name in names]
     tasks: Sequence[TaskChoice | None] = matrix.tasks or [scenario.task]
     for wire, task in itertools.product(wires, tasks):
-        base = _base(scenario, wire, matrix, choices)
-        for point, seed in itertools.product(
-            _points(matrix, base), matrix.seeds or [scenario.train.seed]
-        ):
-            cell = _cell(scenario, matrix, wire, task, base, point, seed, choices)
+        # The scenario's own value of each axis.
+        own: Point = {"layer": choices[wire.sender].layer, "soft_tokens": wire.soft_tokens}
+        own |= {f"train.{name}": value for name, value in scenario.train.model_dump().items()}
+        base = {name: own[name] for name in matrix.axes()}
+        seeds = matrix.seeds or [scenario.train.seed]
+        for point, seed in itertools.product(_points(matrix, base), seeds):
+            cell = _cell(scenario, matrix, wire, task, base, point, seed, choices[wire.sender])
             cells.setdefault(cell.id, cell)
             if len(cells) > MOST_CELLS:
                 raise ScenarioError(
@@ -94,22 +96,6 @@ def expand(
                     hint="Remove values, or set `combine: one_at_a_time`.",
                 )
     return tuple(cells.values())
-
-
-# -- points of the bridge's axes ----------------------------------------------------------------
-
-
-def _base(
-    scenario: Scenario,
-    wire: WireSpec,
-    matrix: MatrixSpec,
-    choices: Mapping[str, ModelChoice] | None,
-) -> Point:
-    """The scenario's own value of each axis."""
-    sender = (choices or scenario.agents)[wire.sender]
-    own: Point = {"layer": sender.layer, "soft_tokens": wire.soft_tokens}
-    own |= {f"train.{name}": value for name, value in scenario.train.model_dump().items()}
-    return {name: own[name] for name in matrix.axes()}
 
 
 def _points(matrix: MatrixSpec, base: Point) -> Iterator[Point]:
@@ -125,9 +111,6 @@ def _points(matrix: MatrixSpec, base: Point) -> Iterator[Point]:
         yield {}
 
 
-# -- one cell -----------------------------------------------------------------------------------
-
-
 def _cell(
     scenario: Scenario,
     matrix: MatrixSpec,
@@ -136,9 +119,10 @@ def _cell(
     base: Point,
     point: Point,
     seed: int,
-    choices: Mapping[str, ModelChoice] | None,
+    sender: ModelChoice,
 ) -> Cell:
-    stands_in = choices is not None and _stands_in(scenario.agents[wire.sender], choices, wire)
+    agent = scenario.agents[wire.sender]
+    stands_in = sender.model != agent.model and agent.stand_in is not None
     shown = {name: _shown(value, stands_in=stands_in) for name, value in point.items()}
     axes: dict[str, AxisValue] = {}
     if matrix.wires:
@@ -170,15 +154,10 @@ def _cell(
     return Cell("--".join(_suffix(*axis) for axis in axes.items()), axes, changed)
 
 
-def _stands_in(agent: Agent, choices: Mapping[str, ModelChoice], wire: WireSpec) -> bool:
-    return choices[wire.sender].model != agent.model and agent.stand_in is not None
-
-
 def _shown(value: Any, *, stands_in: bool) -> AxisValue:
     if isinstance(value, LayerChoice):
         return value.stand_in if stands_in else value.named
-    shown: AxisValue = value
-    return shown
+    return value  # type: ignore[no-any-return]
 
 
 def _suffix(name: str, value: AxisValue) -> str:
@@ -201,13 +180,10 @@ def _with_layer(
     """The agents, with another layer for the sender and its stand-in."""
     if layer is None:
         return dict(agents)
-    named, other = (
-        (layer.named, layer.stand_in) if isinstance(layer, LayerChoice) else (layer, layer)
-    )
+    named, other = _shown(layer, stands_in=False), _shown(layer, stands_in=True)
     agent = agents[sender]
     stand_in = agent.stand_in and agent.stand_in.model_copy(update={"layer": other})
-    changed = agent.model_copy(update={"layer": named, "stand_in": stand_in})
-    return {**agents, sender: changed}
+    return {**agents, sender: agent.model_copy(update={"layer": named, "stand_in": stand_in})}
 
 
 def _with_settings(scenario: Scenario, point: Point, seed: int) -> TrainSpec:

@@ -12,13 +12,13 @@ from rich.text import Text
 
 from agentwire.evaluation.matrix.result import MatrixResult, SummaryRow
 from agentwire.evaluation.methods import title_of
+from agentwire.evaluation.report import sample_note, stand_ins
 
 NAMES = {"soft_tokens": "M"}
 """Shorter column heads of axes."""
 
 
 def print_matrix(result: MatrixResult, folder: Path, console: Console) -> None:
-    """Prints the report."""
     console.print()
     console.print(_heading(result))
     if result.summary:
@@ -42,8 +42,7 @@ def _heading(result: MatrixResult) -> Text:
     }
     for shown, dataset in data.items():
         text.append(f"\n  {shown}", "dim")
-        if dataset.provenance.get("source") == "sample":
-            text.append(f"   SAMPLE: {dataset.provenance.get('note')}", "bold yellow")
+        text.append(sample_note(dataset), "bold yellow")
     if result.interrupted:
         text.append("\n  INTERRUPTED: the figures cover the finished cells", "bold red")
     return text
@@ -51,11 +50,7 @@ def _heading(result: MatrixResult) -> Text:
 
 def _table(result: MatrixResult) -> Table:
     axes = [name for name in result.axes if name != "seed"]
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        header_style="bold",
-    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for name in axes:
         table.add_column(NAMES.get(name, name.removeprefix("train.")), overflow="fold")
     table.add_column("method", no_wrap=True)
@@ -102,9 +97,8 @@ def _legend(result: MatrixResult) -> Text:
     text = Text(
         "means over seeds; Wilson intervals over rows; lowest and highest over seeds", "dim"
     )
-    if result.substitutions:
-        pairs = ", ".join(f"{s.used} for {s.wanted}" for s in result.substitutions)
-        text.append(f"\nstand-ins: {pairs}", style="yellow not dim")
+    if note := stand_ins(result.substitutions):
+        text.append(f"\n{note}", style="yellow not dim")
     return text
 
 

@@ -6,8 +6,7 @@ from these classes (a test compares them).
 
 from __future__ import annotations
 
-import json
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from pydantic import Field
 
@@ -25,7 +24,7 @@ from agentwire.evaluation.result import (
 SCHEMA_VERSION = 1
 FILE = "matrix.json"
 
-AxisValue = str | int | float | bool
+AxisValue: TypeAlias = str | int | float | bool
 Axes = dict[str, AxisValue]
 
 
@@ -92,9 +91,3 @@ class MatrixResult(RecordFile):
     summary: list[SummaryRow]
     versions: dict[str, str]
     hardware: Hardware
-
-
-def matrix_schema() -> str:
-    """The JSON schema of matrix.json, as docs/matrix.schema.json holds it."""
-    schema = MatrixResult.model_json_schema(mode="serialization")
-    return json.dumps(schema, indent=2, sort_keys=True) + "\n"

@@ -58,11 +58,8 @@ class MatrixRun:
     """A matrix, ready to start.
 
     Attributes:
-        name: name of the scenario.
         resolver: resolves a cell again after its bridge is trained.
-        folder: the folder of the matrix.
         limit: rows of each cell; None: see ``plan_run``.
-        command: what the user typed.
         train: trains missing bridges; None: cells without a bridge are skipped.
     """
 
@@ -77,14 +74,14 @@ class MatrixRun:
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """What ``write_settings`` wrote."""
-    hint = "Give the folder of an interrupted matrix, such as runs/<time>-<scenario>."
     try:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         settings = None
-    if not isinstance(settings, dict) or not isinstance(settings.get("methods"), list):
-        raise ScenarioError(f"{folder} has no matrix to resume.", hint=hint)
-    return settings
+    if isinstance(settings, dict) and isinstance(settings.get("methods"), list):
+        return settings
+    hint = "Give the folder of an interrupted matrix, such as runs/<time>-<scenario>."
+    raise ScenarioError(f"{folder} has no matrix to resume.", hint=hint)
 
 
 def write_settings(folder: Path, run: dict[str, Any]) -> None:
@@ -159,8 +156,7 @@ class _Session:
     def _cell(self, plan: CellPlan) -> None:
         runnable = plan if plan.problem is None else without_bridges(plan)
         if runnable is None:
-            record = record_of_cell(plan, None, status="skipped", folder=None)
-            self._finish(record, reused=False)
+            self._finish(record_of_cell(plan, None, status="skipped", folder=None), reused=False)
             return
         folder = self._run.folder / CELLS / plan.cell.id
         ready = self._plan(runnable, folder)
@@ -193,7 +189,6 @@ class _Session:
         )
 
     def write(self) -> MatrixResult:
-        """Builds and writes matrix.json from the cells so far."""
         run = self._run
         cells = [
             self._records.get(p.cell.id) or record_of_cell(p, None, status="pending", folder=None)
@@ -224,14 +219,11 @@ def finished(plan: RunPlan) -> RunResult | None:
         ScenarioError: it is not what the predictions there say, or those are damaged.
     """
     try:
-        content = (plan.folder / "result.json").read_bytes()
-        result = RunResult.model_validate_json(content)
+        result = RunResult.model_validate_json((plan.folder / "result.json").read_bytes())
     except (OSError, ValidationError):
         return None
-    wanted: Sequence[str] = [method.name for method in plan.methods]
-    whole = all(
-        name in result.methods and result.methods[name].n == len(plan.rows) for name in wanted
-    )
+    counts = {name: record.n for name, record in result.methods.items()}
+    whole = all(counts.get(method.name) == len(plan.rows) for method in plan.methods)
     if not whole or result.interrupted:
         return None
     predictions = Predictions(plan.folder, plan.labels, plan.label_words)

@@ -71,16 +71,25 @@ def all_axes(cells: Iterable[Cell]) -> dict[str, list[AxisValue]]:
 def summary(cells: Sequence[CellRecord], folder: Path) -> list[SummaryRow]:
     """One row per method and combination of axes with figures, over all seeds.
 
-    Args:
-        folder: the matrix's folder, with the predictions of each cell.
+    ``folder`` is the matrix's, with the predictions of each cell.
     """
     groups: dict[tuple[str, Combination], list[CellRecord]] = {}
     for cell in cells:
         for method, record in cell.methods.items():
             if record.n:
-                key = (method, _combination(_axes_of(method, cell.axes)))
+                key = (method, tuple(_axes_of(method, cell.axes).items()))
                 groups.setdefault(key, []).append(cell)
-    rows = [_over_seeds(method, members) for (method, _), members in groups.items()]
+    rows = [
+        _row(
+            axes=dict(axes),
+            method=method,
+            figure="accuracy",
+            cells=members,
+            accuracies=[cell.methods[method].accuracy for cell in members],
+            n=min(cell.methods[method].n for cell in members),
+        )
+        for (method, axes), members in groups.items()
+    ]
     return [*rows, *_series_rows(cells, folder)]
 
 
@@ -88,22 +97,6 @@ def _axes_of(method: str, axes: Axes) -> Axes:
     """The axes that a method's figures depend on, without the seed."""
     relevant = relevant_axes(get_method(method), axes) if method in METHODS else axes
     return {name: value for name, value in relevant.items() if name != "seed"}
-
-
-def _combination(axes: Axes) -> Combination:
-    return tuple(axes.items())
-
-
-def _over_seeds(method: str, cells: Sequence[CellRecord]) -> SummaryRow:
-    records = [cell.methods[method] for cell in cells]
-    return _row(
-        axes=_axes_of(method, cells[0].axes),
-        method=method,
-        figure="accuracy",
-        cells=cells,
-        accuracies=[record.accuracy for record in records],
-        n=min(record.n for record in records),
-    )
 
 
 def _row(
@@ -134,9 +127,6 @@ def _row(
     )
 
 
-# -- series: tasks about the same texts -----------------------------------------------------------
-
-
 def _series_rows(cells: Sequence[CellRecord], folder: Path) -> Iterator[SummaryRow]:
     """Two rows per method and combination for which all tasks of a series are there."""
     groups: dict[tuple[str, Combination], list[CellRecord]] = {}
@@ -146,7 +136,7 @@ def _series_rows(cells: Sequence[CellRecord], folder: Path) -> Iterator[SummaryR
         if series is not None and "task" in cell.axes:
             for method in cell.methods:
                 axes = {**_axes_of(method, cell.axes), "task": series}
-                groups.setdefault((method, _combination(axes)), []).append(cell)
+                groups.setdefault((method, tuple(axes.items())), []).append(cell)
     for (method, combination), same in groups.items():
         yield from _series_rows_of(method, dict(combination), same, folder)
 
@@ -201,12 +191,7 @@ def all_right(parts: Sequence[Right]) -> Right:
 def record_of_cell(
     plan: CellPlan, result: RunResult | None, *, status: str, folder: str | None
 ) -> CellRecord:
-    """A cell for matrix.json.
-
-    Args:
-        result: None if the cell did not run.
-        folder: of its run, relative to the matrix's folder.
-    """
+    """A cell for matrix.json; ``folder`` is relative to the matrix's."""
     return CellRecord.model_validate(
         {
             "id": plan.cell.id,

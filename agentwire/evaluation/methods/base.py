@@ -10,12 +10,8 @@ from agentwire.download import OnProgress
 from agentwire.scenario.resolve import Resolved
 
 if TYPE_CHECKING:
-    from agentwire.errors import RequestError
-    from agentwire.runtime.reply import Reply
+    from agentwire.runtime.pending import Outcome
     from agentwire.runtime.runtime import Runtime
-
-    Outcome: TypeAlias = Reply | RequestError
-    """The reply to a row, or why there is none."""
 
     SendBatch: TypeAlias = Callable[[Runtime, Resolved, Sequence[str]], Awaitable[list[Outcome]]]
     """Sends a batch of texts over the run's wire and returns one outcome per text, in order."""

@@ -23,7 +23,7 @@ from agentwire.training.baselines.baseline import receiver_model, sender_model
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from agentwire.evaluation.methods.base import Outcome
+    from agentwire.runtime.pending import Outcome
     from agentwire.runtime.runtime import Runtime
 
 LABEL_BYTES = 1

@@ -28,7 +28,7 @@ from agentwire.wire.messages import Channel
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from agentwire.evaluation.methods.base import Outcome
+    from agentwire.runtime.pending import Outcome
     from agentwire.runtime.runtime import Runtime
     from agentwire.training.baselines.context import BaselineContext
 
@@ -64,33 +64,26 @@ def local_state(runtime: Runtime, resolved: Resolved) -> LocalState:
 
 async def answer_locally(state: LocalState, compute: Callable[[], Tensor]) -> list[Outcome]:
     """Replies from the label logits [n, L] that ``compute`` returns; it runs in a thread."""
-
-    def scores() -> list[list[float]]:
-        found: list[list[float]] = compute().log_softmax(-1).tolist()
-        return found
-
     start = time.perf_counter()
     async with state.lock:
-        rows = await anyio.to_thread.run_sync(scores)
+        logits = await anyio.to_thread.run_sync(lambda: compute().log_softmax(-1))
     ms = (time.perf_counter() - start) * 1000
-    return [_reply(row, state.context.task.labels, ms) for row in rows]
-
-
-def _reply(scores: Sequence[float], labels: Sequence[str], ms: float) -> Reply:
-    """The reply to one row of a batch that took ``ms``."""
-    best = max(range(len(labels)), key=lambda i: scores[i])
-    return Reply(
-        request_id=uuid.uuid4().hex,
-        label=labels[best],
-        label_index=best,
-        scores=dict(zip(labels, scores, strict=True)),
-        text=None,
-        channel=Channel.TEXT,
-        reason="",
-        stages={"decode": ms},
-        latency_ms=ms,
-        payload_bytes=0,
-    )
+    labels = state.context.task.labels
+    return [
+        Reply(
+            request_id=uuid.uuid4().hex,
+            label=labels[best],
+            label_index=best,
+            scores=dict(zip(labels, scores, strict=True)),
+            text=None,
+            channel=Channel.TEXT,
+            reason="",
+            stages={"decode": ms},
+            latency_ms=ms,
+            payload_bytes=0,
+        )
+        for scores, best in zip(logits.tolist(), logits.argmax(-1).tolist(), strict=True)
+    ]
 
 
 def baseline_method(name: str, baseline: Baseline) -> MethodSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from agentwire.evaluation.methods.base import MethodSpec
@@ -11,7 +12,8 @@ from agentwire.scenario.shares import texts_for
 from agentwire.training.baselines.baseline import receiver_model, sender_model
 
 if TYPE_CHECKING:
-    from agentwire.evaluation.methods.base import Outcome
+    from agentwire.runtime.call_options import RelayMode
+    from agentwire.runtime.pending import Outcome
     from agentwire.runtime.runtime import Runtime
 
 
@@ -36,28 +38,11 @@ async def _send_soft(runtime: Runtime, resolved: Resolved, texts: Sequence[str])
     return await runtime.send_batch(wire.sender, wire.receiver, texts, channel="soft")
 
 
-async def _relay(runtime: Runtime, resolved: Resolved, texts: Sequence[str]) -> list[Outcome]:
-    wire = resolved.wire.spec
-    return await runtime.send_batch(wire.sender, wire.receiver, texts, channel="text")
-
-
-async def _relay_verbatim(
-    runtime: Runtime, resolved: Resolved, texts: Sequence[str]
+async def _relay(
+    runtime: Runtime, resolved: Resolved, texts: Sequence[str], relay: RelayMode | None = None
 ) -> list[Outcome]:
     wire = resolved.wire.spec
-    return await runtime.send_batch(
-        wire.sender, wire.receiver, texts, channel="text", relay="verbatim"
-    )
-
-
-async def _ask_receiver(
-    runtime: Runtime, resolved: Resolved, texts: Sequence[str]
-) -> list[Outcome]:
-    return await runtime.direct_batch(resolved.wire.spec.receiver, texts)
-
-
-async def _ask_sender(runtime: Runtime, resolved: Resolved, texts: Sequence[str]) -> list[Outcome]:
-    return await runtime.direct_batch(resolved.wire.spec.sender, texts)
+    return await runtime.send_batch(wire.sender, wire.receiver, texts, channel="text", relay=relay)
 
 
 BRIDGE = MethodSpec(
@@ -74,19 +59,19 @@ TEXT_RELAY_VERBATIM = MethodSpec(
     "text_relay_verbatim",
     "text relay, verbatim",
     lambda r: f"{sender_model(r)} -> the text itself -> {receiver_model(r)}",
-    _relay_verbatim,
+    partial(_relay, relay="verbatim"),
 )
 RECEIVER_DIRECT = MethodSpec(
     "receiver_direct",
     "receiver direct",
     lambda r: f"{receiver_model(r)} reads the text itself",
-    _ask_receiver,
+    lambda runtime, r, texts: runtime.direct_batch(r.wire.spec.receiver, texts),
     several_senders=True,
 )
 SENDER_DIRECT = MethodSpec(
     "sender_direct",
     "sender direct",
     lambda r: f"{sender_model(r)} reads the text itself",
-    _ask_sender,
+    lambda runtime, r, texts: runtime.direct_batch(r.wire.spec.sender, texts),
     several_senders=True,
 )

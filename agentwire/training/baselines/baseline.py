@@ -51,10 +51,8 @@ class Baseline:
 
 
 def sender_model(resolved: Resolved) -> str:
-    """Name of the model that sends on the run's wire."""
     return resolved.choices[resolved.wire.spec.sender].model
 
 
 def receiver_model(resolved: Resolved) -> str:
-    """Name of the model that receives on the run's wire."""
     return resolved.choices[resolved.wire.spec.receiver].model

@@ -21,7 +21,7 @@ from agentwire.task.definitions import load_definition
 from agentwire.task.rows import rows_sha256
 from agentwire.training.models import load_agent
 from agentwire.training.rows import training_rows
-from agentwire.training.states import StateCache, cache_states
+from agentwire.training.states import StateCache, cache_layers
 from agentwire.wire.messages import TaskSpec
 
 RANDOM_SEED = 1000
@@ -61,12 +61,10 @@ class BaselineContext:
 
     @property
     def recipe(self) -> TrainSpec:
-        """The scenario's training settings."""
         return self.resolved.scenario.train
 
     @property
     def soft_tokens(self) -> int:
-        """M of the bridge."""
         return self.resolved.wire.spec.soft_tokens
 
     @cached_property
@@ -75,7 +73,6 @@ class BaselineContext:
 
     @property
     def classes(self) -> int:
-        """L."""
         return len(self.task.labels)
 
     @cached_property
@@ -121,26 +118,24 @@ class BaselineContext:
         self, rows: Dataset, stage: str, sender: TransformersBackend | None = None
     ) -> StateCache:
         """The states that the bridge reads, with the rows' labels."""
-        return cache_states(
+        texts, labels = zip(*((row.text, row.label) for row in rows.rows), strict=True)
+        return cache_layers(
             sender or self.sender,
-            [row.text for row in rows.rows],
-            [row.label for row in rows.rows],
-            layer=self.layer,
+            texts,
+            labels,
+            layers=[self.layer],
             max_tokens=self.recipe.max_text_tokens,
             progress=lambda done: self.progress(stage, done),
-        )
+        )[self.layer]
 
     def states_of(
         self, texts: Sequence[str], sender: TransformersBackend | None = None
     ) -> StateCache:
         """States of texts to answer; the labels of the cache have no meaning."""
-        return cache_states(
-            sender or self.sender,
-            texts,
-            [0] * len(texts),
-            layer=self.layer,
-            max_tokens=MAX_TEXT_TOKENS,
-        )
+        sender, layers = sender or self.sender, [self.layer]
+        return cache_layers(
+            sender, texts, [0] * len(texts), layers=layers, max_tokens=MAX_TEXT_TOKENS
+        )[self.layer]
 
     def identity(self) -> dict[str, object]:
         """Everything that the training of a baseline depends on."""

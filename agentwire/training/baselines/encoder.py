@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -106,7 +107,7 @@ def _fit(context: BaselineContext) -> Fitted:
         features(context.rows), labels_of(context, context.rows),
         features(context.held_out), labels_of(context, context.held_out), context.classes,
     )  # fmt: skip
-    return Fitted(probe.tensors(), notes)
+    return Fitted(asdict(probe), notes)
 
 
 def _answer(context: BaselineContext, learned: Fitted, texts: Sequence[str]) -> Tensor:

@@ -8,8 +8,8 @@ per-feature z-scores of the training set, clamped at 8 sigma, without the openin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -49,12 +49,17 @@ class Scaler:
         return ((states.float() - self.mean) / self.std).clamp(-CLAMP_SIGMAS, CLAMP_SIGMAS)
 
 
+def _batches(cache: StateCache) -> Iterator[tuple[Tensor, Tensor]]:
+    """States and masks of all texts, in batches as wide as their longest text."""
+    for rows in torch.arange(len(cache), device=cache.flat.device).split(ROWS):  # type: ignore[no-untyped-call]
+        yield cache.gather(rows, int(cache.lengths[rows].max()))
+
+
 @torch.no_grad()
 def mean_pooled(cache: StateCache, scaler: Scaler) -> Tensor:
     """The mean of each text's standardised states, fp32 [n, d]."""
     found = []
-    for rows in torch.arange(len(cache), device=cache.flat.device).split(ROWS):  # type: ignore[no-untyped-call]
-        states, mask = cache.gather(rows, int(cache.lengths[rows].max()))
+    for states, mask in _batches(cache):
         total = (scaler(states) * mask[:, :, None]).sum(dim=1)
         found.append(total / mask.sum(dim=1, keepdim=True))
     return torch.cat(found)
@@ -73,20 +78,15 @@ class Logistic:
         """Logits [n, L] of features [n, d]."""
         return ((features - self.mean) / self.std) @ self.weight + self.bias
 
-    def tensors(self) -> dict[str, Tensor]:
-        return {"mean": self.mean, "std": self.std, "weight": self.weight, "bias": self.bias}
 
-
-def fit_logistic(
-    features: Tensor, labels: Tensor, classes: int, l2: float, iterations: int = 200
-) -> Logistic:
+def fit_logistic(features: Tensor, labels: Tensor, classes: int, l2: float) -> Logistic:
     """Minimises mean cross-entropy + l2 / 2 * |W|^2 with L-BFGS (D. Liu and J. Nocedal, 1989)."""
     mean, std = features.mean(dim=0), features.std(dim=0).clamp(min=1e-6)
     x = (features - mean) / std
     weight = torch.zeros(x.shape[1], classes, device=x.device, requires_grad=True)
     bias = torch.zeros(classes, device=x.device, requires_grad=True)
     optimiser = torch.optim.LBFGS(
-        [weight, bias], max_iter=iterations, history_size=20, line_search_fn="strong_wolfe"
+        [weight, bias], max_iter=200, history_size=20, line_search_fn="strong_wolfe"
     )
 
     def closure() -> Tensor:
@@ -161,10 +161,7 @@ def probe_objective(
 @torch.no_grad()
 def probe_logits(module: nn.Module, cache: StateCache) -> Tensor:
     """Class logits [n, L] of every text."""
-    found = []
-    for rows in torch.arange(len(cache), device=cache.flat.device).split(ROWS):  # type: ignore[no-untyped-call]
-        found.append(module(*cache.gather(rows, int(cache.lengths[rows].max()))))
-    return torch.cat(found)
+    return torch.cat([module(states, mask) for states, mask in _batches(cache)])
 
 
 def _fit_mean(context: BaselineContext) -> Fitted:
@@ -175,7 +172,7 @@ def _fit_mean(context: BaselineContext) -> Fitted:
         mean_pooled(held_out, scaler), held_out.labels, context.classes,
     )  # fmt: skip
     scales = {"scaler_mean": scaler.mean, "scaler_std": scaler.std}
-    return Fitted(scales | probe.tensors(), notes)
+    return Fitted(scales | asdict(probe), notes)
 
 
 def _answer_mean(context: BaselineContext, learned: Fitted, texts: Sequence[str]) -> Tensor:

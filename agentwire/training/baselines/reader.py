@@ -2,7 +2,10 @@
 
 Soft prompt: Brian Lester et al., "The Power of Scale for Parameter-Efficient Prompt Tuning" (2021,
 arXiv:2104.08691): P trained vectors after BOS and before the task's text prompt. A *blind* soft
-prompt reads no text; this control can learn only how frequent the classes are. Adapters: ``lora``.
+prompt reads no text; this control can learn only how frequent the classes are.
+
+Adapters: Edward Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021,
+arXiv:2106.09685), equation 3: h = W x + (scale / r) B A x.
 
 Answers are scored as for every method: the likelihood of the label words at the first answer
 position.
@@ -10,9 +13,11 @@ position.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +27,12 @@ from agentwire.model.texts import pad_right
 from agentwire.model.transformers import TransformersBackend
 from agentwire.spec.scenario import TrainSpec
 from agentwire.training.baselines.fitting import ClassifierObjective
-from agentwire.training.baselines.lora import Adapter
 from agentwire.wire.messages import TaskSpec
 
 EVALUATED_ROWS = 512
 """Rows in one pass of an evaluation."""
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+"""Layers with an adapter: the attention projections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,51 @@ class SoftPrompt(nn.Module):
 
     def forward(self) -> Tensor:
         return self.alpha * self.latents
+
+
+def adapted_layers(model: Any) -> list[tuple[str, nn.Linear]]:
+    return [
+        (name.replace(".", "/"), module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in TARGETS
+    ]
+
+
+class Adapter(nn.Module):
+    """The trained matrices: A [in, r] and B [r, out] per layer of ``model``. B starts at zero."""
+
+    def __init__(self, model: Any, rank: int = 16, scale: float = 32.0) -> None:
+        super().__init__()
+        self.factor = scale / rank
+        self.down = nn.ParameterDict()
+        self.up = nn.ParameterDict()
+        for name, linear in adapted_layers(model):
+            down = torch.empty(linear.in_features, rank)
+            nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+            self.down[name] = nn.Parameter(down)
+            self.up[name] = nn.Parameter(torch.zeros(rank, linear.out_features))
+
+    @contextmanager
+    def applied(self, model: Any) -> Iterator[None]:
+        """Adds the adapter's output to the layers of ``model`` inside this context."""
+
+        def hook(name: str) -> Any:
+            def added(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+                x = args[0]
+                down, up = self.down[name][None].to(x.dtype), self.up[name][None].to(x.dtype)
+                change = x.reshape(1, -1, x.shape[-1]) @ down @ up
+                changed: Tensor = output + self.factor * change.view_as(output)
+                return changed
+
+            return added
+
+        layers = adapted_layers(model)
+        handles = [linear.register_forward_hook(hook(name)) for name, linear in layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 class Reader:

@@ -15,8 +15,8 @@ from agentwire.task.datasets import Dataset
 from agentwire.training.baselines.baseline import Baseline, Fitted, receiver_model, sender_model
 from agentwire.training.baselines.context import BaselineContext
 from agentwire.training.baselines.fitting import labels_of, recipe_of, train
-from agentwire.training.baselines.lora import Adapter
 from agentwire.training.baselines.reader import (
+    Adapter,
     Reader,
     SoftPrompt,
     TextRows,
@@ -37,12 +37,12 @@ SUMMARISED_ROWS = 3_000
 """Most training rows that the sender summarises, since it takes long."""
 SUMMARY_BATCH = 16
 
-Read = Callable[[BaselineContext, Sequence[str]], list[str]]
+Read = Callable[[BaselineContext, Sequence[str]], Sequence[str]]
 """What the receiver reads in place of some texts."""
 
 
-def the_texts(context: BaselineContext, texts: Sequence[str]) -> list[str]:
-    return list(texts)
+def the_texts(context: BaselineContext, texts: Sequence[str]) -> Sequence[str]:
+    return texts
 
 
 def summaries(context: BaselineContext, texts: Sequence[str]) -> list[str]:
@@ -106,17 +106,6 @@ def _prompt(context: BaselineContext, learned: Fitted) -> SoftPrompt:
     return module.to(context.receiver.device)
 
 
-def _fit_prompt(context: BaselineContext) -> Fitted:
-    def make(choice: dict[str, Any]) -> SoftPrompt:
-        return SoftPrompt(context.receiver, choice["length"])
-
-    return _fit_reader(context, PROMPT_GRID, make, context.rows)
-
-
-def _answer_prompt(context: BaselineContext, learned: Fitted, texts: Sequence[str]) -> Tensor:
-    return _answer_reader(context, _prompt(context, learned), texts)
-
-
 def _fit_blind(context: BaselineContext) -> Fitted:
     receiver, task = context.receiver, context.task
     receiver.prepare(task)
@@ -140,8 +129,8 @@ def _answer_blind(context: BaselineContext, learned: Fitted, texts: Sequence[str
 PROMPT_TUNING = Baseline(
     "prompt tuning",
     lambda r: f"{receiver_model(r)} reads a trained prompt and the text",
-    _fit_prompt,
-    _answer_prompt,
+    lambda c: _fit_reader(c, PROMPT_GRID, lambda g: SoftPrompt(c.receiver, g["length"]), c.rows),
+    lambda c, learned, texts: _answer_reader(c, _prompt(c, learned), texts),
 )
 PROMPT_TUNING_BLIND = Baseline(
     "prompt tuning, blind",

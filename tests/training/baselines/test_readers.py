@@ -13,11 +13,12 @@ from agentwire.model.transformers import TransformersBackend
 from agentwire.spec.scenario import TrainSpec
 from agentwire.task.rows import Example
 from agentwire.training.baselines.few_shot import few_shot_task
-from agentwire.training.baselines.lora import Adapter, adapted_layers
 from agentwire.training.baselines.reader import (
+    Adapter,
     Reader,
     SoftPrompt,
     TextRows,
+    adapted_layers,
     blind_objective,
     reader_objective,
     text_rows,
