@@ -26,11 +26,10 @@ import numpy as np
 import numpy.typing as npt
 
 from agentwire.bridge.card import read_card
-from agentwire.download import OnProgress
 from agentwire.errors import BridgeError, ScenarioError
 from agentwire.model.backend import Encoded, Generated, Job, Scored, Watch
 from agentwire.model.timing import ms_since
-from agentwire.spec.agent import AgentSpec, FakeModel
+from agentwire.spec.agent import FakeModel
 from agentwire.task.transcript import parse_chat
 from agentwire.wire.messages import BridgeIdentity, ModelIdentity, TaskSpec
 
@@ -103,16 +102,6 @@ class FakeBackend:
             device=device,
         )
         self._bridges: dict[str, BridgeIdentity] = {}
-
-    @classmethod
-    def load(cls, spec: AgentSpec, progress: OnProgress) -> FakeBackend:
-        """Builds an agent's backend within ``spec.fake.load_ms``."""
-        steps = 4
-        for step in range(steps):
-            progress("load", step / steps)
-            time.sleep(spec.fake.load_ms / 1000 / steps)
-        progress("load", 1.0)
-        return cls(spec.model, spec.fake, spec.device)
 
     def add_bridge(self, folder: Path) -> BridgeIdentity:
         """Accepts a fake bridge, or a real bridge's folder of which it reads only the card."""
@@ -288,8 +277,8 @@ class FakeJob(Job[T]):
         return self._made
 
 
-class FakeDevice(FakeBackend):
-    """A ``FakeBackend`` that is also ``Pipelined``: its delays pass on a device, batch after batch.
+class FakeDevice:
+    """A fake model that is also ``Pipelined``: its delays pass on a device, batch after batch.
 
     It stands in for a GPU, so that the agent's pipeline can be tested, and the time that processes
     and bus add can be measured, where there is no GPU (``bench/hops.py``).
@@ -297,9 +286,13 @@ class FakeDevice(FakeBackend):
 
     def __init__(self, name: str, settings: FakeModel, device: str = "cpu") -> None:
         # The delays belong to the device; this thread computes without them.
-        super().__init__(
-            name, settings.model_copy(update={"encode_ms": 0.0, "decode_ms": 0.0}), device
-        )
+        undelayed = settings.model_copy(update={"encode_ms": 0.0, "decode_ms": 0.0})
+        model = FakeBackend(name, undelayed, device)
+        self.identity, self.add_bridge = model.identity, model.add_bridge
+        self.prepare, self.encode = model.prepare, model.encode
+        self.score_soft, self.score_text = model.score_soft, model.score_text
+        self.relay, self.generate = model.relay, model.generate
+        self.generate_soft = model.generate_soft
         self._encode_ms, self._decode_ms = settings.encode_ms, settings.decode_ms
         self._free_at = 0.0
         self._counts: Counter[str] = Counter()

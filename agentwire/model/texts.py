@@ -15,8 +15,12 @@ from torch import Tensor
 
 from agentwire.model.cpu.decoding import continue_greedily, plain_greedy
 from agentwire.model.cpu.packed_linear import PackedLinear, can_pack
-from agentwire.model.cpu.prefix import Prefix
-from agentwire.model.cpu.reading import can_pack_behind, fits_window, last_packed_states
+from agentwire.model.cpu.reading import (
+    Prefix,
+    can_pack_behind,
+    fits_window,
+    last_packed_states,
+)
 from agentwire.model.lru import LruCache
 
 PREFIXES = 16  # prompts whose keys and values are kept

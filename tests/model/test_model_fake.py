@@ -5,6 +5,7 @@ import pytest
 
 from agentwire.errors import BridgeError, ScenarioError
 from agentwire.model.backend import Backend
+from agentwire.model.backends.fake import KIND
 from agentwire.model.fake import FakeBackend, answer, fingerprint
 from agentwire.spec.agent import AgentSpec, FakeModel
 from agentwire.wire.messages import RelaySpec, TaskSpec
@@ -72,7 +73,7 @@ def test_a_receiver_fails_on_the_payload_of_its_trigger_only() -> None:
 def test_load_reports_progress_and_is_a_backend() -> None:
     seen: list[tuple[str, float]] = []
     spec = AgentSpec(name="a", backend="fake", model="sender", device="cpu")
-    model: Backend = FakeBackend.load(spec, lambda stage, fraction: seen.append((stage, fraction)))
+    model: Backend = KIND.load(spec, lambda stage, fraction: seen.append((stage, fraction)))
     assert seen[0] == ("load", 0.0) and seen[-1] == ("load", 1.0)
     assert model.identity.fingerprint == fingerprint("sender") != fingerprint("receiver")
 

@@ -49,7 +49,7 @@ def reference(model: Any, ids: torch.Tensor, layers: int | None = None) -> torch
 def test_the_trunk_gives_the_states_of_the_layer(model: Any) -> None:
     expected = reference(model, IDS, 2)
     decoder = StaticDecoder(model, PlainOps())
-    found = decoder.trunk(IDS, 2, decoder.prefix([0], 2))
+    found = decoder.trunk(IDS, 2, decoder.prefix([0]))
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
 

@@ -11,8 +11,7 @@ from torch import nn
 
 from agentwire.model.cpu.decoding import continue_greedily, plain_greedy
 from agentwire.model.cpu.packed_linear import PackedLinear, can_pack, pack_linears
-from agentwire.model.cpu.prefix import Prefix
-from agentwire.model.cpu.reading import can_pack_behind, fits_window, read_packed
+from agentwire.model.cpu.reading import Prefix, can_pack_behind, fits_window, read_packed
 from agentwire.model.texts import TextReader
 
 SIZES = {

@@ -17,7 +17,7 @@ from tiny import RAGGED, TASK
 from agentwire.errors import BridgeError, DeviceError, ModelError, ScenarioError
 from agentwire.model import texts as text_reader
 from agentwire.model import transformers as backend
-from agentwire.model.cpu.prefix import Prefix
+from agentwire.model.cpu.reading import Prefix
 from agentwire.model.prompting import MAX_TEXT_TOKENS, compile_task, text_ids
 from agentwire.model.transformers import LabelHead, TransformersBackend, trunk
 from agentwire.task.tokens import start_ids

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from agentwire.download import OnProgress
 from agentwire.model.backend import Backend
 from agentwire.model.fake import (
@@ -16,7 +18,13 @@ from agentwire.spec.backends import BackendKind, SyntheticBridges
 
 
 def _load(spec: AgentSpec, progress: OnProgress) -> Backend:
-    return (FakeDevice if spec.fake.pipelined else FakeBackend).load(spec, progress)
+    steps = 4
+    for step in range(steps):
+        progress("load", step / steps)
+        time.sleep(spec.fake.load_ms / 1000 / steps)
+    progress("load", 1.0)
+    make = FakeDevice if spec.fake.pipelined else FakeBackend
+    return make(spec.model, spec.fake, spec.device)
 
 
 KIND = BackendKind(

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agentwire.model.cpu.prefix import Prefix
-from agentwire.model.cpu.reading import PackedPass, read_packed
+from agentwire.model.cpu.reading import PackedPass, Prefix, read_packed
 
 
 class RowCache:

@@ -5,6 +5,7 @@ The attention mask is explicit: each token sees the prefix and its own text.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +14,41 @@ import torch
 from torch import Tensor
 
 from agentwire.model.cpu.packing import PACKED_TOKENS, groups_of
-from agentwire.model.cpu.prefix import Prefix, empty_cache
 
 _PROBE_PREFIX = 4  # prefix tokens in the probe of ``can_pack_behind``
 _PROBE = (3, 5)  # lengths of its two texts
+
+
+class Prefix:
+    """Keys and values of the first tokens (at least one) of many rows, computed once.
+
+    A chat template and question are often longer than the text. All text methods share them, so a
+    comparison with soft tokens is one of channels.
+    """
+
+    def __init__(self, model: Any, ids: Sequence[int]) -> None:
+        self.ids = tuple(ids)
+        self._cache = empty_cache(model)
+        device = model.get_input_embeddings().weight.device
+        with torch.inference_mode():
+            model.get_decoder()(
+                input_ids=torch.tensor([self.ids], device=device),
+                past_key_values=self._cache,
+                use_cache=True,
+            )
+
+    def cache(self, n: int) -> Any:
+        """A copy for n rows, to which a forward pass appends."""
+        cache = copy.deepcopy(self._cache)
+        cache.batch_repeat_interleave(n)
+        return cache
+
+
+def empty_cache(model: Any) -> Any:
+    """The library's cache without any tokens."""
+    from transformers import DynamicCache
+
+    return DynamicCache(config=model.config)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agentwire.model.static.ops import KeyValue, PlainOps, Rotary
+from agentwire.model.static.ops import KeyValue, Ops, Rotary
 
 POSITIONS = 2048
 """Positions in the rotary tables; longer rows run in transformers."""
@@ -66,7 +66,7 @@ class StaticDecoder:
         UnsupportedModel: the model has a feature that this pass lacks.
     """
 
-    def __init__(self, model: Any, ops: PlainOps) -> None:
+    def __init__(self, model: Any, ops: Ops) -> None:
         decoder = model.get_decoder()
         config = model.config.get_text_config()
         self._check(decoder, config)
@@ -115,9 +115,6 @@ class StaticDecoder:
         weight: Tensor = module.weight.detach()
         return weight.float() + self._shift if self._shift else weight
 
-    def _optional_norm(self, module: Any) -> Tensor | None:
-        return None if module is None else self._norm(module)
-
     def _layer(self, decoder: Any, config: Any, index: int) -> Layer:
         module = decoder.layers[index]
         attention, mlp = module.self_attn, module.mlp
@@ -128,10 +125,12 @@ class StaticDecoder:
         qkv, bias = _fused([attention.q_proj, attention.k_proj, attention.v_proj])
         gate_up, _ = _fused([mlp.gate_proj, mlp.up_proj])
         sandwich = hasattr(module, "pre_feedforward_layernorm")
-        after_attention = module.post_attention_layernorm if sandwich else None
-        before_mlp = (
-            module.pre_feedforward_layernorm if sandwich else module.post_attention_layernorm
-        )
+        after_attention = module.post_attention_layernorm
+        before_mlp = module.pre_feedforward_layernorm if sandwich else after_attention
+
+        def optional(module: Any) -> Tensor | None:
+            return None if module is None else self._norm(module)
+
         return Layer(
             before_attention=self._norm(module.input_layernorm),
             qkv=qkv,
@@ -143,10 +142,10 @@ class StaticDecoder:
             down=mlp.down_proj.weight.detach(),
             rotary=self._table(decoder.rotary_emb, kind),
             window=window,
-            query_norm=self._optional_norm(getattr(attention, "q_norm", None)),
-            key_norm=self._optional_norm(getattr(attention, "k_norm", None)),
-            after_attention=self._optional_norm(after_attention),
-            after_mlp=self._optional_norm(getattr(module, "post_feedforward_layernorm", None)),
+            query_norm=optional(getattr(attention, "q_norm", None)),
+            key_norm=optional(getattr(attention, "k_norm", None)),
+            after_attention=optional(after_attention if sandwich else None),
+            after_mlp=optional(getattr(module, "post_feedforward_layernorm", None)),
         )
 
     def _table(self, module: Any, kind: str) -> Rotary:
@@ -187,15 +186,14 @@ class StaticDecoder:
         return self.ops.add_rms_norm(delta, residual, self.norm, self.eps)
 
     @torch.inference_mode()
-    def prefix(self, ids: Sequence[int], layers: int | None = None) -> Prefix:
-        """Keys and values of the tokens ``ids`` in the first ``layers`` layers (None: all)."""
+    def prefix(self, ids: Sequence[int]) -> Prefix:
+        """Keys and values of the tokens ``ids``."""
         if not ids:
             return ()
-        count = layers or len(self.layers)
-        cache = [self._slots(1, len(ids)) for _ in range(count)]
+        cache = [self._slots(1, len(ids)) for _ in self.layers]
         row = torch.tensor([list(ids)], device=self.device)
         with torch.cuda.device(self.device if self.device.type == "cuda" else -1):
-            self._run(self.embed(row), count, (), cache=cache)
+            self._run(self.embed(row), len(self.layers), (), cache=cache)
         return [(keys[0], values[0]) for keys, values in cache]
 
     def cache(self, rows: int, slots: int) -> Cache:
@@ -225,8 +223,8 @@ class StaticDecoder:
         delta: Tensor | None = None
         length = prefix[0][0].shape[0] if prefix else 0
         for i in range(count):
-            fixed = prefix[i] if prefix else None
-            slots = self._slots(n, length + t) if cache is None else cache[i]
+            keys, values = slots = self._slots(n, length + t) if cache is None else cache[i]
+            fixed = prefix[i] if prefix else (keys[0, :0], values[0, :0])
             asked = last if i == count - 1 else None
             residual, delta = self._compute(
                 self.layers[i], residual, delta, (n, t), slots, fixed, asked, start
@@ -242,7 +240,7 @@ class StaticDecoder:
         delta: Tensor | None,
         shape: tuple[int, int],
         slots: KeyValue,
-        fixed: KeyValue | None,
+        fixed: KeyValue,
         last: Tensor | None,
         start: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
@@ -254,7 +252,7 @@ class StaticDecoder:
         qkv = F.linear(h, layer.qkv, layer.qkv_bias).view(n, t, -1)
         if layer.query_norm is not None and layer.key_norm is not None:
             self._norm_heads(qkv, layer.query_norm, layer.key_norm)
-        q = ops.rotary(qkv, layer.rotary, slots, heads=self.heads, prefix=fixed, start=start)
+        q = ops.rotary(qkv, layer.rotary, slots, fixed, start)
         if start is not None:
             mixed = ops.attend_one(q[:, 0], slots, start + 1, self.scale, layer.window)
         elif last is not None:
@@ -277,10 +275,7 @@ class StaticDecoder:
     def _norm_heads(self, qkv: Tensor, query_norm: Tensor, key_norm: Tensor) -> None:
         heads = qkv.view(*qkv.shape[:2], -1, self.head_dim)
         end = self.heads + self.groups
-        for part, weight in (
-            (slice(0, self.heads), query_norm),
-            (slice(self.heads, end), key_norm),
-        ):
+        for part, weight in ((slice(self.heads), query_norm), (slice(self.heads, end), key_norm)):
             normed = self.ops.rms_norm(heads[:, :, part].contiguous(), weight, self.eps)
             heads[:, :, part] = normed
 

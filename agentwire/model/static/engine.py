@@ -23,14 +23,14 @@ from torch.nn import functional as F
 
 from agentwire.download import OnProgress
 from agentwire.errors import DeviceError
-from agentwire.model.backend import Encoded, Generated, Job, Scored, Watch
+from agentwire.model.backend import Encoded, Generated, Job, Scored
 from agentwire.model.lru import LruCache
 from agentwire.model.prompting import opening_ids, template_ids, text_ids
 from agentwire.model.static.buckets import Buckets, fill
 from agentwire.model.static.decoder import POSITIONS, Prefix, StaticDecoder
 from agentwire.model.static.graphs import GraphDevice, Runner, RunnerJob
 from agentwire.model.static.greedy import Generation
-from agentwire.model.static.ops import PlainOps
+from agentwire.model.static.ops import Ops, PlainOps
 from agentwire.model.timing import ms_since
 from agentwire.model.transformers import LabelHead, PreparedTask, TransformersBackend
 from agentwire.spec.agent import AgentSpec
@@ -44,7 +44,7 @@ EXPRESS_ROWS = 1
 """Batches up to this size have a second graph, for when no other batch is running."""
 
 
-def ops_for(device: torch.device) -> PlainOps:
+def ops_for(device: torch.device) -> Ops:
     """Triton kernels where Triton is installed, else plain torch."""
     if device.type != "cuda":
         return PlainOps()
@@ -70,6 +70,8 @@ class StaticBackend:
     def __init__(self, plain: TransformersBackend, spec: AgentSpec, progress: OnProgress) -> None:
         self.plain = plain
         self.identity = plain.identity
+        # Free text is generated on the plain path, which can report every token.
+        self.generate, self.generate_soft = plain.generate, plain.generate_soft
         self.decoder = StaticDecoder(plain.model, ops_for(plain.device))
         self.device = GraphDevice(plain.device, graphs=spec.graphs.enabled)
         self.counts: Counter[str] = Counter()
@@ -162,10 +164,14 @@ class StaticBackend:
         fill(staging.host_in[0].numpy(), rows)
         tokenize = ms_since(start)
         runner.launch(staging)
-        count, size = len(rows), self._sizes[bridge]
+        count, (m, d) = len(rows), self._sizes[bridge]
 
         def read(output: Tensor, took: float) -> Encoded:
-            return _encoded(output.numpy()[:count], size, {"tokenize": tokenize, "encode": took})
+            """Each row of the output holds M soft tokens of d values, then the fp32 RMS of each."""
+            found = output.numpy()[:count]
+            payload = found[:, : m * d].reshape(-1, m, d).copy()
+            rms = np.ascontiguousarray(found[:, m * d :]).view(np.float32)
+            return Encoded(payload, {"tokenize": tokenize, "encode": took}, rms)
 
         return RunnerJob(runner, staging, read)
 
@@ -211,9 +217,8 @@ class StaticBackend:
 
     def _soft(self, prepared: PreparedTask, n: int, soft_tokens: int) -> _TaskRunner:
         decoder, prefix = self.decoder, self._prefix(self.plain.start)
-        soft = torch.zeros(
-            n, soft_tokens, decoder.width, dtype=torch.float16, device=decoder.device
-        )
+        shape = (n, soft_tokens, decoder.width)
+        soft = torch.zeros(shape, dtype=torch.float16, device=decoder.device)
         prompt = prepared.prompt.clone()
         given = prepared.prompt_head
         bias = None if given.bias is None else given.bias.clone()
@@ -261,20 +266,19 @@ class StaticBackend:
             self._count_eager("text", len(rows), longest)
             return None
         n, t = shape[0], shape[1] + len(ids.after)
-        runner = self._runners.get(
-            ("text", task.task_id, n, t), lambda: self._text(prepared, n, t)
-        ).runner
+        key = ("text", task.task_id, n, t)
+        runner = self._runners.get(key, lambda: self._text(prepared, n, t)).runner
         self.counts["text"] += 1
         staging = runner.staging()
         fill(staging.host_in[0].numpy(), [[*row, *ids.after] for row in rows])
         tokenize = ms_since(start)
         runner.launch(staging)
         read = [len(ids.before) + len(row) + len(ids.after) for row in rows]
-        return RunnerJob(
-            runner,
-            staging,
-            lambda output, took: _scored(output, read, {"tokenize": tokenize, "decode": took}),
-        )
+
+        def scored(output: Tensor, took: float) -> Scored:
+            return _scored(output, read, {"tokenize": tokenize, "decode": took})
+
+        return RunnerJob(runner, staging, scored)
 
     def _text(self, prepared: PreparedTask, n: int, t: int) -> _TaskRunner:
         decoder, prefix = self.decoder, self._prefix(prepared.ids.before)
@@ -297,18 +301,6 @@ class StaticBackend:
             return Generated(list(texts), {})
         made = self._generate(texts, task.relay.template, task.relay.max_new_tokens)
         return self.plain.relay(texts, task) if made is None else made
-
-    def generate(
-        self, texts: Sequence[str], task: TaskSpec, watch: Watch | None = None
-    ) -> Generated:
-        """On the plain path, which can report every token."""
-        return self.plain.generate(texts, task, watch)
-
-    def generate_soft(
-        self, payload: npt.NDArray[np.float16], task: TaskSpec, watch: Watch | None = None
-    ) -> Generated:
-        """As ``generate``."""
-        return self.plain.generate_soft(payload, task, watch)
 
     @torch.inference_mode()
     def _generate(self, texts: Sequence[str], template: str, limit: int) -> Generated | None:
@@ -377,13 +369,3 @@ class _TaskRunner:
 def _scored(output: Tensor, read: Sequence[int], stages: dict[str, float]) -> Scored:
     scores = output[: len(read)].float().numpy().copy()
     return Scored(scores, stages, [(tokens, 1) for tokens in read])
-
-
-def _encoded(
-    output: npt.NDArray[np.float16], size: tuple[int, int], stages: dict[str, float]
-) -> Encoded:
-    """Each row of the output holds M soft tokens of d values, then the fp32 RMS of each."""
-    values = size[0] * size[1]
-    payload = output[:, :values].reshape(-1, *size)
-    rms = np.ascontiguousarray(output[:, values:]).view(np.float32)
-    return Encoded(payload.copy(), stages, rms)

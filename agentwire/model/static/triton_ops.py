@@ -17,8 +17,11 @@ GATED_BLOCK = 1024
 SLOTS_BLOCK = 32
 
 
-class FusedOps(PlainOps):
-    """``PlainOps`` for CUDA; falls back to it for windows and head sizes without a kernel."""
+class FusedOps:
+    """``Ops`` for CUDA; plain ones compute windows and head sizes without a kernel."""
+
+    def __init__(self) -> None:
+        self._plain = PlainOps()
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return _launch_norm(x, x, weight, eps, add=False)
@@ -26,9 +29,9 @@ class FusedOps(PlainOps):
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         return _launch_norm(x, residual, weight, eps, add=True)
 
-    def gated(self, gate_up: Tensor, *, gelu: bool = False) -> Tensor:
+    def gated(self, gate_up: Tensor, *, gelu: bool) -> Tensor:
         if gelu:
-            return super().gated(gate_up, gelu=True)
+            return self._plain.gated(gate_up, gelu=True)
         rows, inner = gate_up.shape[0], gate_up.shape[1] // 2
         out = gate_up.new_empty(rows, inner)
         grid = (rows, triton.cdiv(inner, GATED_BLOCK))
@@ -36,23 +39,16 @@ class FusedOps(PlainOps):
         return out
 
     def rotary(
-        self,
-        qkv: Tensor,
-        table: Rotary,
-        cache: KeyValue,
-        *,
-        heads: int,
-        prefix: KeyValue | None,
-        start: Tensor | None,
+        self, qkv: Tensor, table: Rotary, cache: KeyValue, prefix: KeyValue, start: Tensor | None
     ) -> Tensor:
         keys, values = cache
         n, t = qkv.shape[:2]
         groups, d = keys.shape[2:]
         if not _power_of_2(d):
-            return super().rotary(qkv, table, cache, heads=heads, prefix=prefix, start=start)
-        length = 0 if prefix is None else prefix[0].shape[0]
+            return self._plain.rotary(qkv, table, cache, prefix, start)
+        length, heads = prefix[0].shape[0], qkv.shape[2] // d - 2 * groups
         query = qkv.new_empty(n, t, heads, d)
-        fixed_keys, fixed_values = (keys, values) if prefix is None else prefix
+        fixed_keys, fixed_values = prefix if length else cache
         _rotate[(n, length + t)](
             qkv,
             table.cos,
@@ -78,7 +74,7 @@ class FusedOps(PlainOps):
 
     def attend(self, q: Tensor, cache: KeyValue, scale: float, window: int | None) -> Tensor:
         if (window is not None and window < cache[0].shape[1]) or q.dtype == torch.float32:
-            return super().attend(q, cache, scale, window)
+            return self._plain.attend(q, cache, scale, window)
         # FlashAttention 2 (Dao, 2023, arXiv:2307.08691) aligns its causal mask to the last slot.
         keys, values = (tensor.transpose(1, 2) for tensor in cache)
         mixed: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(
@@ -92,7 +88,7 @@ class FusedOps(PlainOps):
         keys, values = cache
         n, heads, d = q.shape
         if (window is not None and window < keys.shape[1]) or not _power_of_2(d):
-            return super().attend_one(q, cache, lengths, scale, window)
+            return self._plain.attend_one(q, cache, lengths, scale, window)
         q = q.contiguous()
         out = torch.empty_like(q)
         _attend_one[(n, heads)](
