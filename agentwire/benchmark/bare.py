@@ -7,6 +7,8 @@ the broker is.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import zmq
 
@@ -16,38 +18,33 @@ PADDING = bytes(HEADER_BYTES - MARK_BYTES)
 ROWS = bytes(48)
 
 
-class BareRouter:
-    """Forwards everything to the peer named ``receiver``. A context manager.
+@contextmanager
+def bare_router(endpoint: str, keys: tuple[str, str] | None) -> Iterator[None]:
+    """Forwards everything to the peer named ``receiver``.
 
-    Args:
-        keys: CURVE (public, secret) of the server; any client is accepted. None: no encryption.
+    With ``keys`` (CURVE, public and secret, Z85) it encrypts, and accepts any client.
     """
+    stop = threading.Event()
 
-    def __init__(self, endpoint: str, keys: tuple[bytes, bytes] | None = None) -> None:
-        self._endpoint = endpoint
-        self._keys = keys
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="bare-router", daemon=True)
-
-    def __enter__(self) -> BareRouter:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
+    def forward() -> None:
         with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
-            if self._keys is not None:
-                router.curve_publickey, router.curve_secretkey = self._keys
+            if keys is not None:
+                router.curve_publickey, router.curve_secretkey = (key.encode() for key in keys)
                 router.curve_server = True
             router.setsockopt(zmq.LINGER, 0)
-            router.bind(self._endpoint)
-            while not self._stop.is_set():
+            router.bind(endpoint)
+            while not stop.is_set():
                 if router.poll(50):
                     _, *frames = router.recv_multipart()
                     router.send_multipart([b"receiver", *frames])
+
+    thread = threading.Thread(target=forward, name="bare-router", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 class BareSocket:
@@ -57,8 +54,7 @@ class BareSocket:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._dealer = self._context.socket(zmq.DEALER)
         if server_key is not None:
-            public, secret = zmq.curve_keypair()
-            self._dealer.curve_publickey, self._dealer.curve_secretkey = public, secret
+            self._dealer.curve_publickey, self._dealer.curve_secretkey = zmq.curve_keypair()
             self._dealer.curve_serverkey = server_key.encode()
         self._dealer.setsockopt(zmq.ROUTING_ID, role.encode())
         self._dealer.connect(endpoint)
@@ -77,8 +73,3 @@ class BareSocket:
         """The mark of the next message."""
         header, _, _ = self._dealer.recv_multipart()
         return header[:MARK_BYTES]
-
-
-def curve_keys() -> tuple[bytes, bytes]:
-    """A fresh (public, secret) pair."""
-    return zmq.curve_keypair()

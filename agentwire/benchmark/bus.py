@@ -26,7 +26,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final, Literal
 
-from agentwire.benchmark.bare import BareRouter, curve_keys
+from agentwire.benchmark.bare import bare_router
 from agentwire.benchmark.buspeers import (
     PAYLOAD_BYTES,
     RECEIVER,
@@ -87,11 +87,7 @@ class PeerProcess:
         self._process.stdin.flush()
 
     def read(self) -> str:
-        """The next line.
-
-        Raises:
-            AgentwireError: the process has ended.
-        """
+        """The next line; raises AgentwireError if the process has ended."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline().strip()
         if not line:
@@ -114,17 +110,17 @@ def exchange(sender_job: PeerJob, receiver_job: PeerJob) -> Figures:
 
 def measure_bare(messages: int, *, curve: bool = False) -> Figures:
     """One round through bare sockets."""
-    keys = curve_keys() if curve else None
+    keys = new_pair() if curve else None
     folder = make_run_folder()
     endpoint = ipc_endpoint(folder)
     job = PeerJob(
         role="sender",
         messages=messages,
         endpoint=endpoint,
-        server_key=keys[0].decode() if keys else None,
+        server_key=keys[0] if keys else None,
     )
     try:
-        with BareRouter(endpoint, keys):
+        with bare_router(endpoint, keys):
             return exchange(job, job.model_copy(update={"role": "receiver"}))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -210,8 +206,7 @@ def compare(
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
     begin = time.monotonic()
-    machine = {"versions": bus_versions(), "hardware": hardware()}
-    load = load_average()
+    known_versions, machine, load = bus_versions(), hardware(), load_average()
     seen: Rounds = {kind: [] for kind in measures}
 
     def record(*, interrupted: bool) -> BusRecord:
@@ -230,16 +225,16 @@ def compare(
             },
             figures=figures_of(seen),
             rounds=seen,
-            **machine,
+            versions=known_versions,
+            hardware=machine,
         )
 
-    kinds = list(measures)
     try:
         found: dict[str, Figures] = {}
-        for number, kind in turns([kinds], rounds):
+        for number, kind in turns([list(measures)], rounds):
             found[kind] = measures[kind](messages)
             tell(number, kind, found[kind])
-            if len(found) == len(kinds):
+            if len(found) == len(measures):
                 for name, figures in found.items():
                     seen[name].append(figures)
                 found = {}

@@ -188,7 +188,7 @@ def _lost(reason: str) -> None:
 
 
 def wait_for_runner() -> None:
-    """Report that everything so far is done, and wait for the next line; exit without one."""
+    """Reports that everything so far is done, and waits for the next line; exits without one."""
     print("ready", flush=True)
     if not sys.stdin.readline():
         os._exit(1)

@@ -107,18 +107,16 @@ def _latency(
         f"{name}_p95_ms{at}": found.p95,
         f"{name}_p99_ms{at}": found.p99,
     }
-    if measurement.method == "bridge":
-        stages = stage_medians(bursts)
-        figures[f"stages_gap{at}"] = stages_gap(bursts)
-        figures[f"sender_ms{at}"] = _round(sum(stages.get(s, 0.0) for s in SENDER_STAGES))
-        figures[f"receiver_ms{at}"] = stages.get("decode", 0.0)
-        figures[f"wire_ms{at}"] = stages.get("wire", 0.0)
-        figures[f"payload_bytes{at}"] = bursts[-1].payload_bytes
-        for other, prefix in PREFIX.items():
-            ratio = _ratio(measurement, other, seen, _p50)
-            if ratio is not None:
-                figures[f"vs_{prefix}_latency{at}"] = ratio
-    return figures
+    if measurement.method != "bridge":
+        return figures
+    stages = stage_medians(bursts)
+    figures[f"stages_gap{at}"] = stages_gap(bursts)
+    figures[f"sender_ms{at}"] = _round(sum(stages.get(s, 0.0) for s in SENDER_STAGES))
+    figures[f"receiver_ms{at}"] = stages.get("decode", 0.0)
+    figures[f"wire_ms{at}"] = stages.get("wire", 0.0)
+    figures[f"payload_bytes{at}"] = bursts[-1].payload_bytes
+    ratios = _ratios(measurement, seen, _p50)
+    return figures | {f"vs_{PREFIX[m]}_latency{at}": ratio for m, ratio in ratios.items()}
 
 
 def _throughput(
@@ -130,13 +128,10 @@ def _throughput(
     prefix = _prefix(measurement.method)
     figures = {f"{prefix}samples_per_s{at}": _round(statistics.median(rates))}
     if measurement.method == "bridge":
-        for other, name in RATIOS.items():
-            ratio = _ratio(measurement, other, seen, _inverse_rate)
-            if ratio is not None:
-                figures[f"{name}{at}"] = ratio
-        ratio = _ratio(measurement, "in_process", seen, _inverse_rate)
-        if ratio is not None:
-            figures[f"bus_cost{at}"] = _round(1 - ratio)
+        ratios = _ratios(measurement, seen, _inverse_rate)
+        figures |= {f"{RATIOS[m]}{at}": r for m, r in ratios.items() if m in RATIOS}
+        if "in_process" in ratios:
+            figures[f"bus_cost{at}"] = _round(1 - ratios["in_process"])
     return figures
 
 
@@ -170,16 +165,19 @@ def _rates(bursts: Sequence[Burst]) -> list[float]:
     return [rate for burst in bursts if (rate := burst.rows_per_s) is not None]
 
 
-def _ratio(measurement: Measurement, other: BenchMethod, seen: Bursts, cost: Cost) -> float | None:
-    """Cost of another method over that of ``measurement``: the median over rounds."""
-    pairs = [
-        (a, b)
-        for mine, others in zip(
-            seen[measurement], seen.get(replace(measurement, method=other), ()), strict=False
-        )
-        if (a := cost(mine)) is not None and (b := cost(others)) is not None
-    ]
-    return _round(statistics.median(b / a for a, b in pairs)) if pairs else None
+def _ratios(measurement: Measurement, seen: Bursts, cost: Cost) -> dict[BenchMethod, float]:
+    """Cost of each other method over that of ``measurement``: the median over rounds."""
+    found: dict[BenchMethod, float] = {}
+    for other in PREFIX:
+        theirs = seen.get(replace(measurement, method=other), ())
+        ratios = [
+            b / a
+            for mine, burst in zip(seen[measurement], theirs, strict=False)
+            if (a := cost(mine)) is not None and (b := cost(burst)) is not None
+        ]
+        if ratios:
+            found[other] = _round(statistics.median(ratios))
+    return found
 
 
 def _p50(burst: Burst) -> float | None:

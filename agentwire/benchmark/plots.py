@@ -38,11 +38,7 @@ SIZE = (7.5, 4.6)  # inches
 
 
 def check_plots(folder: Path) -> None:
-    """Check that pictures can be drawn into ``folder``.
-
-    Raises:
-        InputError: matplotlib is missing, or the folder cannot be made.
-    """
+    """Raises InputError if matplotlib is missing, or if ``folder`` cannot be made."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -59,13 +55,9 @@ def check_plots(folder: Path) -> None:
 
 
 def draw(record: BenchRecord, folder: Path, stem: str = "") -> list[Path]:
-    """Draw the record; returns the files.
+    """Draws the record after ``check_plots``; returns the files.
 
-    Args:
-        stem: first part of the files' names; default: the scenario's name.
-
-    Raises:
-        InputError: see ``check_plots``.
+    Their names begin with ``stem``, or with the scenario's name.
     """
     check_plots(folder)
     first = record.settings["text_tokens"][0]
@@ -164,10 +156,8 @@ def _lengths(record: BenchRecord, axes: Any, cells: list[MeasurementRecord]) -> 
         title="Latency against text length",
     )
     axes.legend(loc="upper left", fontsize=8)
-    payload = axes.twinx()
-    payload.plot(
-        lengths, [c.payload_bytes / 1024 for c in cells], color="#e6b800", linestyle=":", marker="x"
-    )
-    payload.set_ylim(0, max(c.payload_bytes for c in cells) / 1024 * 2 or 1)
+    payload, kib = axes.twinx(), [c.payload_bytes / 1024 for c in cells]
+    payload.plot(lengths, kib, color="#e6b800", linestyle=":", marker="x")
+    payload.set_ylim(0, max(kib) * 2 or 1)
     payload.set_ylabel("payload, KiB (dotted)")
     payload.grid(False)

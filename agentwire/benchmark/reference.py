@@ -39,8 +39,10 @@ class Reference:
             raise BridgeError(f"Wire {wire} has no bridge.", hint="Train one: `agentwire train`.")
         self._task = task
         threads = _threads(sender, receiver)
-        self._sender = _load(sender, threads)
-        self._receiver = _load(receiver, threads)
+        self._sender, self._receiver = (
+            load_backend(spec.model_copy(update={"threads": threads}), lambda stage, done: None)
+            for spec in (sender, receiver)
+        )
         self._bridge = self._sender.add_bridge(Path(folder)).fingerprint
         self._receiver.prepare(task)
         self._encoding = ThreadPoolExecutor(1, thread_name_prefix="sender")
@@ -100,7 +102,3 @@ def _threads(sender: AgentSpec, receiver: AgentSpec) -> int | None:
     if sender.device != "cpu" or receiver.device != "cpu":
         return None
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-
-
-def _load(spec: AgentSpec, threads: int | None) -> Backend:
-    return load_backend(spec.model_copy(update={"threads": threads}), lambda stage, fraction: None)

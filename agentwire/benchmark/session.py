@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,8 +14,15 @@ from typing import Protocol
 
 import anyio
 
-from agentwire.benchmark import methods
-from agentwire.benchmark.drive import Burst, Send, batches, one_by_one, sustained, warm
+from agentwire.benchmark.drive import (
+    Burst,
+    MessageStats,
+    Send,
+    batches,
+    one_by_one,
+    sustained,
+    warm,
+)
 from agentwire.benchmark.figures import figures_of, record_of
 from agentwire.benchmark.machine import conditions, load_average
 from agentwire.benchmark.plan import Benchmark, Measurement, measurements_of, turns
@@ -24,6 +32,7 @@ from agentwire.errors import AgentwireError, InputError
 from agentwire.evaluation.result import SubstitutionRecord
 from agentwire.evaluation.runner import InterruptScope, first_error
 from agentwire.evaluation.summary import hardware, versions
+from agentwire.runtime.pending import Outcome, replies_of
 from agentwire.runtime.reply import ProgressEvent
 from agentwire.runtime.runtime import Runtime
 from agentwire.scenario.inventory import Inventory
@@ -181,16 +190,37 @@ class Bench:
         return most * (2 if measurement.method == "receiver_replicas" else 1)
 
     def _methods(self, runtime: Runtime) -> tuple[dict[str, Send], Callable[[], None]]:
-        """The function that sends a message by each method, and one that frees their models."""
+        """A function that sends a message by each method, and one that frees their models.
+
+        ``bridge`` sends soft tokens; a row that would go as text is an error. ``receiver_replicas``
+        is ``receiver_direct`` with two copies of the receiver in turn, one on each of the bridge's
+        devices: what the bridge's hardware does without a bridge. ``in_process`` runs the bridge's
+        two models in this process, without agents and bus (``reference``).
+        """
         setup = self.setup
         sender, receiver = setup.sender, setup.receiver
+        copies = itertools.cycle([receiver, setup.replica or receiver])
+
+        async def bridge(texts: Sequence[str]) -> MessageStats:
+            return _stats_of(
+                await runtime.send_batch(sender, receiver, texts, channel="soft", fallback="error")
+            )
+
+        async def text_relay(texts: Sequence[str]) -> MessageStats:
+            return _stats_of(await runtime.send_batch(sender, receiver, texts, channel="text"))
+
+        async def receiver_direct(texts: Sequence[str]) -> MessageStats:
+            return _stats_of(await runtime.direct_batch(receiver, texts))
+
+        async def receiver_replicas(texts: Sequence[str]) -> MessageStats:
+            return _stats_of(await runtime.direct_batch(next(copies), texts))
+
         sends: dict[str, Send] = {
-            "bridge": methods.bridge(runtime, sender, receiver),
-            "text_relay": methods.text_relay(runtime, sender, receiver),
-            "receiver_direct": methods.direct(runtime, [receiver]),
+            "bridge": bridge,
+            "text_relay": text_relay,
+            "receiver_direct": receiver_direct,
+            "receiver_replicas": receiver_replicas,
         }
-        if setup.replica is not None:
-            sends["receiver_replicas"] = methods.direct(runtime, [receiver, setup.replica])
         if "in_process" not in setup.plan.methods:
             return sends, lambda: None
         from agentwire.benchmark.reference import Reference  # it may load torch into this process
@@ -234,3 +264,9 @@ class Bench:
             versions=self._versions,
             hardware=self._hardware,
         )
+
+
+def _stats_of(outcomes: Sequence[Outcome]) -> MessageStats:
+    """Stages of the slowest row; raises RequestError if a row has no answer."""
+    slowest = max(replies_of(outcomes), key=lambda reply: reply.latency_ms)
+    return MessageStats(slowest.stages, slowest.payload_bytes)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from agentwire.benchmark.methods import REPLICA
-from agentwire.benchmark.texts import Count, counter, make_texts
+from agentwire.benchmark.texts import counter, make_texts
 from agentwire.errors import ScenarioError
 from agentwire.runtime.deployment import Deployment
 from agentwire.scenario.resolve import Resolved
-from agentwire.spec.agent import AgentSpec
 from agentwire.spec.backends import BACKENDS
 from agentwire.spec.scenario import BenchPlan
 from agentwire.task.definitions import load_definition
@@ -47,12 +44,8 @@ class BenchSetup:
 
     def texts(self, tokens: int) -> list[str]:
         """Made-up texts of this many tokens of the sender."""
-        return make_texts(
-            _counter(self.deployment.agents[self.sender]),
-            tokens,
-            TEXTS,
-            self.resolved.scenario.seed,
-        )
+        count = counter(self.deployment.agents[self.sender].folder)
+        return make_texts(count, tokens, TEXTS, self.resolved.scenario.seed)
 
     def labels(self) -> list[str]:
         """Conditions that a reader of the figures must know."""
@@ -82,7 +75,7 @@ def setup_of(resolved: Resolved, plan: BenchPlan) -> BenchSetup:
             f"Wire {wire.set_name} has several senders; benchmarks measure wires with one.",
             hint="Measure a wire with one sender.",
         )
-    task = task_of(resolved, plan)
+    task = _task_of(resolved, plan)
     # A message is one batch, so that a figure for 16 rows is one of batches of 16 rows.
     batching = {
         "max_batch": max(*plan.batch_sizes, plan.length_batch),
@@ -93,17 +86,11 @@ def setup_of(resolved: Resolved, plan: BenchPlan) -> BenchSetup:
     agents = {name: spec.model_copy(update=batching) for name, spec in resolved.agents.items()}
     replica = None
     if "receiver_replicas" in plan.methods:
-        replica = f"{wire.receiver}-{REPLICA}"
-        agents[replica] = _replica(replica, agents[wire.receiver], agents[wire.sender])
-    deployment = replace(Deployment.of(resolved), agents=agents, task=task)
-    return BenchSetup(resolved, plan, deployment, wire.sender, wire.receiver, replica)
-
-
-def _replica(name: str, receiver: AgentSpec, sender: AgentSpec) -> AgentSpec:
-    """A copy of the receiver on the sender's device and threads, without wires."""
-    return receiver.model_copy(
-        update={
-            "name": name,
+        replica = f"{wire.receiver}-replica"
+        sender = agents[wire.sender]
+        # A copy of the receiver on the sender's device and threads, without wires.
+        changes: dict[str, object] = {
+            "name": replica,
             "device": sender.device,
             "threads": sender.threads,
             "cpu_shares": sender.cpu_shares,
@@ -113,15 +100,13 @@ def _replica(name: str, receiver: AgentSpec, sender: AgentSpec) -> AgentSpec:
             "soft_tokens": (),
             "fallback": {},
         }
-    )
+        agents[replica] = agents[wire.receiver].model_copy(update=changes)
+    deployment = replace(Deployment.of(resolved), agents=agents, task=task)
+    return BenchSetup(resolved, plan, deployment, wire.sender, wire.receiver, replica)
 
 
-def task_of(resolved: Resolved, plan: BenchPlan) -> TaskSpec:
-    """The task of every message.
-
-    Raises:
-        ScenarioError: neither the plan nor the scenario names one.
-    """
+def _task_of(resolved: Resolved, plan: BenchPlan) -> TaskSpec:
+    """The task of every message; raises ScenarioError if none is named."""
     name = plan.task or (resolved.data.dataset if resolved.data is not None else None)
     if name is None and plan.prompt_tokens is None:
         raise ScenarioError(
@@ -131,13 +116,9 @@ def task_of(resolved: Resolved, plan: BenchPlan) -> TaskSpec:
     task = MADE_UP if name is None else load_definition(name).spec()
     if plan.prompt_tokens is not None:
         receiver = resolved.agents[resolved.wire.spec.receiver]
-        seed = resolved.scenario.seed
-        (prompt,) = make_texts(_counter(receiver), plan.prompt_tokens, 1, seed)
+        count, seed = counter(receiver.folder), resolved.scenario.seed
+        (prompt,) = make_texts(count, plan.prompt_tokens, 1, seed)
         task = replace(task, prompt=prompt, text_prompt="{text} " + prompt)
     if plan.generated_tokens is not None:
         task = replace(task, relay=replace(task.relay, max_new_tokens=plan.generated_tokens))
     return task
-
-
-def _counter(agent: AgentSpec) -> Count:
-    return counter(Path(agent.folder) if agent.folder else None)

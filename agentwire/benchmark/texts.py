@@ -24,9 +24,9 @@ def count_words(text: str) -> int:
     return len(text.split())
 
 
-def counter(folder: Path | None) -> Count:
+def counter(folder: Path | str | None) -> Count:
     """Counts tokens with the tokenizer in ``folder``, or words if there is none."""
-    file = None if folder is None else folder / "tokenizer.json"
+    file = None if folder is None else Path(folder, "tokenizer.json")
     if file is None or not file.is_file():
         return count_words
     from tokenizers import Tokenizer

@@ -216,7 +216,7 @@ class TrainSpec(SchemaModel):
         architecture: of the bridge (docs/design/bridge.md).
         average: decay of the moving average of the weights; the average is evaluated and saved.
         balanced: draw every class equally often, instead of every row.
-        diversity: weight of a loss that pushes soft tokens apart (``training.diversity``); 0: off.
+        diversity: weight of a loss that pushes soft tokens apart (``diversity_loss``); 0: off.
         patience: training stops after this many evaluations without improvement; 0: off.
         precision: of the frozen receiver; ``auto`` is bfloat16 on a GPU and float32 on a CPU.
             Trained weights are always float32.
@@ -258,7 +258,7 @@ class TrainSpec(SchemaModel):
 
 
 BenchMethod = Literal["bridge", "receiver_direct", "receiver_replicas", "text_relay", "in_process"]
-"""What ``agentwire bench`` compares (``benchmark.methods`` explains each)."""
+"""What ``agentwire bench`` compares (``benchmark.session`` explains each)."""
 
 
 class BenchPlan(SchemaModel):
