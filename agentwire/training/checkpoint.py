@@ -25,10 +25,7 @@ VERSION = 3
 
 
 def save_tensors(file: Path, tensors: dict[str, Tensor], notes: Any) -> None:
-    """
-    Raises:
-        CacheError: the folder cannot be written.
-    """
+    """Replaces the file atomically; raises CacheError if its folder cannot be written."""
     ensure_writable(file.parent)
     partial = file.with_name(f"{file.name}.{os.getpid()}.part")
     stored = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
@@ -60,30 +57,19 @@ def _sha256(tensors: dict[str, Tensor], notes: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The state of trainings side by side.
-
-    Attributes:
-        step: finished steps.
-        tensors: weights, averages, optimiser states and best weights of each module.
-        notes: history and counters of each module, as JSON.
-    """
+    """The state of trainings side by side after ``step`` steps."""
 
     step: int
-    tensors: dict[str, Tensor]
-    notes: list[dict[str, Any]]
+    tensors: dict[str, Tensor]  # weights, averages, optimiser states and best weights
+    notes: list[dict[str, Any]]  # history and counters of each module, as JSON
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The file of one training.
-
-    Attributes:
-        identity: everything that the training depends on (recipe, models, rows). A file with
-            another identity is ignored.
-    """
+    """The file of one training."""
 
     path: Path
-    identity: str
+    identity: str  # of everything that the training depends on; another file is ignored
 
     @classmethod
     def of(cls, config: Config, bridge: str, identity: Sequence[object]) -> Checkpoint:

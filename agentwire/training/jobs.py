@@ -34,34 +34,21 @@ class LabelledTask:
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """Rows of one data set.
-
-    Attributes:
-        rows: rows to learn from.
-        held_out: rows that choose the step.
-        tasks: what the receiver is asked about these texts: one task, or all tasks of a series.
-    """
+    """Rows of one data set, and what the receiver is asked about these texts."""
 
     rows: Dataset
-    held_out: Dataset
-    tasks: tuple[LabelledTask, ...]
+    held_out: Dataset  # chooses the step
+    tasks: tuple[LabelledTask, ...]  # one task, or all tasks of a series
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingJob:
-    """A bridge to train, or a set of bridges whose soft tokens one receiver reads together.
+    """A bridge to train, or a set of bridges whose soft tokens one receiver reads together."""
 
-    Attributes:
-        resolved: the scenario; where several scenarios share a bridge, the first of them.
-        name: of the bridge or of the set.
-        layers: the layer that is read, for each sender.
-        data: one data set, or several for a bridge that serves several tasks.
-    """
-
-    resolved: Resolved
-    name: str
-    layers: tuple[int, ...]
-    data: tuple[TrainingData, ...]
+    resolved: Resolved  # where several scenarios share a bridge, the first of them
+    name: str  # of the bridge or of the set
+    layers: tuple[int, ...]  # of each sender
+    data: tuple[TrainingData, ...]  # several if the bridge serves several tasks
 
     @property
     def recipe(self) -> TrainSpec:
@@ -103,32 +90,24 @@ class TrainingJob:
 
 
 def training_jobs(resolved: Sequence[Resolved], config: Config) -> list[TrainingJob]:
-    """The jobs that train the bridges of these scenarios.
+    """The jobs that train the bridges of these scenarios; raises as ``train_scenarios``.
 
     Scenarios of several tasks that name the same bridge are one job; other scenarios are one each.
-
-    Raises:
-        ValueError: the scenarios cannot be trained together.
-        ScenarioError, DataError: a scenario cannot be trained.
     """
     # Rows by the settings that choose them, so that jobs share them.
     known: dict[tuple[str, int, int, int], tuple[Dataset, Dataset]] = {}
     if len(resolved) > 1 and len({one.wire.bridge for one in resolved}) == 1:
-        _check_shared(resolved)
+        if any(_apart_from_task(one) != _apart_from_task(resolved[0]) for one in resolved):
+            raise ValueError("the scenarios differ in more than their task")
         return [_job(resolved, config, known)]
     if len({training_key(one) for one in resolved}) > 1:
         raise ValueError("the scenarios differ in more than settings of one bridge")
     return [_job([one], config, known) for one in resolved]
 
 
-def _check_shared(resolved: Sequence[Resolved]) -> None:
-    def shared(one: Resolved) -> tuple[object, ...]:
-        wire = one.wire.spec
-        models = (one.choices[wire.sender], one.choices[wire.receiver])
-        return (wire, one.scenario.train, models)
-
-    if any(shared(one) != shared(resolved[0]) for one in resolved):
-        raise ValueError("the scenarios differ in more than their task")
+def _apart_from_task(one: Resolved) -> tuple[object, ...]:
+    wire = one.wire.spec
+    return wire, one.scenario.train, one.choices[wire.sender], one.choices[wire.receiver]
 
 
 def _job(
@@ -193,10 +172,7 @@ def training_data(
     """The rows of a data set with the labels of its own task, or of all tasks of its series.
 
     Rows from a path stand alone, because the path does not say where the rows of the other tasks
-    of the series are.
-
-    Raises:
-        DataError: another task of the series lacks one of these texts.
+    are. Raises DataError if another task of the series lacks one of these texts.
     """
     parts = (rows, held_out)
     if definition.series is None or choice.path is not None:
@@ -241,10 +217,8 @@ def run_in_groups(
 ) -> None:
     """Trains all jobs, as many side by side as fit; half as many where memory runs out.
 
-    ``train`` trains and writes the jobs with these numbers and returns the failures.
-
-    Raises:
-        BridgeError: the first failure, after all jobs have been tried.
+    ``train`` trains and writes the jobs with these numbers and returns the failures. The first
+    failure is raised after all jobs have been tried.
     """
     groups = side_by_side(batch_sizes, ROWS_AT_ONCE["cpu" if device.type == "cpu" else "cuda"])
     failures: list[BridgeError] = []

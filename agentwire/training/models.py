@@ -18,11 +18,7 @@ def load_agent(
 ) -> TransformersBackend:
     """The model of an agent in this process.
 
-    Args:
-        precision: see ``TrainSpec.precision``; None keeps the dtype of the scenario.
-
-    Raises:
-        ModelError, DeviceError: see ``TransformersBackend.load``.
+    ``precision`` is that of ``TrainSpec``; None keeps the dtype of the scenario.
     """
     # The models compute one after the other in this process, so each may use all threads.
     changes: dict[str, object] = {"threads": None}

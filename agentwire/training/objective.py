@@ -91,13 +91,8 @@ class Objective(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TrainingTask:
-    """One task of a training.
-
-    Attributes:
-        logits: the frozen receiver with this task's prompt.
-        cache: training states for each module (modules may read different layers or senders).
-        held_out: held-out states for each module.
-    """
+    """One task: the receiver with its prompt, and states for each module, which may read different
+    layers or senders."""
 
     logits: LogitsFromSoft
     cache: Sequence[States]

@@ -50,13 +50,8 @@ class TimeLeft:
 
 
 class TrainingReport:
-    """Reports the progress of bridges that train side by side.
-
-    Args:
-        bridges: how many train now.
-        before: how many of the same call are trained already.
-        total: how many the call trains.
-    """
+    """Reports the progress of ``bridges`` that train side by side: after ``before`` others, of
+    ``total`` in all."""
 
     def __init__(
         self, progress: OnProgress, bridges: int, steps: int, before: int = 0, total: int = 1
@@ -114,11 +109,7 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def require_plots() -> None:
-    """Checks for matplotlib before anything is trained.
-
-    Raises:
-        InputError: it is not installed.
-    """
+    """Raises InputError without matplotlib; called before anything is trained."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:

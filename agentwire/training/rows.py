@@ -17,8 +17,7 @@ from agentwire.task.rows import rows_sha256
 def training_rows(data: DataChoice, recipe: TrainSpec, config: Config) -> tuple[Dataset, Dataset]:
     """The rows that bridges and baselines train on, and the rows that choose their settings.
 
-    Raises:
-        DataError: the rows are not available, or they are the rows that are scored.
+    Raises DataError if they are not available, or are the rows that are scored.
     """
     refuse_scored_rows(data)
     split = load_rows(data.dataset, TRAIN_SPLIT, config=config, path=data.path)
@@ -40,10 +39,7 @@ def sample(rows: Dataset, n: int, seed: int) -> Dataset:
 
 
 def refuse_scored_rows(data: DataChoice) -> None:
-    """
-    Raises:
-        DataError: the scenario scores the training split, or names one file for all splits.
-    """
+    """Raises DataError if the training split is scored, or one file serves all splits."""
     if data.path is not None and Path(data.path).expanduser().is_file():
         raise DataError(
             f"{data.path} is one file, so training would read the rows that are scored.",

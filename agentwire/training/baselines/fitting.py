@@ -30,13 +30,11 @@ def fitted(context: BaselineContext, name: str, baseline: Baseline) -> Fitted:
     """What a baseline learned: from the cache, or fitted now.
 
     Raises:
-        CacheError: the cache cannot be written.
         BridgeError: its loss was never finite.
-        DataError, ModelError, DownloadError: something that it needs is not available.
+        CacheError, DataError, ModelError, DownloadError: something is not available.
     """
     file = cache_file(context, name)
-    found = load_tensors(file)
-    if found is not None:
+    if found := load_tensors(file):
         return Fitted(*found)
     learned = baseline.fit(context)
     save_tensors(file, learned.tensors, learned.notes)
@@ -47,9 +45,6 @@ def cache_file(context: BaselineContext, name: str) -> Path:
     identity = {"version": VERSION, "method": name, **context.identity()}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return context.config.home / "baselines" / f"{name}-{digest[:16]}.safetensors"
-
-
-# -- for the baselines' own files ---------------------------------------------------------------
 
 
 def recipe_of(context: BaselineContext, **changes: Any) -> TrainSpec:
@@ -107,8 +102,7 @@ def train(
 ) -> tuple[int, Trained]:
     """Trains side by side; index and result of the training with the best held-out accuracy.
 
-    Raises:
-        BridgeError: no loss was finite.
+    Raises BridgeError if no loss was finite.
     """
     steps = recipes[0].steps
     time_left = TimeLeft(steps)

@@ -37,17 +37,11 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 @dataclass(frozen=True, slots=True)
 class TextRows:
-    """Texts inside the task's text prompt, as the receiver's tokens.
+    """Texts inside the task's text prompt, as the receiver's tokens."""
 
-    Attributes:
-        ids: [n, T], padded on the right.
-        lengths: [n] tokens of each row; the answer follows the last.
-        labels: [n] class ids.
-    """
-
-    ids: Tensor
-    lengths: Tensor
-    labels: Tensor
+    ids: Tensor  # [n, T], padded on the right
+    lengths: Tensor  # [n] tokens of each row; the answer follows the last
+    labels: Tensor  # [n] class ids
 
 
 def text_rows(

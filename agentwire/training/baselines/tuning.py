@@ -97,9 +97,6 @@ def _answer_reader(context: BaselineContext, module: nn.Module, texts: Sequence[
     return Reader(context.receiver, context.task).scores(module, rows)
 
 
-# -- prompt tuning ------------------------------------------------------------------------------
-
-
 def _prompt(context: BaselineContext, learned: Fitted) -> SoftPrompt:
     module = SoftPrompt(context.receiver, learned.tensors["latents"].shape[0])
     module.load_state_dict(learned.tensors)
@@ -138,8 +135,6 @@ PROMPT_TUNING_BLIND = Baseline(
     _fit_blind,
     _answer_blind,
 )
-
-# -- LoRA ---------------------------------------------------------------------------------------
 
 
 def _adapter(context: BaselineContext) -> Adapter:
