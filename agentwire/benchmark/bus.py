@@ -199,10 +199,8 @@ def compare(
 ) -> BusRecord:
     """Alternating rounds of all kinds; the first kind changes every round.
 
-    Args:
-        tell: called with (round, kind, figures).
-        keep: called with the record so far after each complete round. Ctrl-C ends the benchmark;
-            the incomplete round does not count.
+    ``tell`` gets (round, kind, figures), ``keep`` the record after each complete round. Ctrl-C ends
+    the benchmark; the incomplete round does not count.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
     begin = time.monotonic()

@@ -56,22 +56,16 @@ Figures = dict[str, float]
 
 
 class PeerJob(BaseModel):
-    """What one end does.
-
-    Attributes:
-        endpoint: of the bare router, if ``address`` is None.
-        server_key: CURVE key of the bare router (Z85).
-        keys: public and secret key and the bus's public key, if the bus asks for keys (Z85).
-    """
+    """What one end does."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     role: Literal["sender", "receiver"]
     messages: int
-    endpoint: str = ""
-    server_key: str | None = None
+    endpoint: str = ""  # of the bare router, if ``address`` is None
+    server_key: str | None = None  # CURVE key of the bare router (Z85)
     address: BusAddress | None = None
-    keys: tuple[str, str, str] | None = None
+    keys: tuple[str, str, str] | None = None  # public and secret, and the bus's public (Z85)
 
 
 class Arrivals:

@@ -25,19 +25,13 @@ class MessageStats:
 
 @dataclass(slots=True)
 class Burst:
-    """One measurement in one round.
+    """One measurement in one round."""
 
-    Attributes:
-        latencies_ms, stages_ms: of each message.
-        rows: answered in ``seconds`` while the pipeline was full.
-        payload_bytes: of one row.
-    """
-
-    latencies_ms: list[float] = field(default_factory=list)
+    latencies_ms: list[float] = field(default_factory=list)  # of each message, like the stages
     stages_ms: list[Mapping[str, float]] = field(default_factory=list)
-    rows: int = 0
+    rows: int = 0  # answered in ``seconds`` while the pipeline was full
     seconds: float = 0.0
-    payload_bytes: int = 0
+    payload_bytes: int = 0  # of one row
 
     @property
     def rows_per_s(self) -> float | None:

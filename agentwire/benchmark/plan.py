@@ -15,18 +15,12 @@ Benchmark = Literal["latency", "throughput", "all"]
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One method at one batch size and text length.
+    """One method at one batch size and text length."""
 
-    Attributes:
-        kind: ``latency``: one message at a time; ``throughput``: several in flight.
-        batch_size: rows of one message.
-        text_tokens: length of each text in the sender's tokens.
-    """
-
-    kind: Kind
+    kind: Kind  # latency: one message at a time; throughput: several in flight
     method: BenchMethod
-    batch_size: int
-    text_tokens: int
+    batch_size: int  # rows of one message
+    text_tokens: int  # length of each text in the sender's tokens
 
 
 def measurements_of(plan: BenchPlan, benchmark: Benchmark) -> list[list[Measurement]]:

@@ -29,8 +29,7 @@ T = TypeVar("T", Encoded, Scored)
 class Reference:
     """Both ends of one wire; call it with the texts of a message.
 
-    Raises:
-        InputError: a model or the bridge cannot be loaded.
+    Raises InputError if a model or the bridge cannot be loaded.
     """
 
     def __init__(self, sender: AgentSpec, receiver: AgentSpec, wire: str, task: TaskSpec) -> None:

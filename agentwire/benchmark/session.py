@@ -64,11 +64,7 @@ class BenchObserver(Protocol):
 
 @dataclass
 class Bench:
-    """One benchmark.
-
-    Args:
-        keep: called with the record so far after every measurement.
-    """
+    """One benchmark; ``keep`` gets the record so far after every measurement."""
 
     setup: BenchSetup
     benchmark: Benchmark
@@ -89,10 +85,9 @@ class Bench:
         self._load = load_average()
 
     async def run(self) -> BenchRecord:
-        """Measure everything. An interrupt (Ctrl-C, SIGTERM) keeps what was measured until then.
+        """Measures everything. An interrupt (Ctrl-C, SIGTERM) keeps what was measured until then.
 
-        Raises:
-            InputError, AgentwireError: the agents do not start, or nothing could be measured.
+        Raises AgentwireError if the agents do not start, or if nothing could be measured.
         """
         interrupt = InterruptScope()
         try:

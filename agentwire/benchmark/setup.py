@@ -21,21 +21,14 @@ TEXTS = 256
 
 @dataclass(frozen=True, slots=True)
 class BenchSetup:
-    """What a benchmark starts.
+    """What a benchmark starts."""
 
-    Attributes:
-        resolved: the scenario on this machine, its models fetched.
-        deployment: its agents, and a copy of the receiver if the plan measures replicas.
-        sender, receiver: ends of the wire.
-        replica: name of the receiver's copy; None: not measured.
-    """
-
-    resolved: Resolved
+    resolved: Resolved  # the scenario on this machine, its models fetched
     plan: BenchPlan
-    deployment: Deployment
+    deployment: Deployment  # its agents, and a copy of the receiver if replicas are measured
     sender: str
     receiver: str
-    replica: str | None
+    replica: str | None  # name of the receiver's copy; None: not measured
 
     @property
     def task(self) -> TaskSpec:
@@ -64,11 +57,7 @@ class BenchSetup:
 
 
 def setup_of(resolved: Resolved, plan: BenchPlan) -> BenchSetup:
-    """What to start for a resolved and fetched scenario.
-
-    Raises:
-        ScenarioError: the scenario has no task, or its wire cannot be measured.
-    """
+    """What to start; raises ScenarioError without a task, or if the wire cannot be measured."""
     wire = resolved.wire.spec
     if wire.joint:
         raise ScenarioError(

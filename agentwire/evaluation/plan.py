@@ -112,7 +112,6 @@ def plan_run(
     Args:
         limit: rows to score; 0: all. Default: that of the resumed run, else the scenario's, else
             200 on a CPU and all on GPUs.
-        out: folder in which the run's folder is made.
         folder: the run's folder itself; default: a new one in ``out``.
         resume: folder of an interrupted run.
 
@@ -162,11 +161,7 @@ def _limit(resolved: Resolved, limit: int | None, earlier: dict[str, Any] | None
 
 
 def new_folder(out: Path, scenario: str) -> Path:
-    """Makes ``out``/<time>-<scenario>.
-
-    Raises:
-        InputError: it cannot be written.
-    """
+    """Makes ``out``/<time>-<scenario>; raises InputError if it cannot be written."""
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{scenario}"
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -118,11 +118,8 @@ def unanswered(folder: Path) -> list[str]:
 class Predictions:
     """The predictions in a run's folder: those of earlier sessions and of this one.
 
-    Args:
-        labels, words: as for ``problem_of``.
-
-    Raises:
-        ScenarioError: a line of the file there is not a prediction of this run, or is there twice.
+    Raises ScenarioError if a line there is not a prediction of this run (``problem_of``), or is
+    there twice.
     """
 
     def __init__(self, folder: Path, labels: Mapping[int, str], words: Sequence[str]) -> None:

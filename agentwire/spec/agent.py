@@ -9,36 +9,28 @@ from pydantic import BaseModel, ConfigDict, Field
 from agentwire.wire.messages import TaskSpec
 
 
-class OutgoingBridge(BaseModel):
-    """A wire on which this agent is the sender, and its bridge folder (None: no bridge)."""
-
+class Plain(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OutgoingBridge(Plain):
+    """A wire on which this agent is the sender, and its bridge folder (None: no bridge)."""
 
     wire: str
     receiver: str
     folder: str | None
 
 
-class JointBridges(BaseModel):
-    """A set of bridges that were trained together.
-
-    Attributes:
-        name: of the set.
-        bridges: fingerprints, in the order of their payloads before the prompt.
-        prompts: what the set was trained for, as in ``BridgeIdentity.prompts``.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class JointBridges(Plain):
+    """A set of bridges that were trained together."""
 
     name: str
-    bridges: tuple[str, ...]
-    prompts: tuple[str, ...]
+    bridges: tuple[str, ...]  # fingerprints, in the order of their payloads before the prompt
+    prompts: tuple[str, ...]  # what they were trained for, as in ``BridgeIdentity.prompts``
 
 
-class FakeModel(BaseModel):
+class FakeModel(Plain):
     """Settings of the fake backend for tests: deterministic, with faults on demand."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     width: int = 16
     layers: int = 4
@@ -55,7 +47,7 @@ class FakeModel(BaseModel):
     pipelined: bool = False  # the delays are a device's, which works beside the thread
 
 
-class GraphSpec(BaseModel):
+class GraphSpec(Plain):
     """The static shapes that an agent on a GPU captures as CUDA graphs when it starts.
 
     Attributes:
@@ -66,8 +58,6 @@ class GraphSpec(BaseModel):
         express: single rows use a graph that also moves their data.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     enabled: bool = True
     express: bool = True
     texts: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = (16, 32, 48, 64, 96, 128, 256, 512)
@@ -75,7 +65,7 @@ class GraphSpec(BaseModel):
     max_tokens: Annotated[int, Field(ge=1)] = 32_768
 
 
-class Placement(BaseModel):
+class Placement(Plain):
     """What an agent needs of the machine that a launcher chooses (``launcher: ray``).
 
     Attributes:
@@ -85,74 +75,52 @@ class Placement(BaseModel):
         resources: other Ray resources, and how much of each.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     cpus: float | None = Field(default=None, ge=0)
     gpus: float | None = Field(default=None, ge=0)
     labels: dict[str, str] = Field(default_factory=dict)
     resources: dict[str, float] = Field(default_factory=dict)
 
 
-class AgentSpec(BaseModel):
+class AgentSpec(Plain):
     """One agent process."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     backend: str
-    model: str = Field(description="registry name, hub name, or local folder")
-    folder: str | None = Field(default=None, description="local folder with the weights, resolved")
+    model: str  # registry name, hub name, or local folder
+    folder: str | None = None  # local folder with the weights, resolved
     weights: Literal["pretrained", "random"] = "pretrained"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "cpu"
-    threads: int | None = Field(default=None, description="CPU threads of this process")
-    cpu_shares: dict[str, int] = Field(
-        default_factory=dict,
-        description="threads of each agent that lends its threads while idle, this one among them",
-    )
-    cpu_share_of: str = Field(
-        default="",
-        description="agent whose share it uses; the two never compute at the same time",
-    )
+    threads: int | None = None  # of this process, on a CPU
+    # Threads of each agent that lends its threads while idle, this one among them.
+    cpu_shares: dict[str, int] = {}
+    cpu_share_of: str = ""  # agent whose share it uses; the two never compute at the same time
     max_batch: int = 16
     max_wait_ms: float = 2.0
-    batch_by: Literal["rows", "message"] = Field(
-        default="rows",
-        description="rows: rows of several messages share a batch; message: each has its own",
-    )
-    rehearse: bool | None = Field(
-        default=None, description="replays messages to stay warm; None: on a GPU"
-    )
+    batch_by: Literal["rows", "message"] = "rows"  # message: rows of others do not join
+    rehearse: bool | None = None  # replays messages to stay warm; None: on a GPU
     bridges: tuple[OutgoingBridge, ...] = ()
     incoming: tuple[str, ...] = ()  # wires on which this agent is the receiver
     joint: tuple[JointBridges, ...] = ()  # what it reads together as the receiver
-    fallback: dict[str, Literal["text", "error"]] = Field(default_factory=dict)
-    engine: Literal["auto", "transformers", "static"] = Field(
-        default="auto", description="static: the static engine; auto: static on a GPU"
-    )
-    graphs: GraphSpec = Field(default_factory=GraphSpec)
-    soft_tokens: tuple[int, ...] = Field(default=(), description="M of its incoming wires")
-    task: TaskSpec | None = Field(
-        default=None, description="prepared before the agent reports that it is ready"
-    )
-    fake: FakeModel = Field(default_factory=FakeModel)
-    place: Placement = Field(default_factory=Placement)
+    fallback: dict[str, Literal["text", "error"]] = {}
+    engine: Literal["auto", "transformers", "static"] = "auto"  # auto: static on a GPU
+    graphs: GraphSpec = GraphSpec()
+    soft_tokens: tuple[int, ...] = ()  # M of its incoming wires
+    task: TaskSpec | None = None  # prepared before the agent reports that it is ready
+    fake: FakeModel = FakeModel()
+    place: Placement = Placement()
 
 
-class CurveKeys(BaseModel):
+class CurveKeys(Plain):
     """CURVE keys (Z85) of an agent that connects to a bus on another machine."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     public: str
     secret: str = Field(repr=False)
     server: str
 
 
-class BusAddress(BaseModel):
+class BusAddress(Plain):
     """The address of the bus, and the credentials of this incarnation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     endpoint: str  # ipc://… or tcp://…
     run: str  # 32 hex digits
@@ -160,19 +128,13 @@ class BusAddress(BaseModel):
     token: str  # hex secret of this run
 
 
-class AgentBootstrap(BaseModel):
+class AgentBootstrap(Plain):
     """The message from the supervisor to its child: one JSON line on stdin."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     agent: AgentSpec
     bus: BusAddress
-    keys: CurveKeys | None = Field(
-        default=None, description="keys for a bus on another machine; None: the parent's bus"
-    )
-    telemetry: str | None = Field(
-        default=None, description="file for the batch counts, written when the incarnation ends"
-    )
+    keys: CurveKeys | None = None  # for a bus on another machine; None: the parent's bus
+    telemetry: str | None = None  # file for the batch counts, written when the incarnation ends
 
 
 def warms_up(spec: AgentSpec) -> bool:

@@ -12,32 +12,20 @@ from agentwire.spec.registry import Registry, known_name
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """A library that a backend needs and that agentwire does not install.
+    """A library that a backend needs and that agentwire does not install."""
 
-    Attributes:
-        title: its name in messages.
-        module: what Python imports.
-        distributions: packages that provide the module; versions are read from them.
-        install: how to get it, as a hint.
-    """
-
-    title: str
-    module: str
-    distributions: tuple[str, ...]
-    install: str
+    title: str  # its name in messages
+    module: str  # what Python imports
+    distributions: tuple[str, ...]  # packages that provide the module and its version
+    install: str  # how to get it, as a hint
 
 
 @dataclass(frozen=True, slots=True)
 class SyntheticBridges:
-    """Bridges that a backend makes itself instead of reading a folder.
+    """Bridges that a backend makes itself instead of reading a folder."""
 
-    Attributes:
-        prefix: such a bridge is named ``<prefix><receiver's model>[:<prompt hash>]``.
-        fingerprint: (sender's model, bridge name) -> the bridge's fingerprint.
-    """
-
-    prefix: str
-    fingerprint: Callable[[str, str], str]
+    prefix: str  # such a bridge is named ``<prefix><receiver's model>[:<prompt hash>]``
+    fingerprint: Callable[[str, str], str]  # of (sender's model, bridge name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,12 +50,7 @@ class Document:
 
 
 def read_document(file: Path) -> Document:
-    """Reads a YAML file.
-
-    Raises:
-        ScenarioError: it cannot be read, is not UTF-8 or not YAML; names the line where there is
-            one.
-    """
+    """Reads a YAML file; raises ScenarioError, with the line where there is one."""
     try:
         raw = file.read_bytes()
     except OSError as error:
@@ -78,11 +73,7 @@ def read_document(file: Path) -> Document:
 
 
 def parse_document(text: str, file: Path) -> Document:
-    """Parses YAML text; ``file`` is named in errors.
-
-    Raises:
-        ScenarioError: not YAML, a key twice, an unknown tag, or too many values.
-    """
+    """Parses YAML text; raises ScenarioError, which names ``file``."""
     try:
         _check_size(text, file)
         reader = YAML(typ="rt", pure=True)
@@ -135,8 +126,7 @@ class _Constructor(RoundTripConstructor):
 def _check_size(text: str, file: Path) -> None:
     """Counts values as they will be after aliases and merges are expanded, without expanding them.
 
-    Raises:
-        ScenarioError: too many, too deep, or an alias inside the value that it names.
+    Refuses too many, too deep, and an alias inside the value that it names.
     """
     sizes: dict[str, int] = {}  # of anchored values; 0 while the value is still open
     open_values: list[tuple[str | None, int]] = []  # anchor, and the count before it
@@ -217,13 +207,12 @@ def _invalid(error: YAMLError, text: str, file: Path) -> ScenarioError:
     mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
     where: object = shown_path(file) if mark is None else SourceLine(file, mark.line + 1)
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-    excerpt = f" in {_excerpt(text, mark.line)!r}" if mark else ""
+    lines = text.split("\n")
+    excerpt = ""
+    if mark:
+        line = lines[mark.line].strip()[:80] if mark.line < len(lines) else "end of file"
+        excerpt = f" in {line!r}"
     hint = "Check the indentation, colons and brackets of that line and the one above."
     if isinstance(error, ConstructorError):
         hint = "Correct that value."
     return ScenarioError(f"{where}: not valid YAML: {problem}{excerpt}.", hint=hint)
-
-
-def _excerpt(text: str, line: int) -> str:
-    lines = text.split("\n")
-    return lines[line].strip()[:80] if line < len(lines) else "end of file"

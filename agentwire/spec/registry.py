@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib import metadata
 from typing import Any, Generic, TypeVar
 
@@ -19,10 +19,8 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Name -> implementation. A built-in name always wins over an entry point of the same name.
 
-    Args:
-        group: entry point group in which other packages add implementations
-            (``importlib.metadata``), for example ``agentwire.backends``.
-        noun: what one entry is called in error messages, for example ``backend``.
+    ``group`` is the entry point group in which other packages add implementations, for example
+    ``agentwire.backends``; ``noun`` is what error messages call an entry.
     """
 
     def __init__(self, group: str, noun: str) -> None:
@@ -31,21 +29,8 @@ class Registry(Generic[T]):
         self._loaded: dict[str, T] = {}
         self._lazy: dict[str, str] = {}
 
-    def register(self, name: str) -> Callable[[T], T]:
-        """Decorator: registers what it decorates under ``name``."""
-
-        def add(implementation: T) -> T:
-            self.add(name, implementation)
-            return implementation
-
-        return add
-
     def add(self, name: str, implementation: T) -> None:
-        """Registers an implementation.
-
-        Raises:
-            AgentwireError: another one has this name.
-        """
+        """Registers an implementation; raises AgentwireError if another has this name."""
         if self._loaded.get(name, implementation) is not implementation:
             raise AgentwireError(
                 f"Two {self.noun}s are named {name!r}.", hint="Register one under another name."
@@ -66,9 +51,7 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         """The implementation with this name, imported now if need be.
 
-        Raises:
-            ScenarioError: there is none.
-            AgentwireError: the package that provides it cannot be loaded.
+        Raises ScenarioError if there is none, AgentwireError if its package cannot be loaded.
         """
         if name not in self._loaded:
             if name in self._lazy:

@@ -19,7 +19,6 @@ from agentwire.spec.routes import processes_of
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 """Names of agents and scenarios: lower case, digits, ``_`` and ``-``."""
 
-
 MOST_REPLICAS = 64
 MOST_ROUTES = 1024
 """Limit of ``wire.credit.CreditGate``."""
@@ -62,8 +61,8 @@ class ModelChoice(SchemaModel):
     threads: Annotated[int, Field(ge=1)] | None = None
     backend: BackendName = "transformers"
     engine: Literal["auto", "transformers", "static"] = "auto"
-    place: Placement = Field(default_factory=Placement)
-    graphs: GraphSpec = Field(default_factory=GraphSpec)
+    place: Placement = Placement()
+    graphs: GraphSpec = GraphSpec()
     max_wait_ms: Annotated[float, Field(ge=0, le=10_000)] = 2.0
     rehearse: bool | None = None
 
@@ -320,13 +319,8 @@ if TYPE_CHECKING:
         """Settings of ``TrainSpec`` as axes, each with a list of values."""
 else:
     _AXES = {
-        name: (
-            # ``Annotated`` needs at least one annotation.
-            list[
-                Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-            ],
-            Field(None, min_length=1),
-        )
+        # The last annotation is there because ``Annotated`` needs one.
+        name: (list[Annotated[field.annotation, *field.metadata, None]], Field(None, min_length=1))
         for name, field in TrainSpec.model_fields.items()
         if name != "seed"  # that axis is ``matrix.seeds``
     }
@@ -375,15 +369,8 @@ class MatrixSpec(SchemaModel):
     def axes(self) -> dict[str, list[Any]]:
         """Axes of the bridge without seeds: ``layer``, ``soft_tokens``, ``train.…``."""
         train = {f"train.{k}": v for k, v in self.train.model_dump(exclude_none=True).items()}
-        return {
-            name: values
-            for name, values in (
-                ("layer", self.layers),
-                ("soft_tokens", self.soft_tokens),
-                *train.items(),
-            )
-            if values
-        }
+        axes = {"layer": self.layers, "soft_tokens": self.soft_tokens, **train}
+        return {name: values for name, values in axes.items() if values}
 
 
 class Scenario(SchemaModel):
@@ -442,10 +429,9 @@ class Scenario(SchemaModel):
         if self.task is None:
             raise ValueError("a matrix needs a `task:` to score")
         known = {wire.set_name: wire for wire in self.wires}
-        for name in self.matrix.wires:
+        for name in self.matrix.wires or [self.wires[0].set_name]:
             if name not in known:
                 raise ValueError(f"matrix.wires: there is no wire {name!r} ({', '.join(known)})")
-        for name in self.matrix.wires or [self.wires[0].set_name]:
             if not known[name].joint:
                 continue
             if self.matrix.layers:

@@ -17,14 +17,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def mapping_of(document: Document, what: str) -> dict[str, Any]:
-    """The top-level keys of a file.
-
-    Args:
-        what: what the file should hold, for errors: ``a scenario``.
-
-    Raises:
-        ScenarioError: the file is empty or holds something else.
-    """
+    """The top-level keys of a file; raises ScenarioError if it does not hold ``what``."""
     value = document.value
     if value is None:
         raise ScenarioError(
@@ -45,11 +38,7 @@ def kind_of(value: object) -> str:
 
 
 def validate(model: type[Model], data: Mapping[str, Any], lines: Lines) -> Model:
-    """The data as an instance of ``model``.
-
-    Raises:
-        ScenarioError: names the first mistake and the number of others.
-    """
+    """The data as ``model``; raises ScenarioError for the first mistake and counts the others."""
     try:
         return model.model_validate(data)
     except ValidationError as error:

@@ -31,7 +31,7 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
 
 def test_registered_and_lazy_entries_are_found_by_name(registry: Registry[object]) -> None:
     thing = object()
-    assert registry.register("mine")(thing) is thing
+    registry.add("mine", thing)
     registry.lazy("path", "pathlib:Path")
     assert registry.get("mine") is thing
     assert registry.get("path") is Path

@@ -198,10 +198,13 @@ class BridgeInspector:
         return round(inspection.random_cosine(self._table), 4)
 
 
-def _word_of_token(
-    sender: TransformersBackend, text: str, words: Sequence[re.Match[str]]
-) -> list[int]:
-    """The number of the word in which each token of the text begins."""
+def attention_by_word(
+    sender: TransformersBackend, text: str, weights: Tensor
+) -> list[AttendedWord]:
+    """The attention [T] of one soft token, summed over the tokens of each word."""
+    words = list(re.finditer(r"\S+", text))
+    if not words:
+        return []
     encoded = sender.tokenizer(
         text,
         add_special_tokens=False,
@@ -211,23 +214,10 @@ def _word_of_token(
         return_offsets_mapping=True,
     )
     ends = [word.end() for word in words]
-    numbers = []
-    for begin, end in encoded["offset_mapping"]:
-        spaces = len(text[begin:end]) - len(text[begin:end].lstrip())
-        numbers.append(min(bisect_right(ends, begin + spaces), len(words) - 1))
-    return numbers
-
-
-def attention_by_word(
-    sender: TransformersBackend, text: str, weights: Tensor
-) -> list[AttendedWord]:
-    """The attention [T] of one soft token, summed over the tokens of each word."""
-    words = list(re.finditer(r"\S+", text))
-    if not words:
-        return []
     shares = [0.0] * len(words)
-    numbers = _word_of_token(sender, text, words)
-    for number, weight in zip(numbers, weights.tolist(), strict=False):
-        shares[number] += weight
+    for (begin, end), weight in zip(encoded["offset_mapping"], weights.tolist(), strict=False):
+        # The word in which the token begins, after its leading spaces.
+        spaces = len(text[begin:end]) - len(text[begin:end].lstrip())
+        shares[min(bisect_right(ends, begin + spaces), len(words) - 1)] += weight
     pairs = zip(words, shares, strict=True)
     return [AttendedWord(word=word.group(), weight=round(share, 4)) for word, share in pairs]

@@ -19,10 +19,8 @@ def effective_rank(rows: Tensor) -> float:
 
     exp(H(p)) with p_i = s_i / sum_j s_j the normalised singular values and H the Shannon entropy
     in nats (O. Roy and M. Vetterli, "The effective rank: a measure of effective dimensionality",
-    EUSIPCO 2007). Rows are not centred here; centre them to measure how they differ.
-
-    Returns:
-        1 for parallel rows, n for n orthogonal rows of equal length, 0 if all rows are zero.
+    EUSIPCO 2007). 0 if all rows are zero. Rows are not centred here; centre them to measure how
+    they differ.
     """
     singular = torch.linalg.svdvals(rows.double())
     total = singular.sum()
@@ -45,11 +43,8 @@ def off_diagonal_mean(square: Tensor) -> float | None:
 
 
 def nearest(vectors: Tensor, table: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k rows of ``table`` [V, d] with the largest cosine to each of ``vectors`` [n, d].
-
-    Returns:
-        cosines [n, k] in descending order, and row numbers [n, k].
-    """
+    """The k rows of ``table`` [V, d] with the largest cosine to each of ``vectors`` [n, d]:
+    cosines [n, k] in descending order, and row numbers [n, k]."""
     unit = F.normalize(vectors.float(), dim=-1)
     values = torch.empty(len(unit), 0, device=unit.device)
     indices = torch.empty(len(unit), 0, dtype=torch.long, device=unit.device)
@@ -76,15 +71,8 @@ def random_cosine(table: Tensor) -> float:
 
 @torch.inference_mode()
 def attention(module: Resampler, states: Tensor, mask: Tensor) -> Tensor:
-    """Attention weights [n, M, T] of the last block over the sender's states, mean over heads.
-
-    Args:
-        states: [n, T, sender width].
-        mask: [n, T], True where a token is; masked tokens get 0.
-
-    Returns:
-        weights whose sum over T is 1 for each soft token.
-    """
+    """Attention weights [n, M, T] of the last block over the states [n, T, sender width], mean over
+    heads. Their sum over T is 1; tokens outside ``mask`` [n, T] get 0."""
     inner = module.project_in(module.norm_in(module.standardise(states)))
     latents = module.latents.expand(states.shape[0], -1, -1)
     *before, last = module.blocks

@@ -18,20 +18,12 @@ SPLITS = ("test", "validation", "sample")
 
 @dataclass(frozen=True, slots=True)
 class InspectedRows:
-    """Texts for inspection.
-
-    Attributes:
-        texts: what the sender reads.
-        labels: of each text, for people.
-        classes: of each text, as index into ``names``.
-        names: classes of the dataset; of several datasets, their names.
-        provenance: where the rows come from.
-    """
+    """Texts for inspection."""
 
     texts: list[str]
-    labels: list[str]
-    classes: list[int]
-    names: tuple[str, ...]
+    labels: list[str]  # of each text, for people
+    classes: list[int]  # of each text, as index into ``names``
+    names: tuple[str, ...]  # classes of the dataset; of several datasets, their names
     provenance: dict[str, Any]
 
 
@@ -39,10 +31,7 @@ def choose(card: BridgeCard, name: str | None, config: Config, n: int) -> Inspec
     """Rows of the bridge's datasets, or of the named one, that the bridge was not trained on.
 
     Of several datasets, each gives as many rows. All tasks of a series have the same texts, so the
-    first represents them.
-
-    Raises:
-        DataError: unknown dataset, or none of them is here.
+    first represents them. Raises DataError if none of the datasets is here.
     """
     if name is not None:
         load_definition(name)

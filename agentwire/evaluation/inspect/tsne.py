@@ -18,15 +18,12 @@ MOST_IN_LEGEND = 10
 """Most classes that the legend names; more are distinguished by colour only."""
 
 
-def project(payloads: npt.NDArray[np.float32], seed: int = 0) -> npt.NDArray[np.float32]:
+def project(payloads: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Payloads [n, M * d] as points [n, 2].
 
     L. van der Maaten and G. Hinton, "Visualizing Data using t-SNE", JMLR 9 (2008), by scikit-learn:
     cosine distances, PCA initialisation, perplexity 30 or a third of the number of texts. Distances
     between clusters and the sizes of clusters have no meaning.
-
-    Raises:
-        ValueError: fewer than ``FEWEST`` payloads.
     """
     from sklearn.manifold import TSNE
 
@@ -34,9 +31,7 @@ def project(payloads: npt.NDArray[np.float32], seed: int = 0) -> npt.NDArray[np.
     if n < FEWEST:
         raise ValueError(f"a map needs at least {FEWEST} payloads, got {n}")
     perplexity = min(PERPLEXITY, (n - 1) / 3)
-    model = TSNE(
-        n_components=2, perplexity=perplexity, metric="cosine", init="pca", random_state=seed
-    )
+    model = TSNE(n_components=2, perplexity=perplexity, metric="cosine", init="pca", random_state=0)
     points: npt.NDArray[np.float32] = model.fit_transform(payloads)
     return points
 

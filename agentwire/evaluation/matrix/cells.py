@@ -22,16 +22,13 @@ SHARED_AXES = ("wire", "task")
 class CellPlan:
     """A cell as it runs on this machine.
 
-    Attributes:
-        methods: methods of this cell. A method is measured once for each combination of the axes
-            that it depends on (``relevant_axes``).
-        problem: why its bridge cannot be used; None if it can, or if none is needed.
+    A method is measured once for each combination of the axes that it depends on.
     """
 
     cell: Cell
     resolved: Resolved
     methods: tuple[MethodSpec, ...]
-    problem: BridgeError | None = None
+    problem: BridgeError | None = None  # why its bridge cannot be used
 
     @property
     def needs_bridge(self) -> bool:
@@ -48,11 +45,7 @@ def plan_cells(
 ) -> tuple[CellPlan, ...]:
     """Every cell that measures something, resolved. Loads and downloads nothing.
 
-    A bridge that cannot be used is recorded in ``CellPlan.problem``.
-
-    Raises:
-        ScenarioError, ModelError, DeviceError, DataError: see ``expand``, ``resolve`` and
-            ``check_methods``.
+    Raises as ``expand``, ``resolve`` and ``check_methods``, but not for a bridge.
     """
     base = resolver.resolve(scenario, bridges=())
     plans: list[CellPlan] = []
@@ -128,7 +121,6 @@ def _sharing(plan: CellPlan, later: Sequence[CellPlan]) -> list[CellPlan]:
 
 
 def _same_series(first: DataChoice, second: DataChoice) -> bool:
-    """Whether two tasks ask different things about the same texts."""
     series = load_definition(first.dataset).series
     return series is not None and load_definition(second.dataset).series == series
 
@@ -142,14 +134,10 @@ def without_bridges(plan: CellPlan) -> CellPlan | None:
 def check_bridges(
     plans: Sequence[CellPlan], *, train: bool, skip: bool, source: Path | None
 ) -> tuple[CellPlan, ...]:
-    """The cells that are skipped because their bridge is missing.
+    """The cells that are skipped because their bridge is missing and will not be trained.
 
-    Args:
-        train: missing bridges will be trained.
-        skip: cells without a bridge may be skipped (``matrix.missing``) if any has one.
-
-    Raises:
-        BridgeError: a bridge does not fit, or a required one is missing.
+    They may be skipped with ``skip`` (``matrix.missing``), if any cell has a bridge. Raises
+    BridgeError if a bridge does not fit, or if a required one is missing.
     """
     for plan in plans:
         if plan.problem is not None and not plan.can_be_trained:

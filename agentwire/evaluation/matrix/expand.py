@@ -53,7 +53,6 @@ class Cell:
 
     @property
     def wire(self) -> WireSpec:
-        """The measured wire."""
         return self.scenario.wires[0]
 
     @property
@@ -67,12 +66,9 @@ def expand(
 ) -> tuple[Cell, ...]:
     """The cells of a scenario's matrix in its order; seeds vary fastest.
 
-    Args:
-        choices: the model that each agent runs (``Resolved.choices``), since a stand-in reads other
-            layers. Default: the named models.
-
-    Raises:
-        ScenarioError: no matrix, too many cells, or settings that contradict each other.
+    ``choices`` are the models that the agents run (``Resolved.choices``; default: the named ones),
+    since a stand-in reads other layers. Raises ScenarioError without a matrix, for too many cells,
+    and for settings that contradict each other.
     """
     matrix, choices = scenario.matrix, choices or scenario.agents
     if matrix is None:

@@ -55,25 +55,18 @@ class MatrixDisplay(RunDisplay, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MatrixRun:
-    """A matrix, ready to start.
-
-    Attributes:
-        resolver: resolves a cell again after its bridge is trained.
-        limit: rows of each cell; None: see ``plan_run``.
-        train: trains missing bridges; None: cells without a bridge are skipped.
-    """
+    """A matrix, ready to start."""
 
     name: str
     plans: tuple[CellPlan, ...]
-    resolver: Resolver
+    resolver: Resolver  # resolves a cell again after its bridge is trained
     folder: Path
-    limit: int | None
+    limit: int | None  # rows of each cell; None: see ``plan_run``
     command: str
-    train: Train | None = None
+    train: Train | None = None  # None: cells without a bridge are skipped
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """What ``write_settings`` wrote."""
     try:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -92,13 +85,8 @@ def write_settings(folder: Path, run: dict[str, Any]) -> None:
 def run_matrix(run: MatrixRun, display: MatrixDisplay, fetching: FetchProgress) -> MatrixResult:
     """Trains missing bridges if allowed, and runs the unfinished cells.
 
-    An interrupt (Ctrl-C) ends the matrix early; the result is marked ``interrupted``.
-
-    Args:
-        fetching: called during downloads.
-
-    Raises:
-        AgentwireError: a cell cannot run; finished cells are in matrix.json.
+    An interrupt (Ctrl-C) ends the matrix early; the result is marked ``interrupted``. If a cell
+    cannot run, the finished cells are in matrix.json.
     """
     with lock_file(run.folder / LOCK_FILE, f"The matrix {run.folder}"):
         session = _Session(run, display, fetching)

@@ -13,12 +13,7 @@ from agentwire.training.baselines.baseline import Baseline
 
 
 def get_method(name: str) -> MethodSpec:
-    """The method or baseline of this name.
-
-    Raises:
-        ScenarioError: there is none.
-        AgentwireError: another package provides it, and it cannot be loaded.
-    """
+    """The method or baseline of this name; raises as ``Registry.get``."""
     found = METHODS.get(name)
     if isinstance(found, Baseline):
         return baseline_method(name, found)
@@ -36,10 +31,7 @@ def title_of(name: str) -> str:
 
 
 def check_methods(wire: WireSpec, methods: Sequence[MethodSpec]) -> None:
-    """
-    Raises:
-        ScenarioError: a method supports one sender only, and the wire has several.
-    """
+    """Raises ScenarioError if a method supports one sender only, and the wire has several."""
     for method in methods:
         if wire.joint and not method.several_senders:
             raise ScenarioError(

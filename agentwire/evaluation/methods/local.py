@@ -50,11 +50,7 @@ def _ignore(stage: str, fraction: float) -> None:
 
 
 def local_state(runtime: Runtime, resolved: Resolved) -> LocalState:
-    """The state of the run.
-
-    Raises:
-        ScenarioError: baselines cannot be fitted for this scenario.
-    """
+    """The state of the run; raises ScenarioError where baselines cannot be fitted."""
     if runtime not in _STATES:
         from agentwire.training.baselines.context import BaselineContext  # imports torch
 
