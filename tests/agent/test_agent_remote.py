@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
+from patience import EVENT_S
 
 from agentwire.agent.launching.events import (
     AgentDied,
@@ -59,7 +60,7 @@ class Cluster:
             raise self._refuses
 
     def wait(self, name: str) -> str:
-        assert self.gone.wait(20)
+        assert self.gone.wait(EVENT_S)
         return self.reason
 
     def pending_reason(self, name: str) -> str:
@@ -92,7 +93,7 @@ class Rig:
         task = asyncio.create_task(self.agent.run())
         yield
         self.agent.begin_stop()
-        await asyncio.wait_for(task, 20)
+        await asyncio.wait_for(task, EVENT_S)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         for _ in range(4000):

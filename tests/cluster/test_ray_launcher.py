@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import COMMAND_S
 
 import agentwire
 from agentwire.agent.launching.limits import AgentLimits, RestartPolicy
@@ -31,7 +32,6 @@ from agentwire.spec.scenario import Scenario
 pytest.importorskip("ray", reason="Ray is not installed here: make test-ray")
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.timeout(300),
     # Ray closes sockets and files only when the interpreter exits.
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -173,7 +173,7 @@ def test_the_small_pair_predicts_the_same_on_a_cluster(cluster: Any, tmp_path: P
         ]
         options = ["--limit", "48", "--methods", "bridge,receiver_direct", "--json", *launcher]
         done = subprocess.run(
-            [*command, *options], capture_output=True, text=True, timeout=280, check=False
+            [*command, *options], capture_output=True, text=True, timeout=COMMAND_S, check=False
         )
         assert done.returncode == 0, done.stderr[-3000:]
         for alarm in ("restarts", "will be retried"):  # an orderly end

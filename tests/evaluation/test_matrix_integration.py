@@ -81,7 +81,8 @@ def test_an_interrupted_matrix_goes_on_where_it_stopped(tmp_path: Path) -> None:
     result = json.loads((folder / "matrix.json").read_text())
     assert result["interrupted"] is True
     status = [cell["status"] for cell in result["cells"]]
-    assert status == ["done", "interrupted", "pending", "pending"]
+    done = status.count("done")
+    assert done and status == ["done"] * done + ["interrupted"] + ["pending"] * (3 - done)
     kept = {(r["request_id"]) for r in predictions(tmp_path)}
 
     again = run(tmp_path, *arguments, "--resume", f"runs/{folder.name}", "--json")

@@ -56,7 +56,7 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = EVENT_S) 
     while time.monotonic() < deadline:
         if value := condition():
             return value
-        time.sleep(0.05)
+        time.sleep(0.02)
     raise AssertionError(f"waited {seconds} s for {what}")
 
 
@@ -71,9 +71,14 @@ def predictions(folder: Path) -> list[dict[str, Any]]:
     return list(read_lines(files[0])) if files else []
 
 
+def journal(folder: Path, event: str) -> list[dict[str, Any]]:
+    """The events of this name that the only run has written so far."""
+    files = list(folder.glob("runs/*/journal.jsonl"))
+    return [e for e in read_lines(files[0]) if e["event"] == event] if files else []
+
+
 def agent_pids(folder: Path) -> list[int]:
-    (file,) = folder.glob("runs/*/journal.jsonl")
-    return [e["pid"] for e in read_lines(file) if e["event"] == "agent_started"]
+    return [event["pid"] for event in journal(folder, "agent_started")]
 
 
 @pytest.fixture
@@ -161,7 +166,7 @@ def test_an_interrupt_keeps_what_is_done_and_resume_goes_on(tmp_path: Path) -> N
     kept = predictions(tmp_path)
     result = json.loads((folder / "result.json").read_text())
     assert result["interrupted"] is True
-    assert 20 <= result["methods"]["bridge"]["n"] < rows
+    assert 20 <= sum(m["n"] for m in result["methods"].values()) < 2 * rows
     assert f"--resume runs/{folder.name}" in errors
     assert "Traceback" not in errors
     pids = agent_pids(tmp_path)
@@ -185,7 +190,7 @@ def test_a_killed_agent_is_started_again_and_no_row_is_lost(tmp_path: Path) -> N
     write(tmp_path, FAKE_TASK)
     arguments = ["scenario.yaml", "--limit", "0", "--methods", "bridge"]
     with running(tmp_path, *arguments) as process:
-        wait_for(lambda: len(predictions(tmp_path)) >= 8, "rows")
+        wait_for(lambda: journal(tmp_path, "admitted"), "rows in flight")
         os.kill(agent_pids(tmp_path)[1], signal.SIGKILL)
         _, errors = process.communicate(timeout=COMMAND_S)
     assert process.returncode == 0, errors

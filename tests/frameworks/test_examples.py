@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from pair import ROOT, SCENARIO
+from patience import COMMAND_S
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.real
 EXAMPLES = ROOT / "examples"
 ON_GATEWAY = {
     "gateway_openai.py": "openai",
@@ -51,7 +52,7 @@ def call(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, **quiet, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=COMMAND_S,
         check=False,
     )
 

@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 from fake_run import TASK
 from gateway_run import ADA, BOB, deployment, gateway, joint_deployment
+from patience import EVENT_S
 
 from agentwire.gateway.limits import GatewayLimits
 from agentwire.model.fake import answer, joint_answer, text_hash
@@ -22,6 +23,7 @@ httpx = pytest.importorskip("httpx2", reason="`make test` installs httpx2")
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 FILM = "a warm and moving film"
+LONG = " ".join(["word"] * 1000)  # at 100 ms each, longer than EVENT_S
 
 
 class Client:
@@ -29,7 +31,7 @@ class Client:
 
     def __init__(self, url: str, key: str | None = ADA) -> None:
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
-        self.http = httpx.AsyncClient(base_url=url, headers=headers, timeout=30)
+        self.http = httpx.AsyncClient(base_url=url, headers=headers, timeout=EVENT_S)
 
     async def __aenter__(self) -> Client:
         return self
@@ -272,25 +274,39 @@ async def test_requests_without_a_valid_key_are_refused(url: str, key: str | Non
         assert (await client.http.get("/../healthz")).status_code == 200
 
 
+async def in_flight(client: Client, requests: int) -> None:
+    """Wait until the gateway works on so many requests."""
+    metrics = ""
+    async with asyncio.timeout(EVENT_S):
+        while f"agentwire_gateway_in_flight {requests}.0" not in metrics:
+            metrics = (await client.http.get("/../metrics")).text
+
+
 async def test_limits_are_enforced() -> None:
-    slow = deployment(writer={"decode_ms": 700})
-    limits = GatewayLimits(requests=4, requests_per_key=3, body_bytes=2000, body_s=0.3, timeout_s=5)
+    slow = deployment(writer={"token_ms": 100})
+    limits = GatewayLimits(requests=4, requests_per_key=3, body_bytes=9000, body_s=1)
     async with gateway(slow, limits=limits) as url, Client(url) as ada, Client(url, BOB) as bob:
-        calls = [ada.chat("writer", f"{n}") for n in range(5)]
-        got = await asyncio.gather(*calls, *(bob.chat("writer", f"{n}") for n in range(3)))
-        codes = sorted(response.status_code for response in got)
-        assert codes == [200] * 4 + [429] * 4
-        for response in got:
-            if response.status_code == 429:
-                assert int(response.headers["retry-after"]) >= 1
-                assert response.json()["error"]["type"] == "rate_limit_error"
-        assert (await ada.chat("writer", "x" * 3000)).status_code == 413
-        late = await ada.chat("writer", "x", agentwire={"timeout": 0.05})
+        held = [asyncio.create_task(ada.chat("writer", LONG, max_tokens=1000)) for _ in range(3)]
+        await in_flight(ada, 3)
+        refused = [await ada.chat("writer", "a fourth request of one key")]
+        held.append(asyncio.create_task(bob.chat("writer", LONG, max_tokens=1000)))
+        await in_flight(ada, 4)
+        refused.append(await bob.chat("writer", "a fifth request of all keys"))
+        for response in refused:
+            assert response.status_code == 429
+            assert int(response.headers["retry-after"]) >= 1
+            assert response.json()["error"]["type"] == "rate_limit_error"
+        for task in held:
+            task.cancel()
+        await asyncio.gather(*held, return_exceptions=True)
+        await in_flight(ada, 0)
+        assert (await ada.chat("writer", "x" * 10_000)).status_code == 413
+        late = await ada.chat("writer", LONG, max_tokens=1000, agentwire={"timeout": 0.05})
         assert late.status_code == 504 and late.json()["error"]["code"] == "deadline"
 
         async def trickle() -> AsyncIterator[bytes]:
             yield b"{"
-            await asyncio.sleep(1)
+            await asyncio.sleep(2)
             yield b"}"
 
         slow_body = await ada.http.post("/chat/completions", content=trickle())
@@ -299,22 +315,16 @@ async def test_limits_are_enforced() -> None:
 
 
 async def test_disconnected_client_frees_its_agent() -> None:
-    slow = deployment(writer={"token_ms": 20})
-    words = " ".join(["word"] * 1000)  # 20 s of generation
+    slow = deployment(writer={"token_ms": 100})
     async with gateway(slow) as url, Client(url) as client:
+        body = {"model": "writer", "prompt": LONG, "max_tokens": 1000}
         with pytest.raises(httpx.ReadTimeout):
-            await client.http.post(
-                "/completions",
-                json={"model": "writer", "prompt": words, "max_tokens": 1000},
-                timeout=0.3,
-            )
-        body = {"model": "writer", "prompt": words, "max_tokens": 1000}
+            await client.http.post("/completions", json=body, timeout=0.3)
         async for _ in client.events("/completions", **body):
             break
-        answered = await asyncio.wait_for(client.text("writer", "next"), 10)
+        answered = await asyncio.wait_for(client.text("writer", "next"), EVENT_S)
         assert answered == "writer-model: next"
-        metrics = (await client.http.get("/../metrics")).text
-        assert "agentwire_gateway_in_flight 0.0" in metrics
+        await in_flight(client, 0)
 
 
 async def test_health_and_metrics() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from fake_run import fake_runtime
+from patience import EVENT_S
 from typer.testing import CliRunner
 
 from agentwire.cli.top import newest, view
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.integration
 
 
 def scrape(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=EVENT_S) as answer:
         return str(answer.read().decode())
 
 

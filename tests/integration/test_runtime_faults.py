@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from fake_run import LIMITS, TASK, Events, fake_runtime, is_alive, my_children, until
+from patience import EVENT_S
 
 from agentwire.agent.launching.limits import RestartPolicy
 from agentwire.errors import AgentwireError, BridgeError, NackCode, RequestError
@@ -65,7 +66,7 @@ async def test_a_poison_row_is_dead_lettered_and_other_rows_are_answered(where: 
 
 
 async def test_a_hung_model_is_killed_and_its_row_ends() -> None:
-    limits = AgentLimits(load_s=30, progress_s=1.0, stop_s=2, restarts=LIMITS.restarts)
+    limits = AgentLimits(load_s=EVENT_S, progress_s=1.0, stop_s=2, restarts=LIMITS.restarts)
     async with fake_runtime(sender={"hang_on": "hang"}, limits=limits) as wire:
         batch = ["fine", "hang", "also fine"]
         first, hung, last = await wire.send_batch("sender", "receiver", batch)
@@ -84,7 +85,7 @@ async def test_a_stopped_process_is_detected_and_replaced() -> None:
 
 
 async def test_requests_fail_fast_once_the_restart_budget_is_spent() -> None:
-    limits = AgentLimits(load_s=30, restarts=RestartPolicy(1, 60, (0.0,)))
+    limits = AgentLimits(load_s=EVENT_S, restarts=RestartPolicy(1, 60, (0.0,)))
     async with fake_runtime(receiver={"crash_on": "poison"}, limits=limits) as wire:
         batch = await wire.send_batch("sender", "receiver", ["poison", "a", "b"])
         codes = [o.code if isinstance(o, RequestError) else None for o in batch]
@@ -156,7 +157,7 @@ def test_no_agent_outlives_a_killed_parent(state: str) -> None:
             assert len(pids) == 2 and all(is_alive(pid) for pid in pids)
         finally:
             parent.kill()
-    gone = until(lambda: not any(is_alive(pid) for pid in pids), "the agents are gone", 10)
+    gone = until(lambda: not any(is_alive(pid) for pid in pids), "the agents are gone")
     asyncio.run(gone)
 
 

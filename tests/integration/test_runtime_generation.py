@@ -75,14 +75,14 @@ async def test_options_reach_the_receiver() -> None:
 
 
 async def test_closing_a_stream_early_stops_the_generation() -> None:
-    async with fake_runtime(receiver={"token_ms": 20}) as wire:
+    async with fake_runtime(receiver={"token_ms": 150}) as wire:
         long = " ".join(["word"] * 500)
         stream = wire.direct_stream("receiver", long, prompt="p", generate=500)
         async with contextlib.aclosing(stream):
             async for _ in stream:
                 break
-        # 500 words would take 10 s. The next answer comes once the first is cancelled.
-        reply = await wire.direct("receiver", "x", prompt="p", generate=5, deadline=5)
+        # 500 words would take 75 s. The next answer comes once the first is cancelled.
+        reply = await wire.direct("receiver", "x", prompt="p", generate=5, deadline=60)
         assert reply.text == "receiver-model: x"
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from fake_run import LIMITS, TASK, fake_runtime, until
+from patience import EVENT_S
 
 from agentwire.agent.launching.limits import AgentLimits
 from agentwire.agent.launching.placement import Remote
@@ -81,7 +82,7 @@ class Elsewhere:
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                assert self.process.wait(60) == 0
+                assert self.process.wait(EVENT_S) == 0
             finally:
                 self.process.kill()
                 self.process.wait()

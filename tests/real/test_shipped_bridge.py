@@ -1,4 +1,4 @@
-"""The shipped bridge between the two registry models: on 64 fixed test rows it works, and says the
+"""The shipped bridge between the two registry models: on 32 fixed test rows it works, and says the
 same through processes and bus as in one process, whatever the batch.
 
 Whole test splits are scored by `agentwire run`; these few rows only guard against a broken bridge.
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.real
 
 SENDER, RECEIVER, DATASET = "smollm2-135m-instruct", "gemma-3-270m", "movie_snippets"
 BRIDGE = Path(__file__).resolve().parents[2] / "bridges" / f"{SENDER}--{RECEIVER}--{DATASET}"
-ROWS = 64
+ROWS = 32
 WELL_ABOVE_CHANCE = 0.70  # chance is 0.5; the whole split is at about 0.84
 PAYLOAD_BYTES = 8 * 640 * 2
 
@@ -94,7 +94,7 @@ def torch_threads(n: int) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def in_process(rows: list[Example]) -> npt.NDArray[np.float32]:
-    """Scores [64, 2] of the same pipeline without processes and bus, one row at a time."""
+    """Scores [32, 2] of the same pipeline without processes and bus, one row at a time."""
     from agentwire.model.transformers import TransformersBackend
 
     config = Config.from_env()

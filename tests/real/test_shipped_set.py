@@ -80,7 +80,7 @@ async def _through_bus(halves: list[list[str]]) -> list[Reply]:
             "name": "shipped",
             "agents": {**agents, "judge": {"model": RECEIVER, "device": "cpu"}},
             "wires": [{"from": AGENTS, "to": "judge", "soft_tokens": 8, "reads": "share"}],
-            "task": {"dataset": "sst2", "split": "validation"},
+            "task": {"dataset": "sst2", "split": "sample"},
         }
     )
     async with agentwire.open(scenario) as wire:

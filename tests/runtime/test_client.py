@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pytest
+from patience import EVENT_S
 
 from agentwire.errors import BusClosed, InputError, NackCode, RequestError, ScenarioError
 from agentwire.runtime.client import MAX_RECONNECTS, Client
@@ -215,7 +216,7 @@ async def test_overloaded_rows_are_retried_later(bench: Bench) -> None:
     (encode,) = await bench.sent()
     bench.endpoint.on_message(Nack(NackCode.OVERLOADED, "full", WIRE, encode.rows, 20), 0.0)
     assert await bench.sent() == []
-    again = await asyncio.wait_for(bench.endpoint.next(Encode), 10)
+    again = await asyncio.wait_for(bench.endpoint.next(Encode), EVENT_S)
     assert again.channel is Channel.SOFT
     bench.answer(again)
     assert [code(o) for o in await asked] == [None]

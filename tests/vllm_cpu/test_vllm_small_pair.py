@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from patience import patience
 
 from agentwire.config import Config
 from agentwire.errors import NackCode, RemoteProtocolError
@@ -19,7 +20,7 @@ from agentwire.spec.agent import AgentSpec, OutgoingBridge
 from agentwire.task.definitions import load_definition
 from agentwire.wire.messages import Decoding, RelaySpec, TaskSpec
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(patience(600))]
 
 SENDER, RECEIVER = "smollm2-135m-instruct", "gemma-3-270m"
 BRIDGE = Path(__file__).resolve().parents[2] / "bridges" / f"{SENDER}--{RECEIVER}--sst2"
