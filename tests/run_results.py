@@ -1,4 +1,4 @@
-"""A run's result with figures of every kind."""
+"""A run result with values in every field."""
 
 from __future__ import annotations
 

@@ -31,14 +31,14 @@ batch_size: 4
 
 
 def write(folder: Path, text: str, name: str = "scenario.yaml") -> Path:
-    """A scenario file."""
+    """Write a scenario file."""
     path = folder / name
     path.write_text(text, encoding="utf-8")
     return path
 
 
 def write_rows(folder: Path, n: int = 30, name: str = "rows.jsonl") -> Path:
-    """n rows of the two-class movie task."""
+    """Write n rows of the two-class movie task."""
     path = folder / name
     lines = [json.dumps({"text": f"film number {i}", "label": i % 2}) for i in range(n)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -46,7 +46,7 @@ def write_rows(folder: Path, n: int = 30, name: str = "rows.jsonl") -> Path:
 
 
 def make_card(**changes: Any) -> BridgeCard:
-    """A consistent card; its fingerprints are those of the fake models ``model-a``, ``model-b``."""
+    """A consistent card between the fake models ``model-a`` and ``model-b``."""
     from agentwire.model.fake import fingerprint
 
     card = BridgeCard(
@@ -84,7 +84,7 @@ def make_card(**changes: Any) -> BridgeCard:
 def write_bridge(
     folder: Path, card: BridgeCard | None = None, weights: bytes | None = None
 ) -> Path:
-    """A bridge folder: a card, and a weights file that it names (unless ``weights`` is given)."""
+    """Write a bridge folder; the card holds the checksum of the weights."""
     folder.mkdir(parents=True)
     path = folder / "weights.safetensors"
     if weights is None:

@@ -44,7 +44,7 @@ RAGGED = (
 
 
 def sentences(n: int, seed: int) -> list[tuple[str, int]]:
-    """n different invented reviews with their class, which a single word is enough to tell."""
+    """n different invented reviews with their classes. A single word tells the class."""
     draw = random.Random(seed)
     rows: dict[str, int] = {}
     while len(rows) < n:

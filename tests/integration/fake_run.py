@@ -62,7 +62,7 @@ def fake_runtime(
 
 
 async def until(condition: Callable[[], bool], what: str, seconds: float = EVENT_S) -> None:
-    """Waits for a condition; fails with its name."""
+    """Wait for a condition; on failure, name it."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -71,7 +71,7 @@ async def until(condition: Callable[[], bool], what: str, seconds: float = EVENT
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs (a zombie does not)."""
+    """Whether a process is running; a zombie is not."""
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

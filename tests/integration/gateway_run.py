@@ -40,7 +40,7 @@ def deployment(*, task: bool = True, bridge: str = "any", **fakes: dict[str, Any
 
 
 def joint_deployment() -> Deployment:
-    """A joint wire: c reads the soft tokens of a and b together."""
+    """A joint wire: c reads the soft tokens of a and b in one prompt."""
     fake = {"backend": "fake"}
     scenario = Scenario.model_validate(
         {

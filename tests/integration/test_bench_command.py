@@ -48,7 +48,7 @@ def write(folder: Path, scenario: dict[str, Any]) -> str:
     return "scenario.yaml"
 
 
-def test_all_of_it_with_fake_models(tmp_path: Path) -> None:
+def test_all_measurements_with_fake_models(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="`make test` installs matplotlib")
     scenario = write(tmp_path, FAKE)
     done = bench(tmp_path, "all", scenario, "--json", "--out", "out/r.json", "--plots", "pictures")
@@ -65,7 +65,7 @@ def test_all_of_it_with_fake_models(tmp_path: Path) -> None:
         rates = cell["rows_per_s_rounds"]
         assert len(rates) == (2 if cell["kind"] == "throughput" else 0)
         assert all(rate > 0 for rate in rates)
-    # Every message was one batch of its own size: what "@4" stands for.
+    # Every message is one batch of its own size, as "@4" says.
     for agent, kinds in printed["batches"].items():
         assert set(kinds) == ({"encode"} if agent == "ada" else set(kinds)), agent
         assert {int(rows) for sizes in kinds.values() for rows in sizes} <= {1, 2, 4}
@@ -90,9 +90,7 @@ def test_all_of_it_with_fake_models(tmp_path: Path) -> None:
     assert "fake models" in svg and "text relay" in svg
 
 
-def test_tiny_models_through_the_same_command(
-    tmp_path: Path, tiny_llama: Path, tiny_gemma: Path
-) -> None:
+def test_throughput_of_tiny_models(tmp_path: Path, tiny_llama: Path, tiny_gemma: Path) -> None:
     from agentwire.model.transformers import TransformersBackend
 
     sender, receiver = (
@@ -167,7 +165,7 @@ def test_an_interrupt_keeps_what_was_measured(tmp_path: Path) -> None:
         (["throughput", "scenario.yaml", "--out", "scenario.yaml/r.json"], "cannot be written"),
     ],
 )
-def test_bad_input_says_what_to_do(tmp_path: Path, arguments: list[str], says: str) -> None:
+def test_bad_input_is_refused_with_a_hint(tmp_path: Path, arguments: list[str], says: str) -> None:
     write(tmp_path, FAKE)
     done = bench(tmp_path, *arguments, code=2)
     assert says in done.stderr and "next:" in done.stderr and "Traceback" not in done.stderr

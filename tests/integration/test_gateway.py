@@ -62,7 +62,7 @@ class Client:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def url() -> AsyncIterator[str]:
-    """A gateway that the tests without special agents or limits share."""
+    """The gateway of all tests that need no special agents or limits."""
     async with gateway() as base:
         yield base
 

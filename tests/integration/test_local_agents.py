@@ -1,4 +1,4 @@
-"""LocalAgents, which all adapters use: agents in a thread, called from anywhere. Fake models."""
+"""``LocalAgents``, which all adapters use, with fake models in real processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A matrix of two tiny language models: what is missing is named, trained, and then measured."""
+"""A matrix of two tiny language models: missing bridges are named, trained, and then measured."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_bridge_that_several_tasks_name_is_trained_on_all_of_them(
     assert card.training.rows + card.training.held_out <= 270
     assert set(card.training.provenance) == {"movie_snippets", "subj"}
     again = agentwire(tmp_path, "train", "both.yaml", "--json")
-    assert json.loads(again.stdout) == []  # it is there
+    assert json.loads(again.stdout) == []  # the bridge exists
 
 
 def test_seeds_of_a_set_of_bridges_are_trained_and_measured(

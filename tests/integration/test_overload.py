@@ -1,4 +1,4 @@
-"""Overload: requests are refused at once, queues are bounded, a slow receiver stalls no other."""
+"""Overload: queues are bounded, and a slow receiver does not stall others."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def test_a_receiver_that_does_not_read_does_not_stall_other_wires() -> Non
     wanted = [answer(text, TASK.labels) for text in TEXTS]
     async with star() as wire:
         os.kill(wire.agents["slow"].pid, signal.SIGSTOP)
-        # More than all queues on the way to it can hold.
+        # More than all queues on the route to it can hold.
         stuck = [
             asyncio.create_task(wire.send_batch("hub", "slow", TEXTS[:16], deadline=60))
             for _ in range(80)

@@ -1,4 +1,4 @@
-"""docs/tasks.md: a task of one's own is validated, listed, trained on and scored."""
+"""The user-defined task in docs/tasks.md is validated, listed, scored and used for training."""
 
 from __future__ import annotations
 

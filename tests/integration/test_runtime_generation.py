@@ -62,7 +62,7 @@ async def test_options_reach_the_receiver() -> None:
         for limit, text in ((4, "receiver-model: one two three"), (5, reply.text)):
             short = GenerationOptions(limit, stop=("four",))
             cut = await wire.direct("receiver", WORDS, prompt="Go on:", generate=short)
-            assert (cut.text, cut.completion_tokens) == (text, 4)  # 4 of 5: stopped, not cut
+            assert (cut.text, cut.completion_tokens) == (text, 4)  # stopped before the limit of 5
         chat = '[{"role": "user", "content": "hello there"}]'
         reply = await wire.direct("receiver", chat, prompt="", generate=options, form="chat")
         assert reply.text == "receiver-model: hello there"

@@ -1,4 +1,4 @@
-"""Replicas with real processes: they share the work, answer like one process, and may die."""
+"""Replicas with real processes: they share the work, and one of them may die."""
 
 import asyncio
 import os

@@ -1,7 +1,7 @@
-"""Every scenario that ships, from its file to its result, on a machine without its data.
+"""Every shipped scenario runs on a machine that has neither its models nor its data.
 
-Fake models (real processes and a real bus, no weights) take the place of the models, as a stand-in
-does; the rows are those that stand in on a bare machine. A matrix keeps two values of one axis.
+Fake models in real processes stand in for the models, and sample rows for the data. A matrix keeps
+two values of one axis and one of each other axis.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ ROWS = 4
 
 
 def with_fake_models(file: Path) -> dict[str, Any]:
-    """The scenario; its agents name what they name, and a fake model may stand in."""
+    """The scenario with a fake stand-in for each model."""
     raw: dict[str, Any] = read_document(file).value
     for name, agent in raw["agents"].items():
         used = agent.pop("use", None)
         own = read_document(file.parent / used).value if used else dict(agent)
         layer = {"layer": own["layer"]} if "layer" in own else {}
         stand_in = {"model": f"fake-{name}", "backend": "fake", **layer}
-        # A model of the registry would be fetched, and not stood in for.
+        # A registry model would be downloaded and no stand-in used.
         agent |= {"model": own["model"] if used else f"nobody/{name}", **layer}
         agent["stand_in"] = stand_in
     for wire in raw["wires"]:
@@ -51,10 +51,10 @@ def with_fake_models(file: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_it_runs_with_what_a_bare_machine_has(file: Path, tmp_path: Path) -> None:
+def test_it_runs_on_a_bare_machine(file: Path, tmp_path: Path) -> None:
     raw = with_fake_models(file)
     write_document(tmp_path / file.name, raw)
-    # The snippets, which stand in for SST-2, would be downloaded.
+    # Else the snippets, the stand-in for SST-2, would be downloaded.
     tiny.write_rows(tmp_path / "data" / "movie_snippets" / "test.jsonl", 12, seed=2)
     data = str(tmp_path / "data")
     limited = ["run", file.name, "--json", "--limit", str(ROWS)]
@@ -63,7 +63,7 @@ def test_it_runs_with_what_a_bare_machine_has(file: Path, tmp_path: Path) -> Non
 
 
 def check(result: dict[str, Any], raw: dict[str, Any]) -> None:
-    """Every cell was measured by the scenario's methods, on rows that say what they are."""
+    """Every cell was measured by all methods, and its rows name their source."""
     assert {s["kind"] for s in result["substitutions"]} >= {"model"}
     cells = result["cells"] if "matrix" in raw else [result]
     assert {name for cell in cells for name in cell["methods"]} == set(raw["methods"])
@@ -78,6 +78,6 @@ def check(result: dict[str, Any], raw: dict[str, Any]) -> None:
             assert cell["methods"]["bridge"]["channels"] == {"soft": ROWS, "text": 0}
 
 
-def test_nothing_that_ships_is_left_out() -> None:
+def test_every_shipped_scenario_is_run_or_excluded() -> None:
     stems = {file.stem for file in (ROOT / "scenarios").glob("*.yaml")}
     assert {file.stem for file in FILES} | set(NOT_RUN) == stems

@@ -1,7 +1,7 @@
-"""Two tiny language models, one bus: trained, run through real processes, and checked in this one.
+"""Train and run two tiny language models through real processes, and check the answers.
 
-What a user does with large models (`agentwire train`, `agentwire run --json`), and then the same
-pipeline row by row without processes and bus: every prediction must be the same.
+The commands are those of a user (`agentwire train`, `agentwire run`). Every prediction must equal
+that of the same pipeline in this process, row by row and without a bus.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def run(folder: Path, *arguments: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Runs:
-    """What the commands left: the trained bridge, and a run at each batch size."""
+    """The trained bridge, and a run at each batch size."""
 
     folder: Path
     trained: dict[str, Any]
@@ -85,7 +85,7 @@ def runs(
     yield Runs(folder, trained, results)
 
 
-def test_training_leaves_a_verified_bridge_where_runs_look_for_it(runs: Runs) -> None:
+def test_a_run_uses_the_trained_bridge(runs: Runs) -> None:
     from agentwire.bridge.store import verify
 
     name = "tiny-llama--tiny-gemma--movie_snippets"
@@ -107,7 +107,7 @@ def test_every_row_has_one_answer_by_every_method(runs: Runs) -> None:
     assert result["methods"]["bridge"]["reasons"] == {}
 
 
-def test_each_payload_crossed_between_two_processes(runs: Runs) -> None:
+def test_payloads_travel_between_two_processes(runs: Runs) -> None:
     for result in (runs.results[1], runs.results[16]):
         pids = {agent["pid"] for agent in result["agents"].values()}
         assert len(pids) == 2 and os.getpid() not in pids
@@ -118,7 +118,7 @@ def test_each_payload_crossed_between_two_processes(runs: Runs) -> None:
 
 def test_baselines_and_controls_answer_as_they_must(runs: Runs) -> None:
     result = runs.results[16]["methods"]
-    assert result["probe_mean"]["accuracy"] > 0.65  # single words give the class away
+    assert result["probe_mean"]["accuracy"] > 0.65  # a single word tells the class
     for name in ("prompt_tuning_blind", "zero_payload"):  # one answer for every row
         assert len({r["predicted"] for r in runs.predictions(16, name).values()}) == 1
     assert result["shuffled_payload"]["channels"] == {"soft": ROWS, "text": 0}
@@ -138,7 +138,7 @@ def test_predictions_do_not_depend_on_the_batch(runs: Runs) -> None:
             assert single[row]["scores"] == pytest.approx(batched[row]["scores"], abs=2e-3)
 
 
-def test_predictions_are_those_of_the_same_pipeline_in_one_process(
+def test_predictions_equal_those_of_the_same_pipeline_in_one_process(
     runs: Runs, tiny_llama: Path, tiny_gemma: Path
 ) -> None:
     import torch

@@ -1,7 +1,7 @@
-"""An agent of another machine: it joins by its key, and comes back after the link or the bus did.
+"""An agent on another machine joins with its key, and reconnects after the link or bus was lost.
 
-On this machine alone a tcp proxy stands for the network. Where network namespaces can be made (as
-root on Linux), the agent runs in one of its own, behind a virtual cable with delay and loss.
+A TCP proxy stands for the network. Where network namespaces can be made (as root on Linux), the
+agent also runs in its own namespace, behind a virtual cable with delay and loss.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ sys.exit(join(spec, sys.argv[1], keys, on_event=lambda line: print(line, flush=T
 
 
 class Elsewhere:
-    """The other machine: keys there, and the agent's process."""
+    """The other machine: its keys, and the process of its agent."""
 
     def __init__(self, folder: Path) -> None:
         self.keys = KeyFolder(folder / "keys")
@@ -78,7 +78,7 @@ class Elsewhere:
             )
 
     def stop(self) -> None:
-        """Tells it to leave, which it must, also while there is no bus."""
+        """Stop the agent; it must end even while there is no bus."""
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM)
             try:
@@ -138,7 +138,7 @@ async def test_an_agent_joins_over_tcp_and_comes_back_after_a_cut(
         link[0].cut()
         assert right(await sending)
         await until(lambda: runtime.agents["receiver"].epoch > first, "it is a new incarnation")
-        # The network is down for a while, rows wait.
+        # While the network is down, rows wait.
         link[0].refuse(True)
         sending = asyncio.create_task(runtime.send_batch("sender", "receiver", TEXTS, deadline=60))
         await asyncio.sleep(1.0)
@@ -147,7 +147,7 @@ async def test_an_agent_joins_over_tcp_and_comes_back_after_a_cut(
         assert right(await sending)
     log = elsewhere.log.read_text()
     assert log.count("is loaded") == 1 and "reconnecting" in log
-    # Nobody's private key is in what either machine leaves behind.
+    # No file on either machine contains a private key.
     left = [path for path in (*run.rglob("*"), elsewhere.log) if path.is_file()]
     assert {"journal.jsonl", "bus.jsonl", "sender.log"} < {path.name for path in left}
     for secret in (elsewhere.server.secret, elsewhere.pair.secret):
@@ -170,7 +170,7 @@ async def test_an_agent_joins_the_next_bus_at_the_same_address(elsewhere: Elsewh
     assert elsewhere.log.read_text().count("is loaded") == 1
 
 
-async def test_a_run_does_not_wait_for_ever(elsewhere: Elsewhere) -> None:
+async def test_a_run_does_not_wait_forever(elsewhere: Elsewhere) -> None:
     limits = AgentLimits(load_s=0.5, restarts=LIMITS.restarts)
     runtime = fake_runtime(limits=limits, remote=elsewhere.remote("tcp://127.0.0.1:*"))
     with pytest.raises(AgentwireError, match="did not connect") as error:
@@ -187,7 +187,7 @@ def shell(*command: str) -> bool:
 
 @pytest.fixture
 def cable() -> Iterator[tuple[str, str]]:
-    """A network namespace and this end's address of the cable to it."""
+    """A network namespace, and the device at this end of the cable to it."""
     ip = shutil.which("ip")
     name, here, there = f"aw{os.getpid()}", f"awh{os.getpid() % 9999}", f"awt{os.getpid() % 9999}"
     if ip is None or os.geteuid() != 0 or not shell(ip, "netns", "add", name):
@@ -210,7 +210,7 @@ def cable() -> Iterator[tuple[str, str]]:
 
 
 async def test_two_network_namespaces(elsewhere: Elsewhere, cable: tuple[str, str]) -> None:
-    """Cut, delayed and lossy: each row has its one right answer."""
+    """Every row is answered once and correctly over a link with cuts, delays and loss."""
     name, here = cable
     runtime = fake_runtime(timing=TIMING, remote=elsewhere.remote("tcp://10.231.7.1:*"))
     opening = asyncio.create_task(runtime.start())
@@ -221,7 +221,7 @@ async def test_two_network_namespaces(elsewhere: Elsewhere, cable: tuple[str, st
         assert right(await runtime.send_batch("sender", "receiver", TEXTS, deadline=60))
         sending = asyncio.create_task(runtime.send_batch("sender", "receiver", TEXTS, deadline=60))
         shell("ip", "link", "set", here, "down")
-        await asyncio.sleep(2.5)  # longer than liveness: the agent counts as lost
+        await asyncio.sleep(2.5)  # longer than liveness_ms: the agent is lost
         shell("ip", "link", "set", here, "up")
         assert right(await sending)
         if shell("tc", "qdisc", "add", "dev", here, "root", "netem", "delay", "20ms", "loss", "3%"):

@@ -1,7 +1,8 @@
-"""The shipped bridge between the two registry models: on 32 fixed test rows it works, and says the
-same through processes and bus as in one process, whatever the batch.
+"""The shipped bridge between the two registry models, on 32 fixed test rows.
 
-Whole test splits are scored by `agentwire run`; these few rows only guard against a broken bridge.
+Answers through processes and bus equal those in one process, whatever the batch size.
+
+`agentwire run` scores whole test splits. These rows only guard against a broken bridge.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def in_process(rows: list[Example]) -> npt.NDArray[np.float32]:
         return TransformersBackend.load(spec, lambda stage, fraction: None)
 
     task = load_definition(DATASET).spec()
-    with torch_threads(1):  # more would only wait for each other at one row
+    with torch_threads(1):  # with one row, more threads only wait for each other
         sender = load(SENDER)
         bridge = sender.add_bridge(BRIDGE).fingerprint
         payloads = [sender.encode([row.text], bridge).payload for row in rows]
@@ -118,7 +119,7 @@ def right(rows: list[Example], chosen: list[int | None]) -> float:
     return sum(row.label == label for row, label in zip(rows, chosen, strict=True)) / len(rows)
 
 
-def test_its_card_holds_what_it_promises() -> None:
+def test_its_card() -> None:
     if not (BRIDGE / CARD_FILE).is_file():
         pytest.skip(f"there is no bridge {BRIDGE.name} (it ships under bridges/)")
     card = verify(BRIDGE)
@@ -135,7 +136,7 @@ def test_its_card_holds_what_it_promises() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 16])
-def test_soft_tokens_alone_tell_the_receiver_what_the_sender_read(
+def test_soft_tokens_carry_the_class_of_a_text(
     rows: list[Example], through_bus: dict[int, list[Reply]], batch: int
 ) -> None:
     replies = through_bus[batch]
@@ -151,6 +152,6 @@ def test_the_bus_changes_no_prediction(
 ) -> None:
     for reply, scores in zip(through_bus[batch], in_process, strict=True):
         assert list(reply.scores.values()) == pytest.approx(scores.tolist(), abs=0.03)
-        # Only a row on the fence may fall on the other side by rounding.
+        # Rounding may change the label only where both scores are close.
         if abs(float(scores[0] - scores[1])) > 0.03:
             assert reply.label_index == int(scores.argmax())

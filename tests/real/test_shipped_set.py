@@ -1,8 +1,9 @@
-"""The shipped set of bridges for two senders: through processes and bus it says what it says in one
-process, and both halves of a text are worth more than either.
+"""The shipped set of bridges for two senders: each sender reads half of a text.
 
-The whole validation split is scored by `agentwire run examples/fan_in.yaml`; these few rows, of
-another data set with the same question, only guard against a broken set.
+Answers through processes and bus equal those in one process.
+
+`agentwire run examples/fan_in.yaml` scores the whole validation split. These few rows, of another
+data set with the same task, only guard against a broken set.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ async def test_the_bus_changes_no_prediction_and_the_set_has_learned() -> None:
     scores = _in_process(halves, config)
     for reply, (negative, positive) in zip(replies, scores, strict=True):
         assert list(reply.scores.values()) == pytest.approx([negative, positive], abs=0.03)
-        if abs(negative - positive) > 0.03:  # a row on the fence may fall by rounding
+        if abs(negative - positive) > 0.03:  # else rounding may change the label
             assert reply.label_index == int(positive > negative)
     right = [r.label_index == row.label for r, row in zip(replies, rows, strict=True)]
     assert np.mean(right) >= WELL_ABOVE_CHANCE
