@@ -36,6 +36,9 @@ def serve(
         float, typer.Option(min=1, help="Seconds until a latent handle expires.")
     ] = 1800.0,
     body_bytes: Annotated[int, typer.Option(min=1024, help="Largest request body.")] = 1024 * 1024,
+    drain_seconds: Annotated[
+        float, typer.Option(min=0, help="Seconds to finish open requests after a stop signal.")
+    ] = 10.0,
     strict: NoStandIns = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON line when ready.")
@@ -63,6 +66,7 @@ def serve(
             handle_ttl_s=handle_ttl,
         ),
         open_to_all=open_to_all,
+        drain_s=drain_seconds,
     )
     check(options)
     resolved = resolve(load_scenario(scenario), source=scenario, strict=strict)

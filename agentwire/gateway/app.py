@@ -75,6 +75,11 @@ class Gateway:
     def models(self) -> list[str]:
         return self._chat.catalog.names
 
+    async def drain(self, seconds: float) -> None:
+        """Refuses new requests, and waits until those in flight end or the time is up."""
+        self._health.stopping = True
+        await self._limiter.drain(seconds)
+
     # -- routes -----------------------------------------------------------------------------
 
     async def _models(self, http: Request) -> Response:
@@ -120,7 +125,7 @@ class Gateway:
             async with AsyncExitStack() as stack:
                 stack.enter_context(self._limiter.enter(owner))
                 if body.stream:
-                    response = await self._streamed(body, calls[0], stack)
+                    response = await self._streamed(http, body, calls[0], stack)
                 else:
                     response = await self._whole(http, body, calls)
             status = response.status_code
@@ -142,11 +147,15 @@ class Gateway:
         response = _format(body, replies[0].request_id).whole(replies)
         return JSONResponse(response, headers=_headers(replies[0]))
 
-    async def _streamed(self, body: Body, call: ChatCall, stack: AsyncExitStack) -> Response:
+    async def _streamed(
+        self, http: Request, body: Body, call: ChatCall, stack: AsyncExitStack
+    ) -> Response:
         pieces = self._chat.stream(call)
         stack.push_async_callback(pieces.aclose)
         # Until the first piece is there, an error can still set the HTTP status.
-        first = await anext(pieces)
+        first = await _unless_disconnected(http, anext(pieces))
+        if first is None:
+            return Response(status_code=CLIENT_DISCONNECTED)
         return EventStreamResponse(self._events(body, first, pieces), stack.pop_all())
 
     async def _events(

@@ -22,6 +22,7 @@ class Health:
     ) -> None:
         self._states = {name: "starting" for name in processes}
         self._forward = forward
+        self.stopping = False  # the gateway answers open requests and takes no new ones
 
     def __call__(self, event: ProgressEvent) -> None:
         if event.agent in self._states:  # events about model weights name a model instead
@@ -30,7 +31,9 @@ class Health:
         self._forward(event)
 
     def report(self, infos: Mapping[str, AgentInfo]) -> tuple[str, bool, dict[str, Any]]:
-        """``ok`` or ``degraded``, whether each agent has a ready process, and all states."""
+        """``ok``, ``degraded`` or ``stopping``; whether requests can be answered, which takes a
+        ready process of each agent; and all states.
+        """
         processes: dict[str, Any] = {}
         for name, state in self._states.items():
             info = infos.get(name)
@@ -40,4 +43,6 @@ class Health:
                 processes[name] |= {"model": info.model, "device": info.device, "starts": starts}
         ready = {name for name, state in self._states.items() if state == "ready"}
         able = {agent_of(name) for name in ready} == {agent_of(name) for name in self._states}
+        if self.stopping:
+            return "stopping", False, processes
         return "ok" if len(ready) == len(self._states) else "degraded", able, processes

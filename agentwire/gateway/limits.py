@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +18,8 @@ class GatewayLimits:
     requests: int = 256  # concurrent
     requests_per_key: int = 128
     body_bytes: int = 1024 * 1024
-    body_s: float = 30.0  # to receive a body
+    client_s: float = 20.0  # for a client to send a request head, or to read what was sent
+    body_s: float = 25.0  # to receive a body
     timeout_s: float = 300.0  # to answer
     handle_ttl_s: float = TTL_S
 
@@ -27,6 +30,7 @@ class ConcurrencyLimiter:
     def __init__(self, limits: GatewayLimits) -> None:
         self._limits = limits
         self._in_flight: Counter[str] = Counter()
+        self._draining: asyncio.Event | None = None  # set when no request is in flight
 
     @property
     def in_flight(self) -> int:
@@ -34,7 +38,14 @@ class ConcurrencyLimiter:
 
     @contextmanager
     def enter(self, owner: str) -> Iterator[None]:
-        """Raises ChatError if a limit is reached."""
+        """Raises ChatError if a limit is reached, or the gateway stops."""
+        if self._draining is not None:
+            raise ChatError(
+                ErrorKind.SERVER,
+                "The gateway is stopping.",
+                hint="Try again later.",
+                code="closing",
+            )
         if self.in_flight >= self._limits.requests:
             raise _overloaded("The gateway has reached its limit of concurrent requests.")
         if self._in_flight[owner] >= self._limits.requests_per_key:
@@ -46,6 +57,15 @@ class ConcurrencyLimiter:
             self._in_flight[owner] -= 1
             if not self._in_flight[owner]:
                 del self._in_flight[owner]
+            if self._draining is not None and not self._in_flight:
+                self._draining.set()
+
+    async def drain(self, seconds: float) -> None:
+        """Refuses new requests, and waits until those in flight end or the time is up."""
+        self._draining = asyncio.Event()
+        if self._in_flight:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._draining.wait(), seconds)
 
 
 def _overloaded(message: str) -> ChatError:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
+import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import uvicorn
 
 from agentwire.errors import InputError
 from agentwire.gateway.app import Gateway
+from agentwire.gateway.connections import HttpServer, connection_limit
 from agentwire.gateway.health import Health
 from agentwire.gateway.keys import ApiKeys
 from agentwire.gateway.limits import GatewayLimits
@@ -24,7 +23,7 @@ from agentwire.runtime.reply import ProgressEvent
 from agentwire.runtime.runtime import Runtime
 from agentwire.scenario.resolve import Resolved
 
-GRACE_S = 10
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +34,7 @@ class ServeOptions:
     limits: GatewayLimits = field(default_factory=GatewayLimits)
     open_to_all: bool = False  # other machines may connect without an API key
     run_folder: Path | None = None
+    drain_s: float = 10.0  # for open requests to be answered after a signal to stop
 
 
 def check(options: ServeOptions) -> None:
@@ -63,7 +63,10 @@ async def serve(
     progress: Callable[[ProgressEvent], None] = lambda event: None,
     ready: Callable[[str, list[str]], None] = lambda url, models: None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM, then finish open requests (``GRACE_S``) and stop the agents.
+    """Serve until SIGINT or SIGTERM, then finish open requests (``drain_s``) and stop the agents.
+
+    Requests that are open after that, and those that come in the meantime, end with 503. A second
+    signal ends the wait.
 
     Args:
         progress: receives the runtime's progress events.
@@ -80,36 +83,43 @@ async def serve(
         admission = Admission(rows=4 * options.limits.requests + 256)
         runtime = Runtime(what, run_folder=options.run_folder, progress=health, admission=admission)
         async with runtime:
-            keys = ApiKeys(options.keys)
-            gateway = Gateway(runtime, deployment, keys, options.limits, health)
-            config = uvicorn.Config(
-                gateway.app,
-                log_level="warning",
-                access_log=False,
-                lifespan="off",
-                server_header=False,
-                timeout_keep_alive=30,
-                timeout_graceful_shutdown=GRACE_S,
-                h11_max_incomplete_event_size=64 * 1024,
-            )
-            server = _Server(config)
+            most = connection_limit(options.limits.requests)
+            limits = replace(options.limits, requests=min(options.limits.requests, most * 3 // 4))
+            if limits.requests < options.limits.requests:
+                log.warning("`ulimit -n` allows only %d requests at a time", limits.requests)
+            gateway = Gateway(runtime, deployment, ApiKeys(options.keys), limits, health)
+            server = HttpServer(gateway.app, listener, most=most, client_s=limits.client_s)
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
-            ready(f"http://{shown}:{port}/v1", gateway.models)
-            await _serve_until_stopped(server, listener)
+            try:
+                server.start()
+                ready(f"http://{shown}:{port}/v1", gateway.models)
+                await _serve_until_stopped(gateway, options.drain_s)
+            finally:
+                await runtime.aclose()  # requests that are still open end with 503
+                await server.close()
     finally:
         listener.close()
 
 
-async def _serve_until_stopped(server: uvicorn.Server, listener: socket.socket) -> None:
-    """Serve until a signal. Cancelling this waits until all connections are closed."""
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
+async def _serve_until_stopped(gateway: Gateway, drain_s: float) -> None:
+    """Returns after a signal, when the open requests have ended or the time is up."""
+    loop, signals = asyncio.get_running_loop(), asyncio.Semaphore(0)
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    for kind in kinds:
+        loop.add_signal_handler(kind, signals.release)
     try:
-        await asyncio.shield(serving)
-    except asyncio.CancelledError:
-        server.should_exit = True
-        await serving
-        raise
+        await signals.acquire()
+        waits = {
+            asyncio.create_task(gateway.drain(drain_s)),
+            asyncio.ensure_future(signals.acquire()),
+        }
+        _, late = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in late:
+            wait.cancel()
+    finally:
+        for kind in kinds:
+            loop.remove_signal_handler(kind)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -128,19 +138,3 @@ def _listen(host: str, port: int) -> socket.socket:
             hint="Choose another --host or --port.",
         ) from None
     return listener
-
-
-class _Server(uvicorn.Server):
-    """Returns after a signal instead of raising it again, so that the agents can be stopped."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        kinds = (signal.SIGINT, signal.SIGTERM)
-        for kind in kinds:
-            loop.add_signal_handler(kind, self.handle_exit, kind, None)
-        try:
-            yield
-        finally:
-            for kind in kinds:
-                loop.remove_signal_handler(kind)
