@@ -51,7 +51,7 @@ ONLY_IN = {
     "msgpack": {"agentwire/wire/codec.py"},
     # bare: the bus's yardstick
     "zmq": {"agentwire/bus/zmq.py", "agentwire/bus/curve.py", "agentwire/benchmark/bare.py"},
-    "uvicorn": {"agentwire/gateway/server.py"},
+    "uvicorn": {"agentwire/gateway/connections.py"},
     "ray": {"agentwire/agent/launching/ray.py"},
     "pickle": set(),
     "cPickle": set(),
