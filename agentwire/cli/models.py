@@ -1,4 +1,4 @@
-"""``agentwire models``: lists and downloads models."""
+"""``agentwire models``: lists, downloads and verifies models."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from rich.table import Table
 from agentwire.cli.options import AsJson
 from agentwire.cli.terminal import out, print_json, steps
 from agentwire.config import Config
+from agentwire.errors import ModelError
+from agentwire.model.sources.fingerprint import fingerprint
 from agentwire.model.sources.lookup import fetch, locate
 from agentwire.model.sources.registry import HUB_MODELS, MODELS, KnownModel
 
-app = typer.Typer(help="Models: list, pull.", no_args_is_help=True)
+app = typer.Typer(help="Models: list, pull, verify.", no_args_is_help=True)
 
 
 def known_models() -> list[dict[str, Any]]:
@@ -85,3 +87,40 @@ def pull(
         return
     for item in done:
         typer.echo(f"{item['name']}: {item['folder']}")
+
+
+@app.command()
+def verify(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Names or folders; default: the known models here.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read models' files again and check them; exit code 2 if any was changed or damaged."""
+    names = names or [row["name"] for row in known_models() if row["here"]]
+    rows = [_verified(name, Config.from_env()) for name in names]
+    if as_json:
+        print_json(rows)
+    for row in [] if as_json else rows:
+        typer.echo(f"{row['name']}: {row['error'] or 'valid (sha256 ' + row['fingerprint'] + ')'}")
+    if not all(row["valid"] for row in rows):
+        raise typer.Exit(2)
+
+
+def _verified(name: str, config: Config) -> dict[str, Any]:
+    """The verdict on one model, whose files are all read."""
+    row: dict[str, Any] = {"name": name, "valid": False, "fingerprint": None, "error": None}
+    try:
+        found = locate(name, config=config)
+        if found.folder is None:
+            raise ModelError(f"it is not here: {found.detail}.")
+        row["fingerprint"] = fingerprint(found.folder, config=config, fresh=True)
+        if name in MODELS and row["fingerprint"] != MODELS[name].sha256:
+            raise ModelError(
+                f"{found.folder} was converted from another file than {MODELS[name].file}.",
+                hint=f"Remove the folder and run `agentwire models pull {name}`.",
+            )
+        row["valid"] = True
+    except ModelError as error:
+        row["error"] = str(error)
+    return row

@@ -1,4 +1,7 @@
-"""Token ids of texts. Only a chat template's own text may become control tokens."""
+"""Token ids of texts, of what surrounds them, and of the label words that follow.
+
+Only a chat template's own text may become control tokens. Everything else is data.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,14 @@ from itertools import pairwise
 from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary
 
+from agentwire.errors import ScenarioError
+
+MAX_LABEL_WORK: Final = 1 << 22
+"""Labels times tokens of the prompt, and characters read for all labels: more is refused."""
+LABEL_CONTEXT: Final = 64
+"""Characters of the prompt that decide how the word after it is tokenized."""
+SETTLED: Final = 8
+"""If so many last tokens agree, what comes before them changes nothing in what follows."""
 MARK: Final = "\ue000text\ue001"
 """Stands for the content where a chat template is rendered to find the template's own text."""
 
@@ -192,3 +203,67 @@ def around_text(tokenizer: Tokenizer, template: str, *, chat: bool = True) -> Su
     last = [i for i in template_text_ids(tokenizer, own_after) if i in control][-1:]
     end = "".join(own_after.rpartition(control[last[0]])[1:]) if last else after
     return Surroundings(opening, glue, closing, end, bool(last))
+
+
+def label_ids(
+    tokenizer: Tokenizer, prompt: str, labels: Sequence[str], *, own: bool = False
+) -> tuple[int, ...]:
+    """First token of each label word when it follows ``prompt``.
+
+    A space precedes the word, except after a line break, as at the end of a chat template.
+
+    Args:
+        own: whether ``prompt`` is a chat template's own text.
+
+    Raises:
+        ScenarioError: a word has no token, two words share their first token, or there are too many
+            for a prompt of this length.
+    """
+    glue = "" if not prompt or prompt[-1].isspace() else " "
+    control = control_tokens(tokenizer).keys()
+    if own:
+        prefix = template_text_ids(tokenizer, prompt)
+        joined = [template_text_ids(tokenizer, prompt + glue + word) for word in labels]
+    else:
+        end, prefix = _label_context(tokenizer, prompt, len(labels))
+        joined = data_rows(tokenizer, [end + glue + word for word in labels])
+    found: dict[int, str] = {}
+    for word, ids in zip(labels, joined, strict=True):
+        new = ids[len(prefix) :]
+        if ids[: len(prefix)] != prefix or not new or not control.isdisjoint(new):
+            # The tokenizer merges the word with the end of the prompt: take it on its own.
+            ids = prefix + plain_ids(tokenizer, glue + word)
+        if len(ids) == len(prefix):
+            raise ScenarioError(
+                f"the label word {word!r} has no token in this model.",
+                hint="Choose another word in the task's `labels`.",
+            )
+        first = ids[len(prefix)]
+        if first in found:
+            raise ScenarioError(
+                f"the label words {found[first]!r} and {word!r} begin with the same token.",
+                hint="Choose words that differ in their first token.",
+            )
+        found[first] = word
+    return tuple(found)
+
+
+def _label_context(tokenizer: Tokenizer, prompt: str, labels: int) -> tuple[str, list[int]]:
+    """The end of ``prompt`` that decides on the token after it, and its ids.
+
+    Tokenizers read locally, so its last tokens are those of the whole prompt.
+    """
+    whole = plain_ids(tokenizer, prompt)
+    if labels * len(whole) <= MAX_LABEL_WORK:
+        length = LABEL_CONTEXT
+        while length < len(prompt) and labels * length <= MAX_LABEL_WORK:
+            ids = plain_ids(tokenizer, prompt[-length:])
+            if len(ids) > SETTLED and ids[-SETTLED:] == whole[-SETTLED:]:
+                return prompt[-length:], ids
+            length *= 2
+        if labels * len(prompt) <= MAX_LABEL_WORK:
+            return prompt, whole
+    raise ScenarioError(
+        f"{labels} labels after a prompt of {len(whole)} tokens are too much work.",
+        hint="Shorten the prompt, or ask for fewer labels.",
+    )

@@ -18,11 +18,11 @@ from agentwire.chat.requests import ChatMessage as ApiMessage
 from agentwire.config import Config
 from agentwire.errors import NackCode, RequestError, ScenarioError
 from agentwire.model.chat import chat_ids, generation_ids
-from agentwire.model.prompting import compile_task, label_ids, template_ids, text_ids
+from agentwire.model.prompting import compile_task, template_ids, text_ids
 from agentwire.model.sources.lookup import locate
 from agentwire.model.transformers import load_tokenizer
 from agentwire.runtime.reply import Reply
-from agentwire.task.tokens import control_tokens, plain_ids
+from agentwire.task.tokens import control_tokens, label_ids, plain_ids
 from agentwire.task.transcript import ChatMessage
 from agentwire.wire.messages import RelaySpec, TaskSpec
 

