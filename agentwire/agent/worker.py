@@ -220,13 +220,12 @@ class Worker:
 
         A batch on the device counts once it ``is_done``.
         """
-        blocked = self._is_blocked
         if self.running:
             if self.is_done():
                 return -math.inf
             if len(self.running) >= MAX_RUNNING:
-                blocked = lambda group: True  # noqa: E731
-        return self._batcher.next_event(blocked)
+                return self._batcher.next_event(lambda group: True)
+        return self._batcher.next_event(self._is_blocked)
 
     # -- incoming ---------------------------------------------------------------------------
 
@@ -352,7 +351,7 @@ class Worker:
         return running.since + self._durations.get(running.shape, math.inf)
 
     def is_done(self) -> bool:
-        """Whether the oldest batch on the device, of which there is one, is done."""
+        """Whether the oldest batch in ``running``, which must not be empty, is done."""
         return self.running[0].job.done()
 
     def _collect_oldest(self) -> None:

@@ -271,15 +271,9 @@ class Client:
             if reply is not None:
                 known[request_id] = reply
             old = self._ledger.requests.get(request_id) or new.get(request_id)
-            if old is not None and not (
-                (old.text, old.task) == (text, task_id)
-                and old.wire in (wire, self._ledger.fallback_wire(wire))
-            ):
-                raise InputError(
-                    f"Request id {request_id.hex()} is in use for another request.",
-                    hint="Give each request its own id.",
-                )
-            if old is None and request_id not in known:
+            if old is not None:
+                self._check_same(old, wire, task_id, text)
+            elif request_id not in known:
                 try:
                     request = Request(
                         request_id,
@@ -324,6 +318,15 @@ class Client:
             assert outcome is not None  # ``wait`` returned
             outcomes.append(outcome)
         return outcomes
+
+    def _check_same(self, old: Request, wire: str, task_id: str, text: str) -> None:
+        """Raises an InputError unless a request with an outstanding id repeats that request."""
+        same_wire = old.wire in (wire, self._ledger.fallback_wire(wire))
+        if not (same_wire and (old.text, old.task) == (text, task_id)):
+            raise InputError(
+                f"Request id {old.request_id.hex()} is in use for another request.",
+                hint="Give each request its own id.",
+            )
 
     def _admit(
         self, requests: list[Request], task: TaskSpec, deadline_s: float

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import repeat
 from operator import attrgetter, itemgetter
 from typing import Any, Final, Literal, TypeAlias
 
@@ -458,7 +457,6 @@ class Header:
         constant = [name for name in self._table if name not in CHANGING]
         changing = [name for name in layout.header if name in CHANGING]
         self._constant = itemgetter(*constant)
-        self._changing_names = changing
         self._changing = tuple((name, self._table[name]) for name in changing)
         self._changing_sent = tuple((name, self._sent_table[name]) for name in changing)
         self._nothing = dict.fromkeys(["s", "c", *changing])
@@ -497,8 +495,15 @@ class Header:
             found = checked(values, self._sent_table)
             self._keep(self._sent, key, found)
             return found
-        changing = map(getattr, repeat(message), self._changing_names)
-        return _renew(known, seq, checksum, zip(self._changing_sent, changing, strict=True))
+        result = known.copy()
+        result["s"], result["c"] = seq, checksum
+        name = ""
+        try:
+            for name, check in self._changing_sent:
+                result[name] = check(getattr(message, name))
+        except Misfit as error:
+            raise Misfit(error.code, f"{name}: {error}") from None
+        return result
 
     def checked(self, values: dict[str, Any]) -> dict[str, Any]:
         """The checked values of a received header.
@@ -521,8 +526,15 @@ class Header:
             found = checked(values, self._table)
             self._keep(self._received, key, found)
             return found
-        changing = zip(self._changing, map(values.get, self._changing_names), strict=True)
-        return _renew(known, seq, checksum, changing)
+        result = known.copy()
+        result["s"], result["c"] = seq, checksum
+        name = ""
+        try:
+            for name, check in self._changing:
+                result[name] = check(values[name])
+        except Misfit as error:
+            raise Misfit(error.code, f"{name}: {error}") from None
+        return result
 
     def _keep(
         self,
@@ -533,23 +545,6 @@ class Header:
         if len(known) >= CACHE_SIZE:
             known.clear()
         known[key] = found | self._nothing
-
-
-def _renew(
-    known: dict[str, Any],
-    seq: int,
-    checksum: int,
-    changing: Iterable[tuple[tuple[str, Check], Any]],
-) -> dict[str, Any]:
-    """A known header with this message's own values."""
-    result = known.copy()
-    result["s"], result["c"] = seq, checksum
-    for (name, check), value in changing:
-        try:
-            result[name] = check(value)
-        except Misfit as error:
-            raise Misfit(error.code, f"{name}: {error}") from None
-    return result
 
 
 HEADER_OF: Final[Mapping[type[Any], Header]] = {
