@@ -11,9 +11,11 @@ from typing import Final
 from agentwire.agent.launching.failure import ExitCode
 from agentwire.agent.service import Inbox, Service, connect, load
 from agentwire.bus.access import PeerKeys
+from agentwire.bus.directory import epoch_to_exceed
 from agentwire.bus.transport import transport_for
-from agentwire.errors import BusClosed, InputError
+from agentwire.errors import BusClosed, InputError, NackCode
 from agentwire.spec.agent import AgentSpec, BusAddress
+from agentwire.wire.fields import MAX_I63
 from agentwire.wire.session import UNKNOWN_RUN
 
 log = logging.getLogger(__name__)
@@ -22,9 +24,19 @@ FIRST_PAUSE_S: Final = 0.2
 LONGEST_PAUSE_S: Final = 5.0
 
 
-def new_epoch() -> int:
-    """An epoch above those of all earlier processes: milliseconds since 1970."""
-    return time.time_ns() // 1_000_000
+LEAP: Final = 1_000_000
+"""Added to the epoch to exceed, so that connections of an older process (1 each) stay below."""
+HINTS: Final = {
+    NackCode.UNAUTHORIZED: "Check `agentwire keys list` there, and the run's --remote.",
+    NackCode.VERSION: "Install the same version of agentwire on both machines.",
+    NackCode.STALE_EPOCH: "Let only one process run this agent.",
+}
+"""Refusals that end the agent; after any other it connects again."""
+
+
+def first_epoch() -> int:
+    """Milliseconds since 1970. If the clock was set back, the bus names the epoch to exceed."""
+    return max(0, time.time_ns() // 1_000_000)
 
 
 def join(
@@ -43,8 +55,9 @@ def join(
     loaded = load(spec, lambda stage, fraction: log.info("%s %.0f %%", stage, 100 * fraction))
     on_event(f"{spec.name} is loaded; connecting to {endpoint}")
     pause, stop_requested = FIRST_PAUSE_S, threading.Event()
+    epoch, admitted = first_epoch(), False
     while True:
-        address = BusAddress(endpoint=endpoint, run=UNKNOWN_RUN.hex(), epoch=new_epoch(), token="")
+        address = BusAddress(endpoint=endpoint, run=UNKNOWN_RUN.hex(), epoch=epoch, token="")
         inbox = Inbox()
         peer = connect(spec.name, address, inbox, transport_for(endpoint, keys=keys))
         started = time.monotonic()
@@ -58,11 +71,14 @@ def join(
         if code != ExitCode.BUS_LOST:
             on_event(f"{spec.name} exits")
             return code
-        if "refused (" in reason:
-            raise InputError(
-                f"The bus refuses the agent {spec.name}: {reason}.",
-                hint="Check `agentwire keys list` there, and the run's --remote.",
-            )
+        admitted = admitted or peer.admitted
+        epoch += 1
+        above = epoch_to_exceed(reason) if peer.refusal is NackCode.STALE_EPOCH else None
+        if above is not None and not admitted and above + LEAP <= MAX_I63:
+            epoch = above + LEAP
+        elif peer.refusal in HINTS:
+            message = f"The bus refuses the agent {spec.name}: {reason}."
+            raise InputError(message, hint=HINTS[peer.refusal])
         on_event(f"connection to the bus lost ({reason}); reconnecting")
         if stop_requested.wait(pause):
             on_event(f"{spec.name} exits")

@@ -91,8 +91,9 @@ def _read_bootstrap() -> AgentBootstrap | None:
 
 def _watch_stdin() -> None:
     # The file descriptor itself: the buffered reader's lock would block the interpreter's exit.
-    while os.read(sys.stdin.fileno(), 4096):
-        pass
+    with contextlib.suppress(OSError):
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
     os._exit(ExitCode.ORPHANED)
 
 

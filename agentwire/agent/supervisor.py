@@ -2,7 +2,8 @@
 
 Agents are watched in three ways: the exit of their process, silence on the bus, and batches that
 take too long. A failed process is killed and its epoch forgotten by the broker before the next
-incarnation starts.
+incarnation starts. Whatever fails meanwhile, supervision goes on: an agent is restarted within its
+budget, or it is down.
 
 No child process outlives its supervisor: it exits at the end of its stdin, and on Linux the kernel
 kills it with its parent. Children have their own sessions, so Ctrl-C reaches only the runner.
@@ -14,13 +15,15 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from agentwire.agent.launching.events import AgentEvent, PeerEvent
+from agentwire.agent.launching.events import AgentDown, AgentEvent, PeerEvent
 from agentwire.agent.launching.limits import AgentLimits
 from agentwire.agent.launching.local import AgentProcess
 from agentwire.agent.launching.placement import BrokerControl, Launcher
 from agentwire.agent.launching.remote import RemoteAgent
 from agentwire.bus.events import BrokerEvent
+from agentwire.errors import AgentwireError
 from agentwire.spec.agent import AgentSpec
+from agentwire.telemetry.faults import Faults, describe
 
 
 class Supervisor:
@@ -35,6 +38,7 @@ class Supervisor:
         limits: time limits and restart budget.
         remote: agents that run on other machines.
         launcher: starts the remote ones; None: the user does.
+        faults: counts errors of ``on_event``, and bugs.
     """
 
     def __init__(
@@ -49,15 +53,18 @@ class Supervisor:
         limits: AgentLimits | None = None,
         remote: Collection[str] = (),
         launcher: Launcher | None = None,
+        faults: Faults | None = None,
     ) -> None:
         logs.mkdir(parents=True, exist_ok=True)
         limits = limits or AgentLimits()
+        self._faults = faults or Faults()
+        self._on_event = on_event
 
         def agent(name: str, spec: AgentSpec) -> AgentProcess | RemoteAgent:
             if name in remote:
-                return RemoteAgent(spec, broker, launcher, on_event, limits)
+                return RemoteAgent(spec, broker, launcher, self._report, limits)
             log = logs / f"{name}.log"
-            return AgentProcess(spec, broker, run, token, log, on_event, limits)
+            return AgentProcess(spec, broker, run, token, log, self._report, limits)
 
         self._agents = {name: agent(name, spec) for name, spec in specs.items()}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -65,7 +72,8 @@ class Supervisor:
     def start(self) -> None:
         """Starts every agent. Call it in the event loop's thread."""
         for name, agent in self._agents.items():
-            self._tasks[name] = asyncio.create_task(agent.run(), name=f"run {name}")
+            run = self._supervise(name, agent)
+            self._tasks[name] = asyncio.create_task(run, name=f"run {name}")
 
     def handle(self, event: BrokerEvent) -> None:
         """Handles an event of the broker. Call it in the event loop's thread."""
@@ -73,6 +81,28 @@ class Supervisor:
             agent = self._agents.get(event.name)
             if agent is not None:
                 agent.handle(event)
+
+    def fail(self, reason: str) -> None:
+        """The bus is lost: every agent is down and is stopped."""
+        for name, agent in self._agents.items():
+            self._give_up(name, agent, reason)
+
+    def _report(self, event: AgentEvent) -> None:
+        with self._faults.contain("agent events"):
+            self._on_event(event)
+
+    async def _supervise(self, name: str, agent: AgentProcess | RemoteAgent) -> None:
+        try:
+            await agent.run()
+        except Exception as error:  # a bug; what can be expected to fail, run() handles
+            self._faults.record("supervision", error)
+            agent.kill()
+            self._give_up(name, agent, f"its supervision failed: {describe(error)}")
+
+    def _give_up(self, name: str, agent: AgentProcess | RemoteAgent, reason: str) -> None:
+        agent.error = agent.error or AgentwireError(f"The agent {name} is down: {reason}.")
+        agent.begin_stop()
+        self._report(AgentDown(name, reason, agent.error))
 
     async def ready(self) -> None:
         """Waits until every agent is ready.
@@ -88,7 +118,7 @@ class Supervisor:
                 await asyncio.wait({*waits, *running}, return_when=asyncio.FIRST_COMPLETED)
                 for task in running:
                     if task.done():
-                        task.result()
+                        task.result()  # raises CancelledError
                 for agent in self._agents.values():
                     if agent.error is not None:
                         raise agent.error
@@ -100,10 +130,7 @@ class Supervisor:
         """Stops every agent: SIGTERM, time to finish, SIGKILL."""
         for agent in self._agents.values():
             agent.begin_stop()
-        results = await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     def kill(self) -> None:
         """Kills every child process without waiting, when a stop was interrupted."""

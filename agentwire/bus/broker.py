@@ -165,6 +165,8 @@ class Broker:
         self._command(Command("disconnect", name, epoch))
 
     def _command(self, command: Command) -> None:
+        if self._error is not None:
+            return  # nothing takes commands any more, and the queue would fill
         self._commands.put(command)
         if self._listener is not None:
             self._listener.wake()

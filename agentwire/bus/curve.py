@@ -7,6 +7,7 @@ would accept every key, so the domain is enforced: no handler, no connection.
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import Final
 
@@ -14,6 +15,8 @@ import zmq
 from zmq.utils import z85
 
 from agentwire.bus.access import AllowedKeys, PeerKeys
+
+log = logging.getLogger(__name__)
 
 ZAP_ADDRESS: Final = "inproc://zeromq.zap.01"
 ZAP_VERSION: Final = b"1.0"
@@ -82,6 +85,9 @@ class CurveAuthenticator:
         # version, request, domain, address, identity, mechanism, then the public key
         if len(frames) == 7 and frames[0] == ZAP_VERSION and frames[5] == b"CURVE":
             key = z85.encode(frames[6]).decode()
-        if key and self._allowed.name_of(key) is not None:
-            return [ZAP_VERSION, request, b"200", b"OK", key.encode(), b""]
+        try:
+            if key and self._allowed.name_of(key) is not None:
+                return [ZAP_VERSION, request, b"200", b"OK", key.encode(), b""]
+        except Exception:  # without this thread nobody could connect
+            log.exception("a key could not be checked and is refused")
         return [ZAP_VERSION, request, b"400", b"unknown key", b"", b""]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import re
 from dataclasses import dataclass
 
 from agentwire.bus.transport import PeerId
@@ -88,6 +89,8 @@ class Directory:
         live = self.by_name.get(hello.name)
         known = max(-1 if expected is None else expected, -1 if live is None else live.epoch)
         if epoch < known or (live is not None and epoch == live.epoch):
+            if hello.role is Role.CLIENT and expected is None:
+                return _stale(hello.name, epoch, known)
             return NackCode.STALE_EPOCH, f"epoch {epoch} of {hello.name!r} has ended"
         if expected is None and hello.role is Role.AGENT:
             return NackCode.STALE_EPOCH, f"{hello.name!r} is not expected"
@@ -107,7 +110,7 @@ class Directory:
         if latest is None or hello.role is not Role.AGENT or hello.name not in self._agents:
             return NackCode.UNAUTHORIZED, f"{hello.name!r} is not expected from another machine"
         if epoch <= latest:
-            return NackCode.STALE_EPOCH, f"epoch {epoch} of {hello.name!r} has ended"
+            return _stale(hello.name, epoch, latest)
         return None
 
     def knows_token(self, hello: Hello) -> bool:
@@ -133,3 +136,14 @@ class Directory:
                 del peers[peer.name]
         if peer.role is Role.AGENT:
             self.unexpect(peer.name, peer.epoch)
+
+
+def _stale(name: str, epoch: int, latest: int) -> tuple[NackCode, str]:
+    ended = f"epoch {epoch} of {name!r} has ended"
+    return NackCode.STALE_EPOCH, f"{ended}; the next must be above {latest}"
+
+
+def epoch_to_exceed(reason: str) -> int | None:
+    """The epoch that the reason of a ``stale_epoch`` names; None if it names none."""
+    named = re.search(r"must be above (\d{1,19})$", reason)
+    return int(named[1]) if named else None

@@ -30,6 +30,7 @@ from agentwire.wire.events import (
     Outgoing,
     PeerLeft,
     PeerLost,
+    SessionOpened,
 )
 from agentwire.wire.session import Session, Side, State, Timing
 
@@ -65,6 +66,8 @@ class Endpoint:
             compute loop sets it; every Ping and Pong carries it.
         final: set before ``on_lost``: the broker sent Goodbye or rejected this peer, so there is
             no point in connecting again. False after a broken or silent connection.
+        admitted: the broker's Welcome has arrived.
+        refusal: code of the Nack by which the broker rejected or replaced this peer.
     """
 
     def __init__(
@@ -78,7 +81,8 @@ class Endpoint:
         transport: Connector | None = None,
     ) -> None:
         self.busy_since: float | None = None
-        self.final = False
+        self.final = self.admitted = False
+        self.refusal: NackCode | None = None
         self._address = address
         self._is_client = hello.role is m.Role.CLIENT
         self._on_message = on_message
@@ -127,8 +131,9 @@ class Endpoint:
             raise LocalProtocolError("The endpoint was started before.", hint="Make a new one.")
         transport = self._transport or transport_for(self._address.endpoint)
         self._link = transport.connect(self._address.endpoint)
-        self._thread = threading.Thread(target=self._run, name="agentwire-endpoint", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="agentwire-endpoint", daemon=True)
+        thread.start()
+        self._thread = thread
 
     def send(self, message: m.Message) -> None:
         """Sends a message, or queues it. Thread-safe; keeps the order of each calling thread.
@@ -368,8 +373,10 @@ class Endpoint:
     def _handle(self, events: list[Event], now: float) -> None:
         for event in events:
             match event:
+                case SessionOpened():
+                    self.admitted = True
                 case MessageReceived(m.Nack(NackCode.STALE_EPOCH, reason, rows=())):
-                    self.final = True
+                    self.final, self.refusal = True, NackCode.STALE_EPOCH
                     self._lose(f"another incarnation replaced this one: {reason}")
                 case MessageReceived(message):
                     self._on_message(message, now)
@@ -377,7 +384,7 @@ class Endpoint:
                     self._on_message(m.Nack(code, reason, wire, rows), now)
                 case PeerLeft(reason=reason, code=code):
                     why = f"refused ({code}): {reason}" if code else f"it said Goodbye: {reason}"
-                    self.final = True
+                    self.final, self.refusal = True, code
                     self._lose(why)
                 case PeerLost(reason=reason):
                     self._lose(reason)

@@ -141,7 +141,7 @@ class AllowList:
             if stamp != self._stamp:
                 self._names = {key: name for name, key in read_allowed(self._path).items()}
                 self._stamp = stamp
-        except (OSError, InputError):  # an unreadable list admits nobody
+        except (OSError, ValueError, InputError):  # an unreadable list admits nobody
             self._names, self._stamp = {}, None
 
 

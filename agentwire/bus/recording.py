@@ -9,10 +9,11 @@ not kept, only their sizes; the run's token is replaced.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, TextIO
@@ -35,10 +36,14 @@ class BusRecorder:
     Args:
         path: the file; an earlier recording is replaced.
         token: of the run.
+        on_error: called if the file cannot be written; the recording ends there.
     """
 
-    def __init__(self, path: Path, token: str) -> None:
+    def __init__(
+        self, path: Path, token: str, on_error: Callable[[OSError], None] = lambda error: None
+    ) -> None:
         self._token = token
+        self._on_error = on_error
         self._lock = threading.Lock()
         self._entry: dict[str, Any] | None = None
         self._readings: list[float] = []
@@ -83,7 +88,8 @@ class BusRecorder:
     def close(self) -> None:
         with self._lock:
             if self._file is not None:
-                self._file.close()
+                with contextlib.suppress(OSError):
+                    self._file.close()
                 self._file = None
 
     def _begin(self, **entry: Any) -> None:
@@ -92,9 +98,13 @@ class BusRecorder:
         readings, self._readings = self._readings, []
         if before is None:
             return
-        with self._lock:
-            if self._file is not None:
-                self._file.write(json.dumps({**before, "clock": readings}) + "\n")
+        try:
+            with self._lock:
+                if self._file is not None:
+                    self._file.write(json.dumps({**before, "clock": readings}) + "\n")
+        except OSError as error:  # the bus does not depend on its recording
+            self._file = None
+            self._on_error(error)
 
     def _without_content(self, frames: Frames) -> Sequence[str | int]:
         """Header and rows in base64; the body too, or its size if it is content."""

@@ -94,11 +94,12 @@ class LoopReader:
         self._endpoint = endpoint
         # Duplicates: the endpoint may close its descriptors at any time, and the system then
         # reuses their numbers.
-        self._files = [os.dup(file) for file in endpoint.descriptors]
+        self._files: list[int] = []
         try:
-            for file in self._files:
-                loop.add_reader(file, self._poll)
-        except NotImplementedError:
+            for file in endpoint.descriptors:
+                self._files.append(os.dup(file))
+                loop.add_reader(self._files[-1], self._poll)
+        except (NotImplementedError, OSError):
             self.close()
 
     def _poll(self) -> None:
@@ -214,7 +215,7 @@ class Client:
         self._send_waiting()
 
     def agent_down(self, agent: str, reason: str) -> None:
-        """The agent is down for good: its requests end, and new ones are refused."""
+        """The agent is down: its requests end, and new ones are refused until it is ready."""
         self._pending.fail(self._ledger.down(agent, reason), down_error(agent, reason))
         self._send_waiting()
 
@@ -525,8 +526,12 @@ class Client:
         self._reconnect_timer = None
         if self._closed:
             return
-        self._endpoint = self._new_endpoint()
-        self.start()
+        try:
+            self._endpoint = self._new_endpoint()
+            self.start()
+        except Exception as error:  # no file descriptors, no threads: the next attempt may succeed
+            self._on_lost(self._connection, f"cannot connect: {error}")
+            return
         in_flight = [r for r in self._ledger.outstanding() if r.in_flight]
         self._ledger.retry(in_flight, now=self._loop.time())
         self._send_waiting()

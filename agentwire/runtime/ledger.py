@@ -295,6 +295,7 @@ class Ledger:
     def ready(self, agent: str) -> None:
         """An incarnation of the agent is ready to work."""
         self._ready.add(agent)
+        self._down.pop(agent, None)
 
     def died(self, agent: str, *, now: float = -math.inf, crashed: bool = True) -> Requeued:
         """The agent's incarnation is gone; another may follow. If it shut down in good order (not
@@ -320,7 +321,7 @@ class Ledger:
         return Requeued(tuple(dead), tuple(again))
 
     def down(self, agent: str, reason: str) -> tuple[Request, ...]:
-        """The agent is down for good: its requests move to a fallback wire, or end. Returns those
+        """The agent is down: its requests move to a fallback wire, or end. Returns those
         that have ended.
         """
         self._ready.discard(agent)

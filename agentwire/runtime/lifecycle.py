@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import os
 import shutil
@@ -108,7 +109,7 @@ class Lifecycle:
         loop, remote = asyncio.get_running_loop(), self.remote
 
         def report(name: str, stage: str, fraction: float) -> None:
-            loop.call_soon_threadsafe(self.progress, ProgressEvent(name, stage, fraction))
+            loop.call_soon_threadsafe(self._report, ProgressEvent(name, stage, fraction))
 
         elsewhere = remote.agents if remote is not None and remote.launcher is None else ()
         fetched = await asyncio.to_thread(fetch, resolved, progress=report, elsewhere=elsewhere)
@@ -131,7 +132,8 @@ class Lifecycle:
             self.journal = self._own_journal = Journal(run_folder / "journal.jsonl")
         run, token, epochs = os.urandom(16), new_token(), itertools.count(1)
         if self.record and run_folder is not None:
-            self._recorder = BusRecorder(folder / FILE_NAME, token)
+            on_error = functools.partial(self.metrics.faults.record, "recording")
+            self._recorder = BusRecorder(folder / FILE_NAME, token, on_error)
         broker = self._broker = Broker(
             run=run,
             folder=self._bus_folder,
@@ -153,6 +155,7 @@ class Lifecycle:
             limits=self.limits,
             remote=remote.agents if remote is not None else (),
             launcher=remote.launcher if remote is not None else None,
+            faults=self.metrics.faults,
         )
 
         def connect(
@@ -244,7 +247,8 @@ class Lifecycle:
 
     async def _keep_status(self, folder: Path) -> None:
         while True:
-            self._write_status(folder, ended=False)
+            with self.metrics.faults.contain("status file"):
+                self._write_status(folder, ended=False)
             await asyncio.sleep(STATUS_INTERVAL_S)
 
     def _write_status(self, folder: Path, *, ended: bool) -> None:
@@ -267,8 +271,11 @@ class Lifecycle:
                 self._log("wire_refused", wire=wire, code=code.value, reason=reason)
             case BrokerFailed(error):
                 self._log("broker_failed", error=repr(error))
+                reason = f"the broker failed: {error!r}"
                 if self.client is not None:
-                    self.client.fail(f"the broker failed: {error!r}")
+                    self.client.fail(reason)
+                if self._supervisor is not None:
+                    self._supervisor.fail(reason)
             case _:
                 pass
 
@@ -278,32 +285,38 @@ class Lifecycle:
         match event:
             case AgentStarted(name, epoch, pid):
                 self._log("agent_started", agent=name, epoch=epoch, pid=pid)
-                self.progress(ProgressEvent(name, "start", 0.0))
+                self._report(ProgressEvent(name, "start", 0.0))
             case AgentLoading(name, _, stage, fraction):
-                self.progress(ProgressEvent(name, stage, fraction))
+                self._report(ProgressEvent(name, stage, fraction))
             case AgentReady(name, epoch, pid, model):
                 self._log("agent_ready", agent=name, epoch=epoch, pid=pid)
                 restarts = self.metrics.restarts[name]
                 self.agents[name] = AgentInfo(
                     pid, model.name, model.device, model.fingerprint, epoch, restarts, model.width
                 )
-                self.progress(ProgressEvent(name, "ready", 1.0))
+                self._report(ProgressEvent(name, "ready", 1.0))
                 client.agent_ready(name)
             case AgentDied(name, epoch, pid, reason, crashed, restart_in):
                 self._log("agent_died", agent=name, epoch=epoch, pid=pid, reason=reason)
                 self.metrics.restarts[name] += restart_in is not None
                 client.agent_died(name, reason, crashed=crashed)
                 if restart_in is not None:
-                    self.progress(ProgressEvent(name, "lost", 0.0, reason))
+                    self._report(ProgressEvent(name, "lost", 0.0, reason))
             case AgentDown(name, reason, _):
                 self._log("agent_down", agent=name, reason=reason)
                 client.agent_down(name, reason)
-                self.progress(ProgressEvent(name, "down", 0.0, reason))
+                self._report(ProgressEvent(name, "down", 0.0, reason))
+
+    def _report(self, event: ProgressEvent) -> None:
+        with self.metrics.faults.contain("progress callback"):
+            self.progress(event)
 
     def _store_dead_letter(self, request: Request, task: TaskSpec, agent: str, reason: str) -> None:
         if self.run_folder is not None:
-            DeadLetters(self.run_folder).add(request, task, agent, reason)
+            with self.metrics.faults.contain("dead letters"):
+                DeadLetters(self.run_folder).add(request, task, agent, reason)
 
     def _log(self, event: str, **fields: object) -> None:
         if self.journal is not None:
-            self.journal.write(event, **fields)
+            with self.metrics.faults.contain("journal"):
+                self.journal.write(event, **fields)

@@ -153,7 +153,10 @@ class PendingRequests:
     def _write(self, event: str, requests: Sequence[Request], **fields: Any) -> None:
         if self._journal is not None and requests:
             ids = list(map(bytes.hex, map(_REQUEST_ID, requests)))
-            self._journal.write(event, request_ids=ids, **fields)
+            try:
+                self._journal.write(event, request_ids=ids, **fields)
+            except Exception as error:  # no request depends on the journal
+                self._metrics.faults.record("journal", error)
 
 
 def replies_of(outcomes: Sequence[Outcome]) -> list[Reply]:

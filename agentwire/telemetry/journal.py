@@ -6,17 +6,21 @@ has no outcome. Each line holds::
     {"seq": 0, "time": "2026-01-31T12:00:00.123Z", "ms": 0.0, "event": "run_started", ...fields}
 
 ``ms`` is the monotonic time since the journal was opened; ``time`` is for people. Each line is
-flushed, so a killed process loses at most the line it was writing.
+written at once, so a killed process loses at most the line it was writing. A line that cannot be
+written (the disk is full) is lost; ``{"event": "lines_lost", "lines": n}`` takes its place later.
 """
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from agentwire.errors import InputError
 from agentwire.telemetry.logs import utc_time
@@ -49,26 +53,44 @@ class Journal:
         self._lock = threading.Lock()
         self._seq = _next_seq(path)
         self._start = time.monotonic()
-        self._file: TextIO | None = path.open("a", encoding="utf-8")
+        self._lost = 0  # lines since the last one that could be written
+        self._file: io.FileIO | None = path.open("ab", buffering=0)
 
     def write(self, event: str, **fields: Any) -> None:
         """Appends one event. Values that JSON does not know are written as strings.
 
         Does nothing after ``close``: late events must not make the end of a run fail.
+
+        Raises:
+            OSError: the line cannot be written; none of it is in the file.
         """
         with self._lock:
             if self._file is None:
                 return
-            line = {
-                "seq": self._seq,
-                "time": utc_time(time.time()),
-                "ms": round((time.monotonic() - self._start) * 1000, 3),
-                "event": event,
-                **fields,
-            }
-            self._file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
-            self._file.flush()
-            self._seq += 1
+            try:
+                if self._lost:
+                    self._append(self._file, "lines_lost", {"lines": self._lost})
+                    self._lost = 0
+                self._append(self._file, event, fields)
+            except OSError:
+                self._lost += 1
+                raise
+
+    def _append(self, file: io.FileIO, event: str, fields: Mapping[str, Any]) -> None:
+        line = {
+            "seq": self._seq,
+            "time": utc_time(time.time()),
+            "ms": round((time.monotonic() - self._start) * 1000, 3),
+            "event": event,
+            **fields,
+        }
+        text = json.dumps(line, ensure_ascii=False, default=str) + "\n"
+        data = text.encode(errors="backslashreplace")  # a lone surrogate becomes a JSON escape
+        written = file.write(data) or 0
+        if written < len(data):
+            file.truncate(os.fstat(file.fileno()).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._seq += 1
 
     def close(self) -> None:
         with self._lock:

@@ -19,6 +19,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from agentwire.errors import InputError
+from agentwire.telemetry.faults import Faults
 from agentwire.telemetry.status import BUCKETS_MS
 
 BUS_GAUGES: Final = frozenset({"peers", "tasks", "queued_messages", "queued_bytes"})
@@ -36,12 +37,14 @@ class RuntimeMetrics(Collector):
         outcomes: requests that ended, by (wire, ``answered`` or error code).
         fallbacks: answers that went as text although soft tokens were asked for, by (wire, reason).
         restarts: incarnations of each agent after its first.
+        faults: errors that no request depends on: of the journal, of callbacks, ….
     """
 
     def __init__(self, read_state: Callable[[], Mapping[str, Any]] = dict) -> None:
         self.outcomes: Counter[tuple[str, str]] = Counter()
         self.fallbacks: Counter[tuple[str, str]] = Counter()
         self.restarts: Counter[str] = Counter()
+        self.faults = Faults()
         # Plain lists: ``prometheus_client.Histogram`` takes 3 to 7 us for the stages of one reply.
         self._buckets: defaultdict[str, list[int]] = defaultdict(
             lambda: [0] * (len(BUCKETS_MS) + 1)
@@ -72,6 +75,7 @@ class RuntimeMetrics(Collector):
             "outcomes": [[*key, n] for key, n in sorted(self.outcomes.items())],
             "fallbacks": [[*key, n] for key, n in sorted(self.fallbacks.items())],
             "restarts": dict(self.restarts),
+            "faults": self.faults.to_json(),
             "stages": {
                 stage: {"counts": counts.copy(), "total_ms": round(self._total_ms[stage], 3)}
                 for stage, counts in self._buckets.copy().items()
@@ -94,6 +98,7 @@ class RuntimeMetrics(Collector):
             ("requests", ["wire", "outcome"], "Requests that ended.", totals["outcomes"]),
             ("fallbacks", ["wire", "reason"], "Answers that went as text.", totals["fallbacks"]),
             ("restarts", ["agent"], "Agents started again.", totals["restarts"].items()),
+            ("faults", ["kind"], "Errors that ended no request.", self.faults.counts.items()),
         ):
             counter = CounterMetricFamily(f"agentwire_{name}", what, labels=labels)
             for *values, count in rows:

@@ -73,6 +73,31 @@ async def replica_killed(rig: Rig, tally: Tally, expected: Answers) -> None:
     tally.notes.update(o.route for o in outcomes if isinstance(o, Reply))
 
 
+async def spawn_fails(rig: Rig, tally: Tally, expected: Answers) -> None:
+    """An agent dies, and for a while it cannot be started: the folder of its log is gone."""
+    await rig.ready()
+    away = rig.logs.with_name("away")
+    sending = asyncio.create_task(rig.send())
+    await asyncio.sleep(rig.rng.uniform(0.0, SPREAD_S))
+    rig.logs.rename(away)
+    rig.signal(rig.rng.choice(AGENTS), signal.SIGKILL)
+    await asyncio.sleep(rig.rng.uniform(0.1, 1.0))
+    away.rename(rig.logs)
+    tally.count(rig.journal, TEXTS, await sending, expected)
+
+
+async def journal_full(rig: Rig, tally: Tally, expected: Answers) -> None:
+    """No line of the journal can be written while an agent dies and is restarted."""
+    await rig.ready()
+    rig.journal.full = True
+    outcomes = await _while_sending(rig, lambda: rig.signal("sender", signal.SIGKILL))
+    rig.journal.full = False
+    tally.count(rig.journal, TEXTS, outcomes, expected)
+    if not rig.runtime.status()["faults"]["journal"]["count"]:
+        tally.add_problem("the journal's failures were not counted")
+        tally.wrong += 1
+
+
 async def stuck_compute(rig: Rig, tally: Tally, expected: Answers) -> None:
     """The model never returns for one row, which alone becomes a dead letter."""
     await rig.ready()
@@ -233,6 +258,8 @@ FAULTS: tuple[Fault, ...] = (
         Setup(replicas={"sender": 2, "receiver": 2}),
         replica_killed,
     ),
+    Fault("spawn_fails", "an agent dies and cannot be spawned for a while", PLAIN, spawn_fails),
+    Fault("journal_full", "the disk of the journal is full", PLAIN, journal_full),
     Fault("sender_hangs", "sender gets SIGSTOP", PLAIN, signalled("sender", signal.SIGSTOP)),
     Fault("receiver_hangs", "receiver gets SIGSTOP", PLAIN, signalled("receiver", signal.SIGSTOP)),
     Fault(

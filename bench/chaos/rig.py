@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import random
 from collections import Counter
@@ -46,9 +47,14 @@ def answer_of(reply: Reply) -> tuple[str | None, tuple[tuple[str, float], ...]]:
 
 
 class MemoryJournal:
-    """Records which requests were admitted and how often each has ended."""
+    """Records which requests were admitted and how often each has ended.
+
+    Attributes:
+        full: whether every write fails, as on a full disk.
+    """
 
     def __init__(self) -> None:
+        self.full = False
         self.admitted: set[str] = set()
         self.ends: Counter[str] = Counter()
 
@@ -57,6 +63,8 @@ class MemoryJournal:
             self.admitted.update(fields["request_ids"])
         elif event == "finished":
             self.ends.update(fields["request_ids"])
+        if self.full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @dataclass
@@ -145,6 +153,11 @@ class Rig:
         self.journal = journal
         self.rng = rng
         self.link: Any = None  # a MessageLink or a ByteLink
+
+    @property
+    def logs(self) -> Path:
+        """The folder of the agents' logs."""
+        return self.runtime._lifecycle._bus_folder / "logs"
 
     def pid(self, agent: str) -> int:
         return self.runtime.agents[agent].pid

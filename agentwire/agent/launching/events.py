@@ -55,7 +55,7 @@ class AgentDied:
 
 @dataclass(frozen=True, slots=True)
 class AgentDown:
-    """The agent will not start again. ``error`` is for the user."""
+    """The agent has used up its restarts. ``error`` is for the user."""
 
     name: str
     reason: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -30,12 +31,18 @@ from agentwire.agent.launching.placement import BrokerControl
 from agentwire.bus.events import PeerBusy, PeerLeft, PeerLost, PeerProgress, PeerReady
 from agentwire.errors import AgentwireError, InputError
 from agentwire.spec.agent import AgentBootstrap, AgentSpec, BusAddress
+from agentwire.telemetry.faults import describe
 from agentwire.telemetry.logs import message_of
 
+log = logging.getLogger(__name__)
 GOODBYE_WAIT_S: Final = 1.0
 EXIT_WAIT_S: Final = 0.5
 """A process that still runs this long after its connection broke did not crash."""
 LOG_TAIL_BYTES: Final = 4096
+RETRY_S: Final = 0.5
+"""Least wait after an incarnation that did not become ready."""
+RETRY_DOWN_S: Final = 5.0
+"""The same while the agent is down."""
 
 
 @dataclass(eq=False)
@@ -78,6 +85,7 @@ class AgentProcess:
         self._limits = limits
         self._budget = RestartBudget(limits.restarts)
         self._current: _Incarnation | None = None
+        self._became_ready = False  # the latest incarnation
         self._stopping = asyncio.Event()
         self.ready = asyncio.Event()
         self.error: AgentwireError | None = None
@@ -88,7 +96,7 @@ class AgentProcess:
             return  # of an earlier incarnation
         match event:
             case PeerReady(model=model):
-                current.ready = True
+                current.ready = self._became_ready = True
                 self.ready.set()
                 self._on_event(
                     AgentReady(self._spec.name, current.epoch, current.process.pid, model)
@@ -116,21 +124,46 @@ class AgentProcess:
             _signal(self._current.process, signal.SIGKILL)
 
     async def run(self) -> None:
-        """Runs one incarnation after the other, until stopped or out of restarts."""
-        epoch = 0
+        """Runs one incarnation after the other, until stopped or out of restarts.
+
+        An agent that worked before and cannot be started is down once its restarts are used up. The
+        cause may pass (no memory, no descriptors), so it is tried again, with a new budget.
+        """
+        epoch, is_down = 0, False
         while not self._stopping.is_set():
-            epoch += 1
-            died = await self._run_incarnation(epoch)
+            epoch, started = epoch + 1, time.monotonic()
+            died = await self._attempt(epoch)
             if self._stopping.is_set():
                 return
-            restart_in = None if died.error else self._budget.take(time.monotonic())
-            self._on_event(replace(died, restart_in=restart_in))
+            is_down = is_down and not self._became_ready
+            restart_in = None if died.error or is_down else self._budget.take(time.monotonic())
+            if restart_in is not None and not self._became_ready:
+                restart_in = max(restart_in, RETRY_S)
+            if died.pid or not is_down:
+                self._on_event(replace(died, restart_in=restart_in))
+                if restart_in is None:
+                    self.error = died.error or self._budget_spent(died.reason)
+                    self._on_event(AgentDown(self._spec.name, died.reason, self.error))
             if restart_in is None:
-                self.error = died.error or self._budget_spent(died.reason)
-                self._on_event(AgentDown(self._spec.name, died.reason, self.error))
-                return
+                if died.error or self._became_ready or not self.ready.is_set():
+                    return
+                is_down, self._budget = True, RestartBudget(self._limits.restarts)
+                restart_in = max(RETRY_DOWN_S, time.monotonic() - started)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), restart_in)
+
+    async def _attempt(self, epoch: int) -> AgentDied:
+        """One incarnation; whatever fails in supervising it counts as its death."""
+        self._became_ready = False
+        try:
+            return await self._run_incarnation(epoch)
+        except Exception as error:  # no file descriptors, no memory, no folder for the log, …
+            if not isinstance(error, OSError | MemoryError):
+                log.exception("agent %s could not be supervised", self._spec.name)
+            self.kill()
+            self._current = None
+            reason = f"it could not be started: {describe(error)}"
+            return AgentDied(self._spec.name, epoch, 0, reason, crashed=False)
 
     async def _run_incarnation(self, epoch: int) -> AgentDied:
         """One incarnation, from spawn to the end of its process."""
@@ -231,7 +264,12 @@ class AgentProcess:
             incarnation.exited.set()
             self._died(incarnation, _exit_reason(process.returncode))
 
-        threading.Thread(target=watch, name=f"wait {self._spec.name}", daemon=True).start()
+        try:
+            threading.Thread(target=watch, name=f"wait {self._spec.name}", daemon=True).start()
+        except RuntimeError:  # no more threads
+            _signal(process, signal.SIGKILL)
+            process.wait()
+            raise
         if process.stdin is not None:
             with contextlib.suppress(OSError):  # it has exited already, and ``watch`` reports that
                 process.stdin.write(bootstrap.model_dump_json().encode() + b"\n")

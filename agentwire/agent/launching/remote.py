@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,11 +25,14 @@ from agentwire.agent.launching.events import (
     PeerEvent,
 )
 from agentwire.agent.launching.failure import decode_error
-from agentwire.agent.launching.limits import AgentLimits
+from agentwire.agent.launching.limits import AgentLimits, RestartBudget
 from agentwire.agent.launching.placement import BrokerControl, Launcher
 from agentwire.bus.events import PeerBusy, PeerLeft, PeerLost, PeerProgress, PeerReady
 from agentwire.errors import AgentwireError
 from agentwire.spec.agent import AgentSpec
+from agentwire.telemetry.faults import describe
+
+log = logging.getLogger(__name__)
 
 
 class RemoteAgent:
@@ -55,7 +60,9 @@ class RemoteAgent:
         self._connected = asyncio.Event()
         self._disconnected = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._restarting: asyncio.Future[None] | None = None
+        self._budget = RestartBudget(limits.restarts)
+        self._restarting: asyncio.Task[None] | None = None
+        self._failure: asyncio.Future[Exception]  # of the launcher; a new one for each attempt
         self.ready = asyncio.Event()
         self.error: AgentwireError | None = None
 
@@ -84,8 +91,14 @@ class RemoteAgent:
     def _handle_hang(self, epoch: int) -> None:
         self._broker.disconnect(self._spec.name, epoch)  # refuses its next message
         if self._launcher is not None:
-            restart = asyncio.to_thread(self._launcher.restart, self._spec.name)
-            self._restarting = asyncio.ensure_future(restart)
+            self._restarting = asyncio.create_task(self._restart(self._launcher))
+
+    async def _restart(self, launcher: Launcher) -> None:
+        try:
+            await asyncio.to_thread(launcher.restart, self._spec.name)
+        except Exception as error:
+            if not self._failure.done():
+                self._failure.set_result(error)
 
     def _died(self, died: AgentDied) -> None:
         if died.epoch != self._epoch or not self._connected.is_set():
@@ -102,13 +115,30 @@ class RemoteAgent:
         """Does nothing: the process is not ours. It exits at the broker's Goodbye."""
 
     async def run(self) -> None:
-        """Returns when the run stops or the agent is gone for good."""
-        self._broker.expect_remote(self._spec.name)
-        if self._launcher is None:
-            self._on_event(AgentStarted(self._spec.name, 0, 0))
-            await self._follow(asyncio.get_running_loop().create_future())
-        else:
-            await self._launch(self._launcher)
+        """Returns when the run stops or the agent is gone for good. If the launcher fails, the
+        agent is launched again within its restart budget."""
+        name = self._spec.name
+        while not self._stopping.is_set():
+            self._failure = asyncio.get_running_loop().create_future()
+            try:
+                self._broker.expect_remote(name)
+                if self._launcher is None:
+                    self._on_event(AgentStarted(name, 0, 0))
+                    await self._follow(asyncio.get_running_loop().create_future())
+                else:
+                    await self._launch(self._launcher)
+                return
+            except Exception as error:
+                log.warning("the launcher of agent %s failed", name, exc_info=error)
+                reason = f"its launcher failed: {describe(error)}"
+            restart_in = self._budget.take(time.monotonic())
+            if restart_in is None:
+                self._gone(reason)
+                return
+            self._connected.clear()
+            self._on_event(AgentDied(name, self._epoch, 0, reason, False, restart_in))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), restart_in)
 
     async def _launch(self, launcher: Launcher) -> None:
         name, endpoint = self._spec.name, self._broker.remote_endpoint
@@ -122,12 +152,15 @@ class RemoteAgent:
         # Not one of asyncio's few threads: this one is blocked for as long as the agent lives.
         waiter = ThreadPoolExecutor(1, thread_name_prefix=f"waits for {name}")
         ended = asyncio.get_running_loop().run_in_executor(waiter, launcher.wait, name)
+        ended.add_done_callback(lambda done: done.cancelled() or done.exception())  # retrieves it
         try:
             await self._follow(ended)
         finally:
-            await asyncio.to_thread(launcher.stop, name)
-            with contextlib.suppress(Exception):
-                await ended
+            try:
+                await asyncio.to_thread(launcher.stop, name)
+                await asyncio.wait([ended], timeout=self._limits.stop_s)
+            except Exception as error:
+                log.warning("agent %s could not be stopped", name, exc_info=error)
             waiter.shutdown(wait=False)
 
     async def _follow(self, ended: asyncio.Future[str]) -> None:
@@ -140,10 +173,11 @@ class RemoteAgent:
             if not came and not self._stopping.is_set():
                 reason = f"it did not connect within {self._limits.load_s:.0f} s"
                 if self._launcher is not None:
-                    pending = await asyncio.to_thread(
-                        self._launcher.pending_reason, self._spec.name
-                    )
-                    reason += f" ({pending})" if pending else ""
+                    with contextlib.suppress(Exception):  # it only explains
+                        pending = await asyncio.to_thread(
+                            self._launcher.pending_reason, self._spec.name
+                        )
+                        reason += f" ({pending})" if pending else ""
                 self._gone(reason)
                 return
             await self._wait(self._disconnected, None, ended)
@@ -155,10 +189,13 @@ class RemoteAgent:
         waits: list[asyncio.Future[Any]] = [
             asyncio.ensure_future(e.wait()) for e in (event, self._stopping)
         ]
-        await asyncio.wait([*waits, ended], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        all_waits = [*waits, ended, self._failure]
+        await asyncio.wait(all_waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         came = waits[0].done()
         for wait in waits:
             wait.cancel()
+        if self._failure.done():
+            raise self._failure.result()
         return came
 
     def _gone(self, reason: str) -> None:
