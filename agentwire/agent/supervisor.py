@@ -32,7 +32,7 @@ class Supervisor:
     Args:
         specs: agents by name.
         broker: started.
-        run, token: of the run; agents need both to join its bus.
+        run: id of the run.
         logs: folder for <agent>.log; created if missing.
         on_event: called in the event loop's thread.
         limits: time limits and restart budget.
@@ -47,7 +47,6 @@ class Supervisor:
         broker: BrokerControl,
         *,
         run: bytes,
-        token: str,
         logs: Path,
         on_event: Callable[[AgentEvent], None],
         limits: AgentLimits | None = None,
@@ -64,7 +63,7 @@ class Supervisor:
             if name in remote:
                 return RemoteAgent(spec, broker, launcher, self._report, limits)
             log = logs / f"{name}.log"
-            return AgentProcess(spec, broker, run, token, log, self._report, limits)
+            return AgentProcess(spec, broker, run, log, self._report, limits)
 
         self._agents = {name: agent(name, spec) for name, spec in specs.items()}
         self._tasks: dict[str, asyncio.Task[None]] = {}

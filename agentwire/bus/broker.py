@@ -36,9 +36,10 @@ class Broker:
         run: 16-byte id of the run; messages of any other run are refused.
         folder: private folder (0700) for the ipc socket; see ``security.make_run_folder``.
         wires: wire name -> (sender, receiver). Direct wires (``@agent``) exist by themselves.
-        token: hex secret that every Hello must carry.
+        token: hex secret that a Hello must carry, unless its incarnation has one of its own.
         on_event: called in the broker's thread with each event; it must not block.
         agents: agents on no wire; only their direct wires reach them.
+        reserved: names that only clients of this process may take (see ``in_process``).
         limits: how much is queued.
         timing: heartbeats; peers learn them from the Welcome.
         listen: where to listen instead of the folder's socket; plain tcp beyond this machine is
@@ -61,6 +62,7 @@ class Broker:
         token: str,
         on_event: Callable[[BrokerEvent], None],
         agents: Iterable[str] = (),
+        reserved: Iterable[str] = (),
         limits: RoutingLimits | None = None,
         timing: Timing | None = None,
         listen: str | None = None,
@@ -76,7 +78,7 @@ class Broker:
         self._recorder = recorder
         self._on_event = on_event
         limits, timing = limits or RoutingLimits(), timing or Timing()
-        config = BusConfig(run, wires, token, sorted(agents), limits, timing)
+        config = BusConfig(run, wires, token, sorted(agents), limits, timing, sorted(reserved))
         now = time.monotonic()
         self._core = BrokerCore(
             config,
@@ -145,13 +147,15 @@ class Broker:
         if error is not None:
             raise error
 
-    def expect(self, name: str, epoch: int) -> None:
+    def expect(self, name: str, epoch: int, token: str = "") -> None:
         """From now on only this incarnation may connect as ``name``. Thread-safe.
+
+        With a ``token`` of its own it is the only one that can: it need not know the run's.
 
         An agent (an end of a wire) is admitted only if it is expected. A client may have any name
         that is not an agent's, unless an incarnation of that name is expected.
         """
-        self._command(Command("expect", name, epoch))
+        self._command(Command("expect", name, epoch, token))
 
     def expect_remote(self, name: str) -> None:
         """Every new incarnation of this agent may connect from another machine with its key."""

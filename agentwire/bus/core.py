@@ -15,7 +15,7 @@ from agentwire.bus.events import BrokerEvent
 from agentwire.bus.flow import RoutingLimits
 from agentwire.bus.instructions import Admit, Command, Disconnect, Emit, Instruction, Reject, Send
 from agentwire.bus.routing import Router
-from agentwire.bus.transport import Frame, Frames, PeerId, Sent
+from agentwire.bus.transport import IN_PROCESS, Frame, Frames, PeerId, Sent
 from agentwire.errors import LocalProtocolError
 from agentwire.wire.events import (
     DuplicateDropped,
@@ -43,6 +43,7 @@ class BusConfig:
     agents: list[str]
     limits: RoutingLimits
     timing: Timing
+    reserved: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -97,7 +98,11 @@ class BrokerCore:
         self._clock = clock
         self._key_name = key_name
         self._router = Router(
-            wires=config.wires, token=config.token, agents=config.agents, limits=config.limits
+            wires=config.wires,
+            token=config.token,
+            agents=config.agents,
+            limits=config.limits,
+            reserved=config.reserved,
         )
         self._lock = threading.Lock()  # around the router: metrics() reads it from other threads
         self.open: dict[PeerId, Connection] = {}
@@ -111,7 +116,7 @@ class BrokerCore:
     # -- input ------------------------------------------------------------------------------
 
     def receive(self, peer: PeerId, frames: Frames, key: str) -> None:
-        """Handles one message; ``key`` is the public key of its sender."""
+        """Handles one message; ``key`` is its sender's, as in ``Listener.last_key``."""
         now = self._clock()
         connection = self.open.get(peer)
         if connection is not None:
@@ -175,16 +180,18 @@ class BrokerCore:
             if isinstance(event, DuplicateDropped):
                 self._count("dropped.duplicate")
             elif isinstance(event, HelloReceived):
-                self._route(peer, event, self._name_of(connection))
+                self._route(peer, event, connection)
             elif not isinstance(event, Outgoing):
                 self._route(peer, event)
             if peer not in self.open:
                 return  # disconnected: the rest is void
 
-    def _route(self, peer: PeerId, event: Event, key_name: str | None = None) -> None:
+    def _route(self, peer: PeerId, event: Event, new: Connection | None = None) -> None:
         now = self._clock()
+        key_name = self._name_of(new) if new is not None else None
+        in_process = new is not None and new.key == IN_PROCESS
         with self._lock:
-            instructions = self._router.handle(peer, event, now, key_name)
+            instructions = self._router.handle(peer, event, now, key_name, in_process)
         for instruction in instructions:
             self._carry_out(instruction, now)
 
@@ -222,7 +229,7 @@ class BrokerCore:
                 self._drop(peer)
 
     def _name_of(self, connection: Connection) -> str | None:
-        if self._key_name is None or not connection.key:
+        if self._key_name is None or connection.key in ("", IN_PROCESS):
             return None
         return self._key_name(connection.key)
 

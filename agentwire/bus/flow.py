@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from operator import attrgetter
+from typing import Final
 
 from agentwire.bus.directory import Directory, Peer
 from agentwire.bus.instructions import Instruction, Send
@@ -25,16 +26,24 @@ from agentwire.wire.credit import CreditGate, CreditWindow, Grant, body_bytes
 from agentwire.wire.messages import (
     DIRECT_PREFIX,
     Credit,
+    Define,
     Encode,
     Nack,
     Role,
     Soft,
+    TaskSpec,
     Text,
     WorkMessage,
     direct_wire,
 )
 
 _MS_LEFT = attrgetter("ms_left")
+AGENT_TASKS: Final = 512
+"""Definitions that an agent is assumed to hold, the most recently used; it keeps more than these.
+"""
+UNASKED: Final = 256
+"""Defines and Cancels that an agent is sent between two signs of work. They cost no credit, and an
+agent that computes a long batch must be able to hold them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +54,8 @@ class RoutingLimits:
         queue_messages, queue_bytes: queued work of one producer on one hop.
         total_bytes: all queued work; above it everything is refused as overloaded.
         clients: connected at once.
-        tasks: definitions kept; the least recently used is dropped first.
+        tasks, task_bytes: definitions kept for one client; the least recently used is dropped
+            first.
         retry_after_ms: what an overloaded Nack tells the client.
     """
 
@@ -54,6 +64,7 @@ class RoutingLimits:
     total_bytes: int = 512 * 1024 * 1024
     clients: int = 64
     tasks: int = 1024
+    task_bytes: int = 8 * 1024 * 1024
     retry_after_ms: int = 200
 
 
@@ -252,6 +263,36 @@ class Flow:
                 consumed.append(hop)
         return self._grant(consumed)
 
+    # -- definitions ------------------------------------------------------------------------
+
+    def define(self, agent: Peer, task: TaskSpec) -> list[Instruction]:
+        """Sends a definition ahead of work; over the bound it goes with the first work instead."""
+        if self.may_send_unasked(agent):
+            return self._send_definition(agent, task)
+        agent.tasks.pop(task.task_id, None)
+        return []
+
+    def may_send_unasked(self, agent: Peer) -> bool:
+        """Counts a message that costs no credit; False if the agent has had its bound of them."""
+        if agent.unasked >= UNASKED:
+            self._counters["dropped.unasked"] += 1
+            return False
+        agent.unasked += 1
+        return True
+
+    def _define_for(self, agent: Peer, work: WorkMessage) -> list[Instruction]:
+        """The definition that this work needs; none if its client has dropped it meanwhile."""
+        client = self._peers.clients.get(work.origin)
+        task = client.tasks.get(work.task) if client is not None else None
+        return self._send_definition(agent, task) if task is not None else []
+
+    def _send_definition(self, agent: Peer, task: TaskSpec) -> list[Instruction]:
+        agent.tasks[task.task_id] = task
+        agent.tasks.move_to_end(task.task_id)
+        if len(agent.tasks) > AGENT_TASKS:
+            agent.tasks.popitem(last=False)
+        return [Send(agent.id, Define(task))]
+
     # -- work -------------------------------------------------------------------------------
 
     def hop_for(self, peer: Peer, work: WorkMessage) -> Hop | None:
@@ -277,6 +318,10 @@ class Flow:
                 hop.credit.take(hop.wire, size)
                 self._counters["forwarded"] += 1
                 out: list[Instruction] = [Send(consumer.id, work, sealed)]
+                if work.task in consumer.tasks:
+                    consumer.tasks.move_to_end(work.task)
+                else:
+                    out = [*self._define_for(consumer, work), *out]
                 if grant is not None:
                     out.append(Send(peer.id, Credit(hop.wire, grant.messages, grant.bytes)))
                 return out
@@ -319,6 +364,7 @@ class Flow:
         if hop is None or not peer.ready:
             return None
         hop.credit.add(hop.wire, credit.messages, credit.bytes)
+        peer.unasked = 0
         return self._forward([hop], now)
 
     def cancel(self, client: Peer, wire: str, ids: frozenset[bytes]) -> list[Instruction]:
@@ -369,6 +415,10 @@ class Flow:
         else:
             hop.credit.take(hop.wire, item.size)
             self._counters["forwarded"] += 1
+            if work.task in consumer.tasks:
+                consumer.tasks.move_to_end(work.task)
+            else:
+                out += self._define_for(consumer, work)
             # Rows with less time left have to be packed anew.
             unchanged = work.rows is item.work.rows
             out.append(Send(consumer.id, work, item.sealed if unchanged else None))

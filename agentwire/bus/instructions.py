@@ -18,6 +18,7 @@ class Command(NamedTuple):
     action: Literal["expect", "expect_remote", "disconnect"]
     name: str
     epoch: int = 0
+    token: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from agentwire.bus.transport import Frames, PeerId
 from agentwire.errors import RemoteProtocolError
 from agentwire.wire import messages as m
 from agentwire.wire.codec import decode, encode
+from agentwire.wire.limits import LIMITS
 
 FILE_NAME: Final = "bus.jsonl"
 TOKEN: Final = "recorded"
@@ -42,7 +43,7 @@ class BusRecorder:
     def __init__(
         self, path: Path, token: str, on_error: Callable[[OSError], None] = lambda error: None
     ) -> None:
-        self._token = token
+        self._tokens = {token: TOKEN}  # what replaces each secret
         self._on_error = on_error
         self._lock = threading.Lock()
         self._entry: dict[str, Any] | None = None
@@ -63,6 +64,7 @@ class BusRecorder:
                 "agents": config.agents,
                 "limits": asdict(config.limits),
                 "timing": asdict(config.timing),
+                "reserved": config.reserved,
                 "now": now,
             }
         )
@@ -71,6 +73,10 @@ class BusRecorder:
         self._begin(peer=peer.hex(), key=key, frames=self._without_content(frames))
 
     def commanded(self, command: Command) -> None:
+        if command.token:
+            kept = f"{TOKEN}-{command.name}-{command.epoch}"[:LIMITS.token_bytes]
+            self._tokens[command.token] = kept
+            command = command._replace(token=kept)
         self._begin(command=list(command))
 
     def broke(self, peer: PeerId, reason: str) -> None:
@@ -110,7 +116,7 @@ class BusRecorder:
         """Header and rows in base64; the body too, or its size if it is content."""
         try:
             envelope, message = decode(frames)
-            kept = blank(message, self._token)
+            kept = blank(message, self._tokens)
             header, rows, body = encode(kept, envelope)
         except (RemoteProtocolError, ValueError):
             # Invalid frames are replaced by other invalid frames, without what they might hold.
@@ -128,11 +134,11 @@ def body_of(size: int) -> bytes:
     return bytes(size)
 
 
-def blank(message: m.Message, token: str) -> m.Message:
-    """The message with zeros as its content, and without the run's token."""
+def blank(message: m.Message, tokens: Mapping[str, str]) -> m.Message:
+    """The message with zeros as its content, and its token replaced."""
     match message:
         case m.Hello():
-            return replace(message, token=TOKEN if message.token == token else "other")
+            return replace(message, token=tokens.get(message.token, "other"))
         case m.Encode() | m.Text() | m.Piece():
             return replace(message, texts=tuple("\0" * len(t.encode()) for t in message.texts))
         case m.Soft():

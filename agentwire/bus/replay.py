@@ -60,6 +60,7 @@ class _Replay:
                 bus["agents"],
                 RoutingLimits(**bus["limits"]),
                 Timing(**bus["timing"]),
+                bus["reserved"],
             ),
             on_event=lambda event: None,
             clock=lambda: next(self._readings),
@@ -74,8 +75,8 @@ class _Replay:
             frames = [_frame(frame) for frame in entry["frames"]]
             self.core.receive(bytes.fromhex(entry["peer"]), frames, str(entry["key"]))
         elif "command" in entry:
-            action, name, epoch = entry["command"]
-            self.core.command(Command(action, str(name), int(epoch)))
+            action, name, epoch, token = entry["command"]
+            self.core.command(Command(action, str(name), int(epoch), str(token)))
         elif "broke" in entry:
             self.core.disconnect(bytes.fromhex(entry["peer"]), entry["broke"])
         elif "tick" in entry:

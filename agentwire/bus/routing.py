@@ -8,6 +8,8 @@ The rules:
   ends. Anything else is refused with UNAUTHORIZED and counted.
 * The broker fills in ``origin`` of what a client sends. What an agent sends goes to a connected
   client or is dropped.
+* A task belongs to the client that defined it, and is dropped with it. Agents are sent a bounded
+  number of definitions ahead of work; the others go just before the first work that needs them.
 * Work waits in bounded queues (``flow``) until its consumer grants credit. Everything else is
   forwarded at once, and so overtakes queued work.
 * When an agent's incarnation is lost, the work queued to it or by it is dropped. PeerLost or
@@ -19,11 +21,11 @@ The rules:
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from agentwire.bus.directory import Directory, Peer
+from agentwire.bus.directory import Directory, Peer, same_secret
 from agentwire.bus.events import PeerConnected, PeerProgress, PeerReady
 from agentwire.bus.flow import Flow, RoutingLimits, WireTable
 from agentwire.bus.instructions import Admit, Command, Disconnect, Emit, Instruction, Reject, Send
@@ -51,6 +53,7 @@ from agentwire.wire.messages import (
     Nack,
     Offer,
     Piece,
+    Ping,
     Progress,
     Result,
     Role,
@@ -68,6 +71,7 @@ class Router:
         token: the token that every Hello must carry.
         agents: agents on no wire; only their direct wires reach them.
         limits: how much is held.
+        reserved: names of clients that only this process may use.
 
     Attributes:
         counters: ``forwarded``, ``results``, ``pieces``, ``refused.<code>``, ``dropped.<why>``.
@@ -80,36 +84,45 @@ class Router:
         token: str,
         agents: Iterable[str] = (),
         limits: RoutingLimits | None = None,
+        reserved: Iterable[str] = (),
     ) -> None:
         self._limits = limits or RoutingLimits()
         self._wires = WireTable(wires, agents)
         self.counters: Counter[str] = Counter()
-        self._peers = Directory(self._wires.agents, token, self._limits.clients)
+        self._peers = Directory(
+            self._wires.agents, token, self._limits.clients, frozenset(reserved)
+        )
         self._flow = Flow(self._wires, self._peers, self._limits, self.counters)
-        self._tasks: OrderedDict[str, TaskSpec] = OrderedDict()
         self._offers = Offers(self._wires, self._peers, self.counters)
 
     def gauges(self) -> dict[str, int]:
         """What is held now."""
         return {
             "peers": len(self._peers.by_id),
-            "tasks": len(self._tasks),
+            "tasks": sum(len(client.tasks) for client in self._peers.clients.values()),
             "queued_messages": self._flow.queued_messages,
             "queued_bytes": self._flow.queued_bytes,
         }
 
     def handle(
-        self, id: PeerId, event: Event, now: float, key_name: str | None = None
+        self,
+        id: PeerId,
+        event: Event,
+        now: float,
+        key_name: str | None = None,
+        in_process: bool = False,
     ) -> list[Instruction]:
         """What to do about an event of a peer's session, at ``now`` (monotonic seconds).
 
-        ``key_name``: for HelloReceived, the name of the connection's key; None if it uses no key.
+        Args:
+            key_name: for HelloReceived, the name of the connection's key; None if it uses no key.
+            in_process: for HelloReceived, whether the peer is in this process.
         """
         peer = self._peers.by_id.get(id)
         if isinstance(event, MessageReceived) and peer is not None:  # the usual case
             return self._receive(peer, event.message, event.sealed, now)
         if isinstance(event, HelloReceived):
-            return self._connect(id, event, key_name)
+            return self._connect(id, event, key_name, in_process)
         if peer is None:
             self.counters["dropped.unknown_peer"] += 1
             return []
@@ -132,10 +145,10 @@ class Router:
 
     def command(self, command: Command) -> list[Instruction]:
         """What the owner asks for."""
-        action, name, epoch = command
+        action, name, epoch, token = command
         match action:
             case "expect":
-                self._peers.expect(name, epoch)
+                self._peers.expect(name, epoch, token)
             case "expect_remote":
                 self._peers.expect_remote(name)
             case "disconnect":
@@ -151,20 +164,26 @@ class Router:
 
     # -- peers ------------------------------------------------------------------------------
 
-    def _connect(self, id: PeerId, event: HelloReceived, key_name: str | None) -> list[Instruction]:
+    def _connect(
+        self, id: PeerId, event: HelloReceived, key_name: str | None, in_process: bool
+    ) -> list[Instruction]:
         hello, epoch = event.hello, event.epoch
-        refusal = self._peers.refusal(hello, epoch, key_name)
+        refusal = self._peers.refusal(hello, epoch, key_name, in_process)
+        older = self._peers.by_name.get(hello.name)
+        out: list[Instruction] = []
         if refusal is not None:
             code, reason = refusal
             self.counters[f"refused.{code}"] += 1
-            return [Reject(id, code, reason)]
-        out: list[Instruction] = []
-        older = self._peers.by_name.get(hello.name)
+            if older is not None:  # a connection that has broken is found out by writing to it
+                out.append(Send(older.id, Ping()))
+            return [Reject(id, code, reason), *out]
+        keyed = key_name is not None
+        peer = Peer(id, hello.name, hello.role, epoch, keyed=keyed, token=hello.token)
         if older is not None:
+            peer.tasks, peer.task_bytes = older.tasks, older.task_bytes
             reason = f"replaced by epoch {epoch}"
             out.append(Send(older.id, Nack(NackCode.STALE_EPOCH, reason)))
             out += self._remove(older, PeerLost(older.name, older.epoch, reason))
-        peer = Peer(id, hello.name, hello.role, epoch, keyed=key_name is not None)
         self._peers.add(peer)
         out += [Admit(peer.id), Emit(PeerConnected(peer.name, peer.epoch))]
         if peer.role is Role.CLIENT:
@@ -175,13 +194,15 @@ class Router:
         """An agent has loaded its model: sends it the tasks, offers and credit so far."""
         if hello.model is None or peer.role is not Role.AGENT:
             return self._refuse(peer, NackCode.MALFORMED, "a second Hello must name the model")
-        if not (peer.keyed or self._peers.knows_token(hello)):
+        if not (peer.keyed or same_secret(hello.token, peer.token)):
             return self._refuse(peer, NackCode.UNAUTHORIZED, "wrong token for this run")
         if peer.ready:
             return self._refuse(peer, NackCode.UNAUTHORIZED, "an agent cannot change its model")
         self._peers.set_ready(peer)
         out: list[Instruction] = [Emit(PeerReady(peer.name, peer.epoch, hello.model))]
-        out += [Send(peer.id, Define(task)) for task in self._tasks.values()]
+        for client in self._peers.clients.values():
+            for task in client.tasks.values():
+                out += self._flow.define(peer, task)
         out += self._offers.for_receiver(peer)
         return out + self._flow.connect(peer)
 
@@ -226,7 +247,7 @@ class Router:
             case Hello(), Role.AGENT:
                 out = self._set_ready(peer, message)
             case Define(), Role.CLIENT:
-                out = self._define(message.task)
+                out = self._define(peer, message.task)
             case Cancel(), Role.CLIENT:
                 out = self._cancel(peer, message)
             case Nack(), Role.CLIENT:
@@ -245,15 +266,17 @@ class Router:
         hop = self._flow.hop_for(peer, work)
         if hop is None:
             return None
-        if work.task not in self._tasks:
+        client: Peer | None = peer
+        if peer.role is not Role.CLIENT:
+            client = self._peers.clients.get(work.origin)
+        elif work.origin != peer.name:
+            work = replace(work, origin=peer.name)
+        if client is None:
+            return self._flow.drop_orphan(peer, hop, work)
+        if work.task not in client.tasks and not self._adopt(client, work.task):
             reason = "the task is not defined, or its definition was dropped"
             return self._flow.reject(peer, hop, work, NackCode.UNKNOWN_TASK, reason)
-        self._tasks.move_to_end(work.task)
-        if peer.role is Role.CLIENT:
-            if work.origin != peer.name:
-                work = replace(work, origin=peer.name)
-        elif self._peers.clients.get(work.origin) is None:
-            return self._flow.drop_orphan(peer, hop, work)
+        client.tasks.move_to_end(work.task)
         return self._flow.admit(peer, hop, work, now, sealed)
 
     def _result(
@@ -267,6 +290,7 @@ class Router:
         if client is None:
             self.counters["dropped.orphan"] += 1
             return []
+        peer.unasked = 0
         self.counters["results" if isinstance(result, Result) else "pieces"] += 1
         return [Send(client.id, result, sealed)]
 
@@ -306,18 +330,33 @@ class Router:
         except RemoteProtocolError as error:
             return self._refuse(peer, error.code, str(error))
 
-    def _define(self, task: TaskSpec) -> list[Instruction]:
-        self._tasks[task.task_id] = task
-        self._tasks.move_to_end(task.task_id)
-        if len(self._tasks) > self._limits.tasks:
-            self._tasks.popitem(last=False)
-        return [Send(peer.id, Define(task)) for peer in self._peers.ready_agents.values()]
+    def _define(self, client: Peer, task: TaskSpec) -> list[Instruction]:
+        self._keep_task(client, task)
+        agents = self._peers.ready_agents.values()
+        return [instruction for a in agents for instruction in self._flow.define(a, task)]
+
+    def _keep_task(self, client: Peer, task: TaskSpec) -> None:
+        tasks, task_id = client.tasks, task.task_id
+        if task_id not in tasks:
+            client.task_bytes += size_of(task)
+        tasks[task_id] = task
+        tasks.move_to_end(task_id)
+        while len(tasks) > self._limits.tasks or client.task_bytes > self._limits.task_bytes:
+            client.task_bytes -= size_of(tasks.popitem(last=False)[1])
+
+    def _adopt(self, client: Peer, task_id: str) -> bool:
+        """Takes over a task that another client has defined; the id stands for its content."""
+        for other in self._peers.clients.values():
+            if task_id in other.tasks:
+                self._keep_task(client, other.tasks[task_id])
+                return True
+        return False
 
     def _cancel(self, peer: Peer, cancel: Cancel) -> list[Instruction]:
         out = self._flow.cancel(peer, cancel.wire, frozenset(cancel.request_ids))
         for name in (self._wires.senders.get(cancel.wire), self._wires.receivers.get(cancel.wire)):
             agent = self._peers.ready_agents.get(name) if name else None
-            if agent is not None:
+            if agent is not None and self._flow.may_send_unasked(agent):
                 out.append(Send(agent.id, replace(cancel, origin=peer.name)))
         return out
 
@@ -336,6 +375,12 @@ class Router:
             return []  # a Nack is never answered by a Nack
         wire, rows = getattr(message, "wire", ""), getattr(message, "rows", ())
         return [Send(peer.id, Nack(code, reason, wire, rows))]
+
+
+def size_of(task: TaskSpec) -> int:
+    """Bytes of a task's texts, roughly: characters."""
+    texts = (task.name, task.prompt, task.text_prompt, task.relay.template)
+    return sum(map(len, (*texts, *task.labels, *task.decoding.stop)))
 
 
 def is_kept_note(result: Result | Piece) -> bool:

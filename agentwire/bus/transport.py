@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum, auto
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 from agentwire.bus.access import PeerKeys, RemoteAccess
 from agentwire.spec.registry import Registry
@@ -18,6 +18,8 @@ Frame: TypeAlias = bytes | memoryview
 Frames: TypeAlias = Sequence[Frame]
 PeerId: TypeAlias = bytes
 """The transport's identity of one connection: one incarnation of one peer."""
+IN_PROCESS: Final = "in-process"
+"""``Listener.last_key`` of a peer in the listener's own process."""
 
 
 class Sent(Enum):
@@ -42,7 +44,7 @@ class Listener(_Closable, Protocol):
     """The broker's side: one socket, many peers, each with an identity chosen by the transport.
 
     Attributes:
-        last_key: public key of the last message's sender; "" if the transport uses no keys.
+        last_key: public key of the last message's sender, or ``IN_PROCESS``; "" if it has none.
     """
 
     last_key: str

@@ -23,7 +23,7 @@ import zmq
 from agentwire.bus.access import PeerKeys, RemoteAccess
 from agentwire.bus.curve import CurveAuthenticator, guard, present
 from agentwire.bus.security import check_endpoint, check_ipc_path
-from agentwire.bus.transport import Frame, Frames, PeerId, Sent
+from agentwire.bus.transport import IN_PROCESS, Frame, Frames, PeerId, Sent
 from agentwire.errors import InputError
 from agentwire.wire.limits import LIMITS
 
@@ -197,7 +197,7 @@ class ZmqListener(_Socket):
         self._endpoint = self.remote_endpoint = ""
         self._socket.set(zmq.ROUTER_MANDATORY, 1)
         self._authenticator: CurveAuthenticator | None = None
-        self._inproc: list[ZmqLink] = []
+        self._inproc: dict[PeerId, ZmqLink] = {}  # by an identity that only this process knows
         self._frame_bytes = frame_bytes
         self._endpoint = self._bind(endpoint)
         self._bind(INPROC)  # before the keys: only this process can reach it
@@ -231,8 +231,10 @@ class ZmqListener(_Socket):
         """
         if self._socket.closed:
             raise InputError("The bus is closed.", hint="Start a new one.")
-        link = ZmqLink(INPROC, self._frame_bytes, shared=self._context)
-        self._inproc = [known for known in self._inproc if not known.closed] + [link]
+        identity = b"\1" + os.urandom(16)  # ZeroMQ's own start with 0
+        link = ZmqLink(INPROC, self._frame_bytes, shared=self._context, identity=identity)
+        self._inproc = {i: known for i, known in self._inproc.items() if not known.closed}
+        self._inproc[identity] = link
         return link
 
     def close(self, linger: float) -> None:
@@ -242,9 +244,9 @@ class ZmqListener(_Socket):
             # A DEALER with IMMEDIATE drops what it has not read when its connection ends.
             time.sleep(max(0.0, min(linger, LAST_READ_S)))
             # The last messages wait in these links' own sockets.
-            while not all(link.closed for link in self._inproc) and time.monotonic() < end:
+            while not all(link.closed for link in self._inproc.values()) and time.monotonic() < end:
                 time.sleep(CLOSING_S)
-            for link in self._inproc:
+            for link in self._inproc.values():
                 link.cut()  # term() waits for all sockets of the context
             self._wakeup.close()
             self._socket.close(linger=max(0, round(linger * 1000)))
@@ -265,7 +267,12 @@ class ZmqListener(_Socket):
         frames = self._receive_all()
         if frames is None:
             return None
-        return bytes(frames[0]), frames[1:]
+        peer = bytes(frames[0])
+        if peer in self._inproc:
+            self.last_key = IN_PROCESS
+        elif self._on_first_frame is None:
+            self.last_key = ""
+        return peer, frames[1:]
 
     def send(self, peer: PeerId, frames: Frames) -> Sent:
         try:
@@ -292,8 +299,11 @@ class ZmqLink(_Socket):
         frame_bytes: int,
         keys: PeerKeys | None = None,
         shared: Context | None = None,
+        identity: PeerId | None = None,
     ) -> None:
         super().__init__(zmq.DEALER, frame_bytes, shared)
+        if identity is not None:
+            self._socket.set(zmq.ROUTING_ID, identity)
         if keys is not None:
             present(self._socket, keys)
         # Only an established connection takes messages; the rest waits in our own bounded queue.

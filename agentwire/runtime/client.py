@@ -81,6 +81,8 @@ RECONNECT_S: Final = 0.05
 MAX_TASKS: Final = 512
 """Tasks assumed to be known to the broker; it keeps more than these."""
 RETRY_S: Final = 0.2
+MAX_REDEFINED: Final = 3
+"""Attempts of a request whose task the bus has dropped, before it pauses between them."""
 
 
 class LoopReader:
@@ -373,6 +375,10 @@ class Client:
         if len(self._defined) > MAX_TASKS:
             self._defined.popitem(last=False)
 
+    def _define_again(self, task: TaskSpec) -> None:
+        self._defined.pop(task.task_id, None)
+        self._define(task)
+
     def _expire(self, requests: Sequence[Request]) -> None:
         """Ends those of the requests that are still outstanding at their deadline."""
         late = [r for r in requests if self._ledger.settle(r.request_id) is not None]
@@ -483,6 +489,11 @@ class Client:
                 rows[action].append(request)
         now = self._loop.time()
         pause = nack.retry_after_ms / 1000 or RETRY_S
+        if nack.code is NackCode.UNKNOWN_TASK:
+            for request in rows[AfterNack.LATER]:
+                self._define_again(self._pending.outstanding[request.request_id].task)
+                if request.attempts < MAX_REDEFINED:
+                    pause = 0.0
         self._ledger.retry(rows[AfterNack.LATER], now=now, after=pause)
         self._ledger.retry(rows[AfterNack.AS_TEXT], now=now, as_text=nack.code.value)
         failed = [r for r in rows[AfterNack.FAIL] if self._ledger.settle(r.request_id)]

@@ -43,6 +43,7 @@ from agentwire.scenario.fetch import fetch
 from agentwire.scenario.resolve import Resolved
 from agentwire.spec.agent import BusAddress
 from agentwire.spec.launchers import LAUNCHERS
+from agentwire.spec.routes import agent_of
 from agentwire.telemetry.journal import Journal
 from agentwire.telemetry.metrics import RuntimeMetrics
 from agentwire.telemetry.status import write_status
@@ -140,6 +141,7 @@ class Lifecycle:
             wires=deployment.ends,
             token=token,
             agents=deployment.processes,
+            reserved={CLIENT, "broker", "bus", *map(agent_of, deployment.processes)},
             on_event=self._on_broker_event,
             timing=self.timing,
             remote=remote.access if remote is not None else None,
@@ -149,7 +151,6 @@ class Lifecycle:
             deployment.processes,
             broker,
             run=run,
-            token=token,
             logs=folder / "logs",
             on_event=self._on_agent_event,
             limits=self.limits,

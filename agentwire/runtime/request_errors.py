@@ -80,8 +80,11 @@ class AfterNack(StrEnum):
 
 
 # The refusal says nothing about the row itself. A row of an agent that is shutting down goes to its
-# next incarnation; a stale one belonged to an incarnation that is gone.
-_LATER = frozenset({NackCode.OVERLOADED, NackCode.CLOSING, NackCode.STALE_EPOCH})
+# next incarnation; a stale one belonged to an incarnation that is gone; a task that the bus has
+# dropped is defined again.
+_LATER = frozenset(
+    {NackCode.OVERLOADED, NackCode.CLOSING, NackCode.STALE_EPOCH, NackCode.UNKNOWN_TASK}
+)
 # The text channel of the same wire would fail in the same way.
 _FINAL = frozenset(
     {
@@ -92,7 +95,6 @@ _FINAL = frozenset(
         NackCode.VERSION,
         NackCode.UNAUTHORIZED,
         NackCode.UNKNOWN_WIRE,
-        NackCode.UNKNOWN_TASK,
         NackCode.EXPIRED,
     }
 )

@@ -15,7 +15,7 @@ SOFT_AND_TEXT_POLICY: dict[NackCode, AfterNack] = {
     NackCode.UNAUTHORIZED: AfterNack.FAIL,
     NackCode.STALE_EPOCH: AfterNack.LATER,
     NackCode.UNKNOWN_WIRE: AfterNack.FAIL,
-    NackCode.UNKNOWN_TASK: AfterNack.FAIL,
+    NackCode.UNKNOWN_TASK: AfterNack.LATER,
     NackCode.BRIDGE_MISMATCH: AfterNack.AS_TEXT,
     NackCode.PROMPT_MISMATCH: AfterNack.AS_TEXT,
     NackCode.BAD_PAYLOAD: AfterNack.AS_TEXT,

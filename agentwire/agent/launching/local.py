@@ -29,6 +29,7 @@ from agentwire.agent.launching.failure import ExitCode, decode_error
 from agentwire.agent.launching.limits import AgentLimits, RestartBudget
 from agentwire.agent.launching.placement import BrokerControl
 from agentwire.bus.events import PeerBusy, PeerLeft, PeerLost, PeerProgress, PeerReady
+from agentwire.bus.security import new_token
 from agentwire.errors import AgentwireError, InputError
 from agentwire.spec.agent import AgentBootstrap, AgentSpec, BusAddress
 from agentwire.telemetry.faults import describe
@@ -71,7 +72,6 @@ class AgentProcess:
         spec: AgentSpec,
         broker: BrokerControl,
         run: bytes,
-        token: str,
         log: Path,
         on_event: Callable[[AgentEvent], None],
         limits: AgentLimits,
@@ -79,7 +79,6 @@ class AgentProcess:
         self._spec = spec
         self._broker = broker
         self._run_id = run
-        self._token = token
         self._log = log
         self._on_event = on_event
         self._limits = limits
@@ -167,8 +166,9 @@ class AgentProcess:
 
     async def _run_incarnation(self, epoch: int) -> AgentDied:
         """One incarnation, from spawn to the end of its process."""
-        self._broker.expect(self._spec.name, epoch)
-        current = self._current = self._spawn(epoch)
+        token = new_token()  # of this incarnation: nobody else can take its place
+        self._broker.expect(self._spec.name, epoch, token)
+        current = self._current = self._spawn(epoch, token)
         self._on_event(AgentStarted(self._spec.name, epoch, current.process.pid))
         loading = asyncio.get_running_loop().call_later(
             self._limits.load_s, self._check_loaded, current
@@ -236,9 +236,9 @@ class AgentProcess:
             with contextlib.suppress(OSError):
                 process.stdin.close()
 
-    def _spawn(self, epoch: int) -> _Incarnation:
+    def _spawn(self, epoch: int, token: str) -> _Incarnation:
         address = BusAddress(
-            endpoint=self._broker.endpoint, run=self._run_id.hex(), epoch=epoch, token=self._token
+            endpoint=self._broker.endpoint, run=self._run_id.hex(), epoch=epoch, token=token
         )
         counts = str(self._log.with_suffix(".json").absolute())
         bootstrap = AgentBootstrap(agent=self._spec, bus=address, telemetry=counts)
