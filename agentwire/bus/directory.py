@@ -107,7 +107,8 @@ class Directory:
             return NackCode.UNAUTHORIZED, f"{hello.name!r} is not an {hello.role} of this run"
         if hello.role not in (Role.AGENT, Role.CLIENT):
             return NackCode.UNAUTHORIZED, "only agents and clients may connect"
-        if hello.name in self._reserved and not in_process:
+        client = hello.role is Role.CLIENT
+        if client and hello.name in self._reserved and not in_process:
             return NackCode.UNAUTHORIZED, f"the name {hello.name!r} is reserved; choose another"
         live = self.by_name.get(hello.name)
         known = max(-1 if expected is None else expected, -1 if live is None else live.epoch)

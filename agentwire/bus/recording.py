@@ -74,7 +74,7 @@ class BusRecorder:
 
     def commanded(self, command: Command) -> None:
         if command.token:
-            kept = f"{TOKEN}-{command.name}-{command.epoch}"[:LIMITS.token_bytes]
+            kept = f"{TOKEN}-{command.name}-{command.epoch}"[: LIMITS.token_bytes]
             self._tokens[command.token] = kept
             command = command._replace(token=kept)
         self._begin(command=list(command))

@@ -132,6 +132,7 @@ class Lifecycle:
         if run_folder is not None and self.journal is None:
             self.journal = self._own_journal = Journal(run_folder / "journal.jsonl")
         run, token, epochs = os.urandom(16), new_token(), itertools.count(1)
+        self._invitation = {"run": run.hex(), "token": token}
         if self.record and run_folder is not None:
             on_error = functools.partial(self.metrics.faults.record, "recording")
             self._recorder = BusRecorder(folder / FILE_NAME, token, on_error)
@@ -227,6 +228,9 @@ class Lifecycle:
     @property
     def remote_endpoint(self) -> str:
         return "" if self._broker is None else self._broker.remote_endpoint
+
+    def invitation(self) -> dict[str, str]:
+        return dict(self._invitation, endpoint=self._broker.endpoint) if self._broker else {}
 
     def bus_metrics(self) -> dict[str, int]:
         return {} if self._broker is None else dict(self._broker.metrics())

@@ -148,6 +148,13 @@ class Runtime:
         """Where agents of other machines connect; "" if there are none, or before the start."""
         return self._lifecycle.remote_endpoint
 
+    def invitation(self) -> dict[str, str]:
+        """What a client in another process needs to join (docs/protocol.md): ``endpoint``,
+        ``run`` and ``token``. Whoever has it may send requests, so pass it on in secret; {} before
+        the start.
+        """
+        return self._lifecycle.invitation()
+
     @property
     def registry(self) -> CollectorRegistry:
         """All metrics of this runtime and its bus, for Prometheus."""

@@ -222,6 +222,18 @@ async def test_overloaded_rows_are_retried_later(bench: Bench) -> None:
     assert [code(o) for o in await asked] == [None]
 
 
+async def test_a_task_that_the_bus_has_dropped_is_defined_again(bench: Bench) -> None:
+    bench.ready()
+    request = bench.ask("fine")
+    (first,) = await bench.sent()
+    assert await bench.sent(Define) == [Define(TASK)]
+    bench.endpoint.on_message(Nack(NackCode.UNKNOWN_TASK, "dropped", WIRE, first.rows), 0.0)
+    assert await bench.sent(Define) == [Define(TASK)]
+    (again,) = await bench.sent()
+    assert [row.request_id for row in again.rows] == [row.request_id for row in first.rows]
+    request.cancel()
+
+
 async def test_a_missed_deadline_tells_whether_the_request_was_sent(bench: Bench) -> None:
     bench.ready(credit=1)
     sent, unsent = bench.ask("x", deadline_s=0.02), bench.ask("y", deadline_s=0.02)
