@@ -191,9 +191,8 @@ class FakeBackend:
     ) -> Generated:
         """``<model>: <text>``, cut to the task's length in words. Of a chat, the last message."""
         self._faults(texts)
-        said = texts
-        if task.form == "chat":
-            said = [parse_chat(text)[-1].content for text in texts]
+        chat = task.form == "chat"
+        said = [parse_chat(text)[-1].content for text in texts] if chat else texts
         read = [len(text.split()) for text in texts]
         return self._write([f"{self.identity.name}: {text}" for text in said], read, task, watch)
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agentwire.model.backend import Watch
+from agentwire.model.backend import Generated, Watch
+from agentwire.model.timing import Stopwatch
 from agentwire.task.tokens import Tokenizer
 from agentwire.wire.messages import Decoding
 
@@ -41,13 +42,7 @@ class Sampler:
 
 
 class Answers:
-    """What each row of a batch has generated so far; ``ends`` are ids of end tokens.
-
-    Attributes:
-        written: tokens of each row without the end token.
-        counts: the same without the token that completed a stop string. So a row that ended by
-            itself always has fewer than the limit, also if its end was the last allowed token.
-    """
+    """What each row of a batch has generated so far; ``ends`` are ids of end tokens."""
 
     def __init__(
         self,
@@ -64,7 +59,7 @@ class Answers:
         self._done = [False] * rows
         self._shown = [""] * rows
         self._stopped = [False] * rows
-        self.written: list[list[int]] = [[] for _ in range(rows)]
+        self.written: list[list[int]] = [[] for _ in range(rows)]  # without the end token
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """Stopping criterion: whether each row is done, [n]."""
@@ -90,11 +85,6 @@ class Answers:
         self._done[row] = stopped or not wanted
         self._stopped[row] = stopped
 
-    @property
-    def counts(self) -> list[int]:
-        rows = zip(self.written, self._stopped, strict=True)
-        return [len(written) - stopped for written, stopped in rows]
-
     def _decode(self, row: int) -> str:
         return self._tokenizer.decode(self.written[row], skip_special_tokens=True).lstrip()
 
@@ -113,9 +103,17 @@ class Answers:
         self._shown[row] = settled
         return settled[len(shown) :]
 
-    def texts(self) -> list[str]:
-        """The answers, stripped and cut at the first stop string."""
-        return [self._cut(self._decode(row))[0].rstrip() for row in range(len(self.written))]
+    def generated(self, read: Sequence[int], clock: Stopwatch) -> Generated:
+        """The answers, stripped and cut at the first stop string; ``read``: tokens of each row.
+
+        A token that completed a stop string does not count. So a row that ended by itself always
+        has fewer than the limit, also if its end was the last allowed token.
+        """
+        texts = [self._cut(self._decode(row))[0].rstrip() for row in range(len(self.written))]
+        clock.lap("generate")
+        rows = zip(read, self.written, self._stopped, strict=True)
+        counts = [(n, len(written) - stopped) for n, written, stopped in rows]
+        return Generated(texts, clock.stages, counts)
 
 
 def _overlap(text: str, stop: str) -> int:

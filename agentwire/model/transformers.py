@@ -77,7 +77,7 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Any
             output_loading_info=True,
         )
     except Exception as error:  # the library raises whatever its parsers raise
-        raise _unloadable("model", folder, error) from error
+        raise unloadable("model", folder, error) from error
     # The library fills missing tensors with random numbers and goes on.
     missing = sorted([*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])])
     if missing:
@@ -96,10 +96,10 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # a broken tokenizer.json raises a bare Exception
-        raise _unloadable("tokenizer", folder, error) from error
+        raise unloadable("tokenizer", folder, error) from error
 
 
-def _unloadable(what: str, folder: Path, error: Exception) -> ModelError:
+def unloadable(what: str, folder: Path, error: Exception) -> ModelError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return ModelError(f"the {what} in {folder} cannot be loaded: {reason}", hint=RELOAD)
 
@@ -123,10 +123,8 @@ def torch_device(name: str) -> torch.device:
 def trunk(model: Any, layers: int) -> Any:
     """The first ``layers`` layers of ``model`` without final norm, sharing its weights.
 
-    Its ``last_hidden_state`` equals ``hidden_states[layers]`` of the whole model.
-
-    Raises:
-        ModelError: the model has no ``layers`` and ``norm``, or too few layers.
+    Its ``last_hidden_state`` equals ``hidden_states[layers]`` of the whole model. Raises ModelError
+    if the model has no such layers.
     """
     base: Any = (
         model.get_decoder() if hasattr(model, "get_decoder") else getattr(model, "model", None)
@@ -176,19 +174,13 @@ class LabelHead:
 
 @dataclass(frozen=True, slots=True)
 class PreparedTask:
-    """The static parts of a task on the model's device.
-
-    Attributes:
-        start: embeddings [0 or 1, d] of BOS.
-        prompt: embeddings [P, d] of what follows the soft tokens.
-        prompt_head, text_head: the label tokens after the prompt and after the text prompt.
-    """
+    """The static parts of a task on the model's device."""
 
     ids: CompiledTask
-    start: Tensor
-    prompt: Tensor
-    prompt_head: LabelHead
-    text_head: LabelHead
+    start: Tensor  # embeddings [0 or 1, d] of BOS
+    prompt: Tensor  # embeddings [P, d] of what follows the soft tokens
+    prompt_head: LabelHead  # the label tokens after the prompt
+    text_head: LabelHead  # the label tokens after the text prompt
 
 
 class TransformersBackend:
@@ -205,8 +197,8 @@ class TransformersBackend:
         self._bridges: dict[str, tuple[Any, BridgeModule, bool]] = {}
         self._tasks: LruCache[str, PreparedTask] = LruCache(MAX_PREPARED_TASKS)
         self._pad = pad_id(tokenizer)
-        ends = end_ids(model.generation_config, tokenizer)
-        self._texts = TextReader(model, ends=ends, pad=self._pad)
+        self._ends = end_ids(model.generation_config, tokenizer)
+        self._texts = TextReader(model, ends=self._ends, pad=self._pad)
 
     @classmethod
     def load(cls, spec: AgentSpec, progress: OnProgress) -> TransformersBackend:
@@ -253,7 +245,6 @@ class TransformersBackend:
         return self
 
     def set_thread_source(self, threads: Callable[[], int]) -> None:
-        """See ``SharesCpu``."""
 
         def before_layer(*_: Any) -> None:
             wanted = threads()
@@ -269,11 +260,7 @@ class TransformersBackend:
         return Stopwatch(lambda: torch.cuda.synchronize(self.device))
 
     def add_bridge(self, folder: Path) -> BridgeIdentity:
-        """Loads a bridge that reads this model; it runs on this model's device, in fp32.
-
-        Raises:
-            BridgeError, ModelError: corrupt, for another sender, or no such layers.
-        """
+        """Loads a bridge that reads this model; it runs on this model's device, in fp32."""
         if str(folder).startswith(random_weights.BRIDGE_PREFIX):
             identity, module = random_weights.random_bridge(str(folder), self.identity, self.device)
             self._bridges[identity.fingerprint] = (trunk(self.model, identity.layer), module, False)
@@ -385,11 +372,11 @@ class TransformersBackend:
         texts_ids = text_ids(self.tokenizer, texts, prepared.ids.glue)
         rows = [[*row, *prepared.ids.after] for row in texts_ids]
         clock.lap("tokenize")
-        last = self._texts.last_states(prepared.ids.before, rows)
+        before = prepared.ids.before
+        last = self._texts.last_states(before, rows)
         scores = torch.log_softmax(prepared.text_head(last), dim=-1).cpu().numpy()
         clock.lap("decode")
-        read = [len(prepared.ids.before) + len(row) for row in rows]
-        return Scored(scores, clock.stages, [(n, 1) for n in read])
+        return Scored(scores, clock.stages, [(len(before) + len(row), 1) for row in rows])
 
     def relay(self, texts: Sequence[str], task: TaskSpec) -> Generated:
         if task.relay.verbatim:
@@ -412,11 +399,10 @@ class TransformersBackend:
         config = self.model.config.get_text_config()
         limit = getattr(config, "max_position_embeddings", None)
         check_length(limit, rows, task.max_new_tokens)
-        longest = max(len(row) for row in rows)
-        ids = [[self._pad] * (longest - len(row)) + row for row in rows]
-        mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
-        clock.lap("tokenize")
         read = [len(row) for row in rows]
+        ids = [[self._pad] * (max(read) - len(row)) + row for row in rows]
+        mask = [[0] * (max(read) - n) + [1] * n for n in read]
+        clock.lap("tokenize")
         inputs = {"input_ids": torch.tensor(ids, device=self.device)}
         return self._answer(task, watch, clock, read, torch.tensor(mask), inputs)
 
@@ -440,8 +426,7 @@ class TransformersBackend:
         mask: Tensor,
         inputs: dict[str, Tensor],
     ) -> Generated:
-        ends = end_ids(self.model.generation_config, self.tokenizer)
-        answers = Answers(self.tokenizer, len(read), ends, task.decoding, watch)
+        answers = Answers(self.tokenizer, len(read), self._ends, task.decoding, watch)
         continue_text(
             self.model,
             answers,
@@ -449,9 +434,7 @@ class TransformersBackend:
             attention_mask=mask.to(self.device),
             max_new_tokens=task.max_new_tokens,
             pad_token_id=self._pad,
-            eos_token_id=sorted(ends),
+            eos_token_id=sorted(self._ends),
             **inputs,
         )
-        texts = answers.texts()
-        clock.lap("generate")
-        return Generated(texts, clock.stages, list(zip(read, answers.counts, strict=True)))
+        return answers.generated(read, clock)

@@ -17,13 +17,7 @@ from agentwire.model.cpu.reading import PackedPass, Prefix, read_packed
 
 
 class RowCache:
-    """Keys and values of n rows of different lengths, as a transformers decoder takes them.
-
-    Attributes:
-        live: rows that are still running: the first ``live`` of the cache.
-        next: [n], position of each row's next token.
-        used: positions of the longest row, that token included.
-    """
+    """Keys and values of n rows of different lengths, as a transformers decoder takes them."""
 
     def __init__(
         self, before: int, lengths: Sequence[int], room: int, device: torch.device
@@ -31,9 +25,9 @@ class RowCache:
         self._before = before
         self._size = before + max(lengths) + room
         self._layers: list[tuple[Tensor, Tensor]] = []  # keys and values, each [n, G, S, D]
-        self.live = len(lengths)
-        self.next = torch.tensor([before + n for n in lengths], device=device)
-        self.used = before + max(lengths) + 1
+        self.live = len(lengths)  # rows that are still running: the first of the cache
+        self.next = torch.tensor([before + n for n in lengths], device=device)  # positions, [n]
+        self.used = before + max(lengths) + 1  # positions of the longest row, the next included
 
     def fill(self, packed: PackedPass) -> None:
         """Copies what a packed pass has read."""
@@ -115,10 +109,8 @@ def continue_greedily(
 ) -> list[list[int]]:
     """The next tokens of each text, up to the first of ``ends`` (excluded) or ``limit``.
 
-    Args:
-        model: ``can_pack_behind`` and ``plain_greedy`` hold for it, and ``fits_window`` for the
-            longest row with its continuation.
-        head: its LM head: states [n, d] -> logits [n, V].
+    ``can_pack_behind`` and ``plain_greedy`` must hold for the model, and ``fits_window`` for the
+    longest row with its continuation. ``head``: states [n, d] -> logits [n, V].
     """
     before = len(prefix.ids) if prefix else 0
     cache = RowCache(before, [len(row) for row in rows], limit, model.device)

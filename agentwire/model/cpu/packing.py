@@ -36,9 +36,7 @@ def groups_of(
 def packed_states(short: Any, ids: Tensor, mask: Tensor) -> Tensor:
     """Hidden states [n, T, width] of the texts' tokens; zero behind a text's end.
 
-    Args:
-        ids: right-padded [n, 1+T], starting with an opening token.
-        mask: [n, T], True for the text's tokens.
+    ``ids`` are right-padded [n, 1+T] with an opening token; ``mask`` [n, T] is True for the text's.
     """
     lengths: list[int] = (mask.sum(dim=1) + 1).tolist()
     texts: list[Tensor] = []

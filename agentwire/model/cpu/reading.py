@@ -28,7 +28,7 @@ class Prefix:
 
     def __init__(self, model: Any, ids: Sequence[int]) -> None:
         self.ids = tuple(ids)
-        self._cache = empty_cache(model)
+        self._cache = _empty_cache(model)
         device = model.get_input_embeddings().weight.device
         with torch.inference_mode():
             model.get_decoder()(
@@ -44,8 +44,7 @@ class Prefix:
         return cache
 
 
-def empty_cache(model: Any) -> Any:
-    """The library's cache without any tokens."""
+def _empty_cache(model: Any) -> Any:
     from transformers import DynamicCache
 
     return DynamicCache(config=model.config)
@@ -53,17 +52,12 @@ def empty_cache(model: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class PackedPass:
-    """One forward pass over some texts of a batch: which, and their lengths in tokens.
-
-    Attributes:
-        states: [T, d], the last layer's, one text after another.
-        cache: keys and values of the prefix and of these T tokens, for one row.
-    """
+    """One forward pass over some texts of a batch: which, and their lengths in tokens."""
 
     rows: list[int]
     sizes: list[int]
-    states: Tensor
-    cache: Any
+    states: Tensor  # [T, d], the last layer's, one text after another
+    cache: Any  # keys and values of the prefix and of these T tokens, for one row
 
     def last(self) -> Tensor:
         """States [n, d] of each text's last token."""
@@ -89,7 +83,7 @@ def read_packed(
         device = model.device
         ids = torch.tensor([[token for i in group for token in rows[i]]], device=device)
         positions = torch.cat([torch.arange(before, before + size) for size in sizes])
-        cache = prefix.cache(1) if prefix else empty_cache(model)
+        cache = prefix.cache(1) if prefix else _empty_cache(model)
         output = model.get_decoder()(
             input_ids=ids,
             position_ids=positions[None].to(device),

@@ -18,15 +18,11 @@ from agentwire.spec.agent import GraphSpec
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """Batch sizes and row lengths that are captured, rising.
-
-    Attributes:
-        max_tokens: rows * tokens of the largest shape; larger products are not captured.
-    """
+    """Batch sizes and row lengths that are captured, rising."""
 
     rows: tuple[int, ...]
     tokens: tuple[int, ...]
-    max_tokens: int
+    max_tokens: int  # rows * tokens of the largest shape
 
     @classmethod
     def of(cls, spec: GraphSpec, max_batch: int) -> Buckets:

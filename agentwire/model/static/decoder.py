@@ -60,10 +60,7 @@ Cache = Sequence[KeyValue]
 class StaticDecoder:
     """The decoder of a causal language model (Llama, Mistral, Qwen, Gemma 3 and their like).
 
-    The model's projections become views of fused weights.
-
-    Raises:
-        UnsupportedModel: the model has a feature that this pass lacks.
+    The model's projections become views of fused weights. Raises UnsupportedModel.
     """
 
     def __init__(self, model: Any, ops: Ops) -> None:
@@ -120,7 +117,7 @@ class StaticDecoder:
         attention, mlp = module.self_attn, module.mlp
         kinds = getattr(config, "layer_types", None)
         kind = kinds[index] if kinds else "full_attention"
-        sliding = kind == "sliding_attention" if kinds else True
+        sliding = not kinds or kind == "sliding_attention"
         window = getattr(config, "sliding_window", None) if sliding else None
         qkv, bias = _fused([attention.q_proj, attention.k_proj, attention.v_proj])
         gate_up, _ = _fused([mlp.gate_proj, mlp.up_proj])
@@ -166,12 +163,10 @@ class StaticDecoder:
         return (residual + delta).view(*ids.shape, -1)
 
     def last(self, x: Tensor, last: Tensor, prefix: Prefix, cache: Cache | None = None) -> Tensor:
-        """Normed states [n, d] of one position in each row, after all layers.
+        """Normed states [n, d] at the positions ``last`` [n], after all layers.
 
-        Args:
-            x: input embeddings [n, T, d]; overwritten.
-            last: [n], the position in each row.
-            cache: receives the keys and values of prefix and tokens, [n, P + T, G, D] per layer.
+        The input embeddings x [n, T, d] are overwritten. ``cache`` receives the keys and values of
+        prefix and tokens, [n, P + T, G, D] per layer.
         """
         residual, delta = self._run(x, len(self.layers), prefix, cache=cache, last=last)
         return self.ops.add_rms_norm(delta, residual, self.norm, self.eps)

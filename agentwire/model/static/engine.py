@@ -59,12 +59,7 @@ def ops_for(device: torch.device) -> Ops:
 class StaticBackend:
     """A causal language model behind the ``Backend`` and ``Pipelined`` protocols.
 
-    Args:
-        plain: the loaded model; it runs what has no captured shape.
-        spec: the agent: which shapes are captured, and the largest batch.
-
-    Raises:
-        UnsupportedModel: ``StaticDecoder`` cannot compute the model.
+    ``plain`` runs what has no captured shape. Raises UnsupportedModel as ``StaticDecoder``.
     """
 
     def __init__(self, plain: TransformersBackend, spec: AgentSpec, progress: OnProgress) -> None:

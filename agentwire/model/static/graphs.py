@@ -29,18 +29,13 @@ WARM_UPS = 2
 
 
 class GraphDevice:
-    """A device's streams, and the memory that its graphs share (no two run at once).
-
-    Attributes:
-        graphs: whether CUDA graphs are captured; never on a CPU.
-        running: batches that were launched and not collected.
-    """
+    """A device's streams, and the memory that its graphs share (no two run at once)."""
 
     def __init__(self, device: torch.device, *, graphs: bool) -> None:
         self.device = device
         self.is_cuda = device.type == "cuda"
-        self.graphs = graphs and self.is_cuda
-        self.running = 0
+        self.graphs = graphs and self.is_cuda  # whether CUDA graphs are captured
+        self.running = 0  # batches that were launched and not collected
         self.captured = 0
         self.captured_bytes = 0
         self.compute = self.upload = self.download = None
@@ -135,9 +130,8 @@ class Staging:
 class Runner:
     """A program with its static inputs, and reusable staging memory for each batch in flight.
 
-    Args:
-        inputs: device tensors that ``compute`` reads.
-        express: capture a second graph that contains the copies as well.
+    ``compute`` reads ``inputs`` on the device. With ``express``, a second graph contains the copies
+    as well.
     """
 
     def __init__(
@@ -253,8 +247,7 @@ def _express(
 class RunnerJob(Generic[T]):
     """A batch that was launched (``backend.Job``).
 
-    Args:
-        read: makes the result from the output on the host, which is reused, and the milliseconds.
+    ``read`` makes the result from the output on the host, which is reused, and the milliseconds.
     """
 
     def __init__(

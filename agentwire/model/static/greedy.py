@@ -22,12 +22,9 @@ CHECK_EVERY = 8  # steps between checks whether all rows have ended
 
 
 class Generation:
-    """Continues texts of one static shape (rows, tokens) after ``prefix``.
+    """Continues texts of one static shape (rows, tokens) after ``prefix`` by ``limit`` tokens.
 
-    Args:
-        head: the LM head: states [n, d] -> logits [n, V].
-        limit: longest continuation in tokens.
-        ends: ids that end a row; none: every row has its full length.
+    ``head`` maps states [n, d] to logits [n, V]. Without ``ends``, every row has its full length.
     """
 
     def __init__(

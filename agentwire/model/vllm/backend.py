@@ -36,7 +36,7 @@ from agentwire.model.prompting import (
 )
 from agentwire.model.sources.fingerprint import fingerprint
 from agentwire.model.timing import Stopwatch
-from agentwire.model.transformers import load_tokenizer, weights_folder
+from agentwire.model.transformers import load_tokenizer, unloadable, weights_folder
 from agentwire.model.vllm.engine import Engine, import_vllm
 from agentwire.model.vllm.inputs import (
     RequestLimits,
@@ -75,11 +75,7 @@ class VllmBackend:
 
     @classmethod
     def load(cls, spec: AgentSpec, progress: OnProgress) -> VllmBackend:
-        """Starts an engine with an agent's model.
-
-        Raises:
-            ModelError, DeviceError: weights or vLLM are missing, or vLLM cannot run the model here.
-        """
+        """Starts an engine with an agent's model; raises ModelError or DeviceError."""
         if spec.weights == "random":
             raise ModelError(
                 f"{spec.name}: the vLLM backend does not support random weights.",
@@ -257,9 +253,7 @@ class VllmBackend:
             max_tokens=task.max_new_tokens,
             stop_token_ids=sorted(self._ends),
         )
-        texts = answers.texts()
-        clock.lap("generate")
-        return Generated(texts, clock.stages, list(zip(read, answers.counts, strict=True)))
+        return answers.generated(read, clock)
 
 
 def _read_config(folder: Path, tokenizer: Tokenizer) -> tuple[Any, frozenset[int]]:
@@ -273,8 +267,5 @@ def _read_config(folder: Path, tokenizer: Tokenizer) -> tuple[Any, frozenset[int
         else:
             generation = GenerationConfig.from_model_config(config)
     except Exception as error:  # the library raises whatever its parsers raise
-        raise ModelError(
-            f"{folder} holds no model that can be loaded: {error}",
-            hint="Remove the folder and run `agentwire models pull` again.",
-        ) from error
+        raise unloadable("configuration", folder, error) from error
     return config.get_text_config(), end_ids(generation, tokenizer)

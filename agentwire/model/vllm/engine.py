@@ -45,8 +45,7 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
 def import_vllm(device: str) -> Any:
     """Imports vLLM with the settings for this device.
 
-    Raises:
-        ModelError, DeviceError: it is missing, broken, or built for other devices.
+    Raises ModelError or DeviceError if it is missing, broken, or built for other devices.
     """
     if device == "cpu":
         config.set_defaults(CPU_ENVIRONMENT)
@@ -81,8 +80,7 @@ class Engine:
     def start(cls, spec: AgentSpec, folder: Path, *, length: int | None) -> Engine:
         """Loads the model of ``spec``; ``length``: tokens that the model can read, if known.
 
-        Raises:
-            ModelError, DeviceError: see ``import_vllm``; or vLLM does not support this model.
+        Raises as ``import_vllm``, and ModelError if vLLM cannot run this model.
         """
         vllm = import_vllm(spec.device)
         cpu = spec.device == "cpu"

@@ -41,8 +41,7 @@ class RequestLimits:
     def check_soft(self, payload: npt.NDArray[Any], around: int, answer: int) -> None:
         """Checks payloads [n, M, d] with ``around`` other tokens and ``answer`` tokens to generate.
 
-        Raises:
-            RemoteProtocolError: TOO_LARGE; BAD_PAYLOAD for a wrong shape or values not finite.
+        Raises RemoteProtocolError: TOO_LARGE, or BAD_PAYLOAD.
         """
         if payload.ndim != 3 or 0 in payload.shape or payload.shape[2] != self.width:
             raise RemoteProtocolError(

@@ -23,9 +23,6 @@ class StateTap:
     """Captures the states after ``layer`` layers of a vLLM model.
 
     They equal transformers' ``hidden_states[layer]``, without the final norm after the last layer.
-
-    Raises:
-        ModelError: the model has no stacked layers that pass on states and residual.
     """
 
     def __init__(self, model: Any, layer: int) -> None:
