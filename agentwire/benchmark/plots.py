@@ -7,8 +7,6 @@ and random weights stay visible when it is copied.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +33,13 @@ STAGE_COLOURS = {
     "decode": "#00a878",
 }
 SIZE = (7.5, 4.6)  # inches
+LOOK: Any = {
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.axisbelow": True,
+    "svg.hashsalt": "agentwire",
+    "svg.fonttype": "none",
+}
 
 
 def check_plots(folder: Path) -> None:
@@ -60,6 +65,9 @@ def draw(record: BenchRecord, folder: Path, stem: str = "") -> list[Path]:
     Their names begin with ``stem``, or with the scenario's name.
     """
     check_plots(folder)
+    import matplotlib
+    from matplotlib.figure import Figure  # without pyplot: no display, no global state
+
     first = record.settings["text_tokens"][0]
     timed = [c for c in record.cells if c.kind == "latency" and c.stages_ms]
     rated = [c for c in record.cells if c.kind == "throughput" and c.rows_per_s is not None]
@@ -72,27 +80,15 @@ def draw(record: BenchRecord, folder: Path, stem: str = "") -> list[Path]:
     ):
         if cells:
             path = folder / f"{stem or record.scenario}-{name}"
-            with _figure(record) as (figure, axes):
-                picture(record, axes, cells)
+            with matplotlib.rc_context(LOOK):
+                figure = Figure(figsize=SIZE, layout="constrained")
+                figure.supxlabel(caption(record), fontsize=6.5, color="#555555")
+                picture(record, figure.add_subplot(), cells)
                 # The same record gives the same bytes: no date in the files.
                 for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
                     made.append(path.with_name(path.name + suffix))
                     figure.savefig(made[-1], dpi=144, metadata=metadata)
     return made
-
-
-@contextmanager
-def _figure(record: BenchRecord) -> Iterator[tuple[Any, Any]]:
-    import matplotlib
-
-    look: Any = {"axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True}
-    with matplotlib.rc_context({**look, "svg.hashsalt": "agentwire", "svg.fonttype": "none"}):
-        from matplotlib.figure import Figure  # without pyplot: no display, no global state
-
-        figure = Figure(figsize=SIZE, layout="constrained")
-        axes = figure.add_subplot()
-        figure.supxlabel(caption(record), fontsize=6.5, color="#555555")
-        yield figure, axes
 
 
 def caption(record: BenchRecord) -> str:

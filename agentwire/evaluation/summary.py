@@ -69,7 +69,18 @@ def summarise(
             substitute_for=instead_of,
         ),
         agents=dict(agents),
-        bridges=_bridges(plan),
+        bridges=[
+            BridgeRecord(
+                wire=name,
+                name=wire.card.name,
+                fingerprint=wire.card.weights_sha256,
+                layer=wire.card.layer,
+                soft_tokens=wire.card.soft_tokens,
+                width=wire.card.width,
+            )
+            for name, wire in resolved.wires.items()
+            if wire.card is not None
+        ],
         methods={
             method.name: method_record(method, plan, predictions, rates.get(method.name))
             for method in plan.methods
@@ -113,21 +124,6 @@ def method_record(
         reasons=dict(sorted(tally.reasons.items())),
         errors=dict(sorted(tally.errors.items())),
     )
-
-
-def _bridges(plan: RunPlan) -> list[BridgeRecord]:
-    return [
-        BridgeRecord(
-            wire=name,
-            name=wire.card.name,
-            fingerprint=wire.card.weights_sha256,
-            layer=wire.card.layer,
-            soft_tokens=wire.card.soft_tokens,
-            width=wire.card.width,
-        )
-        for name, wire in plan.resolved.wires.items()
-        if wire.card is not None
-    ]
 
 
 def versions() -> dict[str, str]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from agentwire.training.jobs import TrainingJob, run_in_groups, training_jobs
 from agentwire.training.joint import JointBridge, JointStates
 from agentwire.training.loop import Trained
 from agentwire.training.models import load_agent, new_bridge
-from agentwire.training.objective import BridgeObjective, LogitsFromSoft, TrainingTask
+from agentwire.training.objective import BridgeObjective, TrainingTask
 from agentwire.training.reporting import (
     BEGIN,
     TrainingReport,
@@ -34,7 +35,7 @@ from agentwire.training.reporting import (
     within,
 )
 from agentwire.training.states import StateCache, cache_layers, evenly
-from agentwire.wire.messages import ModelIdentity, TaskSpec
+from agentwire.wire.messages import ModelIdentity
 
 LOADED = 0.03
 """Fraction of the whole job that is done when the receiver is loaded."""
@@ -110,8 +111,6 @@ class _Texts:
 
     def __init__(self, jobs: Sequence[TrainingJob]) -> None:
         parts = [d for job in jobs for data in job.data for d in (data.rows, data.held_out)]
-        self.passes: list[list[str]]
-        self._places: dict[int, tuple[int, list[int]]]
         if len(jobs[0].data) > 1:
             self.passes = [[row.text for row in part.rows] for part in parts]
             self._places = {id(d): (i, list(range(len(d)))) for i, d in enumerate(parts)}
@@ -225,12 +224,10 @@ class _Trainer:
                 own = [(job, job.data[d], job.data[d].tasks[t]) for job in jobs]
                 rows = [self._states(job, data.rows, task.labels) for job, data, task in own]
                 held = [self._states(job, data.held_out, task.held_out) for job, data, task in own]
-                tasks.append(TrainingTask(self._logits(one.task), rows, held))
+                self.receiver.prepare(one.task)
+                logits = partial(self.receiver.logits_from_soft, task=one.task)
+                tasks.append(TrainingTask(logits, rows, held))
         return tasks
-
-    def _logits(self, task: TaskSpec) -> LogitsFromSoft:
-        self.receiver.prepare(task)
-        return lambda soft: self.receiver.logits_from_soft(soft, task)
 
     def _train(self, numbers: Sequence[int]) -> list[BridgeError]:
         """Trains jobs side by side and writes each; returns the failures."""

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agentwire.benchmark.setup import BenchSetup, setup_of
-from agentwire.benchmark.texts import count_words
+from agentwire.benchmark.setup import BenchSetup, count_words, setup_of
 from agentwire.errors import ScenarioError
 from agentwire.scenario.load import load_scenario
 from agentwire.scenario.resolve import resolve

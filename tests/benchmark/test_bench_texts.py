@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agentwire.benchmark.texts import count_words, counter, make_texts
+from agentwire.benchmark.setup import count_words, counter, make_texts
 
 
 @pytest.mark.parametrize("tokens", [1, 48, 512])

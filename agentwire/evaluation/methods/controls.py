@@ -17,6 +17,7 @@ from agentwire.download import OnProgress
 from agentwire.errors import RequestError
 from agentwire.evaluation.methods.base import MethodSpec
 from agentwire.evaluation.methods.local import answer_locally, local_state
+from agentwire.runtime.reply import Reply
 from agentwire.scenario.resolve import Resolved
 from agentwire.training.baselines.baseline import receiver_model, sender_model
 
@@ -66,14 +67,13 @@ async def _relay_label(runtime: Runtime, resolved: Resolved, texts: Sequence[str
     """The sender answers, and the receiver reads the class's word in place of the text."""
     wire = resolved.wire.spec
     found: list[Outcome] = list(await runtime.direct_batch(wire.sender, texts))
-    labelled = [i for i, one in enumerate(found) if not isinstance(one, RequestError)]
-    words = [str(found[i].label) for i in labelled]  # type: ignore[union-attr]
-    if not words:
+    labelled = {i: one for i, one in enumerate(found) if isinstance(one, Reply)}
+    if not labelled:
         return found
+    words = [str(first.label) for first in labelled.values()]
     answers = await runtime.direct_batch(wire.receiver, words)
-    for i, answer in zip(labelled, answers, strict=True):
-        first = found[i]
-        if isinstance(answer, RequestError) or isinstance(first, RequestError):
+    for (i, first), answer in zip(labelled.items(), answers, strict=True):
+        if isinstance(answer, RequestError):
             found[i] = answer
             continue
         stages = {

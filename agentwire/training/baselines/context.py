@@ -95,7 +95,7 @@ class BaselineContext:
 
     @property
     def rows(self) -> Dataset:
-        """Training rows: the same as the bridge's."""
+        """The bridge's training rows."""
         return self._split[0]
 
     @property

@@ -6,6 +6,7 @@ It shows what a bridge reaches with the words of the text alone, without what th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,10 +18,6 @@ from agentwire.training.models import new_bridge, untrained_bridge
 from agentwire.training.objective import BridgeObjective, TrainingTask, soft_logits
 
 
-def _logits(context: BaselineContext, soft: Tensor) -> Tensor:
-    return context.receiver.logits_from_soft(soft, context.task)
-
-
 def _fit(context: BaselineContext) -> Fitted:
     sender, receiver, recipe = context.random_sender, context.receiver, context.recipe
     receiver.prepare(context.task)
@@ -30,7 +27,8 @@ def _fit(context: BaselineContext) -> Fitted:
     )
     torch.manual_seed(recipe.seed)
     module = new_bridge(states, receiver, sender.identity, context.soft_tokens, recipe)
-    task = TrainingTask(lambda soft: _logits(context, soft), [states], [held_out])
+    logits = partial(receiver.logits_from_soft, task=context.task)
+    task = TrainingTask(logits, [states], [held_out])
     objective = BridgeObjective([module], [task], [recipe])
     done = train(context, objective, [recipe], "training")[1]
     return Fitted(dict(done.module.state_dict()), {"held_out_accuracy": done.best.accuracy})
@@ -41,7 +39,8 @@ def _answer(context: BaselineContext, learned: Fitted, texts: Sequence[str]) -> 
     module = untrained_bridge(receiver, sender.identity, context.soft_tokens, context.recipe)
     module.load_state_dict(learned.tensors)
     states = context.states_of(texts, sender).to(receiver.device)
-    return soft_logits([module.eval()], lambda soft: _logits(context, soft), [states])[0]
+    logits = partial(receiver.logits_from_soft, task=context.task)
+    return soft_logits([module.eval()], logits, [states])[0]
 
 
 RANDOM_SENDER = Baseline(

@@ -6,6 +6,7 @@ Short trainings choose the settings on held-out rows. One full training follows.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -110,9 +111,8 @@ def _fit_blind(context: BaselineContext) -> Fitted:
     module = SoftPrompt(receiver, context.soft_tokens)
     recipe = recipe_of(context, learning_rate=1e-2, weight_decay=0.0)
     labels, held_out = labels_of(context, context.rows), labels_of(context, context.held_out)
-    objective = blind_objective(
-        lambda soft: receiver.logits_from_soft(soft, task), module, labels, held_out
-    )
+    logits = partial(receiver.logits_from_soft, task=task)
+    objective = blind_objective(logits, module, labels, held_out)
     done = train(context, objective, [recipe], "training")[1]
     return Fitted(dict(done.module.state_dict()), {"held_out_accuracy": done.best.accuracy})
 
