@@ -1,4 +1,4 @@
-"""Send messages and read the clock: one at a time for latency, several in flight for throughput.
+"""Sends messages and reads the clock: one at a time for latency, several in flight for throughput.
 
 Latency is measured by the caller, from call to answer. The stages that replies report are kept
 beside it, so that both can be compared.
@@ -51,7 +51,7 @@ def batches(texts: Sequence[str], size: int) -> Iterator[list[str]]:
 
 
 async def warm(send: Send, messages: Iterator[Sequence[str]], count: int) -> None:
-    """Send messages that are not counted."""
+    """Sends messages that are not counted."""
     for batch in itertools.islice(messages, count):
         await send(batch)
 
@@ -59,7 +59,7 @@ async def warm(send: Send, messages: Iterator[Sequence[str]], count: int) -> Non
 async def one_by_one(
     send: Send, messages: Iterator[Sequence[str]], *, most: int, least: int, seconds: float
 ) -> Burst:
-    """Latency: send the next message when the last one is answered.
+    """Latency: sends the next message when the last one is answered.
 
     Ends after ``most`` messages, or after ``seconds`` if ``least`` messages are answered.
     """
@@ -78,7 +78,7 @@ async def one_by_one(
 async def sustained(
     send: Send, messages: Iterator[Sequence[str]], *, in_flight: int, seconds: float
 ) -> Burst:
-    """Throughput: keep ``in_flight`` messages outstanding for about ``seconds``.
+    """Throughput: keeps ``in_flight`` messages outstanding for about ``seconds``.
 
     The first ``in_flight`` answers fill the pipeline and are not counted. ``in_flight`` must be a
     multiple of the number of replicas that work side by side.

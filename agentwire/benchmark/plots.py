@@ -60,10 +60,7 @@ def check_plots(folder: Path) -> None:
 
 
 def draw(record: BenchRecord, folder: Path, stem: str = "") -> list[Path]:
-    """Draws the record after ``check_plots``; returns the files.
-
-    Their names begin with ``stem``, or with the scenario's name.
-    """
+    """Draws the record; the files, whose names begin with ``stem`` or the scenario's name."""
     check_plots(folder)
     import matplotlib
     from matplotlib.figure import Figure  # without pyplot: no display, no global state

@@ -27,10 +27,7 @@ T = TypeVar("T", Encoded, Scored)
 
 
 class Reference:
-    """Both ends of one wire; call it with the texts of a message.
-
-    Raises InputError if a model or the bridge cannot be loaded.
-    """
+    """Both ends of one wire; call it with the texts of a message. Raises InputError."""
 
     def __init__(self, sender: AgentSpec, receiver: AgentSpec, wire: str, task: TaskSpec) -> None:
         folder = next((b.folder for b in sender.bridges if b.wire == wire), None)

@@ -85,10 +85,7 @@ class Bench:
         self._load = load_average()
 
     async def run(self) -> BenchRecord:
-        """Measures everything. An interrupt (Ctrl-C, SIGTERM) keeps what was measured until then.
-
-        Raises AgentwireError if the agents do not start, or if nothing could be measured.
-        """
+        """Measures everything; an interrupt (Ctrl-C, SIGTERM) keeps what was measured so far."""
         interrupt = InterruptScope()
         try:
             async with anyio.create_task_group() as group:

@@ -29,32 +29,21 @@ LOCK_FILE = "lock"
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """A run, ready to start.
-
-    Attributes:
-        dataset: the whole split.
-        rows: indices of the scored rows, in order.
-        label_words: the word that is scored for each class.
-        limit: number of rows that the user asked for; 0: all.
-        command: what the user typed.
-        resumed: the folder has an earlier session of the same run.
-        metrics_port: loopback port of Prometheus metrics; 0: any free one; None: no metrics.
-        record: record the bus for ``agentwire replay``.
-    """
+    """A run, ready to start."""
 
     resolved: Resolved
     methods: tuple[MethodSpec, ...]
-    dataset: Dataset
-    rows: tuple[int, ...]
+    dataset: Dataset  # the whole split
+    rows: tuple[int, ...]  # indices of the scored rows, in order
     row_sha256: str
-    label_words: tuple[str, ...]
-    limit: int
+    label_words: tuple[str, ...]  # the word that is scored for each class
+    limit: int  # rows that the user asked for; 0: all
     folder: Path
     command: str
-    resumed: bool
-    remote: Remote | None = None
-    metrics_port: int | None = None
-    record: bool = False
+    resumed: bool  # the folder has an earlier session of the same run
+    remote: Remote | None = None  # agents on other machines, and where they join
+    metrics_port: int | None = None  # loopback port of Prometheus metrics; 0: any free one
+    record: bool = False  # record the bus for ``agentwire replay``
 
     @property
     def run_id(self) -> str:

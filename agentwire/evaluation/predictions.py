@@ -75,9 +75,7 @@ class _Line(BaseModel):
 def problem_of(record: Mapping[str, Any], labels: Mapping[int, str], words: Sequence[str]) -> str:
     """Why a line cannot be a prediction of the run; "" if it can.
 
-    Args:
-        labels: the label of each row of the run.
-        words: all labels.
+    ``labels`` has the label of each row of the run, ``words`` all labels.
     """
     try:
         line = _Line.model_validate(record)
@@ -118,8 +116,7 @@ def unanswered(folder: Path) -> list[str]:
 class Predictions:
     """The predictions in a run's folder: those of earlier sessions and of this one.
 
-    Raises ScenarioError if a line there is not a prediction of this run (``problem_of``), or is
-    there twice.
+    Raises ScenarioError for a line that is there twice or cannot be of this run (``problem_of``).
     """
 
     def __init__(self, folder: Path, labels: Mapping[int, str], words: Sequence[str]) -> None:

@@ -217,8 +217,7 @@ def run_in_groups(
 ) -> None:
     """Trains all jobs, as many side by side as fit; half as many where memory runs out.
 
-    ``train`` trains and writes the jobs with these numbers and returns the failures. The first
-    failure is raised after all jobs have been tried.
+    ``train`` trains and writes the jobs with these numbers. Raises the first of its failures last.
     """
     groups = side_by_side(batch_sizes, ROWS_AT_ONCE["cpu" if device.type == "cpu" else "cuda"])
     failures: list[BridgeError] = []

@@ -16,10 +16,7 @@ from agentwire.wire.messages import ModelIdentity
 def load_agent(
     resolved: Resolved, agent: str, progress: OnProgress, precision: str | None = None
 ) -> TransformersBackend:
-    """The model of an agent in this process.
-
-    ``precision`` is that of ``TrainSpec``; None keeps the dtype of the scenario.
-    """
+    """An agent's model in this process; without ``precision``, in the scenario's dtype."""
     # The models compute one after the other in this process, so each may use all threads.
     changes: dict[str, object] = {"threads": None}
     on_gpu = resolved.agents[agent].device != "cpu"

@@ -68,18 +68,11 @@ class RandomStream:
 
 
 class Objective(Protocol):
-    """S trainings that share frozen models.
+    """S trainings that share frozen models."""
 
-    Attributes:
-        modules: what each training learns.
-        labels: of the training rows; for each module one tensor per task.
-        random: the random numbers of each module; empty if only the schedule is random.
-        device: where everything is.
-    """
-
-    modules: Sequence[nn.Module]
-    labels: Sequence[Sequence[Tensor]]
-    random: Sequence[RandomStream]
+    modules: Sequence[nn.Module]  # what each training learns
+    labels: Sequence[Sequence[Tensor]]  # of the training rows: [module][task]
+    random: Sequence[RandomStream]  # of each module; empty if only the schedule is random
     device: torch.device
 
     def losses(self, rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:

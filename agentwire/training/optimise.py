@@ -58,9 +58,8 @@ def weight_groups(module: nn.Module, recipe: TrainSpec) -> list[dict[str, object
 class Step:
     """One optimiser step of every module, captured as a CUDA graph on a GPU.
 
-    Attributes:
-        averages: the exponential moving average of each module's weights.
-        losses: [S] mean loss of each module's last batch.
+    ``averages`` are exponential moving averages of the weights; ``losses`` [S] those of the last
+    batch.
     """
 
     def __init__(self, objective: Objective, recipes: Sequence[TrainSpec]) -> None:

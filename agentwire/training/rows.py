@@ -15,10 +15,7 @@ from agentwire.task.rows import rows_sha256
 
 
 def training_rows(data: DataChoice, recipe: TrainSpec, config: Config) -> tuple[Dataset, Dataset]:
-    """The rows that bridges and baselines train on, and the rows that choose their settings.
-
-    Raises DataError if they are not available, or are the rows that are scored.
-    """
+    """The rows that bridges and baselines train on, and the rows that choose their settings."""
     refuse_scored_rows(data)
     split = load_rows(data.dataset, TRAIN_SPLIT, config=config, path=data.path)
     rows, held_out = held_out_split(split, min(recipe.held_out, len(split) // 8), recipe.seed)

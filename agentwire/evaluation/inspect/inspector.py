@@ -104,11 +104,7 @@ class Encoded:
 
 
 class BridgeInspector:
-    """A bridge and its two models.
-
-    Raises:
-        BridgeError: the bridge is corrupt, not a resampler, or made for other models.
-    """
+    """A bridge and its two models; raises BridgeError unless they fit."""
 
     def __init__(
         self, folder: Path, sender: TransformersBackend, receiver: TransformersBackend

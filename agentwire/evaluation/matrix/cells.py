@@ -20,14 +20,11 @@ SHARED_AXES = ("wire", "task")
 
 @dataclass(frozen=True, slots=True)
 class CellPlan:
-    """A cell as it runs on this machine.
-
-    A method is measured once for each combination of the axes that it depends on.
-    """
+    """A cell as it runs on this machine."""
 
     cell: Cell
     resolved: Resolved
-    methods: tuple[MethodSpec, ...]
+    methods: tuple[MethodSpec, ...]  # each once per combination of the axes that it depends on
     problem: BridgeError | None = None  # why its bridge cannot be used
 
     @property
@@ -43,10 +40,7 @@ class CellPlan:
 def plan_cells(
     scenario: Scenario, methods: Sequence[MethodSpec], resolver: Resolver
 ) -> tuple[CellPlan, ...]:
-    """Every cell that measures something, resolved. Loads and downloads nothing.
-
-    Raises as ``expand``, ``resolve`` and ``check_methods``, but not for a bridge.
-    """
+    """Every cell that measures something, resolved. Loads and downloads nothing."""
     base = resolver.resolve(scenario, bridges=())
     plans: list[CellPlan] = []
     seen: set[tuple[object, ...]] = set()

@@ -203,8 +203,7 @@ class _Session:
 def finished(plan: RunPlan) -> RunResult | None:
     """The result of an earlier session if it is complete, else None.
 
-    Raises:
-        ScenarioError: it is not what the predictions there say, or those are damaged.
+    Raises ScenarioError if it is not what the predictions there say, or if those are damaged.
     """
     try:
         result = RunResult.model_validate_json((plan.folder / "result.json").read_bytes())

@@ -69,10 +69,7 @@ def all_axes(cells: Iterable[Cell]) -> dict[str, list[AxisValue]]:
 
 
 def summary(cells: Sequence[CellRecord], folder: Path) -> list[SummaryRow]:
-    """One row per method and combination of axes with figures, over all seeds.
-
-    ``folder`` is the matrix's, with the predictions of each cell.
-    """
+    """Rows over all seeds; ``folder`` is the matrix's, with the predictions of each cell."""
     groups: dict[tuple[str, Combination], list[CellRecord]] = {}
     for cell in cells:
         for method, record in cell.methods.items():

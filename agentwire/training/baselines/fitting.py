@@ -27,12 +27,7 @@ VERSION = 1
 
 
 def fitted(context: BaselineContext, name: str, baseline: Baseline) -> Fitted:
-    """What a baseline learned: from the cache, or fitted now.
-
-    Raises:
-        BridgeError: its loss was never finite.
-        CacheError, DataError, ModelError, DownloadError: something is not available.
-    """
+    """What a baseline learned: from the cache, or fitted now."""
     file = cache_file(context, name)
     if found := load_tensors(file):
         return Fitted(*found)
@@ -100,10 +95,7 @@ class ClassifierObjective:
 def train(
     context: BaselineContext, objective: Objective, recipes: Sequence[TrainSpec], stage: str
 ) -> tuple[int, Trained]:
-    """Trains side by side; index and result of the training with the best held-out accuracy.
-
-    Raises BridgeError if no loss was finite.
-    """
+    """Trains side by side; index and result of the best. Raises BridgeError if all failed."""
     steps = recipes[0].steps
     time_left = TimeLeft(steps)
 

@@ -108,6 +108,8 @@ class Adapter(nn.Module):
     @contextmanager
     def applied(self, model: Any) -> Iterator[None]:
         """Adds the adapter's output to the layers of ``model`` inside this context."""
+        # The hooks come and go with each forward pass, which a CUDA graph does not see: it records
+        # the kernels that they launch while it is captured.
 
         def hook(name: str) -> Any:
             def added(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
