@@ -59,7 +59,7 @@ class AgentwireClient(ChatCompletionClient):
         extra_create_args: Mapping[str, Any] = {},
         cancellation_token: CancellationToken | None = None,
     ) -> CreateResult:
-        fields = self._request_fields(tools, json_output, extra_create_args)
+        fields = self._request_fields(tools, tool_choice, json_output, extra_create_args)
         call = asyncio.ensure_future(self._agents.aask(self._model, turns_of(messages), **fields))
         if cancellation_token is not None:
             cancellation_token.link_future(call)
@@ -75,16 +75,16 @@ class AgentwireClient(ChatCompletionClient):
         extra_create_args: Mapping[str, Any] = {},
         cancellation_token: CancellationToken | None = None,
     ) -> AsyncGenerator[str | CreateResult, None]:
-        fields = self._request_fields(tools, json_output, extra_create_args)
+        fields = self._request_fields(tools, tool_choice, json_output, extra_create_args)
         async for piece in self._agents.astream(self._model, turns_of(messages), **fields):
             if cancellation_token is not None and cancellation_token.is_cancelled():
                 raise asyncio.CancelledError
             yield piece if isinstance(piece, str) else self._result(piece)
 
     def _request_fields(
-        self, tools: Sequence[Any], json_output: Any, extra: Mapping[str, Any]
+        self, tools: Sequence[Any], tool_choice: Any, json_output: Any, extra: Mapping[str, Any]
     ) -> dict[str, Any]:
-        if tools or json_output:
+        if tools or json_output or tool_choice not in ("auto", "none"):
             raise InputError(
                 "agentwire agents do not support tools or JSON output.",
                 hint="Use another model of the team for this work.",

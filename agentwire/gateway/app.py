@@ -25,7 +25,7 @@ from agentwire.gateway.bodies import Body, ChatBody, CompletionBody, parse_body,
 from agentwire.gateway.errors import error_body, error_response, status_of
 from agentwire.gateway.health import Health
 from agentwire.gateway.keys import ApiKeys
-from agentwire.gateway.limits import ConcurrencyLimiter, GatewayLimits
+from agentwire.gateway.limits import BodyBuffer, ConcurrencyLimiter, GatewayLimits
 from agentwire.gateway.metrics import GatewayMetrics
 from agentwire.gateway.responses import DONE, ResponseFormat, sse
 from agentwire.runtime.deployment import Deployment
@@ -52,6 +52,7 @@ class Gateway:
         self._limits = limits
         self._health = health
         self._limiter = ConcurrencyLimiter(limits)
+        self._buffer = BodyBuffer(limits)
         self._chat = ChatService(
             runtime, deployment, timeout_s=limits.timeout_s, handle_ttl_s=limits.handle_ttl_s
         )
@@ -114,7 +115,7 @@ class Gateway:
         model, status = "", 500
         try:
             owner = self._owner(http)
-            body = parse_body(kind, await read_body(http, self._limits))
+            body = parse_body(kind, await read_body(http, self._limits, self._buffer))
             began = time.monotonic()
             model = self._chat.catalog.find(body.model).model
             plain = isinstance(body, CompletionBody)
@@ -137,9 +138,12 @@ class Gateway:
             self._metrics.ended(http.url.path, model, status, time.monotonic() - began)
 
     async def _whole(self, http: Request, body: Body, calls: Sequence[ChatCall]) -> Response:
-        replies = await _unless_disconnected(
-            http, asyncio.gather(*(self._chat.reply(call) for call in calls))
-        )
+        work = [asyncio.ensure_future(self._chat.reply(call)) for call in calls]
+        try:
+            replies = await _unless_disconnected(http, asyncio.gather(*work))
+        finally:
+            for task in work:  # gather does not end the others when one fails
+                task.cancel()
         if replies is None:
             return Response(status_code=CLIENT_DISCONNECTED)
         for reply in replies:

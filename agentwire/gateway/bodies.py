@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from agentwire.chat.errors import ChatError, invalid
 from agentwire.chat.requests import ChatMessage, ChatOptions, ChatRequest, invalid_request
-from agentwire.gateway.limits import GatewayLimits
+from agentwire.gateway.limits import BodyBuffer, GatewayLimits
 
 
 class ChatBody(ChatRequest):
@@ -51,7 +51,7 @@ def parse_body(kind: type[Body], body: bytes) -> Body:
         raise invalid_request(error) from None
 
 
-async def read_body(request: Request, limits: GatewayLimits) -> bytes:
+async def read_body(request: Request, limits: GatewayLimits, buffer: BodyBuffer) -> bytes:
     """Raises ChatError if the body is too large or too slow, or the client disconnects."""
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limits.body_bytes:
@@ -60,6 +60,7 @@ async def read_body(request: Request, limits: GatewayLimits) -> bytes:
     try:
         async with asyncio.timeout(limits.body_s):
             async for chunk in request.stream():
+                buffer.take(len(chunk))
                 body += chunk
                 if len(body) > limits.body_bytes:
                     raise _too_large(limits)
@@ -68,6 +69,8 @@ async def read_body(request: Request, limits: GatewayLimits) -> bytes:
         raise invalid(None, message, code="timeout") from None
     except ClientDisconnect:
         raise invalid(None, "The request body is incomplete.") from None
+    finally:
+        buffer.take(-len(body))
     return bytes(body)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
@@ -21,7 +22,9 @@ ACCEPTS: Final = 16
 MAX_HEAD_BYTES: Final = 64 * 1024
 LINGER_S: Final = 5.0
 """Time to read an answer that came before the request's end. Closing at once could destroy it."""
-RETRY_S: Final = 0.1
+GRACE_S: Final = 0.1
+"""Time for a new connection's request to arrive before another connection may take its place."""
+RETRY_S: Final = 0.02
 CLOSE_S: Final = 2.0
 
 log = logging.getLogger(__name__)
@@ -40,8 +43,8 @@ def connection_limit(requests: int) -> int:
 class HttpServer:
     """Serves an application on a listening socket.
 
-    At the limit of connections, the oldest one that has no request being answered makes room. So
-    connections that send nothing keep nobody out.
+    At the limit of connections, the oldest one that has no request being answered makes room; if
+    all are new or busy, others wait. So connections that send nothing keep nobody out.
 
     Args:
         most: connections open at a time.
@@ -73,10 +76,12 @@ class HttpServer:
         self._date: asyncio.TimerHandle | None = None
         self._listening = False
         self._warned = False
+        self._spare: int | None = None  # a descriptor to accept with when there are no others
 
     def start(self) -> None:
         self._listener.setblocking(False)
         self._listening = True
+        self._take_spare()
         self._set_date()
         self._resume()
 
@@ -95,9 +100,22 @@ class HttpServer:
         if self._state.tasks:
             await asyncio.wait(self._state.tasks, timeout=CLOSE_S)
         await asyncio.sleep(0)  # the sockets are closed in the loop's next round
+        self._drop_spare()
 
     def forget(self, connection: _Connection) -> None:
         self._connections.pop(connection, None)
+        self._loop.call_soon(self._take_spare)  # then its descriptor is free
+
+    def _take_spare(self) -> None:
+        if self._spare is None and self._listening:
+            with contextlib.suppress(OSError):
+                self._spare = os.dup(self._listener.fileno())
+
+    def _drop_spare(self) -> bool:
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            os.close(spare)
+        return spare is not None
 
     def _set_date(self) -> None:
         self._state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
@@ -110,17 +128,20 @@ class HttpServer:
     def _accept(self) -> None:
         # asyncio's own accept loop logs a traceback for each failed accept, thousands a second.
         for _ in range(ACCEPTS):
+            if len(self._connections) >= self._most and not self._evict():
+                self._pause(RETRY_S)
+                return
             try:
                 accepted, _ = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:  # out of descriptors or memory
-                self._pause(error)
+                if not self._warned:
+                    self._warned = True
+                    log.error("cannot accept connections for now: %s", error)
+                self._pause(0.0 if self._evict() or self._drop_spare() else RETRY_S)
                 return
             accepted.setblocking(False)
-            if len(self._connections) >= self._most and not self._evict():
-                accepted.close()
-                continue
             connection = _Connection(self, self._config, self._state, self._client_s)
             self._connections[connection] = self._loop.create_task(
                 self._connect(connection, accepted)
@@ -133,18 +154,16 @@ class HttpServer:
             accepted.close()
             self.forget(connection)
 
-    def _pause(self, error: OSError) -> None:
-        """Makes room, and accepts again in a moment: the listener stays readable until then."""
-        if not self._warned:
-            self._warned = True
-            log.error("cannot accept connections for now: %s", error)
+    def _pause(self, seconds: float) -> None:
+        """Accepts nothing for a moment, in which the listener stays readable."""
         self._loop.remove_reader(self._listener)
-        self._loop.call_later(0.0 if self._evict() else RETRY_S, self._resume)
+        self._loop.call_later(seconds, self._resume)
 
     def _evict(self) -> bool:
         """Closes the oldest connection that no request keeps busy, if there is one."""
+        before = self._loop.time() - GRACE_S
         for connection in self._connections:
-            if connection.is_idle:
+            if connection.is_idle and connection.waits_since < before:
                 connection.abort()
                 self.forget(connection)
                 return True
@@ -161,6 +180,7 @@ class _Connection(H11Protocol):
         self._http_server = server
         self._client_s = client_s
         self._timer = self.loop.call_later(client_s, self.abort)
+        self.waits_since = self.loop.time()
 
     @property
     def is_idle(self) -> bool:
@@ -195,6 +215,7 @@ class _Connection(H11Protocol):
             self.flow.resume_reading()  # only a connection that is read shows its end
 
     def on_response_complete(self) -> None:
+        self.waits_since = self.loop.time()
         self._restart_timer(LINGER_S if self.cycle.more_body else math.inf)
         super().on_response_complete()
 

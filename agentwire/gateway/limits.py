@@ -8,9 +8,13 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from agentwire.chat.errors import ChatError, ErrorKind
 from agentwire.chat.handles import TTL_S
+
+BUFFER_BYTES: Final = 64 * 1024 * 1024
+"""Bytes of all bodies that are being received."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,19 @@ class ConcurrencyLimiter:
         if self._in_flight:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._draining.wait(), seconds)
+
+
+class BodyBuffer:
+    """Counts the bytes of the bodies that are being received, and refuses more than fit."""
+
+    def __init__(self, limits: GatewayLimits) -> None:
+        self._free = max(BUFFER_BYTES, 4 * limits.body_bytes)
+
+    def take(self, size: int) -> None:
+        """Raises ChatError if there is no room; give back what was taken with a negative size."""
+        if size > self._free:
+            raise _overloaded("The gateway receives too much at a time.")
+        self._free -= size
 
 
 def _overloaded(message: str) -> ChatError:

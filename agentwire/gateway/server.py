@@ -96,8 +96,10 @@ async def serve(
                 ready(f"http://{shown}:{port}/v1", gateway.models)
                 await _serve_until_stopped(gateway, options.drain_s)
             finally:
-                await runtime.aclose()  # requests that are still open end with 503
-                await server.close()
+                try:
+                    await runtime.aclose()  # requests that are still open end with 503
+                finally:
+                    await server.close()
     finally:
         listener.close()
 

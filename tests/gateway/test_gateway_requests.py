@@ -9,7 +9,7 @@ from agentwire.chat.errors import ChatError
 from agentwire.errors import AgentwireError, BusClosed, NackCode, RequestError, ScenarioError
 from agentwire.gateway.bodies import ChatBody, CompletionBody, parse_body
 from agentwire.gateway.errors import error_body, error_response, status_of
-from agentwire.gateway.limits import ConcurrencyLimiter, GatewayLimits
+from agentwire.gateway.limits import BodyBuffer, ConcurrencyLimiter, GatewayLimits
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -141,6 +141,17 @@ def test_every_error_has_a_status(error: AgentwireError, status: int) -> None:
     assert ("retry-after" in response.headers) == (status in (429, 503))
     if status == 429:
         assert response.headers["retry-after"] == "3"
+
+
+def test_buffer_bounds_the_bodies_that_are_received() -> None:
+    buffer = BodyBuffer(GatewayLimits())
+    for _ in range(64):
+        buffer.take(1024 * 1024)
+    with pytest.raises(ChatError) as error:
+        buffer.take(1)
+    assert status_of(error.value) == 429
+    buffer.take(-1024 * 1024)
+    buffer.take(1)
 
 
 def test_limiter_counts_requests_in_flight() -> None:

@@ -48,11 +48,21 @@ async def test_calls_from_any_event_loop(agents: LocalAgents) -> None:
     assert [type(e) for e in agents.stream("writer", [("user", "one two")])][-1] is ChatReply
 
 
+def test_an_answer_that_a_stop_string_ends_was_not_cut(agents: LocalAgents) -> None:
+    turns = [("user", "one two three")]
+    for limit, reason in ((3, "length"), (4, "stop")):
+        reply = agents.ask("writer", turns, max_tokens=limit, stop="three")
+        assert reply.finish_reason == reason
+        *_, last = agents.stream("writer", turns, max_tokens=limit, stop="three")
+        assert isinstance(last, ChatReply) and last.finish_reason == reason
+
+
 def test_errors_are_those_of_the_python_api(agents: LocalAgents) -> None:
     turns = [("user", "x")]
     for model, fields, words in (
         ("nobody", {}, "does not exist"),
         ("writer", {"temperature": 9}, "temperature"),
+        ("writer", {"top_k": 9}, "top_k"),
         ("writer", {"agentwire": {"lables": []}}, "lables"),
         ("llama->mistral", {"agentwire": {"bridge": "another"}}, "uses bridge"),
     ):
