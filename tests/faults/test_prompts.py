@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -263,15 +263,16 @@ def test_attacks_in_every_field_read_as_many_tokens_as_harmless_ones(scenario: P
                 assert bad.prompt_tokens > 1
                 assert abs(bad.prompt_tokens - good.prompt_tokens) <= hostile.count("<|"), options
             labels = letters(3000)
-            start = time.monotonic()
             with pytest.raises(RequestError) as refused:
                 await wire.direct("ada", "x", prompt="ab " * 5000 + "answer:", labels=labels)
             assert refused.value.code is NackCode.UNSUPPORTED
             assert "too much work" in str(refused.value)
             await wire.direct("ada", "a film", prompt="Good?", labels=["yes", "no"])
-            assert time.monotonic() - start < 20
 
     asyncio.run(go())
+
+
+load_once = functools.cache(load_tokenizer)
 
 
 @pytest.mark.real
@@ -290,7 +291,7 @@ def test_attacks_on_real_models_are_as_long_as_harmless_words(model: str, hostil
     folder = locate(model, config=Config.from_env()).folder
     if folder is None:
         pytest.skip(f"{model} is not in the cache (`agentwire models pull {model}`)")
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_once(folder)
 
     def read(word: str) -> list[int]:
         chat = [ChatMessage("system", word), ChatMessage("user", word)]

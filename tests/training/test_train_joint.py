@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import tiny
 import torch
@@ -24,11 +23,10 @@ from agentwire.evaluation.methods import MethodSpec
 from agentwire.evaluation.plan import plan_run
 from agentwire.evaluation.result import MethodRecord
 from agentwire.evaluation.runner import run_plan
-from agentwire.runtime import Runtime
-from agentwire.runtime.reply import ProgressEvent, Reply
+from agentwire.runtime.reply import ProgressEvent
 from agentwire.scenario.inventory import Inventory
 from agentwire.scenario.resolve import Resolved, resolve
-from agentwire.scenario.shares import shares, texts_for
+from agentwire.scenario.shares import shares
 from agentwire.spec.scenario import Scenario, TrainSpec
 from agentwire.task.definitions import load_definition
 from agentwire.training.joint import JointBridge, JointStates, States
@@ -178,24 +176,13 @@ async def test_a_set_is_trained_its_cards_say_so_and_a_run_reads_both(
     (joint_spec,) = resolved.agents["bob"].joint
     assert joint_spec.bridges == tuple(c.weights_sha256 for c in cards)
     assert resolved.agents["bob"].soft_tokens == (8,)
-    texts = [text for text, _ in tiny.sentences(40, seed=2)]
-    rows = [texts_for(text, resolved.wire.spec) for text in texts]
-    async with Runtime(resolved) as wire:
-        outcomes = await wire.fan_in_batch(["ada", "eve"], "bob", rows)
-        alone = await wire.send("ada", "bob", texts[0])
-        assert (alone.channel, alone.reason) == ("text", "prompt_mismatch")
-    replies = [outcome for outcome in outcomes if isinstance(outcome, Reply)]
-    assert len(replies) == 40 and {reply.channel for reply in replies} == {"soft"}
-    assert {reply.payload_bytes for reply in replies} == {2 * 4 * 48 * 2}
-    right = [task.labels[label] for _, label in tiny.sentences(40, seed=2)]
-    assert np.mean([r.label == label for r, label in zip(replies, right, strict=True)]) > 0.7
-
     plan = plan_run(resolved, config=Config.from_env(), methods=["bridge"], out=tmp_path / "runs")
     result = await run_plan(plan, Silent())
     record = result.methods["bridge"]
     assert (record.n, record.channels.soft) == (40, 40) and not record.errors
     assert "(each reads a share of the text) -> 2 x 4 soft tokens" in record.label
-    assert record.correct == sum(r.label == label for r, label in zip(replies, right, strict=True))
+    assert record.accuracy is not None and record.accuracy > 0.7
+    assert record.payload_bytes == 2 * 4 * 48 * 2
     assert {bridge.name for bridge in result.bridges} == {f"{SET}.1", f"{SET}.2"}
 
 
