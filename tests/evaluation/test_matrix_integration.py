@@ -66,7 +66,7 @@ def test_a_matrix_is_one_folder_and_one_result(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_matrix_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    rows = 300
+    rows = 150
     write_rows(tmp_path, rows)
     write(tmp_path, MATRIX.replace("batch_size: 4", "batch_size: 1"))
     arguments = ["scenario.yaml", "--limit", "0", "--methods", "bridge"]

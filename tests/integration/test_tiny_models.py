@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,23 +32,21 @@ def run(folder: Path, *arguments: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Runs:
-    """The trained bridge, and a run at each batch size."""
+    """The trained bridge, and a run with it."""
 
     folder: Path
     trained: dict[str, Any]
-    results: dict[int, dict[str, Any]]
+    result: dict[str, Any]
 
-    def predictions(self, batch: int, method: str) -> dict[int, dict[str, Any]]:
+    def predictions(self, method: str) -> dict[int, dict[str, Any]]:
         """Records of one method by row."""
-        run = self.folder / "runs" / self.results[batch]["run_id"]
+        run = self.folder / "runs" / self.result["run_id"]
         lines = map(json.loads, (run / "predictions.jsonl").read_text().splitlines())
         return {r["row"]: r for r in lines if r["method"] == method}
 
 
 @pytest.fixture(scope="module")
-def runs(
-    tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, tiny_gemma: Path
-) -> Iterator[Runs]:
+def runs(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, tiny_gemma: Path) -> Runs:
     folder = tmp_path_factory.mktemp("tiny-run")
     tiny.write_rows(folder / "rows" / "train.jsonl", 300, seed=1)
     tiny.write_rows(folder / "rows" / "test.jsonl", ROWS, seed=2)
@@ -62,6 +59,7 @@ def runs(
         "wires": [{"from": "ada", "to": "bob", "soft_tokens": SOFT_TOKENS}],
         "task": {"dataset": "movie_snippets", "path": "rows"},
         "methods": METHODS + BASELINES,
+        "batch_size": 16,
         "train": {
             "steps": 40,
             "batch_size": 16,
@@ -74,15 +72,9 @@ def runs(
             "evaluate_every": 20,
         },
     }
-    for batch in (1, 16):
-        text = json.dumps({**scenario, "batch_size": batch})
-        (folder / f"batch{batch}.yaml").write_text(text)
-    trained = run(folder, "train", "batch16.yaml")
-    results = {
-        16: run(folder, "run", "batch16.yaml"),
-        1: run(folder, "run", "batch1.yaml", "--methods", "bridge,receiver_direct"),
-    }
-    yield Runs(folder, trained, results)
+    (folder / "scenario.yaml").write_text(json.dumps(scenario))
+    trained = run(folder, "train", "scenario.yaml")
+    return Runs(folder, trained, run(folder, "run", "scenario.yaml"))
 
 
 def test_a_run_uses_the_trained_bridge(runs: Runs) -> None:
@@ -91,54 +83,43 @@ def test_a_run_uses_the_trained_bridge(runs: Runs) -> None:
     name = "tiny-llama--tiny-gemma--movie_snippets"
     assert runs.trained["bridge"] == name
     card = verify(runs.folder / "bridges" / name)
-    config = json.loads(
-        (runs.folder / "runs" / runs.results[16]["run_id"] / "config.json").read_text()
-    )
+    config = json.loads((runs.folder / "runs" / runs.result["run_id"] / "config.json").read_text())
     assert config["wires"]["ada->bob"]["weights_sha256"] == card.weights_sha256
 
 
 def test_every_row_has_one_answer_by_every_method(runs: Runs) -> None:
-    result = runs.results[16]
+    result = runs.result
     assert list(result["methods"]) == METHODS + BASELINES
     for name, method in result["methods"].items():
         assert (method["n"], method["errors"]) == (ROWS, {}), name
-        assert sorted(runs.predictions(16, name)) == list(range(ROWS))
+        assert sorted(runs.predictions(name)) == list(range(ROWS))
     assert result["methods"]["bridge"]["channels"] == {"soft": ROWS, "text": 0}
     assert result["methods"]["bridge"]["reasons"] == {}
 
 
 def test_payloads_travel_between_two_processes(runs: Runs) -> None:
-    for result in (runs.results[1], runs.results[16]):
-        pids = {agent["pid"] for agent in result["agents"].values()}
-        assert len(pids) == 2 and os.getpid() not in pids
-        assert result["methods"]["bridge"]["payload_bytes"] == SOFT_TOKENS * WIDTH * 2
-    sizes = {r["payload_bytes"] for r in runs.predictions(16, "bridge").values()}
+    pids = {agent["pid"] for agent in runs.result["agents"].values()}
+    assert len(pids) == 2 and os.getpid() not in pids
+    assert runs.result["methods"]["bridge"]["payload_bytes"] == SOFT_TOKENS * WIDTH * 2
+    sizes = {r["payload_bytes"] for r in runs.predictions("bridge").values()}
     assert sizes == {SOFT_TOKENS * WIDTH * 2}
 
 
 def test_baselines_and_controls_answer_as_they_must(runs: Runs) -> None:
-    result = runs.results[16]["methods"]
+    result = runs.result["methods"]
     assert result["probe_mean"]["accuracy"] > 0.65  # a single word tells the class
     for name in ("prompt_tuning_blind", "zero_payload"):  # one answer for every row
-        assert len({r["predicted"] for r in runs.predictions(16, name).values()}) == 1
+        assert len({r["predicted"] for r in runs.predictions(name).values()}) == 1
     assert result["shuffled_payload"]["channels"] == {"soft": ROWS, "text": 0}
     assert result["shuffled_payload"]["payload_bytes"] == SOFT_TOKENS * WIDTH * 2
     assert result["label_relay"]["payload_bytes"] == 1
-    said, relayed = runs.predictions(16, "sender_direct"), runs.predictions(16, "label_relay")
+    said, relayed = runs.predictions("sender_direct"), runs.predictions("label_relay")
     answers = {said[row]["predicted"]: record["predicted"] for row, record in relayed.items()}
     for row, record in relayed.items():
         assert record["predicted"] == answers[said[row]["predicted"]]  # the word alone decides
 
 
-def test_predictions_do_not_depend_on_the_batch(runs: Runs) -> None:
-    for method in ("bridge", "receiver_direct"):
-        single, batched = runs.predictions(1, method), runs.predictions(16, method)
-        for row in range(ROWS):
-            assert single[row]["predicted"] == batched[row]["predicted"], (method, row)
-            assert single[row]["scores"] == pytest.approx(batched[row]["scores"], abs=2e-3)
-
-
-def test_predictions_equal_those_of_the_same_pipeline_in_one_process(
+def test_predictions_equal_those_of_single_rows_in_one_process(
     runs: Runs, tiny_llama: Path, tiny_gemma: Path
 ) -> None:
     import torch
@@ -155,7 +136,7 @@ def test_predictions_equal_those_of_the_same_pipeline_in_one_process(
     )
     task = load_definition("movie_snippets").spec()
     bridge = sender.add_bridge(Path(runs.folder, "bridges", runs.trained["bridge"])).fingerprint
-    through_bus = {name: runs.predictions(16, name) for name in METHODS}
+    through_bus = {name: runs.predictions(name) for name in METHODS}
     for row, (text, label) in enumerate(read_jsonl(runs.folder / "rows" / "test.jsonl", 2)):
         here = {
             "bridge": receiver.score_soft(sender.encode([text], bridge).payload, task),

@@ -24,7 +24,6 @@ def block(language: str) -> str:
     return found[1]
 
 
-@pytest.mark.timeout(600)
 def test_the_example_prints_what_it_says() -> None:
     for model in ("smollm2-135m-instruct", "gemma-3-270m"):
         if not locate(model, config=Config.from_env()).present:

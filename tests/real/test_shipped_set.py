@@ -32,7 +32,7 @@ pytestmark = pytest.mark.real
 SENDERS, RECEIVER = ("smollm2-135m-instruct", "gemma-3-270m"), "gemma-3-270m"
 SET = f"{'+'.join(SENDERS)}--{RECEIVER}--sst2"
 FOLDERS = [Path(__file__).resolve().parents[2] / "bridges" / f"{SET}.{place}" for place in (1, 2)]
-ROWS = 48
+ROWS = 24
 WELL_ABOVE_CHANCE = 0.65  # chance is 0.5; on SST-2's own rows it is at 0.87
 AGENTS = ["first", "second"]
 
