@@ -24,7 +24,7 @@ from agentwire.agent.replies import (
 )
 from agentwire.agent.validation import Agreements, no_free_text
 from agentwire.errors import AgentwireError, NackCode, RemoteProtocolError
-from agentwire.model.backend import Backend, Encoded, Generated, Job, Pipelined, Scored, Watch
+from agentwire.model.backend import Backend, Encoded, Generated, Job, Pipelined, Scored
 from agentwire.telemetry.logs import TRACES
 from agentwire.wire.limits import LIMITS
 from agentwire.wire.messages import Channel, Mode, Result, Soft, Stages, TaskSpec, Text
@@ -103,14 +103,12 @@ class Compute:
             job: what ``begin`` returned for these items.
         """
         group = items[0].group
-        if group.kind is Kind.SOFT:
-            if job is None:
-                invalid = check_rows(_payload(items), items[0].rms_range)
-                if invalid:
-                    return self._without_invalid(items, task, invalid)
-            return self._answer_soft(items, task, job)
-        if group.kind is Kind.TEXT:
-            return self._answer_text(items, task, job)
+        if group.kind is Kind.SOFT and job is None:
+            invalid = check_rows(_payload(items), items[0].rms_range)
+            if invalid:
+                return self._without_invalid(items, task, invalid)
+        if group.kind is not Kind.ENCODE:
+            return self._answer(items, task, job)
         if group.channel == Channel.TEXT:
             return self._relay(items, task, group.reason)
         return self._encode(items, task, group, job)
@@ -149,9 +147,9 @@ class Compute:
         keep = batch[0].group.mode == Mode.KEEP
         valid: list[WorkItem] = []
         replies: list[RowReply] = []
-        for i, (item, payload) in enumerate(zip(batch, encoded.payload, strict=True)):
+        for i, item in enumerate(batch):
             if i not in invalid:
-                data = payload.reshape(-1).view(np.uint8).data
+                data = encoded.payload[i].reshape(-1).view(np.uint8).data
                 shape, text = (bridge.soft_tokens, bridge.width), "" if keep else None
                 valid.append(item)
                 replies.append(
@@ -209,35 +207,26 @@ class Compute:
             FailedRows([items[i]], NackCode.BAD_PAYLOAD, reason) for i, reason in invalid.items()
         ]
         valid = [item for i, item in enumerate(items) if i not in invalid]
-        return results + (self._answer_soft(valid, task, None) if valid else [])
+        return results + (self._answer(valid, task, None) if valid else [])
 
-    def _answer_soft(self, items: Items, task: TaskSpec, job: Job[Any] | None) -> BatchResults:
-        backend = self._backend
-        if task.asks_nothing:
+    def _answer(self, items: Items, task: TaskSpec, job: Job[Any] | None) -> BatchResults:
+        """Answers rows from their soft tokens or texts."""
+        backend, soft = self._backend, items[0].group.kind is Kind.SOFT
+        if soft and task.asks_nothing:
             return [ComputedRows(Result, items, [_held(item) for item in items], {})]
+        inputs: Callable[[Items], Any] = _payload if soft else _texts
         if not task.labels:
-            return self._generate(
-                items, task, lambda b, w: backend.generate_soft(_payload(b), task, w)
+            generate: Callable[..., Generated] = backend.generate_soft if soft else backend.generate
+            return self._attempt(
+                items,
+                task,
+                lambda batch: generate(
+                    inputs(batch), task, lambda row, text: self._watch(batch[row], text)
+                ),
+                _generated,
             )
-        return self._attempt(
-            items, task, lambda b: backend.score_soft(_payload(b), task), _scored, job
-        )
-
-    def _answer_text(self, items: Items, task: TaskSpec, job: Job[Any] | None) -> BatchResults:
-        backend = self._backend
-        if not task.labels:
-            return self._generate(items, task, lambda b, w: backend.generate(_texts(b), task, w))
-        return self._attempt(
-            items, task, lambda b: backend.score_text(_texts(b), task), _scored, job
-        )
-
-    def _generate(
-        self, items: Items, task: TaskSpec, generate: Callable[[Items, Watch], Generated]
-    ) -> BatchResults:
-        def watched(batch: Items) -> Generated:
-            return generate(batch, lambda row, text: self._watch(batch[row], text))
-
-        return self._attempt(items, task, watched, _generated)
+        score: Callable[..., Scored] = backend.score_soft if soft else backend.score_text
+        return self._attempt(items, task, lambda batch: score(inputs(batch), task), _scored, job)
 
     # -- errors -----------------------------------------------------------------------------
 

@@ -10,9 +10,8 @@ from typing import Final
 
 from agentwire.agent.launching.failure import ExitCode
 from agentwire.agent.service import Inbox, Service, connect, load
-from agentwire.bus.access import PeerKeys
 from agentwire.bus.directory import epoch_to_exceed
-from agentwire.bus.transport import transport_for
+from agentwire.bus.transport import PeerKeys, transport_for
 from agentwire.errors import BusClosed, InputError, NackCode
 from agentwire.spec.agent import AgentSpec, BusAddress
 from agentwire.wire.fields import MAX_I63

@@ -64,7 +64,7 @@ def main() -> int:
 def _join(bootstrap: AgentBootstrap, keys: CurveKeys) -> int:
     """Joins a bus on another machine. An input error goes to stdout."""
     from agentwire.agent.join import join
-    from agentwire.bus.access import PeerKeys
+    from agentwire.bus.transport import PeerKeys
 
     own = PeerKeys(keys.public, keys.secret, keys.server)
     report = logging.getLogger("agentwire").info

@@ -39,12 +39,12 @@ from agentwire.benchmark.buspeers import (
 from agentwire.benchmark.machine import conditions, load_average
 from agentwire.benchmark.plan import turns
 from agentwire.benchmark.record import BusRecord
-from agentwire.bus.access import RemoteAccess
 from agentwire.bus.broker import Broker
 from agentwire.bus.curve import new_pair
 from agentwire.bus.endpoint import Endpoint
 from agentwire.bus.events import BrokerEvent
 from agentwire.bus.security import ipc_endpoint, make_run_folder, new_token
+from agentwire.bus.transport import RemoteAccess
 from agentwire.bus.zmq import libzmq_version
 from agentwire.errors import AgentwireError
 from agentwire.evaluation.summary import hardware, versions

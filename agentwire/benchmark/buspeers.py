@@ -24,8 +24,8 @@ from pydantic import BaseModel, ConfigDict
 
 from agentwire.agent.process import SWITCH_S
 from agentwire.benchmark.bare import BareSocket
-from agentwire.bus.access import PeerKeys
 from agentwire.bus.endpoint import Endpoint
+from agentwire.bus.transport import PeerKeys
 from agentwire.bus.zmq import ZmqTransport
 from agentwire.spec.agent import BusAddress
 from agentwire.wire.credit import CreditGate, CreditWindow

@@ -12,14 +12,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from agentwire.bus.access import RemoteAccess
 from agentwire.bus.core import BrokerCore, BusConfig
 from agentwire.bus.events import BrokerEvent, BrokerFailed
 from agentwire.bus.flow import RoutingLimits
 from agentwire.bus.instructions import Command
 from agentwire.bus.recording import BusRecorder
 from agentwire.bus.security import check_folder, ipc_endpoint
-from agentwire.bus.transport import Connector, Listener, Transport, transport_for
+from agentwire.bus.transport import Connector, Listener, RemoteAccess, Transport, transport_for
 from agentwire.errors import LocalProtocolError
 from agentwire.wire.session import Timing
 

@@ -14,7 +14,7 @@ from typing import Final
 import zmq
 from zmq.utils import z85
 
-from agentwire.bus.access import AllowedKeys, PeerKeys
+from agentwire.bus.transport import AllowedKeys, PeerKeys
 
 log = logging.getLogger(__name__)
 

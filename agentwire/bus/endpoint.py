@@ -11,7 +11,6 @@ docs/design/bus.md has the reasons.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections import deque
@@ -152,9 +151,11 @@ class Endpoint:
             with self._send_lock:
                 waits = self._queue or self._unsent or self._ended is not None
                 if not waits and self._session.state is State.OPEN:
-                    # What does not fit the wire is queued as well: the IO thread reports it.
-                    with contextlib.suppress(LocalProtocolError):
+                    try:
                         frames = self._session.send(message, time.monotonic())
+                    except LocalProtocolError:
+                        pass  # it is queued as well, and the IO thread reports the error
+                    else:
                         if link.send(frames) is not Sent.TAKEN:
                             self._unsent.append(frames)
                             link.wake()

@@ -13,7 +13,7 @@ work is never refused for lack of room.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Final
@@ -168,13 +168,6 @@ class Hop:
         """The consumer's incarnation is gone: voids its credit, and removes all work."""
         self.credit.clear()
         return [item for queue in self.queues.values() for item in queue.remove(lambda item: True)]
-
-    def take_grants(self) -> Iterator[tuple[str, Grant]]:
-        """Producers and what to grant each of them now."""
-        for name, queue in self.queues.items():
-            grant = queue.take_grant()
-            if grant is not None:
-                yield name, grant
 
 
 class WireTable:
@@ -439,9 +432,9 @@ class Flow:
         """Grants producers the room that has become free."""
         out: list[Instruction] = []
         for hop in hops:
-            for name, grant in hop.take_grants():
-                producer = self._peers.by_name.get(name)
-                if producer is not None:
+            for name, queue in hop.queues.items():
+                grant, producer = queue.take_grant(), self._peers.by_name.get(name)
+                if grant is not None and producer is not None:
                     credit = Credit(hop.wire, grant.messages, grant.bytes)
                     out.append(Send(producer.id, credit))
         return out

@@ -129,11 +129,6 @@ def _text(data: bytes | memoryview) -> str:
     return base64.b64encode(data).decode()
 
 
-def body_of(size: int) -> bytes:
-    """The body that replaces content of this size."""
-    return bytes(size)
-
-
 def blank(message: m.Message, tokens: Mapping[str, str]) -> m.Message:
     """The message with zeros as its content, and its token replaced."""
     match message:

@@ -17,7 +17,7 @@ from typing import Any
 from agentwire.bus.core import BrokerCore, BusConfig
 from agentwire.bus.flow import RoutingLimits
 from agentwire.bus.instructions import Command
-from agentwire.bus.recording import TOKEN, body_of
+from agentwire.bus.recording import TOKEN
 from agentwire.bus.transport import Frames, PeerId, Sent
 from agentwire.errors import InputError
 from agentwire.telemetry.journal import read_lines
@@ -136,7 +136,8 @@ def replay(path: Path) -> Replayed:
 
 
 def _frame(kept: str | int) -> bytes:
-    return body_of(kept) if isinstance(kept, int) else base64.b64decode(kept)
+    # Content was recorded as its size.
+    return bytes(kept) if isinstance(kept, int) else base64.b64decode(kept)
 
 
 def differences(done: Replayed, journal: Path) -> list[str]:

@@ -8,10 +8,10 @@ tests. A ``Listener`` or a ``Link`` belongs to one thread; other threads may cal
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final, Protocol, TypeAlias, runtime_checkable
 
-from agentwire.bus.access import PeerKeys, RemoteAccess
 from agentwire.spec.registry import Registry
 
 Frame: TypeAlias = bytes | memoryview
@@ -20,6 +20,38 @@ PeerId: TypeAlias = bytes
 """The transport's identity of one connection: one incarnation of one peer."""
 IN_PROCESS: Final = "in-process"
 """``Listener.last_key`` of a peer in the listener's own process."""
+
+
+class AllowedKeys(Protocol):
+    """The public keys that may connect (``keys.AllowList``)."""
+
+    def name_of(self, key: str) -> str | None:
+        """The name that a public key is registered for; None if it is not. Thread-safe."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteAccess:
+    """Where peers of other machines connect, and with which keys.
+
+    Attributes:
+        endpoint: ``tcp://…`` to listen on, in addition to the run's ipc socket.
+        secret: the bus's own secret key (Z85).
+        allowed: the public keys that may connect, by name.
+    """
+
+    endpoint: str
+    secret: str = field(repr=False)
+    allowed: AllowedKeys
+
+
+@dataclass(frozen=True, slots=True)
+class PeerKeys:
+    """The keys a peer needs to connect to such a bus; all in Z85."""
+
+    public: str
+    secret: str = field(repr=False)
+    server: str
 
 
 class Sent(Enum):

@@ -20,10 +20,17 @@ from typing import Any, TypeAlias
 
 import zmq
 
-from agentwire.bus.access import PeerKeys, RemoteAccess
 from agentwire.bus.curve import CurveAuthenticator, guard, present
 from agentwire.bus.security import check_endpoint, check_ipc_path
-from agentwire.bus.transport import IN_PROCESS, Frame, Frames, PeerId, Sent
+from agentwire.bus.transport import (
+    IN_PROCESS,
+    Frame,
+    Frames,
+    PeerId,
+    PeerKeys,
+    RemoteAccess,
+    Sent,
+)
 from agentwire.errors import InputError
 from agentwire.wire.limits import LIMITS
 

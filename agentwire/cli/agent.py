@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from agentwire.agent.join import join
-from agentwire.bus.access import PeerKeys
 from agentwire.bus.keys import read_pair, read_public
+from agentwire.bus.transport import PeerKeys
 from agentwire.cli.options import Device
 from agentwire.errors import ScenarioError
 from agentwire.runtime.deployment import Deployment

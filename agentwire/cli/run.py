@@ -12,8 +12,8 @@ import anyio
 import typer
 
 from agentwire.agent.launching.placement import Remote
-from agentwire.bus.access import RemoteAccess
 from agentwire.bus.keys import AllowList
+from agentwire.bus.transport import RemoteAccess
 from agentwire.cli.keys import key_folder
 from agentwire.cli.live import LiveView
 from agentwire.cli.matrix import MatrixOptions, exit_if_unanswered, run_cells
@@ -190,7 +190,7 @@ def remote_of(listen: str | None, names: list[str] | None, known: list[str]) -> 
         )
     keys = key_folder(None)
     access = RemoteAccess(listen, keys.server().secret, AllowList(keys.allowed))
-    return Remote.of(access, names)
+    return Remote(access, frozenset(names))
 
 
 def _command(

@@ -455,7 +455,7 @@ class Client:
     def _on_pieces(self, pieces: Piece) -> None:
         for row, offset, text in zip(pieces.rows, pieces.offsets, pieces.texts, strict=True):
             pending = self._pending.outstanding.get(row.request_id)
-            if pending is not None and pending.task_id == pieces.task and pending.on_piece:
+            if pending is not None and pending.task.task_id == pieces.task and pending.on_piece:
                 pending.on_piece(offset, text)
 
     def _on_result(self, result: Result, arrival: float) -> None:
@@ -463,7 +463,7 @@ class Client:
         expected: list[int] = []
         for i, row in enumerate(result.rows):
             pending = self._pending.outstanding.get(row.request_id)
-            if pending is not None and pending.task_id == result.task:
+            if pending is not None and pending.task.task_id == result.task:
                 task = pending.task
                 expected.append(i)
         if task is None:

@@ -45,7 +45,6 @@ class Pending:
     """A request that callers wait for."""
 
     task: TaskSpec
-    task_id: str  # a digest of the task, too expensive to compute for every row
     outcome: Outcome | None = None
     waiters: list[Waiter] = field(default_factory=list)
     on_piece: Callable[[int, str], None] | None = None
@@ -92,7 +91,7 @@ class PendingRequests:
     def add(self, requests: Sequence[Request], task: TaskSpec) -> None:
         """Registers the admitted requests of one call."""
         for request in requests:
-            self.outstanding[request.request_id] = Pending(task, request.task)
+            self.outstanding[request.request_id] = Pending(task)
         first = requests[0]
         self._write(
             "admitted",

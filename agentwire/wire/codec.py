@@ -254,7 +254,7 @@ def unseal(frames: Sequence[bytes | memoryview]) -> tuple[Envelope, Message, Sea
     try:
         if len(frames) != 3:
             raise malformed(f"has {len(frames)} frames, not 3")
-        rows_frame, body = frames[1], _view(frames[2])
+        rows_frame, body = _view(frames[1]), _view(frames[2])
         packed, header, values = _read_header(frames[0])
         layout, take = header.layout, values.pop
         take("v"), take("t")
@@ -264,7 +264,7 @@ def unseal(frames: Sequence[bytes | memoryview]) -> tuple[Envelope, Message, Sea
         _check_frames(rows_frame, body, header, checksum, n, values)
         entries = _unpack_plain(rows_frame, LIMITS.rows_bytes)
         if type(entries) is not list:
-            entries = _unpack(_view(rows_frame), LIMITS.rows_bytes, "rows")
+            entries = _unpack(rows_frame, LIMITS.rows_bytes, "rows")
         _check_entries(entries, layout)
         if len(entries) != n:
             raise malformed(f"rows: has {len(entries)} entries, the header says {n}")
@@ -275,7 +275,7 @@ def unseal(frames: Sequence[bytes | memoryview]) -> tuple[Envelope, Message, Sea
         if header.counted:
             _check_counts(values.get("offsets"), values.get("tokens"), n)
         _read_body(body, layout, values, n)
-        return envelope, layout.kind(**values), Sealed(packed, rows_frame, frames[2])
+        return envelope, layout.kind(**values), Sealed(packed, frames[1], frames[2])
     except Misfit as error:
         refused = Undecodable(error.code, str(error))
         refused.wire, refused.origin, refused.rows = wire, origin, rows
@@ -283,7 +283,7 @@ def unseal(frames: Sequence[bytes | memoryview]) -> tuple[Envelope, Message, Sea
 
 
 def _check_frames(
-    rows: Frame,
+    rows: memoryview,
     body: memoryview,
     header: Header,
     checksum: int,

@@ -12,12 +12,11 @@ from typing import TypeVar
 from bus_messages import TASK, TOKEN, WIDE, WIRES, hello
 from patience import EVENT_S
 
-from agentwire.bus.access import RemoteAccess
 from agentwire.bus.broker import Broker
 from agentwire.bus.endpoint import Endpoint
 from agentwire.bus.events import PeerReady
 from agentwire.bus.flow import RoutingLimits
-from agentwire.bus.transport import Transport
+from agentwire.bus.transport import RemoteAccess, Transport
 from agentwire.spec.agent import BusAddress
 from agentwire.wire import messages as m
 from agentwire.wire.session import Timing

@@ -11,11 +11,11 @@ from bus_messages import TASK, TOKEN, WIDE, WIRE, encode, hello, rows
 from bus_rig import RUN, Peer, Rig
 from raw_peer import RawPeer
 
-from agentwire.bus.access import PeerKeys, RemoteAccess
 from agentwire.bus.broker import Broker
 from agentwire.bus.events import PeerConnected, PeerLost, PeerReady
 from agentwire.bus.keys import AllowList, KeyFolder, KeyPair
 from agentwire.bus.security import make_run_folder
+from agentwire.bus.transport import PeerKeys, RemoteAccess
 from agentwire.bus.zmq import ZmqTransport
 from agentwire.errors import InputError, NackCode
 from agentwire.spec.agent import BusAddress

@@ -18,11 +18,10 @@ from chaos.links import ByteLink
 from fake_run import fake_runtime, until
 
 from agentwire.agent.launching.placement import Remote
-from agentwire.bus.access import PeerKeys, RemoteAccess
 from agentwire.bus.directory import epoch_to_exceed
 from agentwire.bus.endpoint import Endpoint
 from agentwire.bus.keys import AllowList, KeyFolder
-from agentwire.bus.transport import transport_for
+from agentwire.bus.transport import PeerKeys, RemoteAccess, transport_for
 from agentwire.errors import NackCode
 from agentwire.runtime import Runtime
 from agentwire.spec.agent import BusAddress
@@ -40,7 +39,7 @@ ahead = int(sys.argv[4])
 real = time.time_ns
 time.time_ns = lambda: real() + ahead * 10**9
 from agentwire.agent.join import join
-from agentwire.bus.access import PeerKeys
+from agentwire.bus.transport import PeerKeys
 from agentwire.bus.keys import read_pair, read_public
 from agentwire.errors import InputError
 from agentwire.spec.agent import AgentSpec

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ADA, BOB = "ada-" + "a" * 28, "bob-" + "b" * 28
 SERVER = """
 import asyncio, sys
-sys.path.insert(0, "tests/integration")
+sys.path[:0] = ["tests", "tests/integration"]
 from gateway_run import KEYS, deployment
 from agentwire.gateway.limits import GatewayLimits
 from agentwire.gateway.server import ServeOptions, serve

@@ -133,13 +133,13 @@ async def test_the_bus_folder_and_logs(tmp_path: Path) -> None:
 
 PARENT = """
 import asyncio, sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[2:]
 from fake_run import fake_runtime
 
 async def main():
     async with fake_runtime(sender={"hang_on": "hang"}) as wire:
         print(*(info.pid for info in wire.agents.values()), flush=True)
-        if sys.argv[2] == "busy":
+        if sys.argv[1] == "busy":
             await wire.send("sender", "receiver", "hang")
         await asyncio.sleep(60)
 
@@ -149,7 +149,8 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("state", ["idle", "busy"])
 def test_no_agent_outlives_a_killed_parent(state: str) -> None:
-    command = [sys.executable, "-c", PARENT, str(Path(__file__).parent), state]
+    folders = [str(folder) for folder in Path(__file__).parents[:2]]
+    command = [sys.executable, "-c", PARENT, state, *folders]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         try:
             assert parent.stdout is not None

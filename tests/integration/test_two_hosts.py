@@ -22,8 +22,8 @@ from patience import EVENT_S
 
 from agentwire.agent.launching.limits import AgentLimits
 from agentwire.agent.launching.placement import Remote
-from agentwire.bus.access import RemoteAccess
 from agentwire.bus.keys import AllowList, KeyFolder
+from agentwire.bus.transport import RemoteAccess
 from agentwire.errors import AgentwireError
 from agentwire.model.fake import answer
 from agentwire.runtime import Runtime
@@ -43,7 +43,7 @@ import sys
 from pathlib import Path
 from agentwire.agent.join import join
 from agentwire.spec.agent import AgentSpec
-from agentwire.bus.access import PeerKeys
+from agentwire.bus.transport import PeerKeys
 from agentwire.bus.keys import read_pair, read_public
 
 pair = read_pair(Path(sys.argv[2]))
@@ -66,7 +66,7 @@ class Elsewhere:
 
     def remote(self, listen: str) -> Remote:
         access = RemoteAccess(listen, self.server.secret, AllowList(self.keys.allowed))
-        return Remote.of(access, ["receiver"])
+        return Remote(access, frozenset(["receiver"]))
 
     def start(self, runtime: Runtime, address: str, *before: str) -> None:
         spec = runtime._lifecycle.deployment.agents["receiver"]

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
-from agentwire.bus.access import RemoteAccess
+from agentwire.bus.transport import RemoteAccess
 from agentwire.spec.agent import AgentSpec
 
 
@@ -57,10 +57,6 @@ class Remote:
     access: RemoteAccess
     agents: frozenset[str]
     launcher: Launcher | None = None
-
-    @classmethod
-    def of(cls, access: RemoteAccess, agents: Collection[str]) -> Remote:
-        return cls(access, frozenset(agents))
 
 
 class Cluster(Protocol):

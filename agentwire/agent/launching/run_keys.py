@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from agentwire.bus.access import RemoteAccess
 from agentwire.bus.curve import new_pair
+from agentwire.bus.transport import RemoteAccess
 from agentwire.spec.agent import AgentBootstrap, AgentSpec, BusAddress, CurveKeys
 from agentwire.wire.session import UNKNOWN_RUN
 
