@@ -214,19 +214,24 @@ class Compute:
         backend, soft = self._backend, items[0].group.kind is Kind.SOFT
         if soft and task.asks_nothing:
             return [ComputedRows(Result, items, [_held(item) for item in items], {})]
-        inputs: Callable[[Items], Any] = _payload if soft else _texts
         if not task.labels:
-            generate: Callable[..., Generated] = backend.generate_soft if soft else backend.generate
-            return self._attempt(
-                items,
-                task,
-                lambda batch: generate(
-                    inputs(batch), task, lambda row, text: self._watch(batch[row], text)
-                ),
-                _generated,
-            )
-        score: Callable[..., Scored] = backend.score_soft if soft else backend.score_text
-        return self._attempt(items, task, lambda batch: score(inputs(batch), task), _scored, job)
+
+            def generate(batch: Items) -> Generated:
+                def watch(row: int, text: str) -> bool:
+                    return self._watch(batch[row], text)
+
+                if soft:
+                    return backend.generate_soft(_payload(batch), task, watch)
+                return backend.generate(_texts(batch), task, watch)
+
+            return self._attempt(items, task, generate, _generated)
+
+        def score(batch: Items) -> Scored:
+            if soft:
+                return backend.score_soft(_payload(batch), task)
+            return backend.score_text(_texts(batch), task)
+
+        return self._attempt(items, task, score, _scored, job)
 
     # -- errors -----------------------------------------------------------------------------
 

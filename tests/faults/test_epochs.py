@@ -70,7 +70,7 @@ class Elsewhere:
 
     def remote(self) -> Remote:
         access = RemoteAccess("tcp://127.0.0.1:*", self.server.secret, AllowList(self.keys.allowed))
-        return Remote.of(access, ["receiver"])
+        return Remote(access, frozenset(["receiver"]))
 
     def start(self, runtime: Runtime, address: str, *, ahead: int) -> None:
         spec = runtime._lifecycle.deployment.agents["receiver"].model_dump_json()
