@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from bus_messages import TASK, TOKEN, WIDE, WIRES, hello
-from patience import EVENT_S
+from patience import EVENT_S, TEST_S
 
 from agentwire.bus.broker import Broker
 from agentwire.bus.endpoint import Endpoint
@@ -23,6 +23,7 @@ from agentwire.wire.session import Timing
 
 RUN = bytes(range(16))
 PATIENCE = EVENT_S
+FOREVER = 2 * TEST_S  # the time limit of the test ends what waits so long
 T = TypeVar("T")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from bus_messages import TASK, WIDE, encode, hello, result, rows
-from bus_rig import PATIENCE, Kept, Rig
+from bus_rig import FOREVER, PATIENCE, Kept, Rig
 
 from agentwire.bus import endpoint as endpoints
 from agentwire.bus import events as e
@@ -136,14 +136,12 @@ def test_poll_ends_when_done_when_woken_and_with_the_bus(folder: Path) -> None:
     rig = Rig(folder)
     llama = Listening(rig, "llama")
     looks = iter(range(1000))
-    start = time.monotonic()
     while (look := next(looks)) < 5:  # a heartbeat may arrive, which ends it as well
-        llama.endpoint.poll(PATIENCE, lambda: next(looks) >= 5)
+        llama.endpoint.poll(FOREVER, lambda: next(looks) >= 5)
     assert look < 10
     for _ in range(3):
         threading.Timer(0.05, llama.endpoint.wake).start()
-        llama.endpoint.poll(PATIENCE)
-    assert time.monotonic() - start < PATIENCE / 2
+        llama.endpoint.poll(FOREVER)
     threading.Timer(0.05, lambda: rig.broker.stop(1.0)).start()
     while not llama.lost.items:
         llama.endpoint.poll(PATIENCE)
@@ -203,12 +201,10 @@ def test_a_stopping_broker_closes_its_in_process_links(folder: Path) -> None:
     rig = Rig(folder)
     rig.transport = rig.broker.in_process  # type: ignore[assignment]
     client = rig.client()
-    start = time.monotonic()
     rig.broker.stop(1.0)
     assert "Goodbye" in client.lost()
     assert rig.broker.in_process is None
     client.endpoint.close("", 1.0)
-    assert time.monotonic() - start < PATIENCE / 2
 
 
 def test_a_broker_with_another_address_offers_no_in_process_link(folder: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from bus_messages import TASK, WIDE, WIRE, encode, hello, result, rows
-from bus_rig import PATIENCE, Peer, Rig
+from bus_rig import FOREVER, PATIENCE, Peer, Rig
 
 from agentwire.bus import events as e
 from agentwire.bus.endpoint import Endpoint
@@ -266,9 +266,7 @@ def test_a_thread_that_sends_takes_no_arrival_from_the_one_that_waits(
                 got.append(int(bytes(frames[0])))
                 taken.release()
                 continue
-            start = time.monotonic()
-            link.wait(PATIENCE)
-            assert time.monotonic() - start < PATIENCE, f"stuck after {len(got)}"
+            link.wait(FOREVER)
         assert got == list(range(n))
     finally:
         stop.set()
@@ -278,9 +276,7 @@ def test_a_thread_that_sends_takes_no_arrival_from_the_one_that_waits(
 
 def test_wake_before_wait_is_not_lost(listener: ZmqListener) -> None:
     listener.wake()
-    start = time.monotonic()
-    listener.wait(PATIENCE)
-    assert time.monotonic() - start < PATIENCE
+    listener.wait(FOREVER)
 
 
 def test_a_socket_in_use_is_not_taken_over(listener: ZmqListener) -> None:

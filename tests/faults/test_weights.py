@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import COMMAND_S
 
 from agentwire.config import Config
 from agentwire.errors import ModelError
@@ -43,7 +44,7 @@ def agentwire(config: Config, *arguments: str) -> subprocess.CompletedProcess[st
         env={**os.environ, "PYTHONPATH": str(ROOT), "AGENTWIRE_HOME": str(config.home)},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=COMMAND_S,
         check=False,
     )
 
@@ -152,7 +153,7 @@ asyncio.run(main())
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=COMMAND_S,
         check=False,
     )
     assert done.returncode and not done.stdout
@@ -194,7 +195,7 @@ print(lookup.fetch("tiny", config=Config(home=Path({str(config.home)!r}), offlin
         assert second.poll() is None  # it waits, and does not take the first one's folder away
         assert [item.name[:6] for item in config.models.iterdir()] == [".tiny-"]
         first.send_signal(signal.SIGKILL)
-    out, _ = second.communicate(timeout=60)
+    out, _ = second.communicate(timeout=COMMAND_S)
     assert second.returncode == 0 and Path(out.decode().strip()) == config.models / "tiny"
     assert [item.name for item in config.models.iterdir()] == ["tiny"]
     assert fingerprint(config.models / "tiny", config=config) == PUBLISHED
