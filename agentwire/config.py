@@ -139,11 +139,8 @@ def lock_file(file: Path, what: str) -> TextIO:
 
 
 def ensure_writable(folder: Path) -> Path:
-    """Creates ``folder`` and its parents, and checks that a file can be written there.
-
-    Raises:
-        CacheError: the folder cannot be created or written.
-    """
+    """Creates ``folder`` and its parents, and checks that a file can be written there. Raises a
+    CacheError if not."""
     hint = "Set AGENTWIRE_HOME to a writable folder, or free some space."
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -48,8 +48,7 @@ def join(
         keys: the agent's own pair, and the public key of the bus.
         on_event: called with a line for the user when something happens.
 
-    Raises:
-        InputError: the model cannot be loaded, or the bus refuses this agent.
+    Raises an InputError if the model cannot be loaded, or the bus refuses this agent.
     """
     loaded = load(spec, lambda stage, fraction: log.info("%s %.0f %%", stage, 100 * fraction))
     on_event(f"{spec.name} is loaded; connecting to {endpoint}")

@@ -231,11 +231,8 @@ class Dedup(Generic[K, T]):
         return Lookup(Seen.NEW)
 
     def finish(self, key: K, reply: T, size: int = 0) -> None:
-        """Keeps the reply of a request in progress; ``size`` is its bytes.
-
-        Raises:
-            LocalProtocolError: the request is not in progress: a bug on this side.
-        """
+        """Keeps the reply of a request in progress; ``size`` is its bytes. Raises a
+        LocalProtocolError if it is not in progress: a bug on this side."""
         if key not in self._in_progress:
             raise LocalProtocolError(
                 "A request was finished that is not in progress.", hint="Call begin() first."

@@ -277,11 +277,8 @@ Loaded: TypeAlias = tuple[Backend, dict[str, BridgeIdentity | None]]
 
 
 def load(spec: AgentSpec, progress: OnProgress, cpu_sharing: CpuSharing | None = None) -> Loaded:
-    """Loads the agent's model, and its bridges by wire.
-
-    Raises:
-        InputError: one of them cannot be loaded.
-    """
+    """Loads the agent's model, and its bridges by wire. Raises an InputError if one cannot be
+    loaded."""
     if cpu_sharing is not None:
         cpu_sharing.begin()  # loading uses the threads too
     backend = load_backend(spec, progress)

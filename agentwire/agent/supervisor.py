@@ -104,12 +104,8 @@ class Supervisor:
         self._report(AgentDown(name, reason, agent.error))
 
     async def ready(self) -> None:
-        """Waits until every agent is ready.
-
-        Raises:
-            InputError: an agent cannot start for a reason that the user can fix.
-            AgentwireError: an agent does not start.
-        """
+        """Waits until every agent is ready. Raises an AgentwireError if one does not start; an
+        InputError if the user can fix that."""
         waits = [asyncio.ensure_future(agent.ready.wait()) for agent in self._agents.values()]
         running = list(self._tasks.values())  # one that ends now has given up or raised
         try:

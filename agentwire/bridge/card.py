@@ -165,11 +165,7 @@ class BridgeCard(CardPart):
 
 
 def read_card(folder: Path) -> BridgeCard:
-    """Reads and checks ``folder``/card.yaml.
-
-    Raises:
-        BridgeError: missing, not YAML, or not a card.
-    """
+    """Reads and checks ``folder``/card.yaml. Raises a BridgeError if there is none."""
     path = folder / CARD_FILE
     retrain = "Train it again with `agentwire train`, or restore the folder."
     try:

@@ -52,11 +52,8 @@ def weights_sha256(folder: Path) -> str:
 
 
 def verify(folder: Path) -> BridgeCard:
-    """Checks card, checksum and tensor shapes without allocating the module.
-
-    Raises:
-        BridgeError: something is missing, corrupt, or does not match the card.
-    """
+    """Checks card, checksum and tensor shapes without allocating the module. Raises a BridgeError
+    if something is missing, corrupt, or does not match the card."""
     card = read_card(folder)
     path = folder / WEIGHTS_FILE
     if path.is_file() and path.stat().st_size > MAX_WEIGHTS_BYTES:
@@ -92,11 +89,8 @@ def verify(folder: Path) -> BridgeCard:
 
 
 def load(folder: Path) -> LoadedBridge:
-    """Verifies a bridge and builds its module.
-
-    Raises:
-        BridgeError: see ``verify``; or a weight is not finite, or a statistic is not positive.
-    """
+    """Verifies a bridge and builds its module. Raises a BridgeError as ``verify``, or if a weight
+    is not finite or a statistic is not positive."""
     card = verify(folder)
     module = build(card)
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:

@@ -97,12 +97,8 @@ class Broker:
     # -- for the owner ----------------------------------------------------------------------
 
     def start(self) -> None:
-        """Binds the socket and starts the thread.
-
-        Raises:
-            InputError: the socket cannot be bound there.
-            LocalProtocolError: it was started before.
-        """
+        """Binds the socket and starts the thread. Raises an InputError if the socket cannot be
+        bound there, and a LocalProtocolError if it was started before."""
         if self._thread is not None:
             raise LocalProtocolError("The broker was started before.", hint="Make a new one.")
         if self._listen is None:
@@ -129,13 +125,8 @@ class Broker:
         return listener
 
     def stop(self, timeout: float = 2.0) -> None:
-        """Sends Goodbye to every peer, closes within ``timeout`` seconds, ends the thread.
-
-        Safe to call twice.
-
-        Raises:
-            BaseException: the error that ended the thread before, if a bug did; once.
-        """
+        """Sends Goodbye to every peer, closes within ``timeout`` seconds, ends the thread. Safe to
+        call twice. Raises the error that ended the thread before, if a bug did; once."""
         self._stop_at = time.monotonic() + timeout
         thread = self._thread
         if thread is not None and self._listener is not None:
@@ -168,9 +159,8 @@ class Broker:
         self._command(Command("disconnect", name, epoch))
 
     def _command(self, command: Command) -> None:
-        if self._error is not None:
-            return  # nothing takes commands any more, and the queue would fill
-        self._commands.put(command)
+        if self._error is None:  # otherwise nothing takes them, and the queue would fill
+            self._commands.put(command)
         if self._listener is not None:
             self._listener.wake()
 

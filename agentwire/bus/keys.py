@@ -46,11 +46,8 @@ class KeyFolder:
         return self.folder / ALLOWED
 
     def new(self, name: str) -> KeyPair:
-        """Makes a pair; only this user can read its secret key.
-
-        Raises:
-            InputError: the name is invalid or taken, or the folder cannot be written.
-        """
+        """Makes a pair; only this user can read its secret key. Raises an InputError if the name
+        is invalid or taken, or the folder cannot be written."""
         check_name(name)
         public, secret = new_pair()
         path = self.folder / f"{name}.key"
@@ -81,11 +78,8 @@ class KeyFolder:
         return read_pair(path) if path.exists() else self.new(SERVER)
 
     def allow(self, name: str, public: str) -> None:
-        """Registers a key as ``name``, in place of the key that the name had.
-
-        Raises:
-            InputError: not a name or a key, or the key is registered under another name.
-        """
+        """Registers a key as ``name``, in place of the key that the name had. Raises an InputError
+        if one of them is invalid, or the key is registered under another name."""
         check_name(name)
         check_key(public)
         listed = read_allowed(self.allowed)
@@ -97,11 +91,8 @@ class KeyFolder:
         self._write(listed | {name: public})
 
     def revoke(self, name: str) -> None:
-        """Removes a key from the list: its peer is disconnected and cannot connect again.
-
-        Raises:
-            InputError: it is not on the list.
-        """
+        """Removes a key from the list: its peer is disconnected and cannot connect again. Raises an
+        InputError if it is not on the list."""
         listed = read_allowed(self.allowed)
         if name not in listed:
             raise InputError(
@@ -146,11 +137,7 @@ class AllowList:
 
 
 def read_allowed(path: Path) -> dict[str, str]:
-    """Name -> public key.
-
-    Raises:
-        InputError: an invalid line.
-    """
+    """Name -> public key. Raises an InputError for an invalid line."""
     if not path.exists():
         return {}
     listed: dict[str, str] = {}
@@ -167,11 +154,8 @@ def read_allowed(path: Path) -> dict[str, str]:
 
 
 def read_pair(path: Path) -> KeyPair:
-    """Reads a pair from its file.
-
-    Raises:
-        InputError: the file is missing, invalid, or readable by others.
-    """
+    """Reads a pair from its file. Raises an InputError if the file is missing, invalid, or readable
+    by others."""
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -193,11 +177,8 @@ def read_pair(path: Path) -> KeyPair:
 
 
 def read_public(text_or_path: str) -> tuple[str, str]:
-    """(name, public key) of a ``.pub`` file, or (``""``, key) of a key.
-
-    Raises:
-        InputError: neither.
-    """
+    """(name, public key) of a ``.pub`` file, or (``""``, key) of a key. Raises an InputError
+    for anything else."""
     if KEY.fullmatch(text_or_path):
         return "", text_or_path
     listed = read_allowed(Path(text_or_path))

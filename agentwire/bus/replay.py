@@ -98,11 +98,7 @@ class _Replay:
 
 
 def replay(path: Path) -> Replayed:
-    """Replays a recording.
-
-    Raises:
-        InputError: the file is missing or not a recording; names the line.
-    """
+    """Replays a recording. Raises an InputError, with the line, if it is missing or damaged."""
     done, number = Replayed(), 0
     run: _Replay | None = None
     try:
@@ -141,11 +137,8 @@ def _frame(kept: str | int) -> bytes:
 
 
 def differences(done: Replayed, journal: Path) -> list[str]:
-    """Differences between a replay and the run's own records; empty if there are none.
-
-    Raises:
-        InputError: the journal cannot be read.
-    """
+    """Differences between a replay and the run's own records; empty if there are none. Raises an
+    InputError if the journal cannot be read."""
     found: list[str] = []
     if done.recorded is not None:
         keys = sorted(done.recorded.keys() | done.metrics.keys())

@@ -26,10 +26,8 @@ def make_run_folder(parent: Path | None = None) -> Path:
     """A new private folder (0700) for the ipc socket of one run. The caller removes it.
 
     It is under the system's temporary folder, because an ipc path has at most about 107 bytes. Each
-    run has its own, because a second bind would silently take over the path of the first.
-
-    Raises:
-        InputError: the folder cannot be made.
+    run has its own, because a second bind would silently take over the path of the first. Raises an
+    InputError if the folder cannot be made.
     """
     try:
         return Path(tempfile.mkdtemp(prefix="aw-", dir=parent))  # mkdtemp sets 0700
@@ -41,11 +39,8 @@ def make_run_folder(parent: Path | None = None) -> Path:
 
 
 def check_folder(folder: Path) -> None:
-    """Checks that a folder for sockets is private.
-
-    Raises:
-        InputError: not a folder of this user, or open to group or others.
-    """
+    """Checks that a folder for sockets is private. Raises an InputError if it belongs to another
+    user, or is open to group or others."""
     try:
         info = folder.lstat()
     except OSError as error:
@@ -80,10 +75,7 @@ def check_endpoint(endpoint: str, *, curve: bool, force: bool = False) -> None:
     """Refuses endpoints that are open to the network.
 
     ``ipc://`` and ``inproc://`` are allowed (the folder guards ipc). ``tcp://`` is allowed on a
-    loopback address, with CURVE keys, or if forced.
-
-    Raises:
-        InputError: another transport, or unencrypted tcp beyond this machine.
+    loopback address, with CURVE keys, or if forced. Raises an InputError for anything else.
     """
     scheme, _, rest = endpoint.partition("://")
     if scheme in ("ipc", "inproc") and rest and not rest.startswith("@"):

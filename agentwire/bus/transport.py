@@ -133,11 +133,7 @@ class Transport(Connector, Protocol):
     """Opens sockets. Each call owns its resources: nothing is shared or process-global."""
 
     def listen(self, endpoint: str) -> Listener:
-        """Opens the broker's socket.
-
-        Raises:
-            InputError: the endpoint cannot be used.
-        """
+        """Opens the broker's socket. Raises an InputError if the endpoint cannot be used."""
         ...
 
 
@@ -163,9 +159,5 @@ TRANSPORTS.lazy("tcp", "agentwire.bus.zmq:ZmqTransport")
 def transport_for(
     endpoint: str, *, remote: RemoteAccess | None = None, keys: PeerKeys | None = None
 ) -> Transport:
-    """The transport of an endpoint's URL scheme.
-
-    Raises:
-        ScenarioError: no transport is registered for the scheme.
-    """
+    """The transport of an endpoint's URL scheme. Raises a ScenarioError if none is registered."""
     return TRANSPORTS.get(endpoint.partition("://")[0])(remote=remote, keys=keys)

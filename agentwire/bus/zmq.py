@@ -231,11 +231,8 @@ class ZmqListener(_Socket):
         return self._endpoint
 
     def connect(self, endpoint: str) -> ZmqLink:
-        """A link from this process by ``inproc``, whatever the endpoint says.
-
-        Raises:
-            InputError: this listener is closed.
-        """
+        """A link from this process by ``inproc``, whatever the endpoint says. Raises an InputError
+        if this listener is closed."""
         if self._socket.closed:
             raise InputError("The bus is closed.", hint="Start a new one.")
         identity = b"\1" + os.urandom(16)  # ZeroMQ's own start with 0
@@ -404,11 +401,8 @@ def ipc_path(endpoint: str) -> Path | None:
 
 
 def clear_stale_path(path: Path) -> None:
-    """Removes the socket file of a dead broker; ZeroMQ itself would also replace one in use.
-
-    Raises:
-        InputError: a process listens there, or it is not a socket.
-    """
+    """Removes the socket file of a dead broker; ZeroMQ itself would also replace one in use. Raises
+    an InputError if a process listens there, or it is not a socket."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:

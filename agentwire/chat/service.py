@@ -79,11 +79,8 @@ class ChatService:
     def call(
         self, options: ChatOptions, messages: Sequence[ChatMessage], owner: str, plain: bool = False
     ) -> ChatCall:
-        """The call that answers a conversation, or ``plain`` text that is to be continued.
-
-        Raises:
-            ChatError: no such model, or a field or handle that the model cannot take.
-        """
+        """The call that answers a conversation, or ``plain`` text that is to be continued. Raises a
+        ChatError for an unknown model, or a field or handle that the model cannot take."""
         target = self.catalog.find(options.model)
         chat = parse_conversation(messages)
         if options.agentwire.keep:

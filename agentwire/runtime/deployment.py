@@ -187,11 +187,8 @@ class Deployment:
         return name, wire
 
     def joint(self, senders: Sequence[str], receiver: str) -> list[WireSpec]:
-        """The wires from several senders that one receiver reads together, in this order.
-
-        Raises:
-            ScenarioError: no such agent, no such joint wire, or its bridges are missing.
-        """
+        """The wires from several senders that one receiver reads together, in this order. Raises a
+        ScenarioError if an agent, the joint wire or its bridges are missing."""
         for agent in (*senders, receiver):
             self.check_agent(agent)
         name = f"{'+'.join(senders)}->{receiver}"

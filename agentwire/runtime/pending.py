@@ -159,11 +159,7 @@ class PendingRequests:
 
 
 def replies_of(outcomes: Sequence[Outcome]) -> list[Reply]:
-    """The replies of requests that were all answered.
-
-    Raises:
-        RequestError: the first outcome that is an error.
-    """
+    """The replies of requests that were all answered. Raises the first outcome that is an error."""
     replies: list[Reply] = []
     for outcome in outcomes:
         if isinstance(outcome, RequestError):

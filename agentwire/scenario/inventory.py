@@ -108,11 +108,8 @@ class Inventory:
     # -- models
 
     def unavailable(self, choice: ModelChoice) -> Unavailable | None:
-        """Why this model cannot run on its device here; None if it can.
-
-        Raises:
-            ModelError: no such model exists under that name.
-        """
+        """Why this model cannot run on its device here; None if it can. Raises a ModelError if no
+        such model exists."""
         if library := self.missing_library(choice):
             return library
         weights = self._missing_weights(choice)
@@ -157,11 +154,7 @@ class Inventory:
         return None
 
     def locate(self, choice: ModelChoice) -> WeightsLocation:
-        """Where the weights are.
-
-        Raises:
-            ModelError: no such model exists under that name.
-        """
+        """Where the weights are. Raises a ModelError if no such model exists."""
         kind = BACKENDS.get(choice.backend)
         if not kind.needs_weights:
             return WeightsLocation(None, needed=False, detail=kind.summary)

@@ -37,11 +37,7 @@ def load_scenario(path: str | Path) -> Scenario:
 
 
 def load_agent(path: str | Path) -> Agent:
-    """Reads and checks one agent file (the target of ``use:``).
-
-    Raises:
-        ScenarioError: as ``load_scenario``.
-    """
+    """Reads and checks one agent file (the target of ``use:``). Errors as ``load_scenario``."""
     document = _read(Path(path).expanduser())
     return validate(Agent, mapping_of(document, "an agent file"), document.lines)
 

@@ -165,20 +165,14 @@ for _name in BUILT_IN:
 
 
 def parse_definition(text: str, source: str) -> TaskDefinition:
-    """A definition from YAML text; ``source`` is the file's name, for errors.
-
-    Raises:
-        DataError: not YAML, or not a definition; names ``source``, the line and the key.
-    """
+    """A definition from YAML text; ``source`` is the file's name. Raises a DataError, which names
+    it, the line and the key, if it is not a definition."""
     return _checked(lambda: parse_document(text, Path(source)))
 
 
 def read_task(file: Path) -> TaskDefinition:
-    """A task file of a user; its ``rows`` are relative to it.
-
-    Raises:
-        DataError: it cannot be read, is not a definition, or has the name of a built-in task.
-    """
+    """A task file of a user; its ``rows`` are relative to it. Raises a DataError if it cannot be
+    read, is not a definition, or has the name of a built-in task."""
     task = _checked(lambda: read_document(file))
     if task.name in BUILT_IN:
         raise DataError(

@@ -13,11 +13,7 @@ log = logging.getLogger(__name__)
 
 
 class Faults:
-    """Contained errors by kind: the first of each kind is logged, all are counted.
-
-    Attributes:
-        counts: kind -> how often.
-    """
+    """Contained errors by kind: the first of each kind is logged, all are counted (``counts``)."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()

@@ -41,11 +41,8 @@ class Journal:
     """Appends events to a JSONL file. Thread-safe.
 
     Args:
-        path: the file; a resumed run appends to it.
-
-    Raises:
-        OSError: the file cannot be opened.
-        InputError: the file is not a journal.
+        path: the file; a resumed run appends to it. Raises an OSError if it cannot be opened, and
+            an InputError if it is not a journal.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,12 +54,10 @@ class Journal:
         self._file: io.FileIO | None = path.open("ab", buffering=0)
 
     def write(self, event: str, **fields: Any) -> None:
-        """Appends one event. Values that JSON does not know are written as strings.
+        """Appends one event. Values that JSON does not know are written as strings. Raises an
+        OSError if the line cannot be written; none of it is in the file then.
 
         Does nothing after ``close``: late events must not make the end of a run fail.
-
-        Raises:
-            OSError: the line cannot be written; none of it is in the file.
         """
         with self._lock:
             if self._file is None:

@@ -146,10 +146,7 @@ def bus_metrics(counters: Mapping[str, int]) -> Iterator[Metric]:
 @contextmanager
 def serving(registry: CollectorRegistry, port: int) -> Iterator[int]:
     """Serves a registry on this machine's loopback; yields the port. Port 0 picks a free one.
-
-    Raises:
-        InputError: the port is in use.
-    """
+    Raises an InputError if another program uses it."""
     try:
         server, thread = start_http_server(port, "127.0.0.1", registry)
     except OSError as error:

@@ -139,11 +139,8 @@ class CreditWindow:
         self._waiting_bytes += size
 
     def consumed(self, size: int) -> Grant | None:
-        """Counts a message as consumed; returns the grant to send now, if one is due.
-
-        Raises:
-            LocalProtocolError: more was consumed than had arrived: a bug on this side.
-        """
+        """Counts a message as consumed; returns the grant to send now, if one is due. Raises a
+        LocalProtocolError if nothing had arrived: a bug on this side."""
         if self._waiting_messages < 1 or self._waiting_bytes < size:
             raise LocalProtocolError(
                 "More was consumed than had arrived.", hint="Call arrived() for each message."

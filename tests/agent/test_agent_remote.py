@@ -18,7 +18,7 @@ from agentwire.agent.launching.events import (
     AgentStarted,
 )
 from agentwire.agent.launching.failure import encode_error
-from agentwire.agent.launching.limits import AgentLimits
+from agentwire.agent.launching.limits import AgentLimits, RestartPolicy
 from agentwire.agent.launching.remote import RemoteAgent
 from agentwire.bus.events import PeerBusy, PeerLeft, PeerLost, PeerReady
 from agentwire.errors import AgentwireError, ModelError
@@ -85,7 +85,7 @@ class Rig:
             self.broker,
             self.cluster,
             self.events.append,
-            AgentLimits(load_s=load_s, progress_s=5),
+            AgentLimits(load_s=load_s, progress_s=5, restarts=RestartPolicy(3, 60, (0.05,))),
         )
 
     @asynccontextmanager
@@ -214,3 +214,56 @@ async def test_an_agent_that_cannot_be_placed_is_down_at_once() -> None:
     async with rig.running():
         await rig.until(lambda: bool(rig.events))
     assert rig.events == [AgentDown("a", "no such label.", refusal)]
+
+
+class FailingCluster(Cluster):
+    """A launcher whose call ``what`` raises as long as ``times`` is positive."""
+
+    def __init__(self, what: str, times: int) -> None:
+        super().__init__()
+        self.what, self.times = what, times
+
+    def fail(self, what: str) -> None:
+        if what == self.what and self.times > 0:
+            self.times -= 1
+            raise OSError("Too many open files")
+
+    def launch(self, spec: AgentSpec, endpoint: str, restarts: int) -> None:
+        super().launch(spec, endpoint, restarts)
+        self.fail("launch")
+        self.gone.clear()
+
+    def wait(self, name: str) -> str:
+        self.fail("wait")
+        return super().wait(name)
+
+    def restart(self, name: str) -> None:
+        self.fail("restart")
+
+    def stop(self, name: str) -> None:
+        super().stop(name)
+        self.fail("stop")
+
+
+@pytest.mark.parametrize("what", ["launch", "wait", "restart", "stop"])
+async def test_a_launcher_that_fails_once_is_asked_again(what: str) -> None:
+    rig = Rig(FailingCluster(what, 1))
+    async with rig.running():
+        await rig.ready(7)
+        rig.agent.handle(PeerBusy("a", 7, 9_000))
+        if what == "stop":
+            return
+        await rig.until(lambda: bool(rig.died()))
+        launches = 1 if what == "launch" else 2
+        await rig.until(lambda: len([e for e in rig.events if type(e) is AgentStarted]) == launches)
+        await rig.ready(8)
+    assert "its launcher failed: OSError: Too many open files" in rig.died()[0].reason
+    assert not rig.died()[0].crashed and rig.agent.error is None
+
+
+async def test_a_launcher_that_always_fails_ends_in_agent_down() -> None:
+    rig = Rig(FailingCluster("launch", 99))
+    async with rig.running():
+        await rig.until(lambda: rig.agent.error is not None)
+    assert isinstance(rig.events[-1], AgentDown) and len(rig.died()) == 3
+    assert "Too many open files" in str(rig.agent.error)

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.integration
 START = """
 import asyncio, contextlib, json, os, resource, shutil, signal, sys, time
 from pathlib import Path
-sys.path[:0] = [sys.argv[1], sys.argv[1] + "/integration"]
+sys.path.insert(0, sys.argv[1])
 from fake_run import fake_runtime
 from agentwire.agent.launching.limits import AgentLimits, RestartPolicy
 from agentwire.errors import AgentwireError, RequestError
@@ -70,7 +70,7 @@ print(json.dumps(seen))
 def run(body: str, folder: Path, tracebacks: int = 0) -> dict[str, Any]:
     """Runs ``body`` as a coroutine in a process of its own; returns what it put into ``seen``."""
     lines = [f"    {line}" for line in body.strip("\n").splitlines()]
-    here = Path(__file__).resolve().parents[1]
+    here = Path(__file__).resolve().parents[1] / "integration"
     program = START + "\n".join(lines) + END
     command = [sys.executable, "-c", program, str(here), str(folder / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_S, check=False)

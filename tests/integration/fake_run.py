@@ -2,11 +2,15 @@
 
 import asyncio
 import os
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for programs that import only this file
 from patience import EVENT_S
 
 from agentwire.agent.launching.limits import RestartPolicy

@@ -26,11 +26,8 @@ class Launcher(Protocol):
     """Starts agents on other machines. Every method may block and is called in a thread."""
 
     def launch(self, spec: AgentSpec, endpoint: str, restarts: int) -> None:
-        """Requests an agent that joins the bus at ``endpoint``, and returns before it runs.
-
-        Raises:
-            AgentwireError: it can never be placed.
-        """
+        """Requests an agent that joins the bus at ``endpoint``, and returns before it runs. Raises
+        an AgentwireError if it can never be placed."""
 
     def wait(self, name: str) -> str:
         """Blocks until the agent has ended for good. Returns why, or the reason of its Goodbye."""

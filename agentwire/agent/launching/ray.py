@@ -48,14 +48,10 @@ def check_reachable(address: str) -> None:
 
 
 class RayLauncher:
-    """Starts the agents of one run on a Ray cluster.
+    """Starts the agents of one run on a Ray cluster. Raises an InputError if there is none.
 
     Args:
-        address: of the cluster, as for ``ray.init``; ``auto``: the cluster of this machine;
-            ``local``: a new one on this machine.
-
-    Raises:
-        InputError: there is no such cluster.
+        address: as for ``ray.init``; ``auto``: the cluster of this machine; ``local``: a new one.
     """
 
     def __init__(self, address: str = "auto") -> None:
