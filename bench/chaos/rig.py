@@ -22,6 +22,7 @@ from fakes import two_agents
 
 from agentwire.agent.launching.limits import AgentLimits, RestartPolicy
 from agentwire.bus.broker import Broker
+from agentwire.bus.transport import IN_PROCESS, Frames
 from agentwire.errors import NackCode, RequestError
 from agentwire.runtime import Runtime, lifecycle
 from agentwire.runtime.deployment import Deployment
@@ -240,6 +241,13 @@ class LinkableBroker(Broker):
         make = LINKING.get()
         if make is not None:
             self.endpoint = make(self.endpoint)
+            receive = self._core.receive
+
+            def receive_in_process(peer: bytes, frames: Frames, key: str) -> None:
+                receive(peer, frames, key or IN_PROCESS)
+
+            # Behind a link the client looks like any other process, which may not take its name.
+            vars(self._core)["receive"] = receive_in_process
 
 
 LINKING: ContextVar[Callable[[str], str] | None] = ContextVar("LINKING", default=None)
