@@ -14,41 +14,23 @@ from agentwire.chat.errors import ChatError, invalid
 from agentwire.runtime.call_options import GENERATED_TOKENS, GenerationOptions
 
 MAX_MESSAGES: Final = 1024
-NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
-    "add_generation_prompt": (True,),
-    "annotations": ([],),
-    "bad_words": ([],),
-    "best_of": (1,),
-    "continue_final_message": (False,),
-    "echo": (False,),
-    "frequency_penalty": (0,),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "ignore_eos": (False,),
-    "include_stop_str_in_output": (False,),
-    "length_penalty": (1,),
-    "logit_bias": ({},),
+_NEUTRAL_VALUES: Final[dict[str, tuple[Any, ...]]] = {
+    "annotations bad_words functions stop_token_ids tool_calls tools": ([],),
+    "continue_final_message echo ignore_eos include_stop_str_in_output use_beam_search": (False,),
     "logprobs": (False,),
-    "min_p": (0,),
-    "min_tokens": (0,),
+    "add_generation_prompt skip_special_tokens spaces_between_special_tokens": (True,),
+    "frequency_penalty min_p min_tokens presence_penalty top_logprobs": (0,),
+    "best_of length_penalty repetition_penalty": (1,),
+    "refusal suffix": ("",),
+    "function_call tool_choice": ("none", "auto"),
+    "logit_bias": ({},),
     "modalities": (["text"],),
-    "presence_penalty": (0,),
     "reasoning_effort": ("none",),
-    "refusal": ("",),
-    "repetition_penalty": (1,),
     "response_format": ({"type": "text"}, "text"),
-    "skip_special_tokens": (True,),
-    "spaces_between_special_tokens": (True,),
-    "stop_token_ids": ([],),
-    "suffix": ("",),
-    "tool_calls": ([],),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "top_k": (0, -1),
-    "top_logprobs": (0,),
-    "use_beam_search": (False,),
     "verbosity": ("medium",),
 }
+NEUTRAL: Final = {name: some for names, some in _NEUTRAL_VALUES.items() for name in names.split()}
 """Values of unsupported fields that change nothing."""
 REASONS: Final = {
     "tools": "tool calls are not supported",
