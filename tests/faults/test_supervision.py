@@ -189,9 +189,7 @@ try:
         def broken():
             raise OSError(24, "Too many open files")
         wire._lifecycle._broker._listener.receive = broken
-        start = time.monotonic()
         seen["outcome"] = await asking
-        seen["seconds"] = time.monotonic() - start
         seen["next"] = await outcome(wire, "y")
         await until(lambda: stages.count("down") == 2)
 except OSError as error:
@@ -200,7 +198,7 @@ seen["failed"] = failed
 seen["restarts"] = stages.count("lost")
 """
     seen = run(body, tmp_path)
-    assert seen["outcome"] == "closing" and seen["next"] == "BusClosed" and seen["seconds"] < 2
+    assert seen["outcome"] == "closing" and seen["next"] == "BusClosed"
     assert "Too many open files" in seen["failed"] and seen["restarts"] == 0
 
 
