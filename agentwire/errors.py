@@ -87,7 +87,7 @@ class NackCode(StrEnum):
 
     VERSION = "version"  # unsupported protocol version
     MALFORMED = "malformed"  # frames that do not decode
-    TOO_LARGE = "too_large"  # over a limit of the codec
+    TOO_LARGE = "too_large"  # over a limit, or a text longer than its reader reads
     CHECKSUM = "checksum"  # the body does not match the header's checksum
     UNAUTHORIZED = "unauthorized"  # the peer is not authenticated
     STALE_EPOCH = "stale_epoch"  # from an earlier incarnation

@@ -37,6 +37,8 @@ Tokens: TypeAlias = tuple[int, int] | None
 NO_LIMIT: Final = 1 << 20  # more rows than any batch has
 GROW_AFTER: Final = 32
 """Number of full batches that must fit in memory in a row before the limit is doubled."""
+TOO_LONG: Final = "too_long"
+"""The reason of texts that a bridge, or a model, cannot read as a whole."""
 _TEXT, _PAYLOAD = attrgetter("text"), attrgetter("payload")
 # Conversion of fp16 bits to fp32; see check_rows.
 _SHIFT = 13  # between the places of the exponents
@@ -52,6 +54,8 @@ class Compute:
         backend: the model.
         agreements: the bridges of each wire.
         watch: called with each piece of a row's generated answer; returns whether to go on.
+        long_text: wire -> what becomes of a text that its bridge cannot read as a whole, where this
+            is not the fallback.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class Compute:
         backend: Backend,
         agreements: Agreements,
         watch: Callable[[WorkItem, str], bool] = lambda item, text: True,
+        long_text: Mapping[str, str] | None = None,
     ) -> None:
         self._backend = backend
         self._pipelined = backend if isinstance(backend, Pipelined) else None
@@ -66,6 +71,7 @@ class Compute:
         self._max_rows = NO_LIMIT  # rows that fit in the device's memory, as far as is known
         self._full_batches = 0  # batches of that size that have fitted in a row
         self._watch = watch
+        self._long_text = long_text or {}
 
     def begin(self, items: Items, task: TaskSpec) -> Job[Any] | None:
         """Starts a batch on the device, for ``run`` to finish.
@@ -138,6 +144,8 @@ class Compute:
 
     def _encoded(self, batch: Items, encoded: Encoded, task: TaskSpec) -> BatchResults:
         """Replies with the valid payloads; falls back for the others."""
+        if any(encoded.unread):
+            return self._too_long(batch, encoded, task)
         bridge = self._agreements.outgoing[batch[0].group.wire]
         assert bridge is not None
         if encoded.rms is None:
@@ -162,6 +170,21 @@ class Compute:
             code, reason = NackCode.BAD_PAYLOAD, next(iter(invalid.values()))
             results += self._fall_back(code, [batch[i] for i in invalid], task, reason)
         return results
+
+    def _too_long(self, batch: Items, encoded: Encoded, task: TaskSpec) -> BatchResults:
+        """Falls back for the texts that were not read as a whole."""
+        whole = [i for i, unread in enumerate(encoded.unread) if not unread]
+        results: BatchResults = []
+        if whole:
+            rms = None if encoded.rms is None else encoded.rms[whole]
+            read = Encoded(encoded.payload[whole], encoded.stages, rms)
+            results += self._encoded([batch[i] for i in whole], read, task)
+        long = [item for item, unread in zip(batch, encoded.unread, strict=True) if unread]
+        group = long[0].group
+        if (self._long_text.get(group.wire) or group.fallback) == "error":
+            reason = f"the text is {max(encoded.unread)} tokens longer than the bridge reads"
+            return [*results, FailedRows(long, NackCode.TOO_LARGE, reason)]
+        return results + self._relay(long, task, TOO_LONG)
 
     def _forward_kept(self, items: Items, task: TaskSpec, fingerprint: str) -> BatchResults:
         """Sends kept soft tokens; where there are none, falls back."""
@@ -345,28 +368,34 @@ def _scored(batch: Items, scored: Scored, task: TaskSpec) -> BatchResults:
     scores = np.ascontiguousarray(scored.scores, dtype="<f4")
     counts: Sequence[Tokens] = scored.tokens or [None] * len(batch)
     replies: list[RowReply] = []
-    for item, row, tokens in zip(batch, scores, counts, strict=True):
-        size = item.message.payload_bytes
+    unread = scored.unread or [0] * len(batch)
+    for item, row, tokens, left in zip(batch, scores, counts, unread, strict=True):
+        size, reason = item.message.payload_bytes, _reason(item, left)
         replies.append(
-            RowReply(
-                scores=row.tobytes(), reason=item.group.reason, payload_bytes=size, tokens=tokens
-            )
+            RowReply(scores=row.tobytes(), reason=reason, payload_bytes=size, tokens=tokens)
         )
     return [ComputedRows(Result, batch, replies, scored.stages)]
 
 
 def _generated(batch: Items, generated: Generated, task: TaskSpec) -> BatchResults:
     counts: Sequence[Tokens] = generated.tokens or [None] * len(batch)
+    unread = generated.unread or [0] * len(batch)
     replies = [
         RowReply(
             text=_characters(text),
-            reason=item.group.reason,
+            reason=_reason(item, left),
             payload_bytes=item.message.payload_bytes,
             tokens=tokens,
         )
-        for item, text, tokens in zip(batch, generated.texts, counts, strict=True)
+        for item, text, tokens, left in zip(batch, generated.texts, counts, unread, strict=True)
     ]
     return _written(Result, batch, replies, generated.stages)
+
+
+def _reason(item: WorkItem, unread: int) -> str:
+    """Why text was used, and after a colon how many of its tokens the model did not read."""
+    reason = item.group.reason
+    return f"{reason or TOO_LONG}:{unread}" if unread else reason
 
 
 def _characters(text: str) -> str:
@@ -393,11 +422,10 @@ def _written(
 
 def _failed(items: Items, error: Exception) -> FailedRows:
     traces = [item.row.trace_id.hex() for item in items]
+    if isinstance(error, RemoteProtocolError):  # the row itself is invalid
+        return FailedRows(items, error.code, _describe(error))
     log.warning("the model raised", exc_info=error, extra={TRACES: traces})
-    code = NackCode.MODEL_ERROR
-    if isinstance(error, RemoteProtocolError):
-        code = error.code  # the row itself is invalid
-    return FailedRows(items, code, _describe(error))
+    return FailedRows(items, NackCode.MODEL_ERROR, _describe(error))
 
 
 def _held(item: WorkItem) -> RowReply:

@@ -75,7 +75,7 @@ def messages(type: ReplyType, pairs: Pairs, stages: Stages, now: float) -> list[
     """The messages that carry these replies.
 
     Soft and Text go to the receiver in one message, which it can compute as one batch; a solo row
-    has its own. Results are grouped by the incoming message, whose stages they add to.
+    has its own. Results are grouped by reason and incoming message, whose stages they add to.
 
     Args:
         pairs: rows of one group with their replies.
@@ -83,9 +83,9 @@ def messages(type: ReplyType, pairs: Pairs, stages: Stages, now: float) -> list[
         now: monotonic seconds; remaining deadlines count from here.
     """
     if type is Result:
-        groups: dict[int, list[tuple[WorkItem, RowReply]]] = {}
+        groups: dict[tuple[int, str], list[tuple[WorkItem, RowReply]]] = {}
         for pair in pairs:
-            groups.setdefault(id(pair[0].message), []).append(pair)
+            groups.setdefault((id(pair[0].message), pair[1].reason), []).append(pair)
         sent: list[Message] = []
         for group in groups.values():
             sent.append(_result(group, stages, now))

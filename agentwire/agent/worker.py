@@ -171,7 +171,8 @@ class Worker:
     ) -> None:
         self._spec = spec
         self.agreements = agreements or Agreements(backend.identity, bridges, spec.incoming)
-        self._compute = Compute(backend, self.agreements, self._on_generated)
+        long_text = {out.wire: out.long_text for out in spec.bridges if out.long_text}
+        self._compute = Compute(backend, self.agreements, self._on_generated, long_text)
         self._clock = clock
         self._poll = poll
         self._on_busy = on_busy

@@ -18,6 +18,8 @@ CARD_FILE = "card.yaml"
 WEIGHTS_FILE = "weights.safetensors"
 ANY_PROMPT = "any"
 MAX_CARD_BYTES = 256 * 1024
+TEXT_TOKENS: Literal[512] = 512
+"""Tokens of the longest text that a bridge reads."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Prompt = Sha256 | Literal["any"]
@@ -93,7 +95,11 @@ def part_prompt(name: str, place: int) -> str:
 
 
 class BridgeCard(CardPart):
-    """card.yaml. ``weights_sha256`` is the bridge's fingerprint on the wire."""
+    """card.yaml. ``weights_sha256`` is the bridge's fingerprint on the wire.
+
+    Attributes:
+        text_tokens: tokens of the longest text that it reads.
+    """
 
     name: Annotated[str, Field(min_length=1, max_length=128)]
     description: str = ""
@@ -102,6 +108,7 @@ class BridgeCard(CardPart):
     receiver: CardModel
     layer: Layers
     soft_tokens: Annotated[int, Field(ge=1, le=512)]
+    text_tokens: Literal[512] = TEXT_TOKENS
     hidden: Width
     blocks: Blocks
     heads: Width

@@ -241,6 +241,8 @@ class ChatService:
             details["scores"] = dict(reply.scores)
         elif call.max_tokens is not None:
             cut = reply.completion_tokens >= call.max_tokens
+        if reply.unread:
+            details["unread_tokens"] = reply.unread
         if call.unread:
             details["unread"] = list(call.unread)
         soft_tokens = self._soft_tokens(reply.channel, reply.payload_bytes, call.target.receiver)

@@ -30,11 +30,13 @@ class Encoded:
         stages: milliseconds of ``tokenize``, ``encode`` (the sender's layers) and ``bridge``.
         rms: float32 [n, M], of each soft token, if the device computed it; finite exactly where all
             values of the soft token are.
+        unread: tokens at the end of each text that were not read; empty: none.
     """
 
     payload: npt.NDArray[np.float16]
     stages: dict[str, float]
     rms: npt.NDArray[np.float32] | None = None
+    unread: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +46,23 @@ class Scored:
     Attributes:
         stages: milliseconds of ``decode``, and of ``tokenize`` if texts were read.
         tokens: (tokens read, tokens written) of each row; empty if not counted.
+        unread: as in ``Encoded``.
     """
 
     scores: npt.NDArray[np.float32]
     stages: dict[str, float]
     tokens: Sequence[tuple[int, int]] = ()
+    unread: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """Generated texts of a batch; ``tokens`` as in ``Scored``, without end tokens."""
+    """Generated texts of a batch; the rest as in ``Scored``, without end tokens."""
 
     texts: list[str]
     stages: dict[str, float]
     tokens: Sequence[tuple[int, int]] = ()
+    unread: Sequence[int] = ()
 
 
 class Backend(Protocol):

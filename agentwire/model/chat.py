@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from agentwire.errors import NackCode, RemoteProtocolError
-from agentwire.model.prompting import MAX_TEXT_TOKENS, text_ids
+from agentwire.model.prompting import read_texts, text_limit
 from agentwire.task.tokens import Tokenizer, around_text, plain_ids, start_ids, template_text_ids
 from agentwire.task.transcript import ChatMessage, parse_chat, quote_roles, role_line
 from agentwire.wire.messages import TaskSpec
@@ -63,15 +63,23 @@ def _pieces(tokenizer: Tokenizer, messages: Sequence[ChatMessage]) -> list[tuple
     return [*pieces, (rest, "")]
 
 
-def generation_ids(tokenizer: Tokenizer, text: str, task: TaskSpec) -> list[int]:
-    """What a model reads before it answers one text; raises as ``parse_chat`` and ``chat_ids``."""
+def generation_ids(
+    tokenizer: Tokenizer, text: str, task: TaskSpec, context: int | None = None
+) -> tuple[list[int], int]:
+    """What a model reads before it answers one text, and how many tokens of it are left out.
+
+    Raises:
+        RemoteProtocolError: as ``parse_chat``, ``chat_ids`` and ``text_limit``.
+    """
     if task.form == "chat":
-        return chat_ids(tokenizer, parse_chat(text))
+        return chat_ids(tokenizer, parse_chat(text)), 0
     around = around_text(tokenizer, task.text_prompt, chat=task.form == "text")
     # A task's text is cut as for scoring; text that a caller wants completed is not.
-    longest = MAX_TEXT_TOKENS if task.form == "text" else None
-    (row,) = text_ids(tokenizer, [text], around.glue, max_tokens=longest)
-    return [*around.before, *row, *around.after]
+    longest = None
+    if task.form == "text":
+        longest = text_limit(context, len(around.before) + len(around.after), task.max_new_tokens)
+    (row,), (unread,) = read_texts(tokenizer, [text], around.glue, longest)
+    return [*around.before, *row, *around.after], unread
 
 
 def check_length(limit: int | None, rows: Sequence[Sequence[int]], max_new_tokens: int) -> None:

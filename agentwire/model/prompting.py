@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from agentwire.errors import ScenarioError
+from agentwire.bridge.card import TEXT_TOKENS
+from agentwire.errors import NackCode, RemoteProtocolError, ScenarioError
 from agentwire.task.tokens import (
     Tokenizer,
     around_text,
@@ -20,10 +21,12 @@ from agentwire.task.tokens import (
     plain_ids,
     start_ids,
 )
-from agentwire.wire.messages import TaskSpec
+from agentwire.wire.messages import RelaySpec, TaskSpec
 
-MAX_TEXT_TOKENS: Final = 512
-"""Tokens of a text that an agent reads; the rest is cut."""
+MAX_TEXT_TOKENS: Final = TEXT_TOKENS
+"""Tokens of a text that a sender reads for its bridge."""
+MAX_READ_TOKENS: Final = 2048
+"""Tokens of a text that a model reads itself, if it can read so many."""
 MAX_PREPARED_TASKS: Final = 64
 """Compiled tasks that a backend keeps; callers may ask a new question with every request."""
 
@@ -42,7 +45,17 @@ def text_ids(
     glue: str = "",
     max_tokens: int | None = MAX_TEXT_TOKENS,
 ) -> list[list[int]]:
-    """Ids of each text, cut at ``max_tokens``, without special tokens.
+    """Ids of each text, cut at ``max_tokens``; see ``read_texts``."""
+    return read_texts(tokenizer, texts, glue, max_tokens)[0]
+
+
+def read_texts(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    glue: str = "",
+    max_tokens: int | None = MAX_TEXT_TOKENS,
+) -> tuple[list[list[int]], list[int]]:
+    """Ids of each text up to ``max_tokens``, without special tokens, and how many more there are.
 
     Text that looks like a control token (``<|im_end|>``) is read as plain characters, so that no
     text can end its turn. A text without tokens becomes one BOS or EOS, which attention can read.
@@ -50,10 +63,30 @@ def text_ids(
     Args:
         glue: the space that ends the preceding words; most tokenizers join it to the next word.
     """
-    rows = data_rows(tokenizer, [glue + text for text in texts], max_tokens)
+    rows = data_rows(tokenizer, [glue + text for text in texts])
     known = (tokenizer.bos_token_id, tokenizer.eos_token_id, 0)
     filler = next(token for token in known if token is not None)
-    return [row or [filler] for row in rows]
+    read = [row[:max_tokens] or [filler] for row in rows]
+    return read, [max(0, len(row) - len(cut)) for row, cut in zip(rows, read, strict=True)]
+
+
+def text_limit(context: int | None, around: int, answer: int) -> int:
+    """Tokens of a text that a model reads itself, with ``around`` others and before its answer.
+
+    Args:
+        context: tokens that the model can read and write; None: unknown.
+
+    Raises:
+        RemoteProtocolError: there is no room for a text.
+    """
+    left = MAX_READ_TOKENS if context is None else min(MAX_READ_TOKENS, context - around - answer)
+    if left < 1:
+        raise RemoteProtocolError(
+            NackCode.TOO_LARGE,
+            f"a prompt of {around} tokens and an answer of {answer} exceed the model's limit of "
+            f"{context} tokens",
+        )
+    return left
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +127,20 @@ def compile_task(tokenizer: Tokenizer, task: TaskSpec) -> CompiledTask:
 
 
 def template_ids(
-    tokenizer: Tokenizer, template: str, texts: Sequence[str]
+    tokenizer: Tokenizer, relay: RelaySpec, texts: Sequence[str], context: int | None
 ) -> tuple[list[int], list[list[int]], list[int]]:
-    """Ids before every text, ids of each text, and ids after every text."""
-    around = around_text(tokenizer, template)
-    return around.before, text_ids(tokenizer, texts, around.glue), around.after
+    """Ids before every text, ids of each text, and ids after every text, for a summary.
+
+    Raises:
+        RemoteProtocolError: the model cannot read one of the texts as a whole.
+    """
+    around = around_text(tokenizer, relay.template)
+    others = len(around.before) + len(around.after)
+    limit = text_limit(context, others, relay.max_new_tokens)
+    rows, unread = read_texts(tokenizer, texts, around.glue, limit)
+    if any(unread):
+        raise RemoteProtocolError(
+            NackCode.TOO_LARGE,
+            f"a text of {limit + max(unread)} tokens is too long to sum up (at most {limit})",
+        )
+    return around.before, rows, around.after

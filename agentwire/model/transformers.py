@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,10 @@ from agentwire.model.prompting import (
     CompiledTask,
     compile_task,
     opening_ids,
+    read_texts,
     template_ids,
     text_ids,
+    text_limit,
 )
 from agentwire.model.sources import random_weights
 from agentwire.model.sources.fingerprint import fingerprint
@@ -276,11 +278,21 @@ class TransformersBackend:
 
     def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Sender input: ids [n, 1+T] with an opening token, and a mask [n, T] of the text's."""
+        return self._padded(text_ids(self.tokenizer, texts))
+
+    def _padded(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         opening = opening_ids(self.tokenizer)
-        rows = [opening + row for row in text_ids(self.tokenizer, texts)]
-        ids, lengths = pad_right(rows, self._pad)
+        ids, lengths = pad_right([[*opening, *row] for row in texts], self._pad)
         mask = torch.arange(ids.shape[1] - 1)[None, :] < (lengths - 1)[:, None]
         return ids.to(self.device), mask.to(self.device)
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that the model can read and write, if known."""
+        limit: int | None = getattr(
+            self.model.config.get_text_config(), "max_position_embeddings", None
+        )
+        return limit
 
     def bridge(self, fingerprint: str) -> BridgeModule:
         """The module of a bridge that was added."""
@@ -295,13 +307,14 @@ class TransformersBackend:
     def encode(self, texts: Sequence[str], bridge: str) -> Encoded:
         short, module, packs = self._bridges[bridge]
         clock = self._stopwatch()
-        ids, mask = self.tokens(texts)
+        rows, unread = read_texts(self.tokenizer, texts)
+        ids, mask = self._padded(rows)
         clock.lap("tokenize")
         states = packed_states(short, ids, mask) if packs else self.states(short, ids)
         clock.lap("encode")
         soft = module(states, mask).half().cpu().numpy()
         clock.lap("bridge")
-        return Encoded(np.ascontiguousarray(soft), clock.stages)
+        return Encoded(np.ascontiguousarray(soft), clock.stages, unread=unread)
 
     def prepare(self, task: TaskSpec) -> None:
         self.prepared(task)
@@ -369,20 +382,22 @@ class TransformersBackend:
     def score_text(self, texts: Sequence[str], task: TaskSpec) -> Scored:
         clock = self._stopwatch()
         prepared = self.prepared(task)
-        texts_ids = text_ids(self.tokenizer, texts, prepared.ids.glue)
-        rows = [[*row, *prepared.ids.after] for row in texts_ids]
+        ids = prepared.ids
+        limit = text_limit(self.context, len(ids.before) + len(ids.after), 1)
+        texts_ids, unread = read_texts(self.tokenizer, texts, ids.glue, limit)
+        rows = [[*row, *ids.after] for row in texts_ids]
         clock.lap("tokenize")
-        before = prepared.ids.before
-        last = self._texts.last_states(before, rows)
+        last = self._texts.last_states(ids.before, rows)
         scores = torch.log_softmax(prepared.text_head(last), dim=-1).cpu().numpy()
         clock.lap("decode")
-        return Scored(scores, clock.stages, [(len(before) + len(row), 1) for row in rows])
+        tokens = [(len(ids.before) + len(row), 1) for row in rows]
+        return Scored(scores, clock.stages, tokens, unread)
 
     def relay(self, texts: Sequence[str], task: TaskSpec) -> Generated:
         if task.relay.verbatim:
             return Generated(list(texts), {})
         clock = self._stopwatch()
-        before, read, after = template_ids(self.tokenizer, task.relay.template, texts)
+        before, read, after = template_ids(self.tokenizer, task.relay, texts, self.context)
         rows = [[*row, *after] for row in read]
         clock.lap("tokenize")
         written = self._texts.continued(before, rows, task.relay.max_new_tokens)
@@ -395,16 +410,16 @@ class TransformersBackend:
         self, texts: Sequence[str], task: TaskSpec, watch: Watch | None = None
     ) -> Generated:
         clock = self._stopwatch()
-        rows = [generation_ids(self.tokenizer, text, task) for text in texts]
-        config = self.model.config.get_text_config()
-        limit = getattr(config, "max_position_embeddings", None)
-        check_length(limit, rows, task.max_new_tokens)
+        given = [generation_ids(self.tokenizer, text, task, self.context) for text in texts]
+        rows, unread = [ids for ids, _ in given], [n for _, n in given]
+        check_length(self.context, rows, task.max_new_tokens)
         read = [len(row) for row in rows]
         ids = [[self._pad] * (max(read) - len(row)) + row for row in rows]
         mask = [[0] * (max(read) - n) + [1] * n for n in read]
         clock.lap("tokenize")
         inputs = {"input_ids": torch.tensor(ids, device=self.device)}
-        return self._answer(task, watch, clock, read, torch.tensor(mask), inputs)
+        answered = self._answer(task, watch, clock, read, torch.tensor(mask), inputs)
+        return replace(answered, unread=unread)
 
     @torch.inference_mode()
     def generate_soft(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from agentwire.errors import ScenarioError
 from agentwire.scenario.resolve import Resolved
-from agentwire.spec.agent import AgentSpec, OutgoingBridge
+from agentwire.spec.agent import AgentSpec
 from agentwire.spec.registry import suggestion
 from agentwire.spec.routes import Routes, direct_routes_of, processes_of, routes_of
 from agentwire.spec.scenario import WireSpec
@@ -110,7 +110,7 @@ class Deployment:
                 "name": process,
                 "device": device,
                 "bridges": tuple(
-                    OutgoingBridge(wire=route, receiver=receiver, folder=bridge.folder)
+                    bridge.model_copy(update={"wire": route, "receiver": receiver})
                     for bridge in spec.bridges
                     for route, (_, receiver) in routes.get(bridge.wire, [])
                 ),

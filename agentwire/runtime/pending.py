@@ -206,6 +206,7 @@ def build_reply(
         scores = answer
         label = max(answer, key=answer.__getitem__)
         index = [*answer].index(label)
+    reason, _, unread = result.reason.rpartition(":")
     return Reply(
         request_id=request.request_id.hex(),
         label=label,
@@ -213,13 +214,14 @@ def build_reply(
         scores=scores,
         text=text,
         channel=result.channel,
-        reason=result.reason,
+        reason=reason if unread.isdecimal() else result.reason,
         stages=stages,
         latency_ms=latency_ms,
         payload_bytes=result.payload_bytes,
         prompt_tokens=read,
         completion_tokens=written,
         route=result.wire,
+        unread=int(unread) if unread.isdecimal() else 0,
     )
 
 

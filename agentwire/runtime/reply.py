@@ -19,7 +19,8 @@ class Reply:
         scores: label -> natural log of its probability among the task's labels.
         text: the generated answer; None for a classification.
         channel: how the message reached the receiver.
-        reason: why it went as text although soft tokens were asked for (a ``NackCode``); else "".
+        reason: why it went as text although soft tokens were asked for (a ``NackCode``, or
+            ``too_long`` for a text that its reader cannot read as a whole); else "".
         stages: milliseconds of tokenize, encode, bridge, generate, queue, decode, and wire (all the
             rest). They add up to ``latency_ms``.
         latency_ms: from admission to answer.
@@ -27,6 +28,7 @@ class Reply:
         prompt_tokens: tokens read by the receiver, soft ones included; 0 if it does not count them.
         completion_tokens: tokens it generated, without the one that ended the answer (an end token,
             or the one that completed a stop string); 1 for a label. Equal to the limit: cut there.
+        unread: tokens at the end of the text that its reader did not read; ``reason`` is then set.
         route: the wire that the message took, with the replica that served it (``a->b.2``).
     """
 
@@ -43,6 +45,7 @@ class Reply:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     route: str = ""
+    unread: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,7 @@ _LATER = frozenset(
 # The text channel of the same wire would fail in the same way.
 _FINAL = frozenset(
     {
+        NackCode.TOO_LARGE,  # the agent's own policy for long texts, or too much for any model
         NackCode.DEADLINE,
         NackCode.CANCELLED,
         NackCode.DEAD_LETTER,

@@ -275,6 +275,7 @@ def _specs(
                 wire=wire,
                 receiver=r.spec.receiver,
                 folder=str(r.folder) if r.folder else None,
+                long_text=r.spec.long_text,
             )
             for wire, r in wires.items()
             if r.spec.sender == name

@@ -14,11 +14,16 @@ class Plain(BaseModel):
 
 
 class OutgoingBridge(Plain):
-    """A wire on which this agent is the sender, and its bridge folder (None: no bridge)."""
+    """A wire on which this agent is the sender, and its bridge folder (None: no bridge).
+
+    Attributes:
+        long_text: as in ``spec.scenario.WireSpec``.
+    """
 
     wire: str
     receiver: str
     folder: str | None
+    long_text: Literal["text", "error"] | None = None
 
 
 class JointBridges(Plain):

@@ -112,6 +112,9 @@ class WireSpec(SchemaModel):
             ``<sender>--<receiver>--<dataset>``; ``auto--m16`` appends ``--m16``.
         soft_tokens: number M of soft tokens.
         fallback: without soft tokens, send ``text`` or end the request with an ``error``.
+        long_text: what becomes of a text that is longer than the bridge reads (512 tokens): it goes
+            as ``text`` with the reason ``too_long``, or its request ends with an ``error``
+            (``too_large``). Default: as ``fallback``.
         when_down: when the sender's restart budget is spent, end requests with an ``error`` or hand
             the ``text`` itself to the receiver.
         joint: all senders of a joint wire (``from: [a, b]``), in the order in which the receiver
@@ -125,6 +128,7 @@ class WireSpec(SchemaModel):
     bridge: str = "auto"
     soft_tokens: Annotated[int, Field(ge=1, le=512)] = 8
     fallback: Literal["text", "error"] = "text"
+    long_text: Literal["text", "error"] | None = None
     when_down: Literal["text", "error"] = "error"
     joint: tuple[Name, ...] = ()
     reads: Literal["whole", "share"] = "whole"
@@ -135,6 +139,8 @@ class WireSpec(SchemaModel):
             raise ValueError("`from: [...]` needs at least two senders, each once")
         if self.joint and self.sender not in self.joint:
             raise ValueError(f"{self.sender} is not among {', '.join(self.joint)}")
+        if self.joint and self.long_text == "text":
+            raise ValueError("`long_text: text` is not for wires with several senders")
         if self.reads != "whole" and not self.joint:
             raise ValueError("`reads` is for wires with several senders (`from: [a, b]`)")
         return self

@@ -67,23 +67,15 @@ def plain_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     return row
 
 
-def data_rows(
-    tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int | None = None
-) -> list[list[int]]:
-    """Token ids of each text, cut at ``max_tokens``. What looks like a control token is data."""
+def data_rows(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text. What looks like a control token is data."""
     if not texts:
         return []
-    encoded = tokenizer(
-        list(texts),
-        add_special_tokens=False,
-        split_special_tokens=True,
-        truncation=max_tokens is not None,
-        max_length=max_tokens,
-    )["input_ids"]
+    encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
     control = control_tokens(tokenizer).keys()
     return [
-        list(ids) if control.isdisjoint(ids) else _spelled_out(tokenizer, text)[:max_tokens]
-        for text, ids in zip(texts, encoded, strict=True)
+        list(ids) if control.isdisjoint(ids) else _spelled_out(tokenizer, text)
+        for text, ids in zip(texts, encoded["input_ids"], strict=True)
     ]
 
 

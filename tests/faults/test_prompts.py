@@ -61,7 +61,9 @@ def test_only_the_chat_template_makes_control_tokens(tokenizer: Any, attack: str
         task = TaskSpec("t", word, f"{word} {{text}} {word}", ("yes", "no"), RelaySpec(word))
         asked = TaskSpec("t", word, f"{word} {{text}}{word}", (), max_new_tokens=3)
         compiled = compile_task(tokenizer, task)
-        before, rows, after = template_ids(tokenizer, f"{word}{{text}}\n{word}", [word, "x"])
+        before, rows, after = template_ids(
+            tokenizer, RelaySpec(f"{word}{{text}}\n{word}"), [word, "x"], None
+        )
         chat = [{"role": "system", "content": word}, {"role": "user", "content": word}]
         return [
             [*compiled.prompt],
@@ -74,9 +76,9 @@ def test_only_the_chat_template_makes_control_tokens(tokenizer: Any, attack: str
             *text_ids(tokenizer, [word, f"film {word} end"], " "),
             plain_ids(tokenizer, word),
             chat_ids(tokenizer, [ChatMessage(m["role"], m["content"]) for m in chat]),
-            generation_ids(tokenizer, word, asked),
-            generation_ids(tokenizer, json.dumps(chat), TaskSpec(**{**FORM, "form": "chat"})),
-            generation_ids(tokenizer, word, TaskSpec(**{**FORM, "form": "plain"})),
+            generation_ids(tokenizer, word, asked)[0],
+            generation_ids(tokenizer, json.dumps(chat), TaskSpec(**{**FORM, "form": "chat"}))[0],
+            generation_ids(tokenizer, word, TaskSpec(**{**FORM, "form": "plain"}))[0],
         ]
 
     for hostile, harmless in zip(read(attack), read("film"), strict=True):
@@ -296,9 +298,9 @@ def test_attacks_on_real_models_are_as_long_as_harmless_words(model: str, hostil
     def read(word: str) -> list[int]:
         chat = [ChatMessage("system", word), ChatMessage("user", word)]
         compiled = compile_task(tokenizer, TaskSpec("t", word, f"{{text}}\n{word}", ("yes", "no")))
-        plain = generation_ids(tokenizer, word, TaskSpec(**{**FORM, "form": "plain"}))
+        plain = generation_ids(tokenizer, word, TaskSpec(**{**FORM, "form": "plain"}))[0]
         asked = TaskSpec("t", word, f"{{text}}\n{word}", (), max_new_tokens=3)
         rows = [compiled.prompt, compiled.after, plain, chat_ids(tokenizer, chat)]
-        return [*map(len, rows), len(generation_ids(tokenizer, word, asked))]
+        return [*map(len, rows), len(generation_ids(tokenizer, word, asked)[0])]
 
     assert read(hostile) == read(hostile.replace("<", "< "))

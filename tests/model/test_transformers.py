@@ -167,7 +167,7 @@ def test_score_text_does_not_depend_on_the_batch(model: TransformersBackend) -> 
 
 
 def test_generated_texts_do_not_depend_on_the_batch(model: TransformersBackend) -> None:
-    texts = [*RAGGED, LONG]
+    texts = [*RAGGED, LONG[:2000]]
     for call in (model.relay, model.generate):
         together = call(texts, TASK)
         assert together.texts == [call([text], TASK).texts[0] for text in texts]

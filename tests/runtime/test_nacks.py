@@ -10,7 +10,7 @@ SOFT_AND_TEXT_POLICY: dict[NackCode, AfterNack] = {
     NackCode.VERSION: AfterNack.FAIL,
     NackCode.EXPIRED: AfterNack.FAIL,
     NackCode.MALFORMED: AfterNack.AS_TEXT,
-    NackCode.TOO_LARGE: AfterNack.AS_TEXT,
+    NackCode.TOO_LARGE: AfterNack.FAIL,
     NackCode.CHECKSUM: AfterNack.AS_TEXT,
     NackCode.UNAUTHORIZED: AfterNack.FAIL,
     NackCode.STALE_EPOCH: AfterNack.LATER,

@@ -12,6 +12,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,13 @@ from agentwire.download import OnProgress
 from agentwire.errors import DeviceError
 from agentwire.model.backend import Encoded, Generated, Job, Scored
 from agentwire.model.lru import LruCache
-from agentwire.model.prompting import opening_ids, template_ids, text_ids
+from agentwire.model.prompting import (
+    opening_ids,
+    read_texts,
+    template_ids,
+    text_ids,
+    text_limit,
+)
 from agentwire.model.static.buckets import Buckets, fill
 from agentwire.model.static.decoder import POSITIONS, Prefix, StaticDecoder
 from agentwire.model.static.graphs import GraphDevice, Runner, RunnerJob
@@ -34,7 +41,7 @@ from agentwire.model.static.ops import Ops, PlainOps
 from agentwire.model.timing import ms_since
 from agentwire.model.transformers import LabelHead, PreparedTask, TransformersBackend
 from agentwire.spec.agent import AgentSpec
-from agentwire.wire.messages import BridgeIdentity, TaskSpec
+from agentwire.wire.messages import BridgeIdentity, RelaySpec, TaskSpec
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +154,7 @@ class StaticBackend:
 
     def begin_encode(self, texts: Sequence[str], bridge: str) -> Job[Encoded] | None:
         start = time.perf_counter()
-        rows = text_ids(self.plain.tokenizer, texts)
+        rows, unread = read_texts(self.plain.tokenizer, texts)
         longest = max(map(len, rows))
         shape = self._buckets.choose(len(rows), longest)
         if shape is None:
@@ -166,7 +173,7 @@ class StaticBackend:
             found = output.numpy()[:count]
             payload = found[:, : m * d].reshape(-1, m, d).copy()
             rms = np.ascontiguousarray(found[:, m * d :]).view(np.float32)
-            return Encoded(payload, {"tokenize": tokenize, "encode": took}, rms)
+            return Encoded(payload, {"tokenize": tokenize, "encode": took}, rms, unread)
 
         return RunnerJob(runner, staging, read)
 
@@ -254,7 +261,8 @@ class StaticBackend:
         start = time.perf_counter()
         prepared = self.plain.prepared(task)
         ids = prepared.ids
-        rows = text_ids(self.plain.tokenizer, texts, ids.glue)
+        limit = text_limit(self.plain.context, len(ids.before) + len(ids.after), 1)
+        rows, unread = read_texts(self.plain.tokenizer, texts, ids.glue, limit)
         longest = max(map(len, rows))
         shape = self._buckets.choose(len(rows), longest)
         if shape is None or len(ids.before) + shape[1] + len(ids.after) > POSITIONS:
@@ -271,7 +279,8 @@ class StaticBackend:
         read = [len(ids.before) + len(row) + len(ids.after) for row in rows]
 
         def scored(output: Tensor, took: float) -> Scored:
-            return _scored(output, read, {"tokenize": tokenize, "decode": took})
+            found = _scored(output, read, {"tokenize": tokenize, "decode": took})
+            return replace(found, unread=unread)
 
         return RunnerJob(runner, staging, scored)
 
@@ -294,14 +303,14 @@ class StaticBackend:
     def relay(self, texts: Sequence[str], task: TaskSpec) -> Generated:
         if task.relay.verbatim:
             return Generated(list(texts), {})
-        made = self._generate(texts, task.relay.template, task.relay.max_new_tokens)
+        made = self._generate(texts, task.relay)
         return self.plain.relay(texts, task) if made is None else made
 
     @torch.inference_mode()
-    def _generate(self, texts: Sequence[str], template: str, limit: int) -> Generated | None:
+    def _generate(self, texts: Sequence[str], relay: RelaySpec) -> Generated | None:
         start = time.perf_counter()
-        tokenizer = self.plain.tokenizer
-        before, rows, after = template_ids(tokenizer, template, texts)
+        tokenizer, limit = self.plain.tokenizer, relay.max_new_tokens
+        before, rows, after = template_ids(tokenizer, relay, texts, self.plain.context)
         longest = max(map(len, rows))
         shape = self._buckets.choose(len(rows), longest)
         if shape is None or len(before) + shape[1] + len(after) + limit > POSITIONS:

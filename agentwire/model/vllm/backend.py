@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ from agentwire.model.prompting import (
     CompiledTask,
     compile_task,
     opening_ids,
+    read_texts,
     template_ids,
-    text_ids,
+    text_limit,
 )
 from agentwire.model.sources.fingerprint import fingerprint
 from agentwire.model.timing import Stopwatch
@@ -121,7 +123,8 @@ class VllmBackend:
         tap, module = self._bridges[bridge]
         clock = Stopwatch()
         opening = opening_ids(self._tokenizer)
-        rows = [opening + row for row in text_ids(self._tokenizer, texts)]
+        read, unread = read_texts(self._tokenizer, texts)
+        rows = [opening + row for row in read]
         self._limits.check_ids(rows, 1)
         clock.lap("tokenize")
         tokens, count = self._engine.step_limits
@@ -138,7 +141,7 @@ class VllmBackend:
         mask = torch.arange(states.shape[1])[None, :] < lengths[:, None]
         soft = module(states, mask.to(states.device)).half().cpu().numpy()
         clock.lap("bridge")
-        return Encoded(np.ascontiguousarray(soft), clock.stages)
+        return Encoded(np.ascontiguousarray(soft), clock.stages, unread=unread)
 
     def prepare(self, task: TaskSpec) -> None:
         self._compiled(task)
@@ -171,13 +174,14 @@ class VllmBackend:
     def score_text(self, texts: Sequence[str], task: TaskSpec) -> Scored:
         clock = Stopwatch()
         ids = self._compiled(task)
-        read = text_ids(self._tokenizer, texts, ids.glue)
+        limit = text_limit(self._limits.length, len(ids.before) + len(ids.after), 1)
+        read, unread = read_texts(self._tokenizer, texts, ids.glue, limit)
         rows = [[*ids.before, *row, *ids.after] for row in read]
         self._limits.check_ids(rows, 1)
         clock.lap("tokenize")
         scores = self._score([ids_prompt(row) for row in rows], ids.text_labels)
         clock.lap("decode")
-        return Scored(scores, clock.stages, [(len(row), 1) for row in rows])
+        return Scored(scores, clock.stages, [(len(row), 1) for row in rows], unread)
 
     def _score(
         self, prompts: Sequence[dict[str, Any]], labels: Sequence[int]
@@ -191,7 +195,7 @@ class VllmBackend:
         if task.relay.verbatim:
             return Generated(list(texts), {})
         clock = Stopwatch()
-        before, read, after = template_ids(self._tokenizer, task.relay.template, texts)
+        before, read, after = template_ids(self._tokenizer, task.relay, texts, self._limits.length)
         rows = [[*before, *row, *after] for row in read]
         self._limits.check_ids(rows, task.relay.max_new_tokens)
         clock.lap("tokenize")
@@ -212,11 +216,14 @@ class VllmBackend:
         self, texts: Sequence[str], task: TaskSpec, watch: Watch | None = None
     ) -> Generated:
         clock = Stopwatch()
-        rows = [generation_ids(self._tokenizer, text, task) for text in texts]
+        length = self._limits.length
+        given = [generation_ids(self._tokenizer, text, task, length) for text in texts]
+        rows, unread = [ids for ids, _ in given], [n for _, n in given]
         self._limits.check_ids(rows, task.max_new_tokens)
         clock.lap("tokenize")
         prompts = [ids_prompt(row) for row in rows]
-        return self._answer(prompts, [len(row) for row in rows], task, watch, clock)
+        answered = self._answer(prompts, [len(row) for row in rows], task, watch, clock)
+        return replace(answered, unread=unread)
 
     def generate_soft(
         self, payload: npt.NDArray[np.float16], task: TaskSpec, watch: Watch | None = None
