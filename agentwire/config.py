@@ -12,19 +12,22 @@ Variables (all optional):
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
+import stat
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 from typing import TextIO
 
 import platformdirs
 
-from agentwire.errors import CacheError, ScenarioError
+from agentwire.errors import CacheError, InputError, ScenarioError
 
 _TRUE = {"1", "true", "yes", "on"}
 
@@ -100,6 +103,30 @@ def show_gpu(index: int) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = names[index] if index < len(names) else str(index)
 
 
+def open_regular(file: Path) -> BufferedReader:
+    """Opens a regular file for reading. ``open`` would wait for the other end of a fifo.
+
+    Raises:
+        OSError: it cannot be opened, is of another kind, or can be no file's name.
+    """
+    try:
+        stream = os.fdopen(os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
+    except ValueError:
+        raise OSError(errno.EINVAL, "no file can have this name", str(file)) from None
+    except OSError as error:  # a folder; ``fdopen`` does not know its name
+        raise OSError(error.errno, error.strerror, str(file)) from None
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise OSError(errno.EINVAL, "it is not a regular file", str(file))
+    return stream
+
+
+def read_regular(file: Path) -> bytes:
+    """The content of a regular file; raises as ``open_regular``."""
+    with open_regular(file) as stream:
+        return stream.read()
+
+
 def lock_file(file: Path, what: str) -> TextIO:
     """Locks ``file`` until the returned file is closed or this process ends, however it ends.
 
@@ -115,27 +142,45 @@ def lock_file(file: Path, what: str) -> TextIO:
         held = os.fdopen(os.open(file, flags, 0o600), "r+", encoding="utf-8", errors="replace")
     except OSError as error:
         raise ScenarioError(
-            f"{file} cannot be opened: {error.strerror}.", hint="Check the folder and its owner."
+            f"{file} cannot be opened: {error.strerror or error}.",
+            hint="Check the folder and its owner.",
         ) from None
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        busy = isinstance(error, BlockingIOError)
-        holder = held.read(200).strip() if busy else ""
-        held.close()
-        if not busy:
-            raise ScenarioError(
-                f"{file} cannot be locked: {error.strerror}.", hint="Use a local disk."
-            ) from None
+        held.truncate(0)
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        held.write(f"process {os.getpid()} on {socket.gethostname()}, since {since}\n")
+        held.flush()
+    except BlockingIOError:
+        with held:
+            holder = held.read(200).strip() or "another process"
         raise ScenarioError(
-            f"{what} is in use by {holder or 'another process'}.",
-            hint="Wait until that process has ended, or stop it.",
+            f"{what} is in use by {holder}.", hint="Wait until that process has ended, or stop it."
         ) from None
-    held.truncate(0)
-    since = time.strftime("%Y-%m-%d %H:%M:%S")
-    held.write(f"process {os.getpid()} on {socket.gethostname()}, since {since}\n")
-    held.flush()
+    except OSError as error:
+        os.close(held.fileno())  # closing the stream would write again
+        held.detach()
+        raise ScenarioError(
+            f"{file} cannot be locked: {error.strerror}.", hint="Use a local disk with space."
+        ) from None
     return held
+
+
+def check_names(arguments: Iterable[str]) -> None:
+    """Refuses arguments, variables and a working folder that are not UTF-8: they could neither be
+    written to JSON nor shown.
+
+    Raises:
+        InputError: names the first.
+    """
+    named = {"variable": os.environ.values(), "argument": arguments, "folder": [os.getcwd()]}
+    for what, texts in named.items():
+        for text in texts:
+            if not text.isascii() and text.encode(errors="replace").decode() != text:
+                raise InputError(
+                    f"The {what} {text.encode(errors='backslashreplace').decode()} is not UTF-8.",
+                    hint="Rename it, or set LANG to a UTF-8 locale.",
+                )
 
 
 def ensure_writable(folder: Path) -> Path:

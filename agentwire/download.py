@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from agentwire.config import ensure_writable
+from agentwire.config import ensure_writable, open_regular
 from agentwire.errors import DownloadError
 
 OnProgress: TypeAlias = Callable[[str, float], None]
@@ -58,7 +58,7 @@ class Archive:
 def sha256_of(file: Path) -> str:
     """Hex sha256 of a file."""
     digest = hashlib.sha256()
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()

@@ -11,6 +11,7 @@ from typing import Final
 from agentwire.agent.launching.failure import ExitCode
 from agentwire.agent.service import Inbox, Service, connect, load
 from agentwire.bus.directory import epoch_to_exceed
+from agentwire.bus.endpoint import Endpoint
 from agentwire.bus.transport import PeerKeys, transport_for
 from agentwire.errors import BusClosed, InputError, NackCode
 from agentwire.spec.agent import AgentSpec, BusAddress
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 FIRST_PAUSE_S: Final = 0.2
 """Wait before reconnecting; it doubles with each failure, up to ``LONGEST_PAUSE_S``."""
 LONGEST_PAUSE_S: Final = 5.0
+SILENCE_S: Final = 10.0
+"""Time without an answer until the user is told; it doubles each time. A bus does not answer a key
+that it does not know, and to a peer with a false server key there is no bus."""
 
 
 LEAP: Final = 1_000_000
@@ -58,13 +62,16 @@ def join(
         address = BusAddress(endpoint=endpoint, run=UNKNOWN_RUN.hex(), epoch=epoch, token="")
         inbox = Inbox()
         peer = connect(spec.name, address, inbox, transport_for(endpoint, keys=keys))
-        started = time.monotonic()
+        started, ended = time.monotonic(), threading.Event()
+        watch = (spec.name, peer, keys.public, ended, on_event)
+        threading.Thread(target=_watch, args=watch, daemon=True).start()
         service = Service(spec, peer, inbox, stop_requested=stop_requested)
         try:
             code, reason = service.run(loaded), service.lost
         except BusClosed as error:
             code, reason = ExitCode.BUS_LOST, error.message
         finally:
+            ended.set()
             peer.close("the agent exits", timeout=1.0)
         if code != ExitCode.BUS_LOST:
             on_event(f"{spec.name} exits")
@@ -83,3 +90,20 @@ def join(
             return ExitCode.DONE
         lasted = time.monotonic() - started > LONGEST_PAUSE_S
         pause = FIRST_PAUSE_S if lasted else min(LONGEST_PAUSE_S, 2 * pause)
+
+
+def _watch(
+    name: str,
+    peer: Endpoint,
+    public: str,
+    ended: threading.Event,
+    on_event: Callable[[str], None],
+) -> None:
+    """Tells the user while the bus does not answer."""
+    pause = SILENCE_S
+    while not ended.wait(pause) and not peer.admitted:
+        on_event(
+            f"no answer from the bus: check --connect and --server, start the run there with "
+            f"--remote {name}, and allow this key: agentwire keys allow {name} '{public}'"
+        )
+        pause *= 2

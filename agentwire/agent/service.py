@@ -28,7 +28,7 @@ from agentwire.bus.endpoint import Endpoint
 from agentwire.bus.transport import Transport
 from agentwire.bus.zmq import ipc_path
 from agentwire.download import OnProgress
-from agentwire.errors import BridgeError, BusClosed, InputError, LocalProtocolError
+from agentwire.errors import BridgeError, BusClosed, InputError, LocalProtocolError, ScenarioError
 from agentwire.model.backend import Backend, Pipelined, SharesCpu
 from agentwire.spec.agent import AgentBootstrap, AgentSpec, BusAddress, warms_up
 from agentwire.spec.backends import BACKENDS
@@ -288,7 +288,7 @@ def load(spec: AgentSpec, progress: OnProgress, cpu_sharing: CpuSharing | None =
     if spec.task is not None:
         try:
             backend.prepare(spec.task)
-        except InputError as error:
+        except ScenarioError as error:
             # A sender may relay texts for a task that it cannot answer. A request gets a Nack.
             log.info("task not prepared: %s", error)
     # A collection that visits every object of a model library would delay a batch by 0.1 s.

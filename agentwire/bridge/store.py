@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from agentwire.bridge.architectures import ARCHITECTURES
 from agentwire.bridge.card import WEIGHTS_FILE, BridgeCard, read_card, write_card
 from agentwire.bridge.module import BridgeModule
+from agentwire.config import open_regular
 from agentwire.errors import BridgeError
 
 MAX_WEIGHTS_BYTES = 4 * 1024**3
@@ -41,7 +42,7 @@ def build(card: BridgeCard) -> BridgeModule:
 def weights_sha256(folder: Path) -> str:
     """Hex sha256 of the weights file, which is the bridge's fingerprint."""
     try:
-        with (folder / WEIGHTS_FILE).open("rb") as file:
+        with open_regular(folder / WEIGHTS_FILE) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         raise BridgeError(f"{folder} holds no {WEIGHTS_FILE}.", hint=RESTORE) from None
@@ -120,8 +121,14 @@ def save(folder: Path, card: BridgeCard, module: BridgeModule) -> BridgeCard:
         for key, value in module.state_dict().items()
     }
     partial = folder / (WEIGHTS_FILE + ".part")
-    save_file(state, partial, metadata={"format": "pt"})
-    os.replace(partial, folder / WEIGHTS_FILE)
+    try:
+        save_file(state, partial, metadata={"format": "pt"})
+        os.replace(partial, folder / WEIGHTS_FILE)
+    except SafetensorError as error:
+        partial.unlink(missing_ok=True)
+        raise BridgeError(
+            f"{folder} cannot be written: {error}.", hint="Free some space."
+        ) from None
     card = card.model_copy(update={"weights_sha256": weights_sha256(folder)})
     write_card(folder, card)
     return card

@@ -141,7 +141,7 @@ def read_allowed(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     listed: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
         words = line.split()
         if not words or line.startswith("#"):
             continue

@@ -14,6 +14,8 @@ from agentwire.errors import InputError
 
 TOKEN_BYTES = 32
 IPC_PATH_BYTES = 107  # sun_path of Linux without its final NUL; macOS has 103
+LONGEST_TMPDIR = 80  # leaves room for the folder's and the socket's name, also on macOS
+SHORT_TMPDIR = Path("/tmp")
 LOOPBACK_NAMES = ("localhost",)
 
 
@@ -25,16 +27,18 @@ def new_token() -> str:
 def make_run_folder(parent: Path | None = None) -> Path:
     """A new private folder (0700) for the ipc socket of one run. The caller removes it.
 
-    It is under the system's temporary folder, because an ipc path has at most about 107 bytes. Each
-    run has its own, because a second bind would silently take over the path of the first. Raises an
-    InputError if the folder cannot be made.
+    It is under the system's temporary folder, because an ipc path has at most about 107 bytes; in
+    /tmp if TMPDIR is too long for that. Each run has its own, because a second bind would silently
+    take over the path of the first. Raises an InputError if the folder cannot be made.
     """
+    if parent is None and len(os.fsencode(tempfile.gettempdir())) > LONGEST_TMPDIR:
+        parent = SHORT_TMPDIR
     try:
         return Path(tempfile.mkdtemp(prefix="aw-", dir=parent))  # mkdtemp sets 0700
     except OSError as error:
         raise InputError(
             f"Cannot make a private folder for the bus: {error.strerror or error}.",
-            hint="Set TMPDIR to a writable folder.",
+            hint="Set TMPDIR to a short, writable folder.",
         ) from None
 
 
@@ -66,7 +70,7 @@ def check_ipc_path(path: str) -> Path:
     if len(os.fsencode(path)) > IPC_PATH_BYTES:
         raise InputError(
             f"The socket path {path} is longer than {IPC_PATH_BYTES} bytes.",
-            hint="Use a shorter folder: make_run_folder() makes one under TMPDIR.",
+            hint="Set TMPDIR to a shorter folder, such as /tmp.",
         )
     return Path(path)
 

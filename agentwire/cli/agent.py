@@ -12,6 +12,7 @@ from agentwire.agent.join import join
 from agentwire.bus.keys import read_pair, read_public
 from agentwire.bus.transport import PeerKeys
 from agentwire.cli.options import Device
+from agentwire.cli.terminal import echo
 from agentwire.errors import ScenarioError
 from agentwire.runtime.deployment import Deployment
 from agentwire.scenario.fetch import fetch
@@ -39,7 +40,7 @@ def agent(
     pair = read_pair(key)
     keys = PeerKeys(pair.public, pair.secret, read_public(server)[1])
     spec = spec_of(scenario, name, device)
-    code = join(spec, connect, keys, on_event=lambda line: typer.echo(line, err=True))
+    code = join(spec, connect, keys, on_event=lambda line: echo(line, err=True))
     raise typer.Exit(int(code))
 
 

@@ -6,7 +6,10 @@ Exit codes: 0 done; 1 something unexpected, an agent that stayed down, or rows w
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
+import os
 import sys
 import tempfile
 import traceback
@@ -17,6 +20,8 @@ import typer
 from typer.core import TyperGroup
 
 import agentwire
+from agentwire.cli.terminal import echo, visible
+from agentwire.config import check_names
 from agentwire.errors import AgentwireError, InputError
 
 COMMANDS = {
@@ -47,6 +52,21 @@ OPTIONAL = {
     "ray": "ray",
 }
 """Optional libraries -> the extra that installs them."""
+
+
+_SPACE = "Free some space, or name a folder on another disk."
+_RIGHTS = "Check the owner and the permissions."
+NEXT_OF = {
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EFBIG: _SPACE,
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+    errno.EROFS: _RIGHTS,
+    errno.ENOENT: "It may have been removed or renamed meanwhile; restore it, or start again.",
+    errno.EMFILE: "Raise the limit of open files: `ulimit -n 8192`.",
+}
+"""What to do about an error of the operating system."""
 
 
 class LazyGroup(TyperGroup):
@@ -97,8 +117,12 @@ def _options(
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs one command and exits; the only place where exceptions become exit codes."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not while tests capture it
+        sys.stdout.reconfigure(errors="replace")
     try:
+        check_names(sys.argv[1:] if arguments is None else arguments)
         code = app(arguments, prog_name="agentwire", standalone_mode=False)
+        sys.stdout.flush()
     except InputError as error:
         _print_error(error)
         sys.exit(2)
@@ -113,6 +137,15 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output is gone; nobody would see a message
         sys.exit(1)
+    except OSError as error:
+        if error.errno is None:
+            _print_unexpected(error)
+            sys.exit(1)
+        where = f"{error.filename}: " if error.filename is not None else ""
+        hint = NEXT_OF.get(error.errno, "Check the path.")
+        _print_error(InputError(f"{where}{error.strerror}.", hint=hint))
+        _drop_output()
+        sys.exit(2)
     except ModuleNotFoundError as error:
         if error.name is None or error.name not in OPTIONAL:
             _print_unexpected(error)
@@ -135,22 +168,34 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _drop_output() -> None:
+    """Sends what is left of stdout nowhere if it cannot be written; Python would fail at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _print_error(error: AgentwireError) -> None:
-    message = " ".join(error.message.split())
+    message = visible(" ".join(error.message.split()))
     typer.secho(f"error: {message}", err=True, fg="red")
     if error.hint:
-        typer.echo(f"next:  {' '.join(error.hint.split())}", err=True)
+        echo(f"next:  {' '.join(error.hint.split())}", err=True)
 
 
 def _print_unexpected(error: Exception) -> None:
     """Prints one line about a bug and writes the traceback into a file for its report."""
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="agentwire-", suffix=".log", delete=False, encoding="utf-8"
-    ) as log:
-        traceback.print_exception(error, file=log)
-    first = (str(error).splitlines() or [""])[0]
+    first = visible((str(error).splitlines() or [""])[0])
     typer.secho(f"unexpected error: {type(error).__name__}: {first}", err=True, fg="red")
-    typer.echo(f"next:  please report it with {Path(log.name)}", err=True)
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="agentwire-", suffix=".log", delete=False, encoding="utf-8",
+            errors="backslashreplace",
+        ) as log:  # fmt: skip
+            traceback.print_exception(error, file=log)
+        echo(f"next:  please report it with {Path(log.name)}", err=True)
+    except OSError:
+        traceback.print_exception(error)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from agentwire.benchmark.session import Bench
 from agentwire.benchmark.setup import BenchSetup, setup_of
 from agentwire.cli.bench_view import BenchView, print_bus, print_record
 from agentwire.cli.options import AsJson, Device, NoStandIns, ScenarioFile, names_in
-from agentwire.cli.terminal import err, steps
+from agentwire.cli.terminal import echo, err, print_json, steps
 from agentwire.cli.terminal import out as stdout
 from agentwire.errors import InputError, ScenarioError
 from agentwire.evaluation.report import print_banner
@@ -129,13 +129,13 @@ def _measure(benchmark: Benchmark) -> Callable[..., None]:
             check_plots(plots)
         record = _run(_prepare(scenario, changes, strict=strict, device=device), benchmark, file)
         if as_json:
-            typer.echo(record.model_dump_json(indent=2))
+            print_json(record.model_dump(mode="json"))
         else:
             print_record(record, stdout())
-        typer.echo(f"written to {file}", err=True)
+        echo(f"written to {file}", err=True)
         if plots is not None:
             for picture in draw(record, plots):
-                typer.echo(f"plotted: {picture}", err=True)
+                echo(f"plotted: {picture}", err=True)
         if record.interrupted:
             raise typer.Exit(INTERRUPTED)
 
@@ -174,10 +174,10 @@ def bus(
     )
     record.write(file)
     if as_json:
-        typer.echo(record.model_dump_json(indent=2))
+        print_json(record.model_dump(mode="json"))
     else:
         print_bus(record, stdout())
-    typer.echo(f"written to {file}", err=True)
+    echo(f"written to {file}", err=True)
     if record.interrupted:
         raise typer.Exit(INTERRUPTED)
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from agentwire.bridge.card import CARD_FILE, read_card
 from agentwire.cli.options import AsJson
-from agentwire.cli.terminal import out, print_json
+from agentwire.cli.terminal import echo, out, print_json
 from agentwire.errors import BridgeError
 from agentwire.scenario.bridges import list_bridges
 from agentwire.scenario.inventory import Inventory
@@ -91,17 +91,42 @@ def show(bridge: Bridge, as_json: AsJson = False) -> None:
     if as_json:
         print_json(card.model_dump(mode="json"))
     else:
-        typer.echo((folder / CARD_FILE).read_text(encoding="utf-8").rstrip())
+        echo((folder / CARD_FILE).read_text(encoding="utf-8").rstrip())
 
 
 @app.command()
-def verify(bridge: Bridge, as_json: AsJson = False) -> None:
+def verify(
+    bridge: Annotated[
+        str | None, typer.Argument(help="Name or folder of a bridge; default: all.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Check a bridge's card, checksum and tensor shapes; exit code 2 if anything is wrong."""
     from agentwire.bridge import store  # imports torch
 
-    folder = find(bridge)
-    card = store.load(folder).card
+    if bridge is not None:
+        folder = find(bridge)
+        card = store.load(folder).card
+        if as_json:
+            print_json({"bridge": folder.name, "valid": True, "fingerprint": card.weights_sha256})
+        else:
+            echo(f"{folder.name}: valid (sha256 {card.weights_sha256})")
+        return
+    found: list[dict[str, Any]] = []
+    for folder in list_bridges(Inventory.here().bridge_folders()):
+        one: dict[str, Any] = {"bridge": folder.name, "valid": True}
+        try:
+            one["fingerprint"] = store.load(folder).card.weights_sha256
+        except BridgeError as error:
+            one |= {"valid": False, "error": error.message}
+        found.append(one)
+        if not as_json:
+            state = f"valid (sha256 {one['fingerprint']})" if one["valid"] else one["error"]
+            echo(f"{folder.name}: {state}", err=not one["valid"])
     if as_json:
-        print_json({"bridge": folder.name, "valid": True, "fingerprint": card.weights_sha256})
-    else:
-        typer.echo(f"{folder.name}: valid (sha256 {card.weights_sha256})")
+        print_json(found)
+    wrong = sum(not one["valid"] for one in found)
+    if wrong:
+        raise BridgeError(
+            f"{wrong} of {len(found)} bridges are not valid.", hint="Train them again, or restore."
+        )

@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from agentwire.cli.options import AsJson
-from agentwire.cli.terminal import out, print_json, steps
+from agentwire.cli.terminal import echo, out, print_json, steps
 from agentwire.config import Config
 from agentwire.errors import DataError
 from agentwire.task.datasets import load_rows, where
@@ -83,15 +83,15 @@ def show(
                     "prompt": task.prompt, "text_prompt": task.text_prompt})  # fmt: skip
         return
     licence = f"; licence: {task.licence}" if task.licence else ""
-    typer.echo(f"{task.name}: {task.description}{licence}")
-    typer.echo(f"here: {_places(here) or 'nothing'}")
+    echo(f"{task.name}: {task.description}{licence}")
+    echo(f"here: {_places(here) or 'nothing'}")
     files = [file for files in task.rows.values() for file in files]
     places = ", ".join(files) or f"AGENTWIRE_DATA/{task.name}/<split>.jsonl"
-    typer.echo(f'files: {places}, lines of {{"text": "...", "label": 0}}')
-    typer.echo(f"prompt after soft tokens: {task.prompt!r}; prompt with text: {task.text_prompt!r}")
-    typer.echo("label, class, and the word that is scored for it:")
+    echo(f'files: {places}, lines of {{"text": "...", "label": 0}}')
+    echo(f"prompt after soft tokens: {task.prompt!r}; prompt with text: {task.text_prompt!r}")
+    echo("label, class, and the word that is scored for it:")
     for number, (label, word) in enumerate(zip(task.labels, task.label_words, strict=True)):
-        typer.echo(f"  {number:>3}  {label}" + (f"  ({word})" if word != label else ""))
+        echo(f"  {number:>3}  {label}" + (f"  ({word})" if word != label else ""))
 
 
 @app.command()
@@ -129,4 +129,4 @@ def pull(names: Names, as_json: AsJson = False) -> None:
         return
     for item in done:
         source = item["provenance"].get("source", "")
-        typer.echo(f"{item['name']} {item['split']}: {item['rows']:,} rows ({source})")
+        echo(f"{item['name']} {item['split']}: {item['rows']:,} rows ({source})")

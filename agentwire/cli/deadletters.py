@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agentwire.cli.options import AsJson, RunFolder
-from agentwire.cli.terminal import out, print_json
+from agentwire.cli.terminal import echo, out, print_json
 from agentwire.errors import RequestError
 from agentwire.runtime.deadletters import DeadLetter, DeadLetters, pick
 from agentwire.runtime.pending import Outcome
@@ -40,7 +40,7 @@ def show(
         return
     _show_unfinished(run)
     if not letters:
-        typer.echo(f"{run} has no dead letters.")
+        echo(f"{run} has no dead letters.")
         return
     table = Table("request", "wire", "agent", "text", "last death", "retry", box=None)
     for letter in letters:
@@ -57,7 +57,7 @@ def _show_unfinished(run: Path) -> None:
     """Requests without an outcome: the runner was killed, or still runs."""
     journal = run / "journal.jsonl"
     for request_id in unfinished(read_lines(journal)) if journal.is_file() else ():
-        typer.echo(f"unfinished: {request_id}")
+        echo(f"unfinished: {request_id}")
 
 
 @app.command("retry")
@@ -76,16 +76,16 @@ def retry(
     file = DeadLetters(run)
     letters = pick(file.all(), ids or ())
     if not letters:
-        typer.echo("nothing to retry.")
+        echo("nothing to retry.")
         return
     outcomes = anyio.run(_ask, reopen(run, scenario), file, letters, deadline)
     failed = 0
     for letter, outcome in zip(letters, outcomes, strict=True):
         if isinstance(outcome, RequestError):
             failed += 1
-            typer.echo(f"{letter.request_id[:12]}: {outcome.code.value}: {outcome.message}")
+            echo(f"{letter.request_id[:12]}: {outcome.code.value}: {outcome.message}")
         else:
-            typer.echo(f"{letter.request_id[:12]}: {outcome.label or outcome.text}")
+            echo(f"{letter.request_id[:12]}: {outcome.label or outcome.text}")
     if failed:
         raise typer.Exit(1)
 

@@ -18,7 +18,7 @@ from rich.text import Text
 from agentwire.bridge.card import CardModel
 from agentwire.cli.bridges import find
 from agentwire.cli.options import AsJson, check_device
-from agentwire.cli.terminal import out, steps
+from agentwire.cli.terminal import out, print_json, steps
 from agentwire.errors import BridgeError, InputError
 from agentwire.evaluation.inspect import tsne
 from agentwire.evaluation.inspect.rows import InspectedRows, choose
@@ -73,7 +73,7 @@ def inspect(
         device=device,
     )
     if as_json:
-        typer.echo(result.model_dump_json(indent=2))
+        print_json(result.model_dump(mode="json"))
     else:
         _print(result, out())
 

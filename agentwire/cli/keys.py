@@ -9,7 +9,7 @@ import typer
 
 from agentwire.bus.keys import KeyFolder, read_allowed, read_pair, read_public
 from agentwire.cli.options import AsJson
-from agentwire.cli.terminal import print_json
+from agentwire.cli.terminal import echo, print_json
 from agentwire.config import Config
 
 app = typer.Typer(
@@ -31,9 +31,9 @@ def new(
     """Make a pair of keys; only the public key leaves this machine."""
     keys = key_folder(folder)
     pair = keys.new(name)
-    typer.echo(f"secret: {keys.folder / name}.key (keep it here)")
-    typer.echo(f"public: {keys.folder / name}.pub")
-    typer.echo(f"next:   agentwire keys allow {name} '{pair.public}'   (where the bus runs)")
+    echo(f"secret: {keys.folder / name}.key (keep it here)")
+    echo(f"public: {keys.folder / name}.pub")
+    echo(f"next:   agentwire keys allow {name} '{pair.public}'   (where the bus runs)")
 
 
 @app.command("list")
@@ -44,11 +44,11 @@ def show(folder: Folder = None, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"folder": str(keys.folder), "pairs": keys.names(), "allowed": allowed})
         return
-    typer.echo(f"pairs in {keys.folder}: {', '.join(keys.names()) or 'none'}")
+    echo(f"pairs in {keys.folder}: {', '.join(keys.names()) or 'none'}")
     for name, public in allowed.items():
-        typer.echo(f"allowed: {name} {public}")
+        echo(f"allowed: {name} {public}")
     if not allowed:
-        typer.echo("allowed: nobody")
+        echo("allowed: nobody")
 
 
 @app.command("allow")
@@ -63,7 +63,7 @@ def allow(
     keys = key_folder(folder)
     public = read_pair(keys.folder / f"{name}.key").public if key is None else read_public(key)[1]
     keys.allow(name, public)
-    typer.echo(f"{name} is allowed.")
+    echo(f"{name} is allowed.")
 
 
 @app.command("revoke")
@@ -72,4 +72,4 @@ def revoke(
 ) -> None:
     """Remove an agent's key; a connected agent is disconnected."""
     key_folder(folder).revoke(name)
-    typer.echo(f"{name} is no longer allowed.")
+    echo(f"{name} is no longer allowed.")

@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 
 from agentwire.cli.matrix_view import MatrixView
-from agentwire.cli.terminal import err, out
+from agentwire.cli.terminal import echo, err, out, print_json
 from agentwire.config import ensure_writable
 from agentwire.errors import ScenarioError
 from agentwire.evaluation.matrix.cells import (
@@ -67,7 +67,7 @@ def run_cells(resolver: Resolver, scenario: Scenario, options: MatrixOptions, co
                 _say_resume(run)
             raise
     if options.as_json:
-        typer.echo(result.model_dump_json(indent=2))
+        print_json(result.model_dump(mode="json"))
     else:
         print_matrix(result, run.folder, out())
     if result.interrupted:
@@ -217,14 +217,14 @@ def exit_if_unanswered(runs: Mapping[str, Path]) -> None:
     """
     lines = [f"{what}{line}" for what, folder in runs.items() for line in unanswered(folder)]
     for line in lines[:MOST_UNANSWERED]:
-        typer.echo(line, err=True)
+        echo(line, err=True)
     if len(lines) > MOST_UNANSWERED:
-        typer.echo(f"and {len(lines) - MOST_UNANSWERED:,} more", err=True)
+        echo(f"and {len(lines) - MOST_UNANSWERED:,} more", err=True)
     if lines:
         raise typer.Exit(1)
 
 
 def _say_resume(run: MatrixRun) -> None:
-    typer.echo(f"kept: {run.folder}/ (all finished cells and rows)", err=True)
+    echo(f"kept: {run.folder}/ (all finished cells and rows)", err=True)
     command = f"{run.command} --train" if run.train is not None else run.command
-    typer.echo(f"next: {command} --resume {shlex.quote(str(run.folder))}", err=True)
+    echo(f"next: {command} --resume {shlex.quote(str(run.folder))}", err=True)

@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from agentwire.cli.options import AsJson
-from agentwire.cli.terminal import out, print_json, steps
+from agentwire.cli.terminal import echo, out, print_json, steps
 from agentwire.config import Config
 from agentwire.errors import ModelError
 from agentwire.model.sources.fingerprint import fingerprint
@@ -86,7 +86,7 @@ def pull(
         print_json(done)
         return
     for item in done:
-        typer.echo(f"{item['name']}: {item['folder']}")
+        echo(f"{item['name']}: {item['folder']}")
 
 
 @app.command()
@@ -102,7 +102,7 @@ def verify(
     if as_json:
         print_json(rows)
     for row in [] if as_json else rows:
-        typer.echo(f"{row['name']}: {row['error'] or 'valid (sha256 ' + row['fingerprint'] + ')'}")
+        echo(f"{row['name']}: {row['error'] or 'valid (sha256 ' + row['fingerprint'] + ')'}")
     if not all(row["valid"] for row in rows):
         raise typer.Exit(2)
 

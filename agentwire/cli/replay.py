@@ -11,6 +11,7 @@ from agentwire.bus.recording import FILE_NAME
 from agentwire.bus.replay import differences, to_json
 from agentwire.bus.replay import replay as feed
 from agentwire.cli.options import AsJson
+from agentwire.cli.terminal import echo
 from agentwire.telemetry.journal import read_lines, unfinished
 
 
@@ -27,20 +28,20 @@ def replay(
     found = differences(done, journal)
     left = unfinished(read_lines(journal))
     if as_json:
-        typer.echo(to_json(done))
+        echo(to_json(done))
     else:
         ending = "" if done.recorded is not None else "; the recording was cut short"
-        typer.echo(
+        echo(
             f"{done.entries} entries, {len(done.answered)} requests answered, "
             f"{len(done.refused)} refused, {len(left)} unfinished{ending}"
         )
     for place in done.torn:
-        typer.echo(f"skipped: {place}, an unfinished last line", err=True)
+        echo(f"skipped: {place}, an unfinished last line", err=True)
     for request_id in left:
-        typer.echo(f"unfinished: {request_id}", err=True)
+        echo(f"unfinished: {request_id}", err=True)
     for difference in found:
         typer.secho(f"differs: {difference}", err=True, fg="red")
     if found:
         raise typer.Exit(1)
     if not as_json:
-        typer.echo("same outcomes as in the run")
+        echo("same outcomes as in the run")

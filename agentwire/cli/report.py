@@ -12,6 +12,7 @@ from rich.console import Console
 
 from agentwire.cli.options import RunFolder
 from agentwire.cli.terminal import out
+from agentwire.config import read_regular
 from agentwire.errors import InputError
 from agentwire.evaluation.matrix.report import print_matrix
 from agentwire.evaluation.matrix.result import FILE, MatrixResult
@@ -47,7 +48,7 @@ def read_result(run: Path) -> RunResult | MatrixResult:
     if not file.is_file():
         file, kind = run / "result.json", RunResult
     try:
-        return kind.model_validate_json(file.read_bytes())
+        return kind.model_validate_json(read_regular(file))
     except OSError as error:
         raise InputError(
             f"{file} cannot be read: {error.strerror}.", hint="Name a folder that a run wrote."

@@ -18,7 +18,7 @@ from agentwire.cli.keys import key_folder
 from agentwire.cli.live import LiveView
 from agentwire.cli.matrix import MatrixOptions, exit_if_unanswered, run_cells
 from agentwire.cli.options import Device, NoStandIns, ScenarioFile, names_in
-from agentwire.cli.terminal import err, steps
+from agentwire.cli.terminal import echo, err, print_json, steps
 from agentwire.cli.terminal import out as stdout
 from agentwire.cli.train import BRIDGES, train_bridge
 from agentwire.errors import ScenarioError
@@ -67,7 +67,7 @@ def run(
     ] = False,
     metrics_port: Annotated[
         int | None,
-        typer.Option(min=0, help="Loopback port of Prometheus metrics; 0: any free one."),
+        typer.Option(min=0, max=65535, help="Loopback port of metrics; 0: any free one."),
     ] = None,
     launcher: Annotated[
         str | None, typer.Option(help="local (processes here) or ray (a cluster).")
@@ -112,7 +112,7 @@ def run(
     plan = replace(plan, remote=agents, metrics_port=metrics_port, record=record)
     result = _execute(plan, scenario)
     if as_json:
-        typer.echo(result.model_dump_json(indent=2))
+        print_json(result.model_dump(mode="json"))
     else:
         print_report(result, plan.folder, stdout())
     if result.interrupted:
@@ -218,6 +218,6 @@ def _print_resume(plan: RunPlan, source: Path) -> None:
     """Prints what was kept and how to continue, if any row was answered."""
     predictions = plan.folder / "predictions.jsonl"
     if predictions.exists() and predictions.stat().st_size:
-        typer.echo(f"kept: {plan.folder}/ (every answered row)", err=True)
+        echo(f"kept: {plan.folder}/ (every answered row)", err=True)
         command = plan.command.removeprefix(f"agentwire run {source}")
-        typer.echo(f"next: agentwire run {source}{command} --resume {plan.folder}", err=True)
+        echo(f"next: agentwire run {source}{command} --resume {plan.folder}", err=True)

@@ -7,12 +7,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+from rich.segment import Segment
 
 PLAIN_WIDTH = 110
 """Columns of logs and pipes."""
+
+
+_CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def visible(text: str) -> str:
+    """The text without control characters: names and texts from files must not steer a terminal."""
+    return text.translate(_CONTROLS)
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Prints a line as ``visible`` makes it."""
+    typer.echo(visible(text), err=err)
+
+
+class VisibleConsole(Console):
+    """Prints texts as ``visible`` makes them; styles stay."""
+
+    def render(self, *args: Any, **options: Any) -> Iterator[Segment]:
+        for segment in super().render(*args, **options):
+            plain = segment.control or segment.text.isprintable()
+            yield segment if plain else segment._replace(text=visible(segment.text))
 
 
 def out() -> Console:
@@ -26,7 +50,7 @@ def err() -> Console:
 
 
 def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False, soft_wrap=False)
+    console = VisibleConsole(stderr=stderr, highlight=False, soft_wrap=False)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     return console
@@ -34,7 +58,7 @@ def _console(*, stderr: bool) -> Console:
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout, for programs."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(json.dumps(value, indent=2))  # ASCII, for any terminal
 
 
 def print_death(console: Console, agent: str, stage: str, detail: str) -> None:

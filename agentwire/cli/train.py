@@ -13,7 +13,7 @@ import typer
 from agentwire.bridge.card import read_card
 from agentwire.cli.matrix import MatrixOptions, train_cells
 from agentwire.cli.options import AsJson, Device, NoStandIns, ScenarioFile
-from agentwire.cli.terminal import err, print_json, steps
+from agentwire.cli.terminal import echo, err, print_json, steps
 from agentwire.cli.terminal import out as stdout
 from agentwire.config import ensure_writable
 from agentwire.evaluation.report import print_banner
@@ -74,7 +74,7 @@ def _resume_hint(command: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(f"next: {command}   (continues from the last evaluation, if any)", err=True)
+        echo(f"next: {command}   (continues from the last evaluation, if any)", err=True)
         raise
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from agentwire.cli.options import AsJson
-from agentwire.cli.terminal import print_json
+from agentwire.cli.terminal import echo, print_json
 from agentwire.errors import InputError
 from agentwire.evaluation.matrix.expand import expand
 from agentwire.scenario.inventory import Inventory
@@ -29,13 +29,13 @@ def validate(
         if not item["valid"]:
             typer.secho(f"error: {item['error']}", err=True, fg="red")
             if item["hint"]:
-                typer.echo(f"next:  {item['hint']}", err=True)
+                echo(f"next:  {item['hint']}", err=True)
         elif not as_json:
             count = f", {len(item['cells'])} cells" if item["cells"] else ""
-            typer.echo(f"{item['file']}: valid ({item['name']}{count})")
+            echo(f"{item['file']}: valid ({item['name']}{count})")
             for missing in item["lacks"]:
                 typer.secho(f"note:  {missing['problem']}", err=True, fg="yellow")
-                typer.echo(f"next:  {missing['next']}", err=True)
+                echo(f"next:  {missing['next']}", err=True)
     if not all(item["valid"] for item in found):
         raise typer.Exit(2)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agentwire.agent.launching.placement import Remote
-from agentwire.config import Config
+from agentwire.config import Config, read_regular
 from agentwire.download import OnProgress
 from agentwire.errors import InputError, ScenarioError
 from agentwire.evaluation.methods import MethodSpec, check_methods, get_method
@@ -74,9 +74,12 @@ class RunPlan:
 
 def settings_of(scenario: Scenario) -> dict[str, Any]:
     """The fields of a scenario on which the figures of a run depend."""
-    # The rows' checksum stands for ``limit``, and the lines of predictions.jsonl for ``methods``.
-    other = {"description", "methods", "limit", "bench", "matrix"}
-    return scenario.model_dump(mode="json", by_alias=True, exclude=other)
+    # Checksums stand for ``task`` and ``limit``, whose files may move, and the lines of
+    # predictions.jsonl for ``methods``.
+    other = {"description", "methods", "task", "limit", "bench", "matrix"}
+    text = scenario.model_dump_json(by_alias=True, exclude=other)  # infinity as a string
+    settings: dict[str, Any] = json.loads(text)
+    return settings
 
 
 def pick_methods(names: Sequence[str]) -> tuple[MethodSpec, ...]:
@@ -184,7 +187,7 @@ def write_config(plan: RunPlan) -> None:
 def _read_config(folder: Path) -> dict[str, Any]:
     hint = "Give the folder of an interrupted run, such as runs/<time>-<scenario>."
     try:
-        content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        content = json.loads(read_regular(folder / CONFIG_FILE))
     except FileNotFoundError:
         raise ScenarioError(f"{folder} has no run to resume.", hint=hint) from None
     except (OSError, ValueError, RecursionError):

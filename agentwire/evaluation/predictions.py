@@ -125,7 +125,7 @@ class Predictions:
         drop_torn_line(self.path)
         if self.path.exists():
             self._read(labels, words)
-        self._file: TextIO = self.path.open("a", encoding="utf-8")
+        self._file: TextIO = self.path.open("a", encoding="utf-8", errors="backslashreplace")
 
     def _read(self, labels: Mapping[int, str], words: Sequence[str]) -> None:
         hint = "Remove that line to ask its row again, or leave --resume out to start a new run."

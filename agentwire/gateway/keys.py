@@ -42,7 +42,7 @@ class ApiKeys:
 def parse_keys(text: str, source: str) -> dict[str, str]:
     """Keys by name, from lines or comma-separated entries of ``name key`` or ``name=key``."""
     keys: dict[str, str] = {}
-    for number, line in enumerate(text.replace(",", "\n").splitlines(), 1):
+    for number, line in enumerate(text.replace(",", "\n").split("\n"), 1):
         line = line.strip()
         if not line or line.startswith("#"):
             continue
@@ -68,7 +68,7 @@ def read_keys(path: Path) -> dict[str, str]:
             raise InputError(
                 f"{path} can be read by other users of this machine.", hint=f"chmod 600 {path}"
             )
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}.", hint=HINT) from None
     keys = parse_keys(text, str(path))

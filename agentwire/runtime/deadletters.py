@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from agentwire.config import read_regular
 from agentwire.errors import InputError, RequestError
 from agentwire.runtime.ledger import Request
 from agentwire.runtime.pending import Outcome
@@ -117,12 +118,13 @@ class DeadLetters:
         if self.path.exists():
             # Not ``splitlines``: a text may contain other line separators, such as U+2028.
             # The last part is empty, or a line that a crash has cut.
-            yield from self.path.read_text(encoding="utf-8").split("\n")[:-1]
+            yield from read_regular(self.path).decode(errors="replace").split("\n")[:-1]
 
     def _append(self, values: dict[str, Any]) -> None:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-        with os.fdopen(os.open(self.path, flags, 0o600), "w", encoding="utf-8") as file:
-            file.write(json.dumps(values, ensure_ascii=False) + "\n")
+        line = json.dumps(values, ensure_ascii=False).encode(errors="backslashreplace")
+        with os.fdopen(os.open(self.path, flags, 0o600), "wb") as file:
+            file.write(line + b"\n")
 
 
 def pick(letters: Collection[DeadLetter], ids: Collection[str]) -> list[DeadLetter]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from agentwire.bridge.card import CARD_FILE, WEIGHTS_FILE, BridgeCard, part_prompt
+from agentwire.config import open_regular
 from agentwire.errors import BridgeError, DataError, MissingBridge
 from agentwire.model.sources import random_weights
 from agentwire.model.sources.lookup import public_name
@@ -245,7 +246,7 @@ def check_weights(folder: Path, card: BridgeCard) -> None:
     path = folder / WEIGHTS_FILE
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
                 raise BridgeError(f"{path} is not a safetensors file.", hint=RESTORE)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from agentwire.config import read_regular
 from agentwire.errors import ScenarioError
 from agentwire.scenario.load import load_scenario
 from agentwire.scenario.resolve import Resolved, resolve
@@ -30,11 +31,11 @@ def reopen(run: Path, file: Path | None = None) -> Resolved:
         return resolve(load_scenario(file), source=file)
     hint = "Name the scenario's file with --scenario."
     try:
-        config = json.loads((run / CONFIG_FILE).read_text(encoding="utf-8"))
+        config = json.loads(read_regular(run / CONFIG_FILE))
         scenario = Scenario.model_validate(config["scenario"])
     except FileNotFoundError:
         raise ScenarioError(f"{run} does not say which scenario it ran.", hint=hint) from None
-    except (OSError, ValueError, KeyError, TypeError, ValidationError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, ValidationError):
         raise ScenarioError(f"{run / CONFIG_FILE} holds no scenario.", hint=hint) from None
     source = config.get("source")
     return resolve(scenario, source=Path(source) if source else None)

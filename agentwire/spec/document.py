@@ -14,6 +14,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent
 from ruamel.yaml.nodes import Node
 
+from agentwire.config import open_regular
 from agentwire.errors import ScenarioError
 
 MAX_FILE_BYTES = 1 << 20
@@ -52,7 +53,8 @@ class Document:
 def read_document(file: Path) -> Document:
     """Reads a YAML file; raises ScenarioError, with the line where there is one."""
     try:
-        raw = file.read_bytes()
+        with open_regular(file) as stream:
+            raw = stream.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise ScenarioError(
             f"{shown_path(file)} cannot be read: {error.strerror}.", hint="Check the path."
@@ -84,6 +86,11 @@ def parse_document(text: str, file: Path) -> Document:
         raise _given_twice(key, SourceLine(file, error.problem_mark.line + 1)) from None
     except YAMLError as error:
         raise _invalid(error, text, file) from None
+    except ValueError:  # raised bare, without a line, for \U00110000
+        raise ScenarioError(
+            f"{shown_path(file)}: not valid YAML: a \\U escape is beyond U+10FFFF.",
+            hint="Correct that value.",
+        ) from None
     lines: dict[KeyPath, SourceLine] = {(): SourceLine(file, 1)}
     return Document(file, _plain(value, (), lines), lines)
 
@@ -176,6 +183,10 @@ def _plain(value: Any, path: KeyPath, lines: dict[KeyPath, SourceLine]) -> Any:
         return _text(value.value if isinstance(value, TaggedScalar) else value, lines[path])
     for kind in (bool, int, float):  # the loader's subclasses remember how a number was written
         if isinstance(value, kind):
+            if kind is int and not -(1 << 63) <= value < 1 << 63:
+                raise ScenarioError(
+                    f"{lines[path]}: the number has more than 64 bits.", hint="Correct that value."
+                )
             return kind(value)
     return value
 
@@ -187,6 +198,8 @@ def _text(value: object, line: SourceLine) -> str:
             f"{line}: the text holds half of a surrogate pair, which is no character.",
             hint="Write the character itself, or \\U with its 8 hex digits.",
         )
+    if "\0" in text:  # which no path, prompt or name can have
+        raise ScenarioError(f"{line}: the text holds a zero character.", hint="Remove it.")
     return text
 
 

@@ -18,6 +18,8 @@ from agentwire.spec.routes import processes_of
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 """Names of agents and scenarios: lower case, digits, ``_`` and ``-``."""
+Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
+"""What random generators take."""
 
 MOST_REPLICAS = 64
 MOST_ROUTES = 1024
@@ -26,7 +28,9 @@ MOST_ROUTES = 1024
 
 class SchemaModel(BaseModel):
     # "Infinity" as a string keeps config.json strict JSON, and pydantic reads it back.
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, ser_json_inf_nan="strings", allow_inf_nan=False
+    )
 
 
 class ModelChoice(SchemaModel):
@@ -253,7 +257,7 @@ class TrainSpec(SchemaModel):
     max_rows: Annotated[int, Field(ge=0)] = 0
     evaluate_every: Annotated[int, Field(ge=1)] = 250
     max_text_tokens: Annotated[int, Field(ge=8)] = 96
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _heads_share_the_width(self) -> TrainSpec:
@@ -351,7 +355,7 @@ class MatrixSpec(SchemaModel):
 
     combine: Literal["product", "one_at_a_time"] = "product"
     missing: Literal["error", "skip"] = "error"
-    seeds: list[int] = []
+    seeds: list[Seed] = []
     soft_tokens: list[Annotated[int, Field(ge=1, le=512)]] = []
     layers: list[Annotated[int, Field(ge=1)] | LayerChoice] = []
     wires: list[str] = []
@@ -409,8 +413,8 @@ class Scenario(SchemaModel):
     batch_size: Annotated[int, Field(ge=1, le=256)] = 16
     in_flight: Annotated[int, Field(ge=1, le=16)] = 2
     limit: Annotated[int, Field(ge=0)] | None = None
-    seed: int = 0
-    deadline_s: Annotated[float, Field(gt=0)] = 300.0
+    seed: Seed = 0
+    deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=True)] = 300.0
     train: TrainSpec = Field(default_factory=TrainSpec)
     bench: BenchSpec = Field(default_factory=BenchSpec)
     matrix: MatrixSpec | None = None

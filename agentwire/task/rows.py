@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from agentwire.config import open_regular
 from agentwire.errors import DataError
 from agentwire.spec.registry import suggestion
 
@@ -64,7 +65,7 @@ def read_jsonl(file: Path, classes: int, labels: Sequence[str] = ()) -> tuple[Ex
 
 def _objects(file: Path) -> Iterator[tuple[str, object]]:
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             for number, line in enumerate(stream, start=1):
                 if not line.strip():
                     continue

@@ -19,9 +19,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
+from agentwire.config import open_regular, read_regular
 from agentwire.errors import InputError
 from agentwire.telemetry.logs import utc_time
 
@@ -111,7 +113,7 @@ def numbered_lines(
         OSError: the file cannot be read.
         InputError: a whole line is not a JSON object: agentwire never wrote it.
     """
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with TextIOWrapper(open_regular(path), encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -134,7 +136,7 @@ def drop_torn_line(path: Path) -> None:
     """Removes a half-written last line, so that the file can be appended to."""
     if not path.exists():
         return
-    raw = path.read_bytes()
+    raw = read_regular(path)
     if raw and not raw.endswith(b"\n"):
         path.write_bytes(raw[: raw.rfind(b"\n") + 1])
 

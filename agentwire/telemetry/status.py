@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from agentwire.config import read_regular
+
 STATUS_FILE: Final = "status.json"
 BUCKETS_MS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 30_000)
 """Upper bounds of the latency buckets, in milliseconds; a last bucket is unbounded."""
@@ -36,7 +38,7 @@ def write_status(folder: Path, status: Mapping[str, Any]) -> None:
 def read_status(folder: Path) -> dict[str, Any] | None:
     """The status of a run; None if there is none."""
     try:
-        value = json.loads((folder / STATUS_FILE).read_text(encoding="utf-8"))
+        value = json.loads(read_regular(folder / STATUS_FILE))
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from agentwire.config import Config, ensure_writable
+from agentwire.errors import CacheError
 
 VERSION = 3
 
@@ -30,8 +31,12 @@ def save_tensors(file: Path, tensors: dict[str, Tensor], notes: Any) -> None:
     partial = file.with_name(f"{file.name}.{os.getpid()}.part")
     stored = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     text = json.dumps(notes)
-    save_file(stored, partial, metadata={"notes": text, "sha256": _sha256(stored, text)})
-    os.replace(partial, file)
+    try:
+        save_file(stored, partial, metadata={"notes": text, "sha256": _sha256(stored, text)})
+        os.replace(partial, file)
+    except SafetensorError as error:
+        partial.unlink(missing_ok=True)
+        raise CacheError(f"{file} cannot be written: {error}.", hint="Free some space.") from None
 
 
 def load_tensors(file: Path) -> tuple[dict[str, Tensor], Any] | None:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import anyio
 from pydantic import ValidationError
 
-from agentwire.config import lock_file
+from agentwire.config import lock_file, read_regular
 from agentwire.errors import ScenarioError
 from agentwire.evaluation.matrix.cells import (
     CellPlan,
@@ -68,7 +68,7 @@ class MatrixRun:
 
 def read_settings(folder: Path) -> dict[str, Any]:
     try:
-        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        settings = json.loads(read_regular(folder / SETTINGS))
     except (OSError, ValueError, RecursionError):
         settings = None
     if isinstance(settings, dict) and isinstance(settings.get("methods"), list):
@@ -206,7 +206,7 @@ def finished(plan: RunPlan) -> RunResult | None:
     Raises ScenarioError if it is not what the predictions there say, or if those are damaged.
     """
     try:
-        result = RunResult.model_validate_json((plan.folder / "result.json").read_bytes())
+        result = RunResult.model_validate_json(read_regular(plan.folder / "result.json"))
     except (OSError, ValidationError):
         return None
     counts = {name: record.n for name, record in result.methods.items()}

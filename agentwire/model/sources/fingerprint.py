@@ -45,10 +45,9 @@ def weight_files(folder: Path) -> list[str]:
     index = folder / _INDEX
     if index.is_file():
         try:
-            names = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            names = sorted({str(name) for name in shards})
+        except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
             raise ModelError(f"{index} cannot be read: {error}.", hint=_HINT) from error
     elif (folder / "model.safetensors").is_file():
         names = ["model.safetensors"]
@@ -61,6 +60,10 @@ def weight_files(folder: Path) -> list[str]:
         reason = f" ({pickled} is a pickle, which can run code)" if pickled else ""
         raise ModelError(f"{folder} has no weights in safetensors{reason}.", hint=_HINT)
     for name in names:
+        if not name.endswith((".safetensors", ".gguf")):
+            raise ModelError(
+                f"{folder}: {name} is not safetensors; a pickle could run code.", hint=_HINT
+            )
         if Path(name).name != name or not (folder / name).is_file():
             raise ModelError(f"{folder} is incomplete: {name} is missing.", hint=_HINT)
     return names

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from agentwire.config import open_regular
 from agentwire.errors import ModelError
 
 _MAGIC = b"GGUF"
@@ -42,7 +43,7 @@ class GgufFile:
         self.metadata: dict[str, Any] = {}
         self.tensors: list[TensorInfo] = []
         try:
-            with path.open("rb") as stream:
+            with open_regular(path) as stream:
                 self._data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
             self._read_head()
         except (OSError, ValueError, struct.error, UnicodeDecodeError, KeyError) as error:
