@@ -21,9 +21,8 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from io import BufferedReader
+from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import TextIO
 
 import platformdirs
 
@@ -127,7 +126,7 @@ def read_regular(file: Path) -> bytes:
         return stream.read()
 
 
-def lock_file(file: Path, what: str) -> TextIO:
+def lock_file(file: Path, what: str) -> FileIO:
     """Locks ``file`` until the returned file is closed or this process ends, however it ends.
 
     Args:
@@ -139,27 +138,24 @@ def lock_file(file: Path, what: str) -> TextIO:
     try:
         # O_NONBLOCK: opening a fifo must not wait for its other end.
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
-        held = os.fdopen(os.open(file, flags, 0o600), "r+", encoding="utf-8", errors="replace")
+        held = FileIO(os.open(file, flags, 0o600), "r+")
     except OSError as error:
         raise ScenarioError(
-            f"{file} cannot be opened: {error.strerror or error}.",
-            hint="Check the folder and its owner.",
+            f"{file} cannot be opened: {error.strerror}.", hint="Check the folder and its owner."
         ) from None
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         held.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        held.write(f"process {os.getpid()} on {socket.gethostname()}, since {since}\n")
-        held.flush()
+        held.write(f"process {os.getpid()} on {socket.gethostname()}, since {since}\n".encode())
     except BlockingIOError:
         with held:
-            holder = held.read(200).strip() or "another process"
+            holder = held.read(200).decode(errors="replace").strip() or "another process"
         raise ScenarioError(
             f"{what} is in use by {holder}.", hint="Wait until that process has ended, or stop it."
         ) from None
     except OSError as error:
-        os.close(held.fileno())  # closing the stream would write again
-        held.detach()
+        held.close()
         raise ScenarioError(
             f"{file} cannot be locked: {error.strerror}.", hint="Use a local disk with space."
         ) from None
