@@ -18,7 +18,14 @@ from agentwire.bus.flow import RoutingLimits
 from agentwire.bus.instructions import Command
 from agentwire.bus.recording import BusRecorder
 from agentwire.bus.security import check_folder, ipc_endpoint
-from agentwire.bus.transport import Connector, Listener, RemoteAccess, Transport, transport_for
+from agentwire.bus.transport import (
+    Connector,
+    Cutting,
+    Listener,
+    RemoteAccess,
+    Transport,
+    transport_for,
+)
 from agentwire.errors import LocalProtocolError
 from agentwire.wire.session import Timing
 
@@ -109,6 +116,8 @@ class Broker:
         self.endpoint = self._listener.endpoint
         self.remote_endpoint = getattr(self._listener, "remote_endpoint", "")
         self._core.write = self._listener.send
+        if isinstance(self._listener, Cutting):
+            self._core.release = self._listener.released
         self._thread = threading.Thread(
             target=self._run, args=(self._listener,), name="agentwire-broker", daemon=True
         )
@@ -231,11 +240,14 @@ class Broker:
             if arrived is None:
                 return True
             peer, frames = arrived
-            if peer not in self._core.open:
+            new = peer not in self._core.open
+            if new:
                 # A command (expect) given before this peer connected must take effect before its
                 # Hello is judged.
                 self._take_commands()
             if self._recorder is not None:
                 self._recorder.received(peer, frames, listener.last_key)
             self._core.receive(peer, frames, listener.last_key)
+            if new and peer in self._core.open and isinstance(listener, Cutting):
+                listener.admitted(peer)
         return False

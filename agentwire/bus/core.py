@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -24,11 +25,17 @@ from agentwire.wire.events import (
     MessageReceived,
     Outgoing,
 )
-from agentwire.wire.messages import Goodbye
+from agentwire.wire.messages import Goodbye, Ping
 from agentwire.wire.session import Session, Side, State, Timing
+
+log = logging.getLogger(__name__)
 
 BROKER_EPOCH = 1  # a broker lives as long as its run
 OUTBOX_MESSAGES = 4096  # for a peer that does not read; then it is disconnected
+OUTBOX_BYTES = 64 * 1024 * 1024  # the same
+ALL_OUTBOXES_BYTES = 256 * 1024 * 1024  # over all peers; then the slowest is disconnected
+UNREAD_BYTES = 16 * 1024 * 1024  # handed to the transport, which bounds messages but not bytes
+PROBE_BYTES = 4 * 1024 * 1024  # after so many a Ping asks how far the peer has read
 SWEEP_EVERY = 0.5  # s
 _TICK_AT = attrgetter("tick_at")
 
@@ -54,12 +61,19 @@ class Connection:
         tick_at: when its session has to be ticked.
         key: public key of its peer; "" if the transport uses none.
         outbox: messages that the transport did not take yet.
+        waiting: their bytes.
+        unread: bytes handed to the transport that the peer may not have read.
+        probe: number of the Ping whose Pong shows that it has read ``probed`` of them; 0: none.
     """
 
     session: Session
     tick_at: float
     key: str = ""
     outbox: deque[list[Frame]] = field(default_factory=deque)
+    waiting: int = 0
+    unread: int = 0
+    probe: int = 0
+    probed: int = 0
 
 
 class BrokerCore:
@@ -74,6 +88,7 @@ class BrokerCore:
 
     Attributes:
         write: hands one message to the transport.
+        release: called when a session ends; True: cut its connection.
         ticked: when ``tick`` was last called.
         open: connected peers.
         blocked: peers whose messages wait because they do not read; ``retry`` writes them.
@@ -92,6 +107,8 @@ class BrokerCore:
         key_name: Callable[[str], str] | None = None,
     ) -> None:
         self.write: Callable[[PeerId, Frames], Sent] = lambda peer, frames: Sent.GONE
+        self.release: Callable[[PeerId, bool], None] = lambda peer, cut: None
+        self._waiting = 0  # bytes in all outboxes
         self.ticked = self._swept = now
         self._config = config
         self._on_event = on_event
@@ -132,7 +149,7 @@ class BrokerCore:
             epoch=BROKER_EPOCH,
             now=now,
             timing=self._config.timing,
-            keyed=bool(key),
+            keyed=key not in ("", IN_PROCESS),
         )
         connection = Connection(session, now, key)
         events = session.receive(frames, now)
@@ -172,6 +189,9 @@ class BrokerCore:
     # -- decisions --------------------------------------------------------------------------
 
     def _handle(self, peer: PeerId, connection: Connection, events: list[Event]) -> None:
+        if connection.probe and connection.session.pongs >= connection.probe:
+            connection.unread, connection.probe = connection.unread - connection.probed, 0
+            self._probe(peer, connection)
         # The session's own frames are numbered already, so they are written first.
         for event in events:
             if isinstance(event, Outgoing):
@@ -248,14 +268,21 @@ class BrokerCore:
     def retry(self) -> None:
         """Writes what waits, as far as the peers read."""
         for peer in list(self.blocked):
-            outbox = self.open[peer].outbox
-            while outbox and (sent := self.write(peer, outbox[0])) is not Sent.FULL:
+            connection = self.open[peer]
+            outbox = connection.outbox
+            while outbox and connection.unread < UNREAD_BYTES:
+                sent = self.write(peer, outbox[0])
                 if sent is Sent.GONE:
                     self._break(peer, "the connection was closed")
+                if sent is not Sent.TAKEN:
                     break
-                outbox.popleft()
+                size = sum(map(len, outbox.popleft()))
+                connection.unread += size
+                connection.waiting -= size
+                self._waiting -= size
             if not outbox:
                 self.blocked.discard(peer)
+            self._probe(peer, connection)
 
     def say_goodbye(self, reason: str, now: float) -> None:
         """Sends Goodbye in every open session."""
@@ -267,27 +294,64 @@ class BrokerCore:
         """Writes now, or later if the peer does not read fast enough."""
         if peer in self.broken:
             return
-        if not connection.outbox:
+        if not connection.outbox and connection.unread < UNREAD_BYTES:
             sent = self.write(peer, frames)
             if sent is Sent.TAKEN:
+                connection.unread += sum(map(len, frames))
+                if connection.unread >= PROBE_BYTES and not connection.probe:
+                    self._probe(peer, connection)
                 return
             if sent is Sent.GONE:
                 self._break(peer, "the connection was closed")
                 return
-        if len(connection.outbox) >= OUTBOX_MESSAGES:
-            self._break(peer, f"it did not read {OUTBOX_MESSAGES} messages")
+        if peer not in self.open:
+            return
+        size = sum(map(len, frames))
+        full = connection.outbox and connection.waiting + size > OUTBOX_BYTES
+        if full or len(connection.outbox) >= OUTBOX_MESSAGES:
+            self._cut(peer, connection)
             return
         connection.outbox.append(frames)
-        if peer in self.open:
-            self.blocked.add(peer)
+        connection.waiting += size
+        self._waiting += size
+        self.blocked.add(peer)
+        if self._waiting > ALL_OUTBOXES_BYTES:
+            slowest = max(self.blocked, key=lambda blocked: self.open[blocked].waiting)
+            self._cut(slowest, self.open[slowest])
+
+    def _probe(self, peer: PeerId, connection: Connection) -> None:
+        """Sends a Ping if enough is unread: its Pong shows that the peer has read all before it."""
+        session = connection.session
+        if connection.probe or connection.unread < PROBE_BYTES or session.state is not State.OPEN:
+            return
+        frames = session.send(Ping(), self.ticked)
+        connection.probe, connection.probed = session.pings, connection.unread
+        self._write(peer, connection, frames)
+
+    def _cut(self, peer: PeerId, connection: Connection) -> None:
+        """Disconnects a peer that does not read."""
+        messages, size = len(connection.outbox), connection.waiting + connection.unread
+        reason = f"it did not read {messages} messages and {size / 2**20:.0f} MiB"
+        hello = connection.session.hello
+        log.warning("%s is disconnected: %s", hello.name if hello else "a peer", reason)
+        self._break(peer, reason)
+        self.release(peer, True)
 
     def _break(self, peer: PeerId, reason: str) -> None:
         if peer in self.open:
             self.broken[peer] = reason
-            self.open[peer].outbox.clear()
+            self._clear(self.open[peer])
             self.blocked.discard(peer)
 
+    def _clear(self, connection: Connection) -> None:
+        self._waiting -= connection.waiting
+        connection.outbox.clear()
+        connection.waiting = 0
+
     def _drop(self, peer: PeerId) -> None:
-        self.open.pop(peer, None)
+        connection = self.open.pop(peer, None)
+        if connection is not None:
+            self._clear(connection)
+            self.release(peer, False)
         self.broken.pop(peer, None)
         self.blocked.discard(peer)

@@ -35,6 +35,7 @@ from agentwire.wire.session import Session, Side, State, Timing
 
 QUEUE_MESSAGES = 256  # that wait for the IO thread; then a sender blocks
 UNSENT_MESSAGES = 1024  # that the broker does not read; then it counts as lost
+UNSENT_BYTES = 512 * 1024 * 1024  # the same
 RECEIVE_BUDGET = 64  # messages received before the thread writes again
 TAKEOVER_S = 0.05  # how long an owner may not poll before the IO thread reads for it
 TICK_S = 0.02  # least time between two ticks of the session, unless one is due
@@ -396,8 +397,9 @@ class Endpoint:
             with self._send_lock:
                 replies = self._number_queued()
                 self._write(link)
-            if len(self._unsent) > UNSENT_MESSAGES:
-                self._lose(f"it did not read {UNSENT_MESSAGES} messages")
+            unsent = sum(len(frame) for frames in tuple(self._unsent) for frame in frames)
+            if len(self._unsent) > UNSENT_MESSAGES or unsent > UNSENT_BYTES:
+                self._lose(f"it did not read {len(self._unsent)} messages of {unsent} bytes")
             if not replies:
                 return
             for message in replies:

@@ -99,6 +99,19 @@ class Listener(_Closable, Protocol):
         ...
 
 
+@runtime_checkable
+class Cutting(Protocol):
+    """A listener that can end the connection of one peer."""
+
+    def admitted(self, peer: PeerId) -> None:
+        """The last message came from this peer, which has a session from now on."""
+        ...
+
+    def released(self, peer: PeerId, cut: bool) -> None:
+        """Its session has ended; with ``cut`` its connection ends, with what waits in it."""
+        ...
+
+
 class Link(_Closable, Protocol):
     """An endpoint's side: one socket to one broker. Calls of ``send`` in turn keep their order.
 

@@ -8,6 +8,7 @@ at all: with NOBLOCK, ZeroMQ refuses at the first frame only.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -21,6 +22,7 @@ from typing import Any, TypeAlias
 import zmq
 
 from agentwire.bus.curve import CurveAuthenticator, guard, present
+from agentwire.bus.gate import Gate, cut_connection, is_supported
 from agentwire.bus.security import check_endpoint, check_ipc_path
 from agentwire.bus.transport import (
     IN_PROCESS,
@@ -111,6 +113,7 @@ class _Socket:
         self._get, self._send_one, self._recv_one = plain.get, plain.send, plain.recv
         self._kept_frames = KEPT_FRAMES
         self._on_first_frame: Callable[[zmq.Frame], None] | None = None  # of each message
+        self._first_frame: zmq.Frame | None = None  # of the last message
         self._known_empty = False  # nothing had arrived, and the socket was not used since
         self._likely_readable = False
         self._socket.set(zmq.SNDHWM, HIGH_WATER)
@@ -170,6 +173,7 @@ class _Socket:
                 received = self._recv_one(NOW, copy=False)
             except zmq.Again:
                 return None
+            self._first_frame = received
             if self._on_first_frame is not None:
                 self._on_first_frame(received)
             frames: list[Frame] = []
@@ -204,9 +208,17 @@ class ZmqListener(_Socket):
         self._endpoint = self.remote_endpoint = ""
         self._socket.set(zmq.ROUTER_MANDATORY, 1)
         self._authenticator: CurveAuthenticator | None = None
+        self._gate: Gate | None = None
+        self._connections: dict[PeerId, tuple[int, int]] = {}  # descriptor and inode
         self._inproc: dict[PeerId, ZmqLink] = {}  # by an identity that only this process knows
         self._frame_bytes = frame_bytes
+        path = ipc_path(endpoint)
+        if path is not None and is_supported():
+            self._open_gate(path)
         self._endpoint = self._bind(endpoint)
+        if self._gate is not None:
+            self._endpoint = f"ipc://{path}"  # ZeroMQ names the idle socket
+            self._socket.set(zmq.USE_FD, -1)
         self._bind(INPROC)  # before the keys: only this process can reach it
         if remote is not None:
             # Options apply to later binds only: the ipc socket stays without keys.
@@ -214,6 +226,18 @@ class ZmqListener(_Socket):
             self._authenticator = CurveAuthenticator(self._context, remote.allowed)
             guard(self._socket, remote.secret)
             self.remote_endpoint = self._bind(remote.endpoint)
+
+    def _open_gate(self, path: Path) -> None:
+        try:
+            self._gate = Gate(path)
+        except OSError as error:
+            self.close(0)
+            raise InputError(
+                f"The bus cannot listen on {path}: {error.strerror}.",
+                hint="Choose another folder for it (TMPDIR), or raise `ulimit -n`.",
+            ) from None
+        self._socket.set(zmq.USE_FD, self._gate.file)
+        self._gate.start()
 
     def _bind(self, endpoint: str) -> str:
         try:
@@ -253,6 +277,8 @@ class ZmqListener(_Socket):
             for link in self._inproc.values():
                 link.cut()  # term() waits for all sockets of the context
             self._wakeup.close()
+            if self._gate is not None:
+                self._gate.close()
             self._socket.close(linger=max(0, round(linger * 1000)))
             if self._authenticator is not None:
                 self._authenticator.close()
@@ -260,6 +286,21 @@ class ZmqListener(_Socket):
         path = ipc_path(self._endpoint) if listened and self._endpoint else None
         if path is not None:
             path.unlink(missing_ok=True)  # ZeroMQ does not remove it
+
+    def admitted(self, peer: PeerId) -> None:
+        frame = self._first_frame
+        with contextlib.suppress(OSError, zmq.ZMQError, ValueError):  # in process, or gone
+            file = -1 if frame is None else int(frame.get(zmq.SRCFD))
+            self._connections[peer] = file, os.fstat(file).st_ino
+            if self._gate is not None:
+                self._gate.admitted.add(os.fstat(file).st_ino)
+
+    def released(self, peer: PeerId, cut: bool) -> None:
+        file, inode = self._connections.pop(peer, (-1, 0))
+        if self._gate is not None:
+            self._gate.admitted.discard(inode)
+        if cut and file >= 0:
+            cut_connection(file, inode)
 
     def _read_key(self, frame: zmq.Frame) -> None:
         try:

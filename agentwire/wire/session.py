@@ -200,6 +200,7 @@ class Session:
         # Message classes of the open session that mean nothing to the session itself.
         self._plain_in: frozenset[type[Message]] = frozenset()
         self._plain_out: frozenset[type[Message]] = frozenset()
+        self.pings = self.pongs = 0  # Pings sent, and Pongs that have answered them
         self._next_out = 0
         self._next_in = 0
         self._undecoded = 0
@@ -251,6 +252,7 @@ class Session:
             self.hello = message
         elif isinstance(message, Ping | Pong):
             self._reported = now
+            self.pings += isinstance(message, Ping)
         return frames
 
     def _state_after_sending(self, message: Message) -> State:
@@ -406,7 +408,9 @@ class Session:
             return self._change_state(message, envelope, after, now)
         if isinstance(message, Ping | Pong):
             events: list[Event] = [PeerBusy(*self._other_end(), message.busy_ms)]
-            if isinstance(message, Ping):
+            if isinstance(message, Pong):
+                self.pongs = min(self.pings, self.pongs + 1)
+            else:
                 busy_ms = 0 if busy_since is None else _busy_ms(busy_since, now)
                 events.append(Outgoing(self.send(Pong(busy_ms), now)))
             return events

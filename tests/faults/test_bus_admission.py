@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import os
+import socket
+import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import psutil
 import pytest
+import zmq
 
 from agentwire.model.fake import answer
 from agentwire.runtime import Runtime
@@ -24,7 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
 from fake_run import TASK, fake_runtime, until
 
 pytestmark = pytest.mark.integration
-FOREIGN = Path(__file__).resolve().parents[1] / "foreign" / "client.py"
+HERE = Path(__file__).resolve().parent
+FOREIGN = HERE.parent / "foreign" / "client.py"
 DECODING = {"temperature": 0, "top_p": 1000, "seed": 0, "stop": [], "stream": False}
 AGENT, CLIENT = "agent", "client"
 
@@ -202,3 +209,126 @@ async def test_a_flood_of_free_messages_does_not_end_an_agent(peers: list[Strang
         assert (await slow).label
         await works(runtime)
         assert all(info.restarts == 0 for info in runtime.agents.values())
+
+
+# -- descriptors and bytes ------------------------------------------------------------------
+
+
+class Run:
+    """``limited_run.py`` in a child process."""
+
+    def __init__(self, limit: int) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(HERE / "limited_run.py"), str(limit)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        assert self.process.stdout is not None
+        self.invitation: dict[str, str] = json.loads(self.process.stdout.readline())
+        self.path = self.invitation["endpoint"].removeprefix("ipc://")
+
+    def ask(self, text: str) -> float:
+        """Has one text answered; the memory of the process in MiB."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(text + "\n")
+        self.process.stdin.flush()
+        label, memory = json.loads(self.process.stdout.readline())
+        assert label == answer(text, TASK.labels)
+        return float(memory)
+
+    def end(self) -> str:
+        """Ends it in good order; what it wrote to stderr."""
+        _, errors = self.process.communicate("\n", timeout=60)
+        assert self.process.returncode == 0, errors
+        assert "Traceback" not in errors
+        return errors
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[[int], Run]]:
+    runs: list[Run] = []
+
+    def make(limit: int) -> Run:
+        runs.append(Run(limit))
+        return runs[-1]
+
+    yield make
+    for run in runs:
+        if run.process.poll() is None:
+            run.process.kill()
+            run.process.wait()
+
+
+def crowd(path: str, count: int) -> list[socket.socket]:
+    """Raw connections that send nothing."""
+    made: list[socket.socket] = []
+    deadline = time.monotonic() + 30
+    while len(made) < count and time.monotonic() < deadline:
+        one = socket.socket(socket.AF_UNIX)
+        one.settimeout(0.05)
+        try:
+            one.connect(path)
+            made.append(one)
+        except OSError:  # it does not listen now, or as many wait as may
+            one.close()
+            time.sleep(0.0005)
+    assert len(made) == count
+    return made
+
+
+@pytest.mark.parametrize(("limit", "count"), [(1024, 1_010), (1024, 4_000), (256, 1_000)])
+def test_a_crowd_of_connections_does_not_end_the_runner(
+    start: Callable[[int], Run], limit: int, count: int
+) -> None:
+    run = start(limit)
+    run.ask("before")
+    made = crowd(run.path, count)
+    run.ask("during")
+    files = psutil.Process(run.process.pid).num_fds()
+    assert files < 0.8 * limit
+    for one in made:
+        one.close()
+    run.ask("after")
+    assert "closing new ones" in run.end()
+
+
+def test_connections_without_a_hello_give_way_to_a_client(start: Callable[[int], Run]) -> None:
+    run = start(512)
+    context = zmq.Context()
+    idle = [context.socket(zmq.DEALER) for _ in range(200)]
+    for one in idle:
+        one.linger = 0
+        one.connect(run.invitation["endpoint"])
+    time.sleep(6)
+    known = run.invitation
+    peer = Stranger(known["endpoint"], bytes.fromhex(known["run"]), known["token"], "late")
+    peer.join()
+    peer.leave()
+    run.ask("after")
+    for one in idle:
+        one.close()
+    context.term()
+    run.end()
+
+
+def test_a_client_that_never_reads_is_disconnected(start: Callable[[int], Run]) -> None:
+    run = start(1024)
+    before = run.ask("before")
+    known = run.invitation
+    peer = Stranger(known["endpoint"], bytes.fromhex(known["run"]), known["token"], "deaf")
+    peer.socket.rcvhwm = 1
+    peer.join()
+    wide = task("wide") | {"labels": [f"l{number}" for number in range(4000)]}
+    peer.send(foreign.DEFINE, {}, body=foreign.msgpack.packb(wide))
+    about = {"wire": "@receiver", "task": foreign.task_id(wide), "origin": "", "reason": ""}
+    for _ in range(100):  # an answer has 4 MB
+        ids = [[os.urandom(16), None, bytes(16), 1] for _ in range(256)]
+        peer.send(foreign.TEXT, {**about, "solo": False, "stages": {}}, ids, b"x" * 256)
+        time.sleep(0.02)
+    time.sleep(2)
+    assert run.ask("after") < before + 200
+    peer.socket.close(linger=0)
+    assert "did not read" in run.end()
