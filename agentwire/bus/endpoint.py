@@ -31,6 +31,7 @@ from agentwire.wire.events import (
     PeerLost,
     SessionOpened,
 )
+from agentwire.wire.fields import Misfit
 from agentwire.wire.session import Session, Side, State, Timing
 
 QUEUE_MESSAGES = 256  # that wait for the IO thread; then a sender blocks
@@ -84,7 +85,7 @@ class Endpoint:
         self.final = self.admitted = False
         self.refusal: NackCode | None = None
         self._address = address
-        self._is_client = hello.role is m.Role.CLIENT
+        self._client = hello.name if hello.role is m.Role.CLIENT else ""
         self._on_message = on_message
         self._on_lost = on_lost
         self._transport = transport
@@ -382,8 +383,8 @@ class Endpoint:
                     self._lose(f"another incarnation replaced this one: {reason}")
                 case MessageReceived(message):
                     self._on_message(message, now)
-                case MessageRefused(code, reason, wire, rows) if rows and self._is_client:
-                    self._on_message(m.Nack(code, reason, wire, rows), now)
+                case MessageRefused(code, reason, wire, rows) if rows and self._client:
+                    self._on_message(m.Nack(code, reason, wire, rows, origin=self._client), now)
                 case PeerLeft(reason=reason, code=code):
                     why = f"refused ({code}): {reason}" if code else f"it said Goodbye: {reason}"
                     self.final, self.refusal = True, code
@@ -426,11 +427,12 @@ class Endpoint:
         if not rows:
             raise error
         replies: list[m.Message] = []
-        nack = m.Nack(NackCode.MALFORMED, str(error), getattr(message, "wire", ""), rows)
-        if self._is_client:
+        code = error.__cause__.code if isinstance(error.__cause__, Misfit) else NackCode.MALFORMED
+        origin = self._client or getattr(message, "origin", "")
+        nack = m.Nack(code, str(error), getattr(message, "wire", ""), rows, origin=origin)
+        if self._client:
             replies.append(nack)
         else:
-            nack = replace(nack, origin=getattr(message, "origin", ""))
             self._unsent.append(self._session.send(nack, time.monotonic()))
         if isinstance(message, m.Encode | m.Soft | m.Text):  # its credit was not used
             replies.append(m.Credit(message.wire, 1, body_bytes(message)))

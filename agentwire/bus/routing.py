@@ -93,6 +93,7 @@ class Router:
             self._wires.agents, token, self._limits.clients, frozenset(reserved)
         )
         self._flow = Flow(self._wires, self._peers, self._limits, self.counters)
+        self._number = 0  # of the message at hand
         self._offers = Offers(self._wires, self._peers, self.counters)
 
     def gauges(self) -> dict[str, int]:
@@ -120,6 +121,7 @@ class Router:
         """
         peer = self._peers.by_id.get(id)
         if isinstance(event, MessageReceived) and peer is not None:  # the usual case
+            self._number = event.envelope.seq
             return self._receive(peer, event.message, event.sealed, now)
         if isinstance(event, HelloReceived):
             return self._connect(id, event, key_name, in_process)
@@ -364,7 +366,7 @@ class Router:
 
     def _refuse(self, peer: Peer, code: NackCode, reason: str) -> list[Instruction]:
         self.counters[f"refused.{code}"] += 1
-        return [Send(peer.id, Nack(code, reason))]
+        return [Send(peer.id, Nack(code, f"message {self._number}: {reason}"))]
 
     def _refuse_message(
         self, peer: Peer, code: NackCode, reason: str, message: Message
@@ -374,6 +376,8 @@ class Router:
         if isinstance(message, Nack):
             return []  # a Nack is never answered by a Nack
         wire, rows = getattr(message, "wire", ""), getattr(message, "rows", ())
+        if not rows:
+            reason = f"message {self._number}: {reason}"
         return [Send(peer.id, Nack(code, reason, wire, rows))]
 
 

@@ -442,6 +442,9 @@ class Client:
             case Piece():
                 self._on_pieces(message)
             case Nack(rows=rows) if rows:
+                if message.wire and not message.origin:  # the broker has not charged it
+                    with contextlib.suppress(RemoteProtocolError):
+                        self._credit.add(message.wire, 1, sum(row.size for row in rows))
                 self._on_nack(message)
             case Nack():
                 log.warning("refused: %s %s %s", message.code, message.wire, message.reason)

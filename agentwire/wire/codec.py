@@ -128,7 +128,7 @@ def encode(message: Message, envelope: Envelope) -> list[bytes | memoryview]:
         raise LocalProtocolError(
             f"A {type(message).__name__} message does not fit the wire: {error}.",
             hint="docs/protocol.md lists each field and its limit.",
-        ) from None
+        ) from error
 
 
 def reseal(sealed: Sealed, envelope: Envelope, origin: str) -> list[bytes | memoryview]:

@@ -320,7 +320,7 @@ class Session:
         except Undecodable as error:
             self._undecoded += 1
             refused = MessageRefused(error.code, str(error), error.wire, error.rows, error.origin)
-            return self._refuse(refused, now)
+            return self._refuse(refused, now, self._next_in + self._undecoded - 1)
         if (
             self.state is State.OPEN
             and type(message) in self._plain_in
@@ -353,9 +353,12 @@ class Session:
                 getattr(message, "rows", ()),
                 getattr(message, "origin", ""),
             )
-            return self._refuse(refused, now, answer=not isinstance(message, Nack))
+            answer = not isinstance(message, Nack)
+            return self._refuse(refused, now, envelope.seq, answer=answer)
 
     def _check_envelope(self, envelope: Envelope, message: Message) -> None:
+        if self.state is State.START and isinstance(message, Hello) and envelope.seq:
+            raise _Refusal(NackCode.MALFORMED, f"the first Hello is number 0, not {envelope.seq}")
         if envelope.run != self._run and not self._learns_run(envelope.run, message):
             raise _Refusal(NackCode.UNAUTHORIZED, "the message belongs to another run")
         # The first message in a direction fixes the incarnation.
@@ -457,13 +460,15 @@ class Session:
             return "a peer cannot change its name or role"
         return "" if hello.model else "a second Hello must name the model"
 
-    def _refuse(self, refused: MessageRefused, now: float, *, answer: bool = True) -> list[Event]:
+    def _refuse(
+        self, refused: MessageRefused, now: float, number: int, *, answer: bool = True
+    ) -> list[Event]:
         events: list[Event] = [refused]
         # A Nack is never answered by a Nack, or two ends could go on for ever.
         if answer and self._step(Direction.SEND, MessageType.NACK) is not None:
-            nack = Nack(
-                refused.code, refused.reason, refused.wire, refused.rows, origin=refused.origin
-            )
+            # Without rows only its number says which message it was: they arrive in order.
+            reason = refused.reason if refused.rows else f"message {number}: {refused.reason}"
+            nack = Nack(refused.code, reason, refused.wire, refused.rows, origin=refused.origin)
             events.append(Outgoing(self.send(nack, now)))
         return events
 
