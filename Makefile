@@ -7,6 +7,7 @@
 # make test-frameworks   adapters and examples against the real frameworks (its own environments)
 # make test-ray   the Ray launcher on a cluster of three nodes on this machine (its own environment)
 # make test-vllm   the vLLM backend on vLLM's CPU build (`make vllm`: its own environment, 3 GB)
+# make test-node   a client in Node, written from docs/protocol.md alone (needs node and npm)
 # make lint types bench clean
 #
 # Everything runs in .venv, made on first use. PYTHON=python3.12 picks the interpreter. Where pip
@@ -26,7 +27,7 @@ ARGS   ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-frameworks test-ray vllm test-vllm lint types bench chaos fuzz soak load clean distclean
+.PHONY: help venv demo test test-frameworks test-node test-ray vllm test-vllm lint types bench chaos fuzz soak load clean distclean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -77,6 +78,10 @@ $(RAY)/.installed: $(STAMP) tests/cluster/requirements.txt
 test-frameworks: $(FRAMEWORKS)/.installed $(CREWAI)/.installed
 	@PYTHONPATH=$(CURDIR) CREWAI_PYTHON=$(CREWAI)/bin/python $(FRAMEWORKS)/bin/python -m pytest \
 	  -W default tests/frameworks $(ARGS)
+
+test-node: $(STAMP)
+	@npm install --prefix tests/foreign/node --no-audit --no-fund --no-package-lock --silent
+	@$(BIN)/python -m pytest tests/foreign/test_node_client.py $(ARGS)
 
 test-ray: $(RAY)/.installed
 	@PYTHONPATH=$(CURDIR) $(RAY)/bin/python -m pytest -W default tests/cluster $(ARGS)

@@ -332,3 +332,37 @@ def test_a_client_that_never_reads_is_disconnected(start: Callable[[int], Run]) 
     assert run.ask("after") < before + 200
     peer.socket.close(linger=0)
     assert "did not read" in run.end()
+
+
+# -- refusals -------------------------------------------------------------------------------
+
+
+async def test_a_refusal_without_rows_names_the_message(
+    runtime: Runtime, peers: list[Stranger]
+) -> None:
+    def refusal(peer: Stranger) -> str:
+        while True:
+            header, rows, _ = peer.receive()
+            if header["t"] == foreign.NACK:
+                assert not rows
+                return str(header["reason"])
+
+    def talk() -> None:
+        peer = join(runtime, peers, "tool")
+        peer.join()
+        peer.send(foreign.DEFINE, {}, body=foreign.msgpack.packb(task("x") | {"labels": 5}))
+        assert refusal(peer).startswith("message 1: ")
+        peer.send(
+            foreign.DEFINE, {}, body=foreign.msgpack.packb(task("x") | {"prompt": "p" * 40_000})
+        )
+        assert refusal(peer).startswith("message 2: ")
+        peer.socket.send_multipart([b"no msgpack", b"", b""])
+        peer.out += 1
+        assert refusal(peer).startswith("message 3: ")
+        answers = peer.ask("sender->receiver", peer.define("fine"), ["fine"], "soft")
+        assert "scores" in answers[0]
+        late = join(runtime, peers, "late")
+        late.out = 7
+        assert "number 0" in late.hello()["reason"]
+
+    await asyncio.to_thread(talk)
