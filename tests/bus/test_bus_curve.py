@@ -75,6 +75,19 @@ def test_an_agent_joins_by_its_key_and_works(site: Site) -> None:
     assert llama.inbox.wait_for(m.Encode).rows == rows(1, size=1)
 
 
+def test_a_client_joins_by_its_key_and_replaces_only_itself(site: Site) -> None:
+    pair = site.pair("client-far")
+    first = site.join(pair, name="client-far")
+    assert first.inbox.wait_for(m.Credit)
+    second = site.join(pair, name="client-far", epoch=2)  # the same key
+    assert second.inbox.wait_for(m.Credit)
+    assert "replaced" in first.lost()
+    assert "unauthorized" in site.join(pair, name="client-near").lost()
+    with RawPeer(site.rig.broker.endpoint, epoch=9) as thief:  # with the run's token
+        answer = thief.join("client-far")
+        assert isinstance(answer, m.Nack) and answer.code is NackCode.UNAUTHORIZED
+
+
 def raw(site: Site, **options: bytes) -> RawPeer:
     return RawPeer(site.address, **options)
 
