@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of the codec and the session.
 
-    pip install 'agentwire[fuzz]'
+    pip install '.[fuzz]'
     python bench/fuzz.py [--minutes 10] [--seed 0] [--out bench/results/fuzz.json]
 
 Two targets take half the time each. ``codec`` decodes frames, encodes the result and decodes it

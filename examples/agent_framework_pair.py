@@ -1,6 +1,6 @@
 """Microsoft's agent-framework: one agent passes soft tokens to another.
 
-pip install 'agentwire[models,agent-framework]'
+pip install '.[models,agent-framework]'
 python examples/agent_framework_pair.py "A moving, funny film."
 """
 

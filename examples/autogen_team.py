@@ -1,6 +1,6 @@
 """An AutoGen team: a reader passes soft tokens to a judge.
 
-pip install 'agentwire[models,autogen]'
+pip install '.[models,autogen]'
 python examples/autogen_team.py "A moving, funny film."
 """
 

@@ -1,6 +1,6 @@
 """Three agents in a LangGraph: the reader passes soft tokens to the judge.
 
-    pip install 'agentwire[models,langchain]' langgraph
+    pip install '.[models,langchain]' langgraph
     python examples/langgraph_three_agents.py                     # the 12 reviews in this file
     python examples/langgraph_three_agents.py --data rows.jsonl --rows 40
 

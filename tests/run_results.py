@@ -69,7 +69,7 @@ def make_result(**changes: Any) -> RunResult:
                 subject="task",
                 wanted="sst2",
                 used="movie_snippets",
-                reason="AGENTWIRE_DATA is not set; the hub needs `pip install 'agentwire[hub]'`",
+                reason="AGENTWIRE_DATA is not set; the hub needs `pip install '.[hub]'`",
             ),
         ],
         dataset=DatasetRecord(

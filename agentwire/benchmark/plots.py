@@ -49,7 +49,7 @@ def check_plots(folder: Path) -> None:
     except ImportError:
         raise InputError(
             "Pictures need matplotlib, which is not installed.",
-            hint="Run `pip install 'agentwire[plots]'`, or leave --plots out.",
+            hint="Run `pip install '.[plots]'`, or leave --plots out.",
         ) from None
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -154,7 +154,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _print_error(
             InputError(
                 f"This command needs {error.name}, which is not installed.",
-                hint=f"Run `pip install 'agentwire[{extra}]'`.",
+                hint=f"Run `pip install '.[{extra}]'`.",
             )
         )
         sys.exit(2)

@@ -111,7 +111,7 @@ def pull(names: Names, as_json: AsJson = False) -> None:
                     hint="Check the paths under `rows`."
                     if files
                     else f"Set AGENTWIRE_DATA to a folder that holds {name}/, "
-                    "or `pip install 'agentwire[hub]'`.",
+                    "or `pip install '.[hub]'`.",
                 )
             for split in splits:
                 progress = partial(shown.update, name)

@@ -72,7 +72,7 @@ def _machine() -> dict[str, Any]:
     here = hardware()
     found = versions()
     for package in ("torch", "transformers"):
-        found.setdefault(package, "missing: pip install 'agentwire[models]'")
+        found.setdefault(package, "missing: pip install '.[models]'")
     found.update(_backend_libraries())
     found["pip"] = metadata.version("pip") if _installed("pip") else "missing"
     return {

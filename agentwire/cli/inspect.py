@@ -149,7 +149,7 @@ def _check_plot(file: Path) -> None:
     if not (find_spec("sklearn") and find_spec("matplotlib")):
         raise InputError(
             "A t-SNE needs scikit-learn and matplotlib.",
-            hint="Run `pip install 'agentwire[inspect]'`, or leave --plot out.",
+            hint="Run `pip install '.[inspect]'`, or leave --plot out.",
         )
     if not file.absolute().parent.is_dir():
         raise InputError(f"{file.parent} is not a folder.", hint="Name another file with --plot.")

@@ -256,7 +256,7 @@ def _hub_reason(config: Config) -> str:
     if config.offline:
         return "the hub is off (offline)"
     if importlib.util.find_spec("datasets") is None:
-        return "the hub needs `pip install 'agentwire[hub]'`"
+        return "the hub needs `pip install '.[hub]'`"
     return ""
 
 

@@ -115,7 +115,7 @@ def require_plots() -> None:
     except ImportError:
         raise InputError(
             "a loss curve needs matplotlib, which is not installed.",
-            hint="Run `pip install 'agentwire[plots]'`, or omit --plot.",
+            hint="Run `pip install '.[plots]'`, or omit --plot.",
         ) from None
 
 

@@ -520,7 +520,7 @@ def test_a_library_of_an_extra_is_named(shell: Shell, monkeypatch: pytest.Monkey
     monkeypatch.setattr("agentwire.cli.run.load_scenario", missing)
     error, step = shell.refused("run", "scenario.yaml")
     assert "torch" in error
-    assert "agentwire[models]" in step
+    assert ".[models]" in step
 
 
 def test_a_matrix_whose_bridges_are_here_has_nothing_to_train(shell: Shell) -> None:
@@ -567,7 +567,7 @@ def test_a_missing_engine_is_shown_before_anything_runs(
     code, out, err = shell("validate", path)
     assert code == 0 and "valid" in out
     assert "agents.bob cannot run here: vLLM is not installed" in err
-    assert "agentwire[vllm]" in err
+    assert ".[vllm]" in err
     code, out, _ = shell("validate", path, "--json")
     assert "agents.bob" in json.loads(out)[0]["lacks"][0]["problem"]
     code, out, _ = shell("doctor", path, "--json")
@@ -581,7 +581,7 @@ def test_a_run_with_a_missing_engine_ends_with_the_next_step(
     shell.rows({"text": "good", "label": 1})
     error, step = shell.refused("run", shell.write(on_vllm(monkeypatch)))
     assert "agents.bob" in error and "vLLM is not installed" in error
-    assert "pip install 'agentwire[vllm]'" in step and "make vllm" in step
+    assert "pip install '.[vllm]'" in step and "make vllm" in step
 
 
 def test_a_launcher_is_one_of_those_that_exist(shell: Shell) -> None:

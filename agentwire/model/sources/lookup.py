@@ -173,7 +173,7 @@ def _fetch_hub(name: str, config: Config) -> Path:
     if importlib.util.find_spec("huggingface_hub") is None:
         raise ModelError(
             f"{name} must be downloaded from the hub, but huggingface-hub is not installed.",
-            hint=f"Run `pip install 'agentwire[hub]'`. {hint}",
+            hint=f"Run `pip install '.[hub]'`. {hint}",
         )
     from huggingface_hub import snapshot_download
 
@@ -306,7 +306,7 @@ def _run_conversion(model: KnownModel, gguf: Path, folder: Path, progress: OnPro
     missing = "No module named" in reason
     raise ModelError(
         f"{model.name} cannot be converted: {reason.rstrip('.')}.",
-        hint="Run `pip install 'agentwire[models]'`."
+        hint="Run `pip install '.[models]'`."
         if missing
         else f"Run `agentwire models pull {model.name}` again.",
     )

@@ -21,7 +21,7 @@ from agentwire.spec.agent import AgentSpec
 log = logging.getLogger(__name__)
 
 INSTALL: Final = (
-    "Run `pip install 'agentwire[vllm]'` (with a GPU), or `make vllm` for the CPU build in an "
+    "Run `pip install '.[vllm]'` (with a GPU), or `make vllm` for the CPU build in an "
     "environment of its own; or set `backend: transformers`."
 )
 CPU_LENGTH: Final = 4096
