@@ -176,7 +176,7 @@ def test_the_small_pair_predicts_the_same_on_a_cluster(cluster: Any, tmp_path: P
             [*command, *options], capture_output=True, text=True, timeout=COMMAND_S, check=False
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        for alarm in ("restarts", "will be retried"):  # an orderly end
+        for alarm in ("died and restarts", "will be retried"):  # an orderly end
             assert alarm not in done.stderr
         agents = json.loads(done.stdout)["agents"]
         assert {agent["restarts"] for agent in agents.values()} == {0}
