@@ -32,6 +32,11 @@ class AgentwireError(Exception):
         return f"{self.message} {self.hint}" if self.hint else self.message
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its type's name if it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 # -- input ----------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agentwire.errors import NackCode, RemoteProtocolError
+from agentwire.errors import NackCode, RemoteProtocolError, first_line
 from agentwire.model.prompting import read_texts, text_limit
 from agentwire.task.tokens import Tokenizer, around_text, plain_ids, start_ids, template_text_ids
 from agentwire.task.transcript import ChatMessage, parse_chat, quote_roles, role_line
@@ -42,7 +42,7 @@ def _pieces(tokenizer: Tokenizer, messages: Sequence[ChatMessage]) -> list[tuple
                 tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
             )
         except Exception as error:  # a template raises whatever its author chose
-            first = (str(error).splitlines() or [type(error).__name__])[0]
+            first = first_line(error)
             raise RemoteProtocolError(
                 NackCode.UNSUPPORTED,
                 f"this model's chat template refuses the conversation: {first}",

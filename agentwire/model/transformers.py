@@ -24,7 +24,7 @@ from agentwire.bridge import store
 from agentwire.bridge.card import check_sender
 from agentwire.bridge.module import BridgeModule
 from agentwire.download import OnProgress
-from agentwire.errors import DeviceError, ModelError
+from agentwire.errors import DeviceError, ModelError, first_line
 from agentwire.model.backend import Encoded, Generated, Scored, Watch
 from agentwire.model.chat import check_length, generation_ids
 from agentwire.model.cpu.packed_linear import pack_linears
@@ -102,7 +102,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def unloadable(what: str, folder: Path, error: Exception) -> ModelError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     return ModelError(f"the {what} in {folder} cannot be loaded: {reason}", hint=RELOAD)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from agentwire.config import Config
 from agentwire.download import OnProgress, sha256_of
-from agentwire.errors import DataError
+from agentwire.errors import DataError, first_line
 from agentwire.task import movie_snippets, passkey, samples
 from agentwire.task.definitions import TaskDefinition, load_definition
 from agentwire.task.rows import Example, checked, read_jsonl, rows_sha256
@@ -273,7 +273,7 @@ def _from_hub(task: TaskDefinition, split: str) -> Dataset:
         columns = [list(table[column]) for column in hub.text]
         classes = list(table[hub.label])
     except Exception as error:  # the library raises whatever its network layers raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise DataError(
             f"{task.name} cannot be loaded from the hub ({hub.dataset}): {reason}",
             hint="Check the network, log in if it is gated, or set AGENTWIRE_DATA to a folder.",

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary
 
-from agentwire.errors import ModelError, ScenarioError
+from agentwire.errors import ModelError, ScenarioError, first_line
 
 MAX_LABEL_WORK: Final = 1 << 22
 """Labels times tokens of the prompt, and characters read for all labels: more is refused."""
@@ -153,7 +153,7 @@ def chat_or_plain(tokenizer: Tokenizer, prompt: str) -> str:
             conversation, tokenize=False, add_generation_prompt=True
         )
     except Exception as error:  # a template raises whatever its author chose, or the sandbox
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ModelError(
             f"the model's chat template cannot be used: {reason}.",
             hint="Correct chat_template in the model's tokenizer_config.json or *.jinja file.",

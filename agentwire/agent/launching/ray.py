@@ -29,7 +29,7 @@ from ray.exceptions import RayActorError, RayError
 from agentwire.agent.launching.failure import ExitCode
 from agentwire.agent.launching.placement import Remote
 from agentwire.agent.launching.run_keys import RunKeys
-from agentwire.errors import AgentwireError, InputError
+from agentwire.errors import AgentwireError, InputError, first_line
 from agentwire.spec.agent import AgentBootstrap, AgentSpec
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class RayLauncher:
                 check_reachable(address)
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             except (OSError, ValueError, RuntimeError, SystemExit) as error:
-                first = (str(error).splitlines() or [type(error).__name__])[0]
+                first = first_line(error)
                 raise InputError(
                     f"There is no Ray cluster at {address!r}: {first}",
                     hint="Start one (`ray start --head`) or use --address local.",

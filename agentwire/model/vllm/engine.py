@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from agentwire import config
-from agentwire.errors import DeviceError, ModelError
+from agentwire.errors import DeviceError, ModelError, first_line
 from agentwire.spec.agent import AgentSpec
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def import_vllm(device: str) -> Any:
     except ModuleNotFoundError as error:
         raise ModelError(f"vLLM is not installed ({error.name}).", hint=INSTALL) from None
     except Exception as error:  # a build for another torch fails in many ways
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise ModelError(f"vLLM cannot be imported: {first}.", hint=INSTALL) from error
     if (device == "cpu") != current_platform.is_cpu():
         here = "CPUs" if current_platform.is_cpu() else "GPUs"
@@ -111,7 +111,7 @@ class Engine:
         try:
             return cls(vllm.LLM(**settings))
         except Exception as error:  # the library raises many types
-            first = (str(error).splitlines() or [type(error).__name__])[0]
+            first = first_line(error)
             raise ModelError(
                 f"vLLM cannot run {spec.model}: {first}",
                 hint="See the agent's log, or set `backend: transformers`.",
