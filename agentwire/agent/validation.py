@@ -23,6 +23,7 @@ from agentwire.model.backend import Backend
 from agentwire.spec.agent import AgentSpec, JointBridges
 from agentwire.wire.credit import body_bytes
 from agentwire.wire.messages import (
+    FREE_TEXT,
     Accept,
     BridgeIdentity,
     Channel,
@@ -44,7 +45,6 @@ FP16: Final = np.dtype("<f2")
 MAX_JOINT: Final = 16
 """Payloads that one request may read together."""
 ANY_PROMPT: Final = "any"
-FREE_TEXT: Final = "free_text"
 
 
 def covers_prompt(prompts: Collection[str], task: TaskSpec) -> bool:

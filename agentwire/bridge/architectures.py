@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from agentwire.bridge.module import BridgeModule
 
 DEFAULT: Final = "resampler"
+READER: Final = "reader"
 ARCHITECTURES: Registry[type[BridgeModule]] = Registry("agentwire.bridges", "bridge architecture")
 ARCHITECTURES.lazy(DEFAULT, "agentwire.bridge.resampler:Resampler")
+ARCHITECTURES.lazy(READER, "agentwire.bridge.reader:Reader")
 
 ArchitectureName = Annotated[str, known_name(ARCHITECTURES)]

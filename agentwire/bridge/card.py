@@ -6,17 +6,26 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from agentwire.bridge.architectures import DEFAULT, ArchitectureName
-from agentwire.bridge.shape import BridgeShape
+from agentwire.bridge.architectures import DEFAULT, READER, ArchitectureName
+from agentwire.bridge.shape import BridgeShape, ReaderShape, Where
 from agentwire.errors import BridgeError, ScenarioError
 from agentwire.spec.document import read_document, write_document
-from agentwire.wire.messages import BridgeIdentity, ModelIdentity
+from agentwire.wire.messages import FREE_TEXT, BridgeIdentity, ModelIdentity
 
 CARD_FILE = "card.yaml"
 WEIGHTS_FILE = "weights.safetensors"
 ANY_PROMPT = "any"
+QUESTION = "{question}"
 MAX_CARD_BYTES = 256 * 1024
 TEXT_TOKENS: Literal[512] = 512
 """Tokens of the longest text that a bridge reads."""
@@ -28,6 +37,7 @@ Prompt = Sha256 | Literal["any"]
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Layers = Annotated[int, Field(ge=1, le=1024)]
 Blocks = Annotated[int, Field(ge=1, le=64)]
+Size = Annotated[int, Field(ge=1, le=512)]
 
 
 class CardPart(BaseModel):
@@ -89,6 +99,42 @@ class CardJoint(CardPart):
     reads: Literal["whole", "share"] = "whole"
 
 
+class CardReader(CardPart):
+    """What a card of a reader bridge adds; sizes as in ``shape.ReaderShape``.
+
+    Attributes:
+        question: what follows the soft tokens, with ``{question}`` once.
+        stop: strings that end an answer, in addition to the request's.
+    """
+
+    layers: tuple[Annotated[int, Field(ge=0, le=1024)], ...] = Field(min_length=1, max_length=64)
+    sizes: tuple[Size, ...] = Field(min_length=1, max_length=16)
+    additions: tuple[Annotated[int, Field(ge=0, le=1024)], ...] = Field((), max_length=1024)
+    prompt: Annotated[int, Field(ge=0, le=64)] = 8
+    down: Width = 320
+    local: Annotated[int, Field(ge=0, le=512)] = 16
+    where: Where = "receiver"
+    question: Annotated[str, Field(max_length=2048)] = "\nQuestion: {question}\nAnswer:"
+    stop: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = ("\n",)
+
+    @field_validator("layers", "sizes", "additions")
+    @classmethod
+    def _rises(cls, numbers: tuple[int, ...]) -> tuple[int, ...]:
+        if list(numbers) != sorted(set(numbers)):
+            raise ValueError("must be in rising order, each number once")
+        return numbers
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> CardReader:
+        if self.layers[0] != 0:
+            raise ValueError("layers must begin with 0, the sender's embedding")
+        if self.where == "sender" and self.additions:
+            raise ValueError("additions are made at the receiver; leave them out or set `where`")
+        if self.question.count(QUESTION) != 1:
+            raise ValueError("question must contain {question} once")
+        return self
+
+
 def part_prompt(name: str, place: int) -> str:
     """Prompt hash of one bridge of a set: of no real prompt, so that it is never used alone."""
     return hashlib.sha256(f"bridge {place} of {name}, never alone".encode()).hexdigest()
@@ -99,6 +145,7 @@ class BridgeCard(CardPart):
 
     Attributes:
         text_tokens: tokens of the longest text that it reads.
+        answers: ``free`` promises answers to any question, in generated text.
     """
 
     name: Annotated[str, Field(min_length=1, max_length=128)]
@@ -119,6 +166,8 @@ class BridgeCard(CardPart):
     training: CardTraining
     weights_sha256: Sha256
     joint: CardJoint | None = None
+    answers: Literal["labels", "free"] = "labels"
+    reader: CardReader | None = None
 
     @model_validator(mode="after")
     def _is_consistent(self) -> BridgeCard:
@@ -130,6 +179,16 @@ class BridgeCard(CardPart):
             raise ValueError(f"{self.heads} heads do not divide the inner width {self.hidden}")
         if not 0 < self.rms_range[0] < self.rms_range[1]:
             raise ValueError("rms_range must be two positive numbers, the smaller first")
+        if (self.reader is not None) != (self.architecture == READER):
+            raise ValueError("a card has a section `reader` if its architecture is reader")
+        if self.reader is not None:
+            sizes = self.reader.layers[-1], self.reader.sizes[-1]
+            if (self.layer, self.soft_tokens) != sizes:
+                raise ValueError(
+                    "layer and soft_tokens must be the last of reader.layers and sizes"
+                )
+            if self.reader.additions and self.reader.additions[-1] >= self.receiver.layers:
+                raise ValueError("reader.additions names a layer that the receiver does not have")
         if self.joint is not None:
             place, parts = self.joint.place, self.joint.parts
             if place > len(parts) or parts[place - 1] != self.weights_sha256:
@@ -144,8 +203,10 @@ class BridgeCard(CardPart):
         return self.receiver.width
 
     @property
-    def shape(self) -> BridgeShape:
+    def shape(self) -> BridgeShape | ReaderShape:
         """Sizes of its module."""
+        if self.reader is not None:
+            return self._reader_shape(self.reader)
         return BridgeShape(
             sender_width=self.sender.width,
             width=self.width,
@@ -156,8 +217,28 @@ class BridgeCard(CardPart):
             feed_forward=self.feed_forward,
         )
 
+    def _reader_shape(self, reader: CardReader) -> ReaderShape:
+        return ReaderShape(
+            sender_width=self.sender.width,
+            sender_layers=reader.layers,
+            width=self.width,
+            sizes=reader.sizes,
+            additions=reader.additions,
+            hidden=self.hidden,
+            blocks=self.blocks,
+            heads=self.heads,
+            feed_forward=self.feed_forward,
+            prompt=reader.prompt,
+            down=reader.down,
+            local=reader.local,
+            where=reader.where,
+        )
+
     def identity(self) -> BridgeIdentity:
         """What both ends of a wire agree on before the first payload."""
+        reader, prompts = self.reader, self.prompts
+        if self.answers == "free":
+            prompts = tuple(dict.fromkeys((*prompts, ANY_PROMPT, FREE_TEXT)))
         return BridgeIdentity(
             name=self.name,
             fingerprint=self.weights_sha256,
@@ -165,9 +246,11 @@ class BridgeCard(CardPart):
             receiver=self.receiver.fingerprint,
             layer=self.layer,
             soft_tokens=self.soft_tokens,
-            width=self.width,
-            prompts=self.prompts,
+            width=self.width if reader is None else self._reader_shape(reader).sent_width,
+            prompts=prompts,
             rms_range=self.rms_range,
+            sizes=() if reader is None else reader.sizes,
+            receiver_half=reader is not None and (reader.where == "receiver" or reader.prompt > 0),
         )
 
 
@@ -198,7 +281,7 @@ def read_card(folder: Path) -> BridgeCard:
 def write_card(folder: Path, card: BridgeCard) -> None:
     """Writes card.yaml, keys in the order of the class."""
     # Newer keys are left out at their default, so that older cards stay as they were.
-    defaults = {"architecture": DEFAULT, "joint": None}
+    defaults = {"architecture": DEFAULT, "joint": None, "answers": "labels", "reader": None}
     without = {key for key, value in defaults.items() if getattr(card, key) == value}
     write_document(folder / CARD_FILE, card.model_dump(mode="json", exclude=without))
 

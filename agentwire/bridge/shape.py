@@ -1,8 +1,30 @@
-"""Sizes of a bridge, without torch."""
+"""Sizes of bridges, without torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Where = Literal["receiver", "sender"]
+
+
+class Shape(Protocol):
+    """What the shapes of all architectures have."""
+
+    @property
+    def sender_width(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def soft_tokens(self) -> int: ...
+    @property
+    def hidden(self) -> int: ...
+    @property
+    def blocks(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def feed_forward(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +48,53 @@ class BridgeShape:
     blocks: int = 2
     heads: int = 8
     feed_forward: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderShape:
+    """Sizes of a reader bridge; those that it shares with ``BridgeShape`` mean the same.
+
+    Attributes:
+        sender_layers: layers whose output is read, in order; the first is 0, the embedding.
+        sizes: the declared values of M, in rising order.
+        additions: receiver layers before which vectors are added at the soft positions.
+        prompt: tuned vectors on each side of the soft tokens.
+        down: inner width of the additions.
+        local: tokens on each side that the encoder layer attends to.
+        where: which side makes the soft tokens. ``receiver``: latents travel; ``sender``: soft
+            tokens travel, and there are no additions.
+    """
+
+    sender_width: int
+    sender_layers: tuple[int, ...]
+    width: int
+    sizes: tuple[int, ...] = (16, 32, 64, 128)
+    additions: tuple[int, ...] = ()
+    hidden: int = 512
+    blocks: int = 2
+    heads: int = 8
+    feed_forward: int = 3
+    prompt: int = 8
+    down: int = 320
+    local: int = 16
+    where: Where = "receiver"
+
+    @property
+    def soft_tokens(self) -> int:
+        """The largest M."""
+        return self.sizes[-1]
+
+    @property
+    def latent_width(self) -> int:
+        """Width of a latent and the pooled embedding of its window."""
+        return self.hidden + self.sender_width
+
+    @property
+    def sent_width(self) -> int:
+        """Width of what travels for each soft token."""
+        return self.latent_width if self.where == "receiver" else self.width
+
+    def size_for(self, tokens: int) -> int:
+        """M for a text of so many tokens: the smallest size that is at least half of it, else the
+        largest."""
+        return next((m for m in self.sizes if 2 * m >= tokens), self.sizes[-1])

@@ -1,5 +1,7 @@
 """Bridges on disk: ``<folder>/card.yaml`` and ``<folder>/weights.safetensors``.
 
+A matrix may be stored as int8: tensor ``NAME`` [..., c], and ``NAME.scale`` [...], one scale a row.
+
 The safetensors format holds no code. The header is checked against the card's shape before any
 weight is read, so a hostile file can neither run code nor allocate more memory than its card says.
 """
@@ -10,10 +12,12 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from agentwire.bridge.architectures import ARCHITECTURES
 from agentwire.bridge.card import WEIGHTS_FILE, BridgeCard, read_card, write_card
@@ -23,6 +27,8 @@ from agentwire.errors import BridgeError
 
 MAX_WEIGHTS_BYTES = 4 * 1024**3
 DTYPES = {"F16", "BF16", "F32"}
+INT8, INT8_MAX = "I8", 127
+SCALE = ".scale"
 RESTORE = "Restore the folder, or train it again with `agentwire train`."
 
 
@@ -32,6 +38,15 @@ class LoadedBridge:
 
     card: BridgeCard
     module: BridgeModule
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedHalf:
+    """What one agent needs of a reader bridge: ``reader.SenderHalf`` or ``ReceiverHalf``, or the
+    whole ``Reader`` at a sender that makes the soft tokens."""
+
+    card: BridgeCard
+    module: nn.Module
 
 
 def build(card: BridgeCard) -> BridgeModule:
@@ -70,20 +85,24 @@ def verify(folder: Path) -> BridgeCard:
         with safe_open(path, framework="pt") as file:
             parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
             found = {key: tuple(part.get_shape()) for key, part in parts.items()}
-            dtypes = {part.get_dtype() for part in parts.values()}
     except (SafetensorError, OSError, ValueError) as error:
         raise BridgeError(
             f"{path} is not a valid safetensors file: {error}.", hint=RESTORE
         ) from error
+    int8 = {key for key, part in parts.items() if part.get_dtype() == INT8 and key in expected}
+    for key in int8:
+        if len(expected[key]) > 1:
+            expected[key + SCALE] = expected[key][:-1]
     if found != expected:
         wrong = sorted(k for k in found.keys() | expected.keys() if found.get(k) != expected.get(k))
         raise BridgeError(
             f"{path} does not have the tensors that its card describes (first: {wrong[0]}).",
             hint=RESTORE,
         )
-    if not dtypes <= DTYPES:
+    floats = {part.get_dtype() for key, part in parts.items() if key + SCALE not in parts}
+    if not floats <= DTYPES:
         raise BridgeError(
-            f"{path} holds {sorted(dtypes - DTYPES)[0]} where a bridge has fp16, bf16 or fp32.",
+            f"{path} holds {sorted(floats - DTYPES)[0]} where a bridge has fp16, bf16 or fp32.",
             hint=RESTORE,
         )
     return card
@@ -93,33 +112,77 @@ def load(folder: Path) -> LoadedBridge:
     """Verifies a bridge and builds its module. Raises a BridgeError as ``verify``, or if a weight
     is not finite or a statistic is not positive."""
     card = verify(folder)
-    module = build(card)
+    with torch.device("meta"):
+        module = build(card)
+    _fill(module, folder, module.positive)
+    return LoadedBridge(card, module)
+
+
+def load_half(folder: Path, half: Literal["sender", "receiver"]) -> LoadedHalf:
+    """Like ``load``, but only what one side of a reader bridge computes with. Raises a BridgeError
+    also if the bridge has no halves."""
+    card = verify(folder)
+    if card.reader is None:
+        raise BridgeError(
+            f"the bridge {card.name} has no {half} half: its architecture is {card.architecture}.",
+            hint="Only a bridge with `architecture: reader` has one.",
+        )
+    with torch.device("meta"):
+        module = build(card)
+    if half == "sender" and card.reader.where == "sender":
+        _fill(module, folder, module.positive)
+        return LoadedHalf(card, module)
+    part: nn.Module = getattr(module, half)
+    _fill(part, folder, module.positive, half + ".")
+    return LoadedHalf(card, part)
+
+
+def _fill(module: nn.Module, folder: Path, positive: frozenset[str], prefix: str = "") -> None:
+    """Loads the tensors whose names begin with ``prefix`` into a module on the meta device."""
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
-        state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+        keys = set(file.keys())
+        wanted = {key for key in keys if key.startswith(prefix)}
+        wanted -= {key + SCALE for key in keys}
+        state = {key: file.get_tensor(key).float() for key in wanted}
+        for key in wanted:
+            if key + SCALE in keys:
+                state[key] *= file.get_tensor(key + SCALE).float()[..., None]
     for key, value in state.items():
         if not torch.isfinite(value).all():
             raise BridgeError(f"{folder}: the tensor {key} is not finite.", hint=RESTORE)
-        if key in module.positive and not (value > 0).all():
+        if key in positive and not (value > 0).all():
             raise BridgeError(f"{folder}: the tensor {key} is not positive.", hint=RESTORE)
-    module.load_state_dict(state)
-    module.requires_grad_(False)
-    return LoadedBridge(card, module.eval())
+    module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items()}, assign=True)
+    module.requires_grad_(False).eval()
 
 
-def save(folder: Path, card: BridgeCard, module: BridgeModule) -> BridgeCard:
+def _int8_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 values and the fp16 scale of each row (the last axis)."""
+    scale = (matrix.abs().amax(-1) / INT8_MAX).half()
+    step = scale.float().clamp(min=torch.finfo(torch.float32).tiny)[..., None]
+    return (matrix / step).round().clamp(-INT8_MAX, INT8_MAX).to(torch.int8), scale
+
+
+def save(folder: Path, card: BridgeCard, module: BridgeModule, *, int8: bool = False) -> BridgeCard:
     """Writes the weights in fp16, then the card with their checksum.
 
-    The statistics stay fp32: a feature's standard deviation can exceed the range of fp16.
+    The statistics stay fp32: a feature's standard deviation can exceed the range of fp16. With
+    ``int8``, matrices are written as int8 rows with fp16 scales.
 
     Returns:
         The card as written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     statistics = {name for name, _ in module.named_buffers()}
-    state = {
-        key: (value.float() if key in statistics else value.half()).cpu().contiguous()
-        for key, value in module.state_dict().items()
-    }
+    state: dict[str, Tensor] = {}
+    for key, value in module.state_dict().items():
+        value = value.detach().float().cpu()
+        if key in statistics:
+            state[key] = value.contiguous()
+        elif int8 and value.ndim > 1 and value.numel():
+            state[key], state[key + SCALE] = _int8_rows(value)
+        else:
+            state[key] = value.half().contiguous()
     partial = folder / (WEIGHTS_FILE + ".part")
     try:
         save_file(state, partial, metadata={"format": "pt"})

@@ -42,7 +42,8 @@ def _row(folder: Path) -> dict[str, Any]:
         "receiver": card.receiver.model,
         "layer": card.layer,
         "soft_tokens": card.soft_tokens,
-        "payload_bytes": card.soft_tokens * card.width * 2,
+        "sizes": list(card.identity().sizes) or [card.soft_tokens],
+        "payload_bytes": card.soft_tokens * card.identity().width * 2,
         "parameters": card.parameters,
         "dataset": card.training.dataset,
         "held_out_accuracy": card.training.held_out_accuracy,
@@ -75,7 +76,7 @@ def list_(as_json: AsJson = False) -> None:
         table.add_row(
             row["name"],
             str(row["layer"]),
-            str(row["soft_tokens"]),
+            ", ".join(map(str, row["sizes"])),
             f"{row['payload_bytes']:,}",
             f"{row['parameters']:,}",
             f"{row['held_out_accuracy']:.3f}",

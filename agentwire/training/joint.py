@@ -8,13 +8,12 @@ what the others leave to it. An ordinary bridge is trained as a set of one, with
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from agentwire.bridge.module import BridgeModule
-from agentwire.bridge.shape import BridgeShape
 from agentwire.training.states import StateCache
 
 
@@ -30,10 +29,9 @@ class JointBridge(nn.Module):
         return tuple(part for part in self.parts if isinstance(part, BridgeModule))
 
     @property
-    def shape(self) -> BridgeShape:
-        """The shape of the first part with the soft tokens of all parts."""
-        shapes = [bridge.shape for bridge in self.bridges]
-        return replace(shapes[0], soft_tokens=sum(shape.soft_tokens for shape in shapes))
+    def soft_tokens(self) -> int:
+        """M of all parts together."""
+        return sum(bridge.shape.soft_tokens for bridge in self.bridges)
 
     def forward(self, states: Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:
         """Each sender's states [n, T, width] and mask [n, T] -> [n, sum of M, d]."""

@@ -123,7 +123,7 @@ class BridgeObjective:
         # Bridges with the same M: only their soft tokens fit into one batch.
         groups: dict[int, list[int]] = {}
         for s, module in enumerate(modules):
-            groups.setdefault(module.shape.soft_tokens, []).append(s)
+            groups.setdefault(module.soft_tokens, []).append(s)
         self._groups = list(groups.values())
 
     def losses(self, rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:

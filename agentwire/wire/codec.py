@@ -208,20 +208,20 @@ def _pack_texts(texts: Sequence[object], n: int) -> tuple[bytes, list[int]]:
 
 
 _RECORDS = {
-    "model": (ModelIdentity, fields.MODEL),
-    "task": (TaskSpec, fields.TASK),
-    "bridge": (BridgeIdentity, fields.BRIDGE),
+    "model": (ModelIdentity, fields.MODEL, fields.NONE),
+    "task": (TaskSpec, fields.TASK, fields.NONE),
+    "bridge": (BridgeIdentity, fields.BRIDGE, fields.BRIDGE_OPTIONAL),
 }
 
 
 def _pack_record(value: object, layout: Layout) -> bytes:
-    kind, table = _RECORDS[layout.body]
+    kind, *tables = _RECORDS[layout.body]
     if value is None and kind is ModelIdentity:
         return b""
     if not isinstance(value, kind):
         raise malformed(f"{layout.body}: must be {kind.__name__}, not {type(value).__name__}")
     try:
-        values = fields.checked(fields.plain(value, table), table)
+        values = fields.checked(fields.plain(value, *tables), *tables)
     except Misfit as error:
         raise Misfit(error.code, f"{layout.body}: {error}") from None
     if kind is TaskSpec:
@@ -363,12 +363,12 @@ def _read_texts(body: memoryview, rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _read_record(body: memoryview, layout: Layout) -> Any:
-    kind, table = _RECORDS[layout.body]
+    kind, *tables = _RECORDS[layout.body]
     if not body and kind is ModelIdentity:
         return None
     value = _unpack(body, len(body), layout.body)  # body_limit was checked
     try:
-        return fields.record(kind, table)(value)
+        return fields.record(kind, *tables)(value)
     except Misfit as error:
         raise Misfit(error.code, f"{layout.body}: {error}") from None
 

@@ -20,6 +20,7 @@ from agentwire.wire import messages as m
 from agentwire.wire.limits import LIMITS, SCORE_BYTES
 
 Check: TypeAlias = Callable[[object], Any]
+NONE: Final[Mapping[str, Check]] = {}
 
 MAX_U32 = 2**32 - 1
 MAX_I63 = 2**63 - 1  # fits the signed 64-bit integer of every language
@@ -187,26 +188,35 @@ def rms_range(value: object) -> tuple[float, float]:
     return low, high
 
 
-def record(kind: type[Any], fields: Mapping[str, Check]) -> Check:
-    """A value of the dataclass ``kind``; on the wire a map with exactly these keys."""
+def record(
+    kind: type[Any], fields: Mapping[str, Check], optional: Mapping[str, Check] = NONE
+) -> Check:
+    """A value of the dataclass ``kind``; on the wire a map with these keys."""
 
     def check(value: object) -> Any:
         if isinstance(value, kind):
-            value = plain(value, fields)
-        return kind(**checked(value, fields))
+            value = plain(value, fields, optional)
+        return kind(**checked(value, fields, optional))
 
     return check
 
 
-def plain(value: object, fields: Mapping[str, Check]) -> dict[str, Any]:
-    """The fields of a dataclass as a map."""
-    return {name: getattr(value, name) for name in fields}
+def plain(
+    value: Any, fields: Mapping[str, Check], optional: Mapping[str, Check] = NONE
+) -> dict[str, Any]:
+    """The fields of a dataclass as a map; of the optional ones, those that are not empty."""
+    given = [name for name in optional if getattr(value, name)]
+    return {name: getattr(value, name) for name in (*fields, *given)}
 
 
-def checked(value: object, fields: Mapping[str, Check]) -> dict[str, Any]:
-    """A map with exactly the keys of ``fields``, every value checked."""
+def checked(
+    value: object, fields: Mapping[str, Check], optional: Mapping[str, Check] = NONE
+) -> dict[str, Any]:
+    """A map with exactly the keys of ``fields``, and perhaps ``optional`` ones, values checked."""
     if not isinstance(value, dict):
         raise malformed(f"must be a map, not {type(value).__name__}")
+    if optional:
+        fields = {**fields, **{name: optional[name] for name in optional if name in value}}
     if value.keys() != fields.keys():
         missing = sorted(fields.keys() - value.keys())
         unknown = sorted(str(key)[:32] for key in value.keys() - fields.keys())
@@ -280,6 +290,11 @@ BRIDGE: Mapping[str, Check] = {
     "prompts": many(PROMPT_HASH, 1, LIMITS.prompts),
     "rms_range": rms_range,
 }
+BRIDGE_OPTIONAL: Mapping[str, Check] = {
+    "sizes": many(integer(1, LIMITS.soft_tokens), 1, LIMITS.sizes),
+    "receiver_half": boolean,
+}
+"""Left out if empty or false."""
 RELAY: Mapping[str, Check] = {
     "template": text(LIMITS.prompt_bytes),
     "max_new_tokens": integer(0, LIMITS.new_tokens),

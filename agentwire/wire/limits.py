@@ -21,6 +21,7 @@ class Limits:
     define_bytes: int = 64 * 1024
     offer_bytes: int = 64 * 1024
     soft_tokens: int = 512
+    sizes: int = 16
     width: int = 65_536
     layers: int = 1024
     labels: int = 4096

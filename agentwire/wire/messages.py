@@ -26,6 +26,7 @@ from agentwire.errors import NackCode
 
 PROTOCOL_VERSION = 2
 DIRECT_PREFIX = "@"
+FREE_TEXT = "free_text"
 
 
 def direct_wire(agent: str) -> str:
@@ -108,6 +109,9 @@ class BridgeIdentity:
         prompts: hashes of the prompts it was trained for (``TaskSpec.prompt_hash``), or
             ``any`` (every prompt with labels), or ``free_text`` (every prompt with a generated
             answer).
+        sizes: the values of M that it makes; empty: only ``soft_tokens``, the largest.
+        width: of one soft token as it travels: d of the receiver, or of a reader bridge's latents.
+        receiver_half: whether the receiver needs its own half of the bridge to read the payload.
     """
 
     name: str  # of the bridge's folder
@@ -116,9 +120,11 @@ class BridgeIdentity:
     receiver: str  # fingerprint of the receiver's model
     layer: int  # hidden states are read after this many layers of the sender
     soft_tokens: int  # M
-    width: int  # d of the receiver
+    width: int
     prompts: tuple[str, ...]
     rms_range: tuple[float, float]  # lowest and highest RMS of one soft token
+    sizes: tuple[int, ...] = ()
+    receiver_half: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,8 +66,8 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
-    write_card(tmp_path, small_card().model_copy(update={"architecture": "reader"}))
-    with pytest.raises(BridgeError, match="architecture: Input should be 'resampler'"):
+    write_card(tmp_path, small_card().model_copy(update={"architecture": "mirror"}))
+    with pytest.raises(BridgeError, match="architecture: Input should be 'resampler' or 'reader'"):
         read_card(tmp_path)
 
 

@@ -96,7 +96,7 @@ def test_the_module_puts_soft_tokens_in_order_and_knows_its_parts() -> None:
     for part in parts:
         part.eval()
     module = JointBridge(parts)
-    assert (module.shape.soft_tokens, module.bridges) == (5, tuple(parts))
+    assert (module.soft_tokens, module.bridges) == (5, tuple(parts))
     caches = [
         StateCache(
             torch.randn(12, width).half(),

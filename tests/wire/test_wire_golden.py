@@ -66,7 +66,7 @@ def test_the_docs_name_every_type_field_code_and_limit() -> None:
         section = text.split(f"### {layout.kind.__name__}\n")[1].split("\n### ")[0]
         for name in layout.header:
             assert f"`{name}`" in section, (layout.kind.__name__, name)
-    for table in (fields.MODEL, fields.BRIDGE, fields.TASK, fields.RELAY):
+    for table in (fields.MODEL, fields.BRIDGE, fields.BRIDGE_OPTIONAL, fields.TASK, fields.RELAY):
         for name in table:
             assert f"`{name}`" in text
     for code in NackCode:
