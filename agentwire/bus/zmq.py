@@ -208,36 +208,55 @@ class ZmqListener(_Socket):
         self._endpoint = self.remote_endpoint = ""
         self._socket.set(zmq.ROUTER_MANDATORY, 1)
         self._authenticator: CurveAuthenticator | None = None
-        self._gate: Gate | None = None
+        self._gates: list[Gate] = []
+        self._admitted: set[int] = set()  # inodes of the connections of peers with a session
         self._connections: dict[PeerId, tuple[int, int]] = {}  # descriptor and inode
         self._inproc: dict[PeerId, ZmqLink] = {}  # by an identity that only this process knows
         self._frame_bytes = frame_bytes
-        path = ipc_path(endpoint)
-        if path is not None and is_supported():
-            self._open_gate(path)
-        self._endpoint = self._bind(endpoint)
-        if self._gate is not None:
-            self._endpoint = f"ipc://{path}"  # ZeroMQ names the idle socket
-            self._socket.set(zmq.USE_FD, -1)
+        self._endpoint = self._listen(endpoint)
         self._bind(INPROC)  # before the keys: only this process can reach it
         if remote is not None:
             # Options apply to later binds only: the ipc socket stays without keys.
             self._on_first_frame = self._read_key
             self._authenticator = CurveAuthenticator(self._context, remote.allowed)
             guard(self._socket, remote.secret)
-            self.remote_endpoint = self._bind(remote.endpoint)
+            self.remote_endpoint = self._listen(remote.endpoint)
 
-    def _open_gate(self, path: Path) -> None:
+    def _listen(self, endpoint: str) -> str:
+        """Binds behind a gate, where the system supports one; the endpoint to connect to."""
+        path = ipc_path(endpoint)
+        address = path or self._tcp_address(endpoint)
+        if address is None or not is_supported(address):
+            return self._bind(endpoint)
         try:
-            self._gate = Gate(path)
+            gate = Gate(address, self._admitted)
         except OSError as error:
             self.close(0)
             raise InputError(
-                f"The bus cannot listen on {path}: {error.strerror}.",
-                hint="Choose another folder for it (TMPDIR), or raise `ulimit -n`.",
+                f"The bus cannot listen on {path or endpoint}: {error.strerror}.",
+                hint="Choose another folder for it (TMPDIR), or raise `ulimit -n`."
+                if path is not None
+                else "Choose another address, or stop the program that uses this one.",
             ) from None
-        self._socket.set(zmq.USE_FD, self._gate.file)
-        self._gate.start()
+        self._gates.append(gate)
+        gate.start()
+        self._socket.set(zmq.USE_FD, gate.file)
+        self._bind(endpoint)  # ZeroMQ names the idle socket
+        self._socket.set(zmq.USE_FD, -1)
+        return gate.endpoint
+
+    def _tcp_address(self, endpoint: str) -> tuple[str, int] | None:
+        """The numeric address of a tcp endpoint, as ZeroMQ resolves it; None for others."""
+        place, _, port = endpoint.rpartition(":")
+        if not place.startswith("tcp://") or not (port == "*" or port.isdecimal()):
+            return None
+        with self._context.socket(zmq.PAIR) as probe:
+            try:
+                probe.bind(f"{place}:*")
+            except zmq.ZMQError:
+                return None  # the caller's own bind tells why
+            host = probe.get_string(zmq.LAST_ENDPOINT).removeprefix("tcp://").rpartition(":")[0]
+        return host.strip("[]"), 0 if port == "*" else int(port)
 
     def _bind(self, endpoint: str) -> str:
         try:
@@ -277,8 +296,8 @@ class ZmqListener(_Socket):
             for link in self._inproc.values():
                 link.cut()  # term() waits for all sockets of the context
             self._wakeup.close()
-            if self._gate is not None:
-                self._gate.close()
+            for gate in self._gates:
+                gate.close()
             self._socket.close(linger=max(0, round(linger * 1000)))
             if self._authenticator is not None:
                 self._authenticator.close()
@@ -292,13 +311,11 @@ class ZmqListener(_Socket):
         with contextlib.suppress(OSError, zmq.ZMQError, ValueError):  # in process, or gone
             file = -1 if frame is None else int(frame.get(zmq.SRCFD))
             self._connections[peer] = file, os.fstat(file).st_ino
-            if self._gate is not None:
-                self._gate.admitted.add(os.fstat(file).st_ino)
+            self._admitted.add(os.fstat(file).st_ino)
 
     def released(self, peer: PeerId, cut: bool) -> None:
         file, inode = self._connections.pop(peer, (-1, 0))
-        if self._gate is not None:
-            self._gate.admitted.discard(inode)
+        self._admitted.discard(inode)
         if cut and file >= 0:
             cut_connection(file, inode)
 

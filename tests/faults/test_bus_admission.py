@@ -13,6 +13,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -217,9 +218,9 @@ async def test_a_flood_of_free_messages_does_not_end_an_agent(peers: list[Strang
 class Run:
     """``limited_run.py`` in a child process."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *keys: Path) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "limited_run.py"), str(limit)],
+            [sys.executable, str(HERE / "limited_run.py"), str(limit), *map(str, keys)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -229,6 +230,8 @@ class Run:
         assert self.process.stdout is not None
         self.invitation: dict[str, str] = json.loads(self.process.stdout.readline())
         self.path = self.invitation["endpoint"].removeprefix("ipc://")
+        host, _, port = self.invitation["remote"].removeprefix("tcp://").rpartition(":")
+        self.remote = (host, int(port or 0))
 
     def ask(self, text: str) -> float:
         """Has one text answered; the memory of the process in MiB."""
@@ -248,11 +251,11 @@ class Run:
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[[int], Run]]:
+def start() -> Iterator[Callable[..., Run]]:
     runs: list[Run] = []
 
-    def make(limit: int) -> Run:
-        runs.append(Run(limit))
+    def make(limit: int, *keys: Path) -> Run:
+        runs.append(Run(limit, *keys))
         return runs[-1]
 
     yield make
@@ -262,15 +265,15 @@ def start() -> Iterator[Callable[[int], Run]]:
             run.process.wait()
 
 
-def crowd(path: str, count: int) -> list[socket.socket]:
+def crowd(address: str | tuple[str, int], count: int) -> list[socket.socket]:
     """Raw connections that send nothing."""
     made: list[socket.socket] = []
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while len(made) < count and time.monotonic() < deadline:
-        one = socket.socket(socket.AF_UNIX)
-        one.settimeout(0.05)
+        one = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
+        one.settimeout(0.05 if isinstance(address, str) else 3)
         try:
-            one.connect(path)
+            one.connect(address)
             made.append(one)
         except OSError:  # it does not listen now, or as many wait as may
             one.close()
@@ -279,9 +282,22 @@ def crowd(path: str, count: int) -> list[socket.socket]:
     return made
 
 
+def is_closed(one: socket.socket) -> bool:
+    """Whether the other side has closed the connection."""
+    one.setblocking(False)
+    try:
+        while one.recv(100):  # ZeroMQ's greeting
+            pass
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        pass
+    return True
+
+
 @pytest.mark.parametrize(("limit", "count"), [(1024, 1_010), (1024, 4_000), (256, 1_000)])
 def test_a_crowd_of_connections_does_not_end_the_runner(
-    start: Callable[[int], Run], limit: int, count: int
+    start: Callable[..., Run], limit: int, count: int
 ) -> None:
     run = start(limit)
     run.ask("before")
@@ -295,7 +311,28 @@ def test_a_crowd_of_connections_does_not_end_the_runner(
     assert "closing new ones" in run.end()
 
 
-def test_connections_without_a_hello_give_way_to_a_client(start: Callable[[int], Run]) -> None:
+def test_a_crowd_of_tcp_connections_does_not_end_the_runner(
+    start: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = start(300, tmp_path)
+    run.ask("before")
+    made: list[socket.socket] = []
+    thread = threading.Thread(target=lambda: made.extend(crowd(run.remote, 300)))
+    thread.start()
+    most = 0
+    while thread.is_alive():
+        run.ask("during")
+        most = max(most, psutil.Process(run.process.pid).num_fds())
+    assert len(made) == 300 and most < 0.8 * 300
+    time.sleep(0.5)
+    assert sum(map(is_closed, made)) > 300 - 75 - 17  # told at once, not left to wait
+    for one in made:
+        one.close()
+    run.ask("after")
+    assert "closing new ones" in run.end()
+
+
+def test_connections_without_a_hello_give_way_to_a_client(start: Callable[..., Run]) -> None:
     run = start(512)
     context = zmq.Context()
     idle = [context.socket(zmq.DEALER) for _ in range(200)]
@@ -314,7 +351,7 @@ def test_connections_without_a_hello_give_way_to_a_client(start: Callable[[int],
     run.end()
 
 
-def test_a_client_that_never_reads_is_disconnected(start: Callable[[int], Run]) -> None:
+def test_a_client_that_never_reads_is_disconnected(start: Callable[..., Run]) -> None:
     run = start(1024)
     before = run.ask("before")
     known = run.invitation
