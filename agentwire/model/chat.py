@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agentwire.errors import NackCode, RemoteProtocolError, first_line
+from agentwire.errors import ModelError, NackCode, RemoteProtocolError
 from agentwire.model.prompting import read_texts, text_limit
-from agentwire.task.tokens import Tokenizer, around_text, plain_ids, start_ids, template_text_ids
+from agentwire.task.tokens import (
+    Tokenizer,
+    around_text,
+    plain_ids,
+    render_chat,
+    start_ids,
+    template_text_ids,
+)
 from agentwire.task.transcript import ChatMessage, parse_chat, quote_roles, role_line
 from agentwire.wire.messages import TaskSpec
 
@@ -38,15 +45,9 @@ def _pieces(tokenizer: Tokenizer, messages: Sequence[ChatMessage]) -> list[tuple
             for message, mark in zip(messages, marks, strict=True)
         ]
         try:
-            rest = str(
-                tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            )
-        except Exception as error:  # a template raises whatever its author chose
-            first = first_line(error)
-            raise RemoteProtocolError(
-                NackCode.UNSUPPORTED,
-                f"this model's chat template refuses the conversation: {first}",
-            ) from None
+            rest = render_chat(tokenizer, turns)
+        except ModelError as error:
+            raise RemoteProtocolError(NackCode.UNSUPPORTED, error.message) from None
     else:
         messages = [ChatMessage(m.role, quote_roles(m.content)) for m in messages]
         lines = [role_line(_role(m), mark) for m, mark in zip(messages, marks, strict=True)]
@@ -60,6 +61,10 @@ def _pieces(tokenizer: Tokenizer, messages: Sequence[ChatMessage]) -> list[tuple
                 f"this model's chat template does not allow a {message.role} message here",
             )
         pieces.append((before, message.content))
+    if any(mark in part for part in [*(before for before, _ in pieces), rest] for mark in marks):
+        raise RemoteProtocolError(
+            NackCode.UNSUPPORTED, "this model's chat template repeats or reorders messages"
+        )
     return [*pieces, (rest, "")]
 
 

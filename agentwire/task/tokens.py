@@ -5,7 +5,10 @@ Only a chat template's own text may become control tokens. Everything else is da
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final, Protocol
@@ -21,6 +24,11 @@ SETTLED: Final = 8
 """If so many last tokens agree, what comes before them changes nothing in what follows."""
 MARK: Final = "\ue000text\ue001"
 """Stands for the content where a chat template is rendered to find the template's own text."""
+
+TEMPLATE_S: Final = 5.0
+"""A chat template that takes longer is refused."""
+TEMPLATE_CHARACTERS: Final = 1 << 20
+"""A chat template may add so many characters to the messages."""
 
 
 class Tokenizer(Protocol):
@@ -143,22 +151,56 @@ def pad_id(tokenizer: Tokenizer) -> int:
     return 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
+def render_chat(tokenizer: Tokenizer, turns: Sequence[Mapping[str, str]]) -> str:
+    """A conversation in the model's chat template, up to the assistant's next turn.
+
+    Raises:
+        ModelError: the template raises, takes too long, writes too much, or is no text.
+    """
+    try:
+        with _time_limit(TEMPLATE_S):
+            text = str(
+                tokenizer.apply_chat_template([*turns], tokenize=False, add_generation_prompt=True)
+            )
+        text.encode()
+        if len(text) > TEMPLATE_CHARACTERS + sum(len(turn["content"]) for turn in turns):
+            raise ValueError(f"it writes {len(text):,} characters")
+    except Exception as error:  # a template raises whatever its author chose, or the sandbox
+        raise _template_error(first_line(error)) from error
+    return text
+
+
+def _template_error(reason: str) -> ModelError:
+    return ModelError(
+        f"the model's chat template cannot be used: {reason.rstrip('.')}.",
+        hint="Correct chat_template in the model's tokenizer_config.json or *.jinja file.",
+    )
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError in Python code of this thread that takes longer."""
+    # Templates run as Python code, and no other means ends a loop in a thread of this process.
+    end = time.monotonic() + seconds
+
+    def trace(*_: Any) -> Any:
+        if time.monotonic() > end:
+            raise TimeoutError(f"it takes longer than {seconds:g} s")
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
 def chat_or_plain(tokenizer: Tokenizer, prompt: str) -> str:
-    """``prompt`` in the model's chat template, if it has one."""
+    """``prompt`` in the model's chat template, if it has one; raises ModelError."""
     if not tokenizer.chat_template:
         return prompt
-    conversation = [{"role": "user", "content": prompt}]
-    try:
-        text = tokenizer.apply_chat_template(
-            conversation, tokenize=False, add_generation_prompt=True
-        )
-    except Exception as error:  # a template raises whatever its author chose, or the sandbox
-        reason = first_line(error)
-        raise ModelError(
-            f"the model's chat template cannot be used: {reason}.",
-            hint="Correct chat_template in the model's tokenizer_config.json or *.jinja file.",
-        ) from error
-    return str(text)
+    return render_chat(tokenizer, [{"role": "user", "content": prompt}])
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +226,15 @@ def around_text(tokenizer: Tokenizer, template: str, *, chat: bool = True) -> Su
 
     Args:
         chat: whether the model's chat template surrounds it in turn (see ``chat_or_plain``).
+
+    Raises:
+        ModelError: the chat template cannot be used.
     """
     whole, own = template, MARK
     if chat:
         whole, own = chat_or_plain(tokenizer, template), chat_or_plain(tokenizer, MARK)
+        if (whole.count("{text}"), own.count(MARK)) != (1, 1):
+            raise _template_error("it must hold a user's message exactly once, unchanged")
     before, after = whole.split("{text}")
     given_before, given_after = template.split("{text}")
     own_before, _, own_after = own.partition(MARK)
