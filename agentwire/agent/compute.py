@@ -24,7 +24,7 @@ from agentwire.agent.replies import (
 )
 from agentwire.agent.validation import Agreements, no_free_text
 from agentwire.errors import AgentwireError, NackCode, RemoteProtocolError
-from agentwire.model.backend import Backend, Encoded, Generated, Job, Pipelined, Scored
+from agentwire.model.backend import TOO_LONG, Backend, Encoded, Generated, Job, Pipelined, Scored
 from agentwire.telemetry.logs import TRACES
 from agentwire.wire.limits import LIMITS
 from agentwire.wire.messages import Channel, Mode, Result, Soft, Stages, TaskSpec, Text
@@ -37,8 +37,6 @@ Tokens: TypeAlias = tuple[int, int] | None
 NO_LIMIT: Final = 1 << 20  # more rows than any batch has
 GROW_AFTER: Final = 32
 """Number of full batches that must fit in memory in a row before the limit is doubled."""
-TOO_LONG: Final = "too_long"
-"""The reason of texts that a bridge, or a model, cannot read as a whole."""
 _TEXT, _PAYLOAD = attrgetter("text"), attrgetter("payload")
 # Conversion of fp16 bits to fp32; see check_rows.
 _SHIFT = 13  # between the places of the exponents

@@ -49,6 +49,7 @@ def record_of(method: str, row: int, label: str, outcome: Outcome) -> dict[str, 
         "latency_ms": reply and round(reply.latency_ms, 3),
         "stages_ms": {stage: round(ms, 3) for stage, ms in stages.items()},
         "payload_bytes": reply.payload_bytes if reply else 0,
+        "unread": reply.unread if reply else 0,
         "error": None if isinstance(outcome, Reply) else str(outcome.code),
     }
 
@@ -69,6 +70,7 @@ class _Line(BaseModel):
     latency_ms: Annotated[float, Field(ge=0)] | None
     stages_ms: dict[str, float]
     payload_bytes: Annotated[int, Field(ge=0)]
+    unread: Annotated[int, Field(ge=0)] = 0  # missing in older files
     error: str | None
 
 

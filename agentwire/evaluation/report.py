@@ -6,7 +6,7 @@ every table names the stand-ins, so that no figure is read without them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich import box
@@ -68,7 +68,7 @@ def print_report(result: RunResult, folder: Path, console: Console) -> None:
     wide = console.width >= WIDE
     console.print(_methods_table(result, wide=wide))
     console.print(_legend(result, wide=wide))
-    for part in (_stages(result), _failures(result)):
+    for part in (_stages(result), _cuts(result), _failures(result)):
         if part is not None:
             console.print()
             console.print(part)
@@ -236,6 +236,16 @@ def _bar(stages: dict[str, float], longest: float) -> Text:
         legend.append(f"{stage} ", style=colour).append(f"{_figure(ms)}  ")
     bar.append(f" {_figure(total)} ms\n", style="bold")
     return bar + legend
+
+
+def cuts(methods: Mapping[str, MethodRecord]) -> str:
+    """The methods that did not read all rows to their ends, with counts; empty if all did."""
+    return ", ".join(f"{title_of(n)} {m.cut:,} of {m.n:,}" for n, m in methods.items() if m.cut)
+
+
+def _cuts(result: RunResult) -> RenderableType | None:
+    found = cuts(result.methods)
+    return Text(f"texts not read to their ends: {found}", style="bold yellow") if found else None
 
 
 def _failures(result: RunResult) -> RenderableType | None:

@@ -110,6 +110,7 @@ class MethodRecord(Record):
     channels: Channels
     reasons: dict[str, int] = Field(description="why rows went as text instead of soft tokens")
     errors: dict[str, int] = Field(description="rows without an answer by cause")
+    cut: int = Field(0, description="rows whose text was longer than the method reads")
 
 
 class Hardware(Record):

@@ -123,6 +123,7 @@ def method_record(
         channels=Channels(soft=tally.channels["soft"], text=tally.channels["text"]),
         reasons=dict(sorted(tally.reasons.items())),
         errors=dict(sorted(tally.errors.items())),
+        cut=tally.cut,
     )
 
 

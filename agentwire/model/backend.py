@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Final, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,9 @@ import numpy.typing as npt
 from agentwire.wire.messages import BridgeIdentity, ModelIdentity, TaskSpec
 
 T = TypeVar("T", covariant=True)
+
+TOO_LONG: Final = "too_long"
+"""The reason of texts that a bridge, or a model, cannot read as a whole."""
 
 Watch = Callable[[int, str], bool]
 """Called after each generation step for each unfinished row: (row, new text, possibly empty).

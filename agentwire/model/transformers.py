@@ -354,9 +354,15 @@ class TransformersBackend:
         )
 
     def soft_inputs(self, soft: Tensor, task: TaskSpec) -> Tensor:
-        """``[BOS][M soft tokens][prompt]`` as embeddings [n, 1+M+P, d] in the model's dtype."""
+        """``[BOS][M soft tokens][prompt]`` as embeddings [n, 1+M+P, d] in the model's dtype.
+
+        Raises:
+            RemoteProtocolError: the model cannot read so many.
+        """
         n = soft.shape[0]
         prepared = self.prepared(task)
+        length = len(prepared.start) + soft.shape[1] + len(prepared.prompt)
+        check_length(self.context, [range(length)], 1 if task.labels else task.max_new_tokens)
         start, prompt = prepared.start.expand(n, -1, -1), prepared.prompt.expand(n, -1, -1)
         return torch.cat([start, soft.to(self.model.dtype), prompt], dim=1)
 

@@ -17,8 +17,10 @@ class RowTally:
         correct: rows whose predicted label is the row's own.
         latencies_ms: round trip of each answered row.
         channels: answered rows by channel.
-        reasons: rows that went as text although soft tokens were asked for, by reason.
+        reasons: rows that went as text although soft tokens were asked for, or that were cut, by
+            reason.
         errors: rows without an answer, by cause.
+        cut: answered rows whose text was not read to its end.
     """
 
     n: int = 0
@@ -27,6 +29,7 @@ class RowTally:
     channels: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
+    cut: int = 0
     _stages: Counter[str] = field(default_factory=Counter)
     _payload_bytes: int = 0
 
@@ -45,6 +48,7 @@ class RowTally:
         for stage, ms in record["stages_ms"].items():
             self._stages[stage] += ms
         self._payload_bytes += record["payload_bytes"]
+        self.cut += record.get("unread", 0) > 0
 
     @property
     def answered(self) -> int:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from agentwire.evaluation.matrix.result import MatrixResult, SummaryRow
 from agentwire.evaluation.methods import title_of
-from agentwire.evaluation.report import sample_note, stand_ins
+from agentwire.evaluation.report import cuts, sample_note, stand_ins
 
 NAMES = {"soft_tokens": "M"}
 """Shorter column heads of axes."""
@@ -24,7 +24,7 @@ def print_matrix(result: MatrixResult, folder: Path, console: Console) -> None:
     if result.summary:
         console.print(_table(result))
         console.print(_legend(result))
-    for note in (_skipped(result), _recipes(result)):
+    for note in (_cuts(result), _skipped(result), _recipes(result)):
         if note is not None:
             console.print(note)
     console.print()
@@ -100,6 +100,11 @@ def _legend(result: MatrixResult) -> Text:
     if note := stand_ins(result.substitutions):
         text.append(f"\n{note}", style="yellow not dim")
     return text
+
+
+def _cuts(result: MatrixResult) -> Text | None:
+    lines = [f"{cell.id} ({found})" for cell in result.cells if (found := cuts(cell.methods))]
+    return Text(f"texts not read to their ends: {'; '.join(lines)}", "yellow") if lines else None
 
 
 def _skipped(result: MatrixResult) -> Text | None:

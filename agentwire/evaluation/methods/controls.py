@@ -85,6 +85,8 @@ async def _relay_label(runtime: Runtime, resolved: Resolved, texts: Sequence[str
             stages=stages,
             latency_ms=first.latency_ms + answer.latency_ms,
             payload_bytes=LABEL_BYTES,
+            reason=first.reason,
+            unread=first.unread,
         )
     return found
 

@@ -20,6 +20,7 @@ import anyio.to_thread
 from agentwire.config import Config
 from agentwire.download import OnProgress
 from agentwire.evaluation.methods.base import MethodSpec
+from agentwire.model.backend import TOO_LONG
 from agentwire.runtime.reply import Reply
 from agentwire.scenario.resolve import Resolved
 from agentwire.training.baselines.baseline import Baseline, Fitted
@@ -62,7 +63,9 @@ async def answer_locally(state: LocalState, compute: Callable[[], Tensor]) -> li
     """Replies from the label logits [n, L] that ``compute`` returns; it runs in a thread."""
     start = time.perf_counter()
     async with state.lock:
+        state.context.unread.clear()
         logits = await anyio.to_thread.run_sync(lambda: compute().log_softmax(-1))
+        unread = state.context.unread or [0] * len(logits)
     ms = (time.perf_counter() - start) * 1000
     labels = state.context.task.labels
     return [
@@ -73,12 +76,15 @@ async def answer_locally(state: LocalState, compute: Callable[[], Tensor]) -> li
             scores=dict(zip(labels, scores, strict=True)),
             text=None,
             channel=Channel.TEXT,
-            reason="",
+            reason=TOO_LONG if left else "",
             stages={"decode": ms},
             latency_ms=ms,
             payload_bytes=0,
+            unread=left,
         )
-        for scores, best in zip(logits.tolist(), logits.argmax(-1).tolist(), strict=True)
+        for scores, best, left in zip(
+            logits.tolist(), logits.argmax(-1).tolist(), unread, strict=True
+        )
     ]
 
 

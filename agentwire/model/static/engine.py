@@ -237,8 +237,11 @@ class StaticBackend:
         self, payload: npt.NDArray[np.float16], task: TaskSpec
     ) -> Job[Scored] | None:
         count, soft_tokens = payload.shape[:2]
-        n = self._buckets.choose_rows(count)
-        found = None if n is None else self._soft_runner(task, n, soft_tokens)
+        n, context = self._buckets.choose_rows(count), self.plain.context
+        prepared = self.plain.prepared(task)
+        length = len(self.plain.start) + soft_tokens + prepared.prompt.shape[0]
+        fits = context is None or length < context  # the plain model refuses what does not
+        found = self._soft_runner(task, n, soft_tokens) if fits and n is not None else None
         if found is None:
             self._count_eager("soft", count, soft_tokens)
             return None
@@ -246,9 +249,8 @@ class StaticBackend:
         staging = found.runner.staging()
         # Through numpy: a message's payload may be read-only, which torch would warn about.
         staging.host_in[0].numpy()[:count] = payload
-        prepared = self.plain.prepared(task)
         found.runner.launch(staging, lambda: found.bind(prepared))
-        read = [len(self.plain.start) + soft_tokens + prepared.prompt.shape[0]] * count
+        read = [length] * count
         return RunnerJob(
             found.runner, staging, lambda output, took: _scored(output, read, {"decode": took})
         )

@@ -11,7 +11,7 @@ import torch
 from agentwire.config import Config
 from agentwire.download import OnProgress
 from agentwire.errors import ScenarioError
-from agentwire.model.prompting import MAX_TEXT_TOKENS
+from agentwire.model.prompting import MAX_TEXT_TOKENS, read_texts
 from agentwire.model.transformers import TransformersBackend
 from agentwire.scenario.resolve import Resolved
 from agentwire.spec.backends import BACKENDS
@@ -34,6 +34,10 @@ class BaselineContext:
     The models are loaded in the runner's process, in addition to those of the agents. ``progress``
     gets the stage and the fraction done, and may raise to cancel the work.
 
+    Attributes:
+        unread: tokens at the end of each text that an answer left out; empty: none. Whoever reads
+            the texts sets it (``left_out``).
+
     Raises:
         ScenarioError: no task, no layer, or models without weights.
     """
@@ -55,6 +59,7 @@ class BaselineContext:
             )
         self.resolved, self.config, self.progress = resolved, config, progress
         self.data, self.layer = resolved.data, layer
+        self.unread: list[int] = []
 
     @property
     def recipe(self) -> TrainSpec:
@@ -130,9 +135,14 @@ class BaselineContext:
     ) -> StateCache:
         """States of texts to answer; the labels of the cache have no meaning."""
         sender, layers = sender or self.sender, [self.layer]
+        self.left_out(read_texts(sender.tokenizer, texts)[1])
         return cache_layers(
             sender, texts, [0] * len(texts), layers=layers, max_tokens=MAX_TEXT_TOKENS
         )[self.layer]
+
+    def left_out(self, unread: Sequence[int]) -> None:
+        """Notes how many tokens of each text to answer were not read."""
+        self.unread = list(map(max, unread, self.unread or unread))
 
     def identity(self) -> dict[str, object]:
         """Everything that the training of a baseline depends on."""

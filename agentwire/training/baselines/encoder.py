@@ -87,6 +87,14 @@ def embed(
     return torch.cat(found)[torch.tensor(order, device=device).argsort()]
 
 
+def left_out(folder: Path, texts: Sequence[str]) -> list[int]:
+    """Tokens at the end of each text that the encoder does not read."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return [max(0, len(ids) - MAX_TOKENS) for ids in tokenizer([*texts])["input_ids"]]
+
+
 def _fit(context: BaselineContext) -> Fitted:
     folder = fetch_encoder(context.config, context.progress)
     device = context.receiver.device
@@ -105,9 +113,10 @@ def _fit(context: BaselineContext) -> Fitted:
 
 
 def _answer(context: BaselineContext, learned: Fitted, texts: Sequence[str]) -> Tensor:
-    device = context.receiver.device
+    device, folder = context.receiver.device, fetch_encoder(context.config)
+    context.left_out(left_out(folder, texts))
     known = {key: value.to(device) for key, value in learned.tensors.items()}
-    return Logistic(**known)(embed(fetch_encoder(context.config), texts, device))
+    return Logistic(**known)(embed(folder, texts, device))
 
 
 ENCODER_LINEAR = Baseline(

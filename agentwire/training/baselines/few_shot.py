@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from agentwire.errors import RemoteProtocolError, ScenarioError
 from agentwire.task.rows import Example
 from agentwire.training.baselines.baseline import Baseline, Fitted, receiver_model
 from agentwire.training.baselines.context import BaselineContext
@@ -56,7 +57,15 @@ def _fit(context: BaselineContext) -> Fitted:
         task = few_shot_task(context.task, rows, shots, context.recipe.seed)
         if found and len(task.text_prompt) / 4 > PROMPT_TOKENS:
             break
-        scores = context.receiver.score_text([row.text for row in held_out], task).scores
+        try:
+            scores = context.receiver.score_text([row.text for row in held_out], task).scores
+        except RemoteProtocolError as error:  # the examples alone fill the model's context
+            if found:
+                break
+            raise ScenarioError(
+                f"few-shot prompting cannot be used: {error}.",
+                hint="Remove it from `methods`, or use a receiver with a longer context.",
+            ) from None
         right = (torch.from_numpy(scores).argmax(-1) == labels).double().mean()
         found[shots] = float(right)
         message = f"{shots} examples per class: held-out {found[shots]:.3f}"
@@ -68,7 +77,9 @@ def _fit(context: BaselineContext) -> Fitted:
 def _answer(context: BaselineContext, learned: Fitted, texts: Sequence[str]) -> Tensor:
     shots = int(learned.tensors["shots"])
     task = few_shot_task(context.task, context.rows.rows, shots, context.recipe.seed)
-    return torch.from_numpy(context.receiver.score_text(texts, task).scores)
+    scored = context.receiver.score_text(texts, task)
+    context.left_out(scored.unread)
+    return torch.from_numpy(scored.scores)
 
 
 FEW_SHOT = Baseline(

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agentwire.model.prompting import text_ids
+from agentwire.model.prompting import MAX_TEXT_TOKENS, read_texts
 from agentwire.model.texts import pad_right
 from agentwire.model.transformers import TransformersBackend
 from agentwire.spec.scenario import TrainSpec
@@ -49,19 +49,19 @@ def text_rows(
     task: TaskSpec,
     texts: Sequence[str],
     labels: Sequence[int],
-    max_tokens: int | None = None,
-) -> TextRows:
-    """``texts`` in the task's text prompt; texts longer than ``max_tokens`` are cut."""
+    max_tokens: int = MAX_TEXT_TOKENS,
+) -> tuple[TextRows, list[int]]:
+    """``texts`` in the task's text prompt, and the tokens of each beyond ``max_tokens``."""
     ids = backend.prepared(task).ids
-    rows = [
-        [*ids.before, *row[:max_tokens], *ids.after]
-        for row in text_ids(backend.tokenizer, texts, ids.glue)
-    ]
-    padded, lengths = pad_right(rows, backend.tokenizer.pad_token_id or 0)
+    read, unread = read_texts(backend.tokenizer, texts, ids.glue, max_tokens)
+    padded, lengths = pad_right(
+        [[*ids.before, *row, *ids.after] for row in read], backend.tokenizer.pad_token_id or 0
+    )
     device = backend.device
-    return TextRows(
+    rows = TextRows(
         padded.to(device), lengths.to(device), torch.tensor(list(labels), device=device)
     )
+    return rows, unread
 
 
 class SoftPrompt(nn.Module):

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agentwire.errors import RemoteProtocolError
+from agentwire.model.prompting import MAX_TEXT_TOKENS, read_texts, template_ids, text_limit
 from agentwire.task.datasets import Dataset
 from agentwire.training.baselines.baseline import Baseline, Fitted, receiver_model, sender_model
 from agentwire.training.baselines.context import BaselineContext
@@ -38,17 +40,18 @@ SUMMARISED_ROWS = 3_000
 """Most training rows that the sender summarises, since it takes long."""
 SUMMARY_BATCH = 16
 
-Read = Callable[[BaselineContext, Sequence[str]], Sequence[str]]
-"""What the receiver reads in place of some texts."""
+Read = Callable[[BaselineContext, Sequence[str]], tuple[Sequence[str], Sequence[int]]]
+"""What the receiver reads in place of some texts, and how many tokens of each are lost by that."""
 
 
-def the_texts(context: BaselineContext, texts: Sequence[str]) -> Sequence[str]:
-    return texts
+def the_texts(context: BaselineContext, texts: Sequence[str]) -> tuple[Sequence[str], list[int]]:
+    return texts, [0] * len(texts)
 
 
-def summaries(context: BaselineContext, texts: Sequence[str]) -> list[str]:
-    """The sender's summaries, as text relay would send them."""
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+def summaries(context: BaselineContext, texts: Sequence[str]) -> tuple[list[str], list[int]]:
+    """The sender's summaries, as text relay would send them; "" of a text that it cannot read."""
+    unread = [_too_long_to_sum_up(context, text) for text in texts]
+    order = sorted((i for i in range(len(texts)) if not unread[i]), key=lambda i: len(texts[i]))
     found = [""] * len(texts)
     for begin in range(0, len(order), SUMMARY_BATCH):
         numbers = order[begin : begin + SUMMARY_BATCH]
@@ -56,7 +59,19 @@ def summaries(context: BaselineContext, texts: Sequence[str]) -> list[str]:
         for i, text in zip(numbers, written, strict=True):
             found[i] = text
         context.progress("summaries", min(1.0, (begin + SUMMARY_BATCH) / len(order)))
-    return found
+    return found, unread
+
+
+def _too_long_to_sum_up(context: BaselineContext, text: str) -> int:
+    """All tokens of a text that is too long for a summary; 0 of any other."""
+    sender, relay = context.sender, context.task.relay
+    if relay.verbatim:
+        return 0
+    try:
+        template_ids(sender.tokenizer, relay, [text], sender.context)
+    except RemoteProtocolError:
+        return len(read_texts(sender.tokenizer, [text], max_tokens=None)[0][0])
+    return 0
 
 
 def _fit_reader(
@@ -69,12 +84,12 @@ def _fit_reader(
     receiver, task = context.receiver, context.task
     receiver.prepare(task)
 
-    def prepared(part: Dataset, cut: int | None) -> TextRows:
-        texts = read(context, [row.text for row in part.rows])
-        return text_rows(receiver, task, texts, [row.label for row in part.rows], cut)
+    def prepared(part: Dataset, longest: int) -> TextRows:
+        texts, _ = read(context, [row.text for row in part.rows])
+        return text_rows(receiver, task, texts, [row.label for row in part.rows], longest)[0]
 
     train_rows = prepared(rows, context.recipe.max_text_tokens)
-    held_out = prepared(context.held_out, None)
+    held_out = prepared(context.held_out, MAX_TEXT_TOKENS)
 
     def trained(choice: dict[str, Any], steps: int, stage: str) -> Trained:
         torch.manual_seed(context.recipe.seed)
@@ -93,9 +108,18 @@ def _fit_reader(
     return Fitted(dict(final.module.state_dict()), notes)
 
 
-def _answer_reader(context: BaselineContext, module: nn.Module, texts: Sequence[str]) -> Tensor:
-    rows = text_rows(context.receiver, context.task, texts, [0] * len(texts))
-    return Reader(context.receiver, context.task).scores(module, rows)
+def _answer_reader(
+    context: BaselineContext, module: nn.Module, texts: Sequence[str], read: Read = the_texts
+) -> Tensor:
+    receiver, task = context.receiver, context.task
+    ids = receiver.prepared(task).ids
+    prompt = len(module.latents) if isinstance(module, SoftPrompt) else 0
+    limit = text_limit(receiver.context, len(ids.before) + len(ids.after) + prompt, 1)
+    words, lost = read(context, texts)
+    rows, unread = text_rows(receiver, task, words, [0] * len(texts), limit)
+    context.left_out(lost)
+    context.left_out(unread)
+    return Reader(receiver, task).scores(module, rows)
 
 
 def _prompt(context: BaselineContext, learned: Fitted) -> SoftPrompt:
@@ -151,7 +175,7 @@ def _lora(title: str, who: Callable[[Any], str], read: Read, most_rows: int = 0)
     def answer(context: BaselineContext, learned: Fitted, texts: Sequence[str]) -> Tensor:
         module = _adapter(context)
         module.load_state_dict(learned.tensors)
-        return _answer_reader(context, module, read(context, texts))
+        return _answer_reader(context, module, texts, read)
 
     return Baseline(title, who, fit, answer)
 

@@ -43,9 +43,9 @@ def model(request: pytest.FixtureRequest) -> TransformersBackend:
     return found
 
 
-def rows_of(model: TransformersBackend, n: int, seed: int, cut: int | None = None) -> TextRows:
+def rows_of(model: TransformersBackend, n: int, seed: int, cut: int = 512) -> TextRows:
     texts, labels = zip(*tiny.sentences(n, seed), strict=True)
-    return text_rows(model, TASK, texts, labels, cut)
+    return text_rows(model, TASK, texts, labels, cut)[0]
 
 
 def recipe(**changes: object) -> TrainSpec:
@@ -58,7 +58,7 @@ def test_a_reader_with_an_untrained_adapter_is_the_receiver_itself(
     model: TransformersBackend,
 ) -> None:
     texts = [text for text, _ in tiny.sentences(9, 3)] + ["x", "cold " * 30]
-    rows = text_rows(model, TASK, texts, [0] * len(texts))
+    rows, _ = text_rows(model, TASK, texts, [0] * len(texts))
     torch.manual_seed(0)
     scores = Reader(model, TASK).scores(Adapter(model.model), rows)
     wanted = torch.from_numpy(model.score_text(texts, TASK).scores)
@@ -72,7 +72,7 @@ def test_an_adapter_leaves_the_model_unchanged(model: TransformersBackend) -> No
     with torch.no_grad():
         for up in adapter.up.values():
             up.normal_()
-    rows = text_rows(model, TASK, texts, [0] * 4)
+    rows, _ = text_rows(model, TASK, texts, [0] * 4)
     changed = Reader(model, TASK).scores(adapter, rows).log_softmax(-1)
     assert not torch.allclose(changed, torch.from_numpy(before), atol=1e-3)
     assert (model.score_text(texts, TASK).scores == before).all()
@@ -126,10 +126,11 @@ def test_a_blind_prompt_learns_only_how_frequent_classes_are(llama: Transformers
 
 def test_long_texts_are_cut_in_training(llama: TransformersBackend) -> None:
     texts = ["cold " * 50, "x"]
-    whole = text_rows(llama, TASK, texts, [0, 1])
-    cut = text_rows(llama, TASK, texts, [0, 1], 8)
+    whole, _ = text_rows(llama, TASK, texts, [0, 1])
+    cut, unread = text_rows(llama, TASK, texts, [0, 1], 8)
     assert cut.lengths[0] < whole.lengths[0]
     assert cut.lengths[1] == whole.lengths[1]
+    assert unread == [int(whole.lengths[0] - cut.lengths[0]), 0]
 
 
 def test_few_shot_prompts_hold_solved_examples_of_every_class() -> None:
