@@ -15,6 +15,7 @@ from rich.text import Text
 
 from agentwire.cli.terminal import out
 from agentwire.errors import InputError
+from agentwire.telemetry.faults import describe
 from agentwire.telemetry.status import STATUS_FILE, quantile, read_status
 
 STALE_S = 5.0
@@ -54,7 +55,21 @@ def newest(runs: Path) -> Path:
 
 
 def view(folder: Path, status: dict[str, Any], before: dict[str, Any] | None) -> RenderableType:
-    """The tables of one status; ``before`` is an earlier one, for rates."""
+    """The tables of one status; ``before`` is an earlier one, for rates.
+
+    Raises:
+        InputError: the status is damaged.
+    """
+    try:
+        return _view(folder, status, before)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{folder / STATUS_FILE} is damaged ({describe(error)}).",
+            hint="Name the folder of another run; a run that goes on replaces the file.",
+        ) from error
+
+
+def _view(folder: Path, status: dict[str, Any], before: dict[str, Any] | None) -> RenderableType:
     age = time.time() - status["time"]
     silent = "running" if age < STALE_S else f"killed, or silent for {age:.0f} s"
     state = "ended" if status.get("ended") else silent
@@ -75,6 +90,10 @@ def view(folder: Path, status: dict[str, Any], before: dict[str, Any] | None) ->
     parts.append(_stages(status))
     if refusals:
         parts.append(Text(f"refused at the bus: {refusals}", style="yellow"))
+    for kind, fault in status.get("faults", {}).items():
+        parts.append(
+            Text(f"fault: {kind} failed {fault['count']:,} x ({fault['last']})", style="red")
+        )
     return Group(*parts)
 
 

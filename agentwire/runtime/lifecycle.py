@@ -252,12 +252,12 @@ class Lifecycle:
 
     async def _keep_status(self, folder: Path) -> None:
         while True:
-            with self.metrics.faults.contain("status file"):
-                self._write_status(folder, ended=False)
+            self._write_status(folder, ended=False)
             await asyncio.sleep(STATUS_INTERVAL_S)
 
     def _write_status(self, folder: Path, *, ended: bool) -> None:
-        write_status(folder, self.status() | {"time": time.time(), "ended": ended})
+        with self.metrics.faults.contain("status file"):
+            write_status(folder, self.status() | {"time": time.time(), "ended": ended})
 
     # -- events -----------------------------------------------------------------------------
 

@@ -26,13 +26,10 @@ def quantile(counts: Sequence[int], q: float) -> float:
 
 
 def write_status(folder: Path, status: Mapping[str, Any]) -> None:
-    """Replaces the status file. An unwritable folder is ignored: a run does not depend on it."""
+    """Replaces the status file; raises OSError."""
     fresh = folder / f".{STATUS_FILE}.{os.getpid()}"
-    try:
-        fresh.write_text(json.dumps(status) + "\n", encoding="utf-8")
-        fresh.replace(folder / STATUS_FILE)
-    except OSError:
-        return
+    fresh.write_text(json.dumps(status) + "\n", encoding="utf-8")
+    fresh.replace(folder / STATUS_FILE)
 
 
 def read_status(folder: Path) -> dict[str, Any] | None:

@@ -132,7 +132,7 @@ except AgentwireError as error:
 def test_a_callback_that_raises_stops_nothing(tmp_path: Path) -> None:
     body = """
 def progress(event):
-    raise ValueError("a bug of the user's")
+    raise ValueError("a bug \\x1b[31mof the user's")
 async with fake_runtime(run_folder=folder, progress=progress) as wire:
     kill(wire)
     seen["outcome"] = await outcome(wire, "x")
@@ -141,7 +141,28 @@ async with fake_runtime(run_folder=folder, progress=progress) as wire:
     seen = run(body, tmp_path, tracebacks=1)
     assert seen["outcome"] == "good"
     fault = seen["faults"]["progress callback"]
-    assert fault["count"] > 3 and fault["last"] == "ValueError: a bug of the user's"
+    assert fault["count"] > 3 and fault["last"] == "ValueError: a bug \x1b[31mof the user's"
+    code, shown, _ = top(tmp_path / "run")
+    assert code == 0 and "fault: progress callback failed" in shown
+    assert "of the user's" in shown and "\x1b" not in shown
+
+
+def top(folder: Path) -> tuple[int, str, str]:
+    command = [sys.executable, "-m", "agentwire", "top", "--once", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_S, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    "status",
+    ["{}", '{"time": "now"}', "[]", "\ud83d", '{"time": 1, "ended": true, "bus": [], "agents": {}}',
+     '{"time": 1e999, "bus": {}, "outstanding": 0, "agents": {}, "outcomes": [["a"]]}'],
+)  # fmt: skip
+def test_a_damaged_status_is_named(tmp_path: Path, status: str) -> None:
+    (tmp_path / "status.json").write_bytes(status.encode(errors="surrogatepass"))
+    code, _, errors = top(tmp_path)
+    assert code == 2 and errors.count("\n") == 2, errors
+    assert "unexpected" not in errors and str(tmp_path) in errors.replace("\n", "")
 
 
 def test_a_full_disk_stops_nothing(tmp_path: Path) -> None:
@@ -159,7 +180,8 @@ async with fake_runtime(run_folder=folder, record=True, receiver={"crash_on": "p
 """
     seen = run(body, tmp_path)
     assert seen["first"] == "good" and seen["outcomes"] == ["good", "dead_letter", "good"]
-    assert seen["faults"]["journal"]["count"] >= 6 and "dead letters" in seen["faults"]
+    assert seen["faults"]["journal"]["count"] >= 6
+    assert {"dead letters", "status file"} <= set(seen["faults"])
     assert 'agentwire_faults_total{kind="journal"}' in seen["metric"]
     assert [e["event"] for e in read_lines(tmp_path / "run" / "journal.jsonl")][-1] == "finished"
 
