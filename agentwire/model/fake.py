@@ -24,6 +24,7 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from numpy.random import default_rng
 
 from agentwire.bridge.card import read_card
 from agentwire.errors import BridgeError, ScenarioError
@@ -57,7 +58,7 @@ def text_hash(text: str) -> int:
 
 
 def label_scores(digest: int, labels: int) -> npt.NDArray[np.float32]:
-    logits = np.random.default_rng(digest).normal(scale=2.0, size=labels)
+    logits = default_rng(digest).normal(scale=2.0, size=labels)
     logits -= logits.max()
     scores: npt.NDArray[np.float32] = (logits - np.log(np.exp(logits).sum())).astype(np.float32)
     return scores
@@ -151,7 +152,7 @@ class FakeBackend:
 
     def _soft_tokens(self, text: str, size: int) -> npt.NDArray[np.float16]:
         digest = text_hash(text)
-        values = np.random.default_rng(digest).uniform(0.5, 1.5, size)
+        values = default_rng(digest).uniform(0.5, 1.5, size)
         values /= np.sqrt((values**2).mean())
         bits = (digest >> np.arange(HASH_BITS)) & 1
         values[:HASH_BITS] *= 1 - 2 * bits

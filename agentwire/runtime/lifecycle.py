@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import anyio
+from anyio import CancelScope
 
 from agentwire.agent.launching.events import (
     AgentDied,
@@ -95,6 +95,7 @@ class Lifecycle:
         """As ``Runtime.start``."""
         if self._broker is not None:
             raise AgentwireError("The runtime has been started before.", hint="Open a new runtime.")
+        CancelScope()  # loads anyio's backend, for which there may be no descriptor at the end
         if isinstance(self.target, Resolved):
             await self._fetch(self.target)
             await self._place_agents(self.target)
@@ -198,7 +199,7 @@ class Lifecycle:
             self._status_task.cancel()
         if self._broker is not None and self._supervisor is not None:
             # Shielded: an interrupted run must not leave processes behind.
-            with anyio.CancelScope(shield=True):
+            with CancelScope(shield=True):
                 await self._stop(self._broker, self._supervisor)
         if self._cluster is not None:
             await asyncio.to_thread(self._cluster.close)
