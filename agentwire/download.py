@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -28,6 +28,8 @@ OnProgress: TypeAlias = Callable[[str, float], None]
 
 _PROGRESS = re.compile(r"^Progress (\d+) of (\d+)")
 _CHUNK = 1 << 20
+DISK_FULL = re.compile(r"No space left|File too large|Disk quota exceeded", re.IGNORECASE)
+FREE_SPACE = "Free some space, or set AGENTWIRE_HOME to a folder on another disk."
 _RETRY = "Check the network (or pip's package index) and run the command again."
 
 
@@ -106,7 +108,8 @@ def pip_download(
             *_options(archive),
             *("--dest", str(found), "--requirement", str(requirements)),
         ]
-        code, lines = _run(command, tell)
+        # pip's own temporary files: on the same disk, and removed with the folder.
+        code, lines = _run(command, tell, {**os.environ, "TMPDIR": scratch})
         if code != 0:
             raise _explained(archive, lines)
         os.replace(_checked(archive, found), target)
@@ -134,12 +137,13 @@ def _version(package: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
 
 
-def _run(command: Sequence[str], tell: OnProgress) -> tuple[int, list[str]]:
+def _run(command: Sequence[str], tell: OnProgress, env: Mapping[str, str]) -> tuple[int, list[str]]:
     """Exit code and last lines. The child process never outlives this call."""
     lines: deque[str] = deque(maxlen=200)
     try:
         process = subprocess.Popen(
             command,
+            env=env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -204,10 +208,10 @@ def _explained(archive: Archive, lines: Sequence[str]) -> DownloadError:
             f"The download of {archive.filename} has a wrong checksum; it was removed.",
             hint=_RETRY,
         )
-    if "No space left" in text:
+    if DISK_FULL.search(text):
         return DownloadError(
             f"There is not enough disk space for {archive.filename} ({archive.size / 1e6:.0f} MB).",
-            hint="Free some space, or set AGENTWIRE_HOME to another disk.",
+            hint=FREE_SPACE,
         )
     if _UNREACHABLE.search(text):
         return DownloadError(

