@@ -22,7 +22,7 @@ from agentwire.scenario.load import load_scenario
 from agentwire.scenario.resolve import resolve
 from agentwire.scenario.shares import shares
 from agentwire.task.datasets import load_rows
-from agentwire.task.definitions import load_definition
+from agentwire.task.definitions import load_classification
 from agentwire.task.metrics import wilson_interval
 
 SCENARIO = Path(__file__).with_name("fan_in.yaml")
@@ -36,7 +36,7 @@ async def main(rows: int, seed: int) -> None:
     assert data is not None
     split = load_rows(data.dataset, data.split, config=Config.from_env(), path=data.path).rows
     chosen = random.Random(seed).sample(split, min(rows, len(split)))
-    words = load_definition(data.dataset).label_words
+    words = load_classification(data.dataset).label_words
     halves = [shares(row.text, 2) for row in chosen]
     others = halves[1:] + halves[:1]  # the halves of the next review in the random sample
     inputs = {

@@ -14,7 +14,13 @@ from agentwire.cli.terminal import echo, out, print_json, steps
 from agentwire.config import Config
 from agentwire.errors import DataError
 from agentwire.task.datasets import load_rows, where
-from agentwire.task.definitions import TASKS, TaskDefinition, is_task_file, load_definition
+from agentwire.task.definitions import (
+    TASKS,
+    Definition,
+    TaskDefinition,
+    is_task_file,
+    load_definition,
+)
 from agentwire.task.samples import SAMPLE_SPLIT
 
 app = typer.Typer(help="Datasets: list, show, pull.", no_args_is_help=True)
@@ -27,13 +33,14 @@ def known_datasets(more: list[str] | None = None) -> list[dict[str, Any]]:
     return [_entry(name, load_definition(name)) for name in (*sorted(TASKS.names()), *(more or ()))]
 
 
-def _entry(name: str, task: TaskDefinition) -> dict[str, Any]:
+def _entry(name: str, task: Definition) -> dict[str, Any]:
     config = Config.from_env()
     splits = dict.fromkeys((*SPLITS, SAMPLE_SPLIT, *task.rows))
     places = {split: where(name, split, config=config) for split in splits}
     return {
         "name": task.name,
         "description": task.description,
+        "kind": task.kind,
         "classes": len(task.labels),
         "licence": task.licence,
         "splits": {split: place for split, place in places.items() if place},
@@ -63,7 +70,7 @@ def list_(
     for row in rows:
         table.add_row(
             f"{row['name']}\n[dim]{row['description']}[/dim]",
-            str(row["classes"]),
+            str(row["classes"] or "words"),
             _places(row) or "no: set AGENTWIRE_DATA to a folder with it",
             row["licence"],
         )
@@ -79,16 +86,23 @@ def show(
     task = load_definition(name)
     here = _entry(name, task)
     if as_json:
-        print_json({**here, "labels": task.labels, "label_words": task.label_words,
-                    "prompt": task.prompt, "text_prompt": task.text_prompt})  # fmt: skip
+        shown = {"labels", "label_words", "prompt", "text_prompt", "max_new_tokens", "stop"}
+        print_json({**here, **task.model_dump(include=shown, mode="json")})
         return
     licence = f"; licence: {task.licence}" if task.licence else ""
     echo(f"{task.name}: {task.description}{licence}")
     echo(f"here: {_places(here) or 'nothing'}")
     files = [file for files in task.rows.values() for file in files]
-    places = ", ".join(files) or f"AGENTWIRE_DATA/{task.name}/<split>.jsonl"
-    echo(f'files: {places}, lines of {{"text": "...", "label": 0}}')
+    places = ", ".join(files) or f"AGENTWIRE_DATA/{task.name}/<split>.jsonl[.gz]"
+    example = '{"context": "...", "question": "...", "answers": ["..."]}'
+    if isinstance(task, TaskDefinition):
+        example = '{"text": "...", "label": 0}'
+    echo(f"files: {places}, lines of {example}")
     echo(f"prompt after soft tokens: {task.prompt!r}; prompt with text: {task.text_prompt!r}")
+    if not isinstance(task, TaskDefinition):
+        stop = " or ".join(map(repr, task.stop))
+        echo(f"answers: at most {task.max_new_tokens} tokens, up to {stop}")
+        return
     echo("label, class, and the word that is scored for it:")
     for number, (label, word) in enumerate(zip(task.labels, task.label_words, strict=True)):
         echo(f"  {number:>3}  {label}" + (f"  ({word})" if word != label else ""))

@@ -18,7 +18,7 @@ from agentwire.evaluation.predictions import choose_rows
 from agentwire.scenario.resolve import Resolved
 from agentwire.spec.scenario import Scenario
 from agentwire.task.datasets import Dataset, load_rows
-from agentwire.task.definitions import load_definition
+from agentwire.task.definitions import load_classification, load_definition
 from agentwire.task.rows import rows_sha256
 
 CPU_LIMIT = 200
@@ -123,6 +123,7 @@ def plan_run(
         )
     earlier = _read_config(resume) if resume else None
     limit = _limit(resolved, limit, earlier)
+    task = load_classification(data.dataset)
     dataset = load_rows(data.dataset, data.split, config=config, path=data.path, progress=progress)
     rows = tuple(choose_rows(len(dataset), limit, scenario.seed))
     plan = RunPlan(
@@ -131,7 +132,7 @@ def plan_run(
         dataset=dataset,
         rows=rows,
         row_sha256=rows_sha256(dataset.rows[i] for i in rows),
-        label_words=load_definition(data.dataset).label_words,
+        label_words=task.label_words,
         limit=limit,
         folder=resume or folder or new_folder(out, scenario.name),
         command=command,

@@ -1,8 +1,9 @@
 """Loads the rows of a dataset from the first place that has them.
 
-1. ``path``: a JSONL file, or a folder with ``<split>.jsonl`` (and ``dataset.json``);
+1. ``path``: a JSONL file, or a folder with ``<split>.jsonl`` or ``.jsonl.gz`` (and
+   ``dataset.json``);
 2. the files that the task's definition names under ``rows``;
-3. ``AGENTWIRE_DATA/<name>/<split>.jsonl``;
+3. ``AGENTWIRE_DATA/<name>/<split>.jsonl`` or ``.jsonl.gz``;
 4. the hub, with the extra ``agentwire[hub]`` and unless offline;
 5. the package registry (``movie_snippets`` only);
 6. this package: passkeys are generated, and the split ``sample`` is included (``samples.py``).
@@ -19,29 +20,47 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
+
+from typing_extensions import TypeVar
 
 from agentwire.config import Config
 from agentwire.download import OnProgress, sha256_of
 from agentwire.errors import DataError, first_line
 from agentwire.task import movie_snippets, passkey, samples
-from agentwire.task.definitions import TaskDefinition, load_definition
-from agentwire.task.rows import Example, checked, read_jsonl, rows_sha256
+from agentwire.task.definitions import Definition, TaskDefinition, load_definition
+from agentwire.task.rows import (
+    AnswerRow,
+    Example,
+    checked,
+    read_answers,
+    read_jsonl,
+    rows_sha256,
+)
 
-__all__ = ["Dataset", "Example", "load_rows", "require_split", "shares_sentences", "where"]
+__all__ = [
+    "AnswerRow",
+    "Dataset",
+    "Example",
+    "load_rows",
+    "require_split",
+    "shares_sentences",
+    "where",
+]
 
+Row = TypeVar("Row", Example, AnswerRow, default=Example)
 TRAIN_SPLIT = "train"
 """The split that all training reads."""
 
 
 @dataclass(frozen=True, slots=True)
-class Dataset:
-    """The rows of one split, and where they came from.
+class Dataset(Generic[Row]):
+    """The rows of one split, and where they came from: ``Example`` or ``AnswerRow``.
 
     Attributes:
         name: name of the task.
         rows: in the source's order.
-        labels: class names; ``rows[i].label`` is an index into them.
+        labels: class names; ``rows[i].label`` is an index into them. Empty for questions.
         provenance: ``source`` (``folder``, ``files``, ``hub``, ``registry``, ``generated``,
             ``sample``), ``location``, ``sha256`` of the source file, ``rows_sha256``, ``licence``,
             and more where the source states it.
@@ -49,7 +68,7 @@ class Dataset:
 
     name: str
     split: str
-    rows: tuple[Example, ...]
+    rows: tuple[Row, ...]
     labels: tuple[str, ...]
     provenance: Mapping[str, str]
 
@@ -65,8 +84,8 @@ def load_rows(
     path: str | Path | None = None,
     allow_download: bool = True,
     progress: OnProgress | None = None,
-) -> Dataset:
-    """The rows of one split of a dataset.
+) -> Dataset[Any]:
+    """The rows of one split of a dataset, of the kind that the task's definition says.
 
     Args:
         dataset: as ``load_definition`` takes it.
@@ -86,11 +105,11 @@ def load_rows(
     if split in task.rows:
         return _from_files(task, split)
     folder = config.data / task.name if config.data else None
-    if folder is not None and (folder / f"{split}.jsonl").is_file():
+    if folder is not None and _file_of(folder, split):
         return _from_folder(task, split, folder)
     if allow_download and _on_hub(task, split) and not _hub_reason(config):
         return _from_hub(task, split)
-    if task.name == "movie_snippets":
+    if isinstance(task, TaskDefinition) and task.name == "movie_snippets":
         cached = movie_snippets.cached_file(config.datasets / task.name).is_file()
         if split in movie_snippets.SPLITS and (allow_download or cached):
             return _from_registry(task, split, config, progress)
@@ -115,7 +134,7 @@ def where(dataset: str, split: str, *, config: Config, path: str | Path | None =
         return "path" if Path(path).expanduser().exists() else ""
     if split in task.rows:
         return "files" if all(Path(file).is_file() for file in task.rows[split]) else ""
-    if config.data and (config.data / task.name / f"{split}.jsonl").is_file():
+    if config.data and _file_of(config.data / task.name, split):
         return "folder"
     if _on_hub(task, split) and not _hub_reason(config):
         return "hub"
@@ -154,7 +173,7 @@ def shares_sentences(first: str, second: str) -> bool:
 # -- folders --------------------------------------------------------------------------------
 
 
-def _from_path(task: TaskDefinition, split: str, path: Path) -> Dataset:
+def _from_path(task: Definition, split: str, path: Path) -> Dataset[Any]:
     if path.is_dir():
         return _from_folder(task, split, path)
     if not path.is_file():
@@ -164,18 +183,25 @@ def _from_path(task: TaskDefinition, split: str, path: Path) -> Dataset:
     return _from_file(task, split, path, {})
 
 
+def _file_of(folder: Path, split: str) -> Path | None:
+    """The file with the rows of a split, if the folder has one."""
+    files = (folder / f"{split}{ending}" for ending in (".jsonl", ".jsonl.gz"))
+    return next((file for file in files if file.is_file()), None)
+
+
 def _file_in(folder: Path, split: str) -> Path:
-    """The file with the rows of a split."""
-    file = folder / f"{split}.jsonl"
-    if not file.is_file():
-        splits = ", ".join(sorted(item.stem for item in folder.glob("*.jsonl"))) or "none"
+    """The file with the rows of a split; raises DataError if there is none."""
+    file = _file_of(folder, split)
+    if file is None:
+        found = {item.name.partition(".jsonl")[0] for item in folder.glob("*.jsonl*")}
+        splits = ", ".join(sorted(found)) or "none"
         raise DataError(
             f"{folder} has no split {split!r}.", hint=f"Splits in that folder: {splits}."
         )
     return file
 
 
-def _from_folder(task: TaskDefinition, split: str, folder: Path) -> Dataset:
+def _from_folder(task: Definition, split: str, folder: Path) -> Dataset[Any]:
     file = _file_in(folder, split)
     card = _card(folder / "dataset.json")
     labels = card.get("labels")
@@ -187,10 +213,10 @@ def _from_folder(task: TaskDefinition, split: str, folder: Path) -> Dataset:
     return _from_file(task, split, file, card)
 
 
-def _from_files(task: TaskDefinition, split: str) -> Dataset:
+def _from_files(task: Definition, split: str) -> Dataset[Any]:
     """The rows of the files that a task file names."""
     files = [Path(name) for name in task.rows[split]]
-    parts = [read_jsonl(file, len(task.labels), task.labels) for file in files]
+    parts = [_read(task, file) for file in files]
     return _dataset(
         task,
         split,
@@ -202,8 +228,8 @@ def _from_files(task: TaskDefinition, split: str) -> Dataset:
     )
 
 
-def _from_file(task: TaskDefinition, split: str, file: Path, card: Mapping[str, Any]) -> Dataset:
-    rows = read_jsonl(file, len(task.labels), task.labels)
+def _from_file(task: Definition, split: str, file: Path, card: Mapping[str, Any]) -> Dataset[Any]:
+    rows = _read(task, file)
     digest = sha256_of(file)
     claimed = card.get("splits", {}).get(split, {}).get("sha256")
     if claimed is not None and claimed != digest:
@@ -222,6 +248,12 @@ def _from_file(task: TaskDefinition, split: str, file: Path, card: Mapping[str, 
         licence=str(card.get("licence", task.licence)),
         origin=str(card.get("source", "")),
     )
+
+
+def _read(task: Definition, file: Path) -> tuple[Any, ...]:
+    if isinstance(task, TaskDefinition):
+        return read_jsonl(file, len(task.labels), task.labels)
+    return read_answers(file)
 
 
 def _card(file: Path) -> Mapping[str, Any]:
@@ -247,7 +279,7 @@ def _card(file: Path) -> Mapping[str, Any]:
 # -- hub and registry -----------------------------------------------------------------------
 
 
-def _on_hub(task: TaskDefinition, split: str) -> bool:
+def _on_hub(task: Definition, split: str) -> bool:
     return task.hub is not None and split in task.hub.splits
 
 
@@ -260,11 +292,11 @@ def _hub_reason(config: Config) -> str:
     return ""
 
 
-def _from_hub(task: TaskDefinition, split: str) -> Dataset:
+def _from_hub(task: Definition, split: str) -> Dataset:
     from datasets import load_dataset
 
     hub = task.hub
-    if hub is None:
+    if hub is None or not isinstance(task, TaskDefinition):
         raise DataError(f"{task.name} is not on the hub.", hint="Set AGENTWIRE_DATA.")
     name = f"hub:{hub.dataset}"
     try:
@@ -309,8 +341,8 @@ def _class_order(task: TaskDefinition, names: Sequence[str], where: str) -> dict
 
 
 def _from_registry(
-    task: TaskDefinition, split: str, config: Config, progress: OnProgress | None
-) -> Dataset:
+    task: Definition, split: str, config: Config, progress: OnProgress | None
+) -> Dataset[Any]:
     file = movie_snippets.fetch(config.datasets / task.name, progress)
     return _dataset(
         task,
@@ -327,7 +359,7 @@ def _from_registry(
 # -- in this package ------------------------------------------------------------------------------
 
 
-def _included(task: TaskDefinition, split: str) -> Dataset | None:
+def _included(task: Definition, split: str) -> Dataset[Any] | None:
     """Generated rows or the package's sample; None if the split is neither."""
     if _is_generated(task, split):
         return _dataset(
@@ -342,7 +374,7 @@ def _included(task: TaskDefinition, split: str) -> Dataset | None:
     if sample is None:
         return None
     with resources.as_file(sample) as file:
-        rows = read_jsonl(file, len(task.labels))
+        rows = _read(task, file)
         digest = sha256_of(file)
     return _dataset(
         task,
@@ -356,19 +388,19 @@ def _included(task: TaskDefinition, split: str) -> Dataset | None:
     )
 
 
-def _is_generated(task: TaskDefinition, split: str) -> bool:
+def _is_generated(task: Definition, split: str) -> bool:
     return task.series == passkey.SERIES and split in passkey.SPLITS
 
 
 def _dataset(
-    task: TaskDefinition, split: str, rows: tuple[Example, ...], **provenance: str
-) -> Dataset:
+    task: Definition, split: str, rows: tuple[Any, ...], **provenance: str
+) -> Dataset[Any]:
     known = {key: value for key, value in provenance.items() if value}
     known["rows_sha256"] = rows_sha256(rows)
     return Dataset(task.name, split, rows, task.labels, known)
 
 
-def _missing(task: TaskDefinition, split: str, config: Config) -> DataError:
+def _missing(task: Definition, split: str, config: Config) -> DataError:
     if task.rows:
         return DataError(
             f"The task {task.name} has no split {split!r}.",
@@ -389,10 +421,14 @@ def _missing(task: TaskDefinition, split: str, config: Config) -> DataError:
         tried.append(
             f"agentwire's own sample {'is too small to train on' if split == 'train' else only}"
         )
-    classes = f"0 to {len(task.labels) - 1}"
+    example = '{"context": "...", "question": "...", "answers": ["..."]}'
+    if isinstance(task, TaskDefinition):
+        example = (
+            f'{{"text": "...", "label": 0}}, with labels 0 to {len(task.labels) - 1} '
+            f"(`agentwire data show {task.name}` lists them)"
+        )
     return DataError(
         f"The split {split!r} of {task.name} was not found: {'; '.join(tried)}.",
         hint=f"Put {task.name}/{split}.jsonl into a folder and set AGENTWIRE_DATA to that folder. "
-        f'Each line is a row, {{"text": "...", "label": 0}}, with labels {classes} '
-        f"(`agentwire data show {task.name}` lists them).",
+        f"Each line is a row, {example}.",
     )

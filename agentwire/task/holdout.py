@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 from agentwire.errors import DataError
 from agentwire.task.datasets import Dataset
-from agentwire.task.rows import normalise, rows_sha256
+from agentwire.task.rows import AnswerRow, normalise, rows_sha256
 
 
 def held_out_split(dataset: Dataset, n: int, seed: int = 0) -> tuple[Dataset, Dataset]:
@@ -25,11 +26,7 @@ def held_out_split(dataset: Dataset, n: int, seed: int = 0) -> tuple[Dataset, Da
         DataError: ``n`` is not between 1 and half of the rows, or too few texts are whole.
     """
     if not 1 <= n <= len(dataset.rows) // 2:
-        raise DataError(
-            f"Cannot hold out {n} of the {len(dataset.rows)} rows of {dataset.name} "
-            f"{dataset.split}.",
-            hint="Set `held_out` to at most half of the training rows.",
-        )
+        raise _too_many(dataset, n)
     words = [normalise(row.text) for row in dataset.rows]
     chosen = _whole_texts(words, n, seed)
     if len(chosen) < n:
@@ -47,6 +44,13 @@ def held_out_split(dataset: Dataset, n: int, seed: int = 0) -> tuple[Dataset, Da
         return replace(dataset, rows=rows, provenance={**dataset.provenance, **marks})
 
     return part("train", kept), part("held_out", chosen)
+
+
+def _too_many(dataset: Dataset[Any], n: int) -> DataError:
+    return DataError(
+        f"Cannot hold out {n} of the {len(dataset.rows)} rows of {dataset.name} {dataset.split}.",
+        hint="Set `held_out` to at most half of the training rows.",
+    )
 
 
 class _Texts:
@@ -95,3 +99,70 @@ def _whole_texts(words: Sequence[str], n: int, seed: int) -> list[int]:
         if len(chosen) == n:
             break
     return chosen
+
+
+SHINGLE = 13
+"""Words in a row that two passages must not share (the n-gram of the GPT-3 contamination study)."""
+
+
+class Passages:
+    """An index of passages, to find texts that overlap with one of them.
+
+    Two texts overlap if their words are the same, or if they share 13 words in a row.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._known = {key for text in texts for key in _shingles(text)}
+
+    def overlap(self, text: str) -> bool:
+        """Whether ``text`` overlaps with a passage."""
+        return any(key in self._known for key in _shingles(text))
+
+
+def _shingles(text: str) -> Iterator[str]:
+    """All runs of 13 words of a text, and the text itself where it is shorter."""
+    words = normalise(text).split()
+    for start in range(max(len(words) - SHINGLE, 0) + 1):
+        yield " ".join(words[start : start + SHINGLE])
+
+
+def without_overlap(dataset: Dataset[AnswerRow], *scored: Dataset[AnswerRow]) -> Dataset[AnswerRow]:
+    """The rows whose passage does not overlap with a passage of the ``scored`` rows."""
+    index = Passages({row.text for data in scored for row in data.rows})
+    overlapping = {text for text in {row.text for row in dataset.rows} if index.overlap(text)}
+    kept = tuple(row for row in dataset.rows if row.text not in overlapping)
+    dropped = len(dataset.rows) - len(kept)
+    marks = {"overlap": f"{dropped} rows dropped", "rows_sha256": rows_sha256(kept)}
+    return replace(dataset, rows=kept, provenance={**dataset.provenance, **marks})
+
+
+def held_out_passages(
+    dataset: Dataset[AnswerRow], n: int, seed: int = 0
+) -> tuple[Dataset[AnswerRow], Dataset[AnswerRow]]:
+    """Splits questions by passage into training rows and at least n held-out rows.
+
+    Passages are held out in the order of sha256(seed, words), each with all its questions, until
+    there are n rows. Training rows whose passage overlaps with a held-out one are dropped.
+
+    Raises:
+        DataError: ``n`` is not between 1 and half of the rows.
+    """
+    if not 1 <= n <= len(dataset.rows) // 2:
+        raise _too_many(dataset, n)
+    by_passage: dict[str, list[AnswerRow]] = {}
+    for row in dataset.rows:
+        by_passage.setdefault(normalise(row.text), []).append(row)
+    order = sorted(by_passage, key=lambda w: hashlib.sha256(f"{seed}:{w}".encode()).digest())
+    chosen: set[str] = set()
+    rows = 0
+    for words in order:
+        if rows >= n:
+            break
+        chosen.add(words)
+        rows += len(by_passage[words])
+    held = tuple(row for row in dataset.rows if normalise(row.text) in chosen)
+    marks = {"part": f"held_out (n={n}, seed={seed})", "rows_sha256": rows_sha256(held)}
+    held_out = replace(dataset, rows=held, provenance={**dataset.provenance, **marks})
+    kept = without_overlap(dataset, held_out)
+    marks = {"part": f"train (n={n}, seed={seed})"}
+    return replace(kept, provenance={**kept.provenance, **marks}), held_out

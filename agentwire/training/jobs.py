@@ -14,7 +14,7 @@ from agentwire.scenario.bridges import set_name
 from agentwire.scenario.resolve import Resolved, training_key
 from agentwire.spec.scenario import DataChoice, TrainSpec, WireSpec
 from agentwire.task.datasets import Dataset, load_rows
-from agentwire.task.definitions import TaskDefinition, definitions, load_definition
+from agentwire.task.definitions import TaskDefinition, definitions, load_classification
 from agentwire.training.rows import refuse_scored_rows, training_rows
 from agentwire.wire.messages import TaskSpec
 
@@ -122,7 +122,7 @@ def _job(
     name = set_name(wire, first.choices, choices[0]) if wire.joint else first.wire.bridge
     data = []
     for choice in choices:
-        definition = load_definition(choice.dataset)
+        definition = load_classification(choice.dataset)
         if definition.series is not None and (wire.joint or len(scenarios) > 1):
             raise ScenarioError(
                 f"{choice.dataset} belongs to the series {definition.series}, whose tasks share "

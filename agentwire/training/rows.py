@@ -10,12 +10,14 @@ from agentwire.config import Config
 from agentwire.errors import DataError
 from agentwire.spec.scenario import DataChoice, TrainSpec
 from agentwire.task.datasets import TRAIN_SPLIT, Dataset, load_rows
+from agentwire.task.definitions import load_classification
 from agentwire.task.holdout import held_out_split
 from agentwire.task.rows import rows_sha256
 
 
 def training_rows(data: DataChoice, recipe: TrainSpec, config: Config) -> tuple[Dataset, Dataset]:
     """The rows that bridges and baselines train on, and the rows that choose their settings."""
+    load_classification(data.dataset)  # questions are trained on by the reader's own stages
     refuse_scored_rows(data)
     split = load_rows(data.dataset, TRAIN_SPLIT, config=config, path=data.path)
     rows, held_out = held_out_split(split, min(recipe.held_out, len(split) // 8), recipe.seed)

@@ -19,7 +19,7 @@ relay: {template: "Summarize: {text}", max_new_tokens: 8}
 
 def test_the_shipped_tasks() -> None:
     shipped = definitions()
-    assert {name: len(task.labels) for name, task in shipped.items()} == {
+    assert {name: len(task.labels) for name, task in shipped.items() if task.labels} == {
         "ag_news": 4,
         "banking77": 77,
         "emotion": 6,
@@ -29,6 +29,8 @@ def test_the_shipped_tasks() -> None:
         "subj": 2,
         "trec": 6,
     }
+    answered = {name for name, task in shipped.items() if task.kind == "answer"}
+    assert answered == {"boolq", "fairytaleqa", "hotpotqa", "qamr", "squad", "squad_full"}
     assert list(shipped) == sorted(shipped)
 
 
@@ -37,7 +39,7 @@ def test_prompts_leave_the_space_to_the_label(name: str) -> None:
     task = load_definition(name)
     assert task.prompt.startswith("\n")
     assert not task.prompt[-1].isspace()
-    assert len(task.prompt) < 20  # the receiver reads it for every row: a few tokens
+    assert len(task.prompt) < 32  # the receiver reads it for every row: a few tokens
     assert not task.text_prompt[-1].isspace()
 
 

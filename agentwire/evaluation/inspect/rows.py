@@ -10,7 +10,7 @@ from agentwire.config import Config
 from agentwire.errors import DataError
 from agentwire.evaluation.predictions import choose_rows
 from agentwire.task.datasets import Dataset, load_rows
-from agentwire.task.definitions import definitions, load_definition
+from agentwire.task.definitions import definitions, load_classification
 
 SPLITS = ("test", "validation", "sample")
 """Splits to take rows from, in this order; never the one that the bridge was trained on."""
@@ -34,7 +34,7 @@ def choose(card: BridgeCard, name: str | None, config: Config, n: int) -> Inspec
     first represents them. Raises DataError if none of the datasets is here.
     """
     if name is not None:
-        load_definition(name)
+        load_classification(name)
     wanted = [name] if name is not None else _datasets(card.training.dataset)
     found = [data for dataset in wanted if (data := _unseen(dataset, config)) is not None]
     if not found:
@@ -72,6 +72,7 @@ def _unseen(dataset: str, config: Config) -> Dataset | None:
     """A split that no bridge trains on; None if none is here."""
     for split in SPLITS:
         try:
+            load_classification(dataset)
             return load_rows(dataset, split, config=config)
         except DataError:
             continue

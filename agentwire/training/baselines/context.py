@@ -17,7 +17,7 @@ from agentwire.scenario.resolve import Resolved
 from agentwire.spec.backends import BACKENDS
 from agentwire.spec.scenario import TrainSpec
 from agentwire.task.datasets import Dataset
-from agentwire.task.definitions import load_definition
+from agentwire.task.definitions import load_classification
 from agentwire.task.rows import rows_sha256
 from agentwire.training.models import load_agent
 from agentwire.training.rows import training_rows
@@ -71,7 +71,7 @@ class BaselineContext:
 
     @cached_property
     def task(self) -> TaskSpec:
-        return load_definition(self.data.dataset).spec()
+        return load_classification(self.data.dataset).spec()
 
     @property
     def classes(self) -> int:
