@@ -6,12 +6,13 @@ import json
 import resource
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-from patience import EVENT_S
+from patience import COMMAND_S, EVENT_S
 from scenario_files import FAKE_TASK, write, write_rows
-from test_gateway_faults import HELLO, gateway
+from test_gateway_faults import ADA, HELLO, gateway, httpx
 from test_run_integration import agent_pids, only_run, predictions, running, wait_for
 
 pytestmark = [
@@ -44,6 +45,28 @@ def test_a_gateway_without_descriptors_ends_in_good_order(tmp_path: Path, again:
     assert served.process.returncode == 0
     psutil.wait_procs(agents, EVENT_S)
     assert not any(agent.is_running() for agent in agents)
+
+
+def test_a_gateway_without_descriptors_answers_over_what_is_open(tmp_path: Path) -> None:
+    """The first request of each kind comes when no module can be loaded any more."""
+    with gateway(tmp_path) as served, httpx.Client(timeout=COMMAND_S) as client:
+        client.headers["authorization"] = f"Bearer {ADA}"
+        assert client.get(served.url + "/models").status_code == 200
+        exhaust(served.process.pid)
+        place = served.url + "/chat/completions"
+        body = {"model": "writer", "messages": HELLO}
+        label = {"model": "llama->mistral", "messages": HELLO}
+        wrong: list[tuple[dict[str, Any], int]] = [
+            (body | {"stream": True}, 200), (body, 200), (label, 200),
+            (body | {"model": "nobody"}, 404), (body | {"messages": 5}, 400),
+            (body | {"top_k": 3}, 400), (body | {"response_format": {"type": "x"}}, 400),
+        ]  # fmt: skip
+        for sent, code in wrong:
+            answered = client.post(place, json=sent)
+            assert answered.status_code == code, answered.text
+        assert client.post(place, content=b"{").status_code == 400
+        for path in ("/healthz", "/metrics"):
+            assert client.get(served.url.removesuffix("/v1") + path).status_code == 200
 
 
 def test_agents_without_descriptors_answer_and_end(tmp_path: Path) -> None:
