@@ -48,6 +48,7 @@ class BatchGroup(NamedTuple):
     bridge: str = ""  # fingerprint of the bridge that made the payload (SOFT)
     message: int = 0  # number of the message where batches are made by message
     mode: str = ""  # of an ENCODE row (``messages.Mode``)
+    soft_tokens: int = 0  # M of the payload (SOFT)
 
 
 WorkKey: TypeAlias = tuple[bytes, Kind, str, str, str, str]

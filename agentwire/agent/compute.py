@@ -24,7 +24,16 @@ from agentwire.agent.replies import (
 )
 from agentwire.agent.validation import Agreements, no_free_text
 from agentwire.errors import AgentwireError, NackCode, RemoteProtocolError
-from agentwire.model.backend import TOO_LONG, Backend, Encoded, Generated, Job, Pipelined, Scored
+from agentwire.model.backend import (
+    TOO_LONG,
+    Asked,
+    Backend,
+    Encoded,
+    Generated,
+    Job,
+    Pipelined,
+    Scored,
+)
 from agentwire.telemetry.logs import TRACES
 from agentwire.wire.limits import LIMITS
 from agentwire.wire.messages import Channel, Mode, Result, Soft, Stages, TaskSpec, Text
@@ -54,6 +63,7 @@ class Compute:
         watch: called with each piece of a row's generated answer; returns whether to go on.
         long_text: wire -> what becomes of a text that its bridge cannot read as a whole, where this
             is not the fallback.
+        sizes: wire -> M of its payloads, where it does not follow from each text's length.
     """
 
     def __init__(
@@ -62,6 +72,7 @@ class Compute:
         agreements: Agreements,
         watch: Callable[[WorkItem, str], bool] = lambda item, text: True,
         long_text: Mapping[str, str] | None = None,
+        sizes: Mapping[str, int] | None = None,
     ) -> None:
         self._backend = backend
         self._pipelined = backend if isinstance(backend, Pipelined) else None
@@ -70,6 +81,7 @@ class Compute:
         self._full_batches = 0  # batches of that size that have fitted in a row
         self._watch = watch
         self._long_text = long_text or {}
+        self._sizes = sizes or {}
 
     def begin(self, items: Items, task: TaskSpec) -> Job[Any] | None:
         """Starts a batch on the device, for ``run`` to finish.
@@ -82,6 +94,8 @@ class Compute:
             return None
         if group.kind is not Kind.ENCODE and not task.labels:
             return None  # text is generated token by token and watched
+        if self._asked(items) and group.kind is not Kind.ENCODE:
+            return None  # these have no static shape
         try:
             if group.kind is Kind.SOFT:
                 payload = _payload(items)
@@ -92,6 +106,8 @@ class Compute:
                 return backend.begin_score_text(_texts(items), task)
             bridge = self._agreements.outgoing[group.wire]
             if group.channel == Channel.TEXT or group.mode == Mode.KEPT or bridge is None:
+                return None
+            if bridge.sizes:
                 return None
             if self._agreements.obstacle(group.wire, task, group.mode) is not None:
                 return None
@@ -132,10 +148,13 @@ class Compute:
         fingerprint = bridge.fingerprint
         if group.mode == Mode.KEPT:
             return self._forward_kept(items, task, fingerprint)
+        size: dict[str, Any] = {}
+        if bridge.sizes and self._sizes.get(group.wire):
+            size["soft_tokens"] = self._sizes[group.wire]
         return self._attempt(
             items,
             task,
-            lambda batch: self._backend.encode(_texts(batch), fingerprint),
+            lambda batch: self._backend.encode(_texts(batch), fingerprint, **size),
             self._encoded,
             job,
         )
@@ -144,6 +163,19 @@ class Compute:
         """Replies with the valid payloads; falls back for the others."""
         if any(encoded.unread):
             return self._too_long(batch, encoded, task)
+        if encoded.sizes:  # a message holds payloads of one size
+            by_size: dict[int, list[int]] = {}
+            for i, m in enumerate(encoded.sizes):
+                by_size.setdefault(m, []).append(i)
+            return [
+                result
+                for m, rows in by_size.items()
+                for result in self._encoded(
+                    [batch[i] for i in rows],
+                    Encoded(encoded.payload[rows, :m], encoded.stages),
+                    task,
+                )
+            ]
         bridge = self._agreements.outgoing[batch[0].group.wire]
         assert bridge is not None
         if encoded.rms is None:
@@ -156,7 +188,7 @@ class Compute:
         for i, item in enumerate(batch):
             if i not in invalid:
                 data = encoded.payload[i].reshape(-1).view(np.uint8).data
-                shape, text = (bridge.soft_tokens, bridge.width), "" if keep else None
+                shape, text = encoded.payload[i].shape, "" if keep else None
                 valid.append(item)
                 replies.append(
                     RowReply(data, shape, bridge.fingerprint, text, payload_bytes=len(data))
@@ -175,7 +207,8 @@ class Compute:
         results: BatchResults = []
         if whole:
             rms = None if encoded.rms is None else encoded.rms[whole]
-            read = Encoded(encoded.payload[whole], encoded.stages, rms)
+            sizes = [encoded.sizes[i] for i in whole] if encoded.sizes else ()
+            read = Encoded(encoded.payload[whole], encoded.stages, rms, sizes=sizes)
             results += self._encoded([batch[i] for i in whole], read, task)
         long = [item for item, unread in zip(batch, encoded.unread, strict=True) if unread]
         group = long[0].group
@@ -187,16 +220,17 @@ class Compute:
     def _forward_kept(self, items: Items, task: TaskSpec, fingerprint: str) -> BatchResults:
         """Sends kept soft tokens; where there are none, falls back."""
         results: BatchResults = []
-        soft: list[tuple[WorkItem, RowReply]] = []
+        soft: dict[int, list[tuple[WorkItem, RowReply]]] = {}  # by M
         for item in items:
             kept = item.kept
             if kept is None or kept.payload is None or kept.bridge != fingerprint:
                 results += self._fall_back(NackCode.NO_BRIDGE, [item], task, "none are kept")
                 continue
             m, d = kept.payload.shape
-            soft.append((item, RowReply(kept.payload.tobytes(), (m, d), fingerprint)))
-        if soft:
-            rows, replies = [i for i, _ in soft], [r for _, r in soft]
+            reply = RowReply(kept.payload.tobytes(), (m, d), fingerprint)
+            soft.setdefault(m, []).append((item, reply))
+        for pairs in soft.values():
+            rows, replies = [i for i, _ in pairs], [r for _, r in pairs]
             results.append(ComputedRows(Soft, rows, replies, {}))
         return results
 
@@ -241,18 +275,27 @@ class Compute:
                 def watch(row: int, text: str) -> bool:
                     return self._watch(batch[row], text)
 
+                asked = self._asked(batch)
                 if soft:
-                    return backend.generate_soft(_payload(batch), task, watch)
-                return backend.generate(_texts(batch), task, watch)
+                    return backend.generate_soft(_payload(batch), task, watch, **asked)
+                return backend.generate(_texts(batch), task, watch, **asked)
 
             return self._attempt(items, task, generate, _generated)
 
         def score(batch: Items) -> Scored:
+            asked = self._asked(batch)
             if soft:
-                return backend.score_soft(_payload(batch), task)
-            return backend.score_text(_texts(batch), task)
+                return backend.score_soft(_payload(batch), task, **asked)
+            return backend.score_text(_texts(batch), task, **asked)
 
         return self._attempt(items, task, score, _scored, job)
+
+    def _asked(self, items: Items) -> dict[str, Any]:
+        """The argument ``asked`` of a batch, if it has one."""
+        group, questions = items[0].group, [item.row.question for item in items]
+        from_reader = group.kind is Kind.SOFT and group.bridge in self._agreements.readers
+        asked = Asked(questions if any(questions) else (), group.bridge if from_reader else "")
+        return {"asked": asked} if asked else {}
 
     # -- errors -----------------------------------------------------------------------------
 

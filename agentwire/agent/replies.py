@@ -177,7 +177,7 @@ def row_of(item: WorkItem, now: float) -> Row:
     left = None
     if item.deadline != math.inf:
         left = max(0, int((item.deadline - now) * 1000))
-    return Row(item.row.request_id, left, item.row.trace_id)
+    return Row(item.row.request_id, left, item.row.trace_id, question=item.row.question)
 
 
 class Seen(StrEnum):

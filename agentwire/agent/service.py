@@ -142,7 +142,7 @@ class Service:
             InputError: the model or a bridge cannot be loaded.
             BusClosed: the connection to the bus is lost.
         """
-        backend, bridges = loaded or load(self._spec, self._report(), self._cpu_sharing)
+        backend, bridges, readers = loaded or load(self._spec, self._report(), self._cpu_sharing)
         # Until here SIGTERM ends the process at once, because there is nothing to finish.
         signal.signal(signal.SIGTERM, self._on_sigterm)
         if self._stop_requested.is_set():
@@ -157,6 +157,7 @@ class Service:
             poll=self._poll,
             on_busy=self._busy,
             on_long_batch=self._endpoint.hand_over,
+            readers=readers,
         )
         self._worker.start()
         if warms_up(self._spec):
@@ -273,16 +274,17 @@ def cpu_sharing_of(bootstrap: AgentBootstrap) -> CpuSharing | None:
     return open_cpu_sharing(socket.parent, name, bootstrap.agent.cpu_shares)
 
 
-Loaded: TypeAlias = tuple[Backend, dict[str, BridgeIdentity | None]]
+Loaded: TypeAlias = tuple[Backend, dict[str, BridgeIdentity | None], dict[str, BridgeIdentity]]
 
 
 def load(spec: AgentSpec, progress: OnProgress, cpu_sharing: CpuSharing | None = None) -> Loaded:
-    """Loads the agent's model, and its bridges by wire. Raises an InputError if one cannot be
-    loaded."""
+    """Loads the agent's model, its bridges by wire, and its halves of reader bridges by
+    fingerprint. Raises an InputError if one cannot be loaded."""
     if cpu_sharing is not None:
         cpu_sharing.begin()  # loading uses the threads too
     backend = load_backend(spec, progress)
     bridges = _add_bridges(spec, backend)
+    halves = [backend.add_reader(Path(folder)) for folder in spec.readers]
     if cpu_sharing is not None and isinstance(backend, SharesCpu):
         backend.set_thread_source(cpu_sharing.threads)
     if spec.task is not None:
@@ -296,7 +298,7 @@ def load(spec: AgentSpec, progress: OnProgress, cpu_sharing: CpuSharing | None =
     gc.freeze()
     if cpu_sharing is not None:
         cpu_sharing.end()
-    return backend, bridges
+    return backend, bridges, {half.fingerprint: half for half in halves}
 
 
 def connect(

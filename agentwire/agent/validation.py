@@ -63,6 +63,7 @@ class Agreements:
         model: the agent's.
         outgoing: wire -> bridge for the wires on which it sends; None: no bridge.
         incoming: wires on which it receives.
+        readers: reader bridges whose receiver half is loaded, by fingerprint.
 
     Attributes:
         accepted: wires on which the receiver has accepted this agent's bridge.
@@ -73,8 +74,10 @@ class Agreements:
         model: ModelIdentity,
         outgoing: Mapping[str, BridgeIdentity | None],
         incoming: Collection[str],
+        readers: Mapping[str, BridgeIdentity] | None = None,
     ) -> None:
         self._model = model
+        self.readers = dict(readers or {})
         self.outgoing = dict(outgoing)
         self.incoming = frozenset(incoming)
         self.accepted: set[str] = set()
@@ -121,6 +124,14 @@ class Agreements:
         reason = ""
         if bridge.receiver != model.fingerprint:
             reason = f"it was trained for another receiver than {model.name}"
+        elif bridge.receiver_half:
+            if bridge.fingerprint not in self.readers:
+                reason = (
+                    f"its receiver half ({bridge.fingerprint[:12]}) is not loaded by this agent; "
+                    "put the same bridge folder on the receiver's machine and start it again"
+                )
+            elif self.readers[bridge.fingerprint] != bridge:
+                reason = "its card is not that of the receiver half loaded by this agent"
         elif bridge.width != model.width:
             reason = f"its soft tokens have width {bridge.width}, {model.name} has {model.width}"
         if reason:
@@ -142,11 +153,12 @@ class Agreements:
             raise RemoteProtocolError(
                 NackCode.BRIDGE_MISMATCH, f"bridge {fingerprint[:12]} was not agreed on"
             )
-        if shape != (bridge.soft_tokens, bridge.width):
+        sizes = bridge.sizes or (bridge.soft_tokens,)
+        if shape[0] not in sizes or shape[1] != bridge.width:
             raise RemoteProtocolError(
                 NackCode.BAD_PAYLOAD,
-                f"payload rows have shape {shape[0]} x {shape[1]}, but {bridge.soft_tokens} x "
-                f"{bridge.width} was agreed on",
+                f"payload rows have shape {shape[0]} x {shape[1]}, but "
+                f"{' or '.join(map(str, sizes))} x {bridge.width} was agreed on",
             )
         if not (task.asks_nothing or covers_prompt(bridge.prompts, task)):
             if not task.labels:
@@ -341,13 +353,14 @@ class Validator:
         if task_id in self._unusable and not isinstance(message, Encode):
             raise RemoteProtocolError(NackCode.UNSUPPORTED, self._unusable[task_id])
         kind, channel, fallback, reason, bridge, mode = Kind.SOFT, Channel.SOFT, "", "", "", ""
+        soft_tokens = 0
         if isinstance(message, Encode):
             kind, channel, fallback = Kind.ENCODE, message.channel, message.fallback
             reason, mode = message.reason, message.mode.value
         elif isinstance(message, Text):
             kind, channel, reason = Kind.TEXT, Channel.TEXT, message.reason
         else:
-            bridge = message.bridge
+            bridge, soft_tokens = message.bridge, message.payload.soft_tokens
         number = next(self._message_numbers) if self._spec.batch_by == "message" else 0
         group = BatchGroup(
             kind,
@@ -360,6 +373,7 @@ class Validator:
             bridge,
             number,
             mode,
+            soft_tokens,
         )
         return group, task
 

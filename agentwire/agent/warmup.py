@@ -130,11 +130,16 @@ class Warmup:
         task = self._worker.task(message.task)
         if len(message.rows) > 1 or body_bytes(message) > LARGEST_BYTES:
             return False
+        if message.rows[0].question:
+            return False
         if task is None or not task.labels or task.form == "kept":
             return False
         if not isinstance(message, Encode):
-            return True
+            return not (isinstance(message, Soft) and message.bridge in self._agreements.readers)
         agreed = self._agreements
+        bridge = agreed.outgoing.get(message.wire)
+        if bridge is not None and bridge.sizes:
+            return False
         if message.channel is not Channel.SOFT or message.mode is not Mode.FORWARD:
             return False
         if message.wire not in agreed.accepted:

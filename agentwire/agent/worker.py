@@ -149,6 +149,7 @@ class Worker:
         on_long_batch: called before a batch is computed in the caller's thread, unless the last
             batch of its kind and size was short.
         agreements: shared with another worker that updates them; default: its own.
+        readers: as for ``Agreements``.
         reply_bytes: size of the reply cache.
 
     Attributes:
@@ -167,12 +168,16 @@ class Worker:
         on_busy: Callable[[float | None], None] = lambda since: None,
         on_long_batch: Callable[[], None] = lambda: None,
         agreements: Agreements | None = None,
+        readers: Mapping[str, BridgeIdentity] | None = None,
         reply_bytes: int = REPLY_BYTES,
     ) -> None:
         self._spec = spec
-        self.agreements = agreements or Agreements(backend.identity, bridges, spec.incoming)
+        self.agreements = agreements or Agreements(
+            backend.identity, bridges, spec.incoming, readers
+        )
         long_text = {out.wire: out.long_text for out in spec.bridges if out.long_text}
-        self._compute = Compute(backend, self.agreements, self._on_generated, long_text)
+        sizes = {out.wire: out.soft_tokens for out in spec.bridges if out.soft_tokens}
+        self._compute = Compute(backend, self.agreements, self._on_generated, long_text, sizes)
         self._clock = clock
         self._poll = poll
         self._on_busy = on_busy

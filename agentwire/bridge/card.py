@@ -20,12 +20,11 @@ from agentwire.bridge.architectures import DEFAULT, READER, ArchitectureName
 from agentwire.bridge.shape import BridgeShape, ReaderShape, Where
 from agentwire.errors import BridgeError, ScenarioError
 from agentwire.spec.document import read_document, write_document
-from agentwire.wire.messages import FREE_TEXT, BridgeIdentity, ModelIdentity
+from agentwire.wire.messages import FREE_TEXT, QUESTION, BridgeIdentity, ModelIdentity
 
 CARD_FILE = "card.yaml"
 WEIGHTS_FILE = "weights.safetensors"
 ANY_PROMPT = "any"
-QUESTION = "{question}"
 MAX_CARD_BYTES = 256 * 1024
 TEXT_TOKENS: Literal[512] = 512
 """Tokens of the longest text that a bridge reads."""
@@ -291,15 +290,32 @@ def check_sender(card: BridgeCard, model: ModelIdentity) -> None:
     Raises:
         BridgeError: the bridge is for other weights, or its card gives the sender another shape.
     """
-    if card.sender.fingerprint != model.fingerprint:
+    _check_model(card.name, "reads", card.sender, model)
+
+
+def check_receiver(card: BridgeCard, model: ModelIdentity) -> BridgeCard:
+    """The card of a reader bridge that ``model`` receives from; raises as ``check_sender``, or a
+    BridgeError if it has no receiver half."""
+    if card.reader is None:
         raise BridgeError(
-            f"the bridge {card.name} reads {card.sender.model}, not the weights of "
+            f"the bridge {card.name} has no receiver half: its architecture is "
+            f"{card.architecture}.",
+            hint="Only a bridge with `architecture: reader` has one.",
+        )
+    _check_model(card.name, "writes for", card.receiver, model)
+    return card
+
+
+def _check_model(bridge: str, verb: str, end: CardModel, model: ModelIdentity) -> None:
+    if end.fingerprint != model.fingerprint:
+        raise BridgeError(
+            f"the bridge {bridge} {verb} {end.model}, not the weights of "
             f"{model.name} on this machine.",
             hint="Train one with `agentwire train`, or name another under `bridge:`.",
         )
-    if (card.sender.width, card.sender.layers) != (model.width, model.layers):
+    if (end.width, end.layers) != (model.width, model.layers):
         raise BridgeError(
-            f"the card of the bridge {card.name} gives its sender {card.sender.layers} layers "
-            f"of width {card.sender.width}; {model.name} has {model.layers} of {model.width}.",
+            f"the card of the bridge {bridge} gives {end.model} {end.layers} layers "
+            f"of width {end.width}; {model.name} has {model.layers} of {model.width}.",
             hint="Restore the folder, or train it again with `agentwire train`.",
         )

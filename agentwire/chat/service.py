@@ -223,7 +223,7 @@ class ChatService:
         wire = f"{sender}->{receiver}"
         bridge = self._deployment.bridges.get(wire) if kept.channel is Channel.SOFT else None
         handle = self.handles.add(call.owner, kept)
-        count = self._soft_tokens(kept.channel, kept.payload_bytes, receiver)
+        count = self._soft_tokens(kept, receiver)
         details = {**_details(kept, wire), "bridge": bridge, "handle": handle.text}
         return ChatReply(handle.text, kept.request_id, "stop", _usage(0, count, count), details)
 
@@ -245,7 +245,7 @@ class ChatService:
             details["unread_tokens"] = reply.unread
         if call.unread:
             details["unread"] = list(call.unread)
-        soft_tokens = self._soft_tokens(reply.channel, reply.payload_bytes, call.target.receiver)
+        soft_tokens = self._soft_tokens(reply, call.target.receiver)
         return ChatReply(
             reply.label if reply.label is not None else reply.text or "",
             reply.request_id,
@@ -254,14 +254,14 @@ class ChatService:
             details,
         )
 
-    def _soft_tokens(self, channel: Channel, payload_bytes: int, receiver: str) -> int:
-        """The number of soft tokens, from the payload's size and the receiver's width."""
-        if channel is not Channel.SOFT:
-            return 0
+    def _soft_tokens(self, reply: Reply | KeptPayload, receiver: str) -> int:
+        """The number of soft tokens; without a card, from the receiver's width."""
+        if reply.channel is not Channel.SOFT or reply.soft_tokens:
+            return reply.soft_tokens
         agents = self._runtime.agents
         processes = self._deployment.processes_of(receiver)
         width = next((agents[name].width for name in processes if name in agents), 0)
-        return payload_bytes // (width * FP16_BYTES) if width else 0
+        return reply.payload_bytes // (width * FP16_BYTES) if width else 0
 
 
 def _keep_target(target: Target) -> Target:

@@ -34,12 +34,14 @@ class Encoded:
         rms: float32 [n, M], of each soft token, if the device computed it; finite exactly where all
             values of the soft token are.
         unread: tokens at the end of each text that were not read; empty: none.
+        sizes: M of each text where they differ; what follows in a row's payload is 0.
     """
 
     payload: npt.NDArray[np.float16]
     stages: dict[str, float]
     rms: npt.NDArray[np.float32] | None = None
     unread: Sequence[int] = ()
+    sizes: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +70,34 @@ class Generated:
     unread: Sequence[int] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the rows of a batch ask beside their task.
+
+    Attributes:
+        questions: one for each row, for ``{question}`` in the task's prompts; empty: none.
+        reader: fingerprint of the reader bridge that the payloads came through.
+    """
+
+    questions: Sequence[str] = ()
+    reader: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.questions or self.reader)
+
+    def of_rows(self, rows: int) -> Sequence[str]:
+        """The question of each row, perhaps empty."""
+        return self.questions or [""] * rows
+
+
+PLAIN: Final = Asked()
+
+
 class Backend(Protocol):
-    """One language model on one device."""
+    """One language model on one device.
+
+    ``asked`` and ``soft_tokens`` are left out of a call unless they say something.
+    """
 
     @property
     def identity(self) -> ModelIdentity:
@@ -78,23 +106,38 @@ class Backend(Protocol):
     def add_bridge(self, folder: Path) -> BridgeIdentity:
         """Loads and verifies a bridge that reads this model's states; raises BridgeError."""
 
+    def add_reader(self, folder: Path) -> BridgeIdentity:
+        """Loads this model's half of a reader bridge that it receives from; raises BridgeError."""
+
     def prepare(self, task: TaskSpec) -> None:
         """Compiles the task's prompts and label tokens; raises ScenarioError if unusable."""
 
-    def encode(self, texts: Sequence[str], bridge: str) -> Encoded:
-        """Soft tokens for n texts, through the bridge with this fingerprint."""
+    def encode(self, texts: Sequence[str], bridge: str, soft_tokens: int = 0) -> Encoded:
+        """Soft tokens for n texts, through the bridge with this fingerprint.
 
-    def score_soft(self, payload: npt.NDArray[np.float16], task: TaskSpec) -> Scored:
+        ``soft_tokens``: M, one of the bridge's sizes; 0: by each text's length.
+        """
+
+    def score_soft(
+        self,
+        payload: npt.NDArray[np.float16],
+        task: TaskSpec,
+        asked: Asked = PLAIN,
+    ) -> Scored:
         """Label scores for n checked payloads, float16 [n, M, d]."""
 
-    def score_text(self, texts: Sequence[str], task: TaskSpec) -> Scored:
+    def score_text(self, texts: Sequence[str], task: TaskSpec, asked: Asked = PLAIN) -> Scored:
         """Label scores for n texts that this model reads itself."""
 
     def relay(self, texts: Sequence[str], task: TaskSpec) -> Generated:
         """The text-channel message for each of n texts (``task.relay``)."""
 
     def generate(
-        self, texts: Sequence[str], task: TaskSpec, watch: Watch | None = None
+        self,
+        texts: Sequence[str],
+        task: TaskSpec,
+        watch: Watch | None = None,
+        asked: Asked = PLAIN,
     ) -> Generated:
         """Free-text answers to ``task.text_prompt`` for n texts (``task.form``, ``task.decoding``).
 
@@ -104,7 +147,11 @@ class Backend(Protocol):
         """
 
     def generate_soft(
-        self, payload: npt.NDArray[np.float16], task: TaskSpec, watch: Watch | None = None
+        self,
+        payload: npt.NDArray[np.float16],
+        task: TaskSpec,
+        watch: Watch | None = None,
+        asked: Asked = PLAIN,
     ) -> Generated:
         """Free-text answers for n checked payloads, float16 [n, M, d]."""
 

@@ -69,20 +69,23 @@ def _pieces(tokenizer: Tokenizer, messages: Sequence[ChatMessage]) -> list[tuple
 
 
 def generation_ids(
-    tokenizer: Tokenizer, text: str, task: TaskSpec, context: int | None = None
+    tokenizer: Tokenizer, text: str, task: TaskSpec, context: int | None = None, question: str = ""
 ) -> tuple[list[int], int]:
     """What a model reads before it answers one text, and how many tokens of it are left out.
+
+    ``question`` replaces ``{question}`` in the task's text prompt.
 
     Raises:
         RemoteProtocolError: as ``parse_chat``, ``chat_ids`` and ``text_limit``.
     """
     if task.form == "chat":
         return chat_ids(tokenizer, parse_chat(text)), 0
-    around = around_text(tokenizer, task.text_prompt, chat=task.form == "text")
+    around = around_text(tokenizer, task.text_prompt, chat=task.form == "text", question=question)
     # A task's text is cut as for scoring; text that a caller wants completed is not.
     longest = None
     if task.form == "text":
-        longest = text_limit(context, len(around.before) + len(around.after), task.max_new_tokens)
+        answer = max(1, task.max_new_tokens)
+        longest = text_limit(context, len(around.before) + len(around.after), answer)
     (row,), (unread,) = read_texts(tokenizer, [text], around.glue, longest)
     return [*around.before, *row, *around.after], unread
 

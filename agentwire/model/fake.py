@@ -28,11 +28,11 @@ from numpy.random import default_rng
 
 from agentwire.bridge.card import read_card
 from agentwire.errors import BridgeError, ScenarioError
-from agentwire.model.backend import Encoded, Generated, Job, Scored, Watch
+from agentwire.model.backend import PLAIN, Asked, Encoded, Generated, Job, Scored, Watch
 from agentwire.model.timing import ms_since
 from agentwire.spec.agent import FakeModel
 from agentwire.task.transcript import parse_chat
-from agentwire.wire.messages import BridgeIdentity, ModelIdentity, TaskSpec
+from agentwire.wire.messages import FREE_TEXT, BridgeIdentity, ModelIdentity, TaskSpec
 
 T = TypeVar("T")
 Made = TypeVar("Made", Encoded, Scored)
@@ -41,7 +41,9 @@ HASH_BITS = 32
 SOFT_TOKENS = 8
 BRIDGE_PREFIX = "fake:"
 """``fake:<receiver's model>`` in place of a folder is a fake bridge for any prompt;
-``fake:<receiver's model>:<prompt hash>`` knows one prompt only."""
+``fake:<receiver's model>:<prompt hash>`` knows one prompt only; ``fake:<receiver's model>:reader``
+answers any question, with ``READER_SIZES`` soft tokens."""
+READER_SIZES = (8, 16, 32)
 
 
 def fingerprint(model: str) -> str:
@@ -121,17 +123,29 @@ class FakeBackend:
 
     def _fake_bridge(self, name: str) -> BridgeIdentity:
         _, receiver, *prompts = name.split(":")
+        reader = prompts == ["reader"]
         return BridgeIdentity(
             name=f"{self.identity.name}--{receiver}",
             fingerprint=bridge_fingerprint(self.identity.name, name),
             sender=self.identity.fingerprint,
             receiver=fingerprint(receiver),
             layer=max(1, self.identity.layers // 2),
-            soft_tokens=SOFT_TOKENS,
+            soft_tokens=READER_SIZES[-1] if reader else SOFT_TOKENS,
             width=self.identity.width,
-            prompts=tuple(prompts) or ("any",),
+            prompts=("any", FREE_TEXT) if reader else tuple(prompts) or ("any",),
             rms_range=(0.5, 2.0),
+            sizes=READER_SIZES if reader else (),
         )
+
+    def add_reader(self, folder: Path) -> BridgeIdentity:
+        """Reads only the card."""
+        card = read_card(folder)
+        if card.receiver.fingerprint != self.identity.fingerprint:
+            raise BridgeError(
+                f"The bridge {card.name} is not for the receiver {self.identity.name}.",
+                hint="Train one for this pair with `agentwire train`.",
+            )
+        return card.identity()
 
     def prepare(self, task: TaskSpec) -> None:
         if len(set(task.labels)) != len(task.labels):
@@ -139,16 +153,23 @@ class FakeBackend:
                 f"The labels of {task.name} are not distinct.", hint="Give each class its own word."
             )
 
-    def encode(self, texts: Sequence[str], bridge: str) -> Encoded:
-        """Soft tokens with RMS 1."""
+    def encode(self, texts: Sequence[str], bridge: str, soft_tokens: int = 0) -> Encoded:
+        """Soft tokens with RMS 1. A word counts as a token."""
         start = time.perf_counter()
         self._faults(texts)
         time.sleep(self._settings.encode_ms / 1000)
         identity = self._bridges[bridge]
-        shape = (len(texts), identity.soft_tokens, identity.width)
-        payload = np.stack([self._soft_tokens(t, shape[1] * shape[2]) for t in texts])
+        m, d = identity.soft_tokens, identity.width
+        sizes = [
+            soft_tokens or next((s for s in identity.sizes if 2 * s >= len(text.split())), m)
+            for text in texts
+        ]
+        payload = np.zeros((len(texts), max(sizes) * d), dtype=np.float16)
+        for row, text, size in zip(payload, texts, sizes, strict=True):
+            row[: size * d] = self._soft_tokens(text, size * d)
         stages = {"tokenize": 0.0, "encode": ms_since(start), "bridge": 0.0}
-        return Encoded(payload.reshape(shape), stages)
+        given = sizes if identity.sizes else ()
+        return Encoded(payload.reshape(len(texts), -1, d), stages, sizes=given)
 
     def _soft_tokens(self, text: str, size: int) -> npt.NDArray[np.float16]:
         digest = text_hash(text)
@@ -160,20 +181,27 @@ class FakeBackend:
             values[-1] = np.nan
         return values.astype(np.float16)
 
-    def score_soft(self, payload: npt.NDArray[np.float16], task: TaskSpec) -> Scored:
+    def score_soft(
+        self,
+        payload: npt.NDArray[np.float16],
+        task: TaskSpec,
+        asked: Asked = PLAIN,
+    ) -> Scored:
         start = time.perf_counter()
         digests = _digests(payload)
         self._check_faults(len(digests), lambda trigger: text_hash(trigger) in digests)
         time.sleep(self._settings.decode_ms / 1000)
-        scores = np.stack([label_scores(d, len(task.labels)) for d in digests])
+        about = _about(digests, asked)
+        scores = np.stack([label_scores(d, len(task.labels)) for d in about])
         read = [(payload.shape[1] + len(task.prompt.split()), 1)] * len(payload)
         return Scored(scores, {"decode": ms_since(start)}, read)
 
-    def score_text(self, texts: Sequence[str], task: TaskSpec) -> Scored:
+    def score_text(self, texts: Sequence[str], task: TaskSpec, asked: Asked = PLAIN) -> Scored:
         start = time.perf_counter()
         self._faults(texts)
         time.sleep(self._settings.decode_ms / 1000)
-        scores = np.stack([label_scores(text_hash(t), len(task.labels)) for t in texts])
+        about = _about(list(map(text_hash, texts)), asked)
+        scores = np.stack([label_scores(d, len(task.labels)) for d in about])
         read = [(len(t.split()) + len(task.prompt.split()), 1) for t in texts]
         return Scored(scores, {"tokenize": 0.0, "decode": ms_since(start)}, read)
 
@@ -188,20 +216,33 @@ class FakeBackend:
         return Generated(short, {"tokenize": 0.0, "generate": ms_since(start)})
 
     def generate(
-        self, texts: Sequence[str], task: TaskSpec, watch: Watch | None = None
+        self,
+        texts: Sequence[str],
+        task: TaskSpec,
+        watch: Watch | None = None,
+        asked: Asked = PLAIN,
     ) -> Generated:
-        """``<model>: <text>``, cut to the task's length in words. Of a chat, the last message."""
+        """``<model>: <text> <question>``, cut to the task's length in words. Of a chat, the last
+        message."""
         self._faults(texts)
         chat = task.form == "chat"
         said = [parse_chat(text)[-1].content for text in texts] if chat else texts
         read = [len(text.split()) for text in texts]
-        return self._write([f"{self.identity.name}: {text}" for text in said], read, task, watch)
+        pairs = zip(said, asked.of_rows(len(said)), strict=True)
+        answers = [f"{self.identity.name}: {text} {asks}".rstrip() for text, asks in pairs]
+        return self._write(answers, read, task, watch)
 
     def generate_soft(
-        self, payload: npt.NDArray[np.float16], task: TaskSpec, watch: Watch | None = None
+        self,
+        payload: npt.NDArray[np.float16],
+        task: TaskSpec,
+        watch: Watch | None = None,
+        asked: Asked = PLAIN,
     ) -> Generated:
-        """``<model>: soft <hash of the text>``."""
-        answers = [f"{self.identity.name}: soft {digest:08x}" for digest in _digests(payload)]
+        """``<model>: soft <hash of the text> <question>``."""
+        pairs = zip(_digests(payload), asked.of_rows(len(payload)), strict=True)
+        name = self.identity.name
+        answers = [f"{name}: soft {digest:08x} {asks}".rstrip() for digest, asks in pairs]
         read = [payload.shape[1] + len(task.prompt.split())] * len(payload)
         return self._write(answers, read, task, watch)
 
@@ -256,7 +297,15 @@ def _digests(payload: npt.NDArray[np.float16]) -> list[int]:
     texts = max(1, payload.shape[1] // SOFT_TOKENS)
     signs = payload.reshape(len(payload), texts, -1)[:, :, :HASH_BITS] < 0
     weights = 1 << np.arange(HASH_BITS, dtype=np.uint64)
-    return [_combined([int(d) for d in row]) for row in (signs * weights).sum(axis=2)]
+    rows = (signs * weights).sum(axis=2)
+    # A reader's payload may be larger than one text needs; the rest has no signs.
+    return [_combined([int(d) for d in row if d] or [0]) for row in rows]
+
+
+def _about(digests: Sequence[int], asked: Asked) -> list[int]:
+    """Hashes of texts with what is asked about them."""
+    pairs = zip(digests, asked.of_rows(len(digests)), strict=True)
+    return [text_hash(f"{digest} {asks}") if asks else digest for digest, asks in pairs]
 
 
 class FakeJob(Job[T]):
@@ -289,6 +338,7 @@ class FakeDevice:
         undelayed = settings.model_copy(update={"encode_ms": 0.0, "decode_ms": 0.0})
         model = FakeBackend(name, undelayed, device)
         self.identity, self.add_bridge = model.identity, model.add_bridge
+        self.add_reader = model.add_reader
         self.prepare, self.encode = model.prepare, model.encode
         self.score_soft, self.score_text = model.score_soft, model.score_text
         self.relay, self.generate = model.relay, model.generate

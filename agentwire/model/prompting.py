@@ -21,7 +21,7 @@ from agentwire.task.tokens import (
     plain_ids,
     start_ids,
 )
-from agentwire.wire.messages import RelaySpec, TaskSpec
+from agentwire.wire.messages import QUESTION, RelaySpec, TaskSpec
 
 MAX_TEXT_TOKENS: Final = TEXT_TOKENS
 """Tokens of a text that a sender reads for its bridge."""
@@ -91,7 +91,7 @@ def text_limit(context: int | None, around: int, answer: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class CompiledTask:
-    """A task in one model's tokens.
+    """A task in one model's tokens, without any question.
 
     Attributes:
         prompt: ids that follow the soft tokens.
@@ -115,15 +115,26 @@ def compile_task(tokenizer: Tokenizer, task: TaskSpec) -> CompiledTask:
             f"the text prompt of task {task.name!r} must hold {{text}} exactly once.",
             hint="Write it as in `Review: {text}` in the task's file.",
         )
+    if max(task.prompt.count(QUESTION), task.text_prompt.count(QUESTION)) > 1:
+        raise ScenarioError(
+            f"the prompts of task {task.name!r} must hold {{question}} at most once.",
+            hint="Write it as in `Question: {question}` in the task's file.",
+        )
     around = around_text(tokenizer, task.text_prompt)
+    prompt = task.prompt.replace(QUESTION, "")
     return CompiledTask(
-        prompt=tuple(plain_ids(tokenizer, task.prompt)),
-        prompt_labels=label_ids(tokenizer, task.prompt, task.labels),
+        prompt=tuple(plain_ids(tokenizer, prompt)),
+        prompt_labels=label_ids(tokenizer, prompt, task.labels),
         before=tuple(around.before),
         glue=around.glue,
         after=tuple(around.after),
         text_labels=label_ids(tokenizer, around.end, task.labels, own=around.own),
     )
+
+
+def prompt_rows(tokenizer: Tokenizer, task: TaskSpec, questions: Sequence[str]) -> list[list[int]]:
+    """Ids that follow the soft tokens of each row; questions are plain text."""
+    return data_rows(tokenizer, [task.prompt.replace(QUESTION, one) for one in questions])
 
 
 def template_ids(

@@ -21,11 +21,20 @@ import torch
 from torch import Tensor, nn
 
 from agentwire.bridge import store
-from agentwire.bridge.card import check_sender
+from agentwire.bridge.card import check_receiver, check_sender, read_card
+from agentwire.bridge.halves import (
+    ManyLayers,
+    ReceivingReader,
+    SendingReader,
+    SoftInputs,
+    lay_out,
+    load_receiving,
+    load_sending,
+)
 from agentwire.bridge.module import BridgeModule
 from agentwire.download import OnProgress
 from agentwire.errors import DeviceError, ModelError, first_line
-from agentwire.model.backend import Encoded, Generated, Scored, Watch
+from agentwire.model.backend import PLAIN, Asked, Encoded, Generated, Scored, Watch
 from agentwire.model.chat import check_length, generation_ids
 from agentwire.model.cpu.packed_linear import pack_linears
 from agentwire.model.cpu.packing import can_pack, packed_states
@@ -36,6 +45,7 @@ from agentwire.model.prompting import (
     CompiledTask,
     compile_task,
     opening_ids,
+    prompt_rows,
     read_texts,
     template_ids,
     text_ids,
@@ -196,7 +206,8 @@ class TransformersBackend:
         self.device = device
         self.start = start_ids(tokenizer)
         self.identity = identity
-        self._bridges: dict[str, tuple[Any, BridgeModule, bool]] = {}
+        self._bridges: dict[str, tuple[Any, BridgeModule | SendingReader, bool]] = {}
+        self._readers: dict[str, ReceivingReader] = {}
         self._tasks: LruCache[str, PreparedTask] = LruCache(MAX_PREPARED_TASKS)
         self._pad = pad_id(tokenizer)
         self._ends = end_ids(model.generation_config, tokenizer)
@@ -264,16 +275,27 @@ class TransformersBackend:
     def add_bridge(self, folder: Path) -> BridgeIdentity:
         """Loads a bridge that reads this model; it runs on this model's device, in fp32."""
         if str(folder).startswith(random_weights.BRIDGE_PREFIX):
-            identity, module = random_weights.random_bridge(str(folder), self.identity, self.device)
-            self._bridges[identity.fingerprint] = (trunk(self.model, identity.layer), module, False)
+            identity, made = random_weights.random_bridge(str(folder), self.identity, self.device)
+            self._bridges[identity.fingerprint] = (trunk(self.model, identity.layer), made, False)
             return identity
-        loaded = store.load(folder)
-        card = loaded.card
+        card = read_card(folder)
         check_sender(card, self.identity)
         short = trunk(self.model, card.layer)
+        module: BridgeModule | SendingReader
+        if card.reader is not None:
+            module = load_sending(folder, self.device)
+            short = ManyLayers(short, card.reader.layers)
+        else:
+            module = store.load(folder).module.to(self.device)
         # A GPU at these sizes is limited by launches, not by padding, and needs static shapes.
         packs = self.device.type == "cpu" and can_pack(short)
-        self._bridges[card.weights_sha256] = (short, loaded.module.to(self.device), packs)
+        self._bridges[card.weights_sha256] = (short, module, packs)
+        return card.identity()
+
+    def add_reader(self, folder: Path) -> BridgeIdentity:
+        """Loads the receiver's half of a reader bridge, on this model's device, in fp32."""
+        card = check_receiver(read_card(folder), self.identity)
+        self._readers[card.weights_sha256] = load_receiving(folder, self.device)
         return card.identity()
 
     def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -294,7 +316,7 @@ class TransformersBackend:
         )
         return limit
 
-    def bridge(self, fingerprint: str) -> BridgeModule:
+    def bridge(self, fingerprint: str) -> BridgeModule | SendingReader:
         """The module of a bridge that was added."""
         return self._bridges[fingerprint][1]
 
@@ -304,7 +326,7 @@ class TransformersBackend:
         return output[:, 1:]
 
     @torch.inference_mode()
-    def encode(self, texts: Sequence[str], bridge: str) -> Encoded:
+    def encode(self, texts: Sequence[str], bridge: str, soft_tokens: int = 0) -> Encoded:
         short, module, packs = self._bridges[bridge]
         clock = self._stopwatch()
         rows, unread = read_texts(self.tokenizer, texts)
@@ -312,9 +334,14 @@ class TransformersBackend:
         clock.lap("tokenize")
         states = packed_states(short, ids, mask) if packs else self.states(short, ids)
         clock.lap("encode")
-        soft = module(states, mask).half().cpu().numpy()
+        sizes: Sequence[int] = ()
+        if isinstance(module, SendingReader):
+            soft, sizes = module(states, mask, soft_tokens)
+        else:
+            soft = module(states, mask).half()
+        payload = np.ascontiguousarray(soft.cpu().numpy())
         clock.lap("bridge")
-        return Encoded(np.ascontiguousarray(soft), clock.stages, unread=unread)
+        return Encoded(payload, clock.stages, unread=unread, sizes=sizes)
 
     def prepare(self, task: TaskSpec) -> None:
         self.prepared(task)
@@ -373,22 +400,56 @@ class TransformersBackend:
         hidden = decoder(inputs_embeds=inputs, use_cache=False).last_hidden_state
         return self.prepared(task).prompt_head(hidden[:, -1])
 
-    @torch.inference_mode()
-    def score_soft(self, payload: npt.NDArray[np.float16], task: TaskSpec) -> Scored:
-        clock = self._stopwatch()
-        soft = torch.from_numpy(np.array(payload)).to(self.device)
-        logits = self.logits_from_soft(soft, task)
-        scores = torch.log_softmax(logits, dim=-1).cpu().numpy()
-        clock.lap("decode")
-        prepared = self.prepared(task)
-        read = len(prepared.start) + soft.shape[1] + len(prepared.prompt)
-        return Scored(scores, clock.stages, [(read, 1)] * len(scores))
+    def _asked_inputs(self, soft: Tensor, task: TaskSpec, asked: Asked) -> SoftInputs:
+        """The input of rows with questions of their own, or from a reader bridge."""
+        start = self.prepared(task).start
+        rows = prompt_rows(self.tokenizer, task, asked.of_rows(len(soft)))
+        embedded = self._embed([i for row in rows for i in row])
+        prompts = torch.split(embedded, [len(row) for row in rows])
+        half = self._readers[asked.reader] if asked.reader else None
+        return lay_out(start, soft, prompts, self.model.dtype, half)
 
     @torch.inference_mode()
-    def score_text(self, texts: Sequence[str], task: TaskSpec) -> Scored:
+    def score_soft(
+        self,
+        payload: npt.NDArray[np.float16],
+        task: TaskSpec,
+        asked: Asked = PLAIN,
+    ) -> Scored:
+        clock = self._stopwatch()
+        soft = torch.from_numpy(np.array(payload)).to(self.device)
+        prepared = self.prepared(task)
+        if asked:
+            inputs = self._asked_inputs(soft, task, asked)
+            decoder, read = self.model.get_decoder(), inputs.lengths
+            with inputs.added(decoder):
+                hidden = decoder(
+                    inputs_embeds=inputs.embeds,
+                    attention_mask=inputs.mask,
+                    position_ids=inputs.positions,
+                    use_cache=False,
+                ).last_hidden_state
+            logits = prepared.prompt_head(hidden[:, -1])
+        else:
+            logits = self.logits_from_soft(soft, task)
+            read = [len(prepared.start) + soft.shape[1] + len(prepared.prompt)] * len(soft)
+        scores = torch.log_softmax(logits, dim=-1).cpu().numpy()
+        clock.lap("decode")
+        return Scored(scores, clock.stages, [(n, 1) for n in read])
+
+    @torch.inference_mode()
+    def score_text(self, texts: Sequence[str], task: TaskSpec, asked: Asked = PLAIN) -> Scored:
         clock = self._stopwatch()
         prepared = self.prepared(task)
         ids = prepared.ids
+        if asked:
+            given = self._text_rows(texts, task, asked)
+            clock.lap("tokenize")
+            last = self._texts.last_states([], [row for row, _ in given])
+            scores = torch.log_softmax(prepared.text_head(last), dim=-1).cpu().numpy()
+            clock.lap("decode")
+            counts = [(len(row), 1) for row, _ in given]
+            return Scored(scores, clock.stages, counts, [n for _, n in given])
         limit = text_limit(self.context, len(ids.before) + len(ids.after), 1)
         texts_ids, unread = read_texts(self.tokenizer, texts, ids.glue, limit)
         rows = [[*row, *ids.after] for row in texts_ids]
@@ -411,12 +472,23 @@ class TransformersBackend:
         clock.lap("generate")
         return Generated(relayed, clock.stages)
 
+    def _text_rows(
+        self, texts: Sequence[str], task: TaskSpec, asked: Asked
+    ) -> list[tuple[list[int], int]]:
+        """``generation_ids`` of each text."""
+        rows = zip(texts, asked.of_rows(len(texts)), strict=True)
+        return [generation_ids(self.tokenizer, t, task, self.context, q) for t, q in rows]
+
     @torch.inference_mode()
     def generate(
-        self, texts: Sequence[str], task: TaskSpec, watch: Watch | None = None
+        self,
+        texts: Sequence[str],
+        task: TaskSpec,
+        watch: Watch | None = None,
+        asked: Asked = PLAIN,
     ) -> Generated:
         clock = self._stopwatch()
-        given = [generation_ids(self.tokenizer, text, task, self.context) for text in texts]
+        given = self._text_rows(texts, task, asked)
         rows, unread = [ids for ids, _ in given], [n for _, n in given]
         check_length(self.context, rows, task.max_new_tokens)
         read = [len(row) for row in rows]
@@ -429,10 +501,22 @@ class TransformersBackend:
 
     @torch.inference_mode()
     def generate_soft(
-        self, payload: npt.NDArray[np.float16], task: TaskSpec, watch: Watch | None = None
+        self,
+        payload: npt.NDArray[np.float16],
+        task: TaskSpec,
+        watch: Watch | None = None,
+        asked: Asked = PLAIN,
     ) -> Generated:
         clock = self._stopwatch()
         soft = torch.from_numpy(np.array(payload)).to(self.device)
+        if asked:
+            inputs = self._asked_inputs(soft, task, asked)
+            check_length(self.context, inputs.mask.tolist(), task.max_new_tokens)
+            if asked.reader:
+                task = self._readers[asked.reader].with_stops(task)
+            given = {"inputs_embeds": inputs.embeds}
+            with inputs.added(self.model.get_decoder()):
+                return self._answer(task, watch, clock, inputs.lengths, inputs.mask, given)
         embeds = self.soft_inputs(soft, task)
         n, length = embeds.shape[:2]
         mask = torch.ones(n, length, dtype=torch.long)

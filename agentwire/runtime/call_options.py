@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias, TypedDict, cast
 
+from agentwire.bridge.card import CardReader
 from agentwire.errors import ScenarioError
 from agentwire.runtime.reply import KeptPayload
-from agentwire.wire.messages import Channel, Decoding, Mode, RelaySpec, TaskSpec
+from agentwire.wire.limits import LIMITS
+from agentwire.wire.messages import QUESTION, Channel, Decoding, Mode, RelaySpec, TaskSpec
 
 ChannelName: TypeAlias = Channel | Literal["soft", "text"]
 Fallback: TypeAlias = Literal["text", "error"]
@@ -96,6 +98,7 @@ class CallOptions(TypedDict, total=False):
     """Options of a call to one agent (see ``Runtime.send``)."""
 
     prompt: str | None
+    question: str | Sequence[str] | None
     labels: Sequence[str] | None
     generate: Generate | None
     deadline: float | None
@@ -118,6 +121,54 @@ class WireOptions(CallOptions, total=False):
     fallback: Fallback | None
     channel: ChannelName | None
     relay: RelayMode | None
+
+
+def with_question(options: WireOptions, reader: CardReader | None) -> WireOptions:
+    """The options of a call over a wire with a reader bridge, whose prompt is a question."""
+    prompt = options.get("prompt")
+    if reader is None or not prompt or QUESTION in prompt or options.get("question") is not None:
+        return options
+    asked: WireOptions = {**options, "prompt": reader.question, "question": prompt}
+    if options.get("labels") is None:
+        generate = options.get("generate") or GENERATED_TOKENS
+        if isinstance(generate, int):
+            generate = GenerationOptions(generate)
+        stop = dict.fromkeys((*generate.stop, *reader.stop))
+        asked["generate"] = replace(generate, stop=tuple(stop)[: LIMITS.stops])
+    return asked
+
+
+def row_questions(
+    question: str | Sequence[str] | None, task: TaskSpec, count: int
+) -> list[str] | None:
+    """The question of each of ``count`` rows; None if the task has no ``{question}``. Raises a
+    ScenarioError if questions are missing, empty, or not wanted."""
+    wanted = QUESTION in task.prompt or QUESTION in task.text_prompt
+    if question is None and wanted:
+        raise ScenarioError(
+            "The prompt contains {question}, but the call has no question.",
+            hint="Give `question`: one for all texts, or one for each.",
+        )
+    if question is None:
+        return None
+    if not wanted:
+        raise ScenarioError(
+            "The call has a question, but its prompt has no {question}.",
+            hint='Write it into the prompt, as in "\\nQuestion: {question}\\nAnswer:".',
+        )
+    questions = [question] * count if isinstance(question, str) else list(question)
+    if len(questions) != count:
+        raise ScenarioError(
+            f"{len(questions)} questions for {count} texts.",
+            hint="Give one for all texts, or one for each.",
+        )
+    for one in questions:
+        if not (_is_text(one) and one):
+            raise ScenarioError(
+                f"A question is empty or not a text of characters: {one!a:.80}.",
+                hint="Give strings that can be written as UTF-8.",
+            )
+    return questions
 
 
 def make_task(
@@ -179,10 +230,11 @@ def _prompt_task(prompt: str, labels: Sequence[str] | None, max_new_tokens: int 
             hint="Write only what follows the text.",
         )
     default_tokens = GENERATED_TOKENS if labels is None else 0
+    gap = "" if not prompt or (QUESTION in prompt and prompt.startswith("\n")) else "\n"
     return TaskSpec(
         name="prompt",
         prompt=prompt,
-        text_prompt="{text}\n" + prompt if prompt else "{text}",
+        text_prompt="{text}" + gap + prompt,
         labels=tuple(labels or ()),
         relay=RelaySpec(),
         max_new_tokens=max_new_tokens or default_tokens,

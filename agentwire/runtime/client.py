@@ -51,6 +51,7 @@ from agentwire.runtime.request_errors import (
     dead_letter_error,
     deadline_error,
     down_error,
+    long_question_error,
     long_text_error,
     overloaded_error,
 )
@@ -129,6 +130,7 @@ class Client:
         wires, admission, fallback_wires, routes: as for ``Ledger``.
         journal, metrics: as for ``PendingRequests``.
         on_dead_letter: called with each dead letter, its task, the agent, and the cause of death.
+        token_bytes: wire -> bytes of one soft token, where that is known.
     """
 
     def __init__(
@@ -142,7 +144,9 @@ class Client:
         routes: Mapping[str, Routes] | None = None,
         on_dead_letter: Callable[[Request, TaskSpec, str, str], None] = lambda *letter: None,
         metrics: RuntimeMetrics | None = None,
+        token_bytes: Mapping[str, int] | None = None,
     ) -> None:
+        self._token_bytes = token_bytes or {}
         self._on_dead_letter = on_dead_letter
         self._loop = asyncio.get_running_loop()
         self._connect = connect
@@ -235,6 +239,7 @@ class Client:
         request_ids: Sequence[bytes] | None = None,
         mode: Mode = Mode.FORWARD,
         via: Sequence[str] | None = None,
+        questions: Sequence[str] | None = None,
         on_piece: Callable[[int, str], None] | None = None,
     ) -> list[Outcome]:
         """One outcome a text, in order. The texts share messages as far as limits allow.
@@ -247,6 +252,7 @@ class Client:
 
         Args:
             via: for each text the only process, or the only route, that it may take ("" for any).
+            questions: of each text, if the task has ``{question}``.
             on_piece: called with the pieces of the only text's answer: (offset in bytes, piece).
 
         Raises:
@@ -269,13 +275,15 @@ class Client:
         task_id = task.task_id
         known: dict[bytes, Outcome] = {}
         new: dict[bytes, Request] = {}
-        for request_id, text, process in zip(ids, texts, via or [""] * len(texts), strict=True):
+        nothing = [""] * len(texts)
+        rows = zip(ids, texts, via or nothing, questions or nothing, strict=True)
+        for request_id, text, process, question in rows:
             reply = self._pending.replies.get(request_id)
             if reply is not None:
                 known[request_id] = reply
             old = self._ledger.requests.get(request_id) or new.get(request_id)
             if old is not None:
-                self._check_same(old, wire, task_id, text)
+                self._check_same(old, wire, task_id, text, question)
             elif request_id not in known:
                 try:
                     request = Request(
@@ -290,12 +298,16 @@ class Client:
                         mode=mode,
                         trace_id=trace_id,
                         via=process,
+                        question=question,
                     )
                 except (AttributeError, UnicodeEncodeError):  # no str, or not one of characters
                     known[request_id] = bad_text_error(text, ids.index(request_id))
                     continue
                 if request.size > LIMITS.text_row_bytes:
                     known[request_id] = long_text_error(request.size, ids.index(request_id))
+                    continue
+                if len(question.encode()) > LIMITS.question_bytes:
+                    known[request_id] = long_question_error(question, ids.index(request_id))
                     continue
                 new[request_id] = request
         timer = self._admit(list(new.values()), task, deadline_s)
@@ -322,10 +334,11 @@ class Client:
             outcomes.append(outcome)
         return outcomes
 
-    def _check_same(self, old: Request, wire: str, task_id: str, text: str) -> None:
+    def _check_same(self, old: Request, wire: str, task_id: str, text: str, question: str) -> None:
         """Raises an InputError unless a request with an outstanding id repeats that request."""
         same_wire = old.wire in (wire, self._ledger.fallback_wire(wire))
-        if not (same_wire and (old.text, old.task) == (text, task_id)):
+        same = (old.text, old.task, old.question) == (text, task_id, question)
+        if not (same_wire and same):
             raise InputError(
                 f"Request id {old.request_id.hex()} is in use for another request.",
                 hint="Give each request its own id.",
@@ -480,7 +493,9 @@ class Client:
         for i in expected:
             request = self._ledger.settle(result.rows[i].request_id)
             if request is not None:
-                answered.append((request, build_reply(request, result, i, answers[i], arrival)))
+                size = self._token_bytes.get(request.wire, 0)
+                reply = build_reply(request, result, i, answers[i], arrival, size)
+                answered.append((request, reply))
         self._pending.complete(answered)
 
     def _on_nack(self, nack: Nack) -> None:

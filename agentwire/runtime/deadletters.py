@@ -35,6 +35,7 @@ class DeadLetter:
         agent, reason: the agent that died, and the cause of its last death.
         time: of the last death, in UTC.
         outcome: of the latest retry: ``answered`` or an error code; "" before the first.
+        question: as in ``messages.Row``.
     """
 
     request_id: str
@@ -48,6 +49,7 @@ class DeadLetter:
     reason: str
     time: str
     outcome: str = ""
+    question: str = ""
 
     @property
     def open(self) -> bool:
@@ -76,6 +78,7 @@ class DeadLetters:
             agent,
             reason,
             datetime.now(UTC).isoformat(timespec="milliseconds"),
+            question=request.question,
         )
         self._append({"event": "dead", **_LETTER.dump_python(letter, mode="json")})
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from agentwire.bridge.card import CARD_FILE, BridgeCard, CardReader, read_card
 from agentwire.errors import ScenarioError
 from agentwire.scenario.resolve import Resolved
 from agentwire.spec.agent import AgentSpec
@@ -27,6 +29,7 @@ class Deployment:
         in_flight: messages of ``send_many`` that may be outstanding.
         deadline_s: default deadline of a request, in seconds.
         bridges: wire name -> name of its bridge, or None.
+        cards: wire name -> card of its bridge, if it has one.
         devices: agent -> the device of each of its replicas. An agent that is missing here has one
             process, on the device of its spec.
     """
@@ -39,6 +42,7 @@ class Deployment:
     deadline_s: float = 300.0
     bridges: Mapping[str, str | None] = field(default_factory=dict)
     devices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    cards: Mapping[str, BridgeCard] = field(default_factory=dict)
 
     @classmethod
     def of(cls, resolved: Resolved) -> Deployment:
@@ -54,6 +58,7 @@ class Deployment:
             deadline_s=scenario.deadline_s,
             bridges={n: w.bridge if w.folder else None for n, w in resolved.wires.items()},
             devices=resolved.devices,
+            cards={n: w.card for n, w in resolved.wires.items() if w.card is not None},
         )
 
     @classmethod
@@ -73,14 +78,29 @@ class Deployment:
         ``replicas`` gives the number of an agent's processes, if it is not one.
         """
         by_name = {wire.name: wire for wire in wires}
+        bridges = {b.wire: b.folder for spec in agents.values() for b in spec.bridges}
+        folders = {wire: Path(folder) for wire, folder in bridges.items() if folder}
+        cards = {w: read_card(f) for w, f in folders.items() if (f / CARD_FILE).is_file()}
         filled: dict[str, AgentSpec] = {}
         for name, spec in agents.items():
             incoming = tuple(w.name for w in wires if w.receiver == name)
             fallback = {w.name: w.fallback for w in wires if w.sender == name}
-            filled[name] = spec.model_copy(update={"incoming": incoming, "fallback": fallback})
-        bridges = {b.wire: b.folder for spec in filled.values() for b in spec.bridges}
+            halves = {w for w in incoming if w in cards and cards[w].identity().receiver_half}
+            readers = (*spec.readers, *sorted({str(folders[w]) for w in halves}))
+            filled[name] = spec.model_copy(
+                update={"incoming": incoming, "fallback": fallback, "readers": readers}
+            )
         devices = {name: (agents[name].device,) * n for name, n in (replicas or {}).items()}
-        return cls(filled, by_name, task, batch_size, in_flight, bridges=bridges, devices=devices)
+        return cls(
+            filled,
+            by_name,
+            task,
+            batch_size,
+            in_flight,
+            bridges=bridges,
+            devices=devices,
+            cards=cards,
+        )
 
     def processes_of(self, agent: str) -> tuple[str, ...]:
         """Names of an agent's processes."""
@@ -185,6 +205,11 @@ class Deployment:
                 hint="Set the wire's bridge in the scenario.",
             )
         return name, wire
+
+    def reader(self, wire: str) -> CardReader | None:
+        """What the card of a bridge that answers any question says; None for other wires."""
+        card = self.cards.get(wire)
+        return card.reader if card is not None and card.answers == "free" else None
 
     def joint(self, senders: Sequence[str], receiver: str) -> list[WireSpec]:
         """The wires from several senders that one receiver reads together, in this order. Raises a

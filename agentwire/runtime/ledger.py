@@ -64,6 +64,7 @@ class Request:
         not_before: earliest time of the next attempt.
         mode: what the sender does with the soft tokens.
         trace_id: 16 bytes that appear in the logs of every process; shared by one call's requests.
+        question: as in ``messages.Row``.
         size: bytes of the text.
     """
 
@@ -84,6 +85,7 @@ class Request:
     trace_id: bytes = bytes(16)
     via: str = ""
     route: str = ""
+    question: str = ""
     size: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -92,7 +94,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Requests to send now as one message. They differ only in id, text and deadline."""
+    """Requests to send now as one message. They differ only in id, text, question
+    and deadline."""
 
     route: str
     requests: tuple[Request, ...]
@@ -106,7 +109,7 @@ class Batch:
             ms_left = None
             if r.deadline != math.inf:
                 ms_left = min(MAX_MS, max(0, int((r.deadline - now) * 1000)))
-            entries.append(Row(r.request_id, ms_left, r.trace_id, r.size))
+            entries.append(Row(r.request_id, ms_left, r.trace_id, r.size, r.question))
         rows, texts = tuple(entries), tuple(map(_TEXT, self.requests))
         if self.route.startswith(DIRECT_PREFIX):
             return Text(self.route, first.task, rows, texts, first.reason, solo=self.solo)

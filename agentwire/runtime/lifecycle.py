@@ -184,6 +184,9 @@ class Lifecycle:
             routes=deployment.routes,
             on_dead_letter=self._store_dead_letter,
             metrics=self.metrics,
+            token_bytes={
+                name: 2 * card.identity().width for name, card in deployment.cards.items()
+            },
         )
         self.client.start()
         if run_folder is not None:

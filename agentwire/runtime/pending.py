@@ -18,7 +18,7 @@ from agentwire.runtime.reply import Reply
 from agentwire.runtime.request_errors import RETRY_AFTER_S
 from agentwire.telemetry.metrics import RuntimeMetrics
 from agentwire.wire.limits import SCORE_BYTES
-from agentwire.wire.messages import Result, TaskSpec
+from agentwire.wire.messages import Channel, Result, TaskSpec
 
 Outcome: TypeAlias = Reply | RequestError
 MAX_REPLIES: Final = 4096
@@ -191,9 +191,18 @@ def parse_answers(result: Result, task: TaskSpec) -> list[dict[str, float]] | li
 
 
 def build_reply(
-    request: Request, result: Result, row: int, answer: dict[str, float] | str, arrival: float
+    request: Request,
+    result: Result,
+    row: int,
+    answer: dict[str, float] | str,
+    arrival: float,
+    token_bytes: int = 0,
 ) -> Reply:
-    """The reply to one row of a result that arrived at ``arrival`` (monotonic seconds)."""
+    """The reply to one row of a result that arrived at ``arrival`` (monotonic seconds).
+
+    ``token_bytes``: bytes of one soft token; 0 if unknown.
+    """
+    soft = result.channel is Channel.SOFT and token_bytes > 0
     read, written = struct.unpack_from("<2I", result.tokens, 8 * row) if result.tokens else (0, 0)
     latency_ms = (arrival - request.admitted) * 1000
     stages = dict(result.stages)
@@ -222,6 +231,7 @@ def build_reply(
         completion_tokens=written,
         route=result.wire,
         unread=int(unread) if unread.isdecimal() else 0,
+        soft_tokens=result.payload_bytes // token_bytes if soft else 0,
     )
 
 

@@ -25,6 +25,7 @@ class Reply:
             rest). They add up to ``latency_ms``.
         latency_ms: from admission to answer.
         payload_bytes: M * d * 2 for soft tokens; UTF-8 bytes, mean of the message, for text.
+        soft_tokens: M of the payload; 0 for text, or if the bridge has no card.
         prompt_tokens: tokens read by the receiver, soft ones included; 0 if it does not count them.
         completion_tokens: tokens it generated, without the one that ended the answer (an end token,
             or the one that completed a stop string); 1 for a label. Equal to the limit: cut there.
@@ -46,6 +47,7 @@ class Reply:
     completion_tokens: int = 0
     route: str = ""
     unread: int = 0
+    soft_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class KeptPayload:
         channel: ``text`` if no soft tokens could be made; then the text is kept and relayed.
         reason: why it is text (a ``NackCode``), or "".
         payload_bytes: M * d * 2.
+        soft_tokens: M; 0 for text, or if the bridge has no card.
         latency_ms: from admission until the payload was kept.
         process: the process of the sender that keeps it (one of its replicas).
     """
@@ -73,6 +76,7 @@ class KeptPayload:
     payload_bytes: int
     latency_ms: float
     process: str = ""
+    soft_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

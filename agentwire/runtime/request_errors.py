@@ -73,6 +73,15 @@ def long_text_error(size: int, index: int) -> RequestError:
     )
 
 
+def long_question_error(question: str, index: int) -> RequestError:
+    size = len(question.encode())
+    return RequestError(
+        NackCode.TOO_LARGE,
+        f"Question {index} of the call has {size:,} bytes; {LIMITS.question_bytes:,} are allowed.",
+        hint="Shorten it, or put it into the text.",
+    )
+
+
 class AfterNack(StrEnum):
     FAIL = "fail"  # the Nack is the row's outcome
     AS_TEXT = "as_text"  # resend on the text channel

@@ -39,6 +39,8 @@ from agentwire.runtime.call_options import (
     make_task,
     parse_request_ids,
     row_contents,
+    row_questions,
+    with_question,
 )
 from agentwire.runtime.client import Client
 from agentwire.runtime.deadletters import DeadLetter
@@ -185,6 +187,7 @@ class Runtime:
         text: str | KeptPayload,
         *,
         prompt: str | None = None,
+        question: str | Sequence[str] | None = None,
         labels: Sequence[str] | None = None,
         generate: Generate | None = None,
         bridge: str | None = None,
@@ -201,7 +204,9 @@ class Runtime:
             sender: the agent that reads the text.
             receiver: the agent that answers.
             text: a text, or a payload that the sender keeps (``keep``).
-            prompt: the question to the receiver; default: the scenario's task.
+            prompt: the question to the receiver; default: the scenario's task. If the wire's bridge
+                answers any question (``answers: free``), it is put into the prompt of its card.
+            question: replaces ``{question}`` in the prompt. Calls that differ in it share a task.
             labels: the words that the answer is chosen from.
             generate: the length limit of a free-text answer, or all its options. Bridges trained
                 for label words do not support free text: the message goes as text, with the reason
@@ -223,6 +228,7 @@ class Runtime:
         """
         options: WireOptions = {
             "prompt": prompt,
+            "question": question,
             "labels": labels,
             "generate": generate,
             "bridge": bridge,
@@ -246,6 +252,8 @@ class Runtime:
     ) -> list[Outcome]:
         """As ``send`` for texts that share messages: one outcome each, in order.
 
+        ``question`` may be a list with one for each text.
+
         The outcome of a text without an answer is a RequestError. It is raised instead if nothing
         was admitted, because an agent is down or too much is outstanding.
         """
@@ -264,10 +272,12 @@ class Runtime:
         deployment = self._lifecycle.deployment
         contents, mode, via = row_contents(sender, receiver, texts)
         name, wire = deployment.wire(sender, receiver, options.get("bridge"))
+        options = with_question(options, deployment.reader(name))
         stream = on_piece is not None
+        task = make_task(deployment.task, options, options.get("relay"), stream=stream)
         return await self._client.submit(
             name,
-            make_task(deployment.task, options, options.get("relay"), stream=stream),
+            task,
             contents,
             channel=Channel(options.get("channel") or Channel.SOFT),
             fallback=options.get("fallback") or wire.fallback,
@@ -275,6 +285,7 @@ class Runtime:
             request_ids=parse_request_ids(request_ids, len(texts)),
             mode=mode,
             via=via,
+            questions=row_questions(options.get("question"), task, len(texts)),
             on_piece=on_piece,
         )
 
@@ -290,6 +301,8 @@ class Runtime:
     ) -> AsyncIterator[list[Outcome]]:
         """As ``send_batch`` for many texts: yields the outcomes of each batch, in order.
 
+        ``question`` may be a list with one for each text.
+
         Closing the iterator early (``contextlib.aclosing``) cancels the outstanding requests.
 
         Args:
@@ -299,8 +312,12 @@ class Runtime:
         rest, size = iter(texts), batch_size or self._lifecycle.deployment.batch_size
         most = in_flight or self._lifecycle.deployment.in_flight
         tasks: deque[asyncio.Task[list[Outcome]]] = deque()
+        question, sent = options.get("question"), 0
         try:
             while batch := list(itertools.islice(rest, size)):
+                if question is not None and not isinstance(question, str):
+                    options["question"] = question[sent : sent + len(batch)]
+                sent += len(batch)
                 call = self.send_batch(sender, receiver, batch, **options)
                 tasks.append(asyncio.create_task(call))
                 while len(tasks) >= most:
@@ -354,6 +371,7 @@ class Runtime:
             kept.payload_bytes,
             kept.latency_ms,
             deployment.routes[name][kept.route][0],
+            kept.soft_tokens,
         )
 
     def stream(
@@ -433,6 +451,10 @@ class Runtime:
         deployment = self._lifecycle.deployment
         wires = deployment.joint(senders, receiver)
         task = make_task(deployment.task, options)
+        if row_questions(options.get("question"), task, len(rows)) is not None:
+            raise ScenarioError(
+                "fan_in takes no question.", hint="Write the question into the prompt."
+            )
         fan_in = FanIn(self._client, deployment, wires, task)
         return await fan_in.batch(rows, options.get("deadline"))
 
@@ -480,14 +502,16 @@ class Runtime:
     ) -> list[Outcome]:
         deployment = self._lifecycle.deployment
         deployment.check_agent(agent)
+        task = make_task(deployment.task, options, stream=on_piece is not None)
         return await self._client.submit(
             direct_wire(agent),
-            make_task(deployment.task, options, stream=on_piece is not None),
+            task,
             texts,
             channel=Channel.TEXT,
             fallback="error",
             deadline_s=check_deadline(options.get("deadline"), deployment.deadline_s),
             request_ids=parse_request_ids(request_ids, len(texts)),
+            questions=row_questions(options.get("question"), task, len(texts)),
             on_piece=on_piece,
         )
 
@@ -512,6 +536,7 @@ class Runtime:
                 deadline_s=check_deadline(deadline, deployment.deadline_s),
                 request_ids=parse_request_ids([letter.request_id], 1),
                 mode=letter.mode,
+                questions=[letter.question],
             )
         except RequestError as error:
             return error

@@ -236,6 +236,7 @@ class FanIn:
             stages=stages,
             latency_ms=ms,
             payload_bytes=sum(payload.payload_bytes for payload in payloads),
+            soft_tokens=sum(payload.soft_tokens for payload in payloads),
             route=f"{senders}->{self._process(payloads[0], 1)}",
         )
 

@@ -176,11 +176,17 @@ def check_card(
             f"but agents.{wire.sender} says layer {layer}.",
             hint=RETRAIN,
         )
-    if card.soft_tokens != wire.soft_tokens:
+    sizes = (card.soft_tokens,) if card.reader is None else (0, *card.reader.sizes)
+    if wire.soft_tokens not in sizes:
+        made = str(card.soft_tokens)
+        hint = RETRAIN
+        if card.reader is not None:
+            made = " or ".join(map(str, card.reader.sizes))
+            hint = f"Set `soft_tokens: auto` or one of these. {RETRAIN}"
         raise BridgeError(
-            f"wire {wire.name}: the bridge {card.name} makes {card.soft_tokens} soft tokens, "
-            f"but the wire says {wire.soft_tokens}.",
-            hint=RETRAIN,
+            f"wire {wire.name}: the bridge {card.name} makes {made} soft tokens, "
+            f"but the wire says {wire.soft_tokens or 'auto'}.",
+            hint=hint,
         )
 
 

@@ -276,6 +276,7 @@ def _specs(
                 receiver=r.spec.receiver,
                 folder=str(r.folder) if r.folder else None,
                 long_text=r.spec.long_text,
+                soft_tokens=r.spec.soft_tokens,
             )
             for wire, r in wires.items()
             if r.spec.sender == name
@@ -298,13 +299,22 @@ def _specs(
             place=choice.place,
             bridges=outgoing,
             incoming=tuple(w for w, r in wires.items() if r.spec.receiver == name),
+            readers=tuple(
+                sorted(
+                    {
+                        str(r.folder)
+                        for r in wires.values()
+                        if r.spec.receiver == name and r.card and r.card.identity().receiver_half
+                    }
+                )
+            ),
             joint=joint_bridges([r for r in wires.values() if r.spec.receiver == name], choices),
             soft_tokens=tuple(
                 sorted(
                     {
                         r.spec.soft_tokens * max(1, len(r.spec.joint))
                         for r in wires.values()
-                        if r.spec.receiver == name
+                        if r.spec.receiver == name and not (r.card and r.card.reader)
                     }
                 )
             ),

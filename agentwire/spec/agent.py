@@ -17,13 +17,14 @@ class OutgoingBridge(Plain):
     """A wire on which this agent is the sender, and its bridge folder (None: no bridge).
 
     Attributes:
-        long_text: as in ``spec.scenario.WireSpec``.
+        long_text, soft_tokens: as in ``spec.scenario.WireSpec``.
     """
 
     wire: str
     receiver: str
     folder: str | None
     long_text: Literal["text", "error"] | None = None
+    soft_tokens: int = 0
 
 
 class JointBridges(Plain):
@@ -106,6 +107,7 @@ class AgentSpec(Plain):
     rehearse: bool | None = None  # replays messages to stay warm; None: on a GPU
     bridges: tuple[OutgoingBridge, ...] = ()
     incoming: tuple[str, ...] = ()  # wires on which this agent is the receiver
+    readers: tuple[str, ...] = ()  # folders of bridges whose receiver half it loads
     joint: tuple[JointBridges, ...] = ()  # what it reads together as the receiver
     fallback: dict[str, Literal["text", "error"]] = {}
     engine: Literal["auto", "transformers", "static"] = "auto"  # auto: static on a GPU

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from agentwire.spec.agent import GraphSpec, Placement
 from agentwire.spec.backends import BackendName
@@ -114,7 +122,8 @@ class WireSpec(SchemaModel):
         receiver: ``to`` in the file.
         bridge: folder name of the bridge. ``auto`` names it after the models and data that run:
             ``<sender>--<receiver>--<dataset>``; ``auto--m16`` appends ``--m16``.
-        soft_tokens: number M of soft tokens.
+        soft_tokens: number M of soft tokens; ``auto`` (0 in Python) for a reader bridge: by each
+            text's length.
         fallback: without soft tokens, send ``text`` or end the request with an ``error``.
         long_text: what becomes of a text that is longer than the bridge reads (512 tokens): it goes
             as ``text`` with the reason ``too_long``, or its request ends with an ``error``
@@ -130,7 +139,9 @@ class WireSpec(SchemaModel):
     sender: Name = Field(alias="from")
     receiver: Name = Field(alias="to")
     bridge: str = "auto"
-    soft_tokens: Annotated[int, Field(ge=1, le=512)] = 8
+    soft_tokens: Annotated[
+        int, BeforeValidator(lambda m: 0 if m == "auto" else m), Field(ge=0, le=512)
+    ] = 8
     fallback: Literal["text", "error"] = "text"
     long_text: Literal["text", "error"] | None = None
     when_down: Literal["text", "error"] = "error"

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary
 
 from agentwire.errors import ModelError, ScenarioError, first_line
+from agentwire.wire.messages import QUESTION
 
 MAX_LABEL_WORK: Final = 1 << 22
 """Labels times tokens of the prompt, and characters read for all labels: more is refused."""
@@ -221,11 +222,14 @@ class Surroundings:
     own: bool
 
 
-def around_text(tokenizer: Tokenizer, template: str, *, chat: bool = True) -> Surroundings:
+def around_text(
+    tokenizer: Tokenizer, template: str, *, chat: bool = True, question: str = ""
+) -> Surroundings:
     """What surrounds a text in ``template``, which holds ``{text}`` once.
 
     Args:
         chat: whether the model's chat template surrounds it in turn (see ``chat_or_plain``).
+        question: replaces ``{question}``, as data.
 
     Raises:
         ModelError: the chat template cannot be used.
@@ -235,8 +239,9 @@ def around_text(tokenizer: Tokenizer, template: str, *, chat: bool = True) -> Su
         whole, own = chat_or_plain(tokenizer, template), chat_or_plain(tokenizer, MARK)
         if (whole.count("{text}"), own.count(MARK)) != (1, 1):
             raise _template_error("it must hold a user's message exactly once, unchanged")
-    before, after = whole.split("{text}")
-    given_before, given_after = template.split("{text}")
+    before, after = (part.replace(QUESTION, question) for part in whole.split("{text}"))
+    given = (part.replace(QUESTION, question) for part in template.split("{text}"))
+    given_before, given_after = given
     own_before, _, own_after = own.partition(MARK)
     glue = " " if before.endswith(" ") else ""
     opening = prompt_ids(

@@ -3,7 +3,8 @@
 A message is three frames (after the transport's routing frames)::
 
     header  msgpack map: the COMMON keys of ``fields`` and the type's own
-    rows    msgpack list, one entry a row: [request id, ms left or nil, trace id, size]
+    rows    msgpack list, one entry a row: [request id, ms left or nil, trace id, size], and a
+            question if there is one
     body    by type: fp16 payload, UTF-8 text, fp32 scores, or a msgpack map
 
 The rules:
@@ -58,8 +59,14 @@ PACKER_BYTES = 16 * 1024  # grows for a larger definition
 SHORT_MAP, SHORT_MAP_MARK = 15, 0x80  # msgpack marks a map of up to 15 pairs by one byte
 STAGES_KEY = b"\xa6stages"  # as a msgpack string
 _NO_ID = bytes(fields.ID_BYTES)
-_SIZE = itemgetter(Row._fields.index("size"))
+_SIZE_AT: Final = Row._fields.index("size")
+_SIZE = itemgetter(_SIZE_AT)
 _ROW_OF = partial(tuple.__new__, Row)  # without the check of Row._make, which was done before
+
+
+def _row_of(entry: Sequence[Any]) -> Row:
+    return _ROW_OF(entry if len(entry) > fields.PLAIN_ROW else (*entry, ""))
+
 
 Frame = bytes | memoryview
 
@@ -151,15 +158,17 @@ def reseal(sealed: Sealed, envelope: Envelope, origin: str) -> list[bytes | memo
 
 
 def _pack_rows(rows: Sequence[Any], layout: Layout, sizes: Sequence[int]) -> bytes:
+    entries: list[Any] = []
     if layout.rows == "ids":
-        entries: list[Any] = list(rows)
+        entries = list(rows)
     else:
-        entries = []
+        asks = layout.kind in fields.ASKING
         for index, row in enumerate(rows):
             if not isinstance(row, Row):
                 raise malformed(f"rows: must hold Row, not {type(row).__name__}")
-            size = sizes[index] if sizes else 0
-            entries.append(row if row.size == size else row._replace(size=size))
+            entry = [*row[: None if asks and row.question else fields.PLAIN_ROW]]
+            entry[_SIZE_AT] = sizes[index] if sizes else 0
+            entries.append(entry)
     _check_entries(entries, layout)
     return _pack(entries)
 
@@ -271,7 +280,7 @@ def unseal(frames: Sequence[bytes | memoryview]) -> tuple[Envelope, Message, Sea
         if layout.rows == "ids":
             values["request_ids"] = tuple(entries)
         elif layout.rows != "none":
-            rows = values["rows"] = tuple(map(_ROW_OF, entries))
+            rows = values["rows"] = tuple(map(_row_of, entries))
         if header.counted:
             _check_counts(values.get("offsets"), values.get("tokens"), n)
         _read_body(body, layout, values, n)
@@ -404,16 +413,21 @@ def _check_entries(entries: Any, layout: Layout) -> None:
         for entry in entries:
             _check_row([entry, None, _NO_ID, 0])
     else:
+        lengths = [fields.PLAIN_ROW]
+        if layout.kind in fields.ASKING:
+            lengths.append(len(fields.ROW))
         for entry in entries:
-            if not isinstance(entry, list | Row) or len(entry) != len(fields.ROW):
-                raise malformed(f"rows: an entry must be a list of {len(fields.ROW)}")
-            request_id, ms_left, trace_id, size = entry
+            if not isinstance(entry, list) or len(entry) not in lengths:
+                expected = " or ".join(map(str, lengths))
+                raise malformed(f"rows: an entry must be a list of {expected}")
+            request_id, ms_left, trace_id, size = entry[: fields.PLAIN_ROW]
             usual = (
                 type(request_id) is type(trace_id) is bytes
                 and len(request_id) == len(trace_id) == fields.ID_BYTES
                 and (ms_left is None or (type(ms_left) is int and 0 <= ms_left <= fields.MAX_U32))
                 and type(size) is int
                 and 0 <= size <= LIMITS.text_row_bytes
+                and len(entry) == fields.PLAIN_ROW
             )
             if not usual:
                 _check_row(entry)  # the table says what is wrong
@@ -424,7 +438,7 @@ def _check_entries(entries: Any, layout: Layout) -> None:
 
 
 def _check_row(row: Sequence[object]) -> None:
-    for value, (name, check) in zip(row, fields.ROW.items(), strict=True):
+    for value, (name, check) in zip(row, fields.ROW.items(), strict=False):
         try:
             check(value)
         except Misfit as error:

@@ -268,7 +268,12 @@ ROW: Mapping[str, Check] = {
     "ms_left": lambda value: None if value is None else COUNT(value),
     "trace_id": octets(ID_BYTES),
     "size": integer(0, LIMITS.text_row_bytes),
+    "question": text(LIMITS.question_bytes, empty=False),
 }
+PLAIN_ROW: Final = len(ROW) - 1
+"""Entries of a row without a question."""
+ASKING: Final = frozenset({m.Encode, m.Soft, m.Text})
+"""Messages whose rows may have a question."""
 
 MODEL: Mapping[str, Check] = {
     "name": text(LIMITS.model_name_bytes, empty=False),

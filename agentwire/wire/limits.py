@@ -12,8 +12,9 @@ class Limits:
     """How large each part of a message may be. Counts, or bytes where the name says so."""
 
     header_bytes: int = 4 * 1024
-    rows_bytes: int = 16 * 1024  # 256 rows of at most 48 bytes
+    rows_bytes: int = 544 * 1024  # 256 rows of at most 48 bytes and a question
     rows: int = 256
+    question_bytes: int = 2 * 1024
     text_row_bytes: int = 256 * 1024
     text_bytes: int = 16 * 1024 * 1024
     payload_bytes: int = 64 * 1024 * 1024

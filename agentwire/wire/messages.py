@@ -27,6 +27,7 @@ from agentwire.errors import NackCode
 PROTOCOL_VERSION = 2
 DIRECT_PREFIX = "@"
 FREE_TEXT = "free_text"
+QUESTION = "{question}"
 
 
 def direct_wire(agent: str) -> str:
@@ -66,12 +67,15 @@ class Row(NamedTuple):
         ms_left: milliseconds until the deadline, measured when the message was sent; None: none.
         trace_id: 16 bytes for logs; all zero if none.
         size: bytes of this row's part of a text body (UTF-8); 0 if the body is not text.
+        question: replaces ``{question}`` in the task's prompts. Only Encode, Soft and Text carry
+            it; in other messages it is empty.
     """
 
     request_id: bytes
     ms_left: int | None = None
     trace_id: bytes = bytes(16)
     size: int = 0
+    question: str = ""
 
 
 class Payload(NamedTuple):
@@ -155,8 +159,9 @@ class TaskSpec:
     """What a receiver is asked. ``Define`` sends it once; messages then name its ``task_id``.
 
     Attributes:
-        prompt: what follows the soft tokens in the receiver's input.
-        text_prompt: what a receiver reads if the message is text; holds ``{text}`` once.
+        prompt: what follows the soft tokens in the receiver's input; may hold ``{question}``.
+        text_prompt: what a receiver reads if the message is text; holds ``{text}`` once, and
+            ``{question}`` if ``prompt`` does.
         labels: label words, scored at the first answer position. Empty: generated text.
         max_new_tokens: longest generated answer; 0 for classification.
         form: what a text is when the model reads it itself. ``text``: put into ``text_prompt`` and

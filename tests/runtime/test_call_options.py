@@ -1,5 +1,6 @@
 import pytest
 
+from agentwire.bridge.card import CardReader
 from agentwire.errors import ScenarioError
 from agentwire.runtime.call_options import (
     CallOptions,
@@ -7,6 +8,7 @@ from agentwire.runtime.call_options import (
     check_deadline,
     make_task,
     parse_request_ids,
+    with_question,
 )
 from agentwire.wire.messages import Decoding, RelaySpec, TaskSpec
 
@@ -46,6 +48,23 @@ def test_bad_options(options: CallOptions, words: str) -> None:
     with pytest.raises(ScenarioError, match=words) as error:
         make_task(None, options)
     assert error.value.hint
+
+
+def test_a_prompt_is_a_question_where_the_bridge_answers_any() -> None:
+    reader = CardReader(layers=(0, 3), sizes=(4,), question="\nQ: {question}\nA:", stop=("\n",))
+    options = with_question({"prompt": "Who is {text}?", "generate": 5}, reader)
+    task = make_task(None, options)
+    assert options["question"] == "Who is {text}?"
+    assert (task.prompt, task.text_prompt) == (reader.question, "{text}" + reader.question)
+    assert (task.max_new_tokens, task.decoding.stop) == (5, ("\n",))
+    stop = GenerationOptions(5, stop=(".",))
+    asked = with_question({"prompt": "Who?", "generate": stop}, reader)
+    assert make_task(None, asked).decoding.stop == (".", "\n")
+    labels = with_question({"prompt": "Good?", "labels": ["yes", "no"]}, reader)
+    assert make_task(None, labels).prompt == reader.question
+    for kept in ({"prompt": ""}, {}, {"prompt": "\n{question}", "question": "Who?"}):
+        assert with_question(kept, reader) is kept  # type: ignore[arg-type]
+    assert with_question({"prompt": "Who?"}, None) == {"prompt": "Who?"}
 
 
 def test_deadlines() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 from agentwire.errors import NackCode
@@ -44,6 +45,21 @@ BRIDGE = m.BridgeIdentity(
     prompts=(TASK.prompt_hash,),
     rms_range=(0.25, 1.0),
 )
+ASK = m.TaskSpec(
+    name="ask",
+    prompt="\nQuestion: {question}\nAnswer:",
+    text_prompt="{text}\nQuestion: {question}\nAnswer:",
+    max_new_tokens=24,
+)
+ASKING = (ROWS[0]._replace(question="Who wrote it?"), ROWS[1])
+READER = replace(
+    BRIDGE,
+    name="llama--mistral--reader",
+    soft_tokens=4,
+    prompts=("any", m.FREE_TEXT),
+    sizes=(2, 4),
+    receiver_half=True,
+)
 # 1, -1, 0.5, -0.5, 2, -2, 0.25, 0 in fp16, for each of two rows.
 PAYLOAD = struct.pack("<16e", *[1, -1, 0.5, -0.5, 2, -2, 0.25, 0] * 2)
 
@@ -56,6 +72,25 @@ MESSAGES: dict[str, tuple[m.Message, m.Envelope]] = {
     "welcome": (m.Welcome(2, 1_000, 15_000), m.Envelope(RUN, 0, 0)),
     "define": (m.Define(TASK), m.Envelope(RUN, 1, 1)),
     "offer": (m.Offer(WIRE, BRIDGE), m.Envelope(RUN, 3, 3)),
+    "offer_reader": (m.Offer(WIRE, READER), m.Envelope(RUN, 3, 3)),
+    "encode_question": (
+        m.Encode(
+            WIRE, ASK.task_id, m.Channel.SOFT, "text", ASKING, ("A delight.", "Öde."), origin="cli"
+        ),
+        m.Envelope(RUN, 2, 1),
+    ),
+    "soft_question": (
+        m.Soft(
+            WIRE,
+            ASK.task_id,
+            READER.fingerprint,
+            ASKING,
+            m.Payload(PAYLOAD, 2, 2, 4),
+            stages={"encode": 12.5, "bridge": 1.25},
+            origin="cli",
+        ),
+        m.Envelope(RUN, 4, 3),
+    ),
     "accept": (m.Accept(WIRE, BRIDGE.fingerprint), m.Envelope(RUN, 3, 1)),
     "encode": (
         m.Encode(

@@ -176,7 +176,10 @@ def test_the_largest_header_of_every_type_fits() -> None:
     for message in (hello, result, soft):
         frames = encode(message, m.Envelope(RUN, 2**63 - 1, 2**63 - 1))
         assert len(frames[0]) <= limits.header_bytes
-    rows = tuple(m.Row(index.to_bytes(16), 2**32 - 1, RUN) for index in range(limits.rows))
+    question = "q" * limits.question_bytes
+    rows = tuple(
+        m.Row(index.to_bytes(16), 2**32 - 1, RUN, question=question) for index in range(limits.rows)
+    )
     texts = ("x" * 65_536,) * limits.rows
     frames = encode(m.Text(wire, TASK.task_id, rows, texts), ENVELOPE)
     assert len(frames[1]) <= limits.rows_bytes
@@ -226,6 +229,9 @@ BRIDGE = m.BridgeIdentity(
         bad(TEXT, rows=(m.Row(b"a" * 16, True),)),
         bad(TEXT, rows=(m.Row(b"a" * 16, 1.5),)),  # type: ignore[arg-type]
         bad(TEXT, rows=(m.Row(b"a" * 16, None, b""),)),
+        bad(TEXT, rows=(m.Row(b"a" * 16, question="q" * 2049),)),
+        bad(TEXT, rows=(m.Row(b"a" * 16, question="\ud800"),)),
+        bad(TEXT, rows=(m.Row(b"a" * 16, question=1),)),  # type: ignore[arg-type]
         bad(TEXT, rows=tuple(m.Row(bytes([i // 256, i % 256]) * 8) for i in range(257)),
             texts=("",) * 257),
         bad(TEXT, solo=1),
@@ -431,7 +437,8 @@ def test_a_key_given_twice_is_refused() -> None:
 def test_frames_over_their_limits_are_refused_unread() -> None:
     frames = encode(TEXT, ENVELOPE)
     assert refusal([bytes(4097), *frames[1:]]).code is NackCode.TOO_LARGE
-    assert refusal([frames[0], bytes(16 * 1024 + 1), frames[2]]).code is NackCode.TOO_LARGE
+    rows = bytes(LIMITS.rows_bytes + 1)
+    assert refusal([frames[0], rows, frames[2]]).code is NackCode.TOO_LARGE
     for message, most in (
         (TEXT, LIMITS.text_bytes),
         (SOFT, LIMITS.payload_bytes),
@@ -439,6 +446,20 @@ def test_frames_over_their_limits_are_refused_unread() -> None:
     ):
         header, rows, _ = encode(message, ENVELOPE)
         assert refusal([header, rows, bytes(most + 1)]).code is NackCode.TOO_LARGE
+
+
+def test_a_question_crosses_only_where_it_is_asked() -> None:
+    asking = ROW._replace(question="Who?")
+    frames = encode(bad(TEXT, rows=(asking,)), ENVELOPE)
+    assert decode(frames)[1].rows[0].question == "Who?"  # type: ignore[union-attr]
+    nack = m.Nack(NackCode.EXPIRED, "", "a->b", (asking,))
+    assert decode(encode(nack, ENVELOPE))[1].rows == (ROW,)  # type: ignore[union-attr]
+    entry = [ROW.request_id, 1500, bytes(16), 0]
+    for row, message in (([*entry, ""], SOFT), ([*entry, 1], SOFT), ([*entry, "Who?"], nack)):
+        refused = refusal(sealed(encode(message, ENVELOPE), rows=[row]))
+        assert refused.code is NackCode.MALFORMED
+    rows = [[*entry, "q" * 2049]]
+    assert refusal(sealed(encode(SOFT, ENVELOPE), rows=rows)).code is NackCode.TOO_LARGE
 
 
 def test_records_have_exactly_their_keys() -> None:

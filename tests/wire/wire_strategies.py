@@ -67,25 +67,31 @@ tasks = st.builds(
 )
 
 
-def some_rows(low: int = 1) -> st.SearchStrategy[tuple[m.Row, ...]]:
-    row = st.builds(m.Row, request_id=ids, ms_left=st.none() | u32, trace_id=ids, size=st.just(0))
+def some_rows(low: int = 1, asks: bool = False) -> st.SearchStrategy[tuple[m.Row, ...]]:
+    row = st.builds(
+        m.Row,
+        request_id=ids,
+        ms_left=st.none() | u32,
+        trace_id=ids,
+        size=st.just(0),
+        question=texts if asks else st.just(""),
+    )
     return st.lists(row, min_size=low, max_size=4, unique_by=lambda r: r.request_id).map(tuple)
 
 
 @st.composite
-def rows_and_texts(draw: st.DrawFn) -> dict[str, Any]:
-    rows = draw(some_rows())
+def rows_and_texts(draw: st.DrawFn, asks: bool = False) -> dict[str, Any]:
+    rows = draw(some_rows(asks=asks))
     parts = tuple(draw(texts) for _ in rows)
     sized = tuple(
-        m.Row(row.request_id, row.ms_left, row.trace_id, len(part.encode()))
-        for row, part in zip(rows, parts, strict=True)
+        row._replace(size=len(part.encode())) for row, part in zip(rows, parts, strict=True)
     )
     return {"rows": sized, "texts": parts}
 
 
 @st.composite
 def rows_and_payload(draw: st.DrawFn) -> dict[str, Any]:
-    rows = draw(some_rows())
+    rows = draw(some_rows(asks=True))
     soft_tokens, width = draw(st.integers(1, 3)), draw(st.integers(1, 5))
     size = len(rows) * soft_tokens * width * 2
     data = draw(st.binary(min_size=size, max_size=size))
@@ -138,7 +144,7 @@ by_type: dict[type[Any], st.SearchStrategy[Any]] = {
     m.Accept: st.builds(m.Accept, wire=wires, bridge=hashes),
     m.Encode: with_rows(
         m.Encode,
-        rows_and_texts(),
+        rows_and_texts(asks=True),
         **work,
         channel=channels,
         fallback=st.sampled_from(["text", "error"]),
@@ -150,7 +156,7 @@ by_type: dict[type[Any], st.SearchStrategy[Any]] = {
         m.Soft, rows_and_payload(), **work, bridge=hashes, stages=stages, solo=st.booleans()
     ),
     m.Text: with_rows(
-        m.Text, rows_and_texts(), **work, reason=reasons, stages=stages, solo=st.booleans()
+        m.Text, rows_and_texts(asks=True), **work, reason=reasons, stages=stages, solo=st.booleans()
     ),
     m.Result: with_rows(
         m.Result,

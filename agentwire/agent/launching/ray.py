@@ -155,6 +155,7 @@ def spec_on_node(spec: AgentSpec) -> AgentSpec:
 
 def files_of(spec: AgentSpec) -> dict[str, dict[str, bytes]]:
     folders = [Path(b.folder) for b in spec.bridges if b.folder is not None]
+    folders += map(Path, spec.readers)
     return {
         str(folder): {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
         for folder in folders
@@ -216,10 +217,11 @@ def with_local_files(spec: AgentSpec, files: Files) -> AgentSpec:
     bridges = tuple(
         b.model_copy(update={"folder": moved.get(b.folder, b.folder)}) for b in spec.bridges
     )
+    readers = tuple(moved.get(folder, folder) for folder in spec.readers)
     weights = spec.folder
     if weights is not None and not Path(weights).is_dir():
         from agentwire.config import Config
         from agentwire.model.sources.lookup import fetch
 
         weights = str(fetch(spec.model, config=Config.from_env(), progress=None))
-    return spec.model_copy(update={"bridges": bridges, "folder": weights})
+    return spec.model_copy(update={"bridges": bridges, "readers": readers, "folder": weights})

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from agentwire.download import OnProgress
 from agentwire.errors import DeviceError
-from agentwire.model.backend import Encoded, Generated, Job, Scored
+from agentwire.model.backend import PLAIN, Asked, Encoded, Generated, Job, Scored
 from agentwire.model.lru import LruCache
 from agentwire.model.prompting import (
     opening_ids,
@@ -74,6 +74,7 @@ class StaticBackend:
         self.identity = plain.identity
         # Free text is generated on the plain path, which can report every token.
         self.generate, self.generate_soft = plain.generate, plain.generate_soft
+        self.add_reader = plain.add_reader
         self.decoder = StaticDecoder(plain.model, ops_for(plain.device))
         self.device = GraphDevice(plain.device, graphs=spec.graphs.enabled)
         self.counts: Counter[str] = Counter()
@@ -118,6 +119,8 @@ class StaticBackend:
     def add_bridge(self, folder: Path) -> BridgeIdentity:
         """As ``TransformersBackend.add_bridge``; captures every shape, or raises DeviceError."""
         identity = self.plain.add_bridge(folder)
+        if identity.sizes:
+            return identity  # a reader bridge runs without graphs
         module = self.plain.bridge(identity.fingerprint)
         prefix = self._prefix(opening_ids(self.plain.tokenizer))
         shapes = list(self._buckets.shapes())
@@ -153,6 +156,8 @@ class StaticBackend:
         return self._runner([packed], compute)
 
     def begin_encode(self, texts: Sequence[str], bridge: str) -> Job[Encoded] | None:
+        if bridge not in self._encoders:
+            return None
         start = time.perf_counter()
         rows, unread = read_texts(self.plain.tokenizer, texts)
         longest = max(map(len, rows))
@@ -193,9 +198,9 @@ class StaticBackend:
             packed = torch.ones(1, 2, dtype=torch.long, device=self.decoder.device)
             self._warmup_runner = Runner(self.device, [packed], packed.float, express=True)
 
-    def encode(self, texts: Sequence[str], bridge: str) -> Encoded:
+    def encode(self, texts: Sequence[str], bridge: str, soft_tokens: int = 0) -> Encoded:
         job = self.begin_encode(texts, bridge)
-        return self.plain.encode(texts, bridge) if job is None else job.result()
+        return self.plain.encode(texts, bridge, soft_tokens) if job is None else job.result()
 
     def prepare(self, task: TaskSpec) -> None:
         """Compiles the task and captures it for the payloads that this agent's wires bring."""
@@ -255,7 +260,15 @@ class StaticBackend:
             found.runner, staging, lambda output, took: _scored(output, read, {"decode": took})
         )
 
-    def score_soft(self, payload: npt.NDArray[np.float16], task: TaskSpec) -> Scored:
+    def score_soft(
+        self,
+        payload: npt.NDArray[np.float16],
+        task: TaskSpec,
+        asked: Asked = PLAIN,
+    ) -> Scored:
+        if asked:
+            self._count_eager("soft", *payload.shape[:2])
+            return self.plain.score_soft(payload, task, asked)
         job = self.begin_score_soft(payload, task)
         return self.plain.score_soft(payload, task) if job is None else job.result()
 
@@ -298,7 +311,9 @@ class StaticBackend:
 
         return _TaskRunner(self._runner([packed], compute), None, head)
 
-    def score_text(self, texts: Sequence[str], task: TaskSpec) -> Scored:
+    def score_text(self, texts: Sequence[str], task: TaskSpec, asked: Asked = PLAIN) -> Scored:
+        if asked:
+            return self.plain.score_text(texts, task, asked)
         job = self.begin_score_text(texts, task)
         return self.plain.score_text(texts, task) if job is None else job.result()
 

@@ -8,7 +8,7 @@ sampler: distributed as those of the transformers backend, and repeatable, but n
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ import numpy.typing as npt
 import torch
 
 from agentwire.bridge import store
-from agentwire.bridge.card import check_sender
+from agentwire.bridge.card import check_receiver, check_sender, read_card
+from agentwire.bridge.halves import ReceivingReader, load_receiving
 from agentwire.bridge.module import BridgeModule
 from agentwire.download import OnProgress
-from agentwire.errors import ModelError
-from agentwire.model.backend import Encoded, Generated, Scored, Watch
+from agentwire.errors import BridgeError, ModelError
+from agentwire.model.backend import PLAIN, Asked, Encoded, Generated, Scored, Watch
 from agentwire.model.chat import generation_ids
 from agentwire.model.cpu.packing import groups_of
 from agentwire.model.generation import Answers, end_ids
@@ -32,6 +33,7 @@ from agentwire.model.prompting import (
     CompiledTask,
     compile_task,
     opening_ids,
+    prompt_rows,
     read_texts,
     template_ids,
     text_limit,
@@ -73,6 +75,7 @@ class VllmBackend:
         self._ends = ends
         self._start = start_ids(tokenizer)
         self._bridges: dict[str, tuple[StateTap, BridgeModule]] = {}
+        self._readers: dict[str, ReceivingReader] = {}
         self._tasks: LruCache[str, CompiledTask] = LruCache(MAX_PREPARED_TASKS)
 
     @classmethod
@@ -110,6 +113,11 @@ class VllmBackend:
 
     def add_bridge(self, folder: Path) -> BridgeIdentity:
         """Loads a bridge that reads this model; it runs beside the engine, in fp32."""
+        if read_card(folder).reader is not None:
+            raise BridgeError(
+                "the vLLM backend does not read several layers, as a reader bridge does.",
+                hint="Set `backend: transformers` for the sender.",
+            )
         loaded = store.load(folder)
         check_sender(loaded.card, self.identity)
         model = self._engine.model
@@ -118,8 +126,20 @@ class VllmBackend:
         self._bridges[loaded.card.weights_sha256] = (tap, loaded.module.to(device))
         return loaded.card.identity()
 
+    def add_reader(self, folder: Path) -> BridgeIdentity:
+        """Loads the receiver's half of a reader bridge without additions, on the CPU."""
+        card = check_receiver(read_card(folder), self.identity)
+        if card.reader is not None and card.reader.additions:
+            raise BridgeError(
+                f"the vLLM backend cannot add to hidden states, as the bridge {card.name} does.",
+                hint="Set `backend: transformers` for the receiver, or train the bridge with "
+                "`additions: []`.",
+            )
+        self._readers[card.weights_sha256] = load_receiving(folder, torch.device("cpu"))
+        return card.identity()
+
     @torch.inference_mode()
-    def encode(self, texts: Sequence[str], bridge: str) -> Encoded:
+    def encode(self, texts: Sequence[str], bridge: str, soft_tokens: int = 0) -> Encoded:
         tap, module = self._bridges[bridge]
         clock = Stopwatch()
         opening = opening_ids(self._tokenizer)
@@ -153,30 +173,52 @@ class VllmBackend:
 
         return self._tasks.get(task.task_id, compiled)
 
-    def score_soft(self, payload: npt.NDArray[np.float16], task: TaskSpec) -> Scored:
+    def score_soft(
+        self,
+        payload: npt.NDArray[np.float16],
+        task: TaskSpec,
+        asked: Asked = PLAIN,
+    ) -> Scored:
         """Label scores of payloads that ``RequestLimits.check_soft`` accepts."""
         clock = Stopwatch()
         ids = self._compiled(task)
-        prompts, read = self._soft_prompts(payload, ids, 1)
+        prompts = self._soft_prompts(payload, task, 1, asked)
         scores = self._score(prompts, ids.prompt_labels)
         clock.lap("decode")
-        return Scored(scores, clock.stages, [(read, 1)] * len(scores))
+        return Scored(scores, clock.stages, [(_length(prompt), 1) for prompt in prompts])
 
+    @torch.inference_mode()
     def _soft_prompts(
-        self, payload: npt.NDArray[np.float16], ids: CompiledTask, answer: int
-    ) -> tuple[list[dict[str, Any]], int]:
-        """Checked prompts, and how many tokens each holds."""
-        around = len(self._start) + len(ids.prompt)
+        self,
+        payload: npt.NDArray[np.float16],
+        task: TaskSpec,
+        answer: int,
+        asked: Asked,
+    ) -> list[dict[str, Any]]:
+        """Checked prompts."""
+        after: Sequence[Sequence[int]] = [self._compiled(task).prompt] * len(payload)
+        if asked.questions:
+            after = prompt_rows(self._tokenizer, task, asked.questions)
+        if asked.reader:
+            vectors, _ = self._readers[asked.reader].read(torch.from_numpy(np.array(payload)))
+            payload = vectors.half().numpy()
+        around = len(self._start) + max(map(len, after))
         self._limits.check_soft(payload, around, answer)
-        prompts = soft_prompts(payload, self._start, ids.prompt, self._dtype)
-        return prompts, around + payload.shape[1]
+        return [
+            prompt
+            for row, ids in zip(payload, after, strict=True)
+            for prompt in soft_prompts(row[None], self._start, ids, self._dtype)
+        ]
 
-    def score_text(self, texts: Sequence[str], task: TaskSpec) -> Scored:
+    def score_text(self, texts: Sequence[str], task: TaskSpec, asked: Asked = PLAIN) -> Scored:
         clock = Stopwatch()
         ids = self._compiled(task)
         limit = text_limit(self._limits.length, len(ids.before) + len(ids.after), 1)
-        read, unread = read_texts(self._tokenizer, texts, ids.glue, limit)
-        rows = [[*ids.before, *row, *ids.after] for row in read]
+        if asked:
+            rows, unread = self._text_rows(texts, task, asked)
+        else:
+            read, unread = read_texts(self._tokenizer, texts, ids.glue, limit)
+            rows = [[*ids.before, *row, *ids.after] for row in read]
         self._limits.check_ids(rows, 1)
         clock.lap("tokenize")
         scores = self._score([ids_prompt(row) for row in rows], ids.text_labels)
@@ -212,13 +254,24 @@ class VllmBackend:
         clock.lap("generate")
         return Generated(written, clock.stages)
 
+    def _text_rows(
+        self, texts: Sequence[str], task: TaskSpec, asked: Asked
+    ) -> tuple[list[list[int]], list[int]]:
+        """``generation_ids`` of each text."""
+        pairs = zip(texts, asked.of_rows(len(texts)), strict=True)
+        length = self._limits.length
+        given = [generation_ids(self._tokenizer, t, task, length, q) for t, q in pairs]
+        return [ids for ids, _ in given], [n for _, n in given]
+
     def generate(
-        self, texts: Sequence[str], task: TaskSpec, watch: Watch | None = None
+        self,
+        texts: Sequence[str],
+        task: TaskSpec,
+        watch: Watch | None = None,
+        asked: Asked = PLAIN,
     ) -> Generated:
         clock = Stopwatch()
-        length = self._limits.length
-        given = [generation_ids(self._tokenizer, text, task, length) for text in texts]
-        rows, unread = [ids for ids, _ in given], [n for _, n in given]
+        rows, unread = self._text_rows(texts, task, asked)
         self._limits.check_ids(rows, task.max_new_tokens)
         clock.lap("tokenize")
         prompts = [ids_prompt(row) for row in rows]
@@ -226,11 +279,17 @@ class VllmBackend:
         return replace(answered, unread=unread)
 
     def generate_soft(
-        self, payload: npt.NDArray[np.float16], task: TaskSpec, watch: Watch | None = None
+        self,
+        payload: npt.NDArray[np.float16],
+        task: TaskSpec,
+        watch: Watch | None = None,
+        asked: Asked = PLAIN,
     ) -> Generated:
         clock = Stopwatch()
-        prompts, read = self._soft_prompts(payload, self._compiled(task), task.max_new_tokens)
-        return self._answer(prompts, [read] * len(prompts), task, watch, clock)
+        prompts = self._soft_prompts(payload, task, task.max_new_tokens, asked)
+        if asked.reader:
+            task = self._readers[asked.reader].with_stops(task)
+        return self._answer(prompts, list(map(_length, prompts)), task, watch, clock)
 
     def _answer(
         self,
@@ -261,6 +320,10 @@ class VllmBackend:
             stop_token_ids=sorted(self._ends),
         )
         return answers.generated(read, clock)
+
+
+def _length(prompt: Mapping[str, Any]) -> int:
+    return len(prompt["prompt_token_ids"])
 
 
 def _read_config(folder: Path, tokenizer: Tokenizer) -> tuple[Any, frozenset[int]]:
