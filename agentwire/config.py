@@ -120,6 +120,11 @@ def open_regular(file: Path) -> BufferedReader:
     return stream
 
 
+def real_path(path: Path) -> Path:
+    """The path without links. Unlike ``Path.resolve``, a loop of links is no error."""
+    return Path(os.path.realpath(path))
+
+
 def read_regular(file: Path) -> bytes:
     """The content of a regular file; raises as ``open_regular``."""
     with open_regular(file) as stream:

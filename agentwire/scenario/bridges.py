@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from agentwire.bridge.card import CARD_FILE, WEIGHTS_FILE, BridgeCard, part_prompt
-from agentwire.config import open_regular
+from agentwire.config import open_regular, real_path
 from agentwire.errors import BridgeError, DataError, MissingBridge
 from agentwire.model.sources import random_weights
 from agentwire.model.sources.lookup import public_name
@@ -103,7 +103,7 @@ def search_folders(source: Path | None, others: Sequence[Path]) -> list[Path]:
     """Folders with bridges: beside the scenario first, then ``others``."""
     if source is None:
         return list(others)
-    beside = source.resolve().parent
+    beside = real_path(source).parent
     return [beside, beside / "bridges", *others]
 
 
@@ -112,7 +112,7 @@ def find_bridge(name: str, folders: Sequence[Path]) -> Path | None:
     for place in folders:
         folder = place / name
         if (folder / CARD_FILE).is_file():
-            return folder.resolve()
+            return real_path(folder)
     return None
 
 
@@ -122,7 +122,7 @@ def list_bridges(folders: Sequence[Path]) -> list[Path]:
     for place in folders:
         if place.is_dir():
             for card in sorted(place.glob(f"*/{CARD_FILE}")):
-                found.setdefault(card.parent.name, card.parent.resolve())
+                found.setdefault(card.parent.name, real_path(card.parent))
     return list(found.values())
 
 

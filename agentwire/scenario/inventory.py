@@ -17,7 +17,7 @@ from typing import Literal
 
 import psutil
 
-from agentwire.config import Config
+from agentwire.config import Config, real_path
 from agentwire.errors import DataError, DeviceError, InputError, ModelError
 from agentwire.model.sources import lookup, random_weights, registry
 from agentwire.spec.backends import BACKENDS
@@ -217,7 +217,7 @@ class Inventory:
     def bridge_folders(self, source: Path | None = None) -> list[Path]:
         """Folders with bridges in search order, after the scenario's own folder."""
         project = Path.cwd() / PROJECT_BRIDGES
-        beside = [source.resolve().parent.parent / PROJECT_BRIDGES] if source else []
+        beside = [real_path(source).parent.parent / PROJECT_BRIDGES] if source else []
         return [
             *beside,
             project,

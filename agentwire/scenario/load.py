@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from agentwire.config import real_path
 from agentwire.errors import ScenarioError
 from agentwire.spec.document import Document, KeyPath, read_document, shown_path
 from agentwire.spec.registry import suggestion
@@ -118,7 +119,7 @@ def _make_paths_absolute(data: dict[str, Any], lines: Lines) -> None:
                 local = key in ("path", "file") or (key == "model" and _is_local(item))
                 if local and isinstance(item, str):
                     base = lines.get(here, lines[()]).file.parent
-                    value[key] = str((base / Path(item).expanduser()).resolve())
+                    value[key] = str(real_path(base / Path(item).expanduser()))
                 else:
                     walk(item, here)
 

@@ -14,7 +14,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent
 from ruamel.yaml.nodes import Node
 
-from agentwire.config import open_regular
+from agentwire.config import open_regular, real_path
 from agentwire.errors import ScenarioError
 
 MAX_FILE_BYTES = 1 << 20
@@ -108,7 +108,7 @@ def write_document(file: Path, value: Mapping[str, Any]) -> None:
 def shown_path(path: Path) -> str:
     """The path relative to the working folder, where it is inside it."""
     try:
-        return str(path.resolve().relative_to(Path.cwd()))
+        return str(real_path(path).relative_to(Path.cwd()))
     except (ValueError, OSError):
         return str(path)
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from agentwire.config import real_path
 from agentwire.errors import DataError, ScenarioError
 from agentwire.spec.document import Document, parse_document, read_document
 from agentwire.spec.registry import Registry, suggestion
@@ -245,7 +246,7 @@ def read_task(file: Path) -> Definition:
             f"{file}: `series` and `hub` are for built-in tasks only.",
             hint="Put the rows into JSONL files and name them under `rows`.",
         )
-    folder = file.resolve().parent
+    folder = real_path(file).parent
     rows = {
         split: tuple(str(folder / Path(path).expanduser()) for path in paths)
         for split, paths in task.rows.items()

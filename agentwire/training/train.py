@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from agentwire.config import Config, ensure_writable, lock_file
+from agentwire.config import Config, ensure_writable, lock_file, real_path
 from agentwire.download import OnProgress
 from agentwire.errors import BridgeError
 from agentwire.model.transformers import trunk
@@ -94,7 +94,7 @@ def train_scenarios(
         require_plots()
     jobs = training_jobs(resolved, config)
     with ExitStack() as locks:
-        place = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:8]
+        place = hashlib.sha256(str(real_path(out)).encode()).hexdigest()[:8]
         for job in jobs:
             file = ensure_writable(config.home / "training") / f"{job.name}-{place}.lock"
             locks.enter_context(lock_file(file, f"The training of {job.name}"))

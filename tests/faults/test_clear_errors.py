@@ -137,7 +137,11 @@ def endless(path: Path) -> None:
     path.symlink_to("/dev/zero")
 
 
-KINDS = [folder, fifo, endless]
+def loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+KINDS = [folder, fifo, endless, loop]
 
 
 @pytest.mark.parametrize("kind", KINDS)

