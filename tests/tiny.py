@@ -219,3 +219,52 @@ def write_bridge(folder: Path, card: BridgeCard, seed: int = 5) -> BridgeCard:
     module = store.build(card)
     module.alpha.fill_(sum(card.rms_range) / 2)
     return store.save(folder, card, module)
+
+
+def write_reader(
+    folder: Path,
+    sender: ModelIdentity,
+    receiver: ModelIdentity,
+    *,
+    where: str = "receiver",
+    int8: bool = False,
+    seed: int = 5,
+    **section: Any,
+) -> BridgeCard:
+    """Write an untrained reader bridge whose parts all do something."""
+    import torch
+
+    from agentwire.bridge import store
+    from agentwire.bridge.reader import Reader
+
+    own = {
+        "layers": [0, 1, 2],
+        "sizes": [2, 4, 8],
+        "additions": [0, 2] if where == "receiver" else [],
+        "prompt": 2,
+        "down": 8,
+        "local": 3,
+        "where": where,
+    }
+    card = make_card(
+        sender,
+        receiver,
+        2,
+        name=folder.name,
+        architecture="reader",
+        answers="free",
+        soft_tokens=8,
+        hidden=16,
+        prompts=("any",),
+        rms_range=(1e-3, 1e3),
+        reader=own | section,
+    )
+    torch.manual_seed(seed)
+    module = store.build(card)
+    assert isinstance(module, Reader)
+    module.receiver.alpha.fill_(receiver.embedding_rms)
+    for vectors in (module.receiver.before, module.receiver.after):
+        torch.nn.init.normal_(vectors, std=receiver.embedding_rms)
+    if where == "receiver":
+        torch.nn.init.normal_(module.receiver.up, std=0.3)
+    return store.save(folder, card, module, int8=int8)
