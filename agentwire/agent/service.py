@@ -284,7 +284,7 @@ def load(spec: AgentSpec, progress: OnProgress, cpu_sharing: CpuSharing | None =
         cpu_sharing.begin()  # loading uses the threads too
     backend = load_backend(spec, progress)
     bridges = _add_bridges(spec, backend)
-    halves = [backend.add_reader(Path(folder)) for folder in spec.readers]
+    halves = [_add_reader(spec, backend, Path(folder)) for folder in spec.readers]
     if cpu_sharing is not None and isinstance(backend, SharesCpu):
         backend.set_thread_source(cpu_sharing.threads)
     if spec.task is not None:
@@ -334,6 +334,15 @@ def _add_bridges(spec: AgentSpec, backend: Backend) -> dict[str, BridgeIdentity 
             bridges[out.wire] = loaded[out.folder]
             _check_offer(Offer(out.wire, loaded[out.folder]))
     return bridges
+
+
+def _add_reader(spec: AgentSpec, backend: Backend, folder: Path) -> BridgeIdentity:
+    if not hasattr(backend, "add_reader"):  # of another package
+        raise BridgeError(
+            f"{spec.name}: the backend {spec.backend} cannot load the receiver half of {folder}.",
+            hint="Set `backend: transformers` for the receiver.",
+        )
+    return backend.add_reader(folder)
 
 
 def _check_offer(offer: Offer) -> None:

@@ -39,7 +39,13 @@ class Reference:
             load_backend(spec.model_copy(update={"threads": threads}), lambda stage, done: None)
             for spec in (sender, receiver)
         )
-        self._bridge = self._sender.add_bridge(Path(folder)).fingerprint
+        bridge = self._sender.add_bridge(Path(folder))
+        if bridge.sizes:
+            raise BridgeError(
+                f"The reference does not run reader bridges, such as {bridge.name}.",
+                hint="Measure a bridge with one size.",
+            )
+        self._bridge = bridge.fingerprint
         self._receiver.prepare(task)
         self._encoding = ThreadPoolExecutor(1, thread_name_prefix="sender")
         self._scoring = (

@@ -186,6 +186,8 @@ class BridgeCard(CardPart):
                 raise ValueError(
                     "layer and soft_tokens must be the last of reader.layers and sizes"
                 )
+            if self.joint is not None:
+                raise ValueError("a reader bridge cannot belong to a set")
             if self.reader.additions and self.reader.additions[-1] >= self.receiver.layers:
                 raise ValueError("reader.additions names a layer that the receiver does not have")
         if self.joint is not None:

@@ -300,7 +300,12 @@ class TransformersBackend:
         """Loads the receiver's half of a reader bridge, on this model's device, in fp32."""
         card = check_receiver(read_card(folder), self.identity)
         self._readers[card.weights_sha256] = load_receiving(folder, self.device)
-        return card.identity()
+        identity = card.identity()
+        if self.device.type == "cuda":  # the first pass loads kernels, which takes a second
+            payload = np.zeros((1, identity.soft_tokens, identity.width), np.float16)
+            task = TaskSpec("warm-up", "", "{text}", max_new_tokens=2)
+            self.generate_soft(payload, task, None, Asked(reader=identity.fingerprint))
+        return identity
 
     def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Sender input: ids [n, 1+T] with an opening token, and a mask [n, T] of the text's."""

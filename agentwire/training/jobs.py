@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from agentwire.bridge.architectures import ARCHITECTURES
+from agentwire.bridge.architectures import ARCHITECTURES, READER
 from agentwire.config import Config
 from agentwire.errors import BridgeError, DataError, ScenarioError
 from agentwire.scenario.bridges import set_name
@@ -147,7 +147,13 @@ def _trainable_data(resolved: Resolved) -> DataChoice:
             "a bridge between models with random weights cannot learn anything.",
             hint="Set `weights: pretrained`; `python bench/train_step.py` times the steps.",
         )
-    ARCHITECTURES.get(resolved.scenario.train.architecture)  # refuse an unknown one now
+    architecture = resolved.scenario.train.architecture
+    ARCHITECTURES.get(architecture)  # refuse an unknown one now
+    if architecture != READER and not all(part.spec.soft_tokens for part in resolved.parts):
+        raise ScenarioError(
+            f"`soft_tokens: auto` is for reader bridges, and this one is a {architecture}.",
+            hint="Set the number of soft tokens, or `architecture: reader` under `train`.",
+        )
     refuse_scored_rows(resolved.data)
     return resolved.data
 

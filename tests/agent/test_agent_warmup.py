@@ -177,8 +177,18 @@ def test_a_text_is_replayed_up_to_the_device() -> None:
         encode(mode=Mode.KEEP),
         replace(encode(), task="0" * 64),
         replace(encode(), wire="sender->stranger"),
+        replace(encode(), rows=(encode().rows[0]._replace(question="Who?"),)),
     ],
-    ids=["two rows", "long", "free text", "text", "keep", "unknown task", "unknown wire"],
+    ids=[
+        "two rows",
+        "long",
+        "free text",
+        "text",
+        "keep",
+        "unknown task",
+        "unknown wire",
+        "question",
+    ],
 )
 def test_messages_that_the_stub_cannot_answer_are_not_replayed(
     message: Encode, caplog: pytest.LogCaptureFixture

@@ -227,6 +227,20 @@ def test_bridges_list_and_show(shell: Shell) -> None:
     assert "soft_tokens: 8" in shell("bridges", "show", str(folder))[1]
 
 
+def test_a_reader_bridge_is_verified_listed_and_shown(shell: Shell) -> None:
+    from bridge_shapes import reader_card
+
+    from agentwire.bridge import store
+
+    card = reader_card()
+    store.save(shell.folder / "bridges" / "mine", card, store.build(card), int8=True)
+    assert "mine: valid" in shell("bridges", "verify", "mine")[1]
+    row = {row["name"]: row for row in json.loads(shell("bridges", "list", "--json")[1])}["mine"]
+    assert (row["sizes"], row["payload_bytes"]) == ([2, 4], 4 * 28 * 2)
+    assert "2, 4" in shell("bridges", "list")[1]
+    assert "answers: free" in shell("bridges", "show", "mine")[1]
+
+
 # -- bad input ------------------------------------------------------------------------------
 
 

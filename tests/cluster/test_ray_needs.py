@@ -53,11 +53,14 @@ def test_bridges_are_written_on_nodes_that_lack_them(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "card.yaml").write_text("name: x\n")
     (folder / "weights.safetensors").write_bytes(b"\x00\x01")
-    sent = spec(bridges=[OutgoingBridge(wire="a->b", receiver="b", folder=str(folder))])
+    out = OutgoingBridge(wire="a->b", receiver="b", folder=str(folder))
+    sent = spec(bridges=[out], readers=[str(folder)])
     files = files_of(sent)
     assert with_local_files(sent, files) == sent  # it is there
     folder.rename(tmp_path / "elsewhere")
-    moved = with_local_files(sent, files).bridges[0].folder
+    there = with_local_files(sent, files)
+    moved = there.bridges[0].folder
+    assert there.readers == (moved,)
     assert moved is not None and moved != str(folder)
     assert (Path(moved) / "weights.safetensors").read_bytes() == b"\x00\x01"
     assert (Path(moved) / "card.yaml").read_text() == "name: x\n"
