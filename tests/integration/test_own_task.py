@@ -21,8 +21,8 @@ TEST = "tickets/test.jsonl"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "tickets").mkdir()
     for name, text in BLOCKS.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
     return tmp_path
 
@@ -39,12 +39,19 @@ def use(folder: Path, agents: dict[str, dict[str, object]], **more: object) -> N
 
 
 def test_the_example_is_short_valid_and_listed(folder: Path) -> None:
-    assert sum(text.count("\n") for text in BLOCKS.values()) <= 40
+    assert sum(text.count("\n") for text in BLOCKS.values()) <= 50
     assert "valid (tickets)" in agentwire(folder, "validate", "scenario.yaml").stdout
     listed = agentwire(folder, "data", "list", "tickets_task.yaml", "--json").stdout
     assert json.loads(listed)[-1]["splits"] == {"test": "files"}
     shown = agentwire(folder, "data", "show", "tickets_task.yaml").stdout
     assert "high  (now)" in shown and "tickets/test.jsonl" in shown
+
+
+def test_the_example_with_questions_is_listed(folder: Path) -> None:
+    listed = json.loads(agentwire(folder, "data", "list", "contracts_task.yaml", "--json").stdout)
+    assert (listed[-1]["kind"], listed[-1]["splits"]) == ("answer", {"test": "files"})
+    shown = agentwire(folder, "data", "show", "contracts_task.yaml").stdout
+    assert "at most 24 tokens" in shown and '"answers": ["..."]' in shown
 
 
 def test_it_is_scored(folder: Path) -> None:
