@@ -28,7 +28,7 @@ from agentwire.evaluation.matrix.run import (
     write_settings,
 )
 from agentwire.evaluation.matrix.summary import substitutions
-from agentwire.evaluation.methods import MethodSpec, get_method
+from agentwire.evaluation.methods import MethodSpec, get_method, need_training_rows
 from agentwire.evaluation.plan import check_unchanged, new_folder, pick_methods, settings_of
 from agentwire.evaluation.predictions import unanswered
 from agentwire.evaluation.report import print_banner
@@ -151,7 +151,7 @@ def _require_rows(
         DataError: a baseline or (with ``train``) a bridge needs rows that are not here.
     """
     for plan in plans:
-        fits = any(method.prepare is not None for method in plan.methods)
+        fits = need_training_rows(plan.methods, plan.resolved.data)
         if fits or (train and plan.can_be_trained):
             require_training_rows(plan.resolved.data, resolver.inventory.config, command)
 

@@ -1,8 +1,9 @@
-"""``agentwire report``: shows a recorded run on the screen or as SVG."""
+"""``agentwire report``: shows a recorded run on the screen, as SVG or as HTML."""
 
 from __future__ import annotations
 
 import io
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -26,19 +27,30 @@ PICTURE_WIDTH = 112
 def report(
     run: RunFolder,
     svg: Annotated[Path | None, typer.Option(help="Write the report as SVG to this file.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the report as HTML to this file.")
+    ] = None,
 ) -> None:
     """Show the report of a recorded run again."""
     result = read_result(run)
-    if svg is None:
+    if svg is None and html is None:
         _print(result, run, out())
         return
-    try:
-        svg.write_text(picture(result, run), encoding="utf-8")
-    except OSError as error:
-        raise InputError(
-            f"{svg} cannot be written: {error.strerror}.", hint="Name another file with --svg."
-        ) from error
-    out().print(f"written to {svg}", markup=False)
+    console = _recorded(result, run)
+    for option, file, text in (
+        ("svg", svg, partial(console.export_svg, title=result.command, clear=False)),
+        ("html", html, console.export_html),
+    ):
+        if file is None:
+            continue
+        try:
+            file.write_text(text(), encoding="utf-8")
+        except OSError as error:
+            raise InputError(
+                f"{file} cannot be written: {error.strerror}.",
+                hint=f"Name another file with --{option}.",
+            ) from error
+        out().print(f"written to {file}", markup=False)
 
 
 def read_result(run: Path) -> RunResult | MatrixResult:
@@ -62,9 +74,13 @@ def read_result(run: Path) -> RunResult | MatrixResult:
 
 def picture(result: RunResult | MatrixResult, run: Path) -> str:
     """The report as SVG, with the stand-ins above it."""
+    return _recorded(result, run).export_svg(title=result.command)
+
+
+def _recorded(result: RunResult | MatrixResult, run: Path) -> Console:
     console = Console(record=True, width=PICTURE_WIDTH, file=io.StringIO(), force_terminal=True)
     _print(result, run, console)
-    return console.export_svg(title=result.command)
+    return console
 
 
 def _print(result: RunResult | MatrixResult, run: Path, console: Console) -> None:

@@ -22,6 +22,7 @@ from agentwire.cli.terminal import echo, err, print_json, steps
 from agentwire.cli.terminal import out as stdout
 from agentwire.cli.train import BRIDGES, train_bridge
 from agentwire.errors import ScenarioError
+from agentwire.evaluation.methods import need_training_rows
 from agentwire.evaluation.plan import RunPlan, methods_of, pick_methods, plan_run
 from agentwire.evaluation.report import print_banner, print_report
 from agentwire.evaluation.result import RunResult
@@ -144,7 +145,7 @@ def _plan(
     resolved = resolver.resolve(scenario, bridges=needs_bridge)
     print_banner(resolved.substitutions, err())
     inventory = resolver.inventory
-    if trains:
+    if need_training_rows(chosen, resolved.data):
         require_training_rows(resolved.data, inventory.config, command)
     with steps() as shown:
         return plan_run(

@@ -14,11 +14,11 @@ from agentwire.config import Config, read_regular
 from agentwire.download import OnProgress
 from agentwire.errors import InputError, ScenarioError
 from agentwire.evaluation.methods import MethodSpec, check_methods, get_method
-from agentwire.evaluation.predictions import choose_rows
+from agentwire.evaluation.predictions import Wanted, choose_rows
 from agentwire.scenario.resolve import Resolved
 from agentwire.spec.scenario import Scenario
 from agentwire.task.datasets import Dataset, load_rows
-from agentwire.task.definitions import load_classification, load_definition
+from agentwire.task.definitions import load_definition
 from agentwire.task.rows import rows_sha256
 
 CPU_LIMIT = 200
@@ -33,10 +33,10 @@ class RunPlan:
 
     resolved: Resolved
     methods: tuple[MethodSpec, ...]
-    dataset: Dataset  # the whole split
+    dataset: Dataset[Any]  # the whole split
     rows: tuple[int, ...]  # indices of the scored rows, in order
     row_sha256: str
-    label_words: tuple[str, ...]  # the word that is scored for each class
+    label_words: tuple[str, ...]  # the word that is scored for each class; questions have none
     limit: int  # rows that the user asked for; 0: all
     folder: Path
     command: str
@@ -50,9 +50,12 @@ class RunPlan:
         return self.folder.name
 
     @property
-    def labels(self) -> dict[int, str]:
-        """The label of each scored row."""
-        return {row: self.label_words[self.dataset.rows[row].label] for row in self.rows}
+    def wanted(self) -> dict[int, Wanted]:
+        """What is right for each scored row."""
+        rows = self.dataset.rows
+        if not self.label_words:
+            return {row: rows[row] for row in self.rows}
+        return {row: self.label_words[rows[row].label] for row in self.rows}
 
     def settings(self) -> dict[str, Any]:
         """What must be equal in all sessions of one run."""
@@ -113,7 +116,7 @@ def plan_run(
     """
     scenario, data = resolved.scenario, resolved.data
     chosen = pick_methods(methods)
-    check_methods(resolved.wire.spec, chosen)
+    check_methods(resolved.wire.spec, chosen, data)
     if data is None:
         hint = "Add a task, or use it from Python: agentwire.open(...)."
         if "bench" in scenario.model_fields_set:
@@ -123,7 +126,6 @@ def plan_run(
         )
     earlier = _read_config(resume) if resume else None
     limit = _limit(resolved, limit, earlier)
-    task = load_classification(data.dataset)
     dataset = load_rows(data.dataset, data.split, config=config, path=data.path, progress=progress)
     rows = tuple(choose_rows(len(dataset), limit, scenario.seed))
     plan = RunPlan(
@@ -132,7 +134,7 @@ def plan_run(
         dataset=dataset,
         rows=rows,
         row_sha256=rows_sha256(dataset.rows[i] for i in rows),
-        label_words=task.label_words,
+        label_words=load_definition(data.dataset).label_words,
         limit=limit,
         folder=resume or folder or new_folder(out, scenario.name),
         command=command,

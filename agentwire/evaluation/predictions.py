@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
+from typing import Annotated, Any, Literal, TextIO, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,9 +17,14 @@ from agentwire.errors import InputError, NackCode, ScenarioError
 from agentwire.evaluation.methods import get_method
 from agentwire.runtime.pending import Outcome
 from agentwire.runtime.reply import Reply
+from agentwire.task.answers import exact_match, f1, fault
+from agentwire.task.rows import AnswerRow
 from agentwire.telemetry.journal import drop_torn_line, numbered_lines, read_lines
 
 FILE = "predictions.jsonl"
+
+Wanted: TypeAlias = str | AnswerRow
+"""What is right for a row: its label, or its answers."""
 
 
 def choose_rows(total: int, limit: int, seed: int) -> list[int]:
@@ -32,18 +37,15 @@ def choose_rows(total: int, limit: int, seed: int) -> list[int]:
     return order[:limit] if limit else order
 
 
-def record_of(method: str, row: int, label: str, outcome: Outcome) -> dict[str, Any]:
+def record_of(method: str, row: int, wanted: Wanted, outcome: Outcome) -> dict[str, Any]:
     """The line of a row."""
     reply = outcome if isinstance(outcome, Reply) else None
-    scores = reply.scores or {} if reply else {}
     stages = reply.stages if reply else {}
     return {
         "method": method,
         "row": row,
         "request_id": reply and reply.request_id,
-        "label": label,
-        "predicted": reply and reply.label,
-        "scores": {name: round(value, 6) for name, value in scores.items()},
+        **(_label(wanted, reply) if isinstance(wanted, str) else _answer(wanted, reply)),
         "channel": reply and str(reply.channel),
         "reason": outcome.reason if isinstance(outcome, Reply) else outcome.message,
         "latency_ms": reply and round(reply.latency_ms, 3),
@@ -54,17 +56,43 @@ def record_of(method: str, row: int, label: str, outcome: Outcome) -> dict[str, 
     }
 
 
+def _label(label: str, reply: Reply | None) -> dict[str, Any]:
+    scores = reply.scores if reply else {}
+    return {
+        "label": label,
+        "predicted": reply and reply.label,
+        "scores": {name: round(value, 6) for name, value in scores.items()},
+    }
+
+
+def _answer(row: AnswerRow, reply: Reply | None) -> dict[str, Any]:
+    text = None if reply is None else (reply.text or "").strip()
+    return {
+        "id": row.id,
+        "answers": list(row.answers),
+        "predicted": text,
+        **_figures(row.answers, text),
+        "prompt_tokens": reply.prompt_tokens if reply else 0,
+        "completion_tokens": reply.completion_tokens if reply else 0,
+    }
+
+
+def _figures(answers: Sequence[str], text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {"exact": False, "f1": 0.0, "fault": None}
+    score = round(f1(text, answers), 6)
+    return {"exact": exact_match(text, answers), "f1": score, "fault": fault(text)}
+
+
 class _Line(BaseModel):
-    """A line as ``record_of`` writes it."""
+    """The keys of every line that ``record_of`` writes."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     method: str
     row: int
     request_id: str | None
-    label: str
     predicted: str | None
-    scores: dict[str, float]
     channel: Literal["soft", "text"] | None
     reason: str | None
     latency_ms: Annotated[float, Field(ge=0)] | None
@@ -74,34 +102,62 @@ class _Line(BaseModel):
     error: str | None
 
 
-def problem_of(record: Mapping[str, Any], labels: Mapping[int, str], words: Sequence[str]) -> str:
+class _LabelLine(_Line):
+    label: str
+    scores: dict[str, float]
+
+
+class _AnswerLine(_Line):
+    id: str
+    answers: list[str]
+    exact: bool
+    f1: float
+    fault: str | None
+    prompt_tokens: Annotated[int, Field(ge=0)]
+    completion_tokens: Annotated[int, Field(ge=0)]
+
+
+def problem_of(
+    record: Mapping[str, Any], wanted: Mapping[int, Wanted], words: Sequence[str]
+) -> str:
     """Why a line cannot be a prediction of the run; "" if it can.
 
-    ``labels`` has the label of each row of the run, ``words`` all labels.
+    ``wanted`` has what is right for each row of the run, ``words`` all labels (questions: none).
     """
+    kind = _LabelLine if words else _AnswerLine
     try:
-        line = _Line.model_validate(record)
+        line: _LabelLine | _AnswerLine = kind.model_validate(record)
         get_method(line.method)
     except ValidationError as error:
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     except ScenarioError as error:
         return error.message
-    if line.row not in labels:
+    if line.row not in wanted:
         return f"row {line.row} is not a row of this run"
-    if line.label != labels[line.row]:
-        return f"the label of row {line.row} is {labels[line.row]!r}, not {line.label!r}"
-    unknown = {line.predicted or line.label, *line.scores}.difference(words)
-    if unknown:
-        return f"{min(unknown)!r} is not a label of the task"
+    right = wanted[line.row]
+    if isinstance(line, _AnswerLine):
+        if [line.id, *line.answers] != [right.id, *right.answers]:  # type: ignore[union-attr]
+            return f"the answers of row {line.row} are not those of the task"
+        figures = {"exact": line.exact, "f1": line.f1, "fault": line.fault}
+        if figures != _figures(line.answers, line.predicted):
+            return f"its figures are not those of {line.predicted!r}"
+    else:
+        if line.label != right:
+            return f"the label of row {line.row} is {right!r}, not {line.label!r}"
+        unknown = {line.predicted or line.label, *line.scores}.difference(words)
+        if unknown:
+            return f"{min(unknown)!r} is not a label of the task"
     if line.error is not None:
         known = line.error in set(NackCode)
         return "" if known and line.predicted is None else "it holds an answer and an error"
     if line.channel is None or line.latency_ms is None:
         return "it holds neither an answer nor an error"
+    if isinstance(line, _AnswerLine) or line.predicted is None:
+        return ""
     best = max(line.scores.values(), default=0.0)
     # Scores are rounded to six digits, so two may have become equal.
-    if line.predicted is not None and line.scores.get(line.predicted, best) < best - 1e-6:
+    if line.scores.get(line.predicted, best) < best - 1e-6:
         return f"the prediction {line.predicted!r} does not have the highest score"
     return ""
 
@@ -121,20 +177,20 @@ class Predictions:
     Raises ScenarioError for a line that is there twice or cannot be of this run (``problem_of``).
     """
 
-    def __init__(self, folder: Path, labels: Mapping[int, str], words: Sequence[str]) -> None:
+    def __init__(self, folder: Path, wanted: Mapping[int, Wanted], words: Sequence[str]) -> None:
         self.path = folder / FILE
         self._records: dict[tuple[str, int], dict[str, Any]] = {}
         drop_torn_line(self.path)
         if self.path.exists():
-            self._read(labels, words)
+            self._read(wanted, words)
         self._file: TextIO = self.path.open("a", encoding="utf-8", errors="backslashreplace")
 
-    def _read(self, labels: Mapping[int, str], words: Sequence[str]) -> None:
+    def _read(self, wanted: Mapping[int, Wanted], words: Sequence[str]) -> None:
         hint = "Remove that line to ask its row again, or leave --resume out to start a new run."
         lines: dict[object, int] = {}
         try:
             for number, record in numbered_lines(self.path):
-                problem = problem_of(record, labels, words)
+                problem = problem_of(record, wanted, words)
                 for key in ((record.get("method"), record.get("row")), record.get("request_id")):
                     if not problem and key and key in lines:
                         problem = f"it repeats line {lines[key]}"

@@ -68,7 +68,7 @@ def print_report(result: RunResult, folder: Path, console: Console) -> None:
     wide = console.width >= WIDE
     console.print(_methods_table(result, wide=wide))
     console.print(_legend(result, wide=wide))
-    for part in (_stages(result), _cuts(result), _failures(result)):
+    for part in (_differences(result), _stages(result), _cuts(result), _failures(result)):
         if part is not None:
             console.print()
             console.print(part)
@@ -118,7 +118,9 @@ def _methods_table(result: RunResult, *, wide: bool) -> RenderableType:
         header_style="bold",
     )
     table.add_column("method", no_wrap=True)
-    for title in ("accuracy\n95% interval", "p50 ms\na row", "p95 ms\na row"):
+    answered = any(method.answers for method in result.methods.values())
+    figure = "F1, exact match" if answered else "accuracy"
+    for title in (f"{figure}\n95% interval", "p50 ms\na row", "p95 ms\na row"):
         table.add_column(title, justify="right", no_wrap=True)
     if wide:
         table.add_column("rows/s", justify="right", no_wrap=True)
@@ -142,6 +144,23 @@ def _methods_table(result: RunResult, *, wide: bool) -> RenderableType:
     return table
 
 
+def _differences(result: RunResult) -> RenderableType | None:
+    """The bridge minus each other method, of answers in words."""
+    found = [one for one in result.comparisons if one.figure == "f1"]
+    if not found:
+        return None
+    grid = Table.grid(padding=(0, 2))
+    for one in found:
+        low, high = one.interval95
+        style = "green" if low > 0 else "red" if high < 0 else "dim"
+        grid.add_row(
+            Text(f"F1 of {title_of(one.first)} minus {title_of(one.second)}"),
+            Text(f"{one.difference:+.3f}", style=f"bold {style}"),
+            Text(f"{low:+.3f} .. {high:+.3f}   p {one.p_value:.2g}", style="dim"),
+        )
+    return grid
+
+
 def _title(name: str) -> Text:
     return Text(title_of(name), style="bold cyan" if name == "bridge" else "bold")
 
@@ -160,11 +179,15 @@ def _legend(result: RunResult, *, wide: bool) -> RenderableType:
 def _accuracy(method: MethodRecord) -> Text:
     if method.accuracy is None or method.wilson95 is None:
         return Text("-\nnot scored" if method.n else "-\nno rows", justify="right")
-    low, high = method.wilson95
-    failed = sum(method.errors.values())
+    failed, answers = sum(method.errors.values()), method.answers
+    low, high = answers.f1_95 if answers else method.wilson95
+    shown = answers.f1 if answers else method.accuracy
+    rest = f"{answers.em:.3f}" if answers else f"{method.correct}/{method.n}"
+    faults = ", ".join(f"{n:,} {kind}" for kind, n in answers.faults.items()) if answers else ""
     return Text.assemble(
-        (f"{method.accuracy:.3f}", "bold"), f"  {method.correct}/{method.n}\n",
+        (f"{shown:.3f}", "bold"), f"  {rest}\n",
         (f"{low:.3f} .. {high:.3f}", "dim"),
+        (f"\n{faults}" if faults else "", "yellow"),
         (f"\n{failed:,} without answer" if failed else "", "bold red"),
         justify="right",
     )  # fmt: skip
@@ -195,6 +218,9 @@ def _speed_up(method: MethodRecord, relay: MethodRecord | None) -> Text:
 def _channels(method: MethodRecord) -> Text:
     parts = [f"{name} {count}" for name, count in method.channels if count]
     text = Text(", ".join(parts) or "-")
+    if method.answers and method.answers.prompt_tokens:
+        written = method.answers.completion_tokens
+        text.append(f"\nread {method.answers.prompt_tokens:.0f}, wrote {written:.1f} tokens")
     if method.reasons:
         why = ", ".join(f"{reason} {count}" for reason, count in sorted(method.reasons.items()))
         text.append(f"\n{why}", style="yellow")

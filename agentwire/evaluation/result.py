@@ -95,11 +95,37 @@ class Channels(Record):
     text: int
 
 
+class AnswerFigures(Record):
+    """The figures of one method on a task that is answered in words."""
+
+    em: float = Field(description="fraction of exact matches; a failed row counts as wrong")
+    em95: tuple[float, float] = Field(description="bootstrap interval of the mean")
+    f1: float = Field(description="mean token F1; a failed row counts as 0")
+    f1_95: tuple[float, float]
+    faults: dict[str, int] = Field(description="answers that are empty, loops or garbage")
+    prompt_tokens: float | None = Field(description="mean tokens that the answering model read")
+    completion_tokens: float | None = Field(description="mean tokens that it generated")
+
+
+class Comparison(Record):
+    """One method minus another on the same rows, by paired bootstrap."""
+
+    first: str
+    second: str
+    figure: Literal["em", "f1"]
+    difference: float
+    interval95: tuple[float, float]
+    p_value: float
+    n: int
+
+
 class MethodRecord(Record):
     """The figures of one method."""
 
     label: str = Field(description="the models of the method, for people")
-    accuracy: float | None = Field(description="None where weights are random")
+    accuracy: float | None = Field(
+        description="None where weights are random; of answers in words, exact matches"
+    )
     correct: int
     n: int = Field(description="rows with an outcome; a failed row counts as wrong")
     wilson95: tuple[float, float] | None
@@ -111,6 +137,7 @@ class MethodRecord(Record):
     reasons: dict[str, int] = Field(description="why rows went as text instead of soft tokens")
     errors: dict[str, int] = Field(description="rows without an answer by cause")
     cut: int = Field(0, description="rows whose text was longer than the method reads")
+    answers: AnswerFigures | None = Field(None, description="of tasks answered in words")
 
 
 class Hardware(Record):
@@ -148,6 +175,7 @@ class RunResult(RecordFile):
     agents: dict[str, AgentRecord]
     bridges: list[BridgeRecord]
     methods: dict[str, MethodRecord]
+    comparisons: list[Comparison] = Field([], description="of tasks answered in words")
     settings: Settings
     versions: dict[str, str]
     hardware: Hardware

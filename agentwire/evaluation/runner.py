@@ -26,9 +26,11 @@ from agentwire.evaluation.predictions import Predictions, record_of
 from agentwire.evaluation.result import AgentRecord, MethodRecord, RunResult
 from agentwire.evaluation.summary import method_record, summarise
 from agentwire.runtime.deployment import Deployment
+from agentwire.runtime.pending import Outcome
 from agentwire.runtime.reply import ProgressEvent, Reply
 from agentwire.runtime.runtime import Runtime
 from agentwire.telemetry.journal import Journal
+from agentwire.telemetry.row_tally import is_right
 
 WARM_UP_ROWS = 4
 """Rows of a warm-up batch on a CPU; on GPUs it is a full batch."""
@@ -123,11 +125,11 @@ class _Run:
     """The state of one session of a run."""
 
     def __init__(self, plan: RunPlan, display: RunDisplay) -> None:
-        self._plan = plan
+        self._plan, self._wanted = plan, plan.wanted
         self._display = display
         with ExitStack() as files:
             files.enter_context(lock_file(plan.folder / LOCK_FILE, f"The run {plan.folder}"))
-            self._predictions = Predictions(plan.folder, plan.labels, plan.label_words)
+            self._predictions = Predictions(plan.folder, plan.wanted, plan.label_words)
             files.callback(self._predictions.close)
             self._journal = Journal(plan.folder / "journal.jsonl")
             files.callback(self._journal.close)
@@ -212,7 +214,7 @@ class _Run:
         plan = self._plan
         size = plan.resolved.scenario.batch_size
         rows = todo[: min(size, WARM_UP_ROWS) if plan.resolved.on_cpu else size]
-        outcomes = await method.send(runtime, plan.resolved, [self._text(i) for i in rows])
+        outcomes = await self._outcomes(method, runtime, rows)
         replies = [o for o in outcomes if isinstance(o, Reply)]
         if method.needs_bridge and replies and all(r.reason in NO_SOFT for r in replies):
             wire = plan.resolved.wire
@@ -238,20 +240,26 @@ class _Run:
                 group.start_soon(one, todo[start : start + scenario.batch_size])
 
     async def _send(self, method: MethodSpec, runtime: Runtime, rows: Sequence[int]) -> None:
-        plan = self._plan
-        outcomes = await method.send(runtime, plan.resolved, [self._text(i) for i in rows])
+        outcomes = await self._outcomes(method, runtime, rows)
         records: list[dict[str, Any]] = []
         for row, outcome in zip(rows, outcomes, strict=True):
             if isinstance(outcome, RequestError) and outcome.code in FATAL:
                 raise outcome
-            label = plan.label_words[plan.dataset.rows[row].label]
-            records.append(record_of(method.name, row, label, outcome))
+            records.append(record_of(method.name, row, self._wanted[row], outcome))
         self._predictions.add(records)
-        correct = sum(r["predicted"] == r["label"] for r in records)
+        correct = sum(map(is_right, records))
         self._display.rows_done(method, len(records), correct)
 
-    def _text(self, row: int) -> str:
-        return self._plan.dataset.rows[row].text
+    async def _outcomes(
+        self, method: MethodSpec, runtime: Runtime, rows: Sequence[int]
+    ) -> list[Outcome]:
+        plan = self._plan
+        chosen = [plan.dataset.rows[row] for row in rows]
+        texts = [row.text for row in chosen]
+        if plan.label_words:
+            return await method.send(runtime, plan.resolved, texts)
+        questions = [row.question for row in chosen]
+        return await method.send(runtime, plan.resolved, texts, questions)
 
     def result(self, *, interrupted: bool) -> RunResult:
         result = summarise(

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 import agentwire
+from agentwire.evaluation.answers import answer_figures, comparisons
 from agentwire.evaluation.methods import MethodSpec
 from agentwire.evaluation.plan import RunPlan
 from agentwire.evaluation.predictions import Predictions
@@ -85,6 +86,9 @@ def summarise(
             method.name: method_record(method, plan, predictions, rates.get(method.name))
             for method in plan.methods
         },
+        comparisons=[]
+        if _is_random(plan)
+        else comparisons([method.name for method in plan.methods], predictions),
         settings=Settings(
             batch_size=resolved.scenario.batch_size,
             in_flight=resolved.scenario.in_flight,
@@ -101,11 +105,10 @@ def method_record(
     method: MethodSpec, plan: RunPlan, predictions: Predictions, rate: float | None
 ) -> MethodRecord:
     """The figures of one method, from its predictions."""
-    tally = RowTally()
-    for record in predictions.of(method.name):
+    tally, records = RowTally(), predictions.of(method.name)
+    for record in records:
         tally.add(record)
-    random = any(choice.weights == "random" for choice in plan.resolved.choices.values())
-    scored = tally.n > 0 and not random
+    scored = tally.n > 0 and not _is_random(plan)
     latency = None
     if tally.latencies_ms:
         p50, p95 = (round(percentile(tally.latencies_ms, q), 3) for q in (50, 95))
@@ -124,7 +127,12 @@ def method_record(
         reasons=dict(sorted(tally.reasons.items())),
         errors=dict(sorted(tally.errors.items())),
         cut=tally.cut,
+        answers=answer_figures(records) if scored else None,
     )
+
+
+def _is_random(plan: RunPlan) -> bool:
+    return any(choice.weights == "random" for choice in plan.resolved.choices.values())
 
 
 def versions() -> dict[str, str]:

@@ -16,7 +16,7 @@ from agentwire.wire.messages import QUESTION, Channel, Decoding, Mode, RelaySpec
 
 ChannelName: TypeAlias = Channel | Literal["soft", "text"]
 Fallback: TypeAlias = Literal["text", "error"]
-RelayMode: TypeAlias = Literal["summary", "verbatim"]
+RelayMode: TypeAlias = Literal["summary", "verbatim"] | RelaySpec
 TextForm: TypeAlias = Literal["text", "plain", "chat"]
 
 GENERATED_TOKENS: Final = 64
@@ -216,9 +216,13 @@ def make_task(
     if (form := options.get("form")) is not None:
         task = replace(task, form=form)
     if not task.labels:
-        generate = generate or GenerationOptions(max(1, task.max_new_tokens))
+        generate = generate or GenerationOptions(
+            max(1, task.max_new_tokens), stop=task.decoding.stop
+        )
         task = replace(task, decoding=generate.decoding(stream=stream))
-    if relay == "verbatim":
+    if isinstance(relay, RelaySpec):
+        task = replace(task, relay=relay)
+    elif relay == "verbatim":
         task = replace(task, relay=replace(task.relay, template=""))
     return task
 

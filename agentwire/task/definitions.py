@@ -177,6 +177,7 @@ class AnswerDefinition(_Definition):
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ("\n",)
 
     labels: ClassVar[tuple[str, ...]] = ()
+    label_words: ClassVar[tuple[str, ...]] = ()
     hub: ClassVar[None] = None
     series: ClassVar[str] = "reader"  # one reader bridge serves every question
 

@@ -8,13 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+def is_right(record: Mapping[str, Any]) -> bool:
+    """Whether the answer on a line of predictions.jsonl is right; of words, an exact match."""
+    return bool(record["exact"] if "exact" in record else record["predicted"] == record["label"])
+
+
 @dataclass
 class RowTally:
     """Totals over the rows of one method.
 
     Attributes:
         n: rows with an outcome, errors included.
-        correct: rows whose predicted label is the row's own.
+        correct: rows whose predicted label is the row's own, or whose answer is an exact match.
         latencies_ms: round trip of each answered row.
         channels: answered rows by channel.
         reasons: rows that went as text although soft tokens were asked for, or that were cut, by
@@ -40,7 +45,7 @@ class RowTally:
         if error:
             self.errors[error] += 1
             return
-        self.correct += record["predicted"] == record["label"]
+        self.correct += is_right(record)
         self.latencies_ms.append(record["latency_ms"])
         self.channels[record["channel"]] += 1
         if record["reason"]:

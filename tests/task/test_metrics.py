@@ -6,7 +6,13 @@ import math
 
 import pytest
 
-from agentwire.task.metrics import mcnemar, percentile, wilson_interval
+from agentwire.task.metrics import (
+    bootstrap_interval,
+    mcnemar,
+    paired_bootstrap,
+    percentile,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +77,32 @@ def test_mcnemar_is_symmetric_and_copes_with_whole_test_sets() -> None:
 def test_mcnemar_needs_the_same_rows() -> None:
     with pytest.raises(ValueError, match="not the same rows"):
         mcnemar([True], [True, False])
+
+
+def test_the_bootstrap_interval_is_that_of_the_normal_approximation() -> None:
+    values = [1.0] * 300 + [0.0] * 700
+    low, high = bootstrap_interval(values)
+    half = 1.96 * math.sqrt(0.3 * 0.7 / 1000)
+    assert low == pytest.approx(0.3 - half, abs=0.003)
+    assert high == pytest.approx(0.3 + half, abs=0.003)
+    assert bootstrap_interval(values) == (low, high)
+    assert bootstrap_interval([]) == (0.0, 0.0)
+    assert bootstrap_interval([0.5]) == (0.5, 0.5)
+
+
+def test_the_paired_bootstrap_uses_the_pairs() -> None:
+    first = [i / 200 for i in range(200)]
+    better = paired_bootstrap([x + 0.1 for x in first], first)
+    assert better.difference == pytest.approx(0.1)
+    assert better.interval95 == pytest.approx((0.1, 0.1))
+    assert better.p_value == pytest.approx(1e-4)
+    mixed = paired_bootstrap([x + (-1) ** i for i, x in enumerate(first)], first)
+    assert mixed.interval95[0] < 0 < mixed.interval95[1]
+    assert mixed.p_value > 0.5
+    assert paired_bootstrap(first, first).p_value == 1
+    for one, other in (([1.0], []), ([], [])):
+        with pytest.raises(ValueError, match="not the same rows"):
+            paired_bootstrap(one, other)
 
 
 def test_percentiles_are_linear_between_order_statistics() -> None:

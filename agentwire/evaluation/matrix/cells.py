@@ -45,7 +45,7 @@ def plan_cells(
     plans: list[CellPlan] = []
     seen: set[tuple[object, ...]] = set()
     for cell in expand(scenario, base.choices):
-        check_methods(cell.wire, methods)
+        check_methods(cell.wire, methods, cell.scenario.task)
         own = []
         for method in methods:
             known = (method.name, *relevant_axes(method, cell.axes).items())

@@ -16,6 +16,12 @@ from agentwire.evaluation.report import cuts, sample_note, stand_ins
 
 NAMES = {"soft_tokens": "M"}
 """Shorter column heads of axes."""
+FIGURES = {
+    "all_right": ", all right",
+    "mean_of_tasks": ", mean of tasks",
+    "em": ", exact match",
+    "f1": ", F1",
+}
 
 
 def print_matrix(result: MatrixResult, folder: Path, console: Console) -> None:
@@ -78,11 +84,12 @@ def _value(row: SummaryRow, axis: str) -> Text:
 
 def _figures(row: SummaryRow) -> list[Text]:
     name = title_of(row.method)
-    name += {"all_right": ", all right", "mean_of_tasks": ", mean of tasks"}.get(row.figure, "")
+    name += FIGURES.get(row.figure, "")
     title = Text(name, style="bold cyan" if row.method == "bridge" else "bold")
-    if row.mean is None or row.wilson95 is None:
+    interval = row.wilson95 or row.bootstrap95
+    if row.mean is None or interval is None:
         return [title, Text("not scored"), Text("-"), Text("-"), Text("-")]
-    low, high = row.wilson95
+    low, high = interval
     spread = "-" if row.std is None else f"{row.lowest:.3f} .. {row.highest:.3f}"
     return [
         title,
@@ -95,7 +102,9 @@ def _figures(row: SummaryRow) -> list[Text]:
 
 def _legend(result: MatrixResult) -> Text:
     text = Text(
-        "means over seeds; Wilson intervals over rows; lowest and highest over seeds", "dim"
+        "means over seeds; intervals over rows (Wilson, or bootstrap for exact match and F1); "
+        "lowest and highest over seeds",
+        "dim",
     )
     if note := stand_ins(result.substitutions):
         text.append(f"\n{note}", style="yellow not dim")

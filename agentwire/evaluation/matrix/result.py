@@ -12,6 +12,7 @@ from pydantic import Field
 
 from agentwire.evaluation.result import (
     AgentRecord,
+    Comparison,
     DatasetRecord,
     Hardware,
     MethodRecord,
@@ -54,6 +55,7 @@ class CellRecord(Record):
     agents: dict[str, AgentRecord]
     settings: Settings | None
     methods: dict[str, MethodRecord]
+    comparisons: list[Comparison] = Field([], description="as in result.json")
 
 
 class SummaryRow(Record):
@@ -61,8 +63,9 @@ class SummaryRow(Record):
 
     axes: Axes = Field(description="axes that the method depends on, without the seed")
     method: str
-    figure: Literal["accuracy", "mean_of_tasks", "all_right"] = Field(
-        description="of a series: mean over its tasks, or rows that are right in every task"
+    figure: Literal["accuracy", "em", "f1", "mean_of_tasks", "all_right"] = Field(
+        description="of answers in words: em and f1; of a series: mean over its tasks, or rows "
+        "that are right in every task"
     )
     seeds: list[int]
     mean: float | None = Field(description="mean accuracy over the seeds; None for random weights")
@@ -70,6 +73,9 @@ class SummaryRow(Record):
     lowest: float | None
     highest: float | None
     wilson95: tuple[float, float] | None = Field(description="of the mean accuracy over n rows")
+    bootstrap95: tuple[float, float] | None = Field(
+        None, description="of em and f1 instead of wilson95: bootstrap over rows"
+    )
     n: int = Field(description="rows of each cell")
     cells: list[str]
 

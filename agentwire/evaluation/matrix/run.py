@@ -213,7 +213,7 @@ def finished(plan: RunPlan) -> RunResult | None:
     whole = all(counts.get(method.name) == len(plan.rows) for method in plan.methods)
     if not whole or result.interrupted:
         return None
-    predictions = Predictions(plan.folder, plan.labels, plan.label_words)
+    predictions = Predictions(plan.folder, plan.wanted, plan.label_words)
     predictions.close()
     for method in plan.methods:
         recorded = result.methods[method.name]

@@ -6,8 +6,9 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+from agentwire.evaluation.answers import FIGURES, values
 from agentwire.evaluation.matrix.cells import CellPlan, relevant_axes
 from agentwire.evaluation.matrix.expand import Cell
 from agentwire.evaluation.matrix.result import Axes, AxisValue, CellBridge, CellRecord, SummaryRow
@@ -16,8 +17,9 @@ from agentwire.evaluation.predictions import FILE as PREDICTIONS
 from agentwire.evaluation.result import RunResult, SubstitutionRecord
 from agentwire.spec.scenario import TrainSpec
 from agentwire.task.definitions import definitions
-from agentwire.task.metrics import wilson_interval
+from agentwire.task.metrics import bootstrap_interval, wilson_interval
 from agentwire.telemetry.journal import read_lines
+from agentwire.telemetry.row_tally import is_right
 
 Combination: TypeAlias = tuple[tuple[str, AxisValue], ...]
 Right: TypeAlias = Mapping[int, bool]
@@ -76,18 +78,44 @@ def summary(cells: Sequence[CellRecord], folder: Path) -> list[SummaryRow]:
             if record.n:
                 key = (method, tuple(_axes_of(method, cell.axes).items()))
                 groups.setdefault(key, []).append(cell)
-    rows = [
-        _row(
+    rows: list[SummaryRow] = []
+    for (method, axes), members in groups.items():
+        records = [cell.methods[method] for cell in members]
+        if all(record.answers is not None for record in records):
+            rows += _answer_rows(method, dict(axes), members, folder)
+            continue
+        row = _row(
             axes=dict(axes),
             method=method,
             figure="accuracy",
             cells=members,
-            accuracies=[cell.methods[method].accuracy for cell in members],
-            n=min(cell.methods[method].n for cell in members),
+            accuracies=[record.accuracy for record in records],
+            n=min(record.n for record in records),
         )
-        for (method, axes), members in groups.items()
-    ]
+        rows.append(row)
     return [*rows, *_series_rows(cells, folder)]
+
+
+def _answer_rows(
+    method: str, axes: Axes, cells: Sequence[CellRecord], folder: Path
+) -> Iterator[SummaryRow]:
+    """EM and F1 of answers in words. The interval is of the mean over seeds of each row."""
+    parts = [_lines(folder, cell, method) for cell in cells]
+    for figure in FIGURES:
+        by_row: dict[int, list[float]] = {}
+        for part in parts:
+            for record, value in zip(part, values(part, figure), strict=True):
+                by_row.setdefault(record["row"], []).append(value)
+        row = _row(
+            axes=axes,
+            method=method,
+            figure=figure,
+            cells=cells,
+            accuracies=[getattr(cell.methods[method].answers, figure) for cell in cells],
+            n=min(cell.methods[method].n for cell in cells),
+        )
+        interval = bootstrap_interval([statistics.fmean(by_row[i]) for i in sorted(by_row)])
+        yield row.model_copy(update={"wilson95": None, "bootstrap95": interval})
 
 
 def _axes_of(method: str, axes: Axes) -> Axes:
@@ -129,7 +157,8 @@ def _series_rows(cells: Sequence[CellRecord], folder: Path) -> Iterator[SummaryR
     groups: dict[tuple[str, Combination], list[CellRecord]] = {}
     for cell in cells:
         task = definitions().get(cell.dataset.name) if cell.dataset else None
-        series = task.series if task else None  # tasks of users have none
+        # Tasks of users have none, and questions have other rows in each task.
+        series = task.series if task and task.kind == "classify" else None
         if series is not None and "task" in cell.axes:
             for method in cell.methods:
                 axes = {**_axes_of(method, cell.axes), "task": series}
@@ -169,14 +198,15 @@ def _mean(accuracies: Sequence[float | None]) -> float | None:
     return statistics.fmean(known) if len(known) == len(accuracies) else None
 
 
-def _right(folder: Path, cell: CellRecord, method: str) -> Right:
+def _lines(folder: Path, cell: CellRecord, method: str) -> list[dict[str, Any]]:
     if cell.folder is None:
-        return {}
-    return {
-        record["row"]: record["predicted"] == record["label"]
-        for record in read_lines(folder / cell.folder / PREDICTIONS)
-        if record["method"] == method
-    }
+        return []
+    lines = read_lines(folder / cell.folder / PREDICTIONS)
+    return [record for record in lines if record["method"] == method]
+
+
+def _right(folder: Path, cell: CellRecord, method: str) -> Right:
+    return {record["row"]: is_right(record) for record in _lines(folder, cell, method)}
 
 
 def all_right(parts: Sequence[Right]) -> Right:
@@ -201,5 +231,6 @@ def record_of_cell(
             "agents": result.agents if result else {},
             "settings": result.settings if result else None,
             "methods": result.methods if result else {},
+            "comparisons": result.comparisons if result else [],
         }
     )

@@ -15,10 +15,12 @@ import anyio.to_thread
 
 from agentwire.download import OnProgress
 from agentwire.errors import RequestError
-from agentwire.evaluation.methods.base import MethodSpec
+from agentwire.evaluation.methods.answering import send_shuffled, send_zeros
+from agentwire.evaluation.methods.base import BOTH, MethodSpec
 from agentwire.evaluation.methods.local import answer_locally, local_state
 from agentwire.runtime.reply import Reply
 from agentwire.scenario.resolve import Resolved
+from agentwire.task.definitions import load_definition
 from agentwire.training.baselines.baseline import receiver_model, sender_model
 
 if TYPE_CHECKING:
@@ -31,8 +33,15 @@ LABEL_BYTES = 1
 """Bytes that a class number needs on the wire."""
 
 
-async def _send_zeros(runtime: Runtime, resolved: Resolved, texts: Sequence[str]) -> list[Outcome]:
+async def _send_zeros(
+    runtime: Runtime,
+    resolved: Resolved,
+    texts: Sequence[str],
+    questions: Sequence[str] | None = None,
+) -> list[Outcome]:
     # Computed in this process, because an agent refuses a payload whose RMS is not the bridge's.
+    if questions is not None:
+        return await send_zeros(runtime, resolved, questions)
     state = local_state(runtime, resolved)
 
     def compute() -> Tensor:
@@ -48,13 +57,20 @@ async def _send_zeros(runtime: Runtime, resolved: Resolved, texts: Sequence[str]
 
 
 async def _load_held_out(runtime: Runtime, resolved: Resolved, progress: OnProgress) -> None:
+    if resolved.data and load_definition(resolved.data.dataset).kind == "answer":
+        return
     context = local_state(runtime, resolved).context
     await anyio.to_thread.run_sync(lambda: context.held_out)
 
 
 async def _send_shuffled(
-    runtime: Runtime, resolved: Resolved, texts: Sequence[str]
+    runtime: Runtime,
+    resolved: Resolved,
+    texts: Sequence[str],
+    questions: Sequence[str] | None = None,
 ) -> list[Outcome]:
+    if questions is not None:
+        return await send_shuffled(runtime, resolved, texts, questions)
     rows = local_state(runtime, resolved).context.held_out.rows
     seed = resolved.scenario.seed
     # The text seeds the choice, so that a resumed run gives each row the same other text.
@@ -92,7 +108,11 @@ async def _relay_label(runtime: Runtime, resolved: Resolved, texts: Sequence[str
 
 
 ZERO_PAYLOAD = MethodSpec(
-    "zero_payload", "zero payload", lambda r: f"zeros -> {receiver_model(r)}", _send_zeros
+    "zero_payload",
+    "zero payload",
+    lambda r: f"zeros -> {receiver_model(r)}",
+    _send_zeros,
+    kinds=BOTH,
 )
 SHUFFLED_PAYLOAD = MethodSpec(
     "shuffled_payload",
@@ -101,6 +121,7 @@ SHUFFLED_PAYLOAD = MethodSpec(
     _send_shuffled,
     needs_bridge=True,
     prepare=_load_held_out,
+    kinds=BOTH,
 )
 LABEL_RELAY = MethodSpec(
     "label_relay",
