@@ -4,6 +4,7 @@
 * Over a wire the sender reads the user and assistant messages. A single message is passed without
   its role. System messages become the receiver's prompt for an answer in free text. They are not
   used for an answer in labels, because the bridge was trained for one question.
+* A bridge that answers any question reads one document (``Conversation.asked``).
 * On a joint wire each sender reads one text part of the only message, in the wire's order. A single
   text is read whole by each sender, or divided between them (``WireSpec.reads``).
 * A handle stands for text that its sender has already read; the words around it are the prompt.
@@ -82,6 +83,28 @@ class Conversation:
         if with_handle:
             parts.append(self.sender_text.strip())
         return "\n".join(part for part in parts if part) or DEFAULT_PROMPT
+
+    def asked(self, *, with_handle: bool) -> tuple[str, str, list[str]]:
+        """The document, the question, and what no agent reads, for a bridge that answers any
+        question. The document is the handle ("" here), else the system message, else the first of
+        several user messages; the question is the last user message. Raises ChatError if there is
+        none."""
+        turns = [(r, t.strip()) for r, t in self.messages if r not in SYSTEM_ROLES and t.strip()]
+        users = [i for i, (role, _) in enumerate(turns) if role == "user"]
+        document = "" if with_handle else self.system_text
+        from_user = not with_handle and not document and len(users) > 1
+        if not users or not (with_handle or document or from_user):
+            raise invalid(
+                "messages",
+                "The conversation needs a document and a question about it.",
+                hint="Give the document as the system message or the first user message, and the "
+                "question as the last user message (or as agentwire.prompt).",
+            )
+        read = {users[0], users[-1]} if from_user else {users[-1]}
+        unread = ["system"] if with_handle and self.system_text else []
+        if len(turns) > len(read):
+            unread.append("history")
+        return turns[users[0]][1] if from_user else document, turns[users[-1]][1], unread
 
     def unread(self, *, with_handle: bool) -> list[str]:
         """The parts that no agent reads if the answer is a label."""

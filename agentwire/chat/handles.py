@@ -68,28 +68,32 @@ class HandleStore:
     def __len__(self) -> int:
         return len(self._handles)
 
-    def add(self, owner: str, kept: KeptPayload) -> Handle:
-        """Create a handle. An owner at the limit loses the oldest of their own handles."""
+    def add(self, owner: str, kept: KeptPayload, token: str | None = None) -> Handle:
+        """Create a handle, with a random token if none is given. An owner at the limit loses the
+        oldest of their own handles."""
         self._drop_expired()
         owned = Counter(handle.owner for handle in self._handles.values())
         if owned[owner] >= self._max_per_owner:
             self._drop_oldest(owner)
         elif len(self._handles) >= self._max_handles:
             self._drop_oldest(owned.most_common(1)[0][0])
-        token = secrets.token_urlsafe(TOKEN_BYTES)
+        token = token or secrets.token_urlsafe(TOKEN_BYTES)
         handle = Handle(token, owner, kept, self._clock() + self._ttl_s)
         self._handles[token] = handle
         return handle
 
     def get(self, token: str, owner: str) -> Handle:
         """Raises ChatError if the handle does not exist, has expired or is someone else's."""
-        self._drop_expired()
-        handle = self._handles.get(token)
+        handle = self.find(token)
         if handle is None:
             raise handle_not_found()
         if handle.owner != owner:
             raise handle_forbidden("This handle belongs to another API key.")
         return handle
+
+    def find(self, token: str) -> Handle | None:
+        self._drop_expired()
+        return self._handles.get(token)
 
     def drop(self, token: str) -> None:
         """Forget a handle; unknown tokens are ignored."""

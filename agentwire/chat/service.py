@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from agentwire.chat.catalog import KEEP, Catalog, Target
 from agentwire.chat.conversation import Conversation, parse_conversation
+from agentwire.chat.documents import Documents
 from agentwire.chat.errors import invalid
 from agentwire.chat.handles import Handle, HandleStore, wrong_wire
 from agentwire.chat.requests import ChatMessage, ChatOptions, WireExtension
@@ -35,6 +36,7 @@ class ChatCall:
     owner: str  # name of the API key
     handles: tuple[Handle, ...] = ()
     unread: tuple[str, ...] = ()  # parts of the conversation that no agent reads
+    document: str = ""  # key of the text in ``Documents``, if it is kept for further questions
 
     @property
     def max_tokens(self) -> int | None:
@@ -73,6 +75,7 @@ class ChatService:
         self._timeout_s = timeout_s
         self.catalog = Catalog(deployment)
         self.handles = HandleStore(time.monotonic, handle_ttl_s)
+        self.documents = Documents(runtime, timeout_s=timeout_s, ttl_s=handle_ttl_s)
 
     # -- requests ---------------------------------------------------------------------------
 
@@ -102,7 +105,16 @@ class ChatService:
             text, unread = self._over_wire(options, target, chat, handles, answer)
         else:
             text, unread = self._direct(options, chat, answer, plain)
-        return ChatCall(target, text, answer, owner, handles, tuple(unread))
+        document = ""
+        if isinstance(text, str) and "generate" in answer and self._reader(target):
+            wire, fallback = (str(target.sender), target.receiver), answer.get("fallback")
+            if not target.keeps and answer.get("channel") != "text":
+                document = self.documents.key(owner, *wire, text, fallback)
+        return ChatCall(target, text, answer, owner, handles, tuple(unread), document)
+
+    def _reader(self, target: Target) -> bool:
+        """Whether the model's bridge answers any question."""
+        return not target.joint_wires and self._deployment.reader(target.wire or "") is not None
 
     def _over_wire(
         self,
@@ -115,6 +127,7 @@ class ChatService:
         """Sets the options of the answer. Returns the input and what no agent reads."""
         extension, task = options.agentwire, self._deployment.task
         unread: list[str] = []
+        text = chat.sender_text
         answer["prompt"] = extension.prompt
         given = extension.labels is not None or extension.prompt is not None
         if extension.labels or (not given and task is not None and task.labels):
@@ -122,7 +135,9 @@ class ChatService:
             unread = chat.unread(with_handle=bool(handles))
         else:
             answer["generate"] = options.generation()
-            if extension.prompt is None:
+            if extension.prompt is None and self._reader(target) and not target.keeps:
+                text, answer["prompt"], unread = chat.asked(with_handle=bool(handles))
+            elif extension.prompt is None:
                 answer["prompt"] = chat.prompt(with_handle=bool(handles))
             else:
                 unread = chat.unread(with_handle=bool(handles))
@@ -133,7 +148,7 @@ class ChatService:
         answer["bridge"] = extension.bridge
         answer["fallback"] = extension.fallback
         answer["channel"] = extension.channel
-        return handles[0].kept if handles else chat.sender_text, unread
+        return handles[0].kept if handles else text, unread
 
     def _direct(
         self, options: ChatOptions, chat: Conversation, answer: WireOptions, plain: bool
@@ -165,54 +180,88 @@ class ChatService:
 
     async def reply(self, call: ChatCall) -> ChatReply:
         """Answers the call, or raises an AgentwireError."""
-        target = call.target
-        if target.keeps:
+        if call.target.keeps:
             return await self._keep(call)
         try:
-            if isinstance(call.text, tuple):
-                senders = [wire.sender for wire in target.joint_wires]
-                texts = dict(zip(senders, call.text, strict=True))
-                reply = await self._runtime.fan_in(texts, target.receiver, **call.options)
-            elif target.sender is None:
-                reply = await self._runtime.direct(
-                    target.receiver, str(call.text), **_only(call.options, CallOptions)
-                )
-            else:
-                reply = await self._runtime.send(
-                    target.sender, target.receiver, call.text, **call.options
-                )
+            return await self._answer(call)
         except RequestError as error:
-            self._drop_expired(call, error)
-            raise
-        return self._chat_reply(call, reply)
+            if not self._lost_document(call, error):
+                raise
+        return await self._answer(call)
+
+    async def _answer(self, call: ChatCall) -> ChatReply:
+        target = call.target
+        content, options, kept, read_ms = await self._content(call)
+        if isinstance(content, tuple):
+            senders = [wire.sender for wire in target.joint_wires]
+            texts = dict(zip(senders, content, strict=True))
+            reply = await self._runtime.fan_in(texts, target.receiver, **options)
+        elif target.sender is None:
+            reply = await self._runtime.direct(
+                target.receiver, str(content), **_only(options, CallOptions)
+            )
+        else:
+            reply = await self._runtime.send(target.sender, target.receiver, content, **options)
+        return self._chat_reply(call, reply, kept, read_ms)
 
     async def stream(self, call: ChatCall) -> AsyncGenerator[str | ChatReply]:
         """Yields pieces of the text, then the reply. Errors as ``reply``."""
-        target = call.target
-        if target.keeps or isinstance(call.text, tuple):  # these come in one piece
+        if call.target.keeps or isinstance(call.text, tuple):  # these come in one piece
             whole = await self.reply(call)
             yield whole.text
             yield whole
             return
+        for retried in (False, True):
+            started = False
+            try:
+                async with aclosing(self._pieces(call)) as pieces:
+                    async for piece in pieces:
+                        started = True
+                        yield piece
+                return
+            except RequestError as error:
+                if not self._lost_document(call, error) or started or retried:
+                    raise
+
+    async def _pieces(self, call: ChatCall) -> AsyncGenerator[str | ChatReply]:
+        target = call.target
+        content, options, kept, read_ms = await self._content(call)
+        assert not isinstance(content, tuple)
         pieces: AsyncIterator[str | Reply]
         if target.sender is None:
             pieces = self._runtime.direct_stream(
-                target.receiver, str(call.text), **_only(call.options, CallOptions)
+                target.receiver, str(content), **_only(options, CallOptions)
             )
         else:
-            pieces = self._runtime.stream(target.sender, target.receiver, call.text, **call.options)
+            pieces = self._runtime.stream(target.sender, target.receiver, content, **options)
+        async with aclosing(pieces):  # type: ignore[type-var]
+            async for piece in pieces:
+                if isinstance(piece, str):
+                    yield piece
+                    continue
+                if piece.label is not None:
+                    yield piece.label
+                yield self._chat_reply(call, piece, kept, read_ms)
+
+    async def _content(self, call: ChatCall) -> tuple[SenderInput, WireOptions, str, float]:
+        """The input of the call and its options; of a document also whether its sender ``read`` it
+        now or had ``kept`` it, and the milliseconds that this took."""
+        if not call.document:
+            return call.text, call.options, "", 0.0
+        wire, deadline = (str(call.target.sender), call.target.receiver), call.options["deadline"]
+        start, text, fallback = time.monotonic(), str(call.text), call.options.get("fallback")
+        assert deadline is not None
         try:
-            async with aclosing(pieces):  # type: ignore[type-var]
-                async for piece in pieces:
-                    if isinstance(piece, str):
-                        yield piece
-                        continue
-                    if piece.label is not None:
-                        yield piece.label
-                    yield self._chat_reply(call, piece)
+            content, known = await self.documents.read(
+                call.document, call.owner, wire, text, fallback, deadline
+            )
         except RequestError as error:
-            self._drop_expired(call, error)
-            raise
+            if error.code is not NackCode.AGENT_DOWN:
+                raise
+            return text, call.options, "", 0.0  # the wire says what becomes of a text
+        took = time.monotonic() - start
+        options: WireOptions = {**call.options, "deadline": max(0.001, deadline - took)}
+        return content, options, "kept" if known else "read", 0.0 if known else took * 1000
 
     async def _keep(self, call: ChatCall) -> ChatReply:
         sender, receiver = call.target.sender, call.target.receiver
@@ -227,13 +276,23 @@ class ChatService:
         details = {**_details(kept, wire), "bridge": bridge, "handle": handle.text}
         return ChatReply(handle.text, kept.request_id, "stop", _usage(0, count, count), details)
 
-    def _drop_expired(self, call: ChatCall, error: RequestError) -> None:
-        """A payload can be gone before its handle expires. Of several, the error names none."""
+    def _lost_document(self, call: ChatCall, error: RequestError) -> bool:
+        """Whether the call failed because its document is gone, and reading it again may help.
+        Forgets payloads that are gone before they expire; of several, the error names none."""
         if error.code is NackCode.EXPIRED and len(call.handles) == 1:
             self.handles.drop(call.handles[0].token)
+        lost = bool(call.document) and error.code in (NackCode.EXPIRED, NackCode.AGENT_DOWN)
+        if lost:
+            self.documents.drop(call.document)
+        return lost
 
-    def _chat_reply(self, call: ChatCall, reply: Reply) -> ChatReply:
+    def _chat_reply(
+        self, call: ChatCall, reply: Reply, document: str = "", read_ms: float = 0.0
+    ) -> ChatReply:
         details = _details(reply, call.target.wire)
+        details["latency_ms"] = round(reply.latency_ms + read_ms, 3)
+        if document:
+            details["document"] = document
         details["stages_ms"] = {stage: round(ms, 3) for stage, ms in reply.stages.items()}
         cut = False
         if reply.label is not None:

@@ -129,6 +129,8 @@ def with_question(options: WireOptions, reader: CardReader | None) -> WireOption
     if reader is None or not prompt or QUESTION in prompt or options.get("question") is not None:
         return options
     asked: WireOptions = {**options, "prompt": reader.question, "question": prompt}
+    # A summary was made for no question, and may lack the answer.
+    asked["relay"] = options.get("relay") or "verbatim"
     if options.get("labels") is None:
         generate = options.get("generate") or GENERATED_TOKENS
         if isinstance(generate, int):

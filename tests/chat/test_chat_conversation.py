@@ -94,3 +94,25 @@ def test_each_sender_of_a_joint_wire_reads_one_text_part() -> None:
     assert turns.sender_texts(wires("whole")) == (turns.sender_text, turns.sender_text)
     with pytest.raises(ChatError, match="3 text parts for 2 senders"):
         conversation(("user", [*parts, parts[0]])).sender_texts(wires("whole"))
+
+
+def test_a_document_is_asked_the_last_question() -> None:
+    question = ("user", "When?")
+    system = conversation(("system", "A text."), question)
+    assert system.asked(with_handle=False) == ("A text.", "When?", [])
+    first = conversation(("user", "A text."), question)
+    assert first.asked(with_handle=False) == ("A text.", "When?", [])
+    earlier = conversation(("user", "A text."), ("user", "Who?"), ("assistant", "She."), question)
+    assert earlier.asked(with_handle=False) == ("A text.", "When?", ["history"])
+    earlier = conversation(("system", "A text."), ("user", "Who?"), ("assistant", "She."), question)
+    assert earlier.asked(with_handle=False) == ("A text.", "When?", ["history"])
+    handle = conversation(("system", "Be brief."), ("user", "<|agentwire:abc|>"), question)
+    assert handle.asked(with_handle=True) == ("", "When?", ["system"])
+
+
+@pytest.mark.parametrize(
+    "turns", [[("user", "A text.")], [("system", "A text.")], [("assistant", "a"), ("user", "b")]]
+)
+def test_a_document_without_a_question_is_refused(turns: list[tuple[str, str]]) -> None:
+    with pytest.raises(ChatError, match="a document and a question"):
+        conversation(*turns).asked(with_handle=False)

@@ -9,9 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 from fake_run import TASK
+from scenario_files import make_card
 
+from agentwire.bridge.card import CardReader
 from agentwire.gateway.limits import GatewayLimits
 from agentwire.gateway.server import ServeOptions, serve
+from agentwire.model.fake import READER_SIZES
 from agentwire.runtime.deployment import Deployment
 from agentwire.scenario.resolve import resolve
 from agentwire.spec.agent import AgentSpec, FakeModel, OutgoingBridge
@@ -37,6 +40,14 @@ def deployment(*, task: bool = True, bridge: str = "any", **fakes: dict[str, Any
         for name in ("llama", "mistral", "writer")
     }
     return Deployment.of_specs(agents, [wire], task=TASK if task else None)
+
+
+def reader_deployment(**options: Any) -> Deployment:
+    """``deployment`` with a bridge on llama->mistral that answers any question."""
+    section = CardReader(layers=(0, 2), sizes=READER_SIZES, prompt=0, where="sender")
+    card = make_card(architecture="reader", answers="free", reader=section)
+    built = deployment(bridge="reader", **options)
+    return replace(built, cards={"llama->mistral": card})
 
 
 def joint_deployment() -> Deployment:
