@@ -12,7 +12,7 @@ from agentwire.runtime.deployment import Deployment
 from agentwire.scenario.resolve import Resolved
 from agentwire.spec.backends import BACKENDS
 from agentwire.spec.scenario import BenchPlan
-from agentwire.task.definitions import load_definition
+from agentwire.task.definitions import load_classification
 from agentwire.wire.messages import RelaySpec, TaskSpec
 
 RELAY = RelaySpec("Summarize the following text in one short sentence.\n\n{text}", 50)
@@ -115,7 +115,7 @@ def _task_of(resolved: Resolved, plan: BenchPlan) -> TaskSpec:
             "The benchmark has no task.",
             hint="Set bench.task (a dataset's name) or bench.prompt_tokens in the scenario.",
         )
-    task = MADE_UP if name is None else load_definition(name).spec()
+    task = MADE_UP if name is None else load_classification(name).spec()
     if plan.prompt_tokens is not None:
         receiver = resolved.agents[resolved.wire.spec.receiver]
         count, seed = counter(receiver.folder), resolved.scenario.seed

@@ -90,5 +90,7 @@ class LiveView:
 
     def method_finished(self, method: MethodSpec, record: MethodRecord) -> None:
         if self._task is None:
-            right = f"accuracy {record.accuracy:.3f}" if record.accuracy is not None else "done"
+            figure = "F1" if record.answers else "accuracy"
+            value = record.main_figure
+            right = "done" if value is None else f"{figure} {value:.3f}"
             self._console.print(f"{method.title}: {right}, {record.n} rows")

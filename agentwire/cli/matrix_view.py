@@ -70,7 +70,7 @@ class MatrixView:
         self._bars.advance(self._cells)
         self._bars.update(self._work, visible=False)
         figures = ", ".join(
-            f"{name} {method.accuracy:.3f}"
+            f"{name} {method.main_figure:.3f}"
             for name, method in record.methods.items()
             if method.accuracy is not None
         )

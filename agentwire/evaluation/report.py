@@ -16,7 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 from agentwire.evaluation.methods import title_of
-from agentwire.evaluation.result import DatasetRecord, MethodRecord, RunResult, SubstitutionRecord
+from agentwire.evaluation.result import (
+    Comparison,
+    DatasetRecord,
+    MethodRecord,
+    RunResult,
+    SubstitutionRecord,
+)
 from agentwire.scenario.choose import Substitution
 
 STAGE_COLOURS = {
@@ -68,7 +74,12 @@ def print_report(result: RunResult, folder: Path, console: Console) -> None:
     wide = console.width >= WIDE
     console.print(_methods_table(result, wide=wide))
     console.print(_legend(result, wide=wide))
-    for part in (_differences(result), _stages(result), _cuts(result), _failures(result)):
+    for part in (
+        differences(result.comparisons),
+        _stages(result),
+        _cuts(result),
+        _failures(result),
+    ):
         if part is not None:
             console.print()
             console.print(part)
@@ -144,9 +155,9 @@ def _methods_table(result: RunResult, *, wide: bool) -> RenderableType:
     return table
 
 
-def _differences(result: RunResult) -> RenderableType | None:
-    """The bridge minus each other method, of answers in words."""
-    found = [one for one in result.comparisons if one.figure == "f1"]
+def differences(comparisons: Sequence[Comparison], where: str = "") -> RenderableType | None:
+    """The bridge minus each other method, of answers in words; ``where`` stands before each."""
+    found = [one for one in comparisons if one.figure == "f1"]
     if not found:
         return None
     grid = Table.grid(padding=(0, 2))
@@ -154,7 +165,7 @@ def _differences(result: RunResult) -> RenderableType | None:
         low, high = one.interval95
         style = "green" if low > 0 else "red" if high < 0 else "dim"
         grid.add_row(
-            Text(f"F1 of {title_of(one.first)} minus {title_of(one.second)}"),
+            Text(f"{where}F1 of {title_of(one.first)} minus {title_of(one.second)}"),
             Text(f"{one.difference:+.3f}", style=f"bold {style}"),
             Text(f"{low:+.3f} .. {high:+.3f}   p {one.p_value:.2g}", style="dim"),
         )
@@ -181,11 +192,10 @@ def _accuracy(method: MethodRecord) -> Text:
         return Text("-\nnot scored" if method.n else "-\nno rows", justify="right")
     failed, answers = sum(method.errors.values()), method.answers
     low, high = answers.f1_95 if answers else method.wilson95
-    shown = answers.f1 if answers else method.accuracy
     rest = f"{answers.em:.3f}" if answers else f"{method.correct}/{method.n}"
     faults = ", ".join(f"{n:,} {kind}" for kind, n in answers.faults.items()) if answers else ""
     return Text.assemble(
-        (f"{shown:.3f}", "bold"), f"  {rest}\n",
+        (f"{method.main_figure:.3f}", "bold"), f"  {rest}\n",
         (f"{low:.3f} .. {high:.3f}", "dim"),
         (f"\n{faults}" if faults else "", "yellow"),
         (f"\n{failed:,} without answer" if failed else "", "bold red"),
@@ -220,7 +230,7 @@ def _channels(method: MethodRecord) -> Text:
     text = Text(", ".join(parts) or "-")
     if method.answers and method.answers.prompt_tokens:
         written = method.answers.completion_tokens
-        text.append(f"\nread {method.answers.prompt_tokens:.0f}, wrote {written:.1f} tokens")
+        text.append(f"\nread {method.answers.prompt_tokens:.0f}, wrote {written:.1f}")
     if method.reasons:
         why = ", ".join(f"{reason} {count}" for reason, count in sorted(method.reasons.items()))
         text.append(f"\n{why}", style="yellow")

@@ -139,6 +139,11 @@ class MethodRecord(Record):
     cut: int = Field(0, description="rows whose text was longer than the method reads")
     answers: AnswerFigures | None = Field(None, description="of tasks answered in words")
 
+    @property
+    def main_figure(self) -> float | None:
+        """F1 of answers in words, else the accuracy."""
+        return self.answers.f1 if self.answers else self.accuracy
+
 
 class Hardware(Record):
     """The machine of the run."""

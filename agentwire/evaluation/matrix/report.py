@@ -12,7 +12,7 @@ from rich.text import Text
 
 from agentwire.evaluation.matrix.result import MatrixResult, SummaryRow
 from agentwire.evaluation.methods import title_of
-from agentwire.evaluation.report import cuts, sample_note, stand_ins
+from agentwire.evaluation.report import cuts, differences, sample_note, stand_ins
 
 NAMES = {"soft_tokens": "M"}
 """Shorter column heads of axes."""
@@ -30,7 +30,10 @@ def print_matrix(result: MatrixResult, folder: Path, console: Console) -> None:
     if result.summary:
         console.print(_table(result))
         console.print(_legend(result))
-    for note in (_cuts(result), _skipped(result), _recipes(result)):
+    several = [
+        differences(cell.comparisons, f"{cell.id}: ") for cell in result.cells if cell.comparisons
+    ]
+    for note in (*several, _cuts(result), _skipped(result), _recipes(result)):
         if note is not None:
             console.print(note)
     console.print()
