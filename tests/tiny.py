@@ -265,6 +265,6 @@ def write_reader(
     module.receiver.alpha.fill_(receiver.embedding_rms)
     for vectors in (module.receiver.before, module.receiver.after):
         torch.nn.init.normal_(vectors, std=receiver.embedding_rms)
-    if where == "receiver":
+    if module.shape.additions:
         torch.nn.init.normal_(module.receiver.up, std=0.3)
     return store.save(folder, card, module, int8=int8)

@@ -418,6 +418,9 @@ class TransformersBackend:
         embedded = self._embed([i for row in rows for i in row])
         prompts = torch.split(embedded, [len(row) for row in rows])
         half = self._readers[asked.reader] if asked.reader else None
+        others = len(start) + soft.shape[1] + (2 * half.card.prompt if half else 0)
+        lengths = [range(others + len(row)) for row in rows]
+        check_length(self.context, lengths, max(1, task.max_new_tokens))
         return lay_out(start, soft, prompts, self.model.dtype, half)
 
     @torch.inference_mode()
@@ -522,7 +525,6 @@ class TransformersBackend:
         soft = torch.from_numpy(np.array(payload)).to(self.device)
         if asked:
             inputs = self._asked_inputs(soft, task, asked)
-            check_length(self.context, inputs.mask.tolist(), task.max_new_tokens)
             if asked.reader:
                 task = self._readers[asked.reader].with_stops(task)
             given = {"inputs_embeds": inputs.embeds}

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 from agentwire.errors import DeviceError
-from agentwire.model.backend import Pipelined
+from agentwire.model.backend import Asked, Pipelined
 from agentwire.model.prompting import MAX_TEXT_TOKENS
 from agentwire.model.sources import random_weights
 from agentwire.model.static.engine import StaticBackend
@@ -208,3 +209,25 @@ def test_the_summary_counts_both_paths(sender: StaticBackend, bridge: str) -> No
     assert sender.counts["encode"] == before["encode"] + 1
     assert f"encode {sender.counts['encode']}" in sender.summary()
     assert f"encode eager {sender.counts['encode eager']}" in sender.summary()
+
+
+def test_a_reader_bridge_runs_on_the_plain_path(
+    sender: StaticBackend, receiver: StaticBackend, tmp_path: Path
+) -> None:
+    tiny.write_reader(tmp_path, sender.identity, receiver.identity)
+    bridge = sender.add_bridge(tmp_path).fingerprint
+    receiver.add_reader(tmp_path)
+    assert sender.begin_encode(TEXTS, bridge) is None
+    encoded = sender.encode(TEXTS, bridge)
+    assert encoded.sizes == [8, 4, 2]
+    payload = sender.encode(TEXTS, bridge, 4).payload
+    task = TaskSpec("q", "{question} t5", "{text} {question} t5", LABELS)
+    asked = Asked(["t7", "t8 t9", "t7 t8 t9"], bridge)
+    mine, plain = (b.score_soft(payload, task, asked) for b in (receiver, receiver.plain))
+    np.testing.assert_array_equal(mine.scores, plain.scores)
+    text = receiver.score_text(TEXTS, task, Asked(asked.questions))
+    np.testing.assert_array_equal(
+        text.scores, receiver.plain.score_text(TEXTS, task, Asked(asked.questions)).scores
+    )
+    free = TaskSpec("q", "{question} t5", "{text}", max_new_tokens=4)
+    assert receiver.generate_soft(payload, free, None, asked).texts

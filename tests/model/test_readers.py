@@ -264,3 +264,38 @@ def test_a_half_for_another_model_or_architecture_is_refused(pair: Pair, tmp_pat
     tiny.write_bridge(tmp_path / "plain", card)
     with pytest.raises(BridgeError, match="has no receiver half"):
         pair.receiver.add_reader(tmp_path / "plain")
+
+
+@pytest.mark.parametrize("additions", [[], [0]])
+def test_vllm_reads_the_same_vectors_unless_there_are_additions(
+    models: tuple[TransformersBackend, TransformersBackend], tmp_path: Path, additions: list[int]
+) -> None:
+    from agentwire.model.vllm.backend import VllmBackend
+    from agentwire.model.vllm.inputs import RequestLimits
+
+    sender, receiver = models
+    tiny.write_reader(tmp_path, sender.identity, receiver.identity, additions=additions)
+    limits = RequestLimits(receiver.identity.width, 1000, 200)
+    engine: Any = None
+    backend = VllmBackend(
+        engine, receiver.tokenizer, receiver.identity, limits, torch.float32, frozenset()
+    )
+    if additions:
+        with pytest.raises(BridgeError, match="cannot add to hidden states"):
+            backend.add_reader(tmp_path)
+        return
+    bridge = sender.add_bridge(tmp_path).fingerprint
+    assert backend.add_reader(tmp_path) == receiver.add_reader(tmp_path)
+    payload = sender.encode(TEXTS, bridge, 4).payload
+    asked = Asked(QUESTIONS, bridge)
+    prompts = backend._soft_prompts(payload, TASK, 6, asked)
+    with torch.inference_mode():
+        inputs = receiver._asked_inputs(torch.from_numpy(payload), TASK, asked)
+        table = receiver.model.get_input_embeddings()
+        for prompt, embeds, n in zip(prompts, inputs.embeds, inputs.lengths, strict=True):
+            ids = table(torch.tensor(prompt["prompt_token_ids"]))
+            given = torch.tensor(prompt["prompt_is_token_ids"])[:, None]
+            read = torch.where(given, ids, prompt["prompt_embeds"])
+            assert torch.allclose(read, embeds[-n:], rtol=2e-3, atol=2e-3)
+    with pytest.raises(BridgeError, match="does not read several layers"):
+        backend.add_bridge(tmp_path)
