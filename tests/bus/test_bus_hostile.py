@@ -189,7 +189,7 @@ def corrupted(frames: list[bytes]) -> Iterator[list[bytes]]:
     yield [header, b"\xdd\xff\xff\xff\xff", body]  # a list of 2**32 - 1 rows
     yield [header, b"\x91" * 16_000, body]
     yield [b"\x00" * 5_000, entries, body]
-    yield [header, b"\x90" * 17_000, body]
+    yield [header, b"\x90" * 600_000, body]
     many = msgpack.packb([[i.to_bytes(16, "big"), None, bytes(16), 0] for i in range(300)])
     yield [header, many, body]
     bomb = msgpack.packb({**msgpack.unpackb(header), "reason": "x" * 100_000})
@@ -209,6 +209,22 @@ def test_damaged_messages_are_refused_and_the_session_goes_on(rig: Rig, peer: Ra
     assert llama.inbox.wait_for(m.Encode).rows == rows(2, size=1)
     refusals = sum(n for name, n in rig.broker.metrics().items() if name.startswith("refused."))
     assert refusals == len(broken)
+
+
+def test_an_oversized_question_is_refused_and_one_that_fits_is_passed_on(
+    rig: Rig, peer: RawPeer
+) -> None:
+    llama = rig.agent("llama")
+    header, _, body = peer.frames(encode(1), seq=peer.seq)
+    entry = [rows(1)[0].request_id, None, bytes(16), 1]
+    for question, code in (("q" * 2049, NackCode.TOO_LARGE), (7, NackCode.MALFORMED)):
+        entries = msgpack.packb([[*entry, question]])
+        checksum = zlib.crc32(body, zlib.crc32(entries))
+        peer.send(repacked([header, entries, body], c=checksum, s=peer.seq))
+        refused(peer.hear(m.Nack), code)
+    asking = rows(2, size=1)[0]._replace(question="q" * 2048)
+    peer.say(dataclasses.replace(encode(2), rows=(asking,)))
+    assert llama.inbox.wait_for(m.Encode).rows == (asking,)
 
 
 def test_messages_a_role_may_not_send_are_refused(rig: Rig, peer: RawPeer) -> None:

@@ -16,6 +16,7 @@ from fake_run import LIMITS
 
 import agentwire
 from agentwire.bridge.card import read_card, write_card
+from agentwire.cli.agent import spec_of
 from agentwire.errors import BridgeError, NackCode, RequestError
 from agentwire.model.sources.lookup import public_name
 from agentwire.runtime import Reply, Runtime
@@ -217,6 +218,8 @@ async def test_a_scenario_hands_the_bridge_to_both_agents(setup: Setup, tmp_path
         async with opened(tmp_path, setup, soft_tokens=soft_tokens, fallback="error") as wire:
             reply = await wire.send("ada", "bob", TEXTS[0], prompt="Who?", generate=4)
             assert (reply.channel, reply.soft_tokens) == (Channel.SOFT, expected)
+    there = spec_of(tmp_path / "ask.yaml", "bob", None)  # on another machine
+    assert there.readers == (str((tmp_path / "tiny-reader").resolve()),)
     with pytest.raises(BridgeError, match="makes 2 or 4 or 8 soft tokens, but the wire says 3"):
         async with opened(tmp_path, setup, soft_tokens=3, fallback="error"):
             pass
