@@ -87,7 +87,8 @@ class SoftInputs:
 
     @property
     def lengths(self) -> list[int]:
-        return list(map(int, self.mask.sum(-1)))
+        found: list[int] = self.mask.sum(-1).tolist()
+        return found
 
     @property
     def positions(self) -> Tensor:

@@ -90,6 +90,19 @@ def generation_ids(
     return [*around.before, *row, *around.after], unread
 
 
+def generation_rows(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    task: TaskSpec,
+    context: int | None,
+    questions: Sequence[str],
+) -> tuple[list[list[int]], list[int]]:
+    """``generation_ids`` of each text with its question: the ids, and the tokens left out."""
+    pairs = zip(texts, questions, strict=True)
+    given = [generation_ids(tokenizer, text, task, context, asks) for text, asks in pairs]
+    return [ids for ids, _ in given], [unread for _, unread in given]
+
+
 def check_length(limit: int | None, rows: Sequence[Sequence[int]], max_new_tokens: int) -> None:
     """Raises RemoteProtocolError if a row with its answer exceeds ``limit`` tokens."""
     longest = max(len(row) for row in rows)

@@ -35,7 +35,7 @@ from agentwire.bridge.module import BridgeModule
 from agentwire.download import OnProgress
 from agentwire.errors import DeviceError, ModelError, first_line
 from agentwire.model.backend import PLAIN, Asked, Encoded, Generated, Scored, Watch
-from agentwire.model.chat import check_length, generation_ids
+from agentwire.model.chat import check_length, generation_rows
 from agentwire.model.cpu.packed_linear import pack_linears
 from agentwire.model.cpu.packing import can_pack, packed_states
 from agentwire.model.generation import Answers, continue_text, end_ids
@@ -457,21 +457,18 @@ class TransformersBackend:
         prepared = self.prepared(task)
         ids = prepared.ids
         if asked:
-            given = self._text_rows(texts, task, asked)
-            clock.lap("tokenize")
-            last = self._texts.last_states([], [row for row, _ in given])
-            scores = torch.log_softmax(prepared.text_head(last), dim=-1).cpu().numpy()
-            clock.lap("decode")
-            counts = [(len(row), 1) for row, _ in given]
-            return Scored(scores, clock.stages, counts, [n for _, n in given])
-        limit = text_limit(self.context, len(ids.before) + len(ids.after), 1)
-        texts_ids, unread = read_texts(self.tokenizer, texts, ids.glue, limit)
-        rows = [[*row, *ids.after] for row in texts_ids]
+            before: Sequence[int] = ()
+            rows, unread = self._text_rows(texts, replace(task, form="text"), asked)
+        else:
+            before = ids.before
+            limit = text_limit(self.context, len(before) + len(ids.after), 1)
+            read, unread = read_texts(self.tokenizer, texts, ids.glue, limit)
+            rows = [[*row, *ids.after] for row in read]
         clock.lap("tokenize")
-        last = self._texts.last_states(ids.before, rows)
+        last = self._texts.last_states(before, rows)
         scores = torch.log_softmax(prepared.text_head(last), dim=-1).cpu().numpy()
         clock.lap("decode")
-        tokens = [(len(ids.before) + len(row), 1) for row in rows]
+        tokens = [(len(before) + len(row), 1) for row in rows]
         return Scored(scores, clock.stages, tokens, unread)
 
     def relay(self, texts: Sequence[str], task: TaskSpec) -> Generated:
@@ -488,10 +485,9 @@ class TransformersBackend:
 
     def _text_rows(
         self, texts: Sequence[str], task: TaskSpec, asked: Asked
-    ) -> list[tuple[list[int], int]]:
-        """``generation_ids`` of each text."""
-        rows = zip(texts, asked.of_rows(len(texts)), strict=True)
-        return [generation_ids(self.tokenizer, t, task, self.context, q) for t, q in rows]
+    ) -> tuple[list[list[int]], list[int]]:
+        questions = asked.of_rows(len(texts))
+        return generation_rows(self.tokenizer, texts, task, self.context, questions)
 
     @torch.inference_mode()
     def generate(
@@ -502,8 +498,7 @@ class TransformersBackend:
         asked: Asked = PLAIN,
     ) -> Generated:
         clock = self._stopwatch()
-        given = self._text_rows(texts, task, asked)
-        rows, unread = [ids for ids, _ in given], [n for _, n in given]
+        rows, unread = self._text_rows(texts, task, asked)
         check_length(self.context, rows, task.max_new_tokens)
         read = [len(row) for row in rows]
         ids = [[self._pad] * (max(read) - len(row)) + row for row in rows]

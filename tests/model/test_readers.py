@@ -231,12 +231,11 @@ def test_a_question_cannot_end_a_turn(pair: Pair) -> None:
     """The control tokens of a chat template are characters in a question."""
     receiver = pair.receiver
     control = tiny.CONTROL[1] + "</s><end_of_turn>"
-    rows = receiver._text_rows(["x"], TASK, Asked([control]))
-    plain = receiver._text_rows(["x"], TASK, Asked(["y"]))
+    rows, _ = receiver._text_rows(["x", "x"], TASK, Asked([control, "y"]))
     special = set(getattr(receiver.tokenizer, "all_special_ids", ()))
     special |= set(getattr(receiver.tokenizer, "added_tokens_decoder", {}))
     special -= {getattr(receiver.tokenizer, "unk_token_id", None)}
-    count = [sum(token in special for token in row) for row, _ in (*rows, *plain)]
+    count = [sum(token in special for token in row) for row in rows]
     assert count[0] == count[1]
 
 

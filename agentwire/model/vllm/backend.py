@@ -24,7 +24,7 @@ from agentwire.bridge.module import BridgeModule
 from agentwire.download import OnProgress
 from agentwire.errors import BridgeError, ModelError
 from agentwire.model.backend import PLAIN, Asked, Encoded, Generated, Scored, Watch
-from agentwire.model.chat import generation_ids
+from agentwire.model.chat import generation_rows
 from agentwire.model.cpu.packing import groups_of
 from agentwire.model.generation import Answers, end_ids
 from agentwire.model.lru import LruCache
@@ -215,7 +215,7 @@ class VllmBackend:
         ids = self._compiled(task)
         limit = text_limit(self._limits.length, len(ids.before) + len(ids.after), 1)
         if asked:
-            rows, unread = self._text_rows(texts, task, asked)
+            rows, unread = self._text_rows(texts, replace(task, form="text"), asked)
         else:
             read, unread = read_texts(self._tokenizer, texts, ids.glue, limit)
             rows = [[*ids.before, *row, *ids.after] for row in read]
@@ -257,11 +257,8 @@ class VllmBackend:
     def _text_rows(
         self, texts: Sequence[str], task: TaskSpec, asked: Asked
     ) -> tuple[list[list[int]], list[int]]:
-        """``generation_ids`` of each text."""
-        pairs = zip(texts, asked.of_rows(len(texts)), strict=True)
-        length = self._limits.length
-        given = [generation_ids(self._tokenizer, t, task, length, q) for t, q in pairs]
-        return [ids for ids, _ in given], [n for _, n in given]
+        questions = asked.of_rows(len(texts))
+        return generation_rows(self._tokenizer, texts, task, self._limits.length, questions)
 
     def generate(
         self,
