@@ -421,14 +421,17 @@ def _scored(batch: Items, scored: Scored, task: TaskSpec) -> BatchResults:
 def _generated(batch: Items, generated: Generated, task: TaskSpec) -> BatchResults:
     counts: Sequence[Tokens] = generated.tokens or [None] * len(batch)
     unread = generated.unread or [0] * len(batch)
+    sure: Sequence[float | None] = generated.confidence or [None] * len(batch)
+    rows = zip(batch, generated.texts, counts, unread, sure, strict=True)
     replies = [
         RowReply(
             text=_characters(text),
             reason=_reason(item, left),
             payload_bytes=item.message.payload_bytes,
             tokens=tokens,
+            confidence=confidence,
         )
-        for item, text, tokens, left in zip(batch, generated.texts, counts, unread, strict=True)
+        for item, text, tokens, left, confidence in rows
     ]
     return _written(Result, batch, replies, generated.stages)
 

@@ -40,6 +40,7 @@ class RowReply:
     reason: str = ""  # why the text channel was used
     payload_bytes: int = 0
     tokens: tuple[int, int] | None = None  # read and written, if counted
+    confidence: float | None = None  # of a generated answer, if computed
 
     @property
     def size(self) -> int:
@@ -148,12 +149,15 @@ def _result(pairs: Pairs, stages: Stages, now: float) -> Result:
         total[stage] = total.get(stage, 0.0) + ms
     rows: list[Row] = []
     scores, texts, tokens, counted = bytearray(), [], bytearray(), True
+    judged = all(reply.tokens and reply.confidence is not None for _, reply in pairs)
     for item, reply in pairs:
         rows.append(row_of(item, now))
         scores += reply.scores or b""
         texts.append(reply.text or "")
         counted = counted and reply.tokens is not None
         tokens += struct.pack("<2I", *(reply.tokens or (0, 0)))
+        if judged:
+            tokens += struct.pack("<f", reply.confidence)
     # Of a kept payload, the channel is the one that it will take.
     soft = first.payload is not None if group.mode == Mode.KEEP else group.kind is Kind.SOFT
     return Result(

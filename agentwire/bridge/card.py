@@ -104,6 +104,8 @@ class CardReader(CardPart):
     Attributes:
         question: what follows the soft tokens, with ``{question}`` once.
         stop: strings that end an answer, in addition to the request's.
+        unsure_below: confidence (``Reply.confidence``) below which an answer is likely wrong, from
+            held-out rows; what a wire with ``fallback_below: card`` uses.
     """
 
     layers: tuple[Annotated[int, Field(ge=0, le=1024)], ...] = Field(min_length=1, max_length=64)
@@ -115,6 +117,7 @@ class CardReader(CardPart):
     where: Where = "receiver"
     question: Annotated[str, Field(max_length=2048)] = "\nQuestion: {question}\nAnswer:"
     stop: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = ("\n",)
+    unsure_below: Annotated[FiniteFloat, Field(le=0)] | None = None
 
     @field_validator("layers", "sizes", "additions")
     @classmethod

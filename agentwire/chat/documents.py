@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import time
+from dataclasses import replace
 
 from agentwire.chat.handles import HandleStore
 from agentwire.errors import NackCode, RequestError
@@ -68,7 +69,7 @@ class Documents:
             *wire, text, owner=owner, fallback=fallback, deadline=self._timeout_s
         )
         if kept.channel is Channel.SOFT:
-            self._store.add(owner, kept, key)
+            self._store.add(owner, replace(kept, text=None), key)  # it may be large
         return kept
 
     def drop(self, key: str) -> None:

@@ -271,7 +271,7 @@ class ChatService:
         )
         wire = f"{sender}->{receiver}"
         bridge = self._deployment.bridges.get(wire) if kept.channel is Channel.SOFT else None
-        handle = self.handles.add(call.owner, kept)
+        handle = self.handles.add(call.owner, replace(kept, text=None))  # it may be large
         count = self._soft_tokens(kept, receiver)
         details = {**_details(kept, wire), "bridge": bridge, "handle": handle.text}
         return ChatReply(handle.text, kept.request_id, "stop", _usage(0, count, count), details)

@@ -62,12 +62,18 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """Generated texts of a batch; the rest as in ``Scored``, without end tokens."""
+    """Generated texts of a batch; the rest as in ``Scored``, without end tokens.
+
+    Attributes:
+        confidence: mean log-probability of each answer's tokens, the one that ended it included;
+            empty if not computed. Backends compute it for payloads of reader bridges.
+    """
 
     texts: list[str]
     stages: dict[str, float]
     tokens: Sequence[tuple[int, int]] = ()
     unread: Sequence[int] = ()
+    confidence: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,11 @@ def joint_answer(texts: Sequence[str], labels: Sequence[str]) -> str:
     return labels[int(label_scores(digest, len(labels)).argmax())]
 
 
+def confidence(answer: str) -> float:
+    """A fake model's confidence in an answer from soft tokens: -0.999 to 0."""
+    return -(text_hash(answer) % 1000) / 1000
+
+
 def _combined(digests: Sequence[int]) -> int:
     """One hash of several texts, which depends on their order."""
     return digests[0] if len(digests) == 1 else text_hash(" ".join(map(str, digests)))
@@ -244,7 +249,8 @@ class FakeBackend:
         name = self.identity.name
         answers = [f"{name}: soft {digest:08x} {asks}".rstrip() for digest, asks in pairs]
         read = [payload.shape[1] + len(task.prompt.split())] * len(payload)
-        return self._write(answers, read, task, watch)
+        written = self._write(answers, read, task, watch)
+        return replace(written, confidence=list(map(confidence, answers)) if asked else ())
 
     def _write(
         self, answers: Sequence[str], read: Sequence[int], task: TaskSpec, watch: Watch | None

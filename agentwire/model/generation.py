@@ -41,6 +41,22 @@ class Sampler:
         return torch.full_like(scores, -torch.inf).scatter(-1, sampled[:, None], 0.0)
 
 
+class Confidence:
+    """Logits processor that notes the log-probability of each row's most probable token."""
+
+    def __init__(self) -> None:
+        self._steps: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self._steps.append(scores.amax(dim=-1) - scores.logsumexp(dim=-1))
+        return scores
+
+    def means(self, counts: Sequence[int]) -> list[float]:
+        """The mean of each row over its first ``counts`` steps."""
+        steps = torch.stack(self._steps).float().cpu()
+        return [float(steps[:count, row].mean()) for row, count in enumerate(counts)]
+
+
 class Answers:
     """What each row of a batch has generated so far; ``ends`` are ids of end tokens."""
 
@@ -59,6 +75,7 @@ class Answers:
         self._done = [False] * rows
         self._shown = [""] * rows
         self._stopped = [False] * rows
+        self.taken = [0] * rows  # tokens, the end token included
         self.written: list[list[int]] = [[] for _ in range(rows)]  # without the end token
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
@@ -73,6 +90,7 @@ class Answers:
 
     def take(self, row: int, token: int) -> None:
         """Adds one token to a row that is not done."""
+        self.taken[row] += 1
         if token in self._ends:
             self._done[row] = True
             return
@@ -131,11 +149,17 @@ def end_ids(generation_config: Any, tokenizer: Tokenizer) -> frozenset[int]:
     return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
 
 
-def continue_text(model: Any, answers: Answers, decoding: Decoding, **inputs: Any) -> None:
+def continue_text(
+    model: Any,
+    answers: Answers,
+    decoding: Decoding,
+    confidence: Confidence | None = None,
+    **inputs: Any,
+) -> None:
     """Generates into ``answers``; ``inputs`` are those of the library's ``generate``."""
     from transformers import LogitsProcessorList, StoppingCriteriaList
 
-    processors = LogitsProcessorList()
+    processors = LogitsProcessorList([] if confidence is None else [confidence])
     if decoding.temperature:
         processors.append(Sampler(len(answers.written), decoding, model.device))
     model.generate(

@@ -38,7 +38,7 @@ from agentwire.model.backend import PLAIN, Asked, Encoded, Generated, Scored, Wa
 from agentwire.model.chat import check_length, generation_rows
 from agentwire.model.cpu.packed_linear import pack_linears
 from agentwire.model.cpu.packing import can_pack, packed_states
-from agentwire.model.generation import Answers, continue_text, end_ids
+from agentwire.model.generation import Answers, Confidence, continue_text, end_ids
 from agentwire.model.lru import LruCache
 from agentwire.model.prompting import (
     MAX_PREPARED_TASKS,
@@ -523,8 +523,9 @@ class TransformersBackend:
             if asked.reader:
                 task = self._readers[asked.reader].with_stops(task)
             given = {"inputs_embeds": inputs.embeds}
+            judged = Confidence() if asked.reader else None
             with inputs.added(self.model.get_decoder()):
-                return self._answer(task, watch, clock, inputs.lengths, inputs.mask, given)
+                return self._answer(task, watch, clock, inputs.lengths, inputs.mask, given, judged)
         embeds = self.soft_inputs(soft, task)
         n, length = embeds.shape[:2]
         mask = torch.ones(n, length, dtype=torch.long)
@@ -538,16 +539,21 @@ class TransformersBackend:
         read: list[int],
         mask: Tensor,
         inputs: dict[str, Tensor],
+        confidence: Confidence | None = None,
     ) -> Generated:
         answers = Answers(self.tokenizer, len(read), self._ends, task.decoding, watch)
         continue_text(
             self.model,
             answers,
             task.decoding,
+            confidence,
             attention_mask=mask.to(self.device),
             max_new_tokens=task.max_new_tokens,
             pad_token_id=self._pad,
             eos_token_id=sorted(self._ends),
             **inputs,
         )
-        return answers.generated(read, clock)
+        generated = answers.generated(read, clock)
+        if confidence is None:
+            return generated
+        return replace(generated, confidence=confidence.means(answers.taken))

@@ -82,6 +82,8 @@ RECONNECT_S: Final = 0.05
 MAX_TASKS: Final = 512
 """Tasks assumed to be known to the broker; it keeps more than these."""
 RETRY_S: Final = 0.2
+UNSURE: Final = "unsure"
+"""The reason of a text that was sent because the answer from soft tokens was uncertain."""
 MAX_REDEFINED: Final = 3
 """Attempts of a request whose task the bus has dropped, before it pauses between them."""
 
@@ -131,6 +133,7 @@ class Client:
         journal, metrics: as for ``PendingRequests``.
         on_dead_letter: called with each dead letter, its task, the agent, and the cause of death.
         token_bytes: wire -> bytes of one soft token, where that is known.
+        fallback_below: wire -> confidence below which an answer is asked again with the text.
     """
 
     def __init__(
@@ -145,7 +148,9 @@ class Client:
         on_dead_letter: Callable[[Request, TaskSpec, str, str], None] = lambda *letter: None,
         metrics: RuntimeMetrics | None = None,
         token_bytes: Mapping[str, int] | None = None,
+        fallback_below: Mapping[str, float] | None = None,
     ) -> None:
+        self._fallback_below = fallback_below or {}
         self._token_bytes = token_bytes or {}
         self._on_dead_letter = on_dead_letter
         self._loop = asyncio.get_running_loop()
@@ -490,13 +495,27 @@ class Client:
             self._on_nack(Nack(error.code, error.message, result.wire, result.rows))
             return
         answered: list[tuple[Request, Reply]] = []
+        unsure: list[Request] = []
         for i in expected:
-            request = self._ledger.settle(result.rows[i].request_id)
+            request = self._ledger.requests.get(result.rows[i].request_id)
             if request is not None:
                 size = self._token_bytes.get(request.wire, 0)
                 reply = build_reply(request, result, i, answers[i], arrival, size)
-                answered.append((request, reply))
+                if self._is_unsure(request, reply):
+                    unsure.append(request)
+                else:
+                    self._ledger.settle(request.request_id)
+                    answered.append((request, reply))
         self._pending.complete(answered)
+        self._ledger.retry(unsure, now=self._loop.time(), as_text=UNSURE)
+
+    def _is_unsure(self, request: Request, reply: Reply) -> bool:
+        """Whether an answer from soft tokens is to be replaced by one from the text."""
+        below = self._fallback_below.get(request.wire)
+        if below is None or reply.confidence is None or reply.channel is not Channel.SOFT:
+            return False
+        streamed = self._pending.outstanding[request.request_id].on_piece is not None
+        return reply.confidence < below and request.fallback == "text" and not streamed
 
     def _on_nack(self, nack: Nack) -> None:
         rows: dict[AfterNack, list[Request]] = {action: [] for action in AfterNack}

@@ -167,6 +167,17 @@ class Deployment:
         }
 
     @property
+    def fallback_below(self) -> dict[str, float]:
+        """Wire name -> confidence below which an answer is asked again with the text."""
+        below: dict[str, float] = {}
+        for name, wire in self.wires.items():
+            reader, given = self.reader(name), wire.fallback_below
+            given = reader.unsure_below if given == "card" and reader else given
+            if isinstance(given, float):
+                below[name] = given
+        return below
+
+    @property
     def agents_by_wire(self) -> dict[str, tuple[str, ...]]:
         """Wire name -> its agents, direct wires included."""
         between = {name: (wire.sender, wire.receiver) for name, wire in self.wires.items()}

@@ -187,6 +187,7 @@ class Lifecycle:
             token_bytes={
                 name: 2 * card.identity().width for name, card in deployment.cards.items()
             },
+            fallback_below=deployment.fallback_below,
         )
         self.client.start()
         if run_folder is not None:

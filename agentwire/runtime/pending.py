@@ -203,7 +203,12 @@ def build_reply(
     ``token_bytes``: bytes of one soft token; 0 if unknown.
     """
     soft = result.channel is Channel.SOFT and token_bytes > 0
-    read, written = struct.unpack_from("<2I", result.tokens, 8 * row) if result.tokens else (0, 0)
+    read, written, *judged = (0, 0)
+    if result.tokens:
+        form = "<2If" if len(result.tokens) == 12 * len(result.rows) else "<2I"
+        read, written, *judged = struct.unpack_from(
+            form, result.tokens, struct.calcsize(form) * row
+        )
     latency_ms = (arrival - request.admitted) * 1000
     stages = dict(result.stages)
     stages["wire"] = latency_ms - sum(stages.values())
@@ -232,6 +237,7 @@ def build_reply(
         route=result.wire,
         unread=int(unread) if unread.isdecimal() else 0,
         soft_tokens=result.payload_bytes // token_bytes if soft else 0,
+        confidence=judged[0] if judged else None,
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from agentwire.errors import InputError
 from agentwire.wire.messages import Channel
 
 
@@ -20,7 +21,8 @@ class Reply:
         text: the generated answer; None for a classification.
         channel: how the message reached the receiver.
         reason: why it went as text although soft tokens were asked for (a ``NackCode``, or
-            ``too_long`` for a text that its reader cannot read as a whole); else "".
+            ``too_long`` for a text that its reader cannot read as a whole, ``unsure`` for an answer
+            from soft tokens below the wire's ``fallback_below``); else "".
         stages: milliseconds of tokenize, encode, bridge, generate, queue, decode, and wire (all the
             rest). They add up to ``latency_ms``.
         latency_ms: from admission to answer.
@@ -30,6 +32,9 @@ class Reply:
         completion_tokens: tokens it generated, without the one that ended the answer (an end token,
             or the one that completed a stop string); 1 for a label. Equal to the limit: cut there.
         unread: tokens at the end of the text that its reader did not read; ``reason`` is then set.
+        confidence: mean natural log of the probabilities of the answer's tokens, if it was
+            generated from the soft tokens of a reader bridge.
+        passage: the kept text that the call asked about, which ``expand`` returns.
         route: the wire that the message took, with the replica that served it (``a->b.2``).
     """
 
@@ -48,6 +53,17 @@ class Reply:
     route: str = ""
     unread: int = 0
     soft_tokens: int = 0
+    confidence: float | None = None
+    passage: str | None = field(default=None, repr=False)
+
+    def expand(self) -> str:
+        """The text of the kept passage that was asked about. Raises an InputError if the call gave
+        a text, which its caller has."""
+        if self.passage is None:
+            raise InputError(
+                "This reply is not about a kept passage.", hint="Call `keep`, and send its result."
+            )
+        return self.passage
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +82,7 @@ class KeptPayload:
         soft_tokens: M; 0 for text, or if the bridge has no card.
         latency_ms: from admission until the payload was kept.
         process: the process of the sender that keeps it (one of its replicas).
+        text: what the sender read.
     """
 
     sender: str
@@ -77,6 +94,7 @@ class KeptPayload:
     latency_ms: float
     process: str = ""
     soft_tokens: int = 0
+    text: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

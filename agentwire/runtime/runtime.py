@@ -271,11 +271,12 @@ class Runtime:
     ) -> list[Outcome]:
         deployment = self._lifecycle.deployment
         contents, mode, via = row_contents(sender, receiver, texts)
+        passages = [text.text for text in texts if isinstance(text, KeptPayload)]
         name, wire = deployment.wire(sender, receiver, options.get("bridge"))
         options = with_question(options, deployment.reader(name))
         stream = on_piece is not None
         task = make_task(deployment.task, options, options.get("relay"), stream=stream)
-        return await self._client.submit(
+        outcomes = await self._client.submit(
             name,
             task,
             contents,
@@ -288,6 +289,12 @@ class Runtime:
             questions=row_questions(options.get("question"), task, len(texts)),
             on_piece=on_piece,
         )
+        if not passages:
+            return outcomes
+        return [
+            replace(outcome, passage=passage) if isinstance(outcome, Reply) else outcome
+            for outcome, passage in zip(outcomes, passages, strict=True)
+        ]
 
     async def send_many(
         self,
@@ -372,6 +379,7 @@ class Runtime:
             kept.latency_ms,
             deployment.routes[name][kept.route][0],
             kept.soft_tokens,
+            text,
         )
 
     def stream(

@@ -176,6 +176,17 @@ def check_card(
             f"but agents.{wire.sender} says layer {layer}.",
             hint=RETRAIN,
         )
+    if wire.fallback_below is not None and card.reader is None:
+        raise BridgeError(
+            f"wire {wire.name}: `fallback_below` needs a reader bridge; {card.name} answers in "
+            "labels.",
+            hint="Leave it out.",
+        )
+    if wire.fallback_below == "card" and card.reader and card.reader.unsure_below is None:
+        raise BridgeError(
+            f"wire {wire.name}: the card of {card.name} has no `unsure_below`.",
+            hint="Set `fallback_below` to a number, such as -1.0.",
+        )
     sizes = (card.soft_tokens,) if card.reader is None else (0, *card.reader.sizes)
     if wire.soft_tokens not in sizes:
         made = str(card.soft_tokens)

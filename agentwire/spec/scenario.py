@@ -13,6 +13,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    FiniteFloat,
     create_model,
     field_validator,
     model_validator,
@@ -128,6 +129,10 @@ class WireSpec(SchemaModel):
         long_text: what becomes of a text that is longer than the bridge reads (512 tokens): it goes
             as ``text`` with the reason ``too_long``, or its request ends with an ``error``
             (``too_large``). Default: as ``fallback``.
+        fallback_below: a free-text answer from soft tokens whose confidence (``Reply.confidence``)
+            is below this is asked again with the text, with the reason ``unsure``; ``card`` takes
+            the threshold of the bridge's card. Needs a reader bridge and ``fallback: text``; not
+            for streamed answers, which are already shown.
         when_down: when the sender's restart budget is spent, end requests with an ``error`` or hand
             the ``text`` itself to the receiver.
         joint: all senders of a joint wire (``from: [a, b]``), in the order in which the receiver
@@ -144,6 +149,7 @@ class WireSpec(SchemaModel):
     ] = 8
     fallback: Literal["text", "error"] = "text"
     long_text: Literal["text", "error"] | None = None
+    fallback_below: Annotated[FiniteFloat, Field(le=0)] | Literal["card"] | None = None
     when_down: Literal["text", "error"] = "error"
     joint: tuple[Name, ...] = ()
     reads: Literal["whole", "share"] = "whole"

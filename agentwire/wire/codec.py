@@ -465,8 +465,9 @@ def _check_counts(offsets: Sequence[int] | None, tokens: object, n: int) -> None
     """Header fields that hold something for each row."""
     if offsets is not None and len(offsets) != n:
         raise malformed(f"offsets: has {len(offsets)} items for {n} rows")
-    if isinstance(tokens, bytes) and len(tokens) not in (0, n * fields.TOKEN_BYTES):
-        raise malformed(f"tokens: {len(tokens)} bytes are not {n} x {fields.TOKEN_BYTES}")
+    sizes = (fields.TOKEN_BYTES, fields.JUDGED_BYTES)
+    if isinstance(tokens, bytes) and tokens and len(tokens) not in (n * sizes[0], n * sizes[1]):
+        raise malformed(f"tokens: {len(tokens)} bytes are not {n} x {sizes[0]} or {sizes[1]}")
 
 
 # -- msgpack --------------------------------------------------------------------------------

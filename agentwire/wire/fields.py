@@ -26,6 +26,7 @@ MAX_U32 = 2**32 - 1
 MAX_I63 = 2**63 - 1  # fits the signed 64-bit integer of every language
 ID_BYTES = 16
 TOKEN_BYTES = 8  # two uint32: tokens read and tokens written
+JUDGED_BYTES = 12  # and the fp32 confidence of the answer
 CACHE_SIZE: Final = 256
 """Checked headers of each type that are cached. One entry is smaller than a header (4 KiB)."""
 HEX_SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -171,11 +172,11 @@ def durations(value: object) -> dict[str, float]:
 
 
 def counts(value: object) -> bytes:
-    """Two uint32 a row, or nothing."""
+    """Two uint32 a row, perhaps an fp32, or nothing."""
     if type(value) is not bytes:
         raise malformed(f"must be bytes, not {type(value).__name__}")
-    if len(value) > LIMITS.rows * TOKEN_BYTES:
-        raise too_large(f"has {len(value)} bytes; the limit is {LIMITS.rows * TOKEN_BYTES}")
+    if len(value) > LIMITS.rows * JUDGED_BYTES:
+        raise too_large(f"has {len(value)} bytes; the limit is {LIMITS.rows * JUDGED_BYTES}")
     return value
 
 

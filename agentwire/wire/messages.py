@@ -397,7 +397,8 @@ class Result:
         payload_bytes: bytes of one row's payload (soft), or the mean UTF-8 bytes of one text.
         stages: milliseconds in each stage, all agents together.
         tokens: for each row two little-endian uint32: tokens that the model read (soft tokens
-            included) and wrote; empty if they were not counted.
+            included) and wrote; empty if they were not counted. An fp32 may follow: the
+            confidence of the answer (``Reply.confidence``).
     """
 
     wire: str

@@ -34,14 +34,17 @@ def fake_runtime(
     receiver: dict[str, Any] | None = None,
     bridge: str | None = "fake:receiver-model",
     fallback: str = "text",
+    wire: dict[str, Any] | None = None,
     limits: AgentLimits = LIMITS,
     deployment: dict[str, Any] | None = None,
     rehearse: bool = False,
     **kw: Any,
 ) -> Runtime:
     """A runtime of two fake agents; ``sender`` and ``receiver`` set their faults and delays."""
-    wire = WireSpec.model_validate({"from": "sender", "to": "receiver", "fallback": fallback})
-    bridges = (OutgoingBridge(wire=wire.name, receiver="receiver", folder=bridge),)
+    edge = WireSpec.model_validate(
+        {"from": "sender", "to": "receiver", "fallback": fallback, **(wire or {})}
+    )
+    bridges = (OutgoingBridge(wire=edge.name, receiver="receiver", folder=bridge),)
     agents = {
         "sender": AgentSpec(
             name="sender",
@@ -61,7 +64,7 @@ def fake_runtime(
             fake=FakeModel.model_validate(receiver or {}),
         ),
     }
-    built = Deployment.of_specs(agents, [wire], **({"task": TASK} | (deployment or {})))
+    built = Deployment.of_specs(agents, [edge], **({"task": TASK} | (deployment or {})))
     return Runtime(built, limits=limits, **kw)
 
 

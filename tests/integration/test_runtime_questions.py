@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from fake_run import fake_runtime
 
-from agentwire.errors import NackCode, RequestError, ScenarioError
-from agentwire.model.fake import READER_SIZES, text_hash
+from agentwire.errors import InputError, NackCode, RequestError, ScenarioError
+from agentwire.model.fake import READER_SIZES, confidence, text_hash
 from agentwire.runtime import Reply
 from agentwire.wire.messages import Channel
 
@@ -108,3 +108,45 @@ async def test_questions_that_do_not_fit_are_refused() -> None:
                 await wire.send("sender", "receiver", "a", question=question, **options)
         with pytest.raises(ScenarioError, match="has no"):
             await wire.send("sender", "receiver", "a", prompt="Go on:", question="Who?")
+
+
+async def test_an_unsure_answer_is_asked_again_with_the_text() -> None:
+    questions = [f"q{i}?" for i in range(12)]
+    soft = [f"receiver-model: soft {text_hash('one two'):08x} {q}" for q in questions]
+    unsure = [confidence(answer) < -0.5 for answer in soft]
+    assert len({*unsure}) == 2
+    options = {"prompt": PROMPT, "question": questions, "generate": 9, "relay": "verbatim"}
+    async with fake_runtime(bridge=READER, wire={"fallback_below": -0.5}) as wire:
+        kept = await wire.keep("sender", "receiver", "one two")
+        for content in ("one two", kept):
+            replies = await wire.send_batch("sender", "receiver", [content] * 12, **options)
+            for reply, known, text, question in zip(replies, soft, unsure, questions, strict=True):
+                assert isinstance(reply, Reply)
+                if text:
+                    assert (reply.channel, reply.reason) == (Channel.TEXT, "unsure")
+                    assert reply.text == f"receiver-model: one two {question}"
+                    assert reply.confidence is None
+                else:
+                    assert (reply.text, reply.reason) == (known, "")
+                    assert reply.confidence == pytest.approx(confidence(known))
+        # Refused, and already shown.
+        refused = await wire.send_batch(
+            "sender", "receiver", ["one two"] * 12, fallback="error", **options
+        )
+        assert answers(refused) == soft
+        question = questions[unsure.index(True)]
+        pieces = [p async for p in wire.stream(
+            "sender", "receiver", kept, prompt=PROMPT, question=question, generate=9
+        )]  # fmt: skip
+        assert isinstance(pieces[-1], Reply) and pieces[-1].channel is Channel.SOFT
+        assert pieces[-1].confidence is not None and pieces[-1].confidence < -0.5
+
+
+async def test_a_reply_about_a_kept_passage_has_its_text() -> None:
+    async with fake_runtime(bridge=READER) as wire:
+        kept = await wire.keep("sender", "receiver", "one two")
+        options = {"prompt": PROMPT, "question": "Who?", "generate": 9}
+        assert (await wire.send("sender", "receiver", kept, **options)).expand() == "one two"
+        reply = await wire.send("sender", "receiver", "one two", **options)
+        with pytest.raises(InputError, match="not about a kept passage"):
+            reply.expand()

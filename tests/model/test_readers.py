@@ -132,17 +132,24 @@ def test_answers_equal_greedy_decoding_by_hand(pair: Pair) -> None:
         start = embed(torch.tensor([pair.receiver.start]))
         embeds = torch.cat([start, read, embed(torch.tensor(ids))], dim=1)
         written: list[int] = []
+        steps: list[float] = []
         for _ in range(TASK.max_new_tokens):
             logits = model(inputs_embeds=embeds, output_hidden_states=False).logits
             if additions is not None:
                 logits = added_logits(model, embeds, additions, 1 + 2)
             token = int(logits[0, -1].argmax())
+            steps.append(float(logits[0, -1].log_softmax(-1)[token]))
             if token in pair.receiver._ends:
                 break
             written.append(token)
+            if "\n" in tokenizer.decode(written, skip_special_tokens=True).lstrip():
+                break
             embeds = torch.cat([embeds, embed(torch.tensor([[token]]))], dim=1)
         text = tokenizer.decode(written, skip_special_tokens=True).strip().partition("\n")[0]
         assert answers(pair, [i], payload) == [text.rstrip()]
+        asked = Asked(QUESTIONS, pair.bridge)
+        batch = pair.receiver.generate_soft(payload, TASK, None, asked)
+        assert batch.confidence[i] == pytest.approx(np.mean(steps), abs=1e-3)
 
 
 def added_logits(model: Any, embeds: Any, additions: Any, first: int) -> Any:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from scenario_files import make_card, write_bridge
 
-from agentwire.bridge.card import read_card
+from agentwire.bridge.card import CardReader, read_card
 from agentwire.errors import BridgeError
+from agentwire.runtime.deployment import Deployment
 from agentwire.scenario.bridges import (
     check_card,
     check_data,
@@ -59,6 +60,21 @@ def test_a_sound_bridge_passes(tmp_path: Path) -> None:
 def test_fingerprints_decide_where_they_are_known(tmp_path: Path) -> None:
     with pytest.raises(BridgeError, match="trained for the sender"):
         check_card(make_card(), WIRE, CHOICES, {"a": "f" * 64})
+
+
+def test_a_threshold_of_confidence_needs_a_reader_whose_card_has_one() -> None:
+    reader = CardReader(layers=(0, 2), sizes=(4, 8))
+    fields = {"from": "a", "to": "b", "soft_tokens": 8, "fallback_below": "card"}
+    wire = WireSpec.model_validate(fields)
+    with pytest.raises(BridgeError, match="needs a reader bridge"):
+        check_card(make_card(), wire, CHOICES, {})
+    with pytest.raises(BridgeError, match="has no `unsure_below`"):
+        check_card(make_card(architecture="reader", reader=reader), wire, CHOICES, {})
+    reader = reader.model_copy(update={"unsure_below": -0.7})
+    card = make_card(architecture="reader", answers="free", reader=reader)
+    check_card(card, wire, CHOICES, {})
+    deployment = Deployment({}, {wire.name: wire}, cards={wire.name: card})
+    assert deployment.fallback_below == {wire.name: -0.7}
 
 
 @pytest.mark.parametrize("trained_on", ["sst2", "trec+sst2+ag_news", "unknown+sst2"])

@@ -149,6 +149,18 @@ MESSAGES: dict[str, tuple[m.Message, m.Envelope]] = {
         ),
         m.Envelope(RUN, 5, 1),
     ),
+    "result_judged": (
+        m.Result(
+            WIRE,
+            TASK.task_id,
+            ROWS[1:],
+            m.Channel.SOFT,
+            texts=("Rome.",),
+            payload_bytes=16,
+            tokens=struct.pack("<2If", 9, 2, -0.25),
+        ),
+        m.Envelope(RUN, 5, 1),
+    ),
     "define_generation": (
         m.Define(
             m.TaskSpec(

@@ -286,7 +286,8 @@ class VllmBackend:
         prompts = self._soft_prompts(payload, task, task.max_new_tokens, asked)
         if asked.reader:
             task = self._readers[asked.reader].with_stops(task)
-        return self._answer(prompts, list(map(_length, prompts)), task, watch, clock)
+        read = list(map(_length, prompts))
+        return self._answer(prompts, read, task, watch, clock, judge=bool(asked.reader))
 
     def _answer(
         self,
@@ -295,15 +296,18 @@ class VllmBackend:
         task: TaskSpec,
         watch: Watch | None,
         clock: Stopwatch,
+        judge: bool = False,
     ) -> Generated:
         decoding = task.decoding
         answers = Answers(self._tokenizer, len(prompts), self._ends, decoding, watch)
-        taken = [0] * len(prompts)
+        taken, sums = [0] * len(prompts), [0.0] * len(prompts)
 
-        def take(row: int, tokens: Sequence[int]) -> bool:
+        def take(row: int, made: Any) -> bool:
+            tokens = made.token_ids
             for token in tokens[taken[row] :]:
                 if not answers.is_done(row):
                     answers.take(row, token)
+                    sums[row] = made.cumulative_logprob or 0.0
             taken[row] = len(tokens)
             return not answers.is_done(row)
 
@@ -315,8 +319,13 @@ class VllmBackend:
             seed=decoding.seed if decoding.temperature else None,
             max_tokens=task.max_new_tokens,
             stop_token_ids=sorted(self._ends),
+            logprobs=0 if judge else None,  # 0: of the sampled token only
         )
-        return answers.generated(read, clock)
+        generated = answers.generated(read, clock)
+        if not judge:
+            return generated
+        means = [total / max(1, n) for total, n in zip(sums, answers.taken, strict=True)]
+        return replace(generated, confidence=means)
 
 
 def _length(prompt: Mapping[str, Any]) -> int:

@@ -142,13 +142,13 @@ class Engine:
     def watch(
         self,
         prompts: Sequence[Mapping[str, Any]],
-        take: Callable[[int, Sequence[int]], bool],
+        take: Callable[[int, Any], bool],
         **sampling: Any,
     ) -> None:
         """Runs prompts step by step.
 
-        After each step that added a token to a row, ``take`` gets the row and all its tokens so
-        far, and returns whether the row should go on.
+        After each step that added a token to a row, ``take`` gets the row and its completion so
+        far (``vllm.CompletionOutput``), and returns whether the row should go on.
         """
         engine = self._llm.llm_engine
         with _exit_on_error():
@@ -159,7 +159,7 @@ class Engine:
             while engine.has_unfinished_requests():
                 for output in engine.step():
                     row = rows[output.request_id]
-                    wanted = take(row, output.outputs[0].token_ids)
+                    wanted = take(row, output.outputs[0])
                     if not wanted and not output.finished:
                         engine.abort_request([output.request_id])
 
