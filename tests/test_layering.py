@@ -43,7 +43,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 imports that only type checkers see count too. bench/ stands above all of them."""
 
 FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floor}
-MOST_LINES_OF_A_FOLDER = 5_750
+MOST_LINES_OF_A_FOLDER = 5_800
 MOST_ROOT_MODULES = 6
 
 # These may be named by every file of the project, or by those listed alone.

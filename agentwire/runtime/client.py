@@ -82,8 +82,7 @@ RECONNECT_S: Final = 0.05
 MAX_TASKS: Final = 512
 """Tasks assumed to be known to the broker; it keeps more than these."""
 RETRY_S: Final = 0.2
-UNSURE: Final = "unsure"
-"""The reason of a text that was sent because the answer from soft tokens was uncertain."""
+UNSURE: Final = "unsure"  # why a text follows an uncertain answer from soft tokens
 MAX_REDEFINED: Final = 3
 """Attempts of a request whose task the bus has dropped, before it pauses between them."""
 
@@ -511,11 +510,11 @@ class Client:
 
     def _is_unsure(self, request: Request, reply: Reply) -> bool:
         """Whether an answer from soft tokens is to be replaced by one from the text."""
-        below = self._fallback_below.get(request.wire)
-        if below is None or reply.confidence is None or reply.channel is not Channel.SOFT:
+        below = self._fallback_below.get(request.wire, -math.inf)
+        if reply.confidence is None or reply.confidence >= below or request.fallback == "error":
             return False
         streamed = self._pending.outstanding[request.request_id].on_piece is not None
-        return reply.confidence < below and request.fallback == "text" and not streamed
+        return reply.channel is Channel.SOFT and not streamed
 
     def _on_nack(self, nack: Nack) -> None:
         rows: dict[AfterNack, list[Request]] = {action: [] for action in AfterNack}
