@@ -26,6 +26,7 @@ from agentwire.errors import AgentwireError, InputError
 
 COMMANDS = {
     "run": "Run a scenario: every method over the same rows.",
+    "demo": "Show two models at work: classify, or reader (questions about a passage).",
     "train": "Train the bridge of a scenario.",
     "report": "Show the report of a recorded run again.",
     "inspect": "Show what a bridge's soft tokens look like.",

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.integration
 NOT_RUN = {
     "throughput": "it measures speed: tests/integration/test_bench_command.py",
     "llama_to_mistral_sst2_vllm": "it needs vLLM: tests/vllm_cpu",
+    "read_once": "it has no task: tests/integration/test_demo.py",
     "baselines": "it needs training rows",
     "universal_unseen": "it needs the rows of emotion and subj",
 }

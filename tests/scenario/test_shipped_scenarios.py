@@ -23,7 +23,15 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "scenarios").glob("*.yaml"))
 SMALL = {"smollm2-135m-instruct", "gemma-3-270m"}
 WITHOUT_DOWNLOAD = {"sample", "generated"}
-STUDIES = {"baselines", "compression", "fan_in", "hotpotqa", "squad", "universal_unseen"}
+STUDIES = {
+    "baselines",
+    "compression",
+    "fan_in",
+    "hotpotqa",
+    "read_once",
+    "squad",
+    "universal_unseen",
+}
 """They need the real rows or bridges that are not shipped."""
 FOR_ALL = [file for file in FILES if file.stem not in STUDIES]
 
