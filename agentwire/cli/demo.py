@@ -55,7 +55,8 @@ class Answered:
     """An answer from soft tokens or from the text: what the receiver read, and what was sent."""
 
     text: str
-    tokens: int
+    read: int
+    written: int
     bytes: int
     ms: float
     reason: str = ""
@@ -149,6 +150,8 @@ async def _read(
     try:
         demonstration = Demonstration(runtime, wire, reader, console)
         await demonstration.warm_up(known[0])
+        if console is not None:
+            console.print("Tokens: read + written by the receiver. Bytes: sent to it.")
         if asked is None:
             async for one in _typed(known):
                 await demonstration.show(one, heading=False)
@@ -226,11 +229,13 @@ class Demonstration:
 
 def _answered(reply: Reply) -> Answered:
     text = reply.text or ""
-    return Answered(text, reply.prompt_tokens, reply.payload_bytes, reply.latency_ms, reply.reason)
+    tokens = reply.prompt_tokens, reply.completion_tokens
+    return Answered(text, *tokens, reply.payload_bytes, reply.latency_ms, reply.reason)
 
 
 def _line(label: str, answer: Answered) -> str:
-    figures = f"{answer.tokens:>4} tokens {answer.bytes:>8,} bytes {answer.ms:>6.0f} ms"
+    tokens = f"{answer.read:>4} + {answer.written:>2} tokens"
+    figures = f"{tokens} {answer.bytes:>8,} bytes {answer.ms:>6.0f} ms"
     why = f"  went as text: {answer.reason}" if answer.reason else ""
     return f"  {label:<12}{figures}   {answer.text or '(empty)'}{why}"
 

@@ -46,7 +46,7 @@ def test_the_passages_are_asked_from_soft_tokens_and_from_the_text(tmp_path: Pat
     for row in rows:
         asked = row["question"]
         assert row["soft"]["text"] == f"model-b: soft {text_hash(row['passage']):08x} {asked}"
-        assert row["soft"]["tokens"] < row["text"]["tokens"] and not row["soft"]["reason"]
+        assert row["soft"]["read"] < row["text"]["read"] and not row["soft"]["reason"]
         assert row["soft"]["bytes"] in {m * 16 * 2 for m in READER_SIZES}
 
 
