@@ -300,6 +300,8 @@ class ChatService:
             details["scores"] = dict(reply.scores)
         elif call.max_tokens is not None:
             cut = reply.completion_tokens >= call.max_tokens
+        if reply.confidence is not None:
+            details["confidence"] = round(reply.confidence, 4)
         if reply.unread:
             details["unread_tokens"] = reply.unread
         if call.unread:

@@ -70,6 +70,7 @@ async def test_a_document_is_read_once_and_asked_many_times(url: str) -> None:
         facts = first["agentwire"]
         assert (facts["channel"], facts["document"], facts["reason"]) == ("soft", "read", "")
         assert facts["latency_ms"] > ENCODE_MS and "unread" not in facts
+        assert -1 < facts["confidence"] <= 0
         usage = first["usage"]
         assert usage["soft_tokens"] == READER_SIZES[0]
         assert usage["prompt_tokens"] > usage["soft_tokens"]
