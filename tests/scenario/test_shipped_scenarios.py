@@ -28,6 +28,7 @@ STUDIES = {
     "compression",
     "fan_in",
     "hotpotqa",
+    "passkey",
     "read_once",
     "squad",
     "universal_unseen",
@@ -143,26 +144,40 @@ def test_recipes_of_matrices_are_those_of_their_bridges(bare: Bare) -> None:
     assert found and set(map(tuple, found.values())) == {()}
 
 
-def test_only_the_larger_m_of_passkeys_has_another_recipe(bare: Bare) -> None:
-    """`train:` is the recipe for M = 16; the bridge for M = 128 is reported as different."""
-    found = differing(ROOT / "scenarios" / "passkey.yaml", bare)
-    small = {cell: names for cell, names in found.items() if cell.endswith("--m16")}
-    large = {cell: names for cell, names in found.items() if cell.endswith("--m128")}
-    assert len(small) == len(large) == 5 and set(map(tuple, small.values())) == {()}
-    assert set(map(tuple, large.values())) == {("evaluate_every", "learning_rate", "steps")}
+@pytest.fixture
+def ag_news(tmp_path: Path) -> Path:
+    """A copy of a scenario, beside this repository's agents and bridges.
 
-
-def test_a_seed_that_was_asked_for_is_another_setting(bare: Bare, tmp_path: Path) -> None:
-    """Passkey's shipped bridge has seed 2, chosen on held-out rows, unless the file sets a seed."""
-    text = (ROOT / "scenarios" / "passkey.yaml").read_text(encoding="utf-8")
-    file = tmp_path / "scenarios" / "passkey.yaml"
+    Its shipped bridge has seed 1, chosen on held-out rows.
+    """
+    file = tmp_path / "scenarios" / "llama_to_mistral_ag_news.yaml"
     for part in ("agents", "bridges"):
         (tmp_path / part).symlink_to(ROOT / part)
     file.parent.mkdir()
-    file.write_text(text.replace("train: {", "train: {seed: 1, "), encoding="utf-8")
-    assert differing(file, bare)["passkey_1--m16"] == ["seed"]
-    file.write_text(text.replace("matrix:", "matrix:\n  seeds: [0]"), encoding="utf-8")
-    assert differing(file, bare)["passkey_1--m16--seed0"] == ["seed"]
+    text = (ROOT / "scenarios" / file.name).read_text(encoding="utf-8")
+    file.write_text(text + "matrix:\n  soft_tokens: [8]\n  missing: skip\n", encoding="utf-8")
+    return file
+
+
+def change(file: Path, old: str, new: str) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def test_other_training_settings_are_reported(bare: Bare, ag_news: Path) -> None:
+    assert list(differing(ag_news, bare).values()) == [[]]
+    change(ag_news, "train: {", "train: {evaluate_every: 125, learning_rate: 0.002, ")
+    assert list(differing(ag_news, bare).values()) == [["evaluate_every", "learning_rate"]]
+
+
+def test_a_seed_is_compared_only_if_the_file_sets_one(bare: Bare, ag_news: Path) -> None:
+    assert list(differing(ag_news, bare).values()) == [[]]
+    change(ag_news, "soft_tokens: [8]\n  missing", "seeds: [0]\n  missing")
+    assert list(differing(ag_news, bare).values()) == [["seed"]]
+    change(ag_news, "seeds: [0]\n  missing", "soft_tokens: [8]\n  missing")
+    change(ag_news, "train: {", "train: {seed: 2, ")
+    assert list(differing(ag_news, bare).values()) == [["seed"]]
 
 
 def test_both_directions_of_every_task_ship() -> None:
