@@ -132,9 +132,9 @@ def test_a_single_row_gets_the_same_result_as_in_a_batch() -> None:
     bridge = sender.add_bridge(Path(random_weights.bridge_folder(MISTRAL, 8, 2))).fingerprint
     texts = [words(20 + i, i) for i in range(6)]
     alone = [sender.encode([text], bridge).payload for text in texts]
-    assert sender.device.under_way == 0
+    assert sender.device.running == 0
     jobs = [sender.begin_encode([text], bridge) for text in texts]  # only the first one is alone
-    assert sender.device.under_way == 6
+    assert sender.device.running == 6
     for job, payload in zip(jobs, alone, strict=True):
         assert job is not None
         np.testing.assert_array_equal(job.result().payload, payload)
