@@ -21,7 +21,7 @@ from agentwire.errors import BridgeError
 from agentwire.spec.scenario import TrainSpec
 from agentwire.training.checkpoint import Checkpoint, Snapshot
 from agentwire.training.objective import Objective
-from agentwire.training.optimise import Step, learning_rate, schedule, under
+from agentwire.training.optimise import Step, learning_rate, under
 
 ROLLBACKS = 3
 
@@ -100,16 +100,14 @@ def train_many(
     for module in objective.modules:
         module.train()
     session = _Session(objective, recipes)
-    batches = [
-        [schedule(labels, recipe, objective.device) for labels in tasks]
-        for recipe, tasks in zip(recipes, objective.labels, strict=True)
-    ]
+    batches = objective.batches(recipes)
     total = torch.zeros_like(session.step.losses)
     saved = checkpoint.load(objective.device) if checkpoint else None
     begin = last = session.resume(saved) if saved else 0
     for number in range(begin + 1, first.steps + 1):
         rates = [s.rate_scale * learning_rate(number - 1, s.recipe) for s in session.states]
-        session.step(rates, [[rows[number - 1] for rows in tasks] for tasks in batches])
+        rows = [[one[number - 1] for one in tasks] for tasks in batches]
+        session.step(rates, rows, objective.shape(number - 1))
         total += session.step.losses
         stepped(number)
         if number % first.evaluate_every and number != first.steps:

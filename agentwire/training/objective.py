@@ -8,11 +8,11 @@ bridge's gradient depends on another bridge. Bridges with different M need separ
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -71,11 +71,16 @@ class Objective(Protocol):
     """S trainings that share frozen models."""
 
     modules: Sequence[nn.Module]  # what each training learns
-    labels: Sequence[Sequence[Tensor]]  # of the training rows: [module][task]
     random: Sequence[RandomStream]  # of each module; empty if only the schedule is random
     device: torch.device
 
-    def losses(self, rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    def batches(self, recipes: Sequence[TrainSpec]) -> Sequence[Sequence[Tensor]]:
+        """Row numbers [steps, batch_size] for each module and task."""
+
+    def shape(self, number: int) -> Hashable:
+        """What the shapes of a step's tensors depend on; steps count from 0."""
+
+    def losses(self, rows: Sequence[Sequence[Tensor]], shape: Any) -> list[Tensor]:
         """The loss of each module on its rows: ``rows[module][task]`` are row numbers."""
 
     def evaluate(self, modules: Sequence[nn.Module]) -> list[Score]:
@@ -90,6 +95,34 @@ class TrainingTask:
     logits: LogitsFromSoft
     cache: Sequence[States]
     held_out: Sequence[States]
+
+
+def schedule(labels: Tensor, recipe: TrainSpec, device: torch.device) -> Tensor:
+    """Row numbers [steps, batch_size] for rows with these labels [n].
+
+    Each epoch is a new permutation of all rows. With ``balanced``, rows are drawn with replacement
+    instead, such that all classes are equally likely.
+    """
+    generator = torch.Generator().manual_seed(recipe.seed)
+    needed, n = recipe.steps * recipe.batch_size, len(labels)
+    if recipe.balanced:
+        known = labels.cpu()
+        weights = 1.0 / torch.bincount(known).double()[known]
+        chosen = torch.multinomial(weights, needed, replacement=True, generator=generator)
+    else:
+        passes = [torch.randperm(n, generator=generator) for _ in range(math.ceil(needed / n))]
+        chosen = torch.cat(passes)[:needed]
+    return chosen.view(recipe.steps, recipe.batch_size).to(device)
+
+
+def label_schedules(
+    labels: Sequence[Sequence[Tensor]], recipes: Sequence[TrainSpec], device: torch.device
+) -> list[list[Tensor]]:
+    """The schedules of each module and task, for the labels [module][task]."""
+    return [
+        [schedule(known, recipe, device) for known in tasks]
+        for recipe, tasks in zip(recipes, labels, strict=True)
+    ]
 
 
 def drop_tokens(mask: Tensor, rate: float) -> Tensor:
@@ -126,7 +159,13 @@ class BridgeObjective:
             groups.setdefault(module.soft_tokens, []).append(s)
         self._groups = list(groups.values())
 
-    def losses(self, rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    def batches(self, recipes: Sequence[TrainSpec]) -> Sequence[Sequence[Tensor]]:
+        return label_schedules(self.labels, recipes, self.device)
+
+    def shape(self, number: int) -> None:
+        return None
+
+    def losses(self, rows: Sequence[Sequence[Tensor]], shape: Any) -> list[Tensor]:
         total: list[list[Tensor]] = [[] for _ in self.modules]
         for t, task in enumerate(self.tasks):
             for group in self._groups:

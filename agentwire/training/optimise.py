@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,24 +24,6 @@ def learning_rate(step: int, recipe: TrainSpec) -> float:
         return recipe.learning_rate * (step + 1) / warm
     done = (step - warm) / max(1, recipe.steps - warm)
     return recipe.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
-
-
-def schedule(labels: Tensor, recipe: TrainSpec, device: torch.device) -> Tensor:
-    """Row numbers [steps, batch_size] for rows with these labels [n].
-
-    Each epoch is a new permutation of all rows. With ``balanced``, rows are drawn with replacement
-    instead, such that all classes are equally likely.
-    """
-    generator = torch.Generator().manual_seed(recipe.seed)
-    needed, n = recipe.steps * recipe.batch_size, len(labels)
-    if recipe.balanced:
-        known = labels.cpu()
-        weights = 1.0 / torch.bincount(known).double()[known]
-        chosen = torch.multinomial(weights, needed, replacement=True, generator=generator)
-    else:
-        passes = [torch.randperm(n, generator=generator) for _ in range(math.ceil(needed / n))]
-        chosen = torch.cat(passes)[:needed]
-    return chosen.view(recipe.steps, recipe.batch_size).to(device)
 
 
 def weight_groups(module: nn.Module, recipe: TrainSpec) -> list[dict[str, object]]:
@@ -79,18 +61,15 @@ class Step:
         ]
         self.averages = [copy.deepcopy(module).eval() for module in objective.modules]
         self.losses = torch.zeros(len(self.recipes), device=self.device)
-        self._rows = [
-            [torch.zeros(recipe.batch_size, dtype=torch.long, device=self.device)
-             for _ in tasks]
-            for recipe, tasks in zip(recipes, objective.labels, strict=True)
-        ]  # fmt: skip
-        self._graph = None
-        if captured:
-            with torch.cuda.device(self.device):  # may not be the current device
-                self._graph = self._capture()
+        self._captured = captured
+        self._rows: list[list[Tensor]] = []  # what the graphs read
+        self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self._side: torch.cuda.Stream | None = None
+        # The graphs of one Step never run side by side, so they can share their memory.
+        self._pool = torch.cuda.graph_pool_handle() if captured else None
 
-    def _compute(self, rows: Sequence[Sequence[Tensor]]) -> None:
-        losses = torch.stack(self.objective.losses(rows))
+    def _compute(self, rows: Sequence[Sequence[Tensor]], shape: Hashable) -> None:
+        losses = torch.stack(self.objective.losses(rows, shape))
         losses.sum().backward()  # type: ignore[no-untyped-call]
         for module, recipe, optimiser, average in zip(
             self.objective.modules, self.recipes, self.optimisers, self.averages, strict=True
@@ -105,44 +84,52 @@ class Step:
         with torch.no_grad():
             self.losses.copy_(losses)
 
-    def _capture(self) -> torch.cuda.CUDAGraph:
-        """Captures the step after three warm-up steps on a side stream with learning rate 0."""
-        kept = [copy.deepcopy(module.state_dict()) for module in self.objective.modules]
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    def _capture(self, shape: Hashable) -> torch.cuda.CUDAGraph:
+        """Captures the step of one shape, after warm-up steps whose effects are undone."""
+        kept = [self.state(s) for s in range(len(self.recipes))]
+        if self._side is None:
+            self._side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side = self._side
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                self._compute(self._rows)
+        with torch.cuda.stream(side), torch.random.fork_rng([self.device]):
+            for _ in range(1 if self._graphs else 3):
+                self._compute(self._rows, shape)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         # Captured on the side stream as well. cuBLAS keeps one workspace per stream, so graphs
         # that were captured on a shared stream would overwrite each other's workspace when they
         # are replayed side by side.
-        with torch.cuda.graph(graph, stream=side):
-            self._compute(self._rows)
-        for module, average, state in zip(self.objective.modules, self.averages, kept, strict=True):
-            module.load_state_dict(state)
-            average.load_state_dict(state)
-        for optimiser in self.optimisers:
-            for values in optimiser.state.values():
-                for value in values.values():
-                    value.zero_()
+        with torch.cuda.graph(graph, stream=side, pool=self._pool):
+            self._compute(self._rows, shape)
+        for s, state in enumerate(kept):
+            self.restore(s, state)
+            for name, parameter in self.objective.modules[s].named_parameters():
+                for key, value in self.optimisers[s].state.get(parameter, {}).items():
+                    if f"optimiser.{name}.{key}" not in state:
+                        value.zero_()
         return graph
 
-    def __call__(self, rates: Sequence[float], rows: Sequence[Sequence[Tensor]]) -> None:
+    def __call__(
+        self, rates: Sequence[float], rows: Sequence[Sequence[Tensor]], shape: Hashable = None
+    ) -> None:
         """Trains each module on ``rows[module][task]`` [batch_size] at its rate."""
-        if self._graph is None:
+        if not self._captured:
             for optimiser, rate in zip(self.optimisers, rates, strict=True):
                 for group in optimiser.param_groups:
                     group["lr"] = rate
-            self._compute(rows)
+            self._compute(rows, shape)
             return
         for tensor, rate in zip(self.rates, rates, strict=True):
             tensor.fill_(rate)
+        if not self._rows:
+            self._rows = [[numbers.clone() for numbers in given] for given in rows]
         for buffers, given in zip(self._rows, rows, strict=True):
             for buffer, numbers in zip(buffers, given, strict=True):
                 buffer.copy_(numbers)
-        self._graph.replay()
+        if shape not in self._graphs:
+            with torch.cuda.device(self.device):  # may not be the current device
+                self._graphs[shape] = self._capture(shape)
+        self._graphs[shape].replay()
 
     def state(self, s: int) -> dict[str, Tensor]:
         """A copy of everything that the training of module ``s`` depends on, by name."""

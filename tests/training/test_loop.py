@@ -22,10 +22,11 @@ from agentwire.training.objective import (
     TrainingTask,
     diversity_loss,
     drop_tokens,
+    schedule,
     score,
     soft_logits,
 )
-from agentwire.training.optimise import Step, learning_rate, schedule
+from agentwire.training.optimise import Step, learning_rate
 from agentwire.training.states import StateCache
 
 CLASSES = 3

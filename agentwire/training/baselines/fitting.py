@@ -19,7 +19,13 @@ from agentwire.training.baselines.baseline import Baseline, Fitted
 from agentwire.training.baselines.context import BaselineContext
 from agentwire.training.checkpoint import load_tensors, save_tensors
 from agentwire.training.loop import Evaluation, Trained, train_many
-from agentwire.training.objective import Objective, RandomStream, Score, score
+from agentwire.training.objective import (
+    Objective,
+    RandomStream,
+    Score,
+    label_schedules,
+    score,
+)
 from agentwire.training.reporting import TimeLeft
 
 VERSION = 1
@@ -79,7 +85,13 @@ class ClassifierObjective:
         self._logits, self._smoothing = logits, label_smoothing
         self._held_out, self._held_out_logits = held_out, held_out_logits
 
-    def losses(self, rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    def batches(self, recipes: Sequence[TrainSpec]) -> Sequence[Sequence[Tensor]]:
+        return label_schedules(self.labels, recipes, self.device)
+
+    def shape(self, number: int) -> None:
+        return None
+
+    def losses(self, rows: Sequence[Sequence[Tensor]], shape: Any) -> list[Tensor]:
         return [
             F.cross_entropy(
                 self._logits(module, chosen), labels[chosen], label_smoothing=self._smoothing
