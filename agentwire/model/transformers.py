@@ -217,6 +217,11 @@ class TransformersBackend:
         self._ends = end_ids(model.generation_config, tokenizer)
         self._texts = TextReader(model, ends=self._ends, pad=self._pad)
 
+    @property
+    def ends(self) -> frozenset[int]:
+        """The token ids that end an answer."""
+        return self._ends
+
     @classmethod
     def load(cls, spec: AgentSpec, progress: OnProgress) -> TransformersBackend:
         """Loads an agent's model; raises ModelError or DeviceError."""

@@ -1,0 +1,1 @@
+"""The training of reader bridges: docs/reader.md describes it."""
