@@ -210,6 +210,28 @@ def _draw_layers(record: Record, folder: Path) -> list[Path]:
     )
 
 
+def reader(record: Record, data: str) -> str:
+    """F1 and exact match of a reader bridge beside texts of the same length, by M."""
+
+    def shown_of(key: str) -> str:
+        low, high = record["figures"][f"{key}.f1_95"]
+        figures = record["figures"]
+        return f"{figures[f'{key}.f1']:.1f} ({low:.1f} to {high:.1f}) / {figures[f'{key}.em']:.1f}"
+
+    rows = []
+    for size in (16, 32, 64, 128):
+        key = f"{data}.reader.m{size}"
+        mean = f"{record['figures'][f'{key}.f1.mean']:.1f} / {record['figures'][f'{key}.em.mean']:.1f}"
+        low, high = record["figures"][f"{key}.minus_token_budget.f1_95"]
+        rest = [f"{data}.{kind}" for kind in (f"soft_alone.m{size}", f"token_budget_{size}")]
+        gain = f"{record['figures'][f'{key}.minus_token_budget.f1']:+.1f} ({low:+.1f} to {high:+.1f})"
+        rows.append([str(size), mean, *map(shown_of, rest), gain])
+    rows.append(["whole text", DASH, DASH, shown_of(f"{data}.text_prompt_tuned"), DASH])
+    rows.append(["no text", DASH, DASH, shown_of(f"{data}.question_only"), DASH])
+    header = ["M", "reader bridge", "without additions", "text cut to M tokens"]
+    return table([*header, "bridge minus cut text, F1"], rows)
+
+
 TABLES: dict[str, Callable[..., str]] = {
     "unseen": unseen,
     "tried": tried,
@@ -217,4 +239,5 @@ TABLES: dict[str, Callable[..., str]] = {
     "passkey": passkey,
     "layers": layers,
     "settings": settings,
+    "reader": reader,
 }
