@@ -67,9 +67,7 @@ def load(name: str) -> TransformersBackend:
     return TransformersBackend.load(spec, lambda stage, done: None)
 
 
-def trained(
-    weights: Path, sender: TransformersBackend, receiver: TransformersBackend
-) -> Reader:
+def trained(weights: Path, sender: TransformersBackend, receiver: TransformersBackend) -> Reader:
     state = {k.removeprefix("reader."): v.float() for k, v in load_file(weights).items()}
     shape = ReaderShape(
         sender_width=sender.identity.width,
@@ -179,8 +177,9 @@ def measured(
     reader = card.reader.model_copy(update={"unsure_below": round(threshold, 3)})
     span = (round(low * (1 - SLACK), 4), round(high * (1 + SLACK), 4))
     kept = np.array(confidence) >= threshold
-    print(f"right {np.mean(right):.3f}; above the threshold {kept.mean():.3f} of rows, "
-          f"right {np.mean(np.array(right)[kept]):.3f}; below {np.mean(np.array(right)[~kept]):.3f}")  # fmt: skip
+    print(f"above the threshold {kept.mean():.3f} of {len(kept)} rows")
+    for name, chosen in (("above", kept), ("below", ~kept)):
+        print(f"right {name} {np.mean(np.array(right)[chosen]):.3f}")
     return card.model_copy(update={"rms_range": span, "reader": reader})
 
 

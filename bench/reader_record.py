@@ -1,6 +1,6 @@
 """Puts the results of ``bench/reader.py`` together into bench/results/reader-small.json.
 
-    python bench/reader_record.py FOLDER --data DATA [--bus RUN.json] --out bench/results/reader-small.json
+    python bench/reader_record.py FOLDER --data DATA [--bus RUN.json] --out RECORD.json
 
 FOLDER holds what the trainings wrote, one JSON file each with answers to all rows. Figures are
 percent; intervals are bootstrap intervals over rows (seed 0), differences are paired by row.
@@ -65,9 +65,7 @@ def main() -> None:
     args.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def figures_of(
-    name: str, runs: dict[str, Any], answers: Sequence[Sequence[str]]
-) -> dict[str, Any]:
+def figures_of(name: str, runs: dict[str, Any], answers: Sequence[Sequence[str]]) -> dict[str, Any]:
     def scores(run: str, key: str) -> list[float]:
         given = runs[run][f"{name}.{key}"]["answers"]
         return [100 * f1(text, right) for text, right in zip(given, answers, strict=True)]

@@ -221,10 +221,14 @@ def reader(record: Record, data: str) -> str:
     rows = []
     for size in (16, 32, 64, 128):
         key = f"{data}.reader.m{size}"
-        mean = f"{record['figures'][f'{key}.f1.mean']:.1f} / {record['figures'][f'{key}.em.mean']:.1f}"
+        mean = (
+            f"{record['figures'][f'{key}.f1.mean']:.1f} / {record['figures'][f'{key}.em.mean']:.1f}"
+        )
         low, high = record["figures"][f"{key}.minus_token_budget.f1_95"]
         rest = [f"{data}.{kind}" for kind in (f"soft_alone.m{size}", f"token_budget_{size}")]
-        gain = f"{record['figures'][f'{key}.minus_token_budget.f1']:+.1f} ({low:+.1f} to {high:+.1f})"
+        gain = (
+            f"{record['figures'][f'{key}.minus_token_budget.f1']:+.1f} ({low:+.1f} to {high:+.1f})"
+        )
         rows.append([str(size), mean, *map(shown_of, rest), gain])
     rows.append(["whole text", DASH, DASH, shown_of(f"{data}.text_prompt_tuned"), DASH])
     rows.append(["no text", DASH, DASH, shown_of(f"{data}.question_only"), DASH])

@@ -17,7 +17,11 @@ from agentwire.bridge.module import BridgeModule
 from agentwire.bridge.shape import BridgeShape
 from agentwire.errors import BridgeError
 
-SHIPPED = sorted((Path(__file__).parents[2] / "bridges").glob("*/card.yaml"))
+BEFORE = sorted(
+    path
+    for path in (Path(__file__).parents[2] / "bridges").glob("*/card.yaml")
+    if not path.parent.name.endswith("--reader")
+)
 
 
 class MeanBridge(BridgeModule):
@@ -71,7 +75,7 @@ def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
         read_card(tmp_path)
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", BEFORE, ids=lambda path: path.parent.name)
 def test_cards_written_before_architectures_stay_as_they_are(path: Path, tmp_path: Path) -> None:
     card = read_card(path.parent)
     assert card.architecture == "resampler"

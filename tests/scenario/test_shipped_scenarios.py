@@ -28,8 +28,9 @@ STUDIES = {
     "compression",
     "fan_in",
     "hotpotqa",
+    "mistral_to_llama_ag_news",
+    "mistral_to_llama_trec",
     "passkey",
-    "read_once",
     "squad",
     "universal_unseen",
 }
@@ -108,7 +109,7 @@ def test_what_measures_speed_names_the_command_that_does(bare: Bare, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "file", [file for file in FILES if "_to_" in file.stem], ids=lambda file: file.stem
+    "file", [file for file in FOR_ALL if "_to_" in file.stem], ids=lambda file: file.stem
 )
 def test_its_recipe_is_that_of_the_bridge_that_ships(file: Path, bare: Bare) -> None:
     """``agentwire train`` repeats the training of the shipped bridge, except for the seed."""
