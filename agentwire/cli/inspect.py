@@ -89,9 +89,14 @@ def _inspected(
     device: str,
 ) -> Inspection:
     from agentwire.bridge import store
-    from agentwire.evaluation.inspect.inspector import BridgeInspector, Inspection
+    from agentwire.evaluation.inspect.inspector import (
+        BridgeInspector,
+        Inspection,
+        check_inspectable,
+    )
 
     card = store.verify(folder)
+    check_inspectable(card)
     inventory = Inventory.here()
     with steps() as shown:
         some = choose(card, dataset, inventory.config, rows or 2) if rows or not texts else None

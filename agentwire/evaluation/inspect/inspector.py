@@ -103,6 +103,16 @@ class Encoded:
     weights: Tensor
 
 
+def check_inspectable(card: BridgeCard) -> None:
+    """Raises BridgeError if the bridge has another architecture than the inspector looks into."""
+    if card.architecture != Resampler.architecture:
+        raise BridgeError(
+            f"the bridge {card.name} has the architecture {card.architecture}; "
+            f"only a {Resampler.architecture} can be inspected.",
+            hint="Name another bridge (`agentwire bridges list`).",
+        )
+
+
 class BridgeInspector:
     """A bridge and its two models; raises BridgeError unless they fit."""
 
@@ -120,12 +130,8 @@ class BridgeInspector:
                 )
         self._sender, self._receiver = sender, receiver
         module = loaded.module.to(sender.device)
-        if not isinstance(module, Resampler):
-            raise BridgeError(
-                f"the bridge {self.card.name} has the architecture {self.card.architecture}; "
-                "only a resampler can be inspected.",
-                hint="Name another bridge (`agentwire bridges list`).",
-            )
+        check_inspectable(self.card)
+        assert isinstance(module, Resampler)
         self._module = module
         self._short = trunk(sender.model, self.card.layer)
         self._table: Tensor = receiver.model.get_input_embeddings().weight

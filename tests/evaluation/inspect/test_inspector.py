@@ -196,3 +196,11 @@ def test_bad_input_is_refused(
     assert call("inspect", *(a.replace("FOLDER", str(folder)) for a in arguments)) == 2
     error = capsys.readouterr().err
     assert message in error and hint in error and "Traceback" not in error
+
+
+def test_a_reader_bridge_is_refused_before_its_models_load(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shipped = Path(__file__).resolve().parents[3] / "bridges"
+    assert call("inspect", str(shipped / "smollm2-135m-instruct--gemma-3-270m--reader")) == 2
+    assert "only a resampler can be inspected" in capsys.readouterr().err
