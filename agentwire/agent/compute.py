@@ -294,8 +294,10 @@ class Compute:
         """The argument ``asked`` of a batch, if it has one."""
         group, questions = items[0].group, [item.row.question for item in items]
         from_reader = group.kind is Kind.SOFT and group.bridge in self._agreements.readers
-        asked = Asked(questions if any(questions) else (), group.bridge if from_reader else "")
-        return {"asked": asked} if asked else {}
+        if not from_reader and not any(questions):
+            return {}
+        given = questions if any(questions) else ()
+        return {"asked": Asked(given, group.bridge if from_reader else "")}
 
     # -- errors -----------------------------------------------------------------------------
 

@@ -310,7 +310,9 @@ def _digests(payload: npt.NDArray[np.float16]) -> list[int]:
 
 def _about(digests: Sequence[int], asked: Asked) -> list[int]:
     """Hashes of texts with what is asked about them."""
-    pairs = zip(digests, asked.of_rows(len(digests)), strict=True)
+    if not asked.questions:
+        return list(digests)
+    pairs = zip(digests, asked.questions, strict=True)
     return [text_hash(f"{digest} {asks}") if asks else digest for digest, asks in pairs]
 
 

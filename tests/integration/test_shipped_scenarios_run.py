@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 import tiny
 from command_line import ROOT, agentwire
+from scenario_files import make_card, write_bridge
 
+from agentwire.bridge.card import CardReader
+from agentwire.model.fake import READER_SIZES
 from agentwire.spec.document import read_document, write_document
 
 pytestmark = pytest.mark.integration
@@ -27,6 +30,7 @@ NOT_RUN = {
 }
 FILES = [f for f in sorted((ROOT / "scenarios").glob("*.yaml")) if f.stem not in NOT_RUN]
 ROWS = 4
+READER = "test-reader"
 
 
 def with_fake_models(file: Path) -> dict[str, Any]:
@@ -41,7 +45,13 @@ def with_fake_models(file: Path) -> dict[str, Any]:
         agent |= {"model": own["model"] if used else f"nobody/{name}", **layer}
         agent["stand_in"] = stand_in
     for wire in raw["wires"]:
-        wire.pop("bridge", None)  # a fake model makes its own
+        reads = str(wire.pop("bridge", "")).endswith("--reader")
+        if reads:  # else a fake model makes its own
+            wire |= {"bridge": READER, "soft_tokens": READER_SIZES[-1]}
+            for end, model in (("from", "model-a"), ("to", "model-b")):  # those of ``make_card``
+                raw["agents"][wire[end]]["stand_in"]["model"] = model
+    # These are computed beside the agents, on the models themselves.
+    raw["methods"] = [m for m in raw["methods"] if not m.endswith("_payload")]
     if matrix := raw.get("matrix"):
         train = matrix.get("train", {})
         axes = [(where, name) for where in (matrix, train) for name in where]
@@ -55,6 +65,10 @@ def with_fake_models(file: Path) -> dict[str, Any]:
 def test_it_runs_on_a_bare_machine(file: Path, tmp_path: Path) -> None:
     raw = with_fake_models(file)
     write_document(tmp_path / file.name, raw)
+    section = CardReader(layers=(0, 2), sizes=READER_SIZES, prompt=0, where="sender")
+    sizes = {"reader": section, "soft_tokens": READER_SIZES[-1]}
+    card = make_card(architecture="reader", answers="free", **sizes)
+    write_bridge(tmp_path / "bridges" / READER, card)
     # Else the snippets, the stand-in for SST-2, would be downloaded.
     tiny.write_rows(tmp_path / "data" / "movie_snippets" / "test.jsonl", 12, seed=2)
     data = str(tmp_path / "data")
