@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 import anyio
 import anyio.to_thread
 
+from agentwire.bridge.shape import ReaderShape
 from agentwire.config import Config
 from agentwire.download import OnProgress
 from agentwire.errors import ScenarioError
@@ -90,14 +91,13 @@ def budget(resolved: Resolved, text: str) -> int:
     wire = resolved.wire
     if wire.spec.soft_tokens:
         return wire.spec.soft_tokens
-    if wire.card is None or wire.card.reader is None:
+    shape = wire.card.shape if wire.card is not None else None
+    if not isinstance(shape, ReaderShape):
         raise ScenarioError(
             f"wire {wire.spec.name}: `soft_tokens: auto` needs a reader bridge.",
             hint="Set `soft_tokens` to a number.",
         )
-    sizes = wire.card.reader.sizes
-    tokens = len(_ends(resolved, wire.spec.sender, text))
-    return next((m for m in sizes if 2 * m >= tokens), sizes[-1])
+    return shape.size_for(len(_ends(resolved, wire.spec.sender, text)))
 
 
 def cut(resolved: Resolved, text: str) -> str:
