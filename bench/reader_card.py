@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from agentwire.bridge import store
-from agentwire.bridge.card import BridgeCard, CardModel, CardReader, CardTraining
+from agentwire.bridge.card import BridgeCard, CardReader, CardTraining
 from agentwire.bridge.reader import Reader
 from agentwire.bridge.shape import ReaderShape
 from agentwire.config import Config
@@ -29,6 +29,7 @@ from agentwire.model.sources.lookup import fetch
 from agentwire.model.transformers import TransformersBackend
 from agentwire.spec.agent import AgentSpec
 from agentwire.task.answers import f1
+from agentwire.training.cards import NOT_WRITTEN, card_model
 from agentwire.wire.messages import Decoding, ModelIdentity, TaskSpec
 
 LAYERS = (0, 8, 16, 24)
@@ -132,17 +133,8 @@ def card_of(
             down=shape.down, local=shape.local,
         ),
         training=training,
-        weights_sha256="0" * 64,
+        weights_sha256=NOT_WRITTEN,
     )  # fmt: skip
-
-
-def card_model(identity: ModelIdentity) -> CardModel:
-    return CardModel(
-        model=identity.name,
-        fingerprint=identity.fingerprint,
-        width=identity.width,
-        layers=identity.layers,
-    )
 
 
 def measured(

@@ -140,15 +140,12 @@ class Scored:
     ) -> Scored:
         """The rows of a test set in the prepared file."""
 
-        def ragged(key: str) -> Ragged:
-            lengths = torch.from_numpy(found[f"{name}.{key}.lengths"].astype(np.int64))
-            flat = torch.from_numpy(found[f"{name}.{key}.flat"].astype(np.int32))
-            return Ragged(flat, lengths.cumsum(0) - lengths, lengths)
-
-        asked = ragged("asked")
+        sender, receiver, asked = (
+            Ragged.of_arrays(found, f"{name}.{key}") for key in ("sender", "receiver", "asked")
+        )
         lists = [r.tolist() for r in torch.split(asked.flat, asked.lengths.tolist())]
         rows = json.loads(bytes(found[f"{name}.rows"]))
-        sender, receiver = ragged("sender").to(device), ragged("receiver").to(device)
+        sender, receiver = sender.to(device), receiver.to(device)
         return cls(sender, receiver, lists, found[f"{name}.pieces"].tolist(), rows)
 
     @classmethod
@@ -178,4 +175,4 @@ def packed(rows: Ragged) -> Ragged:
         rows.flat[o : o + n]
         for o, n in zip(rows.offsets.tolist(), rows.lengths.tolist(), strict=True)
     ]
-    return Ragged(torch.cat(ids), rows.lengths.cumsum(0) - rows.lengths, rows.lengths)
+    return Ragged.packed(torch.cat(ids), rows.lengths)

@@ -94,7 +94,7 @@ class Compute:
             return None
         if group.kind is not Kind.ENCODE and not task.labels:
             return None  # text is generated token by token and watched
-        if self._asked(items) and group.kind is not Kind.ENCODE:
+        if group.kind is not Kind.ENCODE and self._asked(items):
             return None  # these have no static shape
         try:
             if group.kind is Kind.SOFT:

@@ -36,7 +36,7 @@ class ManyLayers:
         def keep(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             found.append(args[0] if args else kwargs["hidden_states"])
 
-        with _before_layers(self._short.layers, self._before, [keep] * len(self._before)):
+        with before_layers(self._short.layers, self._before, [keep] * len(self._before)):
             last = self._short(**inputs).last_hidden_state
         return SimpleNamespace(last_hidden_state=torch.cat([*found, last], dim=-1))
 
@@ -119,7 +119,7 @@ class SoftInputs:
             return hook
 
         hooks = [add(i) for i in range(len(self.layers))]
-        with _before_layers(decoder.layers, self.layers, hooks):
+        with before_layers(decoder.layers, self.layers, hooks):
             yield
 
 
@@ -189,7 +189,8 @@ def lay_out(
 
 
 @contextmanager
-def _before_layers(layers: Any, numbers: Sequence[int], hooks: Sequence[Any]) -> Iterator[None]:
+def before_layers(layers: Any, numbers: Sequence[int], hooks: Sequence[Any]) -> Iterator[None]:
+    """Inside, each of the ``hooks`` is called before its layer, with the layer's arguments."""
     handles = [
         layers[number].register_forward_pre_hook(hook, with_kwargs=True)
         for number, hook in zip(numbers, hooks, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -25,6 +26,11 @@ class Shape(Protocol):
     def heads(self) -> int: ...
     @property
     def feed_forward(self) -> int: ...
+
+
+def size_for(sizes: Sequence[int], tokens: int) -> int:
+    """The smallest of the rising ``sizes`` that is at least half of ``tokens``, or the largest."""
+    return next((m for m in sizes if 2 * m >= tokens), sizes[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,5 @@ class ReaderShape:
         return self.latent_width if self.where == "receiver" else self.width
 
     def size_for(self, tokens: int) -> int:
-        """M for a text of so many tokens: the smallest size that is at least half of it, else the
-        largest."""
-        return next((m for m in self.sizes if 2 * m >= tokens), self.sizes[-1])
+        """M for a text of so many tokens."""
+        return size_for(self.sizes, tokens)

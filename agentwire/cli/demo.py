@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from agentwire.bridge.card import CardReader
 from agentwire.cli.options import AsJson, Device
 from agentwire.cli.run import run
 from agentwire.cli.terminal import err, out, print_json, steps
+from agentwire.config import Config
 from agentwire.errors import BridgeError, MissingBridge, ScenarioError
 from agentwire.evaluation.report import print_banner
 from agentwire.runtime.call_options import GenerationOptions
@@ -29,7 +29,8 @@ from agentwire.scenario.inventory import Inventory
 from agentwire.scenario.load import load_scenario
 from agentwire.scenario.resolve import Resolved, Resolver
 from agentwire.spec.scenario import WireSpec
-from agentwire.task.samples import sample_file
+from agentwire.task.datasets import load_rows
+from agentwire.task.samples import SAMPLE_SPLIT
 
 SCENARIOS: Final = Path("scenarios")
 PASSAGES: Final = 3
@@ -64,12 +65,9 @@ class Answered:
 
 def passages(count: int = PASSAGES) -> list[Passage]:
     """The first passages of the sample of questions, which was written for this project."""
-    file = sample_file("squad")
-    assert file is not None
     found: dict[str, list[tuple[str, str]]] = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        found.setdefault(row["context"], []).append((row["question"], row["answers"][0]))
+    for row in load_rows("squad", SAMPLE_SPLIT, config=Config.from_env()).rows:
+        found.setdefault(row.text, []).append((row.question, row.answers[0]))
     return [Passage(text, tuple(asked)) for text, asked in list(found.items())[:count]]
 
 

@@ -27,6 +27,7 @@ import numpy.typing as npt
 from numpy.random import default_rng
 
 from agentwire.bridge.card import read_card
+from agentwire.bridge.shape import size_for
 from agentwire.errors import BridgeError, ScenarioError
 from agentwire.model.backend import PLAIN, Asked, Encoded, Generated, Job, Scored, Watch
 from agentwire.model.timing import ms_since
@@ -165,10 +166,9 @@ class FakeBackend:
         time.sleep(self._settings.encode_ms / 1000)
         identity = self._bridges[bridge]
         m, d = identity.soft_tokens, identity.width
-        sizes = [
-            soft_tokens or next((s for s in identity.sizes if 2 * s >= len(text.split())), m)
-            for text in texts
-        ]
+        sizes = [soft_tokens or m] * len(texts)
+        if identity.sizes:
+            sizes = [soft_tokens or size_for(identity.sizes, len(t.split())) for t in texts]
         payload = np.zeros((len(texts), max(sizes) * d), dtype=np.float16)
         for row, text, size in zip(payload, texts, sizes, strict=True):
             row[: size * d] = self._soft_tokens(text, size * d)

@@ -81,8 +81,8 @@ def write_bridges(
             name=name,
             description=f"{training.dataset}: {what}",
             architecture=bridge.architecture,
-            sender=_card_model(sender),
-            receiver=_card_model(receiver),
+            sender=card_model(sender),
+            receiver=card_model(receiver),
             layer=job.layers[place - 1],
             soft_tokens=shape.soft_tokens,
             hidden=shape.hidden,
@@ -112,7 +112,7 @@ def write_bridges(
         write_card(out / card.name, card.model_copy(update={"joint": joint}))
 
 
-def _card_model(identity: ModelIdentity) -> CardModel:
+def card_model(identity: ModelIdentity) -> CardModel:
     return CardModel(
         model=public_name(identity.name),
         fingerprint=identity.fingerprint,

@@ -16,6 +16,22 @@ from agentwire.model.transformers import TransformersBackend, trunk
 HALF_MAX = torch.finfo(torch.float16).max
 
 
+def gather(
+    flat: Tensor, offsets: Tensor, lengths: Tensor, rows: Tensor, width: int
+) -> tuple[Tensor, Tensor]:
+    """Entries [n, width, ...] of ``rows`` of ``flat`` and their mask [n, width]; where the mask is
+    False, they mean nothing.
+
+    Args:
+        flat: [tokens, ...] of all rows, one row after the other.
+        offsets, lengths: where each row begins, and how many tokens it has.
+    """
+    steps = torch.arange(width, device=flat.device)
+    mask = steps[None, :] < lengths[rows][:, None]
+    index = (offsets[rows][:, None] + steps[None, :]).clamp_(max=flat.shape[0] - 1)
+    return flat[index], mask
+
+
 @dataclass(frozen=True, slots=True)
 class StateCache:
     """Hidden states of many texts, without padding: fp16 [total tokens, width].
@@ -42,10 +58,7 @@ class StateCache:
 
     def gather(self, rows: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """States [n, width, d] of ``rows`` and their mask [n, width], without a device sync."""
-        steps = torch.arange(width, device=self.flat.device)
-        mask = steps[None, :] < self.lengths[rows][:, None]
-        index = (self.offsets[rows][:, None] + steps[None, :]).clamp_(max=self.flat.shape[0] - 1)
-        return self.flat[index], mask
+        return gather(self.flat, self.offsets, self.lengths, rows, width)
 
     def part(self, rows: Tensor, labels: Tensor) -> StateCache:
         """The texts at ``rows`` with other labels. The states are shared, not copied."""

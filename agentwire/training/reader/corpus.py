@@ -14,6 +14,7 @@ from torch import Tensor
 
 from agentwire.task.tokens import Tokenizer, data_rows
 from agentwire.training.reader.questions import Passage, cloze
+from agentwire.training.states import gather
 
 ITEM_TOKENS: Final = 64
 """Longest question with its answer, or continuation, in the receiver's tokens."""
@@ -43,7 +44,18 @@ class Ragged:
     def of(cls, rows: Sequence[Sequence[int]]) -> Ragged:
         lengths = torch.tensor([len(row) for row in rows])
         flat = torch.from_numpy(np.fromiter((i for row in rows for i in row), dtype=np.int32))
+        return cls.packed(flat, lengths)
+
+    @classmethod
+    def packed(cls, flat: Tensor, lengths: Tensor) -> Ragged:
+        """Rows of these lengths that follow one another in ``flat`` without a gap."""
         return cls(flat, lengths.cumsum(0) - lengths, lengths)
+
+    @classmethod
+    def of_arrays(cls, found: Mapping[str, npt.NDArray[Any]], name: str) -> Ragged:
+        """The rows that stand under ``name.flat`` and ``name.lengths``."""
+        lengths = torch.from_numpy(found[f"{name}.lengths"].astype(np.int64))
+        return cls.packed(torch.from_numpy(found[f"{name}.flat"].astype(np.int32)), lengths)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -53,10 +65,8 @@ class Ragged:
 
     def gather(self, rows: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Ids [n, width] of ``rows`` and their mask; ids where the mask is False mean nothing."""
-        steps = torch.arange(width, device=self.flat.device)
-        mask = steps[None, :] < self.lengths[rows][:, None]
-        index = (self.offsets[rows][:, None] + steps).clamp(max=len(self.flat) - 1)
-        return self.flat[index].long(), mask
+        ids, mask = gather(self.flat, self.offsets, self.lengths, rows, width)
+        return ids.long(), mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +134,6 @@ class Corpus:
     def of_arrays(cls, found: Mapping[str, npt.NDArray[Any]]) -> Corpus:
         """The corpus that ``arrays`` stored."""
 
-        def ragged(name: str) -> Ragged:
-            lengths = torch.from_numpy(found[f"{name}.lengths"].astype(np.int64))
-            flat = torch.from_numpy(found[f"{name}.flat"].astype(np.int32))
-            return Ragged(flat, lengths.cumsum(0) - lengths, lengths)
-
         def column(name: str) -> Tensor:
             return torch.from_numpy(found[f"items.{name}"].astype(np.int64))
 
@@ -136,7 +141,8 @@ class Corpus:
         ids = torch.from_numpy(found["items.ids"].astype(np.int32))
         items = Items(ids, *(column(name) for name in names))
         vocabulary = torch.from_numpy(found["vocabulary"].astype(np.int64))
-        return cls(ragged("sender"), ragged("receiver"), items, vocabulary)
+        sender, receiver = (Ragged.of_arrays(found, name) for name in ("sender", "receiver"))
+        return cls(sender, receiver, items, vocabulary)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DynamicCache
 
+from agentwire.bridge.halves import before_layers
 from agentwire.model.transformers import TransformersBackend
 from agentwire.training.baselines.reader import Adapter
 
@@ -137,15 +138,8 @@ class FrozenReceiver:
 
             return add
 
-        handles = [
-            self.decoder.layers[layer].register_forward_pre_hook(hook(i), with_kwargs=True)
-            for i, layer in enumerate(layers)
-        ]
-        try:
+        with before_layers(self.decoder.layers, layers, [hook(i) for i in range(len(layers))]):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def answer_loss(
         self, states: Tensor, ids: Tensor, first: Tensor, begins: Tensor, ends: Tensor, most: int

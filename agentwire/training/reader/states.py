@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from agentwire.bridge.halves import ManyLayers
 from agentwire.model.transformers import TransformersBackend, trunk
 from agentwire.training.reader.corpus import Ragged
-from agentwire.training.states import HALF_MAX
+from agentwire.training.states import HALF_MAX, gather
 
 TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 65_536}
 STATISTICS_TOKENS = 200_000
@@ -33,10 +32,7 @@ class LayerStates:
 
     def gather(self, rows: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """States [n, width, L, d] of ``rows`` and their mask [n, width]."""
-        steps = torch.arange(width, device=self.flat.device)
-        mask = steps[None, :] < self.lengths[rows][:, None]
-        index = (self.offsets[rows][:, None] + steps).clamp(max=len(self.flat) - 1)
-        return self.flat[index], mask
+        return gather(self.flat, self.offsets, self.lengths, rows, width)
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation [L, d] of each feature over evenly spaced tokens, in fp32."""
@@ -50,16 +46,11 @@ def sender_states(backend: TransformersBackend, layers: Sequence[int], ids: Tens
 
     The sender is causal, so padding on the right needs no mask.
     """
-    short = trunk(backend.model, max(layers))
+    short = ManyLayers(trunk(backend.model, max(layers)), layers)
     opening = torch.tensor(backend.start, device=ids.device, dtype=ids.dtype)
-    embedded = backend.model.get_input_embeddings()(
-        torch.cat([opening.expand(len(ids), -1), ids], dim=1)
-    )
-    found = {0: embedded}
-    with _outputs(short, [n for n in layers if 0 < n < max(layers)], found):
-        output = short(inputs_embeds=embedded, use_cache=False)
-    found[max(layers)] = output.last_hidden_state
-    return torch.stack([found[n][:, len(backend.start) :] for n in layers], dim=2)
+    whole = torch.cat([opening.expand(len(ids), -1), ids], dim=1)
+    states = short(input_ids=whole, use_cache=False).last_hidden_state[:, len(backend.start) :]
+    return states.unflatten(-1, (len(layers), -1))  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
@@ -85,19 +76,3 @@ def read_states(
         flat[(passages.offsets[rows][:, None] + steps)[mask]] = states[mask]
         begin += count
     return LayerStates(flat, passages.offsets, passages.lengths)
-
-
-@contextmanager
-def _outputs(short: Any, layers: Sequence[int], found: dict[int, Tensor]) -> Iterator[None]:
-    def keep(layer: int) -> Any:
-        def hook(module: Any, given: Any, output: Any) -> None:
-            found[layer] = output[0] if isinstance(output, tuple) else output
-
-        return hook
-
-    handles = [short.layers[n - 1].register_forward_hook(keep(n)) for n in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
